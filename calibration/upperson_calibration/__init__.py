@@ -1,0 +1,1 @@
+"""Calibration: which samples set the ranges of INT8 activations, and how they are fed."""

@@ -1,0 +1,72 @@
+"""Plain towers to ONNX files.
+
+Tensor names, dynamic axes and node names are the product's interface: see ``docs/design.md``.
+"""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import torch
+from torch import nn
+from torch.export import Dim
+
+from upperson_export.passes.node_names import name_nodes_by_module
+
+Tower = Literal["image", "text"]
+
+OPSET = 18
+"""LayerNormalization is one op since 17; TensorRT 10.3 reads up to 20."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """Names of a tower's input and output and the input's dynamic axes."""
+
+    input: str
+    output: str
+    dynamic: dict[int, str]
+
+
+INTERFACES: dict[Tower, Interface] = {
+    "image": Interface("image", "image_embeds", {0: "batch"}),
+    "text": Interface("input_ids", "text_embeds", {0: "batch", 1: "length"}),
+}
+
+
+def export_onnx(tower: nn.Module, kind: Tower, path: Path, *, example: torch.Tensor) -> None:
+    """Trace a plain tower and write one self-contained ONNX file.
+
+    Args:
+        tower: A plain image or text tower in evaluation mode.
+        kind: Which of the two it is.
+        path: Where to write.
+        example: An input of batch 2 or more; dynamic axes must not be 1 or the context length.
+    """
+    interface = INTERFACES[kind]
+    dims = {"batch": Dim("batch", min=1), "length": Dim("length", min=2, max=77)}
+    with warnings.catch_warnings(), torch.no_grad():
+        # The exporter warns about its own internals; a wrong graph is caught by parity instead.
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            tower,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[interface.input],
+            output_names=[interface.output],
+            dynamic_shapes=({axis: dims[name] for axis, name in interface.dynamic.items()},),
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None  # only None with the legacy exporter
+    model = program.model_proto
+    name_nodes_by_module(model)
+    for node in model.graph.node:
+        del node.metadata_props[:]  # tracebacks of the exporting machine
+    onnx.checker.check_model(model)
+    onnx.save(model, path)

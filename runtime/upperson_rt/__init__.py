@@ -1,0 +1,100 @@
+"""Torch-free runtime: find a person's pictures from a sentence.
+
+    import upperson_rt
+
+    encoder = upperson_rt.open("bundle")
+    embeds = encoder.encode_texts(["a woman in a red coat"])
+
+The names below are imported on first use, so that ``import upperson_rt`` costs nothing and
+works without numpy, Pillow or any inference backend.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from upperson_rt.bundle import Bundle
+    from upperson_rt.bundle import open_encoder as open
+    from upperson_rt.encoder import Encoder
+    from upperson_rt.errors import (
+        AccuracyGateError,
+        BackendError,
+        InputError,
+        IntegrityError,
+        UppersonError,
+        UsageError,
+    )
+    from upperson_rt.gallery import Filter, Gallery, Hit, Item
+    from upperson_rt.manifest import Manifest
+    from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
+    from upperson_rt.preprocess import iter_image_files, load_image, resize_image
+    from upperson_rt.retriever import Retriever
+    from upperson_rt.sheet import save_sheet
+    from upperson_rt.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccuracyGateError",
+    "BackendError",
+    "Bundle",
+    "Encoder",
+    "Filter",
+    "Gallery",
+    "Hit",
+    "InputError",
+    "IntegrityError",
+    "Item",
+    "Manifest",
+    "RetrievalMetrics",
+    "Retriever",
+    "Tokenizer",
+    "UppersonError",
+    "UsageError",
+    "__version__",
+    "iter_image_files",
+    "load_image",
+    "open",
+    "resize_image",
+    "retrieval_metrics",
+    "save_sheet",
+]
+
+_OWNERS = {
+    "AccuracyGateError": "errors",
+    "BackendError": "errors",
+    "Bundle": "bundle",
+    "Encoder": "encoder",
+    "Filter": "gallery",
+    "Gallery": "gallery",
+    "Hit": "gallery",
+    "InputError": "errors",
+    "IntegrityError": "errors",
+    "Item": "gallery",
+    "Manifest": "manifest",
+    "RetrievalMetrics": "metrics",
+    "Retriever": "retriever",
+    "Tokenizer": "tokenizer",
+    "UppersonError": "errors",
+    "UsageError": "errors",
+    "iter_image_files": "preprocess",
+    "load_image": "preprocess",
+    "open": "bundle",
+    "resize_image": "preprocess",
+    "retrieval_metrics": "metrics",
+    "save_sheet": "sheet",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _OWNERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_OWNERS[name]}")
+    value: object = getattr(module, "open_encoder" if name == "open" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,100 @@
+"""ONNX Runtime on a CPU or an NVIDIA GPU."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from upperson_rt.errors import BackendError, missing_extra
+
+__all__ = ["OnnxRuntimeBackend"]
+
+
+class OnnxRuntimeBackend:
+    """An ONNX Runtime session on exactly one device."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, path: str | os.PathLike[str], device: str = "cpu", threads: int | None = None
+    ) -> None:
+        """Load a graph.
+
+        Args:
+            path: The ONNX file.
+            device: ``cpu``, ``cuda`` or ``cuda:1``.
+            threads: CPU threads; None lets the library choose.
+
+        Raises:
+            BackendError: The library or device is missing, or the graph does not load.
+        """
+        try:
+            import onnxruntime as ort
+            from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+        except ImportError as error:
+            raise missing_extra(
+                "onnxruntime",
+                "gpu" if device.startswith("cuda") else "cpu",
+                "the backend 'onnxruntime'",
+            ) from error
+        self.device = device
+        self.version: str = ort.__version__
+        self._errors = (
+            ort_state.EPFail,
+            ort_state.Fail,
+            ort_state.InvalidArgument,
+            ort_state.InvalidGraph,
+            ort_state.InvalidProtobuf,
+            ort_state.NoSuchFile,
+            ort_state.NotImplemented,
+            ort_state.RuntimeException,
+            RuntimeError,
+            ValueError,
+        )
+        provider, provider_options = _provider(device)
+        available = ort.get_available_providers()
+        if provider not in available:
+            raise BackendError(
+                f"device '{device}' needs ONNX Runtime's {provider}, but onnxruntime "
+                f"{ort.__version__} here has only {', '.join(available)}: install "
+                "'upperson[gpu]' in place of 'upperson[cpu]', or choose the device 'cpu'"
+            )
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # What matters comes back as an exception.
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = ort.InferenceSession(
+                os.fspath(path), options, providers=[(provider, provider_options)]
+            )
+        except self._errors as error:
+            raise BackendError(
+                f"onnxruntime {ort.__version__} cannot load {os.fspath(path)}: {error}"
+            ) from error
+        # ONNX Runtime falls back to the CPU when a provider fails to start, without an error.
+        running = self._session.get_providers()[0]
+        if running != provider:
+            raise BackendError(
+                f"device '{device}' did not start: ONNX Runtime fell back from {provider} to "
+                f"{running}. Check the driver and CUDA libraries with  upperson-rt doctor"
+            )
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph; see `Backend.run`."""
+        names = [output.name for output in self._session.get_outputs()]
+        try:
+            return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        except self._errors as error:
+            raise BackendError(f"onnxruntime {self.version} failed: {error}") from error
+
+
+def _provider(device: str) -> tuple[str, dict[str, str]]:
+    kind, _, index = device.partition(":")
+    if device == "cpu":
+        return "CPUExecutionProvider", {}
+    if kind == "cuda" and (not index or index.isdigit()):
+        return "CUDAExecutionProvider", {"device_id": index or "0"}
+    raise BackendError(
+        f"the backend 'onnxruntime' has no device '{device}': use cpu, cuda or cuda:N"
+    )

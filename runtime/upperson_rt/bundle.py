@@ -1,0 +1,230 @@
+"""A bundle: the folder that holds everything needed to embed pictures and sentences."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt._strict_json import suggestion
+from upperson_rt.backends import Backend, open_backend
+from upperson_rt.canaries import Canaries, CanaryCheck, Tower, check_tower
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
+from upperson_rt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from upperson_rt.encoder import Encoder
+
+__all__ = ["MANIFEST_FILE", "Bundle", "open_encoder", "sha256_of_file"]
+
+MANIFEST_FILE = "bundle.json"
+
+
+def open_encoder(
+    bundle: str | os.PathLike[str],
+    variant: str | None = None,
+    backend: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+) -> "Encoder":
+    """Open a bundle and return its encoder; public as ``upperson_rt.open``.
+
+    Arguments and errors are those of `Bundle.open`.
+    """
+    return Bundle.open(bundle, variant, backend, device, threads=threads).encoder()
+
+
+class Bundle:
+    """An opened bundle in one of its variants. A tower is loaded when it is first needed."""
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        variant: str,
+        tokenizer: Tokenizer,
+        canaries: Canaries,
+        backend: str,
+        device: str,
+        threads: int | None,
+        verify: bool,
+    ) -> None:
+        """Use `Bundle.open`, which checks what it passes here."""
+        self.path = path
+        self.manifest = manifest
+        self.variant = variant
+        self.tokenizer = tokenizer
+        self.canaries = canaries
+        self._backend = backend
+        self._device = device
+        self._threads = threads
+        self._verify = verify
+        self._towers: dict[Tower, Backend] = {}
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        variant: str | None = None,
+        backend: str = "auto",
+        device: str = "cpu",
+        verify: bool = True,
+        threads: int | None = None,
+    ) -> "Bundle":
+        """Open a bundle.
+
+        Args:
+            path: The folder.
+            variant: Which precision; by default the manifest's default.
+            backend: See `open_backend`.
+            device: See `open_backend`.
+            verify: Check the hash of every file used now, and the canaries of a tower when it
+                is loaded. Only switch it off to look into a bundle that is known to be broken.
+            threads: CPU threads per tower; None lets the library choose.
+
+        Raises:
+            InputError: Not a bundle, or its manifest is malformed.
+            UsageError: The variant does not exist.
+            IntegrityError: A file is missing, differs from its hash, or leaves the bundle.
+        """
+        root = Path(path)
+        manifest = read_manifest(root)
+        if variant is None:
+            variant = manifest.default_variant
+        elif variant not in manifest.variants:
+            raise UsageError(
+                f"bundle {root} has no variant '{variant}', "
+                f"{suggestion(variant, manifest.variants)}"
+            )
+        entry = manifest.variants[variant]
+        for file in (manifest.text.tokenizer, manifest.canaries, entry.image, entry.text):
+            _check_file(root, file, check_hash=verify)
+        return cls(
+            path=root,
+            manifest=manifest,
+            variant=variant,
+            tokenizer=Tokenizer.from_file(
+                root / manifest.text.tokenizer.file, manifest.text.context_length
+            ),
+            canaries=Canaries.from_file(root / manifest.canaries.file, manifest, variant),
+            backend=backend,
+            device=device,
+            threads=threads,
+            verify=verify,
+        )
+
+    @property
+    def entry(self) -> VariantEntry:
+        """The manifest's entry of the chosen variant."""
+        return self.manifest.variants[self.variant]
+
+    def backend(self, tower: Tower) -> Backend:
+        """Return the loaded tower, loading it and checking its canaries the first time.
+
+        Raises:
+            BackendError: The backend or device is missing, or the graph does not load.
+            IntegrityError: The canaries do not come out as they should.
+        """
+        if tower not in self._towers:
+            loaded = self._load(tower)
+            if self._verify:
+                self._check(tower, loaded)
+            self._towers[tower] = loaded
+        return self._towers[tower]
+
+    def check_canaries(self) -> list[CanaryCheck]:
+        """Run the canaries through both towers, at batch 1 and as one batch.
+
+        Raises:
+            BackendError: As for `backend`.
+            IntegrityError: An embedding differs from the golden one.
+        """
+        checks = []
+        for tower in ("image", "text"):
+            loaded = self._towers.get(tower) or self._load(tower)
+            checks += self._check(tower, loaded)
+            self._towers[tower] = loaded
+        return checks
+
+    def encoder(self) -> "Encoder":
+        """Return the encoder of this bundle."""
+        from upperson_rt.encoder import Encoder
+
+        return Encoder(self.manifest, self.variant, self.tokenizer, self.backend)
+
+    def _load(self, tower: Tower) -> Backend:
+        entry = self.entry.image if tower == "image" else self.entry.text
+        return open_backend(self.path / entry.file, self._backend, self._device, self._threads)
+
+    def _check(self, tower: Tower, backend: Backend) -> list[CanaryCheck]:
+        from upperson_rt.encoder import run_tower
+
+        def embed(inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+            return run_tower(backend, tower, inputs)
+
+        return check_tower(
+            tower,
+            embed,
+            self.canaries,
+            self.entry.canary_min_cosine,
+            f"bundle {self.path}, variant {self.variant}, {backend.name} {backend.version} on "
+            f"{backend.device}",
+        )
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read and check `bundle.json` of a bundle folder.
+
+    Raises:
+        InputError: Not a bundle, or the manifest is malformed.
+        IntegrityError: As for `parse_manifest`.
+    """
+    file = root / MANIFEST_FILE
+    if not file.is_file():
+        problem = f"no {MANIFEST_FILE} in it" if root.is_dir() else "no such folder"
+        raise InputError(
+            f"{root} is not a bundle ({problem}): name one with  --bundle FOLDER , or make one "
+            "with  upperson export  or, to try things out,  upperson demo"
+        )
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {file}: {error}") from error
+    return parse_manifest(text, where=os.fspath(file))
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_file(root: Path, entry: FileEntry, check_hash: bool) -> None:
+    """Make sure that a file of the manifest is there, inside the bundle, and unchanged."""
+    path = root / entry.file
+    advice = "copy the bundle again, or export it again"
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing from the bundle: {advice}")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise IntegrityError(
+            f"{path} is a link out of the bundle, to {path.resolve()}: put the file itself there"
+        )
+    size_bytes = path.stat().st_size
+    if size_bytes != entry.size_bytes:
+        raise IntegrityError(
+            f"{path} has {size_bytes} bytes, expected {entry.size_bytes}: the file was changed or "
+            f"not copied completely; {advice}"
+        )
+    if check_hash:
+        sha256 = sha256_of_file(path)
+        if sha256 != entry.sha256:
+            raise IntegrityError(
+                f"{path} has sha256 {sha256}, expected {entry.sha256}: the file was changed; "
+                f"{advice}"
+            )

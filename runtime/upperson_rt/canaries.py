@@ -1,0 +1,156 @@
+"""Canaries: golden inputs with the embeddings they must give, stored inside a bundle.
+
+Hashes prove that a file is the one that was exported; canaries prove that this device, library
+and driver compute the right thing with it.
+"""
+
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.errors import IntegrityError
+from upperson_rt.manifest import Manifest
+
+__all__ = ["Canaries", "CanaryCheck", "Tower", "check_tower"]
+
+Tower: TypeAlias = Literal["image", "text"]
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """K golden inputs per tower, and the embeddings of one variant for them."""
+
+    images: NDArray[np.uint8]
+    """(K, H, W, 3) RGB."""
+    input_ids: NDArray[np.int32]
+    """(K, L), zero-padded."""
+    image_embeds: NDArray[np.float32]
+    """(K, D)."""
+    text_embeds: NDArray[np.float32]
+    """(K, D)."""
+
+    @classmethod
+    def from_file(
+        cls, path: str | os.PathLike[str], manifest: Manifest, variant: str
+    ) -> "Canaries":
+        """Load `canaries.npz`.
+
+        Raises:
+            IntegrityError: It is damaged, or does not fit the manifest.
+        """
+        names = ("images", "input_ids", f"image_embeds.{variant}", f"text_embeds.{variant}")
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                absent = [name for name in names if name not in archive]
+                if absent:
+                    raise IntegrityError(
+                        f"{os.fspath(path)} lacks {', '.join(absent)}: export the bundle again"
+                    )
+                images, input_ids, image_embeds, text_embeds = (archive[name] for name in names)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise IntegrityError(f"cannot read canaries {os.fspath(path)}: {error}") from error
+        count = len(images)
+        size = (manifest.image.height_px, manifest.image.width_px, 3)
+        embed_shape = (count, manifest.model.embed_dim)
+        fits = (
+            count > 0
+            and (images.shape, images.dtype) == ((count, *size), np.uint8)
+            and (input_ids.ndim, len(input_ids), input_ids.dtype) == (2, count, np.int32)
+            and 0 < input_ids.shape[1] <= manifest.text.context_length
+            and all(
+                (embeds.shape, embeds.dtype) == (embed_shape, np.float32)
+                and bool(np.isfinite(embeds).all())
+                for embeds in (image_embeds, text_embeds)
+            )
+        )
+        if not fits:
+            raise IntegrityError(
+                f"the canaries in {os.fspath(path)} do not fit the manifest (expected images "
+                f"uint8 (K, {size[0]}, {size[1]}, 3), input_ids int32 (K, L) and embeddings "
+                f"float32 (K, {embed_shape[1]})): export the bundle again"
+            )
+        return cls(images, input_ids, image_embeds, text_embeds)
+
+
+@dataclass(frozen=True)
+class CanaryCheck:
+    """A passed check of one tower at one batch size."""
+
+    tower: Tower
+    batch_size: int
+    min_cosine: float
+    """The worst of the K canaries."""
+
+
+def check_tower(
+    tower: Tower,
+    embed: Callable[[NDArray[np.generic]], NDArray[np.float32]],
+    canaries: Canaries,
+    min_cosine: float,
+    subject: str,
+) -> list[CanaryCheck]:
+    """Run the golden inputs one by one and as one batch, and compare with the golden embeddings.
+
+    Args:
+        tower: Which of the two.
+        embed: Runs the tower: (N, ...) inputs to (N, D) embeddings.
+        canaries: Inputs and expected embeddings.
+        min_cosine: Lowest cosine that counts as intact.
+        subject: What is being checked, for messages.
+
+    Raises:
+        IntegrityError: An embedding has another shape, is not finite, does not depend on the
+            input, or its cosine to the golden one is too low.
+    """
+    inputs, golden = (
+        (canaries.images, canaries.image_embeds)
+        if tower == "image"
+        else (canaries.input_ids, canaries.text_embeds)
+    )
+    singles = [inputs[i : i + 1] for i in range(len(inputs))]
+    if tower == "text":
+        singles = [ids[:, : int(np.flatnonzero(ids[0]).max(initial=0)) + 1] for ids in singles]
+    # A tower may answer right alone and wrong in a batch: a shape was frozen, a kernel is broken.
+    checks = []
+    for batch_size, batches in {1: singles, len(inputs): [inputs]}.items():
+        found = [embed(batch) for batch in batches]
+        where = f"{subject}, {tower} tower at batch {batch_size}"
+        shapes = [(len(batch), golden.shape[1]) for batch in batches]
+        if [rows.shape for rows in found] != shapes:
+            raise IntegrityError(
+                f"{where}: expected embeddings of shape {shapes[0]}, found {found[0].shape}"
+            )
+        checks.append(
+            CanaryCheck(
+                tower, batch_size, _compare(np.concatenate(found), golden, min_cosine, where)
+            )
+        )
+    return checks
+
+
+def _compare(
+    found: NDArray[np.float32], golden: NDArray[np.float32], min_cosine: float, where: str
+) -> float:
+    """Return the lowest cosine of (K, D) embeddings to the golden ones."""
+    advice = "try another backend or device, or  upperson-rt doctor; else export the bundle again"
+    bad = np.count_nonzero(~np.isfinite(found).all(axis=1))
+    if bad:
+        raise IntegrityError(f"{where}: {bad} of {len(found)} embeddings are not finite; {advice}")
+    if np.ptp(golden, axis=0).any() and not np.ptp(found, axis=0).any():
+        raise IntegrityError(f"{where}: the output is the same for every input; {advice}")
+    a, b = found.astype(np.float64), golden.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    worst = int(cosines.argmin())
+    if cosines[worst] < min_cosine:
+        raise IntegrityError(
+            f"{where}: canary {worst} has cosine {cosines[worst]:.5f} to its golden embedding, "
+            f"expected at least {min_cosine:.5f} "
+            f"({np.count_nonzero(cosines < min_cosine)} of {len(cosines)} differ); {advice}"
+        )
+    return float(cosines[worst])

@@ -1,0 +1,202 @@
+"""The encoder: pictures and sentences to embeddings in one space."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.backends import Backend
+from upperson_rt.canaries import Tower
+from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.manifest import Manifest
+from upperson_rt.preprocess import ImageSource, load_image, resize_image
+from upperson_rt.tokenizer import Tokenizer
+
+__all__ = ["Encoder", "Progress", "run_tower"]
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called as ``progress(done, total)`` after each batch."""
+
+_GRAPH_NAMES: dict[Tower, tuple[str, str]] = {
+    "image": ("image", "image_embeds"),
+    "text": ("input_ids", "text_embeds"),
+}
+
+
+class Encoder:
+    """Embeds pictures and sentences; the cosine of two embeddings says how well they match.
+
+    Made by `Bundle.encoder` or ``upperson_rt.open``. A tower is loaded when it is first used.
+    Safe to use from several threads once each tower has been used.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        variant: str,
+        tokenizer: Tokenizer,
+        backend: Callable[[Tower], Backend],
+    ) -> None:
+        """Put an encoder together.
+
+        Args:
+            manifest: Sizes and identity of the model.
+            variant: Name of the variant, for the record.
+            tokenizer: Of the same bundle.
+            backend: Gives the loaded tower.
+        """
+        self.manifest = manifest
+        self.variant = variant
+        self.tokenizer = tokenizer
+        self.backend = backend
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the length of an embedding."""
+        return self.manifest.model.embed_dim
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the embedding space; embeddings compare only within one space."""
+        return self.manifest.fingerprint
+
+    def prepare_image(self, source: ImageSource) -> NDArray[np.uint8]:
+        """Load and resize a picture for `encode_pixels`: uint8 RGB [H, W, 3] of the model's size.
+
+        Raises:
+            InputError: The picture cannot be used; see `load_image`.
+        """
+        image = self.manifest.image
+        return resize_image(load_image(source), image.height_px, image.width_px)
+
+    def encode_images(
+        self,
+        images: Sequence[ImageSource],
+        batch_size: int = 32,
+        progress: Progress | None = None,
+    ) -> NDArray[np.float32]:
+        """Embed pictures.
+
+        Args:
+            images: N files, Pillow images or uint8 RGB arrays, of any size.
+            batch_size: Pictures decoded and run at a time.
+            progress: Called after each batch.
+
+        Returns:
+            (N, D) float32 of unit length, in the order given; (0, D) for no picture.
+
+        Raises:
+            InputError: A picture cannot be used.
+            BackendError: The image tower cannot be loaded or fails.
+            IntegrityError: The image tower gives wrong results.
+        """
+        embeds = np.empty((len(images), self.embed_dim), dtype=np.float32)
+        for rows in _batches(len(images), batch_size):
+            pixels = np.stack([self.prepare_image(image) for image in images[rows]])
+            embeds[rows] = self._embed("image", pixels)
+            if progress is not None:
+                progress(rows.stop, len(images))
+        return embeds
+
+    def encode_pixels(self, pixels: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float32]:
+        """Embed pictures that already have the model's size.
+
+        Args:
+            pixels: uint8 RGB [N, H, W, 3].
+            batch_size: Pictures run at a time.
+
+        Returns:
+            (N, D) float32 of unit length.
+
+        Raises:
+            InputError: Another type or shape.
+            BackendError: The image tower cannot be loaded or fails.
+            IntegrityError: The image tower gives wrong results.
+        """
+        size = (self.manifest.image.height_px, self.manifest.image.width_px, 3)
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != size:
+            raise InputError(
+                f"expected pixels uint8 (N, {size[0]}, {size[1]}, 3), found {pixels.dtype} "
+                f"{pixels.shape}: resize_image makes them"
+            )
+        embeds = np.empty((len(pixels), self.embed_dim), dtype=np.float32)
+        for rows in _batches(len(pixels), batch_size):
+            embeds[rows] = self._embed("image", pixels[rows])
+        return embeds
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float32]:
+        """Embed sentences.
+
+        Args:
+            texts: N sentences. Those longer than the context are cut; `Tokenizer.encode` tells
+                which.
+            batch_size: Sentences run at a time, sorted by length so that short ones do not pay
+                for long ones.
+
+        Returns:
+            (N, D) float32 of unit length, in the order given; (0, D) for no sentence.
+
+        Raises:
+            InputError: A sentence is empty.
+            BackendError: The text tower cannot be loaded or fails.
+            IntegrityError: The text tower gives wrong results.
+        """
+        embeds = np.empty((len(texts), self.embed_dim), dtype=np.float32)
+        if not texts:
+            return embeds
+        ids = self.tokenizer.encode(texts).input_ids
+        # The end token is not 0, so the last id that is not padding marks the length.
+        lengths = ids.shape[1] - np.argmax(ids[:, ::-1] != 0, axis=1)
+        order = np.argsort(lengths, kind="stable")
+        for rows in _batches(len(texts), batch_size):
+            picked = order[rows]
+            embeds[picked] = self._embed("text", ids[picked, : lengths[picked].max()])
+        return embeds
+
+    def _embed(self, tower: Tower, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+        embeds = run_tower(self.backend(tower), tower, inputs)
+        norms = np.linalg.norm(embeds, axis=1, keepdims=True)
+        if embeds.shape != (len(inputs), self.embed_dim) or not _all_usable(norms):
+            raise IntegrityError(
+                f"the {tower} tower gave embeddings of shape {embeds.shape} with values that "
+                f"cannot be used, expected {(len(inputs), self.embed_dim)} and finite: see "
+                " upperson-rt doctor"
+            )
+        unit: NDArray[np.float32] = embeds / norms
+        return unit
+
+
+def run_tower(backend: Backend, tower: Tower, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Run one tower as it is: no check of the result, no splitting.
+
+    Args:
+        backend: The loaded tower.
+        tower: Which of the two it is.
+        inputs: uint8 [N, H, W, 3] for ``image``, int32 [N, L] for ``text``.
+
+    Returns:
+        (N, D) float32.
+
+    Raises:
+        BackendError: The backend fails.
+        IntegrityError: The graph has no output of the expected name.
+    """
+    input_name, output_name = _GRAPH_NAMES[tower]
+    outputs = backend.run({input_name: np.ascontiguousarray(inputs)})
+    if output_name not in outputs:
+        raise IntegrityError(
+            f"the {tower} tower has no output '{output_name}', only {', '.join(outputs)}: "
+            "export the bundle again"
+        )
+    return outputs[output_name].astype(np.float32, copy=False)
+
+
+def _all_usable(norms: NDArray[np.float32]) -> bool:
+    return bool((np.isfinite(norms) & (norms > 0)).all())
+
+
+def _batches(total: int, batch_size: int) -> Iterator[slice]:
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    return (slice(i, min(i + batch_size, total)) for i in range(0, total, batch_size))

@@ -1,0 +1,63 @@
+"""Errors of the toolkit, one small tree shared by all its packages.
+
+    UppersonError                 exit code
+    ├── UsageError                2  the command or call itself is wrong
+    ├── InputError                3  a file, folder, image or record is not usable
+    ├── AccuracyGateError         4  no variant stayed within the allowed accuracy drop
+    ├── BackendError              5  a backend, device or optional package is missing
+    └── IntegrityError            6  a hash, canary or fingerprint does not match
+
+Every message says what was expected, what was found and what to do.
+"""
+
+from typing import ClassVar
+
+
+class UppersonError(Exception):
+    """Base class: anything the toolkit reports to its user in one line."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(UppersonError):
+    """The command line or a call contradicts itself or names something unknown."""
+
+    exit_code = 2
+
+
+class InputError(UppersonError):
+    """Input data cannot be used: unreadable, empty, malformed or missing."""
+
+    exit_code = 3
+
+
+class AccuracyGateError(UppersonError):
+    """Every candidate artefact lost more retrieval accuracy than allowed."""
+
+    exit_code = 4
+
+
+class BackendError(UppersonError):
+    """A requested backend, device or optional package is not available."""
+
+    exit_code = 5
+
+
+class IntegrityError(UppersonError):
+    """Stored data is not what was written: hash, canary or fingerprint mismatch."""
+
+    exit_code = 6
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> BackendError:
+    """Build the one-line error for an optional package that is not installed.
+
+    Args:
+        package: Import name of the missing package, for example ``"torch"``.
+        extra: The extra of the ``upperson`` distribution that brings it.
+        purpose: What needed it, for example ``"training"``.
+    """
+    return BackendError(
+        f"{purpose} needs the package '{package}', which is not installed: "
+        f"run  pip install 'upperson[{extra}]'"
+    )

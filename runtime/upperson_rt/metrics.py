@@ -1,0 +1,193 @@
+"""Retrieval metrics of text-based person search: R@K, mAP and mINP.
+
+Notation: Q queries, G gallery images, D embedding size. ``M_i(k)`` is 1 where rank k of query i
+shows the right person, ``R_i`` is the number of right images for query i.
+
+    R@K   = 100 * mean_i [any of M_i(1..K)]
+    AP_i  = 1/R_i * sum_k M_i(k) * (right images up to k) / k        mAP  = 100 * mean_i AP_i
+    INP_i = R_i / (rank of the last right image)                     mINP = 100 * mean_i INP_i
+
+No query-gallery pair is excluded. Equal scores keep the order of the gallery.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from upperson_rt.errors import InputError
+
+__all__ = ["PerQueryMetrics", "RetrievalMetrics", "per_query_metrics", "retrieval_metrics"]
+
+_BLOCK_ELEMENTS = 1 << 21  # Scores compared at a time: a few MB, so that they stay in the cache.
+
+
+@dataclass(frozen=True)
+class RetrievalMetrics:
+    """Means over all queries, in percent (0 to 100)."""
+
+    r1: float
+    r5: float
+    r10: float
+    map: float
+    minp: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the metrics under the names used in reports and papers."""
+        return {
+            "R@1": self.r1,
+            "R@5": self.r5,
+            "R@10": self.r10,
+            "mAP": self.map,
+            "mINP": self.minp,
+        }
+
+
+@dataclass(frozen=True)
+class PerQueryMetrics:
+    """One value per query, in the order of the queries; fractions from 0 to 1, not percent."""
+
+    first_rank: NDArray[np.int64]
+    """(Q,) rank of the first right image, counted from 1."""
+    ap: NDArray[np.float64]
+    """(Q,) average precision."""
+    inp: NDArray[np.float64]
+    """(Q,) inverse negative penalty."""
+
+    def hit_at(self, k: int) -> NDArray[np.bool_]:
+        """Return (Q,) bool: whether a right image is among the first k."""
+        return self.first_rank <= k
+
+    def mean(self) -> RetrievalMetrics:
+        """Average over the queries."""
+        return RetrievalMetrics(
+            r1=100.0 * float(self.hit_at(1).mean()),
+            r5=100.0 * float(self.hit_at(5).mean()),
+            r10=100.0 * float(self.hit_at(10).mean()),
+            map=100.0 * float(self.ap.mean()),
+            minp=100.0 * float(self.inp.mean()),
+        )
+
+
+def retrieval_metrics(
+    query_embeds: ArrayLike,
+    gallery_embeds: ArrayLike,
+    query_pids: ArrayLike,
+    gallery_pids: ArrayLike,
+    chunk_size: int = 1024,
+) -> RetrievalMetrics:
+    """Rank the gallery for every query and average the metrics.
+
+    Args:
+        query_embeds: (Q, D) text embeddings of any length; normalised here to unit length, float32.
+        gallery_embeds: (G, D) image embeddings, likewise.
+        query_pids: (Q,) person ids, integers or strings.
+        gallery_pids: (G,) person ids of the same kind.
+        chunk_size: Queries ranked at a time; memory is about 6 * chunk_size * G bytes.
+
+    Raises:
+        InputError: Shapes disagree, a value is not finite, or a query has no image to find.
+    """
+    return per_query_metrics(
+        query_embeds, gallery_embeds, query_pids, gallery_pids, chunk_size
+    ).mean()
+
+
+def per_query_metrics(
+    query_embeds: ArrayLike,
+    gallery_embeds: ArrayLike,
+    query_pids: ArrayLike,
+    gallery_pids: ArrayLike,
+    chunk_size: int = 1024,
+) -> PerQueryMetrics:
+    """Like `retrieval_metrics`, without the average; what a paired comparison needs."""
+    queries_QD = _unit_rows(query_embeds, "query_embeds")
+    gallery_GD = _unit_rows(gallery_embeds, "gallery_embeds")
+    if queries_QD.shape[1] != gallery_GD.shape[1]:
+        raise InputError(
+            f"query embeddings have {queries_QD.shape[1]} dimensions and gallery embeddings "
+            f"{gallery_GD.shape[1]}: both must come from the same model"
+        )
+    pids_Q = _pids(query_pids, len(queries_QD), "query_pids")
+    pids_G = _pids(gallery_pids, len(gallery_GD), "gallery_pids")
+    _require_matches(pids_Q, pids_G)
+    if chunk_size < 1:
+        raise InputError(f"chunk_size must be at least 1, got {chunk_size}")
+
+    first_rank = np.empty(len(queries_QD), dtype=np.int64)
+    ap = np.empty(len(queries_QD), dtype=np.float64)
+    inp = np.empty(len(queries_QD), dtype=np.float64)
+    for rows in _chunks(len(queries_QD), chunk_size):
+        query, image = np.nonzero(pids_Q[rows, None] == pids_G)
+        rank = _ranks(queries_QD[rows] @ gallery_GD.T, query, image)
+        first_rank[rows], ap[rows], inp[rows] = _reduce_ranks(query, rank)
+    return PerQueryMetrics(first_rank=first_rank, ap=ap, inp=inp)
+
+
+def _ranks(
+    scores_QG: NDArray[np.float32], query: NDArray[np.int64], image: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the rank, from 1, of each (query, image) pair in a stable descending sort.
+
+    A person has few images, so counting who stands before each of them is many times faster than
+    sorting the whole gallery, and gives the same ranks.
+    """
+    rank = np.empty(len(query), dtype=np.int64)
+    columns = np.arange(scores_QG.shape[1])
+    for pairs in _chunks(len(query), max(1, _BLOCK_ELEMENTS // scores_QG.shape[1])):
+        rows = scores_QG[query[pairs]]
+        own = scores_QG[query[pairs], image[pairs]][:, None]
+        before = (rows > own) | ((rows == own) & (columns < image[pairs, None]))
+        rank[pairs] = np.count_nonzero(before, axis=1) + 1
+    return rank
+
+
+def _reduce_ranks(
+    query: NDArray[np.int64], rank: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return first rank, AP and INP per query from (query, rank) pairs; every query has one."""
+    order = np.lexsort((rank, query))
+    query, rank = query[order], rank[order]
+    n_hits = np.bincount(query)
+    start = np.concatenate(([0], np.cumsum(n_hits)[:-1]))
+    hits_so_far = np.arange(len(query)) - start[query] + 1
+    ap = np.bincount(query, weights=hits_so_far / rank) / n_hits
+    return rank[start], ap, n_hits / rank[start + n_hits - 1]
+
+
+def _chunks(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _unit_rows(embeds: ArrayLike, name: str) -> NDArray[np.float32]:
+    """Return (N, D) float32 rows of unit length."""
+    rows = np.asarray(embeds, dtype=np.float32)
+    if rows.ndim != 2 or rows.size == 0:
+        raise InputError(f"{name} must be a non-empty (N, D) array, got shape {rows.shape}")
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+    if len(bad):
+        raise InputError(
+            f"{len(bad)} of {len(rows)} rows of {name} are zero or not finite, the first at index "
+            f"{bad[0]}: the model that made them is broken"
+        )
+    unit: NDArray[np.float32] = rows / norms
+    return unit
+
+
+def _pids(pids: ArrayLike, expected: int, name: str) -> NDArray[np.generic]:
+    array = np.asarray(pids)
+    if array.shape != (expected,):
+        raise InputError(f"{name} must have shape ({expected},), got {array.shape}")
+    return array
+
+
+def _require_matches(query_pids: NDArray[np.generic], gallery_pids: NDArray[np.generic]) -> None:
+    missing = np.flatnonzero(~np.isin(query_pids, gallery_pids))
+    if len(missing):
+        raise InputError(
+            f"{len(missing)} of {len(query_pids)} queries have no image of their person in the "
+            f"gallery, for example query {missing[0]} with person id {query_pids[missing[0]]}: "
+            "evaluate queries and gallery of the same split"
+        )

@@ -1,0 +1,190 @@
+"""A contact sheet: one picture that shows what a sentence found."""
+
+import datetime
+import os
+import secrets
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Hit, Item
+from upperson_rt.preprocess import load_image
+
+__all__ = ["draw_sheet", "save_sheet"]
+
+_MARGIN = 48
+_GAP = 24
+_TILE_WIDTH = 220
+_PICTURE_HEIGHT = 440
+_CAPTION_HEIGHT = 92
+_TITLE_SIZE = 38
+_TITLE_LINES = 3
+
+_PAPER = (255, 255, 255)
+_MAT = (238, 240, 243)
+_INK = (28, 32, 38)
+_MUTED = (112, 120, 130)
+_CHIP = (28, 32, 38)
+_MISSING = (203, 207, 212)
+
+
+def save_sheet(
+    path: str | os.PathLike[str], sentence: str, hits: Sequence[Hit], columns: int = 5
+) -> None:
+    """Draw a contact sheet and write it as PNG, whole or not at all.
+
+    Args:
+        path: The PNG file; replaced if it exists.
+        sentence: What was asked, shown on top.
+        hits: In rank order.
+        columns: Tiles per row, at most.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    target = Path(path)
+    sheet = draw_sheet(sentence, hits, columns)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            sheet.save(temporary, format="PNG", optimize=True)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write contact sheet {target}: {error.strerror}") from error
+
+
+def draw_sheet(sentence: str, hits: Sequence[Hit], columns: int = 5) -> Image.Image:
+    """Draw a contact sheet: the sentence, then a tile per hit with rank, score and origin.
+
+    A picture that is missing or unreadable becomes a grey tile that says so. Pillow's own font is
+    used; it has Latin letters only.
+    """
+    columns = max(1, min(columns, len(hits)))
+    rows = -(-len(hits) // columns)
+    # A sheet of one or two tiles still needs room for its sentence.
+    width = 2 * _MARGIN + max(3, columns) * (_TILE_WIDTH + _GAP) - _GAP
+    title_font = _font(_TITLE_SIZE)
+    title = _wrap(" ".join(sentence.split()), title_font, width - 2 * _MARGIN, _TITLE_LINES)
+    line_height = round(_TITLE_SIZE * 1.25)
+    top = _MARGIN + len(title) * line_height + 8
+    tiles_top = top + 22 + _GAP + 8
+    tile_height = _PICTURE_HEIGHT + _CAPTION_HEIGHT
+    height = tiles_top + (rows * (tile_height + _GAP) - _GAP if rows else 0) + _MARGIN - 12
+
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, line in enumerate(title):
+        draw.text((_MARGIN, _MARGIN - 8 + i * line_height), line, font=title_font, fill=_INK)
+    count = "1 picture" if len(hits) == 1 else f"{len(hits) or 'no'} pictures"
+    note = f"{count}, best match first" if len(hits) > 1 else f"{count} found"
+    draw.text((_MARGIN, top), note, font=_font(20), fill=_MUTED)
+    for i, hit in enumerate(hits):
+        x = _MARGIN + (i % columns) * (_TILE_WIDTH + _GAP)
+        y = tiles_top + (i // columns) * (tile_height + _GAP)
+        _draw_tile(sheet, draw, x, y, i + 1, hit)
+    return sheet
+
+
+def _draw_tile(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, rank: int, hit: Hit
+) -> None:
+    frame = (x, y, x + _TILE_WIDTH - 1, y + _PICTURE_HEIGHT - 1)
+    picture = _picture(hit.item)
+    if isinstance(picture, Image.Image):
+        draw.rectangle(frame, fill=_MAT)
+        fitted = ImageOps.contain(picture, (_TILE_WIDTH, _PICTURE_HEIGHT), Image.Resampling.LANCZOS)
+        corner = (
+            x + (_TILE_WIDTH - fitted.width) // 2,
+            y + (_PICTURE_HEIGHT - fitted.height) // 2,
+        )
+        sheet.paste(fitted, corner)
+    else:
+        draw.rectangle(frame, fill=_MISSING)
+        middle = (x + _TILE_WIDTH // 2, y + _PICTURE_HEIGHT // 2)
+        draw.text(middle, picture, font=_font(20), fill=_INK, anchor="mm", align="center")
+
+    number = str(rank)
+    chip_width = max(36, round(_font(21).getlength(number)) + 20)
+    draw.rectangle((x, y, x + chip_width - 1, y + 35), fill=_CHIP)
+    draw.text((x + chip_width / 2, y + 18), number, font=_font(21), fill=_PAPER, anchor="mm")
+
+    item = hit.item
+    text_y = y + _PICTURE_HEIGHT + 10
+    draw.text((x, text_y), f"{hit.score:.3f}", font=_font(24), fill=_INK)
+    if item.camera:
+        room = _TILE_WIDTH - round(_font(24).getlength("0.000")) - 12
+        camera = _elide(item.camera, _font(18), room)
+        draw.text((x + _TILE_WIDTH, text_y + 5), camera, font=_font(18), fill=_INK, anchor="ra")
+    small = _font(17)
+    lines = [_local_time(item.time)] if item.time is not None else []
+    lines.append(Path(item.source or item.key).name)
+    for i, line in enumerate(lines):
+        at = (x, text_y + 33 + i * 24)
+        draw.text(at, _elide(line, small, _TILE_WIDTH), font=small, fill=_MUTED)
+
+
+def _picture(item: Item) -> Image.Image | str:
+    """Return the picture of an item, cut to its box, or a word on why there is none."""
+    if item.source is None or not Path(item.source).is_file():
+        return "picture\nis missing"
+    try:
+        pixels = load_image(item.source)
+    except InputError:
+        return "picture is\nunreadable"  # Told in the tile: the other hits are worth seeing.
+    if item.box is not None:
+        x0, y0, x1, y1 = item.box
+        pixels = np.ascontiguousarray(pixels[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)])
+    return Image.fromarray(pixels) if pixels.size else "box lies out\nof the picture"
+
+
+def _local_time(unix_seconds: float) -> str:
+    try:
+        moment = datetime.datetime.fromtimestamp(unix_seconds)
+    except (OverflowError, OSError, ValueError):
+        return f"{unix_seconds:g} s"  # A clock that no calendar reaches.
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def _wrap(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, max_lines: int
+) -> list[str]:
+    """Break text into lines that fit; what does not fit the last line is cut with an ellipsis."""
+    lines: list[str] = []
+    words = text.split(" ")
+    while words:
+        if len(lines) == max_lines - 1:
+            return [*lines, _elide(" ".join(words), font, width, middle=False)]
+        count = 1
+        while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width:
+            count += 1
+        lines.append(_elide(" ".join(words[:count]), font, width, middle=False))
+        words = words[count:]
+    return lines
+
+
+def _elide(
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    width: int,
+    middle: bool = True,
+) -> str:
+    """Shorten text to a width; in the middle, file names keep their number and suffix."""
+    if font.getlength(text) <= width:
+        return text
+    for keep in range(len(text) - 1, 0, -1):
+        head = (keep + 1) // 2 if middle else keep
+        short = f"{text[:head].rstrip()}...{text[len(text) - keep + head :]}"
+        if font.getlength(short) <= width:
+            return short
+    return "..."

@@ -1,0 +1,154 @@
+"""Sentences to token ids, by a `tokenizer.json` of the Hugging Face `tokenizers` library."""
+
+import html
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from upperson_rt.errors import InputError, IntegrityError
+
+__all__ = ["TokenBatch", "Tokenizer"]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token ids of a batch of sentences."""
+
+    input_ids: NDArray[np.int32]
+    """(N, L) SOT, tokens, EOT, then zeros; L is the longest sentence of the batch."""
+    truncated: list[int]
+    """Indices of the sentences that were longer than the context and have been cut."""
+
+
+class Tokenizer:
+    """The text side's input: SOT + byte-pair tokens + EOT, zero-padded to the longest sentence.
+
+    Lower-casing and the byte-pair merges live in `tokenizer.json`. Before it, HTML entities are
+    unescaped twice, white space is collapsed and stripped, as CLIP does. CLIP also repairs broken
+    encodings with the package `ftfy`; the runtime leaves that out, so captions with mojibake
+    should be repaired before they get here. Special tokens written in a sentence count as
+    ordinary text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        context_length: int = 77,
+        sot_id: int | None = None,
+        eot_id: int | None = None,
+    ) -> None:
+        """Wrap a loaded tokenizer; `from_file` and `from_json` are the usual way.
+
+        Args:
+            tokenizer: Its post-processor must add one start and one end token. It is changed:
+                truncation and padding are switched off, since this class does them.
+            context_length: Longest sequence of ids, the two special ones included.
+            sot_id: Id of the start token; read off the post-processor when not given.
+            eot_id: Id of the end token; likewise.
+
+        Raises:
+            InputError: The tokenizer does not frame a sentence with the two tokens.
+        """
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        frame = tokenizer.encode("").ids
+        if len(frame) != 2 or sot_id not in (None, frame[0]) or eot_id not in (None, frame[1]):
+            raise InputError(
+                f"the tokenizer must frame a sentence as SOT, tokens, EOT, but it encodes an empty "
+                f"sentence as {frame}: export tokenizer.json again, with its post-processor"
+            )
+        if context_length < 3:
+            raise InputError(f"context_length must be at least 3, got {context_length}")
+        self._tokenizer = tokenizer
+        self.context_length = context_length
+        self.sot_id: int = frame[0]
+        self.eot_id: int = frame[1]
+
+    @classmethod
+    def from_file(
+        cls, path: str | os.PathLike[str], context_length: int | None = None
+    ) -> "Tokenizer":
+        """Load a `tokenizer.json`.
+
+        Args:
+            path: The file.
+            context_length: Longest sequence of ids; by default the one the file itself gives
+                under `truncation`, or else 77.
+
+        Raises:
+            InputError: The file cannot be read.
+            IntegrityError: It is not a tokenizer.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read tokenizer {os.fspath(path)}: {error}") from error
+        return cls.from_json(text, context_length)
+
+    @classmethod
+    def from_json(cls, text: str, context_length: int | None = None) -> "Tokenizer":
+        """Load from the text of a `tokenizer.json`; arguments and errors as for `from_file`."""
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise IntegrityError(f"tokenizer.json is not valid JSON: {error}") from error
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # The Rust side raises nothing narrower.
+            raise IntegrityError(
+                f"tokenizer.json is not readable by tokenizers {tokenizers.__version__}: {error}"
+            ) from error
+        return cls(tokenizer, context_length or _context_length_from_json(content) or 77)
+
+    def encode(self, texts: Sequence[str]) -> TokenBatch:
+        """Encode sentences.
+
+        Args:
+            texts: N sentences, each with at least one character that is not white space.
+
+        Returns:
+            The ids, int32 (N, L) with L at most `context_length`, and which sentences were cut.
+
+        Raises:
+            InputError: No sentence at all, an empty one, or one that is not valid Unicode.
+        """
+        if isinstance(texts, str):
+            raise InputError("encode() takes a list of sentences, not a single one")
+        if not texts:
+            raise InputError("no sentence to encode")
+        cleaned = [_clean(text, index) for index, text in enumerate(texts)]
+        sequences: list[list[int]] = [
+            encoding.ids for encoding in self._tokenizer.encode_batch(cleaned)
+        ]
+        truncated = [i for i, ids in enumerate(sequences) if len(ids) > self.context_length]
+        for i in truncated:
+            sequences[i] = [*sequences[i][: self.context_length - 1], self.eot_id]
+        input_ids = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int32)
+        for row, ids in zip(input_ids, sequences, strict=True):
+            row[: len(ids)] = ids
+        return TokenBatch(input_ids=input_ids, truncated=truncated)
+
+
+def _clean(text: str, index: int) -> str:
+    cleaned = " ".join(html.unescape(html.unescape(text)).split())
+    if not cleaned:
+        raise InputError(f"sentence {index} is empty: describe the person in a few words")
+    try:
+        cleaned.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"sentence {index} is not valid Unicode: {error}") from error
+    return cleaned
+
+
+def _context_length_from_json(content: Any) -> int | None:
+    truncation = content.get("truncation") if isinstance(content, dict) else None
+    length = truncation.get("max_length") if isinstance(truncation, dict) else None
+    return length if isinstance(length, int) else None

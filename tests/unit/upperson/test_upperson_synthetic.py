@@ -1,0 +1,431 @@
+"""The synthetic pedestrians: people, pictures, captions and data sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from upperson.data.synthetic import (
+    LOOKS,
+    SOURCE,
+    SPLITS,
+    TARGET,
+    Look,
+    Person,
+    SyntheticSpec,
+    describe,
+    differing_fields,
+    first_pid,
+    generate_people,
+    iter_samples,
+    lexicon,
+    render_person,
+    sample_people,
+    write_dataset,
+)
+from upperson.data.synthetic.clauses import with_article
+from upperson.data.synthetic.look import Camera
+from upperson.data.synthetic.palette import CLOTH
+from upperson.data.synthetic.people import is_consistent
+from upperson.data.synthetic.sampling import choose
+
+BOTH_LOOKS = pytest.mark.parametrize("look", [SOURCE, TARGET], ids=lambda look: look.name)
+SPEC = SyntheticSpec(
+    look="street", train_ids=3, val_ids=1, test_ids=2, views=2, captions_per_image=2, seed=7
+)
+
+
+def generator(*key: int) -> np.random.Generator:
+    return np.random.default_rng(key)
+
+
+def captions(look: Look, count: int, people: list[Person]) -> list[tuple[Person, str]]:
+    rng = generator(5)
+    return [(person, describe(person, look, rng)) for person in (people * count)[:count]]
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def people() -> list[Person]:
+    return sample_people(300, generator(1))
+
+
+# --- People
+
+
+def test_people_are_consistent_and_distinguishable(people: list[Person]) -> None:
+    assert all(is_consistent(person) for person in people)
+    assert len({dataclasses.replace(person, skin=0) for person in people}) == 300
+
+
+def test_distractors_differ_in_exactly_one_attribute() -> None:
+    crowd = sample_people(200, generator(2), distractors=0.4)
+
+    def has_double(person: Person) -> bool:
+        return any(len(differing_fields(person, other)) == 1 for other in crowd)
+
+    doubles = sum(has_double(person) for person in crowd)
+    assert doubles >= 0.4 * 200
+    # Without distractors, look-alikes are next to impossible: there are billions of people.
+    strangers = sample_people(60, generator(2), distractors=0.0)
+    assert (
+        min(len(differing_fields(a, b)) for i, a in enumerate(strangers) for b in strangers[:i]) > 1
+    )
+
+
+def test_a_typical_query_has_several_true_answers() -> None:
+    spec = SyntheticSpec(look="street", train_ids=0, val_ids=0, test_ids=300)
+    crowd = generate_people(spec, "test")
+    answers = [p for p in crowd if (p.gender, p.upper, p.upper_colour) == ("woman", "coat", "red")]
+    assert 2 <= len(answers) <= 15
+
+
+@pytest.mark.parametrize(("count", "share"), [(-1, 0.3), (3, -0.1), (3, 1.0)])
+def test_impossible_crowds_are_rejected(count: int, share: float) -> None:
+    with pytest.raises(ValueError, match="must"):
+        sample_people(count, generator(0), distractors=share)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_tiny_crowds_have_the_asked_size(count: int) -> None:
+    assert len(sample_people(count, generator(0))) == count
+
+
+def test_choose_follows_the_weights() -> None:
+    rng = generator(0)
+    counts = Counter(choose(rng, {"a": 3.0, "never": 0.0, "b": 1.0}) for _ in range(2000))
+    assert counts["never"] == 0
+    assert 0.7 < counts["a"] / 2000 < 0.8
+    with pytest.raises(ValueError, match="positive"):
+        choose(rng, {"a": 0.0})
+
+
+# --- Pictures
+
+
+@BOTH_LOOKS
+def test_pictures_have_the_sizes_of_the_look(look: Look, people: list[Person]) -> None:
+    images = [render_person(person, look, generator(3, i)) for i, person in enumerate(people[:30])]
+    assert {image.mode for image in images} == {"RGB"}
+    assert all(look.width[0] <= image.width <= look.width[1] for image in images)
+    assert all(look.height[0] <= image.height <= look.height[1] for image in images)
+    sizes = {image.size for image in images}
+    assert sizes == {(64, 192)} if look is SOURCE else len(sizes) > 10
+
+
+@BOTH_LOOKS
+def test_pictures_depend_on_the_generator_alone(look: Look, people: list[Person]) -> None:
+    first = render_person(people[0], look, generator(4))
+    np.random.default_rng(0).random()  # Somebody else's generator has no influence.
+    assert first.tobytes() == render_person(people[0], look, generator(4)).tobytes()
+    assert first.tobytes() != render_person(people[0], look, generator(5)).tobytes()
+
+
+@pytest.mark.parametrize("colour", ["red", "green", "blue", "yellow", "black", "white"])
+def test_the_upper_garment_has_its_colour(people: list[Person], colour: str) -> None:
+    plain = dataclasses.replace(
+        people[0],
+        gender="man",
+        headwear="none",
+        headwear_colour=None,
+        upper="sweater",
+        upper_colour=colour,
+        pattern="plain",
+        sleeves="long",
+        lower="trousers",
+        lower_colour="gray",
+        bag="none",
+        bag_colour=None,
+        accessory="none",
+        accessory_colour=None,
+    )
+    assert is_consistent(plain)
+    chests = []
+    for seed in range(8):
+        pixels = np.asarray(render_person(plain, SOURCE, generator(6, seed)), dtype=np.float32)
+        chests.append(np.median(pixels[62:78, 26:38].reshape(-1, 3), axis=0))
+    chest = np.mean(chests, axis=0)
+    distance = {name: float(np.linalg.norm(chest - rgb)) for name, rgb in CLOTH.items()}
+    assert min(distance, key=lambda name: distance[name]) == colour
+
+
+def test_every_kind_of_thing_changes_the_picture(people: list[Person]) -> None:
+    # From one generator, so that pose, light and noise stay the same.
+    for field in ("pattern", "shoes", "shoe_colour", "bag", "lower", "hair_style"):
+        pairs = [
+            (a, b)
+            for a in people
+            for b in people
+            if a is not b and differing_fields(a, b) == (field,)
+        ]
+        if not pairs:
+            continue
+        images = [render_person(p, SOURCE, generator(8)).tobytes() for p in pairs[0]]
+        assert images[0] != images[1], field
+
+
+def test_the_street_looks_unlike_the_studio(people: list[Person]) -> None:
+    def statistics(look: Look) -> tuple[float, float]:
+        arrays = [
+            np.asarray(render_person(person, look, generator(9, i)), dtype=np.float32)
+            for i, person in enumerate(people[:40])
+        ]
+        means = np.array([array.mean() for array in arrays])
+        balance = np.array([float((array[..., 0] - array[..., 2]).mean()) for array in arrays])
+        return float(means.std()), float(balance.std())
+
+    studio, street = statistics(SOURCE), statistics(TARGET)
+    assert street[0] > 1.5 * studio[0]  # exposure varies
+    assert street[1] > 1.3 * studio[1]  # colours are cast
+
+
+# --- Captions
+
+
+@BOTH_LOOKS
+def test_captions_vary_and_are_plain_ascii(look: Look, people: list[Person]) -> None:
+    texts = [text for _, text in captions(look, 600, people)]
+    assert len(set(texts)) > 550
+    assert all(text.isascii() and text == text.strip() for text in texts)
+    assert not [text for text in texts if "  " in text or ".." in text or " ," in text]
+    assert max(len(text.split()) for text in texts) < 60
+    assert min(len(text.split()) for text in texts) >= 3
+
+
+@BOTH_LOOKS
+def test_captions_are_deterministic(look: Look, people: list[Person]) -> None:
+    assert captions(look, 50, people) == captions(look, 50, people)
+
+
+@BOTH_LOOKS
+def test_articles_agree_with_the_next_word(look: Look, people: list[Person]) -> None:
+    for _, text in captions(look, 1500, people):
+        for article, word in re.findall(r"\b(an?) (\S+)", text.lower()):
+            assert (article == "an") == (word[0] in "aeiou"), text
+        # No article before a plural, and never two articles.
+        plurals = "jeans|trousers|shorts|boots|sneakers|sandals|glasses|hair"
+        assert not re.search(rf"\ban? (?!print|logo)(?:\S+ )?(?:{plurals})[.,]", text.lower()), text
+        assert not re.search(r"\b(?:a|an|the) (?:a|an|the)\b", text.lower()), text
+
+
+def test_with_article() -> None:
+    assert with_article("orange coat") == "an orange coat"
+    assert with_article("red umbrella") == "a red umbrella"
+
+
+@BOTH_LOOKS
+def test_pronouns_agree_with_the_gender(look: Look, people: list[Person]) -> None:
+    for person, text in captions(look, 800, people):
+        words = set(re.findall(r"[a-z]+", text.lower()))
+        wrong = {"he", "his"} if person.is_female else {"she", "her"}
+        assert not words & wrong, text
+
+
+def spoken(tables: Mapping[Any, Iterable[str]], text: str) -> set[str]:
+    """Finds the values whose words occur, longest words first, so that no part of one counts."""
+    words = [(word, value) for value, synonyms in tables.items() for word in synonyms]
+    found = set()
+    for word, value in sorted(words, key=lambda pair: -len(pair[0])):
+        text, count = re.subn(rf"(?<![\w-]){word}(?![\w-])", "#", text)
+        if count:
+            found.add(value)
+    return found
+
+
+@BOTH_LOOKS
+def test_captions_mention_only_true_things(look: Look, people: list[Person]) -> None:
+    for person, text in captions(look, 1200, people):
+        lowered = re.sub(r"\b(his|her) shoes are\b", "", text.lower())
+        assert spoken(lexicon.SUBJECTS, lowered) == {person.gender}, text
+        assert spoken(lexicon.UPPERS, lowered) <= {person.upper}, text
+        assert spoken(lexicon.LOWERS, lowered) <= {person.lower}, text
+        assert spoken(lexicon.SHOES, lowered) <= {person.shoes}, text
+        assert spoken(lexicon.BAGS, lowered) <= {person.bag}, text
+        assert spoken(lexicon.HEADWEAR, lowered) <= {person.headwear}, text
+        assert spoken(lexicon.PATTERNS, lowered) <= {person.pattern}, text
+        assert ("glasses" in lowered or "spectacles" in lowered) <= person.glasses, text
+        for accessory in ("umbrella", "phone", "scarf"):
+            assert (accessory in lowered) <= (person.accessory == accessory), text
+
+
+@BOTH_LOOKS
+def test_captions_give_things_their_own_colour(look: Look, people: list[Person]) -> None:
+    checked = 0
+    for person, text in captions(look, 1200, people):
+        things: tuple[tuple[Mapping[str, Iterable[str]], str | None], ...] = (
+            ({"": lexicon.BAGS.get(person.bag, ())}, person.bag_colour),
+            ({"": lexicon.SHOES[person.shoes]}, person.shoe_colour),
+            ({"": lexicon.HEADWEAR.get(person.headwear, ())}, person.headwear_colour),
+        )
+        colours = {word: name for name, words in lexicon.COLOURS.items() for word in words}
+        for tables, colour in things:
+            nouns = "|".join(word for words in tables.values() for word in words)
+            if not nouns:
+                continue
+            names = "|".join(sorted(colours, key=len, reverse=True))
+            for name in re.findall(rf"\b({names}) (?:{nouns})\b", text.lower()):
+                assert colours[name] == colour, text
+                checked += 1
+    assert checked > 300
+
+
+def test_the_styles_differ_but_share_their_words(people: list[Person]) -> None:
+    studio = [text for _, text in captions(SOURCE, 6000, people)]
+    street = [text for _, text in captions(TARGET, 1500, people)]
+    assert sum(text.endswith(".") for text in studio) < 0.15 * len(studio)
+    assert all(text.endswith(".") and text[0].isupper() for text in street)
+
+    def words(texts: list[str]) -> set[str]:
+        return {word for text in texts for word in re.findall(r"[a-z-]+", text.lower())}
+
+    assert words(street) <= words(studio)
+
+
+# --- Data sets
+
+
+def test_written_data_sets_are_equal_byte_for_byte(tmp_path: Path) -> None:
+    first = files(write_dataset(tmp_path / "a", SPEC))
+    assert first == files(write_dataset(tmp_path / "b", SPEC))
+    other = files(write_dataset(tmp_path / "c", dataclasses.replace(SPEC, seed=8)))
+    assert first.keys() == other.keys()
+    assert all(first[name] != other[name] for name in first)
+
+
+def test_annotations_describe_the_files(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    root = write_dataset(tmp_path / "set", SPEC, lambda done, total: calls.append((done, total)))
+    assert calls == [(done, 12) for done in range(1, 13)]
+    lines = [json.loads(line) for line in (root / "annotations.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 * 2 * 2
+    assert all(set(line) == {"image", "pid", "caption", "split", "camera"} for line in lines)
+    pids = {split: {line["pid"] for line in lines if line["split"] == split} for split in SPLITS}
+    assert pids == {"test": {0, 1}, "val": {2}, "train": {3, 4, 5}}
+    assert lines[0]["image"] == "images/train/00003_0.jpg"
+    for line in lines:
+        assert line["image"].startswith(f"images/{line['split']}/{line['pid']:05d}_")
+        assert line["camera"] in {camera.name for camera in TARGET.cameras}
+        with Image.open(root / line["image"]) as image:
+            assert image.format == "JPEG"
+    images = {str(path.relative_to(root)) for path in root.rglob("*.jpg")}
+    assert images == {line["image"] for line in lines}
+    views = {(line["pid"], line["camera"]) for line in lines}
+    assert len(views) == 12, "the views of a person come from different cameras"
+
+
+def test_samples_in_memory_equal_those_on_disk(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "set", SPEC)
+    lines = [json.loads(line) for line in (root / "annotations.jsonl").read_text().splitlines()]
+    expected = [line for line in lines if line["split"] == "train"]
+    samples = list(iter_samples(SPEC, "train"))
+    assert len(samples) == len(expected)
+    for (image, caption, pid), line in zip(samples, expected, strict=True):
+        assert (caption, pid) == (line["caption"], line["pid"])
+        with Image.open(root / line["image"]) as file:
+            assert image.tobytes() == file.convert("RGB").tobytes()
+
+
+def test_work_can_be_shared_out() -> None:
+    whole = [(image.tobytes(), text, pid) for image, text, pid in iter_samples(SPEC, "train")]
+    parts = [
+        (image.tobytes(), text, pid)
+        for start, stop in ((2, None), (0, 2))
+        for image, text, pid in iter_samples(SPEC, "train", start=start, stop=stop)
+    ]
+    assert sorted(parts) == sorted(whole)
+
+
+def test_test_samples_do_not_depend_on_the_training_size() -> None:
+    larger = dataclasses.replace(SPEC, train_ids=20, val_ids=4)
+    one, two = iter_samples(SPEC, "test"), iter_samples(larger, "test")
+    for (image, caption, pid), (image2, caption2, pid2) in zip(one, two, strict=True):
+        assert (image.tobytes(), caption, pid) == (image2.tobytes(), caption2, pid2)
+
+
+def test_splits_share_nobody() -> None:
+    spec = dataclasses.replace(SPEC, train_ids=400, val_ids=50, test_ids=100)
+    crowd = [
+        dataclasses.replace(person, skin=0)
+        for split in SPLITS
+        for person in generate_people(spec, split)
+    ]
+    assert len(set(crowd)) == 550
+    assert [first_pid(spec, split) for split in SPLITS] == [150, 100, 0]
+
+
+def test_looks_show_the_same_people() -> None:
+    studio = dataclasses.replace(SPEC, look="studio")
+    assert generate_people(SPEC, "test") == generate_people(studio, "test")
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / "set", SPEC, interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_equal_data_set_is_reused(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "set", SPEC)
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+
+    def never(done: int, total: int) -> None:
+        raise AssertionError("nothing should be drawn")
+
+    assert write_dataset(root, SPEC, never) == root
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_anything_else_in_the_way_is_an_error(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "set", SPEC)
+    with pytest.raises(FileExistsError, match="another data set"):
+        write_dataset(root, dataclasses.replace(SPEC, views=3))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="not a synthetic data set"):
+        write_dataset(tmp_path / "mine", SPEC)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"look": "moon"}, {"train_ids": -1}, {"views": 0}, {"captions_per_image": 0}, {"seed": -1}],
+    ids=lambda change: next(iter(change)),
+)
+def test_impossible_specifications_are_rejected(change: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {
+        "look": "street",
+        "train_ids": 1,
+        "val_ids": 1,
+        "test_ids": 1,
+        **change,
+    }
+    with pytest.raises(ValueError, match=next(iter(change))):
+        SyntheticSpec(**arguments)
+
+
+def test_looks_are_complete() -> None:
+    assert dict(LOOKS) == {"studio": SOURCE, "street": TARGET}
+    for look in LOOKS.values():
+        names = [camera.name for camera in look.cameras]
+        assert len(set(names)) == len(names)
+        assert all(isinstance(camera, Camera) for camera in look.cameras)

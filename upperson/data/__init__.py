@@ -1,0 +1,1 @@
+"""Data sets as records, their transforms and the synthetic people."""

@@ -1,0 +1,227 @@
+"""Captions: clauses put together in the style of a look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from upperson.data.synthetic import lexicon
+from upperson.data.synthetic.clauses import Clause, sample_clauses, with_article
+from upperson.data.synthetic.look import CaptionStyle, Look
+from upperson.data.synthetic.people import Person
+from upperson.data.synthetic.sampling import chance, choose
+
+_Form = Literal["list", "phrase", "sentences"]
+
+#: The list style has a few sentences in it, so that every function word of the other style has
+#: been seen before.
+_FORMS: Mapping[CaptionStyle, Mapping[_Form, float]] = {
+    "list": {"list": 66, "phrase": 20, "sentences": 14},
+    "sentences": {"phrase": 6, "sentences": 94},
+}
+_ACTIONS: Mapping[str, float] = {
+    "walking": 8,
+    "walking along": 2,
+    "walking down the street": 3,
+    "standing": 2,
+    "moving forward": 1,
+    "on the street": 1,
+}
+_LIST_ORDER = (
+    "upper",
+    "lower",
+    "shoes",
+    "bag",
+    "headwear",
+    "hair",
+    "glasses",
+    "scarf",
+    "umbrella",
+    "phone",
+)
+#: Verb pairs (finite, participle) by what is carried.
+_CARRYING: Mapping[str, Mapping[tuple[str, str], float]] = {
+    "backpack": {("is carrying", "carrying"): 4, ("carries", "carrying"): 2, ("has", "with"): 3},
+    "handbag": {("is carrying", "carrying"): 4, ("is holding", "holding"): 3, ("has", "with"): 1},
+    "shoulder bag": {
+        ("is carrying", "carrying"): 3,
+        ("carries", "carrying"): 2,
+        ("has", "with"): 3,
+    },
+    "suitcase": {("is pulling", "pulling"): 4, ("pulls", "pulling"): 2, ("has", "with"): 1},
+    "umbrella": {("is holding", "holding"): 5, ("is carrying", "carrying"): 2, ("has", "with"): 1},
+    "phone": {("is holding", "holding"): 3, ("is talking on", "talking on"): 3},
+}
+_PLACES: Mapping[str, str] = {
+    "backpack": "on {} back",
+    "handbag": "in {} hand",
+    "shoulder bag": "over {} shoulder",
+}
+
+
+def describe(person: Person, look: Look, rng: np.random.Generator) -> str:
+    """Writes one caption that is true of a person.
+
+    Args:
+        person: Who is described.
+        look: The domain; its `Look.caption_style` decides about form and words.
+        rng: The random generator.
+
+    Returns:
+        Plain ASCII English that mentions the gender and 2..6 other attributes. A bag that is
+        hidden in one picture may be mentioned, as in captions written for a whole track.
+    """
+    style = look.caption_style
+    clauses = sample_clauses(person, style, rng)
+    subject = lexicon.say(lexicon.SUBJECTS[person.gender], style, rng)
+    form = choose(rng, _FORMS[style])
+    if form == "list":
+        return _list(subject, clauses, rng)
+    writer = _Writer(person, rng)
+    if form == "phrase":
+        text = writer.noun_phrase(with_article(subject), clauses)
+        return text if style == "list" else f"{text[0].upper()}{text[1:]}."
+    text = writer.sentences(subject, clauses)
+    # Half the few sentences of the list style are as careless as its lists.
+    return text.lower().rstrip(".") if style == "list" and chance(rng, 0.5) else text
+
+
+def _list(subject: str, clauses: Sequence[Clause], rng: np.random.Generator) -> str:
+    ordered = list(clauses)
+    if chance(rng, 0.7):
+        ordered.sort(key=lambda clause: _LIST_ORDER.index(clause.topic))
+    head = f"{subject} {choose(rng, _ACTIONS)}" if chance(rng, 0.08) else subject
+    return ", ".join([head, *(clause.words for clause in ordered)])
+
+
+def _join(parts: Sequence[str]) -> str:
+    if len(parts) == 1:
+        return parts[0]
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+class _Writer:
+    """Writes phrases and sentences about one person."""
+
+    def __init__(self, person: Person, rng: np.random.Generator) -> None:
+        self._person = person
+        self._rng = rng
+        self._pronoun = "She" if person.is_female else "He"
+        self._possessive = "her" if person.is_female else "his"
+
+    def noun_phrase(self, subject: str, clauses: Sequence[Clause], then: str = "") -> str:
+        """*a woman in a red coat and blue jeans, with long hair, carrying a handbag*.
+
+        Args:
+            subject: The noun with its article.
+            clauses: What to mention.
+            then: The rest of the sentence, if the phrase is its subject.
+        """
+        worn = [clause for clause in clauses if self._is_worn(clause)]
+        hair = [f"with {self._name(clause)}" for clause in clauses if clause.topic == "hair"]
+        parts = []
+        if worn:
+            verbs = {"wearing": 4.0, "in": 4.0}
+            if self._is_dressed(worn):
+                verbs["dressed in"] = 1.0
+            parts.append(f"{choose(self._rng, verbs)} {self._names(worn)}")
+        parts += [self._carry(clause, 1) for clause in clauses if clause.carried]
+        parts = [*hair, *parts] if chance(self._rng, 0.5) else [*parts, *hair]
+        if len(parts) < 3:
+            return " ".join(filter(None, (subject, *parts, then)))
+        # Three modifiers are set off by commas, and the last of them needs one after it, too.
+        text = f"{subject} {', '.join(parts)}"
+        return f"{text}, {then}" if then else text
+
+    def sentences(self, subject: str, clauses: Sequence[Clause]) -> str:
+        """One to three full sentences."""
+        rng = self._rng
+        left = list(clauses)
+        if chance(rng, 0.75):
+            # Mostly the upper garment comes first, as people do it.
+            left.sort(key=lambda clause: clause.topic != "upper")
+        size = int(rng.integers(1, 4))
+        texts = [self._opening(subject, left[:size])]
+        left = left[size:]
+        while left:
+            size = int(rng.integers(1, 4))
+            texts.append(self._following(subject, left[:size]))
+            left = left[size:]
+        return " ".join(f"{text[0].upper()}{text[1:]}." for text in texts)
+
+    def _opening(self, subject: str, clauses: Sequence[Clause]) -> str:
+        rng = self._rng
+        kind = choose(rng, {"plain": 5.0, "acting": 4.0, "inverted": 2.0, "there": 1.0})
+        if kind == "acting":
+            action = f"is {choose(rng, _ACTIONS)}"
+            return self.noun_phrase(self._refer(subject, new=True), clauses, action)
+        if kind == "there":
+            return f"there is {self.noun_phrase(with_article(subject), clauses)}"
+        worn = [clause for clause in clauses if self._is_worn(clause)]
+        others = [clause for clause in clauses if not self._is_worn(clause)]
+        if kind == "inverted" and worn:
+            verb = "dressed in" if self._is_dressed(worn) and chance(rng, 0.6) else "wearing"
+            rest = _join(self._predicates(others)) if others else f"is {choose(rng, _ACTIONS)}"
+            return f"{verb} {self._names(worn)}, {self._refer(subject, new=False)} {rest}"
+        return f"{self._refer(subject, new=True)} {_join(self._predicates(clauses))}"
+
+    def _following(self, subject: str, clauses: Sequence[Clause]) -> str:
+        rng = self._rng
+        first = clauses[0]
+        shoes = len(clauses) == 1 and first.topic == "shoes" and not first.words.endswith("shoes")
+        if shoes and chance(rng, 0.4):
+            return f"{self._possessive} shoes are {first.words}"
+        if len(clauses) == 1 and first.topic == "hair" and chance(rng, 0.3):
+            words = first.words
+            if words.endswith(" hair") and words.count(" ") == 2:
+                length, colour, _ = words.split(" ")
+                return f"{self._possessive} hair is {length} and {colour}"
+        if len(clauses) == 2 and chance(rng, 0.15):
+            return f"{self._pronoun} also has {self._names(clauses)}"
+        who = self._pronoun if chance(rng, 0.8) else self._refer(subject, new=False)
+        return f"{who} {_join(self._predicates(clauses))}"
+
+    def _predicates(self, clauses: Sequence[Clause]) -> list[str]:
+        predicates: list[str] = []
+        worn = [clause for clause in clauses if self._is_worn(clause)]
+        if worn:
+            verbs = {"is wearing": 6.0, "wears": 3.0, "has on": 1.0}
+            if self._is_dressed(worn):
+                verbs["is dressed in"] = 2.0
+            predicates.append(f"{choose(self._rng, verbs)} {self._names(worn)}")
+        for clause in clauses:
+            if clause.topic == "hair":
+                predicates.append(f"has {self._name(clause)}")
+            elif clause.carried:
+                predicates.append(self._carry(clause, 0))
+        if len(predicates) > 1 and chance(self._rng, 0.3):
+            predicates.reverse()
+        return predicates
+
+    def _carry(self, clause: Clause, form: int) -> str:
+        thing = self._person.bag if clause.topic == "bag" else clause.topic
+        text = f"{choose(self._rng, _CARRYING[thing])[form]} {clause.with_article()}"
+        if thing in _PLACES and chance(self._rng, 0.3):
+            text = f"{text} {_PLACES[thing].format(self._possessive)}"
+        return text
+
+    def _names(self, clauses: Sequence[Clause]) -> str:
+        return _join([self._name(clause) for clause in clauses])
+
+    def _name(self, clause: Clause) -> str:
+        pair = clause.paired and chance(self._rng, 0.12)
+        return f"a pair of {clause.words}" if pair else clause.with_article()
+
+    def _refer(self, subject: str, *, new: bool) -> str:
+        return with_article(subject) if new and chance(self._rng, 0.6) else f"the {subject}"
+
+    @staticmethod
+    def _is_worn(clause: Clause) -> bool:
+        return not clause.carried and clause.topic != "hair"
+
+    @staticmethod
+    def _is_dressed(worn: Sequence[Clause]) -> bool:
+        # One is dressed in a coat, but not in glasses.
+        return bool(worn) and all(clause.topic in {"upper", "lower"} for clause in worn)

@@ -1,0 +1,164 @@
+"""Head, hair, glasses, headwear and scarf."""
+
+from __future__ import annotations
+
+from PIL import ImageDraw
+
+from upperson.data.synthetic.palette import CLOTH, HAIR, SKIN, Rgb, contrast, shade
+from upperson.data.synthetic.people import Person
+from upperson.data.synthetic.pose import Pose
+from upperson.data.synthetic.shapes import ellipse, line, polygon
+
+_NECK = 0.142
+
+
+class _Head:
+    """A frame with the head's own proportions: children have large heads."""
+
+    def __init__(self, draw: ImageDraw.ImageDraw, person: Person, pose: Pose) -> None:
+        self.draw = draw
+        self.pose = pose
+        self.grow = 1.28 if person.is_child else 1.06
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        return (x * self.grow, _NECK + (y - _NECK) * self.grow)
+
+    def ellipse(self, x: float, y: float, across: float, down: float, colour: Rgb) -> None:
+        radii = (across * self.grow, down * self.grow)
+        ellipse(self.draw, self.pose, self.place(x, y), radii, colour)
+
+    def polygon(self, corners: list[tuple[float, float]], colour: Rgb) -> None:
+        polygon(self.draw, self.pose, [self.place(x, y) for x, y in corners], colour)
+
+    def line(self, points: list[tuple[float, float]], colour: Rgb, thickness: float) -> None:
+        placed = [self.place(x, y) for x, y in points]
+        line(self.draw, self.pose, placed, colour, thickness * self.grow)
+
+
+def draw_head(draw: ImageDraw.ImageDraw, person: Person, pose: Pose) -> None:
+    """Draws the head over the trunk, with everything that is worn on it."""
+    head = _Head(draw, person, pose)
+    back = -pose.heading
+    from_front = pose.facing > -0.3
+    if person.headwear == "hood":
+        _draw_hood(head, person, from_front)
+        return
+    hair = HAIR[person.hair_colour]
+    dark = shade(hair, 0.8)
+    if person.accessory == "scarf" and not from_front:
+        _draw_scarf(head, person)
+    if person.hair_style == "long":
+        corners = [(-0.056, 0.06), (0.056, 0.06), (0.066, 0.225), (-0.066, 0.225)]
+        shift = back * 0.028
+        narrow = 0.72 if abs(pose.heading) > 0.7 else 1.0
+        head.polygon([(x * narrow + shift, y) for x, y in corners], dark)
+        head.ellipse(shift, 0.22, 0.066 * narrow, 0.024, dark)
+    if person.hair_style == "ponytail" and from_front:
+        _draw_ponytail(head, back, dark)
+    # From the front the hair ends above the jaw, or it would look like a headscarf.
+    crown = (0.06, 0.062) if from_front and person.hair_style != "long" else (0.07, 0.069)
+    head.ellipse(back * 0.006, crown[0], 0.056, crown[1], hair)
+    if person.hair_style == "bun":
+        head.ellipse(back * 0.035, -0.006, 0.034, 0.03, dark)
+    if from_front:
+        _draw_face(head, person)
+    elif person.hair_style == "short":
+        head.ellipse(0.0, 0.128, 0.032, 0.016, shade(SKIN[person.skin], 0.88))
+    if person.hair_style == "ponytail" and not from_front:
+        _draw_ponytail(head, back, dark)
+    if person.accessory == "scarf" and from_front:
+        _draw_scarf(head, person)
+    if person.headwear_colour is not None:
+        _draw_headwear(head, person, CLOTH[person.headwear_colour])
+
+
+def _draw_face(head: _Head, person: Person) -> None:
+    facing, heading = head.pose.facing, head.pose.heading
+    skin = SKIN[person.skin]
+    centre = heading * 0.017
+    half = 0.046 * (0.62 + 0.38 * max(0.0, facing))
+    head.ellipse(centre, 0.083, half, 0.056, skin)
+    if person.hair_style in {"long", "bun"} and facing > 0.4:
+        # A parting: hair on both sides of the forehead.
+        hair = HAIR[person.hair_colour]
+        head.polygon([(centre - half, 0.03), (centre, 0.028), (centre - half, 0.08)], hair)
+        head.polygon([(centre + half, 0.03), (centre, 0.028), (centre + half, 0.08)], hair)
+    dark = (30, 26, 28) if person.skin < 3 else (12, 10, 10)
+    gap = 0.021 * max(0.0, facing)
+    eyes = [heading * 0.036 - gap, heading * 0.036 + gap] if gap > 0.006 else [heading * 0.042]
+    for eye in eyes:
+        head.ellipse(eye, 0.076, 0.0065, 0.0065, dark)
+    head.line(
+        [(heading * 0.03 - 0.012, 0.112), (heading * 0.03 + 0.012, 0.112)], shade(skin, 0.62), 0.007
+    )
+    if person.glasses:
+        for eye in eyes:
+            head.ellipse(eye, 0.077, 0.0185, 0.0165, (20, 20, 24))
+            head.ellipse(eye, 0.077, 0.0095, 0.0085, (150, 170, 186))
+        head.line([(-heading * 0.03, 0.073), (eyes[-1], 0.073)], (20, 20, 24), 0.007)
+
+
+def _draw_ponytail(head: _Head, back: float, colour: Rgb) -> None:
+    # From the front only the end of it shows, beside the neck.
+    root = back * 0.056
+    end = back * 0.085 if abs(back) > 0.45 else (0.062 if head.pose.facing > 0 else 0.0)
+    head.ellipse(root, 0.04, 0.024, 0.022, colour)
+    head.polygon(
+        [(root - 0.018, 0.04), (root + 0.018, 0.04), (end + 0.022, 0.19), (end - 0.022, 0.19)],
+        colour,
+    )
+    head.ellipse(end, 0.19, 0.022, 0.028, colour)
+
+
+def _draw_headwear(head: _Head, person: Person, colour: Rgb) -> None:
+    heading, facing = head.pose.heading, head.pose.facing
+    dark = shade(colour, 0.75)
+    dome = [(-0.06, 0.055), (-0.058, 0.02), (-0.036, -0.008), (0.0, -0.016)]
+    dome += [(-x, y) for x, y in reversed(dome[:-1])]
+    if person.headwear == "cap":
+        head.polygon(dome, colour)
+        if facing > -0.4:
+            tip = heading * 0.085
+            root = tip * 0.4
+            brim = [(root - 0.052, 0.05), (root + 0.052, 0.05), (tip + 0.04, 0.066)]
+            head.polygon([*brim, (tip - 0.04, 0.066)], contrast(colour, 0.4))
+        head.ellipse(0.0, -0.014, 0.01, 0.007, dark)
+    elif person.headwear == "beanie":
+        head.polygon([(x, y - 0.016 if y < 0.04 else y) for x, y in dome], colour)
+        head.line([(-0.06, 0.043), (0.06, 0.043)], dark, 0.026)
+        head.ellipse(0.0, -0.036, 0.019, 0.018, contrast(colour, 0.4))
+    else:
+        head.polygon([(x * 0.95, y - 0.012 if y < 0.04 else y) for x, y in dome], colour)
+        head.ellipse(0.0, 0.05, 0.102, 0.017, colour)
+        head.line([(-0.056, 0.033), (0.056, 0.033)], contrast(colour, 0.6), 0.015)
+
+
+def _draw_hood(head: _Head, person: Person, from_front: bool) -> None:
+    colour = CLOTH[person.upper_colour]
+    back = -head.pose.heading
+    head.ellipse(back * 0.012, 0.072, 0.073, 0.084, shade(colour, 0.92))
+    head.polygon([(-0.073, 0.08), (0.073, 0.08), (0.085, 0.175), (-0.085, 0.175)], colour)
+    if from_front:
+        head.ellipse(head.pose.heading * 0.014, 0.08, 0.053, 0.066, shade(colour, 0.6))
+        hair = HAIR[person.hair_colour]
+        head.ellipse(head.pose.heading * 0.015, 0.074, 0.047, 0.056, hair)
+        if person.hair_style == "long":
+            for side in (-1, 1):
+                lock = [(0.03, 0.1), (0.055, 0.1), (0.05, 0.22), (0.03, 0.22)]
+                head.polygon([(side * x, y) for x, y in lock], shade(hair, 0.8))
+        _draw_face(head, person)
+    if person.accessory == "scarf":
+        _draw_scarf(head, person)
+
+
+def _draw_scarf(head: _Head, person: Person) -> None:
+    if person.accessory_colour is None:
+        return
+    colour = CLOTH[person.accessory_colour]
+    head.polygon([(-0.062, 0.132), (0.062, 0.132), (0.072, 0.176), (-0.072, 0.176)], colour)
+    head.line([(-0.064, 0.156), (0.064, 0.156)], contrast(colour, 0.35), 0.008)
+    if head.pose.facing > -0.2:
+        hang = 0.03 + head.pose.heading * 0.03
+        corners = [(hang - 0.024, 0.17), (hang + 0.024, 0.17), (hang + 0.028, 0.32)]
+        head.polygon([*corners, (hang - 0.022, 0.32)], shade(colour, 0.85))
+        head.line([(hang - 0.022, 0.3), (hang + 0.028, 0.3)], contrast(colour, 0.4), 0.01)

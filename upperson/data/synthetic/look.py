@@ -1,0 +1,189 @@
+"""Looks: the two visual and textual domains a person can be shown in.
+
+A *look* fixes how people are photographed (cameras, framing, background) and how they are
+described (caption style). The people themselves do not depend on it, which is what makes it
+possible to pre-train on one look and fine-tune on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Background = Literal["studio", "street"]
+CaptionStyle = Literal["list", "sentences"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Camera:
+    """One camera of a look: what it does to the light that reaches it.
+
+    Attributes:
+        name: Name in the annotations, such as ``cam3``.
+        gains: White-balance gains for red, green and blue; 1 is neutral.
+        exposure: Factor on the brightness; 1 is neutral.
+        contrast: Factor on the distance from mid grey; 1 is neutral.
+        saturation: Factor on the distance from the grey of equal brightness; 1 is neutral.
+        haze: Share of veiling light added to the picture, 0..1.
+        resolution: Range of the share of pixels per axis the sensor really resolves, 0..1.
+        noise: Standard deviation of the sensor noise, in grey levels of 0..255.
+        tilt: Range of the downward view; 0 is level, 0.3 is a camera high on a wall.
+        jpeg_quality: Quality of the JPEG files, 1..95.
+    """
+
+    name: str
+    gains: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    exposure: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    haze: float = 0.0
+    resolution: tuple[float, float] = (1.0, 1.0)
+    noise: float = 1.0
+    tilt: tuple[float, float] = (0.0, 0.02)
+    jpeg_quality: int = 92
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """A domain: how people are photographed and described.
+
+    Attributes:
+        name: Key in `LOOKS`.
+        caption_style: ``list`` is mostly telegraphic, ``sentences`` is full English.
+        cameras: The cameras; the views of one person are spread over them.
+        background: What stands behind the person.
+        width: Smallest and largest width of a crop in pixels, both included.
+        height: Smallest and largest height of a crop in pixels, both included.
+        body: Range of the body's height as a share of the crop's.
+        shift: Largest displacement of the body as a share of the crop's size, per axis.
+        roll: Largest sideways lean of the camera, as horizontal shift per height.
+        side_views: Probability of a view from the side rather than from the front or the back.
+        back_views: Probability of a view from behind among the others.
+        light: Range of the brightness of the dark side of the body; 1 is flat light.
+        shadow: Darkness of the shadow on the ground, 0..1.
+        occluders: Probability of an object in front of the feet.
+        hidden_bags: Probability that the bag is not visible in a view.
+        light_jitter: Standard deviation of the exposure and the gains from shot to shot.
+    """
+
+    name: str
+    caption_style: CaptionStyle
+    cameras: tuple[Camera, ...]
+    background: Background
+    width: tuple[int, int]
+    height: tuple[int, int]
+    body: tuple[float, float]
+    shift: float
+    roll: float
+    side_views: float
+    back_views: float
+    light: tuple[float, float]
+    shadow: float
+    occluders: float
+    hidden_bags: float
+    light_jitter: float
+
+
+SOURCE = Look(
+    name="studio",
+    caption_style="list",
+    cameras=(
+        Camera(name="cam1"),
+        Camera(name="cam2", gains=(1.02, 1.0, 0.98), exposure=1.03),
+        Camera(name="cam3", gains=(0.98, 1.0, 1.02), exposure=0.97),
+    ),
+    background="studio",
+    width=(64, 64),
+    height=(192, 192),
+    body=(0.9, 0.95),
+    shift=0.012,
+    roll=0.01,
+    side_views=0.3,
+    back_views=0.35,
+    light=(0.86, 1.0),
+    shadow=0.25,
+    occluders=0.0,
+    hidden_bags=0.02,
+    light_jitter=0.015,
+)
+"""Studio photographs with telegraphic captions: what a base model is pre-trained on."""
+
+TARGET = Look(
+    name="street",
+    caption_style="sentences",
+    cameras=(
+        Camera(
+            name="cam1",
+            gains=(1.2, 1.0, 0.72),
+            exposure=0.82,
+            contrast=0.85,
+            saturation=0.75,
+            resolution=(0.5, 0.8),
+            noise=7.0,
+            tilt=(0.1, 0.26),
+            jpeg_quality=50,
+        ),
+        Camera(
+            name="cam2",
+            gains=(0.8, 0.98, 1.24),
+            exposure=0.74,
+            contrast=0.9,
+            saturation=0.7,
+            resolution=(0.45, 0.7),
+            noise=8.0,
+            tilt=(0.2, 0.34),
+            jpeg_quality=45,
+        ),
+        Camera(
+            name="cam3",
+            gains=(0.92, 1.1, 0.86),
+            exposure=0.95,
+            contrast=0.75,
+            saturation=0.65,
+            haze=0.14,
+            resolution=(0.5, 0.8),
+            noise=6.0,
+            tilt=(0.0, 0.15),
+            jpeg_quality=55,
+        ),
+        Camera(
+            name="cam4",
+            gains=(1.08, 0.98, 0.9),
+            exposure=1.25,
+            contrast=1.1,
+            saturation=0.8,
+            resolution=(0.45, 0.75),
+            noise=5.0,
+            tilt=(0.05, 0.2),
+            jpeg_quality=50,
+        ),
+        Camera(
+            name="cam5",
+            gains=(0.88, 0.98, 1.14),
+            exposure=0.66,
+            contrast=0.95,
+            saturation=0.75,
+            resolution=(0.5, 0.8),
+            noise=10.0,
+            tilt=(0.15, 0.3),
+            jpeg_quality=50,
+        ),
+    ),
+    background="street",
+    width=(52, 76),
+    height=(160, 208),
+    body=(0.74, 0.93),
+    shift=0.045,
+    roll=0.07,
+    side_views=0.4,
+    back_views=0.45,
+    light=(0.5, 0.95),
+    shadow=0.5,
+    occluders=0.22,
+    hidden_bags=0.1,
+    light_jitter=0.06,
+)
+"""Street cameras with descriptions in sentences: what a model is fine-tuned and tested on."""
+
+LOOKS: Mapping[str, Look] = {look.name: look for look in (SOURCE, TARGET)}

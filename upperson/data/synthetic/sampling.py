@@ -1,0 +1,51 @@
+"""Weighted choice from a table, on an explicit random generator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+def choose(rng: np.random.Generator, weights: Mapping[T, float]) -> T:
+    """Draws one key of a table with probability proportional to its weight.
+
+    Args:
+        rng: The random generator; exactly one number is drawn from it.
+        weights: Non-negative weights, at least one of them positive.
+
+    Returns:
+        The drawn key.
+
+    Raises:
+        ValueError: If no weight is positive.
+    """
+    # numpy's own choice() turns Python objects into arrays and is about ten times slower.
+    total = sum(weights.values())
+    if not total > 0:
+        raise ValueError("choose needs at least one positive weight")
+    mark = float(rng.random()) * total
+    last: T | None = None
+    for key, weight in weights.items():
+        if weight <= 0:
+            continue
+        last = key
+        mark -= weight
+        if mark < 0:
+            return key
+    # Rounding can leave a mark of exactly zero after the last key.
+    return last  # type: ignore[return-value]
+
+
+def between(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    """Draws a number uniformly from a closed-open interval ``(low, high)``."""
+    low, high = bounds
+    return low + (high - low) * float(rng.random())
+
+
+def chance(rng: np.random.Generator, probability: float) -> bool:
+    """Returns True with the given probability."""
+    return bool(rng.random() < probability)

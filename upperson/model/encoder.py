@@ -1,0 +1,214 @@
+"""UP-Person: the two towers of a frozen CLIP with trained parts in every block.
+
+Shapes: N batch, H image height, W image width, L tokens, P prefix length, D width, E embedding.
+"""
+
+import torch
+import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch import Tensor, nn
+
+from upperson.model.block import Block, UPPersonConfig
+from upperson_rt.errors import UsageError
+
+TRAINED_PARTS = ("prefix", "lora", "adapter_attn", "adapter_mlp")
+"""Attributes of a block that hold trained tensors; everything else is frozen CLIP."""
+
+
+class ImageEncoder(nn.Module):
+    """Image tower.
+
+    Args:
+        visual: ``VisionTransformer`` of open_clip, pooling its class token.
+        config: Sizes of the trained parts.
+        height_px: Image height; the positional grid is interpolated to it.
+        width_px: Image width.
+    """
+
+    def __init__(
+        self, visual: nn.Module, config: UPPersonConfig, height_px: int, width_px: int
+    ) -> None:
+        super().__init__()
+        self.conv1 = visual.conv1
+        self.class_embedding = visual.class_embedding
+        self.positional_embedding = interpolate_positions(
+            visual.positional_embedding,  # type: ignore[arg-type]
+            visual.grid_size,  # type: ignore[arg-type]
+            patch_grid(visual.conv1.kernel_size, height_px, width_px),  # type: ignore[union-attr, arg-type]
+        )
+        self.ln_pre = visual.ln_pre
+        self.blocks = nn.ModuleList(
+            Block(base, config)
+            for base in visual.transformer.resblocks  # type: ignore[union-attr]
+        )
+        self.ln_post = visual.ln_post
+        self.proj = visual.proj
+
+    def forward(self, image_N3HW: Tensor) -> Tensor:
+        """Encode normalised float images [N, 3, H, W] to features [N, E], not unit norm."""
+        x_NLD = self.conv1(image_N3HW).flatten(2).transpose(1, 2)
+        cls_N1D = self.class_embedding.to(x_NLD.dtype).expand(x_NLD.shape[0], 1, -1)
+        x_NLD = torch.cat([cls_N1D, x_NLD], dim=1)
+        x_NLD = self.ln_pre(x_NLD + self.positional_embedding.to(x_NLD.dtype))
+        for block in self.blocks:
+            x_NLD = block(x_NLD)
+        out: Tensor = self.ln_post(x_NLD[:, 0]) @ self.proj
+        return out
+
+
+class TextEncoder(nn.Module):
+    """Text tower.
+
+    Args:
+        clip: ``CLIP`` of open_clip (the text tower's modules sit on it), pooling the EOT token.
+        config: Sizes of the trained parts.
+    """
+
+    def __init__(self, clip: nn.Module, config: UPPersonConfig) -> None:
+        super().__init__()
+        self.token_embedding = clip.token_embedding
+        self.positional_embedding = clip.positional_embedding
+        self.blocks = nn.ModuleList(
+            Block(base, config)
+            for base in clip.transformer.resblocks  # type: ignore[union-attr]
+        )
+        self.ln_final = clip.ln_final
+        self.text_projection = clip.text_projection
+        self.context_length: int = clip.context_length  # type: ignore[assignment]
+        self.register_buffer(
+            "mask", causal_mask(self.context_length, config.prefix_length), persistent=False
+        )
+        self.prefix_length = config.prefix_length
+
+    def forward(self, ids_NL: Tensor) -> Tensor:
+        """Encode token ids [N, L], zero-padded, to features [N, E], not unit norm.
+
+        L may be anything up to the context length: padding after the last EOT changes nothing,
+        the causal mask hides it from the pooled token.
+        """
+        length = ids_NL.shape[1]
+        x_NLD = self.token_embedding(ids_NL) + self.positional_embedding[:length]
+        mask = self.mask[:length, : self.prefix_length + length]
+        for block in self.blocks:
+            x_NLD = block(x_NLD, mask)
+        # EOT has the largest id of the vocabulary, so argmax finds its first place.
+        eot_N = ids_NL.argmax(dim=-1)
+        pooled_ND = x_NLD[torch.arange(x_NLD.shape[0], device=x_NLD.device), eot_N]
+        out: Tensor = self.ln_final(pooled_ND) @ self.text_projection
+        return out
+
+
+class UPPerson(nn.Module):
+    """Dual encoder with everything frozen but the trained parts.
+
+    Args:
+        clip: A ``CLIP`` of open_clip with ViT towers.
+        config: Sizes of the trained parts.
+        image_size: (height_px, width_px) of the person crops.
+
+    Raises:
+        UsageError: The base is not a plain ViT CLIP, or the size does not fit its patches.
+    """
+
+    def __init__(
+        self, clip: nn.Module, config: UPPersonConfig, image_size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        _check_base(clip)
+        self.config = config
+        self.image_size = image_size
+        self.image_mean = OPENAI_DATASET_MEAN
+        self.image_std = OPENAI_DATASET_STD
+        self.image = ImageEncoder(clip.visual, config, *image_size)  # type: ignore[arg-type]
+        self.text = TextEncoder(clip, config)
+        self.requires_grad_(False)
+        for tower in (self.image, self.text):
+            for block in tower.blocks:
+                for part in TRAINED_PARTS:
+                    if (module := getattr(block, part)) is not None:
+                        module.requires_grad_(True)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width E of the shared embedding space."""
+        return int(self.image.proj.shape[1])  # type: ignore[union-attr]
+
+    def encode_image(self, image_N3HW: Tensor) -> Tensor:
+        """Encode normalised images [N, 3, H, W] to unit-norm float32 [N, E]."""
+        return F.normalize(self.image(image_N3HW).float(), dim=-1)
+
+    def encode_text(self, ids_NL: Tensor) -> Tensor:
+        """Encode token ids [N, L] to unit-norm float32 [N, E]."""
+        return F.normalize(self.text(ids_NL).float(), dim=-1)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return the trained tensors by name, detached and on the CPU: what a run saves."""
+        return {
+            name: parameter.detach().cpu().contiguous()
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
+
+
+def patch_grid(patch_size: tuple[int, int], height_px: int, width_px: int) -> tuple[int, int]:
+    """Return (rows, columns) of patches; raise UsageError when the image does not divide."""
+    rows, row_rest = divmod(height_px, patch_size[0])
+    columns, column_rest = divmod(width_px, patch_size[1])
+    if row_rest or column_rest or not rows or not columns:
+        raise UsageError(
+            f"image size {height_px}x{width_px} (height x width) does not divide into patches of "
+            f"{patch_size[0]}x{patch_size[1]}: choose multiples of the patch"
+        )
+    return rows, columns
+
+
+def interpolate_positions(
+    positions: nn.Parameter, source: tuple[int, int], target: tuple[int, int]
+) -> nn.Parameter:
+    """Resize the positional grid [1 + rows*columns, D] bilinearly; the class row is kept.
+
+    As the paper does: align_corners off, no antialias, rows first. Equal grids share the parameter.
+    """
+    if source == target:
+        return positions
+    width = positions.shape[1]
+    grid = positions.detach()[1:].reshape(1, *source, width).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid.float(), size=target, mode="bilinear", align_corners=False)
+    rows = grid.permute(0, 2, 3, 1).reshape(-1, width).to(positions.dtype)
+    return nn.Parameter(torch.cat([positions.detach()[:1], rows]))
+
+
+def causal_mask(length: int, prefix_length: int) -> Tensor:
+    """Return bool [length, prefix_length + length]: every prefix row, and no later token."""
+    visible = torch.ones(length, prefix_length + length, dtype=torch.bool)
+    return visible.tril(prefix_length)
+
+
+def _check_base(clip: nn.Module) -> None:
+    """Refuse bases whose forward pass differs from the one written here."""
+    visual = getattr(clip, "visual", None)
+    found = []
+    if not hasattr(clip, "token_embedding") or not hasattr(visual, "conv1"):
+        found.append("not an open_clip CLIP with a ViT image tower")
+    else:
+        if getattr(visual, "pool_type", None) != "tok" or visual.attn_pool is not None:
+            found.append("its image tower does not pool the class token")
+        if getattr(clip, "text_pool_type", "argmax") != "argmax":
+            found.append(f"its text tower pools by '{clip.text_pool_type}', not by EOT")
+        if clip.attn_mask is None:
+            found.append("its text tower is not causal")
+        if not isinstance(clip.text_projection, nn.Parameter) or visual.proj is None:
+            found.append("a tower has no plain projection matrix")
+        for block in [*visual.transformer.resblocks, *clip.transformer.resblocks]:
+            if not (
+                isinstance(block.attn, nn.MultiheadAttention)
+                and isinstance(block.ls_1, nn.Identity)
+                and isinstance(block.ls_2, nn.Identity)
+            ):
+                found.append("its blocks use custom attention or layer scale")
+                break
+    if found:
+        raise UsageError(
+            "UP-Person needs a plain ViT CLIP such as ViT-B-16; this base is unsupported: "
+            + "; ".join(found)
+        )
