@@ -115,7 +115,10 @@ def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainCon
         raise InputError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, found {type(content).__name__}")
-    return dataclass_from_mapping(TrainConfig, content | (overrides or {}), str(path))
+    config: TrainConfig = dataclass_from_mapping(
+        TrainConfig, content | (overrides or {}), str(path)
+    )
+    return config
 
 
 def dataclass_from_mapping(kind: type[Any], content: dict[str, Any], where: str) -> Any:

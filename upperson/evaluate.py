@@ -78,7 +78,5 @@ def evaluate(
     progress: Progress | None = None,
 ) -> RetrievalMetrics:
     """Text-to-image retrieval: every caption queries all images of the split."""
-    text_QE, image_GE = embed_records(
-        model, tokenizer, records, workers=workers, progress=progress
-    )
+    text_QE, image_GE = embed_records(model, tokenizer, records, workers=workers, progress=progress)
     return retrieval_metrics(text_QE, image_GE, *pids_of(records))

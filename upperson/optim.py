@@ -10,7 +10,8 @@ from upperson.config import TrainConfig
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Adam:
     """Adam with coupled weight decay over the trained tensors; biases are not decayed."""
-    decayed, exempt = [], []
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (exempt if name.endswith("bias") else decayed).append(parameter)

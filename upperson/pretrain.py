@@ -36,12 +36,12 @@ from upperson_rt.atomic import write_atomically
 class PretrainConfig:
     """How the small base was made; the defaults are the shipped file's."""
 
-    people: int = 9000
-    views: int = 3
+    people: int = 8000
+    views: int = 2
     """Pictures of each person, rendered once."""
 
-    steps: int = 2600
-    batch_size: int = 192
+    steps: int = 2200
+    batch_size: int = 128
     lr: float = 1.5e-3
     warmup_steps: int = 200
     weight_decay: float = 0.05
@@ -60,7 +60,7 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
     people = sample_people(config.people, rng)
     pixels = _render(people, config.views, rng)
     clip = build_clip(SMALL)
-    model = UPPerson(clip, PLAIN_CLIP, image_size=clip.visual.image_size)  # type: ignore[union-attr, arg-type]
+    model = UPPerson(clip, PLAIN_CLIP, image_size=clip.visual.image_size)
     model.requires_grad_(True)
     clip.logit_scale.requires_grad_(True)
     transform = v2.Compose([v2.RandomHorizontalFlip(), evaluation_transform()])
@@ -68,7 +68,7 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
     optimizer = torch.optim.AdamW(
         clip.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
-    seen_V = torch.zeros(clip.vocab_size, dtype=torch.bool)  # type: ignore[arg-type]
+    seen_V = torch.zeros(clip.vocab_size, dtype=torch.bool)
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _warmup_cosine(step, config)
@@ -82,22 +82,20 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
         with torch.autocast("cpu", torch.bfloat16):
             image_NE = model.encode_image(torch.stack([transform(x) for x in pixels_N3HW]))
             text_NE = model.encode_text(ids_NL)
-        loss = _info_nce(clip.logit_scale.exp() * text_NE @ image_NE.T)  # type: ignore[operator, union-attr]
+        loss = _info_nce(clip.logit_scale.exp() * text_NE @ image_NE.T)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
-            clip.logit_scale.clamp_(max=math.log(100))  # type: ignore[operator, union-attr]
+            clip.logit_scale.clamp_(max=math.log(100))
         yield step, loss.item()
     state = {name: tensor.half() for name, tensor in clip.state_dict().items()}
     state["token_embedding.weight"][~seen_V] = 0
     write_atomically(output, save(state))
 
 
-def _render(
-    people: list[Person], views: int, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
+def _render(people: list[Person], views: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Render every person's pictures, uint8 [people, views, H, W, 3]."""
     return np.stack(
         [

@@ -145,9 +145,7 @@ def load_run(path: Path) -> tuple[TrainConfig, Base, UPPerson]:
     found = {name: tensor.shape for name, tensor in state.items()}
     if expected != found:
         odd = sorted(
-            name
-            for name in expected.keys() | found.keys()
-            if expected.get(name) != found.get(name)
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
         )
         raise InputError(
             f"{adapter} does not fit {CONFIG}: {len(odd)} tensors differ, first '{odd[0]}'"

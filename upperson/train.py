@@ -4,14 +4,12 @@ The epoch with the best validation R@1 is kept; the test split is looked at once
 set without a validation split keeps the last epoch.
 """
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -87,7 +85,7 @@ def train(config: TrainConfig, run_path: Path, observer: Observer) -> TrainResul
                     f"the best epoch so far is kept in {run_path}"
                 )
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
             speed = len(batch.pids_N) / (time.perf_counter() - step_started)

@@ -101,7 +101,8 @@ class Attention(nn.Module):
         return out
 
     def _heads_of(self, x_NLD: Tensor) -> Tensor:
-        return x_NLD.unflatten(-1, (self.heads, self.width // self.heads)).transpose(1, 2)
+        x_NLHd = torch.unflatten(x_NLD, -1, (self.heads, self.width // self.heads))
+        return x_NLHd.transpose(1, 2)
 
 
 class PackedAttention(Attention):
@@ -124,7 +125,8 @@ class PackedAttention(Attention):
 
     def forward(self, u_NLD: Tensor, queries_NQD: Tensor, mask: Tensor | None) -> Tensor:
         """As in the base class, with ``queries_NQD`` the same rows as ``u_NLD``."""
-        return self._attend(*self.qkv(u_NLD).split(self.width, dim=-1), mask)
+        q_NLD, k_NLD, v_NLD = self.qkv(u_NLD).split(self.width, dim=-1)
+        return self._attend(q_NLD, k_NLD, v_NLD, mask)
 
 
 class Mlp(nn.Module):

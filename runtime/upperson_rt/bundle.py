@@ -18,7 +18,7 @@ from upperson_rt.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from upperson_rt.encoder import Encoder
 
-__all__ = ["MANIFEST_FILE", "Bundle", "open_encoder", "sha256_of_file"]
+__all__ = ["MANIFEST_FILE", "Bundle", "open_encoder", "read_manifest", "sha256_of_file"]
 
 MANIFEST_FILE = "bundle.json"
 
@@ -186,8 +186,8 @@ def read_manifest(root: Path) -> Manifest:
     if not file.is_file():
         problem = f"no {MANIFEST_FILE} in it" if root.is_dir() else "no such folder"
         raise InputError(
-            f"{root} is not a bundle ({problem}): name one with  --bundle FOLDER , or make one "
-            "with  upperson export  or, to try things out,  upperson demo"
+            f"{root} is not a bundle ({problem}): name one with  --bundle FOLDER  or make one "
+            "with  upperson export  or, to try things out, with  upperson demo"
         )
     try:
         text = file.read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
 """A contact sheet: one picture that shows what a sentence found."""
 
 import datetime
+import io
 import os
-import secrets
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from upperson_rt.atomic import write_atomically
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Hit, Item
 from upperson_rt.preprocess import load_image
@@ -21,7 +22,7 @@ _GAP = 24
 _TILE_WIDTH = 220
 _PICTURE_HEIGHT = 440
 _CAPTION_HEIGHT = 92
-_TITLE_SIZE = 38
+_TITLE_SIZES = (38, 30, 25)  # The first one with which the sentence fits its lines.
 _TITLE_LINES = 3
 
 _PAPER = (255, 255, 255)
@@ -46,17 +47,9 @@ def save_sheet(
     Raises:
         InputError: The file cannot be written.
     """
-    target = Path(path)
-    sheet = draw_sheet(sentence, hits, columns)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            sheet.save(temporary, format="PNG", optimize=True)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write contact sheet {target}: {error.strerror}") from error
+    buffer = io.BytesIO()
+    draw_sheet(sentence, hits, columns).save(buffer, format="PNG", optimize=True)
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def draw_sheet(sentence: str, hits: Sequence[Hit], columns: int = 5) -> Image.Image:
@@ -69,9 +62,15 @@ def draw_sheet(sentence: str, hits: Sequence[Hit], columns: int = 5) -> Image.Im
     rows = -(-len(hits) // columns)
     # A sheet of one or two tiles still needs room for its sentence.
     width = 2 * _MARGIN + max(3, columns) * (_TILE_WIDTH + _GAP) - _GAP
-    title_font = _font(_TITLE_SIZE)
-    title = _wrap(" ".join(sentence.split()), title_font, width - 2 * _MARGIN, _TITLE_LINES)
-    line_height = round(_TITLE_SIZE * 1.25)
+    for title_size in _TITLE_SIZES:
+        title = _wrap(sentence.split(), _font(title_size), width - 2 * _MARGIN)
+        if len(title) <= _TITLE_LINES:
+            break
+    if len(title) > _TITLE_LINES:
+        rest = " ".join(title[_TITLE_LINES - 1 :])
+        last = _elide(rest, _font(title_size), width - 2 * _MARGIN, middle=False)
+        title = [*title[: _TITLE_LINES - 1], last]
+    line_height = round(title_size * 1.25)
     top = _MARGIN + len(title) * line_height + 8
     tiles_top = top + 22 + _GAP + 8
     tile_height = _PICTURE_HEIGHT + _CAPTION_HEIGHT
@@ -80,7 +79,7 @@ def draw_sheet(sentence: str, hits: Sequence[Hit], columns: int = 5) -> Image.Im
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(title):
-        draw.text((_MARGIN, _MARGIN - 8 + i * line_height), line, font=title_font, fill=_INK)
+        draw.text((_MARGIN, _MARGIN - 8 + i * line_height), line, font=_font(title_size), fill=_INK)
     count = "1 picture" if len(hits) == 1 else f"{len(hits) or 'no'} pictures"
     note = f"{count}, best match first" if len(hits) > 1 else f"{count} found"
     draw.text((_MARGIN, top), note, font=_font(20), fill=_MUTED)
@@ -157,14 +156,11 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _wrap(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, max_lines: int
+    words: list[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> list[str]:
-    """Break text into lines that fit; what does not fit the last line is cut with an ellipsis."""
+    """Break words into lines that fit; a word that is wider than a line is shortened."""
     lines: list[str] = []
-    words = text.split(" ")
     while words:
-        if len(lines) == max_lines - 1:
-            return [*lines, _elide(" ".join(words), font, width, middle=False)]
         count = 1
         while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width:
             count += 1

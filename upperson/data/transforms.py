@@ -1,7 +1,7 @@
 """Image transforms: evaluation exactly as in the runtime, training augmentation as in the paper.
 
 Images are resized by the runtime's own function (PIL bilinear, antialiased) in both, so what is
-trained on is what the edge sees. Normalised values are (x / 255 - mean) / std with CLIP's constants.
+trained on is what the edge sees. Normalised is (x / 255 - mean) / std with CLIP's constants.
 """
 
 from collections.abc import Callable

@@ -8,6 +8,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 from open_clip.model import CLIP
@@ -27,7 +28,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 class Base:
     """A CLIP with its weights loaded, and what identifies it."""
 
-    clip: nn.Module
+    clip: Any
     name: str
     sha256: str
     """Hash over names, shapes and values of the weights, whatever file they came from."""
@@ -37,7 +38,7 @@ def load_base(name: str, pretrained: str | None) -> Base:
     """Build a base in float32 and evaluation mode.
 
     Args:
-        name: ``upperson-small``, or a ViT CLIP known to open_clip, for example ``ViT-B-16-quickgelu``.
+        name: ``upperson-small``, or a ViT CLIP of open_clip, for example ``ViT-B-16``.
         pretrained: A local file (safetensors or state dict) or a tag of open_clip. None for
             ``upperson-small``, whose weights ship with the package.
 
@@ -68,7 +69,7 @@ def load_base(name: str, pretrained: str | None) -> Base:
     return Base(clip.eval(), name, weights_sha256(clip))
 
 
-def build_clip(name: str) -> nn.Module:
+def build_clip(name: str) -> Any:
     """Build a CLIP with random weights from the package's or open_clip's configuration.
 
     Raises:
@@ -85,8 +86,7 @@ def build_clip(name: str) -> nn.Module:
         )
     if {"custom_text", "multimodal_cfg"} & config.keys() or "hf_model_name" in config["text_cfg"]:
         raise UsageError(f"base '{name}' is not a plain ViT CLIP: choose one such as ViT-B-16")
-    clip: nn.Module = CLIP(**config)
-    return clip
+    return CLIP(**config)
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -130,4 +130,3 @@ def _download(name: str, tag: str) -> str:
             f"{source} on a machine with network and pass the file with --pretrained FILE"
         ) from error
     return path
-

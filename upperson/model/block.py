@@ -12,6 +12,7 @@ Shapes: N batch, L tokens, D width, H heads, P prefix length.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,14 +60,19 @@ class Block(nn.Module):
         config: Sizes of the trained parts.
     """
 
-    def __init__(self, base: nn.Module, config: UPPersonConfig) -> None:
+    ln_1: nn.Module
+    attn: nn.MultiheadAttention
+    ln_2: nn.Module
+    mlp: nn.Module
+
+    def __init__(self, base: Any, config: UPPersonConfig) -> None:
         super().__init__()
         self.ln_1 = base.ln_1
         self.attn = base.attn
         self.ln_2 = base.ln_2
         self.mlp = base.mlp
-        self.heads: int = base.attn.num_heads  # type: ignore[assignment, union-attr]
-        width: int = base.attn.embed_dim  # type: ignore[assignment, union-attr]
+        self.heads: int = base.attn.num_heads
+        width: int = base.attn.embed_dim
         if config.adapter_reduction > width:
             raise UsageError(
                 f"adapter_reduction {config.adapter_reduction} leaves no bottleneck in a tower of "
@@ -113,7 +119,7 @@ class Block(nn.Module):
         return out
 
     def _split(self, x_NLD: Tensor) -> Tensor:
-        return x_NLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x_NLD, -1, (self.heads, -1)).transpose(1, 2)
 
 
 def _normed(x_NLD: Tensor, norm: nn.Module, adapter: LAdapter | None) -> Tensor:

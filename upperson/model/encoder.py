@@ -3,6 +3,8 @@
 Shapes: N batch, H image height, W image width, L tokens, P prefix length, D width, E embedding.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
@@ -25,22 +27,23 @@ class ImageEncoder(nn.Module):
         width_px: Image width.
     """
 
-    def __init__(
-        self, visual: nn.Module, config: UPPersonConfig, height_px: int, width_px: int
-    ) -> None:
+    conv1: nn.Conv2d
+    class_embedding: nn.Parameter
+    ln_pre: nn.Module
+    ln_post: nn.Module
+    proj: nn.Parameter
+
+    def __init__(self, visual: Any, config: UPPersonConfig, height_px: int, width_px: int) -> None:
         super().__init__()
         self.conv1 = visual.conv1
         self.class_embedding = visual.class_embedding
         self.positional_embedding = interpolate_positions(
-            visual.positional_embedding,  # type: ignore[arg-type]
-            visual.grid_size,  # type: ignore[arg-type]
-            patch_grid(visual.conv1.kernel_size, height_px, width_px),  # type: ignore[union-attr, arg-type]
+            visual.positional_embedding,
+            visual.grid_size,
+            patch_grid(visual.conv1.kernel_size, height_px, width_px),
         )
         self.ln_pre = visual.ln_pre
-        self.blocks = nn.ModuleList(
-            Block(base, config)
-            for base in visual.transformer.resblocks  # type: ignore[union-attr]
-        )
+        self.blocks = nn.ModuleList(Block(base, config) for base in visual.transformer.resblocks)
         self.ln_post = visual.ln_post
         self.proj = visual.proj
 
@@ -64,17 +67,21 @@ class TextEncoder(nn.Module):
         config: Sizes of the trained parts.
     """
 
-    def __init__(self, clip: nn.Module, config: UPPersonConfig) -> None:
+    token_embedding: nn.Embedding
+    positional_embedding: nn.Parameter
+    ln_final: nn.Module
+    text_projection: nn.Parameter
+    context_length: int
+    mask: Tensor
+
+    def __init__(self, clip: Any, config: UPPersonConfig) -> None:
         super().__init__()
         self.token_embedding = clip.token_embedding
         self.positional_embedding = clip.positional_embedding
-        self.blocks = nn.ModuleList(
-            Block(base, config)
-            for base in clip.transformer.resblocks  # type: ignore[union-attr]
-        )
+        self.blocks = nn.ModuleList(Block(base, config) for base in clip.transformer.resblocks)
         self.ln_final = clip.ln_final
         self.text_projection = clip.text_projection
-        self.context_length: int = clip.context_length  # type: ignore[assignment]
+        self.context_length = clip.context_length
         self.register_buffer(
             "mask", causal_mask(self.context_length, config.prefix_length), persistent=False
         )
@@ -110,16 +117,14 @@ class UPPerson(nn.Module):
         UsageError: The base is not a plain ViT CLIP, or the size does not fit its patches.
     """
 
-    def __init__(
-        self, clip: nn.Module, config: UPPersonConfig, image_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, clip: Any, config: UPPersonConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
         _check_base(clip)
         self.config = config
         self.image_size = image_size
         self.image_mean = OPENAI_DATASET_MEAN
         self.image_std = OPENAI_DATASET_STD
-        self.image = ImageEncoder(clip.visual, config, *image_size)  # type: ignore[arg-type]
+        self.image = ImageEncoder(clip.visual, config, *image_size)
         self.text = TextEncoder(clip, config)
         self.requires_grad_(False)
         for tower in (self.image, self.text):
@@ -131,7 +136,7 @@ class UPPerson(nn.Module):
     @property
     def embed_dim(self) -> int:
         """Width E of the shared embedding space."""
-        return int(self.image.proj.shape[1])  # type: ignore[union-attr]
+        return self.image.proj.shape[1]
 
     def encode_image(self, image_N3HW: Tensor) -> Tensor:
         """Encode normalised images [N, 3, H, W] to unit-norm float32 [N, E]."""
@@ -184,9 +189,9 @@ def causal_mask(length: int, prefix_length: int) -> Tensor:
     return visible.tril(prefix_length)
 
 
-def _check_base(clip: nn.Module) -> None:
+def _check_base(clip: Any) -> None:
     """Refuse bases whose forward pass differs from the one written here."""
-    visual = getattr(clip, "visual", None)
+    visual: Any = getattr(clip, "visual", None)
     found = []
     if not hasattr(clip, "token_embedding") or not hasattr(visual, "conv1"):
         found.append("not an open_clip CLIP with a ViT image tower")

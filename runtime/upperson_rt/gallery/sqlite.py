@@ -18,21 +18,19 @@ from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import schema
 from upperson_rt.gallery.ranking import top_k
 from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, Item
+from upperson_rt.gallery.rows import (
+    COLUMNS,
+    UPSERT,
+    item_from_row,
+    row_from_item,
+    sql_from_filter,
+)
 
 __all__ = ["Gallery"]
 
 _STORED = np.dtype("<f2")
 _MAX_NORM_ERROR = 0.01  # Far above the rounding of float16, far below a vector not normalised.
 _SCORES_AT_A_TIME = 1 << 24
-
-_COLUMNS = "key, source, camera, time, track, box, attributes"
-_UPSERT = f"""
-    INSERT INTO items ({_COLUMNS}, variant, vector) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (key) DO UPDATE SET
-        source = excluded.source, camera = excluded.camera, time = excluded.time,
-        track = excluded.track, box = excluded.box, attributes = excluded.attributes,
-        variant = excluded.variant, vector = excluded.vector
-"""
 
 
 @dataclass(frozen=True)
@@ -161,11 +159,11 @@ class Gallery:
         """
         stored = self._unit_vectors(vectors, len(items)).astype(_STORED)
         rows = [
-            (*_row_from_item(item), variant, vector.tobytes())
+            (*row_from_item(item), variant, vector.tobytes())
             for item, vector in zip(items, stored, strict=True)
         ]
         with self._transaction("IMMEDIATE"):
-            self._connection.executemany(_UPSERT, rows)
+            self._connection.executemany(UPSERT, rows)
 
     def delete(self, keys: Sequence[str]) -> int:
         """Delete items by key in one transaction; return how many were there."""
@@ -177,7 +175,7 @@ class Gallery:
 
     def count(self, where: Filter | None = None) -> int:
         """Return the number of items, or of those that pass a filter."""
-        condition, values = _sql_from_filter(where)
+        condition, values = sql_from_filter(where)
         return int(self._value(f"SELECT count(*) FROM items WHERE {condition}", values))
 
     def search(
@@ -251,13 +249,13 @@ class Gallery:
             for (line,) in self._connection.execute("PRAGMA integrity_check"):
                 if line != "ok":
                     problems.append(f"SQLite: {line}")
-            rows = self._connection.execute(f"SELECT {_COLUMNS}, vector FROM items ORDER BY id")
+            rows = self._connection.execute(f"SELECT {COLUMNS}, vector FROM items ORDER BY id")
             for *columns, blob in rows:
                 problem = self._vector_problem(blob)
                 if problem is not None:
                     problems.append(f"item {columns[0]}: {problem}")
                 try:
-                    _item_from_row(columns)
+                    item_from_row(columns)
                 except (ValueError, TypeError, InputError) as error:
                     problems.append(f"item {columns[0]}: malformed metadata: {error}")
         return problems
@@ -328,7 +326,7 @@ class Gallery:
 
     def _rows_passing(self, where: Filter | None, matrix: _Matrix) -> NDArray[np.intp] | None:
         """Return the rows of the matrix that pass, ascending, or None for all."""
-        condition, values = _sql_from_filter(where)
+        condition, values = sql_from_filter(where)
         if not values:
             return None
         sql = f"SELECT id FROM items WHERE {condition} ORDER BY id"
@@ -336,11 +334,11 @@ class Gallery:
         return np.searchsorted(matrix.ids, np.array(ids, dtype=np.int64))
 
     def _items_by_id(self, ids: set[int]) -> dict[int, Item]:
-        sql = f"SELECT id, {_COLUMNS} FROM items WHERE id IN (SELECT value FROM json_each(?))"
+        sql = f"SELECT id, {COLUMNS} FROM items WHERE id IN (SELECT value FROM json_each(?))"
         rows = self._connection.execute(sql, (json.dumps(sorted(ids)),))
         try:
-            return {id_: _item_from_row(columns) for id_, *columns in rows}
-        except (ValueError, TypeError) as error:
+            return {id_: item_from_row(columns) for id_, *columns in rows}
+        except (ValueError, TypeError, InputError) as error:
             raise IntegrityError(
                 f"gallery {self.path} has malformed metadata ({error}): see "
                 " upperson-rt gallery verify"
@@ -366,42 +364,3 @@ def _check_space(
             "bundle it was made with, or index the pictures again into another folder with "
             " --gallery"
         )
-
-
-def _sql_from_filter(where: Filter | None) -> tuple[str, list[object]]:
-    """Return a condition with placeholders, and their values."""
-    if where is None:
-        return "1", []
-    conditions = {
-        "camera = ?": where.camera,
-        "time >= ?": where.since,
-        "time < ?": where.until,
-        "track = ?": where.track,
-    }
-    used = {sql: value for sql, value in conditions.items() if value is not None}
-    return " AND ".join(used) or "1", list(used.values())
-
-
-def _row_from_item(item: Item) -> tuple[object, ...]:
-    try:
-        attributes = json.dumps(dict(item.attributes), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"item {item.key}: attributes are not JSON: {error}") from error
-    box = None if item.box is None else ",".join(str(int(edge)) for edge in item.box)
-    return (item.key, item.source, item.camera, item.time, item.track, box, attributes)
-
-
-def _item_from_row(columns: Sequence[Any]) -> Item:
-    key, source, camera, time, track, box, attributes = columns
-    edges = None if box is None else [int(edge) for edge in box.split(",")]
-    if edges is not None and len(edges) != 4:
-        raise ValueError(f"box '{box}' has {len(edges)} edges")
-    return Item(
-        key=key,
-        source=source,
-        camera=camera,
-        time=time,
-        track=track,
-        box=None if edges is None else (edges[0], edges[1], edges[2], edges[3]),
-        attributes=json.loads(attributes),
-    )

@@ -1,9 +1,8 @@
 """Synthetic pedestrians with captions, in a studio look and in a street look."""
 
+from upperson.data.records import SPLITS, Split
 from upperson.data.synthetic.captions import describe
 from upperson.data.synthetic.generate import (
-    SPLITS,
-    Split,
     SyntheticSpec,
     first_pid,
     generate_people,

@@ -11,23 +11,22 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
+from upperson.data.records import ANNOTATIONS, SPLITS, Split
 from upperson.data.synthetic.captions import describe
 from upperson.data.synthetic.look import LOOKS, Camera, Look
 from upperson.data.synthetic.people import Person, sample_people
 from upperson.data.synthetic.render import render_person
+from upperson_rt.atomic import new_folder
+from upperson_rt.errors import InputError, UsageError
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+_DOCUMENT = "dataset.json"
 
 #: Rises whenever pictures or captions change, so that no stale data set is reused.
 FORMAT = 1
@@ -49,7 +48,7 @@ class SyntheticSpec:
         seed: Any non-negative integer.
 
     Raises:
-        ValueError: On construction, if a number is out of range or the look is unknown.
+        UsageError: On construction, if a number is out of range or the look is unknown.
     """
 
     look: str
@@ -63,13 +62,13 @@ class SyntheticSpec:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         if self.look not in LOOKS:
-            raise ValueError(f"unknown look {self.look!r}; there are {', '.join(LOOKS)}")
+            raise UsageError(f"unknown look {self.look!r}; there are {', '.join(LOOKS)}")
         for name in ("train_ids", "val_ids", "test_ids", "seed"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("views", "captions_per_image"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def generate_people(spec: SyntheticSpec, split: Split) -> list[Person]:
@@ -146,25 +145,11 @@ def write_dataset(
         ``root``.
 
     Raises:
-        FileExistsError: If ``root`` exists and is not this very data set.
+        InputError: If ``root`` exists and is not this very data set, or cannot be written.
     """
-    if _is_written(root, spec):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        # mkdtemp is for secrets (0700); a data set gets ordinary permissions.
-        content = building / "content"
-        content.mkdir()
-        _write_content(content, spec, progress)
-        try:
-            content.rename(root)
-        except OSError:
-            # Somebody else was faster; their data set is as good if it is the same.
-            if not _is_written(root, spec):
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    if not _is_written(root, spec):
+        with new_folder(root, marker=_DOCUMENT) as folder:
+            _write_content(folder, spec, progress)
     return root
 
 
@@ -234,13 +219,17 @@ def _is_written(root: Path, spec: SyntheticSpec) -> bool:
     if not root.exists():
         return False
     try:
-        found: Mapping[str, object] = json.loads((root / "dataset.json").read_text("utf-8"))
+        found: Mapping[str, object] = json.loads((root / _DOCUMENT).read_text("utf-8"))
     except (OSError, ValueError):
-        raise FileExistsError(
-            f"{root} exists and is not a synthetic data set (no readable dataset.json)"
+        raise InputError(
+            f"{root} exists and is not a synthetic data set (no readable {_DOCUMENT} in it): "
+            "choose another folder"
         ) from None
     if found != _document(spec):
-        raise FileExistsError(f"{root} holds another data set than asked for: {found}")
+        raise InputError(
+            f"{root} holds another data set than asked for, {found}: choose another folder, or "
+            "delete this one"
+        )
     return True
 
 
@@ -249,7 +238,7 @@ def _write_content(
 ) -> None:
     total = sum(_sizes(spec).values()) * spec.views
     done = 0
-    with (root / "annotations.jsonl").open("w", encoding="utf-8", newline="\n") as annotations:
+    with (root / ANNOTATIONS).open("w", encoding="utf-8", newline="\n") as annotations:
         for split in SPLITS:
             (root / "images" / split).mkdir(parents=True)
             for sample in _views(spec, split):
@@ -267,4 +256,4 @@ def _write_content(
                 done += 1
                 if progress is not None:
                     progress(done, total)
-    (root / "dataset.json").write_text(json.dumps(_document(spec), indent=2) + "\n", "utf-8")
+    (root / _DOCUMENT).write_text(json.dumps(_document(spec), indent=2) + "\n", "utf-8")

@@ -48,15 +48,11 @@ def draw_head(draw: ImageDraw.ImageDraw, person: Person, pose: Pose) -> None:
     if person.accessory == "scarf" and not from_front:
         _draw_scarf(head, person)
     if person.hair_style == "long":
-        corners = [(-0.056, 0.06), (0.056, 0.06), (0.066, 0.225), (-0.066, 0.225)]
-        shift = back * 0.028
-        narrow = 0.72 if abs(pose.heading) > 0.7 else 1.0
-        head.polygon([(x * narrow + shift, y) for x, y in corners], dark)
-        head.ellipse(shift, 0.22, 0.066 * narrow, 0.024, dark)
+        _draw_long_hair(head, dark)
     if person.hair_style == "ponytail" and from_front:
         _draw_ponytail(head, back, dark)
     # From the front the hair ends above the jaw, or it would look like a headscarf.
-    crown = (0.06, 0.062) if from_front and person.hair_style != "long" else (0.07, 0.069)
+    crown = (0.06, 0.062) if from_front else (0.07, 0.069)
     head.ellipse(back * 0.006, crown[0], 0.056, crown[1], hair)
     if person.hair_style == "bun":
         head.ellipse(back * 0.035, -0.006, 0.034, 0.03, dark)
@@ -72,6 +68,21 @@ def draw_head(draw: ImageDraw.ImageDraw, person: Person, pose: Pose) -> None:
         _draw_headwear(head, person, CLOTH[person.headwear_colour])
 
 
+def _draw_long_hair(head: _Head, colour: Rgb) -> None:
+    facing, heading = head.pose.facing, head.pose.heading
+    if facing > 0.35:
+        # Two locks beside the neck; one piece below the chin would be a beard.
+        for side in (-1, 1):
+            lock = [(0.034, 0.06), (0.058, 0.06), (0.068, 0.2), (0.056, 0.235), (0.038, 0.21)]
+            head.polygon([(side * x - heading * 0.02, y) for x, y in lock], colour)
+        return
+    narrow = 0.72 if abs(heading) > 0.7 else 1.0
+    shift = -heading * 0.034
+    fall = [(-0.056, 0.06), (0.056, 0.06), (0.066, 0.225), (-0.066, 0.225)]
+    head.polygon([(x * narrow + shift, y) for x, y in fall], colour)
+    head.ellipse(shift, 0.22, 0.066 * narrow, 0.024, colour)
+
+
 def _draw_face(head: _Head, person: Person) -> None:
     facing, heading = head.pose.facing, head.pose.heading
     skin = SKIN[person.skin]
@@ -81,8 +92,8 @@ def _draw_face(head: _Head, person: Person) -> None:
     if person.hair_style in {"long", "bun"} and facing > 0.4:
         # A parting: hair on both sides of the forehead.
         hair = HAIR[person.hair_colour]
-        head.polygon([(centre - half, 0.03), (centre, 0.028), (centre - half, 0.08)], hair)
-        head.polygon([(centre + half, 0.03), (centre, 0.028), (centre + half, 0.08)], hair)
+        head.polygon([(centre - half * 0.75, 0.038), (centre, 0.028), (centre - half, 0.08)], hair)
+        head.polygon([(centre + half * 0.75, 0.038), (centre, 0.028), (centre + half, 0.08)], hair)
     dark = (30, 26, 28) if person.skin < 3 else (12, 10, 10)
     gap = 0.021 * max(0.0, facing)
     eyes = [heading * 0.036 - gap, heading * 0.036 + gap] if gap > 0.006 else [heading * 0.042]

@@ -177,13 +177,8 @@ def _draw_details(draw: ImageDraw.ImageDraw, person: Person, pose: Pose, colour:
         pocket = [(-0.05, 0.42), (0.05, 0.42), (0.066, 0.5), (-0.066, 0.5)]
         polygon(draw, pose, [(middle + x * 0.9, y) for x, y in pocket], shade(colour, 0.74))
     if person.upper in {"t-shirt", "dress", "sweater"}:
-        line(
-            draw,
-            pose,
-            [(middle - 0.036, 0.16), (middle, 0.185), (middle + 0.036, 0.16)],
-            mark,
-            0.01,
-        )
+        neck, half = middle * 0.6, 0.036 * max(0.3, abs(pose.facing))
+        line(draw, pose, [(neck - half, 0.16), (neck, 0.185), (neck + half, 0.16)], mark, 0.01)
     if person.pattern == "logo":
         shape = [(-0.042, 0.25), (0.042, 0.25), (0.042, 0.32), (-0.042, 0.32)]
         shrink = max(0.45, abs(pose.facing))

@@ -1,0 +1,41 @@
+"""The command line `upperson-rt`. Commands import what is heavy when they run."""
+
+from typing import Annotated, NoReturn
+
+import typer
+
+import upperson_rt
+from upperson_rt.cli import gallery
+from upperson_rt.cli.app import Command, new_app, run_app
+from upperson_rt.cli.doctor import doctor
+from upperson_rt.cli.index import index
+from upperson_rt.cli.query import query
+
+__all__ = ["app", "main"]
+
+app = new_app("Find a person's pictures from a sentence.")
+app.command(cls=Command)(index)
+app.command(cls=Command)(query)
+app.command(cls=Command)(doctor)
+app.add_typer(gallery.app, name="gallery")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"upperson-rt {upperson_rt.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Find a person's pictures from a sentence."""
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    run_app(app, "upperson-rt")

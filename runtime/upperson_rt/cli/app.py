@@ -1,0 +1,80 @@
+"""How commands end: errors become one line and an exit code. Shared by both command lines.
+
+    app = new_app("Find a person's pictures from a sentence.")
+
+    @app.command(cls=Command)
+    def query(..., debug: Debug = False) -> None: ...
+
+    def main() -> None:
+        run_app(app, "upperson-rt")
+
+Exit codes are those of `upperson_rt.errors`, 1 for a defect of the program, 130 for Ctrl-C.
+"""
+
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+from upperson_rt.errors import InputError, UppersonError
+
+__all__ = ["INTERRUPTED", "Command", "new_app", "run_app"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+class Command(TyperCommand):
+    """A command that reports errors in one line; with its option ``--debug`` also the traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise  # Typer ends these itself.
+        except UppersonError as error:
+            _report(str(error), debug=ctx.params.get("debug", False))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            _report("interrupted", debug=ctx.params.get("debug", False))
+            raise typer.Exit(INTERRUPTED) from error
+        except OSError as error:  # Such as a full disk under stdout.
+            _report(str(error), debug=ctx.params.get("debug", False))
+            raise typer.Exit(InputError.exit_code) from error
+        except Exception as error:  # A defect; this is the one place that may catch everything.
+            debug = ctx.params.get("debug", False)
+            advice = "" if debug else "; run the command again with --debug for the details"
+            _report(f"internal error: {type(error).__name__}: {error}{advice}", debug=debug)
+            raise typer.Exit(1) from error
+
+
+def new_app(help: str) -> typer.Typer:
+    """Return an application, or a group of commands, in the house style."""
+    return typer.Typer(
+        help=help,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def run_app(app: typer.Typer, name: str) -> NoReturn:
+    """Run an application on the arguments of the process, and exit with its code."""
+    try:
+        app(prog_name=name)
+    except KeyboardInterrupt:  # Outside of a command: while it is being imported.
+        typer.echo("error: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(0)
+
+
+def _report(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    typer.secho("error: ", fg=typer.colors.RED, bold=True, err=True, nl=False)
+    typer.echo(" ".join(line.strip() for line in message.splitlines()), err=True)

@@ -1,0 +1,115 @@
+"""`upperson-rt index`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from upperson_rt.cli.options import (
+    BackendOption,
+    BundleOption,
+    Debug,
+    DeviceOption,
+    GalleryOption,
+    Json,
+    Threads,
+    VariantOption,
+    default_bundle,
+    default_gallery,
+)
+from upperson_rt.cli.output import backend_line, print_json, print_note, print_warning
+from upperson_rt.errors import InputError
+
+__all__ = ["index"]
+
+
+def index(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Pictures, or folders (with their sub-folders)."),
+    ],
+    bundle: BundleOption = default_bundle,
+    gallery: GalleryOption = default_gallery,
+    camera: Annotated[
+        str | None, typer.Option("--camera", help="Name of the camera that took the pictures.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Pictures run and committed at a time.")
+    ] = 32,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Exit with 0 even if pictures were unreadable.")
+    ] = False,
+    variant: VariantOption = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "cpu",
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Add pictures of people to the gallery; those that are there already are replaced.
+
+    Unreadable pictures are listed and left out; the command then ends with exit code 3, after
+    everything else has been added. Batches are committed one by one, so an interrupted run keeps
+    what it has done.
+
+    Example: `upperson-rt index crops/ --camera gate`
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    from upperson_rt.bundle import Bundle
+    from upperson_rt.gallery import Gallery
+    from upperson_rt.indexer import index_images
+    from upperson_rt.preprocess import iter_image_files
+
+    files = list(iter_image_files(paths))
+    opened = Bundle.open(bundle, variant, backend, device, threads=threads)
+    running = opened.backend("image")
+    print_note(backend_line(running.name, running.version, running.device, backend))
+    encoder = opened.encoder()
+    with Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim, create=True) as store:
+        columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeLeft())
+        console = Console(stderr=True)
+        with Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as bar:
+            task = bar.add_task("indexing", total=len(files))
+            try:
+                report = index_images(
+                    encoder,
+                    store,
+                    files,
+                    camera,
+                    batch_size,
+                    progress=lambda done, _: bar.update(task, completed=done),
+                )
+            except KeyboardInterrupt:
+                done = int(bar.tasks[0].completed)
+                print_note(f"{done} of {len(files)} pictures are done and stay in the gallery")
+                raise
+        total = store.count()
+
+    for skipped in report.skipped:
+        print_warning(f"skipped: {skipped.reason}")
+    if json:
+        print_json(
+            {
+                "indexed": report.indexed,
+                "skipped": [asdict(skipped) for skipped in report.skipped],
+                "gallery": str(gallery),
+                "items": total,
+                "bundle": str(bundle),
+                "variant": opened.variant,
+                "backend": running.name,
+                "device": running.device,
+            }
+        )
+    else:
+        typer.echo(f"indexed {report.indexed} pictures; gallery {gallery} now holds {total}")
+    if report.skipped and not skip_bad:
+        raise InputError(
+            f"{len(report.skipped)} of {len(files)} pictures could not be used (listed above), the "
+            "others are in the gallery; --skip-bad accepts that"
+        )

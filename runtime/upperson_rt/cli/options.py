@@ -1,0 +1,119 @@
+"""Options that several commands share, defined once."""
+
+import datetime
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+__all__ = [
+    "BackendOption",
+    "BundleOption",
+    "Debug",
+    "DeviceOption",
+    "GalleryOption",
+    "Json",
+    "OptionalBundleOption",
+    "OptionalGalleryOption",
+    "Since",
+    "Threads",
+    "Until",
+    "VariantOption",
+    "default_bundle",
+    "default_gallery",
+    "unix_seconds",
+]
+
+default_bundle = Path("bundle")
+default_gallery = Path("gallery")
+
+
+def unix_seconds(text: str) -> float:
+    """Read unix seconds, or an ISO 8601 time; one without an offset is local time."""
+    try:
+        return float(text)
+    except ValueError:
+        pass  # Not a number, so it must be a time.
+    try:
+        # Python 3.10 does not know the Z yet.
+        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"'{text}' is neither unix seconds nor a time such as 2026-11-24T14:00 or "
+            "2026-11-24T14:00:00+01:00"
+        ) from error
+
+
+BundleOption: TypeAlias = Annotated[
+    Path,
+    typer.Option("--bundle", "-b", envvar="UPPERSON_BUNDLE", help="Folder of the exported model."),
+]
+GalleryOption: TypeAlias = Annotated[
+    Path,
+    typer.Option("--gallery", "-g", envvar="UPPERSON_GALLERY", help="Folder of the gallery."),
+]
+OptionalBundleOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        "-b",
+        envvar="UPPERSON_BUNDLE",
+        help="Bundle to check.",
+        show_default="./bundle, if it is there",
+    ),
+]
+OptionalGalleryOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--gallery",
+        "-g",
+        envvar="UPPERSON_GALLERY",
+        help="Gallery to check.",
+        show_default="./gallery, if it is there",
+    ),
+]
+VariantOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        help="Precision to use, such as fp32 or int8.",
+        show_default="the bundle's default",
+    ),
+]
+BackendOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="auto, onnxruntime or openvino. auto takes the first one installed, in this order.",
+    ),
+]
+DeviceOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--device", help="cpu, cuda, cuda:N (onnxruntime), gpu or npu (openvino). Never replaced."
+    ),
+]
+Threads: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads.", show_default="chosen by the backend"),
+]
+Since: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--since",
+        parser=unix_seconds,
+        metavar="TIME",
+        help="Only pictures taken at or after this time: ISO 8601 (local) or unix seconds.",
+    ),
+]
+Until: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--until", parser=unix_seconds, metavar="TIME", help="Only pictures taken before this time."
+    ),
+]
+Json: TypeAlias = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr."),
+]
+Debug: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

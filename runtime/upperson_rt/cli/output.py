@@ -1,0 +1,79 @@
+"""Output of the commands: results on stdout, everything else on stderr."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = [
+    "backend_line",
+    "local_time",
+    "new_table",
+    "print_json",
+    "print_note",
+    "print_table",
+    "print_warning",
+    "short_path",
+]
+
+_PIPE_WIDTH = 4096
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print the one JSON object of a command."""
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def print_note(text: str) -> None:
+    """Print a line about what is going on, on stderr."""
+    typer.echo(text, err=True)
+
+
+def print_warning(text: str) -> None:
+    """Print a warning on stderr."""
+    typer.secho("warning: ", fg=typer.colors.YELLOW, bold=True, err=True, nl=False)
+    typer.echo(text, err=True)
+
+
+def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Return a table in the house style; long cells fold, nothing is cut off."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout; one line a row where a program reads it."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    console.print(table)
+
+
+def local_time(unix_seconds: float | None) -> str:
+    """Return ``2026-11-24 14:00:00`` in local time, or nothing."""
+    if unix_seconds is None:
+        return ""
+    return datetime.datetime.fromtimestamp(unix_seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def short_path(path: str) -> Text:
+    """Return a path relative to the working folder where it lies inside; never as markup."""
+    full = Path(path)
+    if full.is_absolute() and full.is_relative_to(Path.cwd()):
+        full = full.relative_to(Path.cwd())
+    return Text(str(full))
+
+
+def backend_line(name: str, version: str, device: str, requested: str) -> str:
+    """Return what really runs, and how it came to be chosen."""
+    from upperson_rt.backends import auto_order
+
+    how = f" (auto: {', then '.join(auto_order(device))})" if requested == "auto" else ""
+    return f"backend: {name} {version} on {device}{how}"

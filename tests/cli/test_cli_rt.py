@@ -1,0 +1,245 @@
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+import upperson_rt
+from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle, replace_in_bundle
+from upperson_rt.cli import app, main
+from upperson_rt.gallery import Gallery
+
+COMMANDS = [["index"], ["query"], ["doctor"], ["gallery", "info"], ["gallery", "verify"]]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    make_toy_bundle(folder / "bundle")
+    (folder / "crops").mkdir()
+    for colour in COLOURS:
+        draw_person(folder / "crops" / f"{colour}.png", colour)
+    return folder
+
+
+@pytest.fixture
+def work(original, tmp_path, monkeypatch):
+    """A working folder with ./bundle and ./crops; no gallery yet."""
+    monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
+    for name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "work"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def run_json(*arguments):
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_from_pictures_to_hits(work):
+    result = run("index", "crops", "--camera", "gate", "--batch-size", 4)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "indexed 6 pictures; gallery gallery now holds 6\n"
+    assert "backend: onnxruntime" in result.stderr
+    assert "(auto: onnxruntime, then openvino)" in result.stderr
+
+    result = run("query", "woman in red coat", "-k", 2)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["rank", "score", "camera", "picture"]
+    assert lines[1].split()[0::3] == ["1", "crops/red.png"]
+    assert len(lines) == 3
+
+
+def test_json_is_the_only_thing_on_stdout(work):
+    indexed = run_json("index", "crops")
+    assert indexed == {
+        "indexed": 6,
+        "skipped": [],
+        "gallery": "gallery",
+        "items": 6,
+        "bundle": "bundle",
+        "variant": "int8",
+        "backend": "onnxruntime",
+        "device": "cpu",
+    }
+    found = run_json("query", "blue", "-k", 3, "--variant", "fp32", "--sheet", "found.png")
+    assert (found["truncated"], found["variant"], found["items"]) == (False, "fp32", 6)
+    assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3]
+    assert found["hits"][0]["source"] == str(work / "crops" / "blue.png")
+    assert (work / found["sheet"]).read_bytes().startswith(b"\x89PNG")
+    assert run_json("gallery", "info")["variants"] == {"int8": 6}
+    assert run_json("gallery", "verify") == {
+        "gallery": "gallery",
+        "items": 6,
+        "ok": True,
+        "problems": [],
+    }
+    checks = run_json("doctor")
+    assert checks["ok"]
+    assert {"bundle", "canaries", "gallery"} <= {check["name"] for check in checks["checks"]}
+
+
+def test_environment_names_the_folders(work, monkeypatch):
+    (work / "bundle").rename(work / "elsewhere")
+    monkeypatch.setenv("UPPERSON_BUNDLE", "elsewhere")
+    monkeypatch.setenv("UPPERSON_GALLERY", "shelf")
+    assert run_json("index", "crops")["gallery"] == "shelf"
+    assert run_json("query", "red", "-k", 1)["bundle"] == "elsewhere"
+    assert run("query", "red", "-g", "other").exit_code == 3
+
+
+def test_bad_pictures_end_with_3_after_the_rest_is_in(work):
+    (work / "crops" / "bad.jpg").write_text("junk")
+    result = run("index", "crops")
+    assert result.exit_code == 3
+    assert "indexed 6 pictures" in result.stdout
+    assert f"warning: skipped: cannot read image {work}/crops/bad.jpg" in result.stderr
+    assert "error: 1 of 7 pictures could not be used" in result.stderr
+    assert run("index", "crops", "--skip-bad").exit_code == 0
+
+    result = run("index", "crops", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["skipped"][0]["path"] == f"{work}/crops/bad.jpg"
+
+
+def test_interrupted_index_keeps_what_is_committed(work, monkeypatch):
+    add = Gallery.add
+
+    def interrupt_third(self, *arguments):
+        if self.count() == 4:
+            raise KeyboardInterrupt
+        add(self, *arguments)
+
+    monkeypatch.setattr(Gallery, "add", interrupt_third)
+    result = run("index", "crops", "--batch-size", 2)
+    assert result.exit_code == 130
+    assert "4 of 6 pictures are done and stay in the gallery" in result.stderr
+    assert "error: interrupted" in result.stderr
+    assert run_json("gallery", "info")["items"] == 4
+
+
+def test_long_sentences_are_cut_with_a_warning(work):
+    run("index", "crops")
+    result = run("query", "red " * 40, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["truncated"] is True
+    assert "warning: the sentence is longer than the model's 12 tokens" in result.stderr
+
+
+def test_filters(work):
+    run("index", "crops", "--camera", "gate")
+    assert len(run_json("query", "red", "--camera", "gate")["hits"]) == 6
+    assert run_json("query", "red", "--camera", "hall")["hits"] == []
+    assert run_json("query", "red", "--since", "2026-01-01")["hits"] == []
+    assert run_json("query", "red", "--since", "2026-01-01T00:00:00Z", "--until", "1e10")
+    result = run("query", "red", "--camera", "hall")
+    assert result.exit_code == 0
+    assert "nothing found: none of the 6 pictures passes" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["query"], 2, "Missing argument"),
+        (["query", "red", "--kk", "3"], 2, "No such option"),
+        (["query", "red", "-k", "0"], 2, "Invalid value"),
+        (["query", "red", "--since", "tomorrow"], 2, "neither unix seconds nor"),
+        (["query", "red", "--since", "5", "--until", "4"], 2, "since must be earlier"),
+        (["query", " "], 2, "error: the sentence is empty"),
+        (["query", "red", "--variant", "int4"], 2, "did you mean 'int8'"),
+        (["index", "crops", "--backend", "tensorflow"], 2, "error: no backend 'tensorflow'"),
+        (["query", "red"], 3, "error: no gallery at gallery"),
+        (["query", "red", "-b", "crops"], 3, "error: crops is not a bundle"),
+        (["index", "empty"], 3, "error: no images in folder empty"),
+        (["index", "nowhere"], 3, "error: no such file or folder: nowhere"),
+        (["gallery", "info"], 3, "error: no gallery at gallery"),
+        (["index", "crops", "--device", "cuda"], 5, "error: device 'cuda' needs ONNX Runtime's"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(work, arguments, code, message):
+    (work / "empty").mkdir()
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert not (work / "gallery").exists()
+
+
+def test_integrity_errors_end_with_6(work, tmp_path):
+    run("index", "crops")
+    other = make_toy_bundle(tmp_path / "other", seed=4)
+    result = run("query", "red", "-b", other)
+    assert result.exit_code == 6
+    assert "error: gallery gallery holds embeddings of another model" in result.stderr
+
+    replace_in_bundle(work / "bundle", "text.int8.onnx", (other / "text.int8.onnx").read_bytes())
+    assert run("query", "red").exit_code == 6
+    result = run("doctor", "--json")
+    assert result.exit_code == 6
+    assert json.loads(result.stdout)["ok"] is False
+
+    (work / "bundle" / "image.int8.onnx").write_bytes(b"tampered")
+    result = run("index", "crops")
+    assert result.exit_code == 6
+    assert "image.int8.onnx has 8 bytes, expected" in result.stderr
+
+    (work / "gallery" / "gallery.sqlite").write_bytes(b"junk" * 999)
+    for command in ("info", "verify"):
+        assert run("gallery", command).exit_code == 6
+
+
+def test_verify_lists_problems(work, monkeypatch):
+    run("index", "crops")
+    monkeypatch.setattr(Gallery, "verify", lambda self: ["item a: vector of 3 bytes"])
+    result = run("gallery", "verify")
+    assert result.exit_code == 6
+    assert "item a: vector of 3 bytes" in result.stderr
+    result = run("gallery", "verify", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["ok"]) == (6, False)
+
+
+def test_traceback_only_with_debug(work, monkeypatch):
+    result = run("query", "red", "--debug")
+    assert result.exit_code == 3
+    assert "Traceback" in result.stderr
+    assert "error: no gallery" in result.stderr
+
+    run("index", "crops")
+    monkeypatch.setattr(Gallery, "info", lambda self: {}["defect"])
+    result = run("gallery", "info")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: internal error: KeyError: 'defect'; run the command again with --debug for the "
+        "details\n"
+    )
+    assert "Traceback" in run("gallery", "info", "--debug").stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    assert f"Example: upperson-rt {' '.join(command)}" in text
+    assert "--json" in text
+    assert "--debug" in text
+
+
+def test_version_and_main(monkeypatch, capsys):
+    assert run("--version").stdout == f"upperson-rt {upperson_rt.__version__}\n"
+    monkeypatch.setattr("sys.argv", ["upperson-rt", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    monkeypatch.setattr("sys.argv", ["upperson-rt", "query", " "])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "error: the sentence is empty" in capsys.readouterr().err

@@ -1,0 +1,260 @@
+"""A complete bundle with toy towers: small, deterministic, and it knows a few colours.
+
+The image tower pools colours in a grid, the text tower adds up word vectors; the word "red" points
+where red pictures lie, so that retrieval can be tested for sense and not only for shape.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import tokenizers
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image, ImageDraw
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from upperson_rt.backends import open_backend
+from upperson_rt.encoder import run_tower
+from upperson_rt.manifest import (
+    FileEntry,
+    ImageSection,
+    Manifest,
+    ModelSection,
+    TextSection,
+    VariantEntry,
+    space_fingerprint,
+)
+
+HEIGHT_PX, WIDTH_PX, EMBED_DIM, CONTEXT_LENGTH = 24, 8, 16, 12
+GRID = (4, 2)
+COLOURS = {
+    "red": (200, 30, 40),
+    "green": (40, 160, 60),
+    "blue": (40, 70, 200),
+    "yellow": (230, 200, 40),
+    "white": (240, 240, 240),
+    "black": (20, 20, 25),
+}
+WORDS = ["a", "an", "and", "in", "coat", "man", "woman", "with", "the", "person", "&"]
+SOT, EOT = "<|startoftext|>", "<|endoftext|>"
+
+
+def make_toy_tokenizer_json(context_length: int | None = None) -> str:
+    """Return a word-level tokenizer framed like CLIP's; id 0 is the padding."""
+    vocabulary = {
+        word: index for index, word in enumerate(["!", "<unk>", *COLOURS, *WORDS, SOT, EOT])
+    }
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([SOT, EOT])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SOT} $A {EOT}",
+        special_tokens=[(SOT, vocabulary[SOT]), (EOT, vocabulary[EOT])],
+    )
+    if context_length is not None:
+        tokenizer.enable_truncation(context_length)
+    return str(tokenizer.to_str())
+
+
+def make_toy_bundle(folder: Path, seed: int = 0) -> Path:
+    """Write a bundle with the variants fp32 and int8 (the same towers, slightly off)."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    projection = rng.normal(size=(GRID[0] * GRID[1] * 3, EMBED_DIM)).astype(np.float32)
+    (folder / "tokenizer.json").write_text(make_toy_tokenizer_json(), encoding="utf-8")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    words = rng.normal(scale=0.02, size=(tokenizer.get_vocab_size(), EMBED_DIM)).astype(np.float32)
+    for colour, rgb in COLOURS.items():
+        feature = np.tile(np.array(rgb, np.float32) / 255 - 0.5, GRID[0] * GRID[1])
+        words[tokenizer.token_to_id(colour)] = feature @ projection
+
+    canaries: dict[str, NDArray[np.generic]] = {
+        "images": rng.integers(0, 256, (4, HEIGHT_PX, WIDTH_PX, 3), dtype=np.uint8),
+        "input_ids": _canary_ids(tokenizer),
+    }
+    variants = {}
+    for variant, noise in (("fp32", 0.0), ("int8", 0.01)):
+        files = {}
+        for tower, model in {
+            "image": _image_tower(_disturbed(projection, noise, rng)),
+            "text": _text_tower(_disturbed(words, noise, rng)),
+        }.items():
+            file = folder / f"{tower}.{variant}.onnx"
+            onnx.save(model, file)
+            files[tower] = file_entry(file)
+            inputs = canaries["images" if tower == "image" else "input_ids"]
+            backend = open_backend(file, "onnxruntime", threads=1)
+            canaries[f"{tower}_embeds.{variant}"] = run_tower(
+                backend, "image" if tower == "image" else "text", inputs
+            )
+        variants[variant] = VariantEntry(
+            precision=variant,
+            image=files["image"],
+            text=files["text"],
+            canary_min_cosine=0.9999,
+            metrics={"R@1": 73.5, "mAP": 66.0},
+            calibration={"images": 512} if variant == "int8" else None,
+        )
+    np.savez(folder / "canaries.npz", **canaries)  # type: ignore[arg-type]
+
+    model_section = ModelSection(
+        name="toy",
+        base="toy-base",
+        base_sha256=hashlib.sha256(projection.tobytes()).hexdigest(),
+        adapter_sha256=hashlib.sha256(words.tobytes()).hexdigest(),
+        embed_dim=EMBED_DIM,
+    )
+    image = ImageSection(height_px=HEIGHT_PX, width_px=WIDTH_PX)
+    text = TextSection(
+        context_length=CONTEXT_LENGTH, tokenizer=file_entry(folder / "tokenizer.json")
+    )
+    manifest = Manifest(
+        created="2026-11-24T12:00:00+00:00",
+        generator="tests",
+        model=model_section,
+        image=image,
+        text=text,
+        variants=variants,
+        default_variant="int8",
+        canaries=file_entry(folder / "canaries.npz"),
+        fingerprint=space_fingerprint(model_section, image, text),
+    )
+    (folder / "bundle.json").write_text(manifest.to_json(), encoding="utf-8")
+    return folder
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Describe a file that lies directly in the bundle."""
+    content = path.read_bytes()
+    return FileEntry(
+        file=path.name, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content)
+    )
+
+
+def replace_in_bundle(bundle: Path, name: str, content: bytes) -> None:
+    """Change a file of a bundle and bring the manifest in line: hashes pass, contents differ."""
+    path = bundle / name
+    path.write_bytes(content)
+    text = (bundle / "bundle.json").read_text(encoding="utf-8")
+    manifest = json.loads(text)
+    entries = [manifest["text"]["tokenizer"], manifest["canaries"]]
+    entries += [v[tower] for v in manifest["variants"].values() for tower in ("image", "text")]
+    for entry in entries:
+        if entry["file"] == name:
+            new = file_entry(path)
+            entry.update(sha256=new.sha256, size_bytes=new.size_bytes)
+    (bundle / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def draw_person(path: Path, colour: str, size: tuple[int, int] = (64, 192), seed: int = 0) -> Path:
+    """Write a picture of a person in a coat of a colour; size is width, height in pixels."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    shade = int(rng.integers(110, 150))
+    image = Image.new("RGB", size, (shade, shade, shade + 4))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, height * 0.86, width, height), fill=(shade - 30, shade - 32, shade - 36))
+    middle = width / 2 + float(rng.uniform(-0.05, 0.05)) * width
+
+    def box(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
+        return (middle + x0 * width, y0 * height, middle + x1 * width, y1 * height)
+
+    for side in (-1, 1):
+        draw.rectangle(box(min(0, 0.2 * side), 0.5, max(0, 0.2 * side), 0.92), fill=(50, 52, 62))
+    draw.rounded_rectangle(box(-0.4, 0.16, 0.4, 0.66), radius=width * 0.16, fill=COLOURS[colour])
+    draw.ellipse(box(-0.14, 0.03, 0.14, 0.17), fill=(214, 170, 140))
+    draw.pieslice(box(-0.15, 0.02, 0.15, 0.16), 180, 360, fill=(60, 40, 30))
+    image.save(path)
+    return path
+
+
+def _canary_ids(tokenizer: tokenizers.Tokenizer) -> NDArray[np.int32]:
+    texts = ["a man in red", "a woman in a blue coat", "green", "person with the yellow coat"]
+    sequences = [tokenizer.encode(text).ids for text in texts]
+    ids = np.zeros((len(texts), max(map(len, sequences))), dtype=np.int32)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return ids
+
+
+def _disturbed(
+    weights: NDArray[np.float32], noise: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    scale = noise * float(weights.std())
+    return (weights + scale * rng.normal(size=weights.shape)).astype(np.float32)
+
+
+def _image_tower(projection: NDArray[np.float32]) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["scaled"]),
+        helper.make_node("Sub", ["scaled", "half"], ["centred"]),
+        helper.make_node("Transpose", ["centred"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node(
+            "AveragePool",
+            ["nchw"],
+            ["pooled"],
+            kernel_shape=[HEIGHT_PX // GRID[0], WIDTH_PX // GRID[1]],
+            strides=[HEIGHT_PX // GRID[0], WIDTH_PX // GRID[1]],
+        ),
+        helper.make_node("Transpose", ["pooled"], ["cells"], perm=[0, 2, 3, 1]),
+        helper.make_node("Flatten", ["cells"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "projection"], ["raw"]),
+    ]
+    constants: dict[str, NDArray[Any]] = {
+        "scale": np.array(1 / 255, np.float32),
+        "half": np.array(0.5, np.float32),
+        "projection": projection,
+    }
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", HEIGHT_PX, WIDTH_PX, 3])
+    return _normalised_model(nodes, constants, image, "image_embeds")
+
+
+def _text_tower(words: NDArray[np.float32]) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["words", "ids"], ["vectors"], axis=0),
+        helper.make_node("Cast", ["input_ids"], ["present"], to=TensorProto.BOOL),
+        helper.make_node("Cast", ["present"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["mask_column"]),
+        helper.make_node("Mul", ["vectors", "mask_column"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "tokens_axis"], ["raw"], keepdims=0),
+    ]
+    constants: dict[str, NDArray[Any]] = {
+        "words": words,
+        "last": np.array([2], np.int64),
+        "tokens_axis": np.array([1], np.int64),
+    }
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["N", "L"])
+    return _normalised_model(nodes, constants, ids, "text_embeds")
+
+
+def _normalised_model(
+    nodes: list[onnx.NodeProto],
+    constants: Mapping[str, NDArray[Any]],
+    inputs: onnx.ValueInfoProto,
+    output: str,
+) -> onnx.ModelProto:
+    nodes = [
+        *nodes,
+        helper.make_node("ReduceL2", ["raw"], ["norm"], axes=[1], keepdims=1),
+        helper.make_node("Div", ["raw", "norm"], [output]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [inputs],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", EMBED_DIM])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    onnx.checker.check_model(model)
+    return model

@@ -1,0 +1,112 @@
+import builtins
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_rt import backends
+from upperson_rt.backends import auto_order, open_backend
+from upperson_rt.backends.cuda_driver import probe_cuda_driver
+from upperson_rt.errors import BackendError, UsageError
+
+
+@pytest.fixture(scope="module")
+def text_tower(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("backends") / "bundle") / "text.fp32.onnx"
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def name(request):
+    if find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return request.param
+
+
+def test_backends_agree_and_say_what_runs(text_tower, name):
+    ids = np.array([[3, 4, 5, 0], [6, 7, 8, 9]], np.int32)
+    backend = open_backend(text_tower, name, threads=1)
+    assert (backend.name, backend.device) == (name, "cpu")
+    assert backend.version[0].isdigit()
+    embeds = backend.run({"input_ids": ids})["text_embeds"]
+    reference = open_backend(text_tower, "onnxruntime", threads=1).run({"input_ids": ids})
+    np.testing.assert_allclose(embeds, reference["text_embeds"], atol=1e-5)
+
+
+def test_outputs_belong_to_the_caller(text_tower, name):
+    backend = open_backend(text_tower, name, threads=1)
+    first = backend.run({"input_ids": np.array([[3]], np.int32)})["text_embeds"]
+    kept = first.copy()
+    backend.run({"input_ids": np.array([[4, 5]], np.int32)})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_absent_device_is_an_error_and_nothing_falls_back(text_tower, name):
+    with pytest.raises(BackendError, match=r"device 'cuda:7'|no device 'cuda:7'"):
+        open_backend(text_tower, name, device="cuda:7")
+    with pytest.raises(BackendError, match="no device 'tpu'"):
+        open_backend(text_tower, name, device="tpu")
+
+
+def test_unloadable_graph_is_named(tmp_path, name):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"\x08\x07junk")
+    with pytest.raises(BackendError, match=r"cannot load .*broken\.onnx"):
+        open_backend(path, name)
+
+
+def test_wrong_inputs_are_an_error(text_tower, name):
+    backend = open_backend(text_tower, name, threads=1)
+    with pytest.raises(BackendError, match="failed"):
+        backend.run({"other": np.zeros((1, 2), np.int32)})
+
+
+def test_auto_takes_the_first_installed(text_tower, monkeypatch):
+    assert auto_order("cpu") == ("onnxruntime", "openvino")
+    assert auto_order("cuda:1") == ("onnxruntime",)
+    assert open_backend(text_tower, threads=1).name == "onnxruntime"
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match=r"looked for onnxruntime, openvino.*upperson-rt\[cpu\]"):
+        open_backend(text_tower)
+
+
+@pytest.mark.parametrize(("package", "extra"), [("onnxruntime", "cpu"), ("openvino", "cpu")])
+def test_missing_package_says_how_to_install_it(text_tower, monkeypatch, package, extra):
+    real_import = builtins.__import__
+
+    def fail(name, *args, **kwargs):
+        if name.partition(".")[0] == package:
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    with pytest.raises(BackendError, match=rf"needs the package '{package}'.*\[{extra}\]"):
+        open_backend(text_tower, package)
+
+
+def test_silent_fall_back_of_onnx_runtime_is_noticed(text_tower, monkeypatch):
+    ort = pytest.importorskip("onnxruntime")
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: available)
+    session = ort.InferenceSession
+    monkeypatch.setattr(
+        ort,
+        "InferenceSession",
+        lambda path, options, providers: session(path, options, providers=["CPUExecutionProvider"]),
+    )
+    with pytest.raises(BackendError, match=r"fell back from CUDA.* to CPU"):
+        open_backend(text_tower, "onnxruntime", device="cuda")
+
+
+def test_bad_arguments(text_tower):
+    with pytest.raises(UsageError, match="no backend 'tensorflow': use one of auto"):
+        open_backend(text_tower, "tensorflow")
+    with pytest.raises(UsageError, match="threads must be at least 1"):
+        open_backend(text_tower, threads=0)
+
+
+def test_the_driver_probe_answers_either_way():
+    driver = probe_cuda_driver()
+    assert (driver.version is None) == (driver.problem is not None)

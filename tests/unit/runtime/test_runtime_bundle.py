@@ -1,0 +1,200 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import upperson_rt
+from tests.helpers.toy_bundle import EMBED_DIM, make_toy_bundle, replace_in_bundle
+from upperson_rt.bundle import Bundle
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "bundle")
+
+
+def canaries_with(folder, **changes):
+    """Return the bytes of canaries.npz with some arrays replaced (None: left out)."""
+    with np.load(folder / "canaries.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    arrays.update({name.replace("__", "."): value for name, value in changes.items()})
+    path = folder / "changed.npz"
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return path.read_bytes()
+
+
+def test_default_and_explicit_variant(folder):
+    assert Bundle.open(folder).variant == "int8"
+    bundle = Bundle.open(str(folder), "fp32", "onnxruntime", threads=1)
+    assert bundle.entry.precision == "fp32"
+    assert bundle.tokenizer.context_length == 12
+    with pytest.raises(UsageError, match="no variant 'fp23', did you mean 'fp32'"):
+        Bundle.open(folder, "fp23")
+
+
+def test_canaries_pass_at_both_batch_sizes(folder):
+    checks = Bundle.open(folder, threads=1).check_canaries()
+    assert [(c.tower, c.batch_size) for c in checks] == [
+        ("image", 1),
+        ("image", 4),
+        ("text", 1),
+        ("text", 4),
+    ]
+    assert all(check.min_cosine > 0.99999 for check in checks)
+
+
+def test_towers_are_loaded_once_and_when_needed(folder):
+    bundle = Bundle.open(folder, threads=1)
+    (folder / "image.int8.onnx").unlink()  # Nobody asks for it below.
+    assert bundle.backend("text") is bundle.backend("text")
+
+
+def test_not_a_bundle(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match=r"is not a bundle .*upperson export .*upperson demo"):
+            Bundle.open(path)
+
+
+def test_truncated_manifest(folder):
+    path = folder / "bundle.json"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"bundle\.json is not valid JSON"):
+        Bundle.open(folder)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"cannot read .*bundle\.json"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "canaries.npz", "image.int8.onnx", "text.int8.onnx"]
+)
+def test_changed_files_are_noticed(folder, name):
+    path = folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(IntegrityError, match=f"{name} has {len(content) - 1} bytes, expected"):
+        Bundle.open(folder)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(IntegrityError, match=f"{name} has sha256 .*, expected .*copy the bundle"):
+        Bundle.open(folder)
+    path.unlink()
+    with pytest.raises(IntegrityError, match=f"{name} is missing"):
+        Bundle.open(folder)
+
+
+def test_files_of_other_variants_are_not_needed(folder):
+    (folder / "image.fp32.onnx").unlink()
+    Bundle.open(folder, "int8")
+
+
+def test_links_out_of_the_bundle_are_refused(folder, tmp_path):
+    target = folder / "text.int8.onnx"
+    target.rename(tmp_path / "elsewhere.onnx")
+    target.symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(IntegrityError, match="is a link out of the bundle"):
+        Bundle.open(folder)
+
+
+def test_path_escape_is_refused(folder):
+    path = folder / "bundle.json"
+    content = json.loads(path.read_text())
+    content["canaries"]["file"] = "../canaries.npz"
+    path.write_text(json.dumps(content))
+    with pytest.raises(IntegrityError, match="leaves the bundle"):
+        Bundle.open(folder)
+
+
+def test_another_model_behind_right_hashes_is_caught_by_the_canaries(folder, tmp_path):
+    other = make_toy_bundle(tmp_path / "other", seed=5)
+    replace_in_bundle(folder, "text.int8.onnx", (other / "text.int8.onnx").read_bytes())
+    bundle = Bundle.open(folder, threads=1)
+    with pytest.raises(IntegrityError, match=r"text tower at batch 1: canary \d has cosine"):
+        bundle.encoder().encode_texts(["red"])
+    with pytest.raises(IntegrityError, match=r"onnxruntime .* on cpu, text tower at batch 1"):
+        bundle.check_canaries()
+    bundle.backend("image")  # That one is fine.
+    unchecked = Bundle.open(folder, threads=1, verify=False).encoder()
+    assert unchecked.encode_texts(["red"]).shape == (1, EMBED_DIM)
+
+
+class FakeBackend:
+    name, version, device = "fake", "1", "cpu"
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def run(self, inputs):
+        name = "image_embeds" if "image" in inputs else "text_embeds"
+        return {name: self.answer(next(iter(inputs.values())))}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x: np.full((len(x), EMBED_DIM), np.nan, np.float32), "4 of 4 .* not finite"),
+        (lambda x: np.ones((len(x), EMBED_DIM), np.float32), "the same for every input"),
+        (lambda x: np.ones((len(x), 3), np.float32), r"shape \(1, 16\), found \(1, 3\)"),
+        (lambda x: np.zeros((1, EMBED_DIM), np.float32), "the same for every input"),
+    ],
+)
+def test_broken_backends_are_caught(folder, monkeypatch, answer, message):
+    bundle = Bundle.open(folder)
+    monkeypatch.setattr(bundle, "_load", lambda tower: FakeBackend(answer))
+    with pytest.raises(IntegrityError, match=message):
+        bundle.backend("image")
+
+
+def test_a_backend_that_is_wrong_only_in_batches_is_caught(folder, monkeypatch):
+    bundle = Bundle.open(folder, threads=1)
+    right = bundle.backend("image")
+
+    def answer(images):
+        embeds = right.run({"image": images})["image_embeds"]
+        return embeds if len(images) == 1 else np.roll(embeds, 1, axis=0)
+
+    again = Bundle.open(folder)
+    monkeypatch.setattr(again, "_load", lambda tower: FakeBackend(answer))
+    with pytest.raises(IntegrityError, match="image tower at batch 4: canary"):
+        again.backend("image")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": np.zeros((4, 24, 9, 3), np.uint8)},
+        {"images": np.zeros((0, 24, 8, 3), np.uint8)},
+        {"input_ids": np.zeros((4, 5), np.int64)},
+        {"input_ids": np.zeros((4, 13), np.int32)},
+        {"image_embeds__int8": np.zeros((3, EMBED_DIM), np.float32)},
+        {"text_embeds__int8": np.full((4, EMBED_DIM), np.nan, np.float32)},
+    ],
+)
+def test_canaries_that_do_not_fit(folder, changes):
+    replace_in_bundle(folder, "canaries.npz", canaries_with(folder, **changes))
+    with pytest.raises(IntegrityError, match="do not fit the manifest"):
+        Bundle.open(folder)
+
+
+def test_unusable_canaries(folder):
+    pickled = canaries_with(folder, images=np.array([{"a": 1}], dtype=object))
+    replace_in_bundle(folder, "canaries.npz", canaries_with(folder, text_embeds__int8=None))
+    with pytest.raises(IntegrityError, match=r"lacks text_embeds\.int8"):
+        Bundle.open(folder)
+    for content in (b"junk", b"", pickled):
+        replace_in_bundle(folder, "canaries.npz", content)
+        with pytest.raises(IntegrityError, match="cannot read canaries"):
+            Bundle.open(folder)
+
+
+def test_open_gives_an_encoder(folder):
+    encoder = upperson_rt.open(folder, variant="fp32", threads=1)
+    assert encoder.variant == "fp32"
+    assert encoder.fingerprint == Bundle.open(folder).manifest.fingerprint

@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.toy_bundle import COLOURS, EMBED_DIM, draw_person, make_toy_bundle
+from upperson_rt.bundle import Bundle, open_encoder
+from upperson_rt.encoder import Encoder
+from upperson_rt.errors import InputError, IntegrityError
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("encoder") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def encoder(bundle_folder):
+    return open_encoder(bundle_folder, "fp32", threads=1)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    return [draw_person(folder / f"{colour}.png", colour) for colour in COLOURS]
+
+
+def test_images_become_unit_vectors_in_order(encoder, pictures):
+    embeds = encoder.encode_images(pictures)
+    assert (embeds.shape, embeds.dtype) == ((len(pictures), EMBED_DIM), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(embeds, axis=1), 1, atol=1e-6)
+    for picture, embed in zip(pictures, embeds, strict=True):
+        np.testing.assert_allclose(encoder.encode_images([picture])[0], embed, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 100])
+def test_batch_size_does_not_matter(encoder, pictures, batch_size):
+    seen = []
+    embeds = encoder.encode_images(pictures, batch_size, lambda *step: seen.append(step))
+    np.testing.assert_allclose(embeds, encoder.encode_images(pictures), atol=1e-6)
+    assert seen[-1] == (len(pictures), len(pictures))
+    assert len(seen) == -(-len(pictures) // batch_size)
+    texts = ["red", "a man in blue", "green coat", "a", "woman with the yellow coat", "black", "an"]
+    np.testing.assert_allclose(
+        encoder.encode_texts(texts, batch_size), encoder.encode_texts(texts), atol=1e-6
+    )
+
+
+def test_sources_of_all_kinds_agree(encoder, pictures):
+    with Image.open(pictures[0]) as image:
+        image.load()
+        array = np.asarray(image)
+        embeds = encoder.encode_images([pictures[0], str(pictures[0]), image, array])
+    np.testing.assert_array_equal(embeds, np.tile(embeds[:1], (4, 1)))
+
+
+def test_pixels_are_what_images_become(encoder, pictures):
+    pixels = np.stack([encoder.prepare_image(picture) for picture in pictures])
+    np.testing.assert_array_equal(
+        encoder.encode_pixels(pixels, batch_size=4), encoder.encode_images(pictures, batch_size=4)
+    )
+
+
+def test_texts_keep_their_order_and_each_batch_its_length(bundle_folder):
+    bundle = Bundle.open(bundle_folder, threads=1)
+    backend = bundle.backend("text")
+    shapes = []
+
+    class Spy:
+        name, version, device = backend.name, backend.version, backend.device
+
+        def run(self, inputs):
+            shapes.append(inputs["input_ids"].shape)
+            return backend.run(inputs)
+
+    spied = Encoder(bundle.manifest, bundle.variant, bundle.tokenizer, lambda tower: Spy())
+    texts = ["a man in a red coat and", "red", "the woman with a blue coat", "green"]
+    embeds = spied.encode_texts(texts, batch_size=2)
+    assert shapes == [(2, 3), (2, 9)]
+    for text, embed in zip(texts, embeds, strict=True):
+        np.testing.assert_allclose(spied.encode_texts([text])[0], embed, atol=1e-6)
+
+
+def test_sentences_find_their_colour(encoder, pictures):
+    images = encoder.encode_images(pictures)
+    texts = encoder.encode_texts([f"a person in a {colour} coat" for colour in COLOURS])
+    chromatic = ["red", "green", "blue", "yellow"]
+    best = (texts @ images.T).argmax(axis=1)
+    assert best[: len(chromatic)].tolist() == list(range(len(chromatic)))
+
+
+def test_nothing_gives_nothing(encoder):
+    assert encoder.encode_images([]).shape == (0, EMBED_DIM)
+    assert encoder.encode_texts([]).shape == (0, EMBED_DIM)
+
+
+def test_bad_arguments(encoder, pictures, tmp_path):
+    with pytest.raises(InputError, match="cannot read image"):
+        encoder.encode_images([*pictures, tmp_path / "missing.png"])
+    with pytest.raises(InputError, match=r"expected pixels uint8 \(N, 24, 8, 3\), found float32"):
+        encoder.encode_pixels(np.zeros((1, 24, 8, 3), np.float32))
+    with pytest.raises(InputError, match=r"found uint8 \(1, 8, 24, 3\)"):
+        encoder.encode_pixels(np.zeros((1, 8, 24, 3), np.uint8))
+    with pytest.raises(InputError, match="batch_size must be at least 1"):
+        encoder.encode_texts(["red"], batch_size=0)
+    with pytest.raises(InputError, match="sentence 0 is empty"):
+        encoder.encode_texts(["  "])
+
+
+def test_useless_output_is_never_returned(bundle_folder):
+    bundle = Bundle.open(bundle_folder)
+
+    class Broken:
+        name, version, device = "broken", "1", "cpu"
+        output = "image_embeds"
+
+        def run(self, inputs):
+            return {self.output: np.full((len(inputs["image"]), EMBED_DIM), np.nan, np.float32)}
+
+    encoder = Encoder(bundle.manifest, "int8", bundle.tokenizer, lambda tower: Broken())
+    with pytest.raises(IntegrityError, match="the image tower gave embeddings"):
+        encoder.encode_pixels(np.zeros((2, 24, 8, 3), np.uint8))
+    Broken.output = "embeddings"
+    with pytest.raises(IntegrityError, match="no output 'image_embeds', only embeddings"):
+        encoder.encode_pixels(np.zeros((2, 24, 8, 3), np.uint8))

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from upperson_rt.errors import InputError
+from upperson_rt.metrics import per_query_metrics, retrieval_metrics
+
+
+def naive_metrics(scores, query_pids, gallery_pids):
+    """The definitions of the module's docstring, written out with loops."""
+    first, ap, inp = [], [], []
+    for row, pid in zip(scores, query_pids, strict=True):
+        ranked = gallery_pids[np.argsort(-row, kind="stable")]
+        hits, precisions, last = 0, 0.0, 0
+        for k, found in enumerate(ranked, start=1):
+            if found == pid:
+                hits += 1
+                precisions += hits / k
+                last = k
+                if hits == 1:
+                    first.append(k)
+        ap.append(precisions / hits)
+        inp.append(hits / last)
+    return np.array(first), np.array(ap), np.array(inp)
+
+
+def test_agrees_with_the_definitions():
+    rng = np.random.default_rng(1)
+    queries, gallery = rng.normal(size=(31, 6)), rng.normal(size=(57, 6))
+    gallery_pids = rng.integers(0, 9, 57)
+    query_pids = rng.choice(gallery_pids, 31)
+    unit = [
+        (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+        for x in (queries, gallery)
+    ]
+    first, ap, inp = naive_metrics(unit[0] @ unit[1].T, query_pids, gallery_pids)
+
+    found = per_query_metrics(queries, gallery, query_pids, gallery_pids, chunk_size=7)
+    np.testing.assert_array_equal(found.first_rank, first)
+    np.testing.assert_allclose(found.ap, ap, rtol=1e-12)
+    np.testing.assert_allclose(found.inp, inp, rtol=1e-12)
+
+    means = retrieval_metrics(queries, gallery, query_pids, gallery_pids)
+    assert means.r1 == pytest.approx(100 * np.mean(first <= 1))
+    assert means.r5 == pytest.approx(100 * np.mean(first <= 5))
+    assert means.r10 == pytest.approx(100 * np.mean(first <= 10))
+    assert means.map == pytest.approx(100 * ap.mean())
+    assert means.minp == pytest.approx(100 * inp.mean())
+
+
+def test_hand_computed_example():
+    # Ranked: right, wrong, right, wrong -> AP = (1/1 + 2/3) / 2, INP = 2/3.
+    gallery = np.array([[1, 0.0], [1, 0.1], [1, 0.2], [1, 0.3]])
+    means = retrieval_metrics([[1, 0]], gallery, ["a"], ["a", "b", "a", "b"])
+    assert means.as_dict() == pytest.approx(
+        {"R@1": 100, "R@5": 100, "R@10": 100, "mAP": 100 * 5 / 6, "mINP": 100 * 2 / 3}
+    )
+    assert list(means.as_dict()) == ["R@1", "R@5", "R@10", "mAP", "mINP"]
+
+
+def test_ties_keep_the_order_of_the_gallery():
+    gallery = np.ones((4, 3))
+    found = per_query_metrics(np.ones((2, 3)), gallery, [7, 8], [8, 7, 8, 7])
+    assert found.first_rank.tolist() == [2, 1]
+    assert found.hit_at(1).tolist() == [False, True]
+
+
+def test_length_of_embeddings_does_not_matter():
+    rng = np.random.default_rng(2)
+    queries, gallery, pids = rng.normal(size=(5, 4)), rng.normal(size=(5, 4)), np.arange(5)
+    scaled = gallery * np.array([[1], [100], [1e-3], [5], [7]])
+    assert retrieval_metrics(queries, gallery, pids, pids) == retrieval_metrics(
+        queries * 3, scaled, pids, pids
+    )
+
+
+def test_a_query_without_its_person_is_refused():
+    with pytest.raises(InputError, match=r"2 of 3 queries have no image.*query 1.*id 5"):
+        retrieval_metrics(np.eye(3), np.eye(3), [0, 5, 6], [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "message"),
+    [
+        (np.zeros((0, 3)), np.eye(3), "non-empty"),
+        (np.eye(2), np.eye(3), "2 dimensions and gallery embeddings 3"),
+        (np.array([[1, np.nan, 0]] * 3), np.eye(3), "not finite, the first at index 0"),
+        (np.eye(3), np.zeros((3, 3)), "3 of 3 rows of gallery_embeds are zero"),
+    ],
+)
+def test_unusable_embeddings_are_refused(queries, gallery, message):
+    with pytest.raises(InputError, match=message):
+        retrieval_metrics(queries, gallery, np.arange(len(queries)), np.arange(len(gallery)))
+
+
+def test_ids_must_fit_the_embeddings():
+    with pytest.raises(InputError, match=r"gallery_pids must have shape \(3,\), got \(2,\)"):
+        retrieval_metrics(np.eye(3), np.eye(3), [0, 1, 2], [0, 1])

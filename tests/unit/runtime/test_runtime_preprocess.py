@@ -1,0 +1,134 @@
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from upperson_rt.errors import InputError
+from upperson_rt.preprocess import iter_image_files, load_image, resize_image
+
+
+def gradient(height=12, width=9):
+    rows, columns = np.mgrid[0:height, 0:width]
+    return np.stack([rows * 20, columns * 25, rows + columns], axis=-1).astype(np.uint8)
+
+
+def test_file_image_and_array_give_the_same(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(gradient()).save(path)
+    for source in (path, str(path), Image.fromarray(gradient()), gradient()):
+        np.testing.assert_array_equal(load_image(source), gradient())
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    path = tmp_path / "turned.jpg"
+    image = Image.new("RGB", (20, 10), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turn by 90 degrees to see it upright.
+    image.save(path, exif=exif)
+    assert load_image(path).shape == (20, 10, 3)
+
+
+def test_transparency_lies_over_white():
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[0] = (10, 20, 30, 255)
+    expected = np.full((2, 2, 3), 255, np.uint8)
+    expected[0] = (10, 20, 30)
+    np.testing.assert_array_equal(load_image(rgba), expected)
+    np.testing.assert_array_equal(load_image(Image.fromarray(rgba)), expected)
+
+    palette = Image.new("P", (2, 2), 0)
+    palette.putpalette([1, 2, 3, 4, 5, 6])
+    palette.info["transparency"] = 0
+    np.testing.assert_array_equal(load_image(palette), np.full((2, 2, 3), 255))
+
+
+def test_sixteen_bit_keeps_the_upper_bits(tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.array([[0, 256, 65535]], np.uint16)).save(path)
+    assert load_image(path)[0, :, 0].tolist() == [0, 1, 255]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr", "HSV", "F", "I", "RGBA"])
+def test_every_mode_becomes_rgb(mode):
+    grey = Image.new("L", (5, 7), 204)  # In the web palette.
+    image = (
+        grey.convert(mode)
+        if mode in ("1", "L", "LA", "F", "I")
+        else (grey.convert("RGB").convert(mode))
+    )
+    pixels = load_image(image)
+    assert (pixels.shape, pixels.dtype) == ((7, 5, 3), np.uint8)
+    if mode not in ("1", "P"):  # These two dither.
+        assert np.abs(pixels.astype(int) - 204).max() <= 3
+
+
+def test_grey_array_becomes_rgb():
+    assert load_image(np.full((3, 2), 9, np.uint8)).tolist() == np.full((3, 2, 3), 9).tolist()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 2, 3), np.float32), "must be uint8.*got float32"),
+        (np.zeros((2, 0, 3), np.uint8), "must not be empty"),
+        (np.zeros((3, 2, 2), np.uint8), r"must be \[H, W, 3\] RGB"),
+    ],
+)
+def test_other_arrays_are_refused(array, message):
+    with pytest.raises(InputError, match=message):
+        load_image(array)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    text = tmp_path / "text.jpg"
+    text.write_text("not a picture")
+    whole = tmp_path / "whole.png"
+    Image.fromarray(gradient(200, 200)).save(whole)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(whole.read_bytes()[:120])
+    broken_header = tmp_path / "header.png"
+    broken_header.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + bytes(5))
+    for path in (text, cut, broken_header, tmp_path / "missing.png", tmp_path):
+        with pytest.raises(InputError, match=f"cannot read image .*{path.name}"):
+            load_image(path)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (100, 100)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match=r"bomb\.png is too large"):
+        load_image(path)
+
+
+def test_resize_is_pillow_bilinear_with_antialias():
+    image = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
+    resized = resize_image(image, height_px=24, width_px=8)
+    expected = Image.fromarray(image).resize((8, 24), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(resized, np.asarray(expected))
+    assert resized.dtype == np.uint8
+    # Antialiased: shrinking a fine checkerboard gives grey, not one of its two colours.
+    board = ((np.indices((64, 64)).sum(axis=0) % 2) * 255).astype(np.uint8)
+    grey = resize_image(np.stack([board] * 3, axis=-1), 8, 8)
+    assert 120 < grey.min() <= grey.max() < 135
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    np.testing.assert_array_equal(resize_image(gradient(), 12, 9), gradient())
+
+
+def test_folders_are_read_in_order_and_nothing_twice(tmp_path):
+    for name in ("b.png", "a.JPG", "sub/c.webp", "notes.txt", ".hidden.png", ".git/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = list(iter_image_files([tmp_path, tmp_path / "a.JPG", tmp_path / "notes.txt"]))
+    relative = [path.relative_to(tmp_path).as_posix() for path in found]
+    assert relative == ["a.JPG", "b.png", "sub/c.webp", "notes.txt"]
+
+
+def test_empty_folder_and_missing_path_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no images in folder .*expected files ending in \.bmp"):
+        list(iter_image_files([tmp_path]))
+    with pytest.raises(InputError, match="no such file or folder"):
+        list(iter_image_files([tmp_path / "nowhere"]))

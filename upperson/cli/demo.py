@@ -1,0 +1,216 @@
+"""``upperson demo``: the whole path on synthetic people, from crops and captions to an answer."""
+
+import json as json_module
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from upperson.cli.extras import require_extra
+from upperson_rt.cli.options import Debug, Json
+from upperson_rt.cli.output import new_table, print_json, print_table
+from upperson_rt.errors import InputError
+
+if TYPE_CHECKING:
+    from upperson.cli.progress import Display
+
+QUESTION = "woman in red coat"
+SUMMARY = "summary.json"
+PARTS = ("run", "bundle", "gallery", "answer.png", "report.html", SUMMARY)
+"""What the demo puts into its folder beside the people; the summary comes last."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoSize:
+    """How large the demo is."""
+
+    train_ids: int
+    val_ids: int
+    test_ids: int
+    views: int
+    epochs: int
+    calib_size: int
+
+
+FULL = DemoSize(train_ids=400, val_ids=50, test_ids=300, views=4, epochs=10, calib_size=512)
+QUICK = DemoSize(train_ids=40, val_ids=0, test_ids=40, views=2, epochs=2, calib_size=32)
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", help="Folder to write.")] = Path("demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny version for tests; its accuracy means nothing.")
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Render people, fine-tune, export, index, and answer "woman in red coat".
+
+    Needs no download. Writes the run, the bundle, the gallery, a contact sheet of the answer,
+    report.html and summary.json; earlier results in the folder are replaced at the very end.
+
+    Example: `upperson demo --output demo`
+    """
+    require_extra("train", "the demo")
+    require_extra("export", "the demo")
+    if output.exists() and any(output.iterdir()) and not (output / "people").is_dir():
+        raise InputError(
+            f"{output} exists and is not an earlier demo (no folder 'people' in it): "
+            "choose another --output"
+        )
+    from upperson.cli.progress import Display
+
+    with Display() as display:
+        summary = run_demo(output, QUICK if quick else FULL, display)
+    if json:
+        print_json(summary)
+        return
+    table = new_table("", "R@1", "R@5", "R@10", "mAP", "mINP", right=("R@1", "R@5", "R@10"))
+    for key in ("zero_shot", "fine_tuned", "onnx_fp32", "onnx_int8"):
+        table.add_row(key, *(f"{value:.2f}" for value in summary[key].values()))
+    print_table(table)
+    seconds = summary["seconds"]
+    typer.echo("seconds: " + ", ".join(f"{stage} {seconds[stage]:.0f}" for stage in seconds))
+    typer.echo(f"open {output / 'report.html'} and {output / 'answer.png'}; ask more:")
+    typer.echo(f'  upperson-rt query -b {output}/bundle -g {output}/gallery "man with a blue bag"')
+
+
+def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]:
+    """Run all stages and return the summary; ``output`` changes only at the end."""
+    from upperson.cli.demo_report import render_report, sample_queries
+    from upperson.cli.export import export_run
+    from upperson.cli.progress import TrainingDisplay
+    from upperson.config import read_recipe
+    from upperson.data.records import read_jsonl
+    from upperson.data.vocabulary import clip_tokenizer
+    from upperson.evaluate import embed_records, pids_of
+    from upperson.model.base import load_base
+    from upperson.model.block import PLAIN_CLIP
+    from upperson.model.encoder import UPPerson
+    from upperson.run import load_run
+    from upperson.train import train
+    from upperson_rt.bundle import open_encoder
+    from upperson_rt.gallery import Gallery
+    from upperson_rt.indexer import index_images
+    from upperson_rt.metrics import retrieval_metrics
+    from upperson_rt.retriever import Retriever
+    from upperson_rt.sheet import save_sheet
+
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        seconds[name] = round(time.perf_counter() - started, 1)
+
+    with stage("render"):
+        people = _render_people(output / "people", size, display)
+    test = read_jsonl(people)["test"]
+    pids = pids_of(test)
+    config = replace(
+        read_recipe("synthetic", {"root": str(people), "epochs": size.epochs}),
+        eval_every=max(1, size.epochs // 5),
+    )
+    tokenizer = clip_tokenizer()
+
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=output))
+    try:
+        with stage("zero_shot"):
+            base = load_base(config.base, config.pretrained)
+            plain = UPPerson(base.clip, PLAIN_CLIP, (config.height_px, config.width_px))
+            before = embed_records(
+                plain,
+                tokenizer,
+                test,
+                progress=lambda done, total: display.update("base, zero-shot", done, total),
+            )
+            zero_shot = retrieval_metrics(*before, *pids)
+            display.say(f"zero-shot R@1 {zero_shot.r1:.2f} on {len(pids[0])} queries")
+        with stage("train"):
+            result = train(config, building / "run", TrainingDisplay(display, config.epochs))
+        with stage("export"):
+            report = export_run(
+                building / "run",
+                building / "bundle",
+                int8=True,
+                max_r1_drop=0.5,
+                calib_size=size.calib_size,
+                progress=display.update,
+            )
+        encoder = open_encoder(building / "bundle")
+        with (
+            stage("index"),
+            Gallery.open(
+                building / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
+            ) as gallery,
+        ):
+            for camera in sorted({record.camera or "" for record in test}):
+                files = [record.image for record in test if (record.camera or "") == camera]
+                index_images(encoder, gallery, files, camera=camera or None)
+                display.say(f"indexed {len(files)} pictures of {camera}")
+        with (
+            stage("query"),
+            Gallery.open(building / "gallery", encoder.fingerprint, encoder.embed_dim) as gallery,
+        ):
+            hits = Retriever(encoder, gallery).query(QUESTION, k=10)
+            save_sheet(building / "answer.png", QUESTION, hits)
+        assert result.test is not None  # the demo's data set has a test split
+        summary: dict[str, Any] = {
+            "zero_shot": zero_shot.as_dict(),
+            "fine_tuned": result.test.as_dict(),
+            "onnx_fp32": report["variants"]["fp32"]["metrics"],
+            "onnx_int8": report["variants"]["int8"]["metrics"],
+            "int8_r1_drop": report["variants"]["int8"]["r1_drop"],
+            "seconds": seconds,
+            "size": asdict(size),
+        }
+        with stage("report"):
+            _, _, tuned = load_run(building / "run")
+            after = embed_records(tuned, tokenizer, test)
+            html = render_report(
+                summary,
+                question=QUESTION,
+                run=building / "run",
+                answer=building / "answer.png",
+                queries=sample_queries(test, before, after),
+            )
+            (building / "report.html").write_text(html, "utf-8")
+        (building / SUMMARY).write_text(json_module.dumps(summary, indent=2) + "\n", "utf-8")
+        _put_in_place(building, output)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return summary
+
+
+def _render_people(folder: Path, size: DemoSize, display: "Display") -> Path:
+    """Render the data set, or find it there from an earlier demo of the same size."""
+    from upperson.data.synthetic import SyntheticSpec, write_dataset
+
+    spec: SyntheticSpec = SyntheticSpec(
+        look="street",
+        train_ids=size.train_ids,
+        val_ids=size.val_ids,
+        test_ids=size.test_ids,
+        views=size.views,
+    )
+    root = folder / f"{spec.look}-{size.train_ids}-{size.val_ids}-{size.test_ids}x{size.views}"
+    return write_dataset(
+        root, spec, lambda done, total: display.update("rendering people", done, total)
+    )
+
+
+def _put_in_place(building: Path, output: Path) -> None:
+    """Replace the parts of an earlier demo one by one."""
+    for part in PARTS:
+        target = output / part
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(building / part, target)

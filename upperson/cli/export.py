@@ -1,0 +1,112 @@
+"""``upperson export``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from upperson.cli.extras import require_extra
+from upperson.cli.options import RunFolder
+from upperson_rt.cli.options import Debug, Json
+from upperson_rt.cli.output import new_table, print_json, print_table
+
+
+def export(
+    run: RunFolder,
+    output: Annotated[Path, typer.Option("--output", help="Bundle to write.")] = Path("bundle"),
+    int8: Annotated[
+        bool, typer.Option("--int8/--no-int8", help="Also write an int8 variant.")
+    ] = True,
+    max_r1_drop: Annotated[
+        float, typer.Option(help="Most points of R@1 that int8 may lose against fp32.")
+    ] = 0.5,
+    calib_size: Annotated[
+        int, typer.Option(min=1, help="Training images and captions that set int8 ranges.")
+    ] = 512,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fold a run into ONNX files, measure every one, and write a bundle.
+
+    Accuracy is measured on the run's test split (val, if it has none) through the runtime.
+
+    Example: `upperson export runs/jsonl/20260101_120000_run --output bundle`
+    """
+    require_extra("export", "export")
+    from upperson.cli.progress import Display
+
+    with Display() as display:
+        report = export_run(
+            run,
+            output,
+            int8=int8,
+            max_r1_drop=max_r1_drop,
+            calib_size=calib_size,
+            progress=display.update,
+        )
+    if json:
+        print_json({"bundle": str(output)} | report)
+        return
+    from upperson_export.report import accuracy_rows
+
+    head, *rows = accuracy_rows(report)
+    table = new_table(*head, right=tuple(head[1:]))
+    for row in rows:
+        table.add_row(*row)
+    print_table(table)
+    typer.echo(f"bundle {output}; next:  upperson-rt index -b {output} FOLDER")
+
+
+def export_run(
+    run: Path,
+    output: Path,
+    *,
+    int8: bool,
+    max_r1_drop: float,
+    calib_size: int,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Load a run and its data set and export it; return the report. Raises as its parts do."""
+    from upperson.cli.retrieval_split import retrieval_split
+    from upperson.data.records import Split, read_jsonl
+    from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
+    from upperson.run import ADAPTER, load_run
+    from upperson_calibration.samples import choose_samples
+    from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
+    from upperson_rt.bundle import sha256_of_file
+    from upperson_rt.errors import InputError
+
+    config, base, model = load_run(run)
+    splits = read_jsonl(Path(config.root))
+    measured_on: Split = "test" if splits["test"] else "val"
+    if not splits[measured_on]:
+        raise InputError(
+            f"{config.root} has neither test nor val images: accuracy cannot be measured"
+        )
+    calibration = choose_samples(
+        [record.image for record in splits["train"]],
+        [caption for record in splits["train"] for caption in record.captions],
+        clip_tokenizer(model.text.context_length),
+        height_px=config.height_px,
+        width_px=config.width_px,
+        count=calib_size,
+        seed=config.seed,
+        source=f"{config.root}, train",
+    )
+    return export_bundle(
+        model,
+        ModelIdentity(
+            name=f"up-person-{base.name}",
+            base=base.name,
+            base_sha256=base.sha256,
+            adapter_sha256=sha256_of_file(run / ADAPTER),
+            embed_dim=model.embed_dim,
+        ),
+        clip_tokenizer_json(),
+        calibration,
+        retrieval_split(splits[measured_on], f"{config.root}, {measured_on}"),
+        output,
+        ExportOptions(int8=int8, max_r1_drop=max_r1_drop),
+        progress,
+    )

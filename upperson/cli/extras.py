@@ -1,0 +1,20 @@
+"""Optional packages of a command, checked before anything heavy is imported."""
+
+from importlib.util import find_spec
+from typing import Literal
+
+from upperson_rt.errors import missing_extra
+
+_PACKAGES = {
+    "train": (
+        "torch", "torchvision", "open_clip", "safetensors", "yaml", "matplotlib", "tensorboard"
+    ),
+    "export": ("torch", "open_clip", "onnx", "onnxruntime", "onnxscript"),
+}  # fmt: skip
+
+
+def require_extra(extra: Literal["train", "export"], purpose: str) -> None:
+    """Raise BackendError (exit 5) with the install command if a package of an extra is missing."""
+    for package in _PACKAGES[extra]:
+        if find_spec(package) is None:
+            raise missing_extra(package, extra, purpose)

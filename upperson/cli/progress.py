@@ -1,0 +1,87 @@
+"""Progress of long commands on stderr: a bar for people, a line now and then for logs."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from upperson_rt.metrics import RetrievalMetrics
+
+_LOG_EVERY_S = 10.0
+
+
+class Display:
+    """Shows what is being done and how far it is; use as a context manager.
+
+    On a terminal one bar is redrawn. Elsewhere, for example in CI, a line is printed when the work
+    changes and every ten seconds after that.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("", total=None)
+        self._work = ""
+        self._logged = 0.0
+
+    def __enter__(self) -> "Display":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, work: str, done: int, total: int, detail: str = "") -> None:
+        """Show that ``done`` of ``total`` steps of a piece of work are done."""
+        self._bar.update(
+            self._task, description=f"{work} {detail}".strip(), completed=done, total=total
+        )
+        if self._bar.disable:
+            now = time.monotonic()
+            if work != self._work or done == total or now - self._logged > _LOG_EVERY_S:
+                self._console.print(f"{work}: {done}/{total} {detail}".rstrip(), soft_wrap=True)
+                self._logged = now
+        self._work = work
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, soft_wrap=True)
+
+
+class TrainingDisplay:
+    """A training observer that shows steps and prints every evaluation."""
+
+    def __init__(self, display: Display, epochs: int) -> None:
+        self._display = display
+        self._epochs = epochs
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, images_per_s: float) -> None:
+        """Show one optimisation step."""
+        self._display.update(
+            "training",
+            epoch * steps + step + 1,
+            self._epochs * steps,
+            f"epoch {epoch + 1}/{self._epochs}, loss {loss:.3f}, {images_per_s:.0f} images/s",
+        )
+
+    def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
+        """Print the accuracy of a split."""
+        self._display.say(
+            f"epoch {epoch + 1}/{self._epochs}  {split}  "
+            + "  ".join(f"{name} {value:.2f}" for name, value in metrics.as_dict().items())
+        )
