@@ -40,7 +40,7 @@ class PretrainConfig:
     views: int = 2
     """Pictures of each person, rendered once."""
 
-    steps: int = 2200
+    steps: int = 1800
     batch_size: int = 128
     lr: float = 1.5e-3
     warmup_steps: int = 200
@@ -62,7 +62,6 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
     clip = build_clip(SMALL)
     model = UPPerson(clip, PLAIN_CLIP, image_size=clip.visual.image_size)
     model.requires_grad_(True)
-    clip.logit_scale.requires_grad_(True)
     transform = v2.Compose([v2.RandomHorizontalFlip(), evaluation_transform()])
     tokenizer = clip_tokenizer()
     optimizer = torch.optim.AdamW(
@@ -72,6 +71,8 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _warmup_cosine(step, config)
+        with torch.no_grad():
+            clip.logit_scale.fill_(math.log(_logit_scale(step, config)))
         chosen = rng.choice(len(people), config.batch_size, replace=False)
         views = rng.integers(config.views, size=config.batch_size)
         pixels_N3HW = torch.from_numpy(pixels[chosen, views]).permute(0, 3, 1, 2)
@@ -87,8 +88,6 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
         optimizer.step()
-        with torch.no_grad():
-            clip.logit_scale.clamp_(max=math.log(100))
         yield step, loss.item()
     state = {name: tensor.half() for name, tensor in clip.state_dict().items()}
     state["token_embedding.weight"][~seen_V] = 0
@@ -115,3 +114,13 @@ def _warmup_cosine(step: int, config: PretrainConfig) -> float:
         return (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _logit_scale(step: int, config: PretrainConfig) -> float:
+    """Rise from CLIP's initial 1 / 0.07 to its final 100 over the first half, then stay.
+
+    CLIP learns its scale and ends at 100, so that its cosines differ by little. SDM relies on that:
+    its fixed scale of 50 saturates on a base whose cosines are spread wide, and nothing is learned.
+    """
+    progress = min(1.0, 2 * step / config.steps)
+    return float((1 / 0.07) ** (1 - progress) * 100**progress)

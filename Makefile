@@ -1,0 +1,50 @@
+# Needs git, make and Python 3.10 or newer with venv. Every target makes .venv by itself.
+#
+#   make demo PYTHON=python3.12        another interpreter for .venv
+#   make test ARGS="-k gallery"        more arguments for the command that runs
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format clean
+
+help:  ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## Run the whole path on synthetic people into demo/.
+	$(BIN)/upperson demo $(ARGS)
+
+test: $(STAMP)  ## Run all tests.
+	$(BIN)/python -m pytest -q --durations=15 --durations-min=1 $(ARGS)
+
+check: $(STAMP)  ## Lint, format check, strict types, import rules. Changes nothing.
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Format the code and fix what the linter can fix.
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean:  ## Remove .venv, caches and build outputs. Keeps demo/, runs/ and bundles.
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted install is started again by the next make.
+$(STAMP): pyproject.toml
+	@rm -f $@
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "error: $(PYTHON) is not there: install Python 3.10 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "error: Python 3.10 or newer is needed, found $$($(PYTHON) -V 2>&1): name another one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: $(PYTHON) cannot make virtual environments: run  apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[all,dev]'
+	@touch $@

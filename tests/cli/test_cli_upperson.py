@@ -1,0 +1,386 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+import upperson.cli
+import upperson_rt
+import upperson_rt.cli
+from tests.helpers.command_line import run_program
+from tests.helpers.frozen_options import APPS, GOLDEN, iter_commands, options_text
+from upperson_rt.bundle import Bundle
+from upperson_rt.gallery import Gallery
+from upperson_rt.retriever import Retriever
+
+METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
+MODELS = ["zero_shot", "fine_tuned", "onnx_fp32", "onnx_int8"]
+PARTS = {"answer.png", "bundle", "gallery", "people", "report.html", "run", "summary.json"}
+ONE_QUERY = 100 / 160
+"""Points that one query of the quick demo is worth: ties may fall either way."""
+
+
+def run(*arguments, app=upperson.cli.app):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def run_json(*arguments, app=upperson.cli.app):
+    result = run(*arguments, "--json", app=app)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def one_line(text):
+    """Undo the frames and line breaks of usage errors."""
+    return " ".join(text.replace("│", " ").split())
+
+
+def snapshot(folder):
+    """Every file below a folder with its content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def people(demo_folder):
+    """The quick demo's data set."""
+    (root,) = (demo_folder / "people").iterdir()
+    return root
+
+
+@pytest.fixture
+def somebodys(work):
+    """A folder with something of the user's in it."""
+    (work / "holiday").mkdir()
+    (work / "holiday" / "photo.txt").write_text("mine")
+    return work / "holiday"
+
+
+# --- help and options ---
+
+
+@pytest.mark.parametrize("name", [name for name, _ in iter_commands()])
+def test_every_command_has_help_with_an_example(name):
+    program, *words = name.split()
+    result = run(*words, "--help", app=APPS[program])
+    assert result.exit_code == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    assert f"Example: {name} " in f"{text} "
+    assert "--debug" in text
+
+
+@pytest.mark.parametrize("program", APPS)
+def test_the_programs_have_help_and_a_version(program):
+    result = run("--help", app=APPS[program])
+    assert result.exit_code == 0
+    for name, _ in iter_commands():
+        owner, word, *_ = name.split()
+        assert owner != program or word in result.stdout
+    assert run("--version", app=APPS[program]).stdout == f"{program} {upperson_rt.__version__}\n"
+
+
+def test_options_are_frozen():
+    assert options_text() == GOLDEN.read_text("utf-8"), (
+        "the options changed: users notice. If that is meant, run  "
+        "python -m tests.helpers.frozen_options  and write it into CHANGELOG.md"
+    )
+
+
+# --- errors: one line, an exit code, and nothing of the user's touched ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "--root", "people", "--epoch", "3"], 2, "No such option: --epoch"),
+        (["train"], 2, "Missing option '--root'"),
+        (["train", "--root", "people", "--epochs", "many"], 2, "Invalid value for '--epochs'"),
+        (["train", "--root", "p", "--recipe", "syntetic"], 2, "did you mean 'synthetic'"),
+        (["train", "--root", "nowhere"], 3, "a data set with annotations.jsonl in nowhere"),
+        (["evaluate", "run", "--root", "p", "--split", "tset"], 2, "one of train, val, test"),
+        (["evaluate", "run", "--root", "nowhere"], 3, "with annotations.jsonl in nowhere"),
+        (["export", "nowhere"], 3, "expected a run folder with config.yaml"),
+        (["export", "holiday"], 3, "expected a run folder with config.yaml"),
+        (["demo", "--output", "holiday"], 3, "holiday exists and is not an earlier demo"),
+        (["data", "synthesize", "holiday"], 3, "holiday exists and is not a synthetic data set"),
+        (["data", "synthesize", "new", "--look", "beach"], 2, "beach"),
+        (["data", "synthesize", "new", "--views", "0"], 2, "Invalid value for '--views'"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(somebodys, arguments, code, message):
+    before = snapshot(somebodys.parent)
+    result = run(*arguments)
+    assert result.exit_code == code, result.stderr
+    assert message in one_line(result.stderr)
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert snapshot(somebodys.parent) == before
+
+
+GOOD = {"image": "1.jpg", "pid": 1, "caption": "a woman in a red coat"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{'image': '1.jpg'}", "not JSON"),
+        ("[]", "expected a JSON object, found list"),
+        (json.dumps({"image": "1.jpg", "pid": 1}), "key 'caption' is missing"),
+        (json.dumps(GOOD | {"pid": "1"}), "'pid' must be int, found '1'"),
+        (json.dumps(GOOD | {"caption": " "}), "the caption is empty"),
+        (json.dumps(GOOD | {"image": "../1.jpg"}), "leaves the data set's folder"),
+        (json.dumps(GOOD | {"split": "dev"}), "split must be one of train, val, test"),
+        (json.dumps(GOOD | {"image": "2.jpg", "split": "test"}), "must not be tested on"),
+    ],
+)
+def test_a_bad_annotation_is_named_by_its_line(work, line, message):
+    (work / "annotations.jsonl").write_text(f"{json.dumps(GOOD)}\n{line}\n")
+    result = run("train", "--root", ".", "--output", "run")
+    assert result.exit_code == 3
+    assert "annotations.jsonl, line 2: " in result.stderr
+    assert message in result.stderr
+    assert not (work / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("without", "arguments", "extra"),
+    [
+        ("torch", ["train", "--root", "people"], "train"),
+        ("open_clip", ["demo"], "train"),
+        ("yaml", ["evaluate", "run", "--root", "people"], "train"),
+        ("onnxscript", ["export", "run"], "export"),
+        ("torch", ["pretrain-small", "--output", "base.safetensors"], "train"),
+    ],
+)
+def test_a_missing_package_ends_with_5_and_the_command(work, without, arguments, extra):
+    done = run_program("upperson", *arguments, cwd=work, without=[without])
+    assert done.returncode == 5, done.stderr
+    assert f"needs the package '{without}', which is not installed" in done.stderr
+    assert f"pip install 'upperson[{extra}]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(work.iterdir()) == []
+
+
+def test_results_are_not_written_over_something_else(somebodys, demo_folder, people):
+    before = snapshot(somebodys)
+    result = run("export", demo_folder / "run", "--output", somebodys, "--no-int8")
+    assert result.exit_code == 3
+    assert "holiday exists and is not an earlier result" in one_line(result.stderr)
+    result = run("train", "--root", people, "--output", somebodys)
+    assert result.exit_code == 3
+    assert "holiday is not empty" in one_line(result.stderr)
+    assert snapshot(somebodys) == before
+    assert list(somebodys.parent.iterdir()) == [somebodys]
+
+
+def test_a_split_without_images_is_refused(demo_folder, people):
+    result = run("evaluate", demo_folder / "run", "--root", people, "--split", "val")
+    assert result.exit_code == 3
+    assert "no image in split 'val' (found: train 80, val 0, test 80)" in result.stderr
+
+
+# --- tampered runs ---
+
+
+@pytest.fixture
+def copied_run(demo_folder, work):
+    return shutil.copytree(demo_folder / "run", work / "run")
+
+
+def test_a_truncated_adapter_is_refused(copied_run):
+    adapter = copied_run / "adapter.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-100])
+    result = run("export", copied_run)
+    assert result.exit_code == 3
+    assert "adapter.safetensors cannot be read" in result.stderr
+    assert not Path("bundle").exists()
+
+
+def test_an_adapter_of_another_shape_is_refused(copied_run):
+    config = copied_run / "config.yaml"
+    text = config.read_text()
+    assert "lora_rank: 16" in text
+    config.write_text(text.replace("lora_rank: 16", "lora_rank: 8"))
+    result = run("export", copied_run)
+    assert result.exit_code == 3
+    assert "does not fit config.yaml" in result.stderr
+
+
+def test_an_unknown_key_in_a_run_is_refused(copied_run):
+    config = copied_run / "config.yaml"
+    config.write_text(config.read_text().replace("weight_decay:", "weight_decoy:"))
+    result = run("export", copied_run)
+    assert result.exit_code == 3
+    assert "unknown key 'weight_decoy'" in result.stderr
+    assert "weight_decay" in result.stderr
+
+
+def test_another_base_than_the_run_was_trained_on_is_refused(copied_run, work, monkeypatch):
+    from upperson.model import base
+
+    assets = shutil.copytree(base.ASSETS, work / "assets")
+    weights = load_file(assets / "upperson-small.safetensors")
+    weights["ln_final.bias"][0] += 1
+    save_file(weights, assets / "upperson-small.safetensors")
+    monkeypatch.setattr(base, "ASSETS", assets)
+    result = run("export", copied_run)
+    assert result.exit_code == 3
+    assert "was trained on base 'upperson-small'" in result.stderr
+
+    (assets / "upperson-small.safetensors").write_bytes(b"junk")
+    result = run("export", copied_run)
+    assert result.exit_code == 3
+    assert "cannot be read as weights" in result.stderr
+    assert not Path("bundle").exists()
+
+
+# --- the quick demo ---
+
+
+def check_summary(summary):
+    assert {*MODELS, "seconds"} <= summary.keys()
+    for model in MODELS:
+        assert list(summary[model]) == METRICS
+        values = list(summary[model].values())
+        assert all(0 < value <= 100 for value in values)
+        assert values[:3] == sorted(values[:3])
+    for name in METRICS:  # Folding and export change nothing.
+        assert abs(summary["onnx_fp32"][name] - summary["fine_tuned"][name]) <= ONE_QUERY
+    stages = {"render", "zero_shot", "train", "export", "index", "query", "report"}
+    assert set(summary["seconds"]) == stages
+    assert all(0 <= value < 240 for value in summary["seconds"].values())
+
+
+def test_the_demo_writes_its_parts_and_nothing_else(quick_demo):
+    assert {path.name for path in quick_demo.folder.iterdir()} == PARTS
+    summary = json.loads(quick_demo.stdout)
+    assert summary == json.loads((quick_demo.folder / "summary.json").read_text("utf-8"))
+    check_summary(summary)
+
+
+def test_the_demo_shows_progress(quick_demo):
+    for work in ("rendering people: 160/160", "training: ", "exporting the image tower", "indexed"):
+        assert work in quick_demo.stderr
+
+
+def test_the_report_is_one_file(demo_folder):
+    html = (demo_folder / "report.html").read_text("utf-8")
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", html)
+    assert len(sources) > 10
+    assert all(source.startswith("data:image/") for source in sources)
+    assert "@import" not in html
+    assert "<script" not in html
+    assert "url(" not in html
+    summary = json.loads((demo_folder / "summary.json").read_text("utf-8"))
+    for model in MODELS:
+        assert f"{summary[model]['mAP']:.2f}" in html
+
+
+def test_the_answer_is_a_picture(demo_folder):
+    with Image.open(demo_folder / "answer.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 100
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 1000  # Not an empty sheet.
+
+
+def test_the_bundle_opens_and_the_gallery_answers(demo_folder, people, work):
+    encoder = Bundle.open(demo_folder / "bundle").encoder()
+    with Gallery.open(demo_folder / "gallery", encoder.fingerprint, encoder.embed_dim) as gallery:
+        assert gallery.count() == 80
+        assert gallery.verify() == []
+        expected = Retriever(encoder, gallery).query("woman in red coat", k=5)
+    folders = ["-b", demo_folder / "bundle", "-g", demo_folder / "gallery"]
+    answer = run_json(
+        "query", *folders, "woman in red coat", "-k", 5, "--sheet", "sheet.png",
+        app=upperson_rt.cli.app,
+    )  # fmt: skip
+    assert [hit["key"] for hit in answer["hits"]] == [hit.item.key for hit in expected]
+    assert all(Path(hit["source"]).is_relative_to(people) for hit in answer["hits"])
+    assert all(hit["camera"].startswith("cam") for hit in answer["hits"])
+    assert (work / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert run_json("doctor", *folders, app=upperson_rt.cli.app)["ok"]
+
+
+def test_evaluate_finds_what_the_demo_measured(demo_folder, people):
+    summary = json.loads((demo_folder / "summary.json").read_text("utf-8"))
+    found = run_json("evaluate", demo_folder / "bundle", "--root", people)
+    assert "fp32" in found
+    for variant, metrics in found.items():
+        assert metrics == pytest.approx(summary[f"onnx_{variant}"], abs=ONE_QUERY)
+    found = run_json("evaluate", demo_folder / "run", "--root", people)
+    assert found["run"] == pytest.approx(summary["fine_tuned"], abs=ONE_QUERY)
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_train_and_export_alone(people, work):
+    trained = run_json("train", "--root", people, "--epochs", 2, "--output", "run")
+    assert trained["run"] == "run"
+    assert trained["best_epoch"] == 2
+    assert trained["val"] is None
+    assert list(trained["test"]) == METRICS
+    assert {"config.yaml", "adapter.safetensors", "results.json", "metrics.csv", "curves.png"} <= {
+        path.name for path in (work / "run").iterdir()
+    }
+    (work / "bundle").mkdir()  # An empty folder is no reason to refuse.
+    exported = run_json("export", "run", "--output", "bundle", "--no-int8", "--calib-size", 24)
+    assert list(exported["variants"]) == ["fp32"]
+    assert exported["variants"]["fp32"]["metrics"] == pytest.approx(trained["test"], abs=ONE_QUERY)
+    assert Bundle.open(work / "bundle", "fp32").variant == "fp32"
+    assert {path.name for path in work.iterdir()} == {"run", "bundle"}
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_the_demo_runs_again_over_an_earlier_one(demo_folder, work):
+    folder = shutil.copytree(demo_folder, work / "demo")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "report.html").write_text("old")
+    pictures = {path: path.stat().st_mtime_ns for path in (folder / "people").rglob("*.jpg")}
+    done = run_program("upperson", "demo", "--quick", cwd=work, timeout_s=240)
+    assert done.returncode == 0, done.stderr
+    table = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
+    assert [len(table[model]) for model in MODELS] == [5] * 4
+    check_summary(json.loads((folder / "summary.json").read_text("utf-8")))
+    assert "Find a person by a sentence" in (folder / "report.html").read_text("utf-8")
+    assert {path: path.stat().st_mtime_ns for path in pictures} == pictures  # Rendered once.
+    assert {path.name for path in folder.iterdir()} == {*PARTS, "notes.txt"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (OSError(28, "No space left on device"), 3, "No space left on device"),
+        (KeyError("defect"), 1, "error: internal error: KeyError"),
+    ],
+    ids=["interrupted", "full disk", "defect"],
+)
+def test_a_demo_that_fails_leaves_the_earlier_one(
+    demo_folder, work, monkeypatch, error, code, message
+):
+    import upperson.train
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(upperson.train, "train", fail)
+    folder = shutil.copytree(demo_folder, work / "demo")
+    before = snapshot(work)
+    result = run("demo", "--quick")
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert snapshot(work) == before
+    assert {path.name for path in folder.iterdir()} == PARTS

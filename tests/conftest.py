@@ -1,0 +1,69 @@
+"""Tiers of the tests, what they share, and an environment that is the same everywhere.
+
+The folder decides the tier and with it the time limit of a test. A test that needs more says so
+with its own ``pytest.mark.timeout``.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.helpers.command_line import run_program
+
+# Set before torch is imported: toy models are faster on one thread, and sums always run in the
+# same order.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # A test that wants to download something fails at once.
+os.environ["COLUMNS"] = "100"
+for _name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
+    os.environ.pop(_name, None)  # The last three make help texts coloured.
+
+TESTS = Path(__file__).parent
+
+TIER_TIMEOUT_S = {
+    "unit": 30,  # One module on toy models.
+    "parity": 120,  # Two implementations of the same thing, compared.
+    "golden": 60,  # Against small committed files.
+    "cli": 60,  # The commands as users run them.
+    "packaging": 120,  # Wheels, imports, public names, documents.
+}
+"""Seconds a test may take, without its fixtures: those that take long have their own limit."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not item.path.is_relative_to(TESTS):
+            continue
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder not in TIER_TIMEOUT_S:
+            raise pytest.UsageError(
+                f"{item.path} is in no tier: put it into one of the folders "
+                f"{', '.join(f'tests/{tier}' for tier in TIER_TIMEOUT_S)}"
+            )
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIER_TIMEOUT_S[folder], func_only=True))
+
+
+class QuickDemo(NamedTuple):
+    """What ``upperson demo --quick --json`` left behind. Tests copy the folder to change it."""
+
+    folder: Path
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def quick_demo(tmp_path_factory: pytest.TempPathFactory) -> QuickDemo:
+    """Run the quick demo once a session, as a user does."""
+    folder = tmp_path_factory.mktemp("quick_demo") / "demo"
+    done = run_program("upperson", "demo", "--quick", "--json", "--output", folder, timeout_s=240)
+    assert done.returncode == 0, done.stderr
+    return QuickDemo(folder, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def demo_folder(quick_demo: QuickDemo) -> Path:
+    """The quick demo's folder, with people, run, bundle, gallery and report."""
+    return quick_demo.folder

@@ -1,0 +1,54 @@
+"""Run the command lines in a process of their own, also from a bare clone without installation."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [ROOT, ROOT / "calibration", ROOT / "export", ROOT / "runtime"]
+_MODULES = {"upperson": "upperson.cli", "upperson-rt": "upperson_rt.cli"}
+
+
+def run_program(
+    program: Literal["upperson", "upperson-rt"],
+    *arguments: str | Path,
+    cwd: Path | None = None,
+    without: Sequence[str] = (),
+    timeout_s: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command; warnings are errors there, too.
+
+    Args:
+        program: Which command line.
+        arguments: What follows its name.
+        cwd: Working folder.
+        without: Packages that the process cannot import, as if they were not installed.
+        timeout_s: After this the process is killed and TimeoutExpired raised.
+    """
+    code = f"from {_MODULES[program]} import main; main()"
+    return run_code(code, *arguments, cwd=cwd, without=without, timeout_s=timeout_s)
+
+
+def run_code(
+    code: str,
+    *arguments: str | Path,
+    cwd: Path | None = None,
+    without: Sequence[str] = (),
+    timeout_s: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a fresh interpreter that finds our packages; see `run_program`."""
+    # None in sys.modules makes `import x` raise ModuleNotFoundError and find_spec("x") return None.
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({list(without)!r})); "
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", blocked + code, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=timeout_s,
+    )

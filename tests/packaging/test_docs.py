@@ -1,0 +1,122 @@
+import re
+import shlex
+from urllib.parse import unquote
+
+import pytest
+import typer
+
+from tests.helpers.command_line import ROOT
+from tests.helpers.frozen_options import APPS
+
+# The class of click, or of the copy of click that newer Typer releases carry.
+UsageError = typer.BadParameter.__bases__[0]
+TOP = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "runtime/README.md"]
+DOCUMENTS = [*TOP, *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("**/*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)|(?:src|href)=\"([^\"]+)\"")
+
+
+def read(name):
+    path = ROOT / name
+    assert path.is_file(), f"{name} is missing"
+    return path.read_text("utf-8")
+
+
+def anchors_of(text):
+    """The anchors that Markdown viewers give to headings."""
+    headings = re.findall(r"^#+\s+(.+?)\s*$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands_in(text):
+    """Yield the lines of shell blocks that call one of our programs, as lists of words."""
+    for language, block in FENCE.findall(text):
+        if language not in {"bash", "sh", "shell", "console"}:
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            words = []
+            for word in [*lexer, ";"]:
+                if set(word) <= set("();<>|&"):  # What follows is another command, or a file.
+                    if words and words[0].rpartition("/")[2] in APPS:
+                        yield [words[0].rpartition("/")[2], *words[1:]]
+                    words = []
+                elif words or not re.fullmatch(r"\w+=.*", word):  # Not VARIABLE=value in front.
+                    words.append(word)
+
+
+def parse(program, *words):
+    """Parse a command line without running it; raises UsageError if it is wrong."""
+    command, rest = typer.main.get_command(APPS[program]), list(words)
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command = command.commands[rest.pop(0)]
+    if rest in (["--help"], ["-h"], ["--version"]):
+        return
+    if hasattr(command, "commands"):
+        raise UsageError(f"{program} has no command '{' '.join(words)}'")
+    command.make_context(program, rest)
+
+
+def complaint(program, *words):
+    """Return what is wrong with a command line, or nothing."""
+    try:
+        parse(program, *words)
+    except UsageError as error:
+        return error.format_message()
+    return ""
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_relative_links_resolve(name):
+    text = read(name)
+    for link in (a or b for a, b in LINK.findall(FENCE.sub("", text))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = unquote(link).partition("#")
+        target = (ROOT / name).parent / file if file else ROOT / name
+        assert target.exists(), f"{name} links to {link}"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors_of(target.read_text("utf-8")), f"{name} links to {link}"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_commands_parse(name):
+    wrong = {shlex.join(words): complaint(*words) for words in commands_in(read(name))}
+    assert {line: found for line, found in wrong.items() if found} == {}
+
+
+def test_the_readme_shows_the_commands():
+    shown = {command[0] for command in commands_in(read("README.md"))}
+    assert shown == set(APPS)
+    for target in ("make demo", "make test"):
+        assert target in read("README.md")
+
+
+def test_the_changelog_knows_this_version():
+    import upperson_rt
+
+    assert f"## [{upperson_rt.__version__}]" in read("CHANGELOG.md")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("```bash\n$ upperson demo --output x # comment\n```\n", ["upperson demo --output x"]),
+        ("```sh\nA=b .venv/bin/upperson-rt doctor | less\n```\n", ["upperson-rt doctor"]),
+        ("```bash\nupperson train \\\n  --root p && upperson demo\n```\n",
+         ["upperson train --root p", "upperson demo"]),
+        ("```python\nupperson demo\n```\n", []),
+    ],
+)  # fmt: skip
+def test_commands_are_found(text, expected):
+    assert [" ".join(words) for words in commands_in(text)] == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["upperson demo --fast", "upperson dem", "upperson train", "upperson-rt gallery",
+     "upperson-rt query red -k many"],
+)  # fmt: skip
+def test_wrong_commands_are_noticed(line):
+    assert complaint(*line.split())

@@ -1,0 +1,63 @@
+from importlib import import_module
+
+import pytest
+
+import upperson
+import upperson_calibration
+import upperson_export
+import upperson_rt
+
+RUNTIME_NAMES = [
+    "AccuracyGateError",
+    "BackendError",
+    "Bundle",
+    "Encoder",
+    "Filter",
+    "Gallery",
+    "Hit",
+    "InputError",
+    "IntegrityError",
+    "Item",
+    "Manifest",
+    "RetrievalMetrics",
+    "Retriever",
+    "Tokenizer",
+    "UppersonError",
+    "UsageError",
+    "__version__",
+    "iter_image_files",
+    "load_image",
+    "open",
+    "resize_image",
+    "retrieval_metrics",
+    "save_sheet",
+]
+"""What users of the runtime rely on. A name that goes is a breaking entry in CHANGELOG.md."""
+
+
+def test_the_runtimes_public_names_are_frozen():
+    assert sorted(RUNTIME_NAMES) == RUNTIME_NAMES
+    assert upperson_rt.__all__ == RUNTIME_NAMES
+
+
+@pytest.mark.parametrize("name", RUNTIME_NAMES)
+def test_every_public_name_imports(name):
+    namespace = {}
+    exec(f"from upperson_rt import {name}", namespace)
+    value = namespace[name]
+    assert value is getattr(upperson_rt, name)
+    if isinstance(value, type):
+        owner = import_module(value.__module__)
+        assert value.__doc__, f"{name} is public and has no docstring"
+        assert getattr(owner, value.__name__) is value
+
+
+def test_nothing_private_is_public():
+    public = {name for name in vars(upperson_rt) if not name.startswith("_")} - {"annotations"}
+    modules = {name for name in public if isinstance(vars(upperson_rt)[name], type(upperson_rt))}
+    assert public - modules - {"import_module", "TYPE_CHECKING"} <= set(RUNTIME_NAMES)
+
+
+def test_there_is_one_version():
+    for package in (upperson, upperson_calibration, upperson_export):
+        assert getattr(package, "__version__", upperson_rt.__version__) == upperson_rt.__version__

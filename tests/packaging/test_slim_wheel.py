@@ -1,0 +1,91 @@
+"""The slim wheel in a fresh environment, as it arrives on an edge device.
+
+The only test that needs a package index: it installs the wheel with its extra ``cpu``.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command_line import ROOT, run_program
+
+SENTENCE = "woman in red coat"
+
+
+def call(*command, cwd, timeout_s=60):
+    """Run a command without anything of this environment in it."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory) -> Path:
+    """The bin folder of a fresh environment with the slim wheel and its extra ``cpu`` only."""
+    folder = tmp_path_factory.mktemp("edge")
+    wheels = folder / "wheels"
+    call(
+        sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
+        "--wheel-dir", wheels, ROOT / "runtime",
+        cwd=folder, timeout_s=120,
+    )  # fmt: skip
+    (wheel,) = wheels.iterdir()
+    assert wheel.name.startswith("upperson_rt-")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    call(sys.executable, "-m", "venv", folder / "venv", cwd=folder, timeout_s=120)
+    python = folder / "venv" / "bin" / "python"
+    call(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]", cwd=folder, timeout_s=400)
+    return python.parent
+
+
+def test_the_environment_holds_no_training_packages(edge, tmp_path):
+    absent = ["torch", "onnx", "open_clip", "torchvision", "upperson", "upperson_export",
+              "upperson_calibration"]  # fmt: skip
+    code = f"from importlib.util import find_spec; print(*filter(find_spec, {absent!r}))"
+    assert call(edge / "python", "-c", code, cwd=tmp_path).split() == []
+    assert not (edge / "upperson").exists()
+
+
+def test_the_slim_runtime_answers_the_demos_question(edge, demo_folder, tmp_path):
+    folders = ["-b", demo_folder / "bundle", "-g", demo_folder / "gallery"]
+    query = ["query", *folders, SENTENCE, "-k", "5", "--json"]
+    answer = json.loads(call(edge / "upperson-rt", *query, cwd=tmp_path))
+    assert answer["query"] == SENTENCE
+    assert (answer["backend"], answer["device"], answer["items"]) == ("onnxruntime", "cpu", 80)
+    hits = answer["hits"]
+    assert [hit["rank"] for hit in hits] == [1, 2, 3, 4, 5]
+    scores = [hit["score"] for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    assert all(Path(hit["source"]).is_file() for hit in hits)
+
+    here = run_program("upperson-rt", *query)
+    assert here.returncode == 0, here.stderr
+    expected = {hit["key"]: hit["score"] for hit in json.loads(here.stdout)["hits"]}
+    # The same file in possibly another release of the backend: scores agree closely.
+    assert hits[0]["score"] == pytest.approx(max(expected.values()), abs=0.02)
+    assert len(expected.keys() & {hit["key"] for hit in hits}) >= 4
+
+
+def test_the_slim_runtime_indexes_and_checks_itself(edge, demo_folder, tmp_path):
+    pictures = sorted((demo_folder / "people").rglob("test/*.jpg"))[:3]
+    options = ["-b", demo_folder / "bundle", "-g", "new", "--json"]
+    indexed = json.loads(call(edge / "upperson-rt", "index", *options, *pictures, cwd=tmp_path))
+    assert (indexed["indexed"], indexed["items"], indexed["skipped"]) == (3, 3, [])
+    for backend in ("onnxruntime", "openvino"):
+        checks = json.loads(
+            call(edge / "upperson-rt", "doctor", *options, "--backend", backend, cwd=tmp_path)
+        )
+        assert checks["ok"], checks
