@@ -6,6 +6,7 @@ The run folder gets the resolved object as ``config.yaml``, which reads back to 
 
 import contextlib
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -21,14 +22,12 @@ from upperson_rt.errors import InputError, UsageError
 
 RECIPES = Path(__file__).parent / "recipes"
 
-DatasetName = Literal["jsonl"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Everything that decides a run's result."""
 
-    dataset: DatasetName = "jsonl"
+    dataset: str = "jsonl"
     """Annotation format of the data set."""
 
     root: str
@@ -75,6 +74,14 @@ class TrainConfig:
         for name in ("height_px", "width_px", "epochs", "batch_size", "eval_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("warmup_epochs", "workers", "seed"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} must be 0 or more, found {getattr(self, name)}")
+        for name in ("lr", "adam_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} must be above 0 and finite, found {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"weight_decay must be 0 or more, found {self.weight_decay}")
         if self.warmup_epochs >= self.epochs:
             raise UsageError(
                 f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs}): the "

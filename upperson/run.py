@@ -25,7 +25,7 @@ from upperson.config import TrainConfig, read_config
 from upperson.model.base import Base, load_base
 from upperson.model.encoder import UPPerson
 from upperson_rt.atomic import write_atomically
-from upperson_rt.errors import InputError
+from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.metrics import RetrievalMetrics
 
 CONFIG = "config.yaml"
@@ -42,21 +42,23 @@ class RunWriter:
         if path.exists() and any(path.iterdir()):
             raise InputError(f"{path} is not empty: choose another --output for the new run")
         self._path = path
+        self._config = config
         self._rows: list[dict[str, float]] = []
         self._metadata = {"base": base.name, "base_sha256": base.sha256}
         self._counts = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
-        write_atomically(path / CONFIG, config.to_yaml())
-        self._events = SummaryWriter(str(path))
+        self._events: SummaryWriter | None = None
 
     def save_adapter(self, state: dict[str, Tensor]) -> None:
         """Write the trained tensors."""
+        self._begin()
         write_atomically(self._path / ADAPTER, save(state, metadata=self._metadata))
 
     def log(self, row: dict[str, float]) -> None:
         """Add an epoch to metrics.csv, TensorBoard and the curves."""
+        events = self._begin()
         self._rows.append(row)
         names = list(dict.fromkeys(name for row in self._rows for name in row))
         text = io.StringIO()
@@ -65,8 +67,8 @@ class RunWriter:
         table.writerows(self._rows)
         write_atomically(self._path / METRICS, text.getvalue())
         for name, value in row.items():
-            self._events.add_scalar(name.replace(" ", "/"), value, int(row["epoch"]))
-        self._events.flush()
+            events.add_scalar(name.replace(" ", "/"), value, int(row["epoch"]))
+        events.flush()
         write_atomically(self._path / CURVES, draw_curves(self._rows))
 
     def finish(
@@ -86,7 +88,14 @@ class RunWriter:
             "seconds": round(seconds, 1),
         }
         write_atomically(self._path / RESULTS, json.dumps(results, indent=2) + "\n")
-        self._events.close()
+        self._begin().close()
+
+    def _begin(self) -> SummaryWriter:
+        """Write what a run starts with, at its first result: one that fails before leaves none."""
+        if self._events is None:
+            write_atomically(self._path / CONFIG, self._config.to_yaml())
+            self._events = SummaryWriter(str(self._path))  # type: ignore[no-untyped-call]
+        return self._events
 
 
 def draw_curves(rows: list[dict[str, float]]) -> bytes:
@@ -118,7 +127,8 @@ def load_run(path: Path) -> tuple[TrainConfig, Base, UPPerson]:
     """Rebuild the trained model of a run, in evaluation mode.
 
     Raises:
-        InputError: Not a run folder, damaged, or its base is not the one it was trained on.
+        InputError: Not a run folder, or damaged.
+        IntegrityError: The base is not the one it was trained on.
     """
     adapter = path / ADAPTER
     if not (path / CONFIG).is_file() or not adapter.is_file():
@@ -135,7 +145,7 @@ def load_run(path: Path) -> tuple[TrainConfig, Base, UPPerson]:
         raise InputError(f"{adapter} cannot be read: {error}") from error
     base = load_base(config.base, config.pretrained)
     if metadata.get("base_sha256") != base.sha256:
-        raise InputError(
+        raise IntegrityError(
             f"{path} was trained on base '{metadata.get('base')}' with weights "
             f"{str(metadata.get('base_sha256'))[:12]}, found '{base.name}' with "
             f"{base.sha256[:12]}: put the original weights at the path in its {CONFIG}"

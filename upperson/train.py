@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from upperson.config import TrainConfig
 from upperson.data.dataset import Batch, ImageDataset, PairDataset, collate
-from upperson.data.records import Record, read_jsonl
+from upperson.data.records import Record, read_dataset
 from upperson.data.transforms import evaluation_transform, training_transform
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.evaluate import evaluate
@@ -57,7 +57,7 @@ def train(config: TrainConfig, run_path: Path, observer: Observer) -> TrainResul
     """
     started = time.perf_counter()
     torch.manual_seed(config.seed)
-    splits = read_jsonl(Path(config.root))
+    splits = read_dataset(config.dataset, Path(config.root))
     if not splits["train"]:
         raise InputError(f"{config.root} has no image in split 'train': check 'split' in its lines")
     base = load_base(config.base, config.pretrained)

@@ -1,6 +1,6 @@
 """Plain towers to ONNX files.
 
-Tensor names, dynamic axes and node names are the product's interface: see ``docs/design.md``.
+Tensor names, dynamic axes and node names are the product's interface: see ``docs/interface.md``.
 """
 
 import logging

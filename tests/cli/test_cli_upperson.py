@@ -238,7 +238,7 @@ def test_another_base_than_the_run_was_trained_on_is_refused(copied_run, work, m
     save_file(weights, assets / "upperson-small.safetensors")
     monkeypatch.setattr(base, "ASSETS", assets)
     result = run("export", copied_run)
-    assert result.exit_code == 3
+    assert result.exit_code == 6
     assert "was trained on base 'upperson-small'" in result.stderr
 
     (assets / "upperson-small.safetensors").write_bytes(b"junk")
@@ -384,3 +384,26 @@ def test_a_demo_that_fails_leaves_the_earlier_one(
     assert message in result.stderr
     assert snapshot(work) == before
     assert {path.name for path in folder.iterdir()} == PARTS
+
+
+@pytest.mark.parametrize(
+    "mine",
+    ["bundle/precious.txt", "people/me.jpg", "people/party/me.jpg", "summary.json", "notes.txt"],
+)
+def test_a_folder_that_is_no_demo_is_refused_and_untouched(work, mine):
+    (work / "demo" / "people").mkdir(parents=True)
+    (work / "demo" / mine).parent.mkdir(parents=True, exist_ok=True)
+    (work / "demo" / mine).write_text("[]")
+    before = snapshot(work)
+    result = run("demo", "--quick")
+    assert result.exit_code == 3
+    assert "is not an earlier demo" in result.stderr
+    assert snapshot(work) == before
+
+
+def test_an_output_that_is_a_file_is_refused(work):
+    (work / "demo").write_text("mine")
+    result = run("demo", "--quick")
+    assert result.exit_code == 3
+    assert "is a file" in result.stderr
+    assert (work / "demo").read_text() == "mine"

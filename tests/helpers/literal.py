@@ -104,7 +104,12 @@ def literal_sdm(image: Tensor, text: Tensor, pids: list[int]) -> float:
             target = [value / sum(same) for value in same]
             for p_ij, q_ij in zip(p.tolist(), target, strict=True):
                 if p_ij > 0:
-                    total += p_ij * (
-                        torch.log(torch.tensor(p_ij)).item() - torch.log(torch.tensor(q_ij + 1e-8)).item()
-                    ) / len(pids)
+                    total += (
+                        p_ij
+                        * (
+                            torch.log(torch.tensor(p_ij)).item()
+                            - torch.log(torch.tensor(q_ij + 1e-8)).item()
+                        )
+                        / len(pids)
+                    )
     return total

@@ -4,7 +4,6 @@ import tarfile
 import zipfile
 import zlib
 from email.parser import Parser
-from importlib.util import find_spec
 
 import pytest
 
@@ -33,13 +32,14 @@ def read_toml(path):
 
 def build(project, target, folder):
     """Build a distribution with the backend that pip would use, but offline."""
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)],
         cwd=project,
-        check=True,
         capture_output=True,
+        text=True,
         timeout=120,
     )
+    assert done.returncode == 0, done.stderr
     (file,) = folder.iterdir()
     return file
 
@@ -100,10 +100,6 @@ def test_the_two_projects_agree():
 def test_the_container_folders_are_no_packages():
     for folder in ("calibration", "export", "runtime"):
         assert not (ROOT / folder / "__init__.py").exists()
-        assert find_spec("upperson_rt") is not None
-        assert {path.name for path in (ROOT / folder).iterdir() if path.is_dir()} >= {
-            PACKAGES[f"upperson_{'rt' if folder == 'runtime' else folder}"].name
-        }
 
 
 def test_every_package_is_typed():

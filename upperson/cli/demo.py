@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 QUESTION = "woman in red coat"
 SUMMARY = "summary.json"
+PEOPLE = "people"
+BUILDING = ".building-"
 PARTS = ("run", "bundle", "gallery", "answer.png", "report.html", SUMMARY)
 """What the demo puts into its folder beside the people; the summary comes last."""
 
@@ -60,11 +62,7 @@ def demo(
     """
     require_extra("train", "the demo")
     require_extra("export", "the demo")
-    if output.exists() and any(output.iterdir()) and not (output / "people").is_dir():
-        raise InputError(
-            f"{output} exists and is not an earlier demo (no folder 'people' in it): "
-            "choose another --output"
-        )
+    _require_own_folder(output)
     from upperson.cli.progress import Display
 
     with Display() as display:
@@ -112,7 +110,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
         seconds[name] = round(time.perf_counter() - started, 1)
 
     with stage("render"):
-        people = _render_people(output / "people", size, display)
+        people = _render_people(output / PEOPLE, size, display)
     test = read_jsonl(people)["test"]
     pids = pids_of(test)
     config = replace(
@@ -121,7 +119,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     )
     tokenizer = clip_tokenizer()
 
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=output))
+    building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=output))
     try:
         with stage("zero_shot"):
             base = load_base(config.base, config.pretrained)
@@ -207,10 +205,43 @@ def _render_people(folder: Path, size: DemoSize, display: "Display") -> Path:
     )
 
 
+def _require_own_folder(output: Path) -> None:
+    """Refuse a folder that holds anything but an earlier demo, finished or not."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise InputError(f"{output} is a file: choose a folder with --output")
+    names = {path.name for path in output.iterdir() if not path.name.startswith(BUILDING)}
+    if SUMMARY in names:
+        try:
+            summary = json_module.loads((output / SUMMARY).read_text("utf-8"))
+        except (OSError, ValueError):
+            summary = None
+        finished = isinstance(summary, dict) and "zero_shot" in summary
+    else:
+        # Stopped before its end: the people may be there, and nothing else.
+        finished = names <= {PEOPLE} and all(
+            (people / "dataset.json").is_file() for people in (output / PEOPLE).glob("[!.]*")
+        )
+    if not finished:
+        raise InputError(
+            f"{output} exists and is not an earlier demo (no {SUMMARY} of one in it): "
+            "choose another --output"
+        )
+
+
 def _put_in_place(building: Path, output: Path) -> None:
-    """Replace the parts of an earlier demo one by one."""
+    """Replace the parts of an earlier demo one by one, each old one only after its new one."""
+    retired = building / "retired"
+    retired.mkdir()
     for part in PARTS:
         target = output / part
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(building / part, target)
+        was_there = target.exists()
+        if was_there:
+            os.replace(target, retired / part)
+        try:
+            os.replace(building / part, target)
+        except BaseException:  # Ctrl-C, too: the old part comes back.
+            if was_there:
+                os.replace(retired / part, target)
+            raise

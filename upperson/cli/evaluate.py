@@ -35,7 +35,7 @@ def evaluate(
 
     if split not in SPLITS:
         raise UsageError(f"--split must be one of {', '.join(SPLITS)}, found '{split}'")
-    records = read_split(root, split)
+    records = read_split(dataset, root, split)
     found: dict[str, RetrievalMetrics] = {}
     with Display() as display:
         if (target / MANIFEST_FILE).is_file():

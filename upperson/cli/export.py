@@ -69,7 +69,7 @@ def export_run(
 ) -> dict[str, Any]:
     """Load a run and its data set and export it; return the report. Raises as its parts do."""
     from upperson.cli.retrieval_split import retrieval_split
-    from upperson.data.records import Split, read_jsonl
+    from upperson.data.records import Split, read_dataset
     from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
     from upperson.run import ADAPTER, load_run
     from upperson_calibration.samples import choose_samples
@@ -78,7 +78,7 @@ def export_run(
     from upperson_rt.errors import InputError
 
     config, base, model = load_run(run)
-    splits = read_jsonl(Path(config.root))
+    splits = read_dataset(config.dataset, Path(config.root))
     measured_on: Split = "test" if splits["test"] else "val"
     if not splits[measured_on]:
         raise InputError(

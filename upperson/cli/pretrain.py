@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from upperson.cli.extras import require_extra
-from upperson_rt.cli.options import Debug
+from upperson_rt.cli.options import Debug, Json
+from upperson_rt.cli.output import print_json
 
 
 def pretrain_small(
@@ -14,6 +15,7 @@ def pretrain_small(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps.", show_default="the shipped file's")
     ] = None,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train the small CLIP base from random weights on synthetic people of the studio look.
@@ -31,4 +33,7 @@ def pretrain_small(
     with Display() as display:
         for step, loss in train_small(config, output):
             display.update("pre-training", step + 1, config.steps, f"loss {loss:.3f}")
-    typer.echo(f"wrote {output}")
+    if json:
+        print_json({"file": str(output), "steps": config.steps})
+    else:
+        typer.echo(f"wrote {output}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upperson.data.records import Record, Split, read_jsonl
+from upperson.data.records import Record, Split, read_dataset
 from upperson.evaluate import pids_of
 from upperson_rt.errors import InputError
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from upperson_export.accuracy import RetrievalSplit
 
 
-def read_split(root: Path, split: Split) -> list[Record]:
+def read_split(dataset: str, root: Path, split: Split) -> list[Record]:
     """Read one split of a data set; InputError if it is empty."""
-    splits = read_jsonl(root)
+    splits = read_dataset(dataset, root)
     if not splits[split]:
         found = ", ".join(f"{name} {len(records)}" for name, records in splits.items())
         raise InputError(f"{root} has no image in split '{split}' (found: {found})")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from upperson_rt.errors import InputError
+from upperson_rt._strict_json import suggestion
+from upperson_rt.errors import InputError, UsageError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -38,6 +39,19 @@ class Record:
     """At least one sentence."""
 
     camera: str | None = None
+
+
+def read_dataset(name: str, root: Path) -> dict[Split, list[Record]]:
+    """Read a data set by the name of its annotation format.
+
+    Raises:
+        UsageError: The format is unknown.
+        InputError: The data set cannot be used.
+    """
+    match name:
+        case "jsonl":
+            return read_jsonl(root)
+    raise UsageError(f"data set format '{name}' is unknown, {suggestion(name, ['jsonl'])}")
 
 
 def read_jsonl(root: Path) -> dict[Split, list[Record]]:

@@ -1,0 +1,62 @@
+"""A toy base on disk and a tiny data set: what a training run needs, in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from tests.helpers.toy_clip import IMAGE_SIZE, TOY, toy_clip
+from upperson.config import TrainConfig
+from upperson.data.synthetic import SyntheticSpec, write_dataset
+from upperson.model import base as base_module
+from upperson.model.block import UPPersonConfig
+from upperson_rt.metrics import RetrievalMetrics
+
+
+class Recorder:
+    """A training observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.metrics: list[tuple[int, str, RetrievalMetrics]] = []
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, images_per_s: float) -> None:
+        """Keep the loss."""
+        self.losses.append(loss)
+
+    def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
+        """Keep the metrics."""
+        self.metrics.append((epoch, split, metrics))
+
+
+def toy_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> TrainConfig:
+    """Write a toy base and people into a folder and return a run's configuration over them.
+
+    open_clip is made to know the toy's architecture under the name ``toy``.
+    """
+    weights = folder / "toy.safetensors"
+    if not weights.exists():
+        save_file(toy_clip().state_dict(), weights)
+    known = base_module.open_clip.get_model_config
+    monkeypatch.setattr(
+        base_module.open_clip,
+        "get_model_config",
+        lambda name: TOY if name == "toy" else known(name),
+    )
+    spec = SyntheticSpec(look="street", train_ids=6, val_ids=4, test_ids=5, views=2)
+    values: dict[str, Any] = {
+        "root": str(write_dataset(folder / "people", spec)),
+        "base": "toy",
+        "pretrained": str(weights),
+        "height_px": IMAGE_SIZE[0],
+        "width_px": IMAGE_SIZE[1],
+        "model": UPPersonConfig(prefix_length=2, lora_rank=4, adapter_reduction=4),
+        "epochs": 2,
+        "warmup_epochs": 1,
+        "batch_size": 8,
+        "augment": False,
+    }
+    return TrainConfig(**(values | changes))

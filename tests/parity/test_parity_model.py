@@ -1,0 +1,99 @@
+"""The model against the paper's formulas and against plain open_clip."""
+
+import pytest
+import torch
+
+from tests.helpers.literal import literal_encode_image, literal_encode_text, literal_sdm
+from tests.helpers.toy_clip import (
+    IMAGE_SIZE,
+    normalised,
+    toy_clip,
+    toy_ids,
+    toy_model,
+    toy_pixels,
+)
+from upperson.losses import sdm_loss
+from upperson.model.block import PLAIN_CLIP, UPPersonConfig
+from upperson.model.encoder import UPPerson
+
+TOLERANCE = 1e-5
+LENGTHS = [3, 9, 20, 77, 2]
+
+
+@pytest.mark.parametrize("prefix_length", [0, 1, 5])
+def test_towers_equal_the_literal_formulas(prefix_length: int) -> None:
+    model = toy_model(UPPersonConfig(prefix_length=prefix_length, lora_rank=4, adapter_reduction=4))
+    image, ids = normalised(model, toy_pixels(3)), toy_ids(LENGTHS).long()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.encode_image(image), literal_encode_image(model, image), atol=TOLERANCE, rtol=0
+        )
+        torch.testing.assert_close(
+            model.encode_text(ids), literal_encode_text(model, ids), atol=TOLERANCE, rtol=0
+        )
+
+
+def test_every_trained_tensor_changes_the_embedding() -> None:
+    """A part that were forgotten in the forward pass would make parity hold for nothing."""
+    model = toy_model()
+    image, ids = normalised(model, toy_pixels(2)), toy_ids([5, 9]).long()
+    (model.encode_image(image).sum() + model.encode_text(ids).sum()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert float(parameter.grad.abs().max()) > 0, name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_gradient_of_the_scale_equals_the_literal_one() -> None:
+    """S must train as if it multiplied the attention, not only give the same output."""
+    fast, literal = toy_model(), toy_model()
+    image = normalised(fast, toy_pixels(2))
+    weights = torch.randn(2, fast.embed_dim, generator=torch.Generator().manual_seed(3))
+    (fast.encode_image(image) * weights).sum().backward()
+    (literal_encode_image(literal, image) * weights).sum().backward()
+    for block_fast, block_literal in zip(fast.image.blocks, literal.image.blocks, strict=True):
+        for name in ("scale", "key_scale", "value_scale", "key_tokens", "value_tokens"):
+            torch.testing.assert_close(
+                getattr(block_fast.prefix, name).grad,
+                getattr(block_literal.prefix, name).grad,
+                atol=1e-5,
+                rtol=1e-4,
+            )
+
+
+def test_without_parts_it_is_plain_clip() -> None:
+    clip = toy_clip()
+    model = UPPerson(clip, PLAIN_CLIP, IMAGE_SIZE).eval()
+    image, ids = normalised(model, toy_pixels(3)), toy_ids(LENGTHS).long()
+    padded = torch.zeros(len(ids), 77, dtype=torch.long)
+    padded[:, : ids.shape[1]] = ids
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.encode_image(image), clip.encode_image(image, normalize=True), atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(
+            model.encode_text(ids), clip.encode_text(padded, normalize=True), atol=1e-6, rtol=0
+        )
+
+
+def test_text_length_does_not_change_the_embedding() -> None:
+    model = toy_model()
+    ids = toy_ids([6, 11]).long()
+    with torch.no_grad():
+        expected = model.encode_text(ids)
+        for length in (12, 40, 77):
+            padded = torch.nn.functional.pad(ids, (0, length - ids.shape[1]))
+            torch.testing.assert_close(model.encode_text(padded), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("pids", [[0, 1, 2, 3, 4], [7, 7, 2, 7, 2], [1, 1, 1, 1, 1]])
+def test_sdm_equals_the_entry_by_entry_sum(pids: list[int]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    image, text = (
+        torch.nn.functional.normalize(torch.randn(5, 8, generator=generator), dim=-1)
+        for _ in range(2)
+    )
+    found = sdm_loss(image, text, torch.tensor(pids)).item()
+    assert found == pytest.approx(literal_sdm(image, text, pids), rel=1e-4)

@@ -1,0 +1,64 @@
+"""Accuracy comparison, parity verdicts, refusals of folding, and the report."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.toy_clip import toy_model
+from upperson_export.accuracy import r1_drop
+from upperson_export.fold import fold_image_tower, fold_text_tower
+from upperson_export.onnx import export_onnx
+from upperson_export.parity import compare, require_parity
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.metrics import PerQueryMetrics
+
+
+def metrics(first_rank: list[int]) -> PerQueryMetrics:
+    rank = np.array(first_rank)
+    return PerQueryMetrics(first_rank=rank, ap=1 / rank, inp=1 / rank)
+
+
+def test_the_drop_is_paired_and_its_interval_contains_it() -> None:
+    drop = r1_drop(metrics([1] * 60 + [3] * 40), metrics([1] * 57 + [2] * 3 + [1] + [3] * 39))
+    assert drop.points == pytest.approx(2.0)
+    assert drop.low < 2.0 < drop.high
+    same = r1_drop(metrics([1, 2, 1]), metrics([1, 5, 1]))
+    assert (same.points, same.low, same.high) == (0.0, 0.0, 0.0)
+
+
+def test_compare_names_the_worst_input() -> None:
+    expected = np.eye(3, dtype=np.float32)
+    found = expected.copy()
+    found[1, 1] = 0.9
+    difference = compare(expected, found)
+    assert difference.worst == 1
+    assert difference.max_abs == pytest.approx(0.1)
+    assert difference.min_cosine == pytest.approx(0.9)
+
+
+def test_a_file_of_other_weights_fails_parity(tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (4, 48, 32, 3), dtype=torch.uint8)
+    path = tmp_path / "image.onnx"
+    export_onnx(fold_image_tower(toy_model(seed=1)), "image", path, example=pixels)
+    require_parity(fold_image_tower(toy_model(seed=1)), path, "image", pixels.numpy())
+    with pytest.raises(IntegrityError, match=r"differs from torch by .* at batch 1, input 0"):
+        require_parity(fold_image_tower(toy_model(seed=2)), path, "image", pixels.numpy())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    model = toy_model()
+    with torch.no_grad():
+        model.text.blocks[1].lora.key.down[0, 0] = value
+    fold_image_tower(model)
+    with pytest.raises(InputError, match=r"text tower's tensor 'blocks\.1\.lora\.key\.down'"):
+        fold_text_tower(model)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    model = toy_model()
+    model.image.blocks[0].mlp.gelu = torch.nn.Tanh()
+    with pytest.raises(UsageError, match="found Tanh"):
+        fold_image_tower(model)

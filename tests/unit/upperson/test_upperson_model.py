@@ -1,0 +1,98 @@
+"""Counts, freezing and refusals of the model."""
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP
+
+from tests.helpers.toy_clip import IMAGE_SIZE, TOY, toy_clip, toy_model
+from upperson.model.block import PLAIN_CLIP, UPPersonConfig
+from upperson.model.encoder import (
+    UPPerson,
+    causal_mask,
+    interpolate_positions,
+    patch_grid,
+)
+from upperson_rt.errors import UsageError
+
+
+def test_vit_b_16_has_the_papers_parameter_counts() -> None:
+    with torch.device("meta"):
+        clip = CLIP(**open_clip.get_model_config("ViT-B-16"), quick_gelu=True)
+        model = UPPerson(clip, UPPersonConfig(), (384, 128))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == 7_419_816
+    assert sum(p.numel() for p in model.parameters()) == 157_037_480
+
+
+@pytest.mark.parametrize(
+    ("length", "rank", "count"), [(14, 32, 7_542_696), (2, 16, 6_191_016)], ids=["ICFG", "RSTP"]
+)
+def test_other_recipes_of_the_paper_have_their_counts(length: int, rank: int, count: int) -> None:
+    with torch.device("meta"):
+        clip = CLIP(**open_clip.get_model_config("ViT-B-16"), quick_gelu=True)
+        config = UPPersonConfig(prefix_length=length, lora_rank=rank)
+        model = UPPerson(clip, config, (384, 128))
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+
+
+def test_fresh_parts_other_than_the_prefix_change_nothing() -> None:
+    clip = toy_clip()
+    plain = UPPerson(clip, PLAIN_CLIP, IMAGE_SIZE)
+    config = UPPersonConfig(prefix_length=0, lora_rank=4, adapter_reduction=4)
+    fresh = UPPerson(clip, config, IMAGE_SIZE)
+    image = torch.randn(2, 3, *IMAGE_SIZE)
+    with torch.no_grad():
+        assert torch.equal(plain.encode_image(image), fresh.encode_image(image))
+
+
+def test_only_trained_tensors_are_saved_and_training_moves_only_them() -> None:
+    model = toy_model()
+    state = model.trained_state()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert set(state) == trained
+    assert all(
+        any(part in name for part in ("prefix", "lora", "adapter_attn", "adapter_mlp"))
+        for name in state
+    )
+
+
+def test_interpolation_keeps_the_class_row_and_is_bilinear() -> None:
+    positions = torch.nn.Parameter(torch.tensor([[9.0], [0.0], [2.0], [4.0], [6.0]]))
+    found = interpolate_positions(positions, (2, 2), (4, 2))
+    assert found[0].item() == 9.0
+    # Half-pixel centres: 0, 1/4, 3/4 and 1 of the way from the upper to the lower row.
+    assert found[1:].reshape(4, 2).tolist() == [[0, 2], [1, 3], [3, 5], [4, 6]]
+    assert interpolate_positions(positions, (2, 2), (2, 2)) is positions
+
+
+def test_the_mask_shows_every_prefix_row_and_no_later_token() -> None:
+    assert causal_mask(3, 2).int().tolist() == [
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1],
+    ]
+
+
+def test_an_image_size_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"100x32 .* 16x16"):
+        patch_grid((16, 16), 100, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_cfg": TOY["vision_cfg"] | {"pool_type": "avg"}}, "class token"),
+        ({"text_cfg": TOY["text_cfg"] | {"no_causal_mask": True}}, "not causal"),
+        ({"vision_cfg": TOY["vision_cfg"] | {"ls_init_value": 0.1}}, "layer scale"),
+    ],
+)
+def test_a_base_of_another_kind_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        UPPerson(CLIP(**(TOY | change)), UPPersonConfig(), IMAGE_SIZE)
+
+
+@pytest.mark.parametrize("field", ["prefix_length", "lora_rank", "adapter_reduction"])
+def test_negative_sizes_are_refused(field: str) -> None:
+    with pytest.raises(UsageError, match=field):
+        UPPersonConfig(**{field: -1})

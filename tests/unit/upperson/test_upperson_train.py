@@ -1,0 +1,150 @@
+"""Training a toy, its run folder, and reading it back."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.helpers.toy_clip import toy_clip
+from tests.helpers.toy_run import Recorder, toy_config
+from upperson.data.records import read_jsonl
+from upperson.data.vocabulary import clip_tokenizer
+from upperson.evaluate import evaluate
+from upperson.model.base import SMALL, build_clip, load_base
+from upperson.run import load_run
+from upperson.train import train
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    config = toy_config(tmp_path, monkeypatch)
+    train(config, tmp_path / "run", Recorder())
+    return tmp_path / "run"
+
+
+def test_a_run_folder_holds_what_it_should(run: Path) -> None:
+    names = {path.name for path in run.iterdir() if not path.name.startswith("events")}
+    assert names == {
+        "config.yaml", "adapter.safetensors", "metrics.csv", "results.json", "curves.png"
+    }  # fmt: skip
+    assert any(path.name.startswith("events") for path in run.iterdir())
+    rows = list(csv.DictReader((run / "metrics.csv").read_text("utf-8").splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    results = json.loads((run / "results.json").read_text("utf-8"))
+    assert results["trained_parameters"] < results["parameters"]
+    assert set(results["test"]) == {"R@1", "R@5", "R@10", "mAP", "mINP"}
+    best = max(rows, key=lambda row: float(row["val R@1"]))
+    assert results["val"]["R@1"] == float(best["val R@1"])
+
+
+def test_a_loaded_run_measures_what_training_reported(run: Path) -> None:
+    config, _, model = load_run(run)
+    records = read_jsonl(Path(config.root))["test"]
+    found = evaluate(model, clip_tokenizer(), records).as_dict()
+    assert found == pytest.approx(json.loads((run / "results.json").read_text())["test"])
+
+
+def test_equal_seeds_give_equal_losses_and_the_loss_falls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, monkeypatch, epochs=6, lr=3e-3)
+    first, second = Recorder(), Recorder()
+    train(config, tmp_path / "first", first)
+    train(config, tmp_path / "second", second)
+    assert first.losses == second.losses
+    steps = len(first.losses) // 6
+    assert sum(first.losses[-steps:]) < sum(first.losses[:steps])
+
+
+def test_training_changes_no_frozen_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, monkeypatch)
+    before = load_base("toy", config.pretrained).sha256
+    train(config, tmp_path / "run", Recorder())
+    _, base, _ = load_run(tmp_path / "run")
+    assert base.sha256 == before
+    started = load_file(tmp_path / "run" / "adapter.safetensors")
+    assert any(float(tensor.abs().max()) > 0 for name, tensor in started.items() if "up" in name)
+
+
+def test_a_run_is_not_overwritten(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _, _ = load_run(run)
+    before = (run / "results.json").read_bytes()
+    with pytest.raises(InputError, match="not empty"):
+        train(config, run, Recorder())
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from upperson import train as train_module
+
+    config = toy_config(tmp_path, monkeypatch, epochs=3)
+    real, calls = train_module.sdm_loss, []
+
+    def diverging(*args: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) > 5 else 1.0)
+
+    monkeypatch.setattr(train_module, "sdm_loss", diverging)
+    with pytest.raises(InputError, match="loss became nan in epoch"):
+        train(config, tmp_path / "run", Recorder())
+    assert load_run(tmp_path / "run")[2].training is False
+
+
+def test_another_base_is_refused(run: Path) -> None:
+    save_file(toy_clip(seed=9).state_dict(), run.parent / "toy.safetensors")
+    with pytest.raises(IntegrityError, match="trained on base 'toy' with weights"):
+        load_run(run)
+
+
+def test_damaged_run_files_are_refused(run: Path) -> None:
+    adapter = run / "adapter.safetensors"
+    content = adapter.read_bytes()
+    adapter.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_run(run)
+    adapter.write_bytes(content)
+    config = run / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("lora_rank: 4", "lora_rank: 3"), "utf-8")
+    with pytest.raises(InputError, match=r"tensors differ, first '"):
+        load_run(run)
+
+
+def test_weights_of_another_shape_or_format_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, monkeypatch)
+    with pytest.raises(InputError, match=r"does not hold a 'upperson-small': \d+ of \d+ tensors"):
+        load_base(SMALL, config.pretrained)
+    (tmp_path / "text.safetensors").write_text("no weights", "utf-8")
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        load_base("toy", str(tmp_path / "text.safetensors"))
+    with pytest.raises(InputError, match="found no such file"):
+        load_base("toy", str(tmp_path / "gone.safetensors"))
+    with pytest.raises(UsageError, match="needs weights"):
+        load_base("toy", None)
+    with pytest.raises(UsageError, match="neither a file nor a tag"):
+        load_base("ViT-B-16", "no-such-tag")
+    with pytest.raises(UsageError, match="unknown"):
+        build_clip("ViT-Z-99")
+
+
+def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_config(tmp_path, monkeypatch)
+    trap = tmp_path / "trap"
+
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (trap,))
+
+    torch.save({"state_dict": Trap()}, tmp_path / "bad.pt")
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        load_base("toy", str(tmp_path / "bad.pt"))
+    assert not trap.exists()
