@@ -94,7 +94,7 @@ class RunWriter:
         """Write what a run starts with, at its first result: one that fails before leaves none."""
         if self._events is None:
             write_atomically(self._path / CONFIG, self._config.to_yaml())
-            self._events = SummaryWriter(str(self._path))  # type: ignore[no-untyped-call]
+            self._events = SummaryWriter(str(self._path))
         return self._events
 
 

@@ -7,6 +7,8 @@ softmax, and text always has the full context length.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -104,12 +106,5 @@ def literal_sdm(image: Tensor, text: Tensor, pids: list[int]) -> float:
             target = [value / sum(same) for value in same]
             for p_ij, q_ij in zip(p.tolist(), target, strict=True):
                 if p_ij > 0:
-                    total += (
-                        p_ij
-                        * (
-                            torch.log(torch.tensor(p_ij)).item()
-                            - torch.log(torch.tensor(q_ij + 1e-8)).item()
-                        )
-                        / len(pids)
-                    )
+                    total += p_ij * (math.log(p_ij) - math.log(q_ij + 1e-8)) / len(pids)
     return total

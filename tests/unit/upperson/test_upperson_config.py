@@ -43,7 +43,7 @@ def test_contradictions_are_refused() -> None:
         TrainConfig(root="p", epochs=5, warmup_epochs=5)
     with pytest.raises(UsageError, match="contrastive"):
         TrainConfig(root="p", batch_size=1)
-    with pytest.raises(UsageError, match="unknown: .*synthetic"):
+    with pytest.raises(UsageError, match=r"unknown: .*synthetic"):
         read_recipe("sinthetic", {"root": "p"})
 
 
