@@ -31,6 +31,9 @@ from upperson_rt.metrics import RetrievalMetrics
 class Observer(Protocol):
     """Who wants to see a run while it goes: a progress display, a test."""
 
+    def note(self, text: str) -> None:
+        """Something a person should know, in one line."""
+
     def step(self, epoch: int, step: int, steps: int, loss: float, images_per_s: float) -> None:
         """One optimisation step is done; epochs and steps count from 0."""
 
@@ -63,6 +66,12 @@ def train(config: TrainConfig, run_path: Path, observer: Observer) -> TrainResul
     base = load_base(config.base, config.pretrained)
     model = UPPerson(base.clip, config.model, (config.height_px, config.width_px))
     tokenizer = clip_tokenizer(model.text.context_length)
+    captions = [text for split in splits.values() for row in split for text in row.captions]
+    if cut := len(tokenizer.encode(captions).truncated):
+        observer.note(
+            f"{cut} of {len(captions)} captions are longer than {tokenizer.context_length} tokens "
+            "and are cut there"
+        )
     loader = _training_loader(config, splits["train"], model)
     optimizer = build_optimizer(model, config)
     writer = RunWriter(run_path, config, base, model)

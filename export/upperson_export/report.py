@@ -15,7 +15,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: right; padding: .45rem .7rem; border-bottom: 1px solid #dde3ea }
 th:first-child, td:first-child { text-align: left }
 th { font-weight: 600; color: #51606f } code { font-size: .9em }
-.no { color: #b03a2e }
+.facts td { text-align: left }
 """
 
 
@@ -53,8 +53,8 @@ def report_html(report: dict[str, Any], manifest: Manifest) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(report['model'])}"
         f"</title><style>{_STYLE}</style>"
         f"<h1>Bundle {escape(report['model'])}</h1>"
-        f"<p>{escape(_measured_on(report))}</p><h2>Accuracy of the files as shipped</h2>{table}"
-        f"<p>{escape(_gate(report))}</p><h2>Facts</h2><table>{facts}</table></html>\n"
+        f"<p>{escape(_measured_on(report))}</p><h2>Accuracy of the exported files</h2>{table}"
+        f"<p>{escape(_gate(report))}</p><h2>Facts</h2><table class=facts>{facts}</table></html>\n"
     )
 
 

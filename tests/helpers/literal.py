@@ -47,9 +47,8 @@ def literal_block(block: Block, x: Tensor, causal: bool) -> Tensor:
     ):
         attention = (q_h @ k_h.transpose(1, 2) * q_h.shape[-1] ** -0.5 + mask).softmax(-1)
         if block.prefix is not None:
-            columns = slice(1, 1 + prefix_length)
-            attention = attention.clone()
-            attention[:, :, columns] = block.prefix.scale * attention[:, :, columns]
+            first, columns, rest = attention.split([1, prefix_length, length - 1], dim=-1)
+            attention = torch.cat([first, block.prefix.scale * columns, rest], dim=-1)
         heads.append(attention @ v_h)
     x = x + block.attn.out_proj(torch.cat(heads, dim=-1))
     u = block.ln_2(x)

@@ -20,8 +20,13 @@ class Recorder:
     """A training observer that keeps what it is told."""
 
     def __init__(self) -> None:
+        self.notes: list[str] = []
         self.losses: list[float] = []
         self.metrics: list[tuple[int, str, RetrievalMetrics]] = []
+
+    def note(self, text: str) -> None:
+        """Keep the note."""
+        self.notes.append(text)
 
     def step(self, epoch: int, step: int, steps: int, loss: float, images_per_s: float) -> None:
         """Keep the loss."""

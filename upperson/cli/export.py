@@ -92,12 +92,12 @@ def export_run(
         width_px=config.width_px,
         count=calib_size,
         seed=config.seed,
-        source=f"{config.root}, train",
+        source=f"{Path(config.root).name}, train",
     )
     return export_bundle(
         model,
         ModelIdentity(
-            name=f"up-person-{base.name}",
+            name=f"up-person-{base.name.removeprefix('upperson-')}",
             base=base.name,
             base_sha256=base.sha256,
             adapter_sha256=sha256_of_file(run / ADAPTER),
@@ -105,7 +105,7 @@ def export_run(
         ),
         clip_tokenizer_json(),
         calibration,
-        retrieval_split(splits[measured_on], f"{config.root}, {measured_on}"),
+        retrieval_split(splits[measured_on], f"{Path(config.root).name}, {measured_on}"),
         output,
         ExportOptions(int8=int8, max_r1_drop=max_r1_drop),
         progress,

@@ -70,6 +70,10 @@ class TrainingDisplay:
         self._display = display
         self._epochs = epochs
 
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._display.say(f"note: {text}")
+
     def step(self, epoch: int, step: int, steps: int, loss: float, images_per_s: float) -> None:
         """Show one optimisation step."""
         self._display.update(

@@ -43,7 +43,16 @@ def clip_tokenizer_json() -> str:
             unk_token=EOT,
         )
     )
-    tokenizer.normalizer = Normalizers([NFC(), Replace(Regex(r"\s+"), " "), Lowercase()])
+    tokenizer.normalizer = Normalizers(
+        [
+            NFC(),
+            # Of what CLIP has ftfy repair, this is what people really type or paste.
+            Replace(Regex("[\u2018\u2019]"), "'"),
+            Replace(Regex("[\u201c\u201d]"), '"'),
+            Replace(Regex(r"\s+"), " "),
+            Lowercase(),
+        ]
+    )
     tokenizer.pre_tokenizer = PreTokenizers(
         [
             Split(Regex(_WORDS), behavior="removed", invert=True),

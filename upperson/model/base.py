@@ -8,6 +8,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
@@ -108,8 +109,9 @@ def _read_weights(name: str, pretrained: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state: dict[str, Tensor] = open_clip.factory.load_state_dict(str(path), weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"{path} cannot be read as weights: {error}") from error
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} cannot be read as weights: {reason}") from error
     return state
 
 

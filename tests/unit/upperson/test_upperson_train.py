@@ -72,6 +72,19 @@ def test_training_changes_no_frozen_weight(tmp_path: Path, monkeypatch: pytest.M
     assert any(float(tensor.abs().max()) > 0 for name, tensor in started.items() if "up" in name)
 
 
+def test_captions_that_are_cut_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, monkeypatch, epochs=2)
+    annotations = Path(config.root) / "annotations.jsonl"
+    lines = annotations.read_text("utf-8").splitlines()
+    entry = json.loads(lines[0]) | {"caption": "a man with a very long story " * 20}
+    annotations.write_text("\n".join([json.dumps(entry), *lines[1:]]), "utf-8")
+    recorder = Recorder()
+    train(config, tmp_path / "run", recorder)
+    assert recorder.notes == [
+        f"1 of {len(lines)} captions are longer than 77 tokens and are cut there"
+    ]
+
+
 def test_a_run_is_not_overwritten(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, _, _ = load_run(run)
     before = (run / "results.json").read_bytes()
