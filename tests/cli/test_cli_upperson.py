@@ -407,3 +407,17 @@ def test_an_output_that_is_a_file_is_refused(work):
     assert result.exit_code == 3
     assert "is a file" in result.stderr
     assert (work / "demo").read_text() == "mine"
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_int8_that_fails_the_gate_is_measured_and_left_out(copied_run, work):
+    report = run_json(
+        "export", copied_run, "--output", "bundle", "--calib-size", 16, "--max-r1-drop", -101
+    )
+    assert report["variants"]["int8"]["shipped"] is False
+    assert list(report["variants"]["int8"]["metrics"]) == METRICS
+    bundle = Bundle.open(work / "bundle")
+    assert bundle.variant == "fp32"
+    assert list(bundle.manifest.variants) == ["fp32"]
+    assert not list((work / "bundle").glob("*int8*"))
+    assert bundle.check_canaries()
