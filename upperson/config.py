@@ -82,10 +82,10 @@ class TrainConfig:
                 raise UsageError(f"{name} must be above 0 and finite, found {getattr(self, name)}")
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"weight_decay must be 0 or more, found {self.weight_decay}")
-        if self.warmup_epochs >= self.epochs:
+        if self.warmup_epochs > self.epochs:
             raise UsageError(
-                f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs}): the "
-                "rate would never reach its peak"
+                f"warmup_epochs ({self.warmup_epochs}) must be at most epochs ({self.epochs}): "
+                "set it in the recipe"
             )
         if self.batch_size < 2:
             raise UsageError("batch_size must be at least 2 for a contrastive loss, found 1")

@@ -21,16 +21,18 @@ th { font-weight: 600; color: #51606f } code { font-size: .9em }
 
 def accuracy_rows(report: dict[str, Any]) -> list[list[str]]:
     """Return a heading and one row a variant: accuracy, paired drop, size and whether it ships."""
-    rows = [["variant", *(f"{name} %" for name in _METRICS), "R@1 drop (95 %)", "MiB", "shipped"]]
+    rows = [["variant", *(f"{name} %" for name in _METRICS), "R@1 change (95 %)", "MiB", "shipped"]]
     for name, row in report["variants"].items():
-        drop = ""
+        change = "-"
         if lost := row["r1_drop"]:
-            drop = f"{lost['points']:+.2f} ({lost['low']:+.2f} to {lost['high']:+.2f})"
+            change = (
+                f"{0 - lost['points']:+.2f} ({0 - lost['high']:+.2f} to {0 - lost['low']:+.2f})"
+            )
         rows.append(
             [
                 name,
                 *(f"{row['metrics'][metric]:.2f}" for metric in _METRICS),
-                drop,
+                change,
                 f"{row['size_bytes'] / 2**20:.1f}",
                 "yes" if row["shipped"] else "no",
             ]

@@ -74,10 +74,12 @@ def demo(
     for key in ("zero_shot", "fine_tuned", "onnx_fp32", "onnx_int8"):
         table.add_row(key, *(f"{value:.2f}" for value in summary[key].values()))
     print_table(table)
+    if quick:
+        typer.echo("a quick demo: these numbers mean nothing")
     seconds = summary["seconds"]
     typer.echo("seconds: " + ", ".join(f"{stage} {seconds[stage]:.0f}" for stage in seconds))
     typer.echo(f"open {output / 'report.html'} and {output / 'answer.png'}; ask more:")
-    typer.echo(f'  upperson-rt query -b {output}/bundle -g {output}/gallery "man with a blue bag"')
+    typer.echo(f'  upperson-rt query -b {output}/bundle -g {output}/gallery "woman in green coat"')
 
 
 def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]:

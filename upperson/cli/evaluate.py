@@ -63,7 +63,7 @@ def evaluate(
                 progress=lambda done, total: display.update("encoding", done, total),
             )
         else:
-            raise InputError(f"expected a run folder or a bundle at {target}, found nothing")
+            raise InputError(f"expected a run folder or a bundle at {target}, found no folder")
     if json:
         print_json({name: metrics.as_dict() for name, metrics in found.items()})
         return

@@ -15,6 +15,10 @@ from upperson_rt.cli.output import new_table, print_json, print_table
 def export(
     run: RunFolder,
     output: Annotated[Path, typer.Option("--output", help="Bundle to write.")] = Path("bundle"),
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the data set.", show_default="where the run was trained"),
+    ] = None,
     int8: Annotated[
         bool, typer.Option("--int8/--no-int8", help="Also write an int8 variant.")
     ] = True,
@@ -40,6 +44,7 @@ def export(
         report = export_run(
             run,
             output,
+            root=root,
             int8=int8,
             max_r1_drop=max_r1_drop,
             calib_size=calib_size,
@@ -62,6 +67,7 @@ def export_run(
     run: Path,
     output: Path,
     *,
+    root: Path | None = None,
     int8: bool,
     max_r1_drop: float,
     calib_size: int,
@@ -78,12 +84,11 @@ def export_run(
     from upperson_rt.errors import InputError
 
     config, base, model = load_run(run)
-    splits = read_dataset(config.dataset, Path(config.root))
+    root = root or Path(config.root)
+    splits = read_dataset(config.dataset, root)
     measured_on: Split = "test" if splits["test"] else "val"
     if not splits[measured_on]:
-        raise InputError(
-            f"{config.root} has neither test nor val images: accuracy cannot be measured"
-        )
+        raise InputError(f"{root} has neither test nor val images: accuracy cannot be measured")
     calibration = choose_samples(
         [record.image for record in splits["train"]],
         [caption for record in splits["train"] for caption in record.captions],
@@ -92,7 +97,7 @@ def export_run(
         width_px=config.width_px,
         count=calib_size,
         seed=config.seed,
-        source=f"{Path(config.root).name}, train",
+        source=f"{root.name}, train",
     )
     return export_bundle(
         model,
@@ -105,7 +110,7 @@ def export_run(
         ),
         clip_tokenizer_json(),
         calibration,
-        retrieval_split(splits[measured_on], f"{Path(config.root).name}, {measured_on}"),
+        retrieval_split(splits[measured_on], f"{root.name}, {measured_on}"),
         output,
         ExportOptions(int8=int8, max_r1_drop=max_r1_drop),
         progress,

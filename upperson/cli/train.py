@@ -50,7 +50,7 @@ def train(
         recipe,
         {
             "dataset": dataset,
-            "root": str(root),
+            "root": str(root.absolute()),
             "base": base,
             "pretrained": pretrained,
             "epochs": epochs,

@@ -14,7 +14,7 @@ COLUMNS = "key, source, camera, time, track, box, attributes"
 UPSERT = f"""
     INSERT INTO items ({COLUMNS}, variant, vector) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (key) DO UPDATE SET
-        source = excluded.source, camera = excluded.camera, time = excluded.time,
+        source = excluded.source, camera = coalesce(excluded.camera, camera), time = excluded.time,
         track = excluded.track, box = excluded.box, attributes = excluded.attributes,
         variant = excluded.variant, vector = excluded.vector
 """

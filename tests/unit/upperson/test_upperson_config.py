@@ -40,7 +40,7 @@ def test_a_bad_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
 
 def test_contradictions_are_refused() -> None:
     with pytest.raises(UsageError, match="warmup_epochs"):
-        TrainConfig(root="p", epochs=5, warmup_epochs=5)
+        TrainConfig(root="p", epochs=5, warmup_epochs=6)
     with pytest.raises(UsageError, match="contrastive"):
         TrainConfig(root="p", batch_size=1)
     with pytest.raises(UsageError, match=r"unknown: .*synthetic"):
