@@ -359,8 +359,8 @@ def _check_space(
 ) -> None:
     if fingerprint not in (None, meta.fingerprint) or embed_dim not in (None, meta.embed_dim):
         raise IntegrityError(
-            f"gallery {folder} holds embeddings of another model: the bundle has {fingerprint} "
-            f"({embed_dim} dimensions), the gallery {meta.fingerprint} ({meta.embed_dim}). Use the "
-            "bundle it was made with, or index the pictures again into another folder with "
-            " --gallery"
+            f"gallery {folder} holds embeddings of another model: the bundle's is "
+            f"{fingerprint or f'of {embed_dim} dimensions'}, the gallery's {meta.fingerprint} of "
+            f"{meta.embed_dim} dimensions. Use the bundle it was made with, or index the "
+            "pictures again into another folder with  --gallery"
         )

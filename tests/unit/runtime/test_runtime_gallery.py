@@ -326,3 +326,13 @@ def test_closed_gallery(gallery):
     gallery.close()
     with pytest.raises(UsageError, match="has been closed"):
         gallery.count()
+
+
+def test_indexing_again_without_a_camera_keeps_the_camera(tmp_path):
+    vector = np.eye(1, 4, dtype=np.float32)
+    with Gallery.open(tmp_path / "g", "sha256:a", 4, create=True) as gallery:
+        gallery.add([Item(key="a", source="a", camera="gate")], vector, "fp32")
+        gallery.add([Item(key="a", source="a")], vector, "fp32")
+        assert gallery.search(vector, 1)[0][0].item.camera == "gate"
+        gallery.add([Item(key="a", source="a", camera="door")], vector, "fp32")
+        assert gallery.search(vector, 1)[0][0].item.camera == "door"
