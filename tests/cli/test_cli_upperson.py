@@ -110,7 +110,7 @@ def test_options_are_frozen():
         (["train"], 2, "Missing option '--root'"),
         (["train", "--root", "people", "--epochs", "many"], 2, "Invalid value for '--epochs'"),
         (["train", "--root", "p", "--recipe", "syntetic"], 2, "did you mean 'synthetic'"),
-        (["train", "--root", "nowhere"], 3, "a data set with annotations.jsonl in nowhere"),
+        (["train", "--root", "nowhere"], 3, "nowhere, found none: pass --root"),
         (["evaluate", "run", "--root", "p", "--split", "tset"], 2, "one of train, val, test"),
         (["evaluate", "run", "--root", "nowhere"], 3, "with annotations.jsonl in nowhere"),
         (["export", "nowhere"], 3, "expected a run folder with config.yaml"),
