@@ -77,6 +77,8 @@ class TrainConfig:
         for name in ("warmup_epochs", "workers", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, found {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise UsageError(f"seed must be below 2**63, found {self.seed}")
         for name in ("lr", "adam_eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} must be above 0 and finite, found {getattr(self, name)}")

@@ -39,8 +39,12 @@ class RunWriter:
     """Writes one run folder while training goes on; every file is replaced atomically."""
 
     def __init__(self, path: Path, config: TrainConfig, base: Base, model: UPPerson) -> None:
-        if path.exists() and any(path.iterdir()):
+        if path.is_dir() and any(path.iterdir()):
             raise InputError(f"{path} is not empty: choose another --output for the new run")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the run folder {path}: {error.strerror}") from error
         self._path = path
         self._config = config
         self._rows: list[dict[str, float]] = []

@@ -24,7 +24,7 @@ from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
 from upperson.optim import build_optimizer, learning_rate
 from upperson.run import RunWriter
-from upperson_rt.errors import InputError
+from upperson_rt.errors import InputError, UsageError
 from upperson_rt.metrics import RetrievalMetrics
 
 
@@ -65,6 +65,8 @@ def train(config: TrainConfig, run_path: Path, observer: Observer) -> TrainResul
         raise InputError(f"{config.root} has no image in split 'train': check 'split' in its lines")
     base = load_base(config.base, config.pretrained)
     model = UPPerson(base.clip, config.model, (config.height_px, config.width_px))
+    if not model.trained_state():
+        raise UsageError("no part is trained: set prefix_length, lora_rank or adapter_reduction")
     tokenizer = clip_tokenizer(model.text.context_length)
     captions = [text for split in splits.values() for row in split for text in row.captions]
     if cut := len(tokenizer.encode(captions).truncated):
@@ -91,7 +93,7 @@ def train(config: TrainConfig, run_path: Path, observer: Observer) -> TrainResul
                 raise InputError(
                     f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}: lower "
                     f"lr ({config.lr}) or prefix_scale ({config.model.prefix_scale}); "
-                    f"the best epoch so far is kept in {run_path}"
+                    f"the best epoch so far, if there is one, is kept in {run_path}"
                 )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -25,8 +25,9 @@ from upperson_export.report import model_card, report_html
 from upperson_rt import __version__
 from upperson_rt.atomic import new_folder
 from upperson_rt.backends import open_backend
-from upperson_rt.bundle import MANIFEST_FILE, Bundle, sha256_of_file
+from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest, sha256_of_file
 from upperson_rt.encoder import run_tower
+from upperson_rt.errors import UppersonError
 from upperson_rt.manifest import (
     FileEntry,
     ImageSection,
@@ -41,6 +42,10 @@ Report = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
+
+_FILES = {
+    MANIFEST_FILE, "tokenizer.json", "canaries.npz", "report.json", "report.html", "README.md"
+}  # fmt: skip
 
 CANARIES = 8
 CANARY_MIN_COSINE = {"fp32": 0.9999, "int8": 0.99}
@@ -97,7 +102,7 @@ def export_bundle(
         InputError: NaN weights, or ``output`` holds something that is not a bundle.
         IntegrityError: ONNX and torch disagree, or a written file does not work in the runtime.
     """
-    with new_folder(output, marker=MANIFEST_FILE) as folder:
+    with new_folder(output, is_earlier=_is_bundle) as folder:
         precisions = ["fp32", "int8"] if options.int8 else ["fp32"]
         _write_towers(model, calibration, folder, precisions, progress)
         (folder / "tokenizer.json").write_text(tokenizer_json, "utf-8")
@@ -140,6 +145,15 @@ def export_bundle(
     return report
 
 
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle and holds no file that is not of one."""
+    try:
+        read_manifest(folder)
+    except UppersonError:
+        return False
+    return all(path.suffix == ".onnx" or path.name in _FILES for path in folder.iterdir())
+
+
 def _write_towers(
     model: TrainedModel,
     calibration: CalibrationSet,
@@ -158,7 +172,8 @@ def _write_towers(
     for step, tower in enumerate(TOWERS):
         progress(f"exporting the {tower} tower", step, len(TOWERS))
         path = folder / _onnx_name(tower, "fp32")
-        example = torch.from_numpy(inputs[tower][:4])
+        # A batch of one would be taken for a constant.
+        example = torch.from_numpy(np.concatenate([inputs[tower][:2]] * 2))
         export_onnx(plain[tower], tower, path, example=example)
         require_parity(plain[tower], path, tower, inputs[tower][:17])
     for tower in TOWERS if "int8" in precisions else ():
@@ -233,7 +248,8 @@ def _write_texts(
     folder: Path, manifest: Manifest, report: dict[str, Any], kept: Sequence[str]
 ) -> None:
     """Write report, model card and the final manifest, which is what makes it a bundle."""
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    (folder / "report.json").write_text(text, "utf-8")
     (folder / "report.html").write_text(report_html(report, manifest), "utf-8")
     (folder / "README.md").write_text(model_card(report, manifest), "utf-8")
     final = replace(

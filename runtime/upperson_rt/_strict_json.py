@@ -63,7 +63,10 @@ class StrictObject:
         value = self._get(key)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise self._wrong(self._at(key), "a number", value)
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise self._wrong(self._at(key), "a number of 64 bits", value) from error
 
     def object(self, key: str, keys: Collection[str] | None = None) -> "StrictObject":
         """Return a nested object."""

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,23 +40,26 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, *, marker: str) -> Iterator[Path]:
+def new_folder(path: Path, *, is_earlier: Callable[[Path], bool]) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it takes the place of ``path``.
 
-    A previous folder is replaced only if it holds the file ``marker``, that is, if it is an older
-    result of the same kind; anything else there is refused, so nothing of the user's is lost. On an
-    error the temporary folder goes and ``path`` stays as it was.
+    A folder that is there is replaced only if it is empty or ``is_earlier`` says that all of it is
+    an older result of the same kind; anything else is refused, so nothing of the user's is lost. On
+    an error the temporary folder goes and ``path`` stays as it was.
 
     Args:
         path: Final place.
-        marker: File name that tells a folder of this kind, for example ``bundle.json``.
+        is_earlier: Tells whether a folder is an older result, and nothing else.
 
     Raises:
         InputError: ``path`` holds something else, or cannot be written to.
     """
-    if path.exists() and not (path / marker).is_file() and (path.is_file() or any(path.iterdir())):
+    path = path.resolve()
+    if path == Path.cwd():
+        raise InputError(f"{path} is the working folder: choose a folder inside it as output")
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not is_earlier(path))):
         raise InputError(
-            f"{path} exists and is not an earlier result (no {marker} in it): "
+            f"{path} exists and is not an earlier result, or holds other files as well: "
             "choose another output, or move it away"
         )
     try:
@@ -70,8 +73,13 @@ def new_folder(path: Path, *, marker: str) -> Iterator[Path]:
         if path.exists():
             retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
             os.replace(path, retired / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(retired)
+            try:
+                os.replace(temporary, path)
+            except BaseException:  # Ctrl-C, too: the older result comes back.
+                os.replace(retired / path.name, path)
+                raise
+            finally:
+                shutil.rmtree(retired)
         else:
             os.replace(temporary, path)
     finally:

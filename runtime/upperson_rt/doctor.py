@@ -161,7 +161,7 @@ def _bundle(
             "bundle",
             "ok",
             f"{path}: {model.name}, {model.base}, {model.embed_dim} dimensions, variants "
-            f"{', '.join(bundle.manifest.variants)} (using {bundle.variant}), hashes match",
+            f"{', '.join(bundle.manifest.variants)} (using {bundle.variant}, its hashes match)",
         )
     ]
     try:

@@ -171,7 +171,7 @@ def parse_manifest(source: str | Mapping[str, Any], where: str = "bundle.json") 
     if isinstance(source, str):
         try:
             source = json.loads(source)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where} is not valid JSON: {error}") from error
     _check_schema_version(StrictObject(source, f"{where}:"))
 

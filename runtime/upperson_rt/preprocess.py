@@ -58,6 +58,9 @@ def load_image(source: ImageSource) -> NDArray[np.uint8]:
     if isinstance(source, Image.Image):
         return _decode(source, "the given image")
     path = os.fspath(source)
+    if os.path.exists(path) and not os.path.isfile(path):
+        # Opening a pipe would wait for its other end forever.
+        raise InputError(f"cannot read image {path}: not a regular file")
     try:
         with Image.open(path) as image:
             return _decode(image, path)

@@ -243,3 +243,12 @@ def test_version_and_main(monkeypatch, capsys):
         main()
     assert ended.value.code == 2
     assert "error: the sentence is empty" in capsys.readouterr().err
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(capsys):
+    from upperson_rt.cli.output import new_table, print_table
+
+    table = new_table("camera")
+    table.add_row("[/gate]")
+    print_table(table)
+    assert "[/gate]" in capsys.readouterr().out

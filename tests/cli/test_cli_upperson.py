@@ -421,3 +421,46 @@ def test_int8_that_fails_the_gate_is_measured_and_left_out(copied_run, work):
     assert list(bundle.manifest.variants) == ["fp32"]
     assert not list((work / "bundle").glob("*int8*"))
     assert bundle.check_canaries()
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, monkeypatch):
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    from upperson_export import bundle
+
+    real = bundle.export_onnx
+
+    def broken(tower, kind, path, *, example):
+        real(tower, kind, path, example=example)
+        model = onnx.load(path)
+        (weights,) = (item for item in model.graph.initializer if item.name == "projection")
+        values = numpy_helper.to_array(weights).copy()
+        values[0] += np.float32(0.01)
+        weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+        onnx.save(model, path)
+
+    monkeypatch.setattr(bundle, "export_onnx", broken)
+    result = run("export", copied_run, "--output", "bundle", "--calib-size", 8)
+    assert result.exit_code == 6
+    assert "differs from torch" in result.stderr
+    assert {path.name for path in work.iterdir()} == {"run"}
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_one_calibration_sample_is_enough(copied_run, work):
+    run_json("export", copied_run, "--output", "bundle", "--calib-size", 1, "--max-r1-drop", 100)
+    assert Bundle.open(work / "bundle").check_canaries()
+
+
+@pytest.mark.parametrize("mine", ["thesis.txt", "bundle.json"])
+def test_a_folder_with_other_files_is_not_taken_for_a_bundle(demo_folder, copied_run, work, mine):
+    shutil.copytree(demo_folder / "bundle", work / "bundle")
+    (work / "bundle" / mine).write_text('{"tool": "mine"}')
+    before = snapshot(work)
+    result = run("export", copied_run, "--output", "bundle")
+    assert result.exit_code == 3
+    assert "is not an earlier result" in result.stderr
+    assert snapshot(work) == before

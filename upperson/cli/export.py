@@ -1,5 +1,6 @@
 """``upperson export``."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,8 @@ import typer
 from upperson.cli.extras import require_extra
 from upperson.cli.options import RunFolder
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import new_table, print_json, print_table
+from upperson_rt.cli.output import new_table, print_json, print_table, print_warning
+from upperson_rt.errors import InputError, UsageError
 
 
 def export(
@@ -37,6 +39,8 @@ def export(
 
     Example: `upperson export runs/jsonl/20260101_120000_run --output bundle`
     """
+    if not math.isfinite(max_r1_drop):
+        raise UsageError(f"--max-r1-drop must be a number of points, found {max_r1_drop}")
     require_extra("export", "export")
     from upperson.cli.progress import Display
 
@@ -50,6 +54,12 @@ def export(
             calib_size=calib_size,
             progress=display.update,
         )
+    for name, row in report["variants"].items():
+        if not row["shipped"]:
+            print_warning(
+                f"{name} loses {row['r1_drop']['points']:.2f} points of R@1, more than "
+                f"--max-r1-drop {max_r1_drop}: it is left out of the bundle"
+            )
     if json:
         print_json({"bundle": str(output)} | report)
         return
@@ -81,7 +91,6 @@ def export_run(
     from upperson_calibration.samples import choose_samples
     from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
     from upperson_rt.bundle import sha256_of_file
-    from upperson_rt.errors import InputError
 
     config, base, model = load_run(run)
     root = root or Path(config.root)

@@ -80,6 +80,8 @@ def read_jsonl(root: Path) -> dict[Split, list[Record]]:
             raise InputError(f"{where}: the caption is empty: write one or delete the line")
         if Path(image).is_absolute() or ".." in Path(image).parts:
             raise InputError(f"{where}: image path '{image}' leaves the data set's folder")
+        if abs(pid) >= 2**63:
+            raise InputError(f"{where}: pid {pid} does not fit 64 bits: number people from 0")
         fact = (split, pid, entry.get("camera"))
         if facts.setdefault(image, fact) != fact:
             raise InputError(
@@ -99,14 +101,14 @@ def read_jsonl(root: Path) -> dict[Split, list[Record]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}") from error
+                entry = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {number}: not JSON in UTF-8: {error}") from error
             yield number, _checked(entry, f"{path}, line {number}")
 
 

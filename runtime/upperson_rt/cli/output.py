@@ -50,7 +50,7 @@ def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 def print_table(table: Table) -> None:
     """Print a table on stdout; one line a row where a program reads it."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     console.print(table)

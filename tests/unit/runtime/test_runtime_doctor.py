@@ -23,7 +23,7 @@ def test_a_healthy_installation(bundle, tmp_path):
     checks = diagnose(bundle, tmp_path / "g")
     assert {check.status for check in checks} == {"ok"}
     found = by_name(checks)
-    assert "variants fp32, int8 (using int8), hashes match" in found["bundle"].detail
+    assert "variants fp32, int8 (using int8, its hashes match)" in found["bundle"].detail
     assert "lowest cosine 1.0000" in found["canaries"].detail
     assert "onnxruntime" in found["canaries"].detail
     assert "0 pictures, made with this bundle's model" in found["gallery"].detail

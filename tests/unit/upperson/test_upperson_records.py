@@ -36,11 +36,12 @@ def test_captions_of_an_image_are_one_record(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["{broken"], "line 1: not JSON"),
+        (["{broken"], "line 1: not JSON in UTF-8"),
         (["[]"], "line 1: expected a JSON object"),
         ([LINE, {"image": "b.jpg", "pid": 2}], "line 2: key 'caption' is missing"),
         ([LINE | {"pid": "1"}], "'pid' must be int, found '1'"),
         ([LINE | {"pid": True}], "'pid' must be int, found True"),
+        ([LINE | {"pid": 10**24}], "does not fit 64 bits"),
         ([LINE | {"caption": "  "}], "the caption is empty"),
         ([LINE | {"split": "dev"}], "split must be one of train, val, test, found 'dev'"),
         ([LINE | {"image": "../a.jpg"}], "leaves the data set's folder"),
