@@ -26,6 +26,7 @@ from upperson.optim import build_optimizer, learning_rate
 from upperson.run import RunWriter
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.metrics import RetrievalMetrics
+from upperson_rt.tokenizer import Tokenizer
 
 
 class Observer(Protocol):
@@ -74,7 +75,7 @@ def train(config: TrainConfig, run_path: Path, observer: Observer) -> TrainResul
             f"{cut} of {len(captions)} captions are longer than {tokenizer.context_length} tokens "
             "and are cut there"
         )
-    loader = _training_loader(config, splits["train"], model)
+    loader = _training_loader(config, splits["train"], tokenizer)
     optimizer = build_optimizer(model, config)
     writer = RunWriter(run_path, config, base, model)
 
@@ -138,12 +139,12 @@ def _loss(model: UPPerson, batch: Batch, precision: str) -> Tensor:
 
 
 def _training_loader(
-    config: TrainConfig, records: list[Record], model: UPPerson
+    config: TrainConfig, records: list[Record], tokenizer: Tokenizer
 ) -> "DataLoader[Batch]":
     size = (config.height_px, config.width_px)
     transform = training_transform(*size) if config.augment else evaluation_transform()
     images = ImageDataset(records, size, transform)
-    pairs = PairDataset(records, images, clip_tokenizer(model.text.context_length))
+    pairs = PairDataset(records, images, tokenizer)
     loader: DataLoader[Batch] = DataLoader(
         pairs,  # type: ignore[arg-type]
         batch_size=config.batch_size,

@@ -18,7 +18,7 @@ from upperson_calibration.reader import BatchReader
 from upperson_calibration.samples import CalibrationSet
 from upperson_export.accuracy import RetrievalSplit, measure, r1_drop, report_row
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
-from upperson_export.onnx import INTERFACES, Tower, export_onnx
+from upperson_export.onnx import export_onnx
 from upperson_export.parity import require_parity
 from upperson_export.quantize import quantize_int8
 from upperson_export.report import model_card, report_html
@@ -26,7 +26,8 @@ from upperson_rt import __version__
 from upperson_rt.atomic import new_folder
 from upperson_rt.backends import open_backend
 from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest, sha256_of_file
-from upperson_rt.encoder import run_tower
+from upperson_rt.canaries import Tower
+from upperson_rt.encoder import GRAPH_NAMES, run_tower
 from upperson_rt.errors import UppersonError
 from upperson_rt.manifest import (
     FileEntry,
@@ -178,7 +179,7 @@ def _write_towers(
         require_parity(plain[tower], path, tower, inputs[tower][:17])
     for tower in TOWERS if "int8" in precisions else ():
         reader = BatchReader(
-            INTERFACES[tower].input,
+            GRAPH_NAMES[tower][0],
             inputs[tower],
             progress=partial(progress, f"calibrating the {tower} tower"),
         )

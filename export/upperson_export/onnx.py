@@ -5,9 +5,7 @@ Tensor names, dynamic axes and node names are the product's interface: see ``doc
 
 import logging
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import onnx
 import torch
@@ -15,26 +13,18 @@ from torch import nn
 from torch.export import Dim
 
 from upperson_export.passes.node_names import name_nodes_by_module
-
-Tower = Literal["image", "text"]
+from upperson_rt.canaries import Tower
+from upperson_rt.encoder import GRAPH_NAMES
 
 OPSET = 18
 """LayerNormalization is one op since 17; TensorRT 10.3 reads up to 20."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """Names of a tower's input and output and the input's dynamic axes."""
-
-    input: str
-    output: str
-    dynamic: dict[int, str]
-
-
-INTERFACES: dict[Tower, Interface] = {
-    "image": Interface("image", "image_embeds", {0: "batch"}),
-    "text": Interface("input_ids", "text_embeds", {0: "batch", 1: "length"}),
+DYNAMIC_AXES: dict[Tower, dict[int, str]] = {
+    "image": {0: "batch"},
+    "text": {0: "batch", 1: "length"},
 }
+"""Axes of the input that may have any size, by name."""
 
 
 def export_onnx(tower: nn.Module, kind: Tower, path: Path, *, example: torch.Tensor) -> None:
@@ -46,8 +36,10 @@ def export_onnx(tower: nn.Module, kind: Tower, path: Path, *, example: torch.Ten
         path: Where to write.
         example: An input of batch 2 or more; dynamic axes must not be 1 or the context length.
     """
-    interface = INTERFACES[kind]
-    dims = {"batch": Dim("batch", min=1), "length": Dim("length", min=2, max=77)}
+    input_name, output_name = GRAPH_NAMES[kind]
+    dims = {"batch": Dim("batch", min=1)}
+    if kind == "text":
+        dims["length"] = Dim("length", min=2, max=len(tower.get_parameter("positions")))
     with warnings.catch_warnings(), torch.no_grad():
         # The exporter warns about its own internals; a wrong graph is caught by parity instead.
         warnings.simplefilter("ignore")
@@ -57,9 +49,9 @@ def export_onnx(tower: nn.Module, kind: Tower, path: Path, *, example: torch.Ten
             (example,),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[interface.input],
-            output_names=[interface.output],
-            dynamic_shapes=({axis: dims[name] for axis, name in interface.dynamic.items()},),
+            input_names=[input_name],
+            output_names=[output_name],
+            dynamic_shapes=({axis: dims[name] for axis, name in DYNAMIC_AXES[kind].items()},),
             optimize=True,
             verbose=False,
         )

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from upperson_export.onnx import Tower
 from upperson_rt.backends import open_backend
+from upperson_rt.canaries import Tower
 from upperson_rt.encoder import run_tower
 from upperson_rt.errors import IntegrityError
 

@@ -13,12 +13,12 @@ from upperson_rt.manifest import Manifest
 from upperson_rt.preprocess import ImageSource, load_image, resize_image
 from upperson_rt.tokenizer import Tokenizer
 
-__all__ = ["Encoder", "Progress", "run_tower"]
+__all__ = ["GRAPH_NAMES", "Encoder", "Progress", "run_tower"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called as ``progress(done, total)`` after each batch."""
 
-_GRAPH_NAMES: dict[Tower, tuple[str, str]] = {
+GRAPH_NAMES: dict[Tower, tuple[str, str]] = {
     "image": ("image", "image_embeds"),
     "text": ("input_ids", "text_embeds"),
 }
@@ -182,7 +182,7 @@ def run_tower(backend: Backend, tower: Tower, inputs: NDArray[np.generic]) -> ND
         BackendError: The backend fails.
         IntegrityError: The graph has no output of the expected name.
     """
-    input_name, output_name = _GRAPH_NAMES[tower]
+    input_name, output_name = GRAPH_NAMES[tower]
     outputs = backend.run({input_name: np.ascontiguousarray(inputs)})
     if output_name not in outputs:
         raise IntegrityError(
