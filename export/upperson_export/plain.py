@@ -244,7 +244,7 @@ class PlainTextTower(nn.Module):
         embedding: Token embedding [V, D].
         positions: Positions [context, D].
         visible: bool [context, P + context], True where a row may look at a key.
-        prefix_length: Prefix rows P of every block.
+        prefix_length: Prefix rows P of the blocks that have them; the mask's first P columns.
         blocks: At least one block.
         ln_final: Norm of the pooled row after the last block.
         projection: Projection [D, E] into the shared space.
@@ -278,10 +278,14 @@ class PlainTextTower(nn.Module):
         mask_LK = self.mask[:, : self.prefix_length + length]
         *blocks, last = self.blocks
         for block in blocks:
-            x_NLD = block(x_NLD, mask_LK[:length])
-        mask_N11K = mask_LK[eot_N][:, None, None]
+            x_NLD = block(x_NLD, self._mask_of(block, mask_LK[:length]))
+        mask_N11K = self._mask_of(last, mask_LK[eot_N][:, None, None])
         x_N1D = last(x_NLD, mask_N11K, lambda rows_NLD: _take_row(rows_NLD, eot_N))
         return F.normalize(self.ln_final(x_N1D[:, 0]) @ self.projection, dim=-1)
+
+    def _mask_of(self, block: PlainBlock, mask: Tensor) -> Tensor:
+        has_prefix = block.attention.prefix_k is not None
+        return mask if has_prefix else mask[..., self.prefix_length :]
 
 
 def _take_row(x_NLD: Tensor, index_N: Tensor) -> Tensor:

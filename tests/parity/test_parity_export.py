@@ -24,9 +24,18 @@ LENGTHS = [2, 5, 23, 77]
         UPPersonConfig(prefix_length=3, lora_rank=4, adapter_reduction=4),
         UPPersonConfig(prefix_length=3, prefix_scale=100.0, lora_rank=0, adapter_reduction=0),
         UPPersonConfig(prefix_length=0, lora_rank=4, adapter_reduction=4),
+        UPPersonConfig(
+            prefix_length=3,
+            prefix_blocks="1",
+            lora_blocks="2",
+            adapter_blocks="2-2",
+            lora_rank=4,
+            adapter_reduction=4,
+        ),
+        UPPersonConfig(prefix_length=3, prefix_blocks="2", lora_rank=4, adapter_reduction=4),
         PLAIN_CLIP,
     ],
-    ids=["all parts", "prefix with S 100", "no prefix", "plain CLIP"],
+    ids=["all parts", "S 100", "no prefix", "some blocks", "prefix in one", "plain CLIP"],
 )
 def test_folded_equals_unfolded(config: UPPersonConfig) -> None:
     model = toy_model(config)

@@ -20,9 +20,25 @@ TOLERANCE = 1e-5
 LENGTHS = [3, 9, 20, 77, 2]
 
 
-@pytest.mark.parametrize("prefix_length", [0, 1, 5])
-def test_towers_equal_the_literal_formulas(prefix_length: int) -> None:
-    model = toy_model(UPPersonConfig(prefix_length=prefix_length, lora_rank=4, adapter_reduction=4))
+@pytest.mark.parametrize(
+    "config",
+    [
+        UPPersonConfig(prefix_length=0, lora_rank=4, adapter_reduction=4),
+        UPPersonConfig(prefix_length=1, lora_rank=4, adapter_reduction=4),
+        UPPersonConfig(prefix_length=5, lora_rank=4, adapter_reduction=4),
+        UPPersonConfig(
+            prefix_length=5,
+            prefix_blocks="2",
+            lora_blocks="1",
+            adapter_blocks="1-1",
+            lora_rank=4,
+            adapter_reduction=4,
+        ),
+        UPPersonConfig(prefix_length=5, prefix_blocks="1", lora_rank=4, adapter_reduction=4),
+    ],
+)
+def test_towers_equal_the_literal_formulas(config: UPPersonConfig) -> None:
+    model = toy_model(config)
     image, ids = normalised(model, toy_pixels(3)), toy_ids(LENGTHS).long()
     with torch.no_grad():
         torch.testing.assert_close(

@@ -7,7 +7,7 @@ from upperson_rt.errors import missing_extra
 
 _PACKAGES = {
     "train": (
-        "torch", "torchvision", "open_clip", "safetensors", "yaml", "jinja2", "matplotlib",
+        "torch", "torchvision", "accelerate", "open_clip", "safetensors", "yaml", "jinja2", "matplotlib",
         "tensorboard",
     ),
     "export": ("torch", "open_clip", "onnx", "onnxruntime", "onnxscript"),

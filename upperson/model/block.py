@@ -11,7 +11,8 @@ to the last key, over P + L keys. (Their place does not change the result, only 
 Shapes: N batch, L tokens, D width, H heads, P prefix length.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +27,11 @@ from upperson_rt.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UPPersonConfig:
-    """Sizes of the trained parts, equal in every block of both towers. 0 leaves a part out."""
+    """Sizes and places of the trained parts, the same in both towers. Size 0 leaves a part out.
+
+    Places are blocks counted from 1 at the input: ``all``, one number, or ``first-last``, both
+    included.
+    """
 
     prefix_length: int = 10
     """Prefix rows P per attention layer."""
@@ -40,12 +45,55 @@ class UPPersonConfig:
     adapter_reduction: int = 8
     """An L-Adapter's bottleneck is width // reduction."""
 
+    prefix_blocks: str = "all"
+    lora_blocks: str = "all"
+    adapter_blocks: str = "all"
+
     def __post_init__(self) -> None:
         for name in ("prefix_length", "lora_rank", "adapter_reduction"):
             if getattr(self, name) < 0:
                 raise UsageError(
                     f"{name} must be 0 (part left out) or more, found {getattr(self, name)}"
                 )
+        for name in ("prefix_blocks", "lora_blocks", "adapter_blocks"):
+            block_range(getattr(self, name), name)
+
+    def at(self, number: int, blocks: int) -> "UPPersonConfig":
+        """Return the sizes in one block: 0 for every part that does not reach it.
+
+        Args:
+            number: The block, from 1 at the input.
+            blocks: Blocks of its tower.
+
+        Raises:
+            UsageError: A part is to sit in blocks that the tower does not have.
+        """
+        sizes = {}
+        for size, name in (
+            ("prefix_length", "prefix_blocks"),
+            ("lora_rank", "lora_blocks"),
+            ("adapter_reduction", "adapter_blocks"),
+        ):
+            first, last = block_range(getattr(self, name), name) or (1, blocks)
+            if last > blocks:
+                raise UsageError(
+                    f"{name} is '{getattr(self, name)}', but a tower of this base has "
+                    f"{blocks} blocks: choose blocks from 1 to {blocks}"
+                )
+            sizes[size] = getattr(self, size) if first <= number <= last else 0
+        return replace(self, **sizes)
+
+
+def block_range(text: str, name: str) -> tuple[int, int] | None:
+    """Read ``all`` (None), ``n`` or ``first-last`` as (first, last), both included, from 1."""
+    if text == "all":
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", text)
+    if match is None or int(match[2] or match[1]) < int(match[1]):
+        raise UsageError(
+            f"{name} must be 'all' or blocks such as 1-12, counted from 1, found '{text}'"
+        )
+    return int(match[1]), int(match[2] or match[1])
 
 
 PLAIN_CLIP = UPPersonConfig(prefix_length=0, lora_rank=0, adapter_reduction=0)
@@ -57,7 +105,7 @@ class Block(nn.Module):
 
     Args:
         base: A residual attention block of open_clip. Its modules are shared, not copied.
-        config: Sizes of the trained parts.
+        config: Sizes of the trained parts in this block.
     """
 
     ln_1: nn.Module
@@ -95,8 +143,11 @@ class Block(nn.Module):
 
         Args:
             x_NLD: Residual stream [N, L, D].
-            mask: None, or bool [L, P + L], True where a query may look at a key.
+            mask: None, or bool [L, P + L], True where a query may look at a key. A block without
+                prefix leaves out its first P columns.
         """
+        if mask is not None and self.prefix is None:
+            mask = mask[:, -x_NLD.shape[1] :]
         x_NLD = x_NLD + self._attention(_normed(x_NLD, self.ln_1, self.adapter_attn), mask)
         out: Tensor = x_NLD + self.mlp(_normed(x_NLD, self.ln_2, self.adapter_mlp))
         return out

@@ -43,7 +43,7 @@ class ImageEncoder(nn.Module):
             patch_grid(visual.conv1.kernel_size, height_px, width_px),
         )
         self.ln_pre = visual.ln_pre
-        self.blocks = nn.ModuleList(Block(base, config) for base in visual.transformer.resblocks)
+        self.blocks = build_blocks(visual.transformer.resblocks, config)
         self.ln_post = visual.ln_post
         self.proj = visual.proj
 
@@ -78,7 +78,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.token_embedding = clip.token_embedding
         self.positional_embedding = clip.positional_embedding
-        self.blocks = nn.ModuleList(Block(base, config) for base in clip.transformer.resblocks)
+        self.blocks = build_blocks(clip.transformer.resblocks, config)
         self.ln_final = clip.ln_final
         self.text_projection = clip.text_projection
         self.context_length = clip.context_length
@@ -133,6 +133,10 @@ class UPPerson(nn.Module):
                     if (module := getattr(block, part)) is not None:
                         module.requires_grad_(True)
 
+    def forward(self, image_N3HW: Tensor, ids_NL: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode both sides of N pairs to features [N, E] each, not unit norm."""
+        return self.image(image_N3HW), self.text(ids_NL)
+
     @property
     def embed_dim(self) -> int:
         """Width E of the shared embedding space."""
@@ -153,6 +157,13 @@ class UPPerson(nn.Module):
             for name, parameter in self.named_parameters()
             if parameter.requires_grad
         }
+
+
+def build_blocks(bases: nn.ModuleList, config: UPPersonConfig) -> nn.ModuleList:
+    """Put the trained parts into every block of a tower that the configuration names."""
+    return nn.ModuleList(
+        Block(base, config.at(number, len(bases))) for number, base in enumerate(bases, start=1)
+    )
 
 
 def patch_grid(patch_size: tuple[int, int], height_px: int, width_px: int) -> tuple[int, int]:

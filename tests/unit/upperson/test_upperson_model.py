@@ -96,3 +96,25 @@ def test_a_base_of_another_kind_is_refused(change: dict[str, object], message: s
 def test_negative_sizes_are_refused(field: str) -> None:
     with pytest.raises(UsageError, match=field):
         UPPersonConfig(**{field: -1})
+
+
+def test_parts_sit_in_the_blocks_that_were_named() -> None:
+    config = UPPersonConfig(prefix_blocks="1", lora_blocks="2-2", adapter_blocks="1-2")
+    for tower in (toy_model(config).image, toy_model(config).text):
+        first, second = tower.blocks
+        assert first.prefix is not None
+        assert first.lora is None
+        assert second.prefix is None
+        assert second.lora is not None
+        assert all(block.adapter_attn is not None for block in tower.blocks)
+
+
+@pytest.mark.parametrize("text", ["0-2", "3-2", "x", "1-", "", "1-99999"])
+def test_a_bad_range_of_blocks_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"lora_blocks must be 'all' or blocks such as 1-12"):
+        UPPersonConfig(lora_blocks=text)
+
+
+def test_blocks_that_the_base_does_not_have_are_refused() -> None:
+    with pytest.raises(UsageError, match="adapter_blocks is '1-3', but a tower of this base has 2"):
+        toy_model(UPPersonConfig(adapter_blocks="1-3"))
