@@ -8,6 +8,7 @@ Shapes: N batch, L tokens, D width, H heads, d head width, P prefix rows, E embe
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -283,8 +284,8 @@ class PlainTextTower(nn.Module):
         x_N1D = last(x_NLD, mask_N11K, lambda rows_NLD: _take_row(rows_NLD, eot_N))
         return F.normalize(self.ln_final(x_N1D[:, 0]) @ self.projection, dim=-1)
 
-    def _mask_of(self, block: PlainBlock, mask: Tensor) -> Tensor:
-        has_prefix = block.attention.prefix_k is not None
+    def _mask_of(self, block: nn.Module, mask: Tensor) -> Tensor:
+        has_prefix = cast("PlainBlock", block).attention.prefix_k is not None
         return mask if has_prefix else mask[..., self.prefix_length :]
 
 

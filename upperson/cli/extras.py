@@ -7,8 +7,8 @@ from upperson_rt.errors import missing_extra
 
 _PACKAGES = {
     "train": (
-        "torch", "torchvision", "accelerate", "open_clip", "safetensors", "yaml", "jinja2", "matplotlib",
-        "tensorboard",
+        "accelerate", "torch", "torchvision", "open_clip", "safetensors", "yaml", "jinja2",
+        "matplotlib", "tensorboard",
     ),
     "export": ("torch", "open_clip", "onnx", "onnxruntime", "onnxscript"),
 }  # fmt: skip

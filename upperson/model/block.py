@@ -68,7 +68,7 @@ class UPPersonConfig:
         Raises:
             UsageError: A part is to sit in blocks that the tower does not have.
         """
-        sizes = {}
+        sizes: dict[str, Any] = {}
         for size, name in (
             ("prefix_length", "prefix_blocks"),
             ("lora_rank", "lora_blocks"),
