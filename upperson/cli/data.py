@@ -1,20 +1,41 @@
-"""``upperson data``: make data sets."""
+"""``upperson data``: make and check data sets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upperson.cli.options import Dataset, Root
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import print_json
+from upperson_rt.cli.output import new_table, print_json, print_table
+from upperson_rt.errors import InputError
 
-app = new_app("Make data sets.")
+if TYPE_CHECKING:
+    from upperson.data.check import CheckReport
+
+_TITLES = {
+    "broken_record": "records that cannot be read",
+    "no_caption": "records without a caption",
+    "conflicting_image": "records that contradict another one of the same image",
+    "id_in_two_splits": "ids in two splits",
+    "missing_image": "images that are not there",
+    "broken_image": "images that cannot be decoded",
+    "no_records": "annotation files without a usable record",
+    "empty_caption": "empty captions beside others, left out in training",
+    "duplicate_record": "records that are there twice",
+    "counts_differ": "splits that are larger or smaller than published",
+    "unused_train_ids": "gaps in the numbers of train",
+    "unlisted_image": "images that no record names",
+}
+_COLOURS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": typer.colors.BLUE}
+
+app = new_app("Make and check data sets.")
 
 
 @app.callback()
 def _group() -> None:
-    """Make data sets."""
+    """Make and check data sets."""
 
 
 @app.command(cls=Command)
@@ -53,3 +74,69 @@ def synthesize(
         print_json({"root": str(output), "images": images})
     else:
         typer.echo(f"{images} images of {images // views} people in {output}")
+
+
+@app.command(cls=Command)
+def check(
+    root: Root,
+    dataset: Dataset = "jsonl",
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images/--no-images",
+            help="Decode every image, or only look whether it is there.",
+        ),
+    ] = True,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check a data set before training: records, captions, ids, counts and every image.
+
+    Ends with 3 if an error is found. Counts other than the published ones are a warning: a part of
+    a data set may be meant.
+
+    Example: `upperson data check --dataset cuhk-pedes --root data`
+    """
+    from upperson.cli.progress import Display
+    from upperson.data.check import check_dataset
+
+    with Display() as display:
+        work = "decoding images" if images else "looking for images"
+        report = check_dataset(
+            dataset,
+            root,
+            decode=images,
+            progress=lambda done, total: display.update(work, done, total),
+        )
+    if json:
+        print_json(report.as_dict())
+    else:
+        _print_report(report)
+    if report.errors:
+        found = ", ".join(f"{_TITLES[error.kind]}: {error.count}" for error in report.errors)
+        raise InputError(f"{dataset} in {root} cannot be used as it is: {found}")
+
+
+def _print_report(report: "CheckReport") -> None:
+    published = report.published
+    typer.echo(f"{report.dataset}: {', '.join(map(str, report.files))}")
+    columns = ("split", "ids", "images", "captions")
+    table = new_table(*columns, *(("published", "") if published else ()), right=columns[1:])
+    for split, counts in report.counts.items():
+        row = [split, *map(str, counts)]
+        if published:
+            expected = published.get(split)
+            row.append(" / ".join(map(str, expected)) if expected else "none")
+            row.append("ok" if counts == (expected or (0, 0, 0)) else "differs")
+        table.add_row(*row)
+    print_table(table)
+    for finding in report.findings:
+        typer.secho(f"{finding.severity}: ", fg=_COLOURS[finding.severity], bold=True, nl=False)
+        typer.echo(f"{_TITLES[finding.kind]}: {finding.count}")
+        for example in finding.examples:
+            typer.echo(f"  {example}")
+        if finding.count > len(finding.examples):
+            typer.echo(f"  and {finding.count - len(finding.examples)} more")
+    if not report.errors:
+        looked = "all images decode" if report.images_decoded else "all images are there"
+        typer.echo(f"ok: every record can be read and {looked}")

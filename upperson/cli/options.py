@@ -6,10 +6,18 @@ from typing import Annotated, TypeAlias
 import typer
 
 Root: TypeAlias = Annotated[
-    Path, typer.Option("--root", help="Folder of the data set.", show_default=False)
+    Path,
+    typer.Option(
+        "--root", help="Folder of the data set, or the folder around it.", show_default=False
+    ),
 ]
 Dataset: TypeAlias = Annotated[
-    str, typer.Option("--dataset", help="Annotation format: jsonl (annotations.jsonl in the root).")
+    str,
+    typer.Option(
+        "--dataset",
+        help="cuhk-pedes, icfg-pedes, rstpreid, flickr30k or mscoco in their published layout; "
+        "jsonl or csv for annotations.jsonl or annotations.csv in the root, synthetic sets too.",
+    ),
 ]
 RunFolder: TypeAlias = Annotated[
     Path, typer.Argument(help="Run folder that  upperson train  made.", show_default=False)

@@ -1,28 +1,34 @@
-"""Annotated person crops as plain records, and the reader of the project's own format.
+"""Annotated person crops as plain records, and the reader of every data set.
 
-``annotations.jsonl`` in the data set's folder holds one caption a line:
-
-    {"image": "images/0001.jpg", "pid": 1, "caption": "...", "split": "train", "camera": "c1"}
-
-``image`` is relative to the folder; ``split`` (train, val or test; default train) and ``camera``
-may be left out.
+The formats are in `person_sets`, `plain_formats` and `coarse_sets`; what their entries must satisfy
+together is here.
 """
 
-import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
 
+from upperson.data.annotations import SPLITS, AnnotatedSet, Annotation, Problem, Split
+from upperson.data.coarse_sets import COARSE_SETS, open_coarse_set
+from upperson.data.person_sets import PERSON_SETS, open_person_set
+from upperson.data.plain_formats import PLAIN_FORMATS, open_plain_format
 from upperson_rt._strict_json import suggestion
 from upperson_rt.errors import InputError, UsageError
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "Record",
+    "Split",
+    "collect_records",
+    "open_dataset",
+    "read_dataset",
+    "read_jsonl",
+]
 
-ANNOTATIONS = "annotations.jsonl"
-_REQUIRED: dict[str, type] = {"image": str, "pid": int, "caption": str}
-_OPTIONAL: dict[str, type] = {"split": str, "camera": str}
+DATASETS = (*PERSON_SETS, *PLAIN_FORMATS, *COARSE_SETS)
+"""Names for ``--dataset``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class Record:
     """Image file, absolute or relative to the working directory."""
 
     pid: int
-    """Identity, unique across splits."""
+    """Identity: equal for images of the same person within a split."""
 
     captions: tuple[str, ...]
     """At least one sentence."""
@@ -42,83 +48,155 @@ class Record:
 
 
 def read_dataset(name: str, root: Path) -> dict[Split, list[Record]]:
-    """Read a data set by the name of its annotation format.
+    """Read a data set; images are not opened.
+
+    A caption that is empty is left out if its record has another one, and a warning is logged. It
+    is an error if the record has no other: in the project's own formats that is every empty one.
+
+    Args:
+        name: One of `DATASETS`, in any case.
+        root: Its folder; for the published sets also the folder that holds it.
 
     Raises:
-        UsageError: The format is unknown.
-        InputError: The data set cannot be used.
+        UsageError: The name is unknown.
+        InputError: The data set is not there or an entry cannot be used; the first one is named.
+            Entries with one image must agree in split, identity and camera. An identity must not be
+            in two splits, except where numbers mean people only within a split (ICFG-PEDES) or
+            mean images (Flickr30K, MSCOCO).
     """
-    match name:
-        case "jsonl":
-            return read_jsonl(root)
-    raise UsageError(f"data set format '{name}' is unknown, {suggestion(name, ['jsonl'])}")
+    annotated = open_dataset(name, root)
+    left_out: list[Problem] = []
 
+    def refuse_errors(problem: Problem) -> None:
+        if problem.severity == "error":
+            raise InputError(problem.text)
+        if problem.kind == "empty_caption":
+            left_out.append(problem)
 
-def read_jsonl(root: Path) -> dict[Split, list[Record]]:
-    """Read ``root/annotations.jsonl``, grouping captions by image, in file order.
-
-    Raises:
-        InputError: No such file, a malformed line (named by its number), an image path that leaves
-            the folder, one image with two identities or splits, or one identity in two splits.
-    """
-    path = root / ANNOTATIONS
-    if not path.is_file():
-        raise InputError(
-            f"expected a data set with {ANNOTATIONS} in {root}, found none: pass --root with the "
-            f"folder that holds it, or make one with  upperson data synthesize"
+    splits = collect_records(annotated, refuse_errors)
+    if left_out:
+        logging.getLogger(__name__).warning(
+            "%d records have an empty caption, which is left out; the first: %s",
+            len(left_out),
+            left_out[0].text,
         )
-    captions: dict[str, list[str]] = {}
-    facts: dict[str, tuple[Split, int, str | None]] = {}
-    home: dict[int, Split] = {}
-    for number, entry in _lines(path):
-        where = f"{path}, line {number}"
-        split = entry.get("split", "train")
-        if split not in SPLITS:
-            raise InputError(f"{where}: split must be one of {', '.join(SPLITS)}, found '{split}'")
-        image, pid = entry["image"], entry["pid"]
-        if not entry["caption"].strip():
-            raise InputError(f"{where}: the caption is empty: write one or delete the line")
-        if Path(image).is_absolute() or ".." in Path(image).parts:
-            raise InputError(f"{where}: image path '{image}' leaves the data set's folder")
-        if abs(pid) >= 2**63:
-            raise InputError(f"{where}: pid {pid} does not fit 64 bits: number people from 0")
-        fact = (split, pid, entry.get("camera"))
-        if facts.setdefault(image, fact) != fact:
-            raise InputError(
-                f"{where}: image '{image}' had (split, pid, camera) {facts[image]} before and has "
-                f"{fact} here: one image is one person in one split"
-            )
-        if home.setdefault(pid, split) != split:
-            raise InputError(
-                f"{where}: identity {pid} is in split '{home[pid]}' and in '{split}': a person "
-                "seen in training must not be tested on"
-            )
-        captions.setdefault(image, []).append(entry["caption"])
-    splits: dict[Split, list[Record]] = {split: [] for split in SPLITS}
-    for image, (split, pid, camera) in facts.items():
-        splits[split].append(Record(root / image, pid, tuple(captions[image]), camera))
     return splits
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: not JSON in UTF-8: {error}") from error
-            yield number, _checked(entry, f"{path}, line {number}")
+def read_jsonl(root: Path) -> dict[Split, list[Record]]:
+    """Read ``root/annotations.jsonl``; as `read_dataset` with ``jsonl``."""
+    return read_dataset("jsonl", root)
 
 
-def _checked(entry: object, where: str) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise InputError(f"{where}: expected a JSON object, found {type(entry).__name__}")
-    for key, kind in (_REQUIRED | _OPTIONAL).items():
-        if key in _REQUIRED and key not in entry:
-            raise InputError(f"{where}: key '{key}' is missing, found {', '.join(entry) or 'none'}")
-        # bool is an int to Python, but never an identity.
-        if key in entry and (not isinstance(entry[key], kind) or isinstance(entry[key], bool)):
-            raise InputError(f"{where}: '{key}' must be {kind.__name__}, found {entry[key]!r}")
-    return entry
+def open_dataset(name: str, root: Path) -> AnnotatedSet:
+    """Find a data set without reading its entries; arguments and errors as for `read_dataset`."""
+    lower = name.lower()
+    if lower in PERSON_SETS:
+        return open_person_set(lower, root)
+    if lower in PLAIN_FORMATS:
+        return open_plain_format(lower, root)
+    if lower in COARSE_SETS:
+        return open_coarse_set(lower, root)
+    raise UsageError(f"data set format '{name}' is unknown, {suggestion(lower, DATASETS)}")
+
+
+def collect_records(
+    annotated: AnnotatedSet, report: Callable[[Problem], None]
+) -> dict[Split, list[Record]]:
+    """Read all entries and put together the captions of each image, in file order.
+
+    Args:
+        annotated: The data set; its entries are used up.
+        report: Called with every problem. If it returns, an entry that has no caption or
+            contradicts an earlier one is left out; others are kept.
+    """
+    earlier = _EarlierEntries(annotated)
+    records: dict[str, tuple[Annotation, list[str]]] = {}
+    for entry in annotated.entries:
+        if isinstance(entry, Problem):
+            report(entry)
+            continue
+        problems = list(earlier.compare(entry))
+        for problem in problems:
+            report(problem)
+        if any(problem.kind in ("no_caption", "conflicting_image") for problem in problems):
+            continue
+        key = entry.image if annotated.several_entries_per_image else entry.where
+        records.setdefault(key, (entry, []))[1].extend(_texts(entry))
+    splits: dict[Split, list[Record]] = {split: [] for split in SPLITS}
+    for entry, texts in records.values():
+        image = annotated.image_folder / entry.image
+        splits[entry.split].append(Record(image, entry.pid, tuple(texts), entry.camera))
+    return splits
+
+
+class _EarlierEntries:
+    """What was read so far, to hold a new entry against."""
+
+    def __init__(self, annotated: AnnotatedSet) -> None:
+        self._annotated = annotated
+        self._first: dict[str, Annotation] = {}  # By image.
+        self._texts: dict[str, set[str]] = {}  # By image.
+        self._home: dict[int, Split] = {}  # By identity.
+        self._told: set[int] = set()
+
+    def compare(self, entry: Annotation) -> Iterator[Problem]:
+        """Yield what is wrong with an entry, and remember it."""
+        where, image, texts = entry.where, entry.image, _texts(entry)
+        if not texts:
+            yield Problem(
+                "no_caption",
+                "error",
+                f"{where}: the caption is empty: write one or delete the record",
+            )
+            return
+        if len(texts) < len(entry.captions):
+            yield Problem("empty_caption", "warning", f"{where}: a caption of '{image}' is empty")
+        first = self._first.setdefault(image, entry)
+        if _facts(first) != _facts(entry):
+            yield Problem(
+                "conflicting_image",
+                "error",
+                f"{where}: image '{image}' had (split, pid, camera) {_facts(first)} before and has "
+                f"{_facts(entry)} here: one image is one person in one split",
+            )
+            return
+        yield from self._compare_identity(entry)
+        known = self._texts.setdefault(image, set())
+        if self._annotated.several_entries_per_image:
+            if not known.isdisjoint(texts):
+                yield Problem(
+                    "duplicate_record", "warning", f"{where}: '{image}' had this caption before"
+                )
+        elif known:
+            yield Problem(
+                "duplicate_record",
+                "warning",
+                f"{where}: image '{image}' is also in {first.where}",
+            )
+        known.update(texts)
+
+    def _compare_identity(self, entry: Annotation) -> Iterator[Problem]:
+        severity, pid = self._annotated.id_in_two_splits, entry.pid
+        home = self._home.setdefault(pid, entry.split)
+        if severity is None or home == entry.split or pid in self._told:
+            return
+        self._told.add(pid)
+        meaning = (
+            "a person seen in training must not be tested on"
+            if severity == "error"
+            else "numbers mean people only within a split here"
+        )
+        yield Problem(
+            "id_in_two_splits",
+            severity,
+            f"{entry.where}: identity {pid} is in split '{home}' and in '{entry.split}': {meaning}",
+        )
+
+
+def _texts(entry: Annotation) -> list[str]:
+    return [text for text in entry.captions if text.strip()]
+
+
+def _facts(entry: Annotation) -> tuple[Split, int, str | None]:
+    return entry.split, entry.pid, entry.camera

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from upperson.data.records import ANNOTATIONS, SPLITS, Split
+from upperson.data.annotations import SPLITS, Split
+from upperson.data.plain_formats import annotations_file
 from upperson.data.synthetic.captions import describe
 from upperson.data.synthetic.look import LOOKS, Camera, Look
 from upperson.data.synthetic.people import Person, sample_people
@@ -238,7 +239,8 @@ def _write_content(
 ) -> None:
     total = sum(_sizes(spec).values()) * spec.views
     done = 0
-    with (root / ANNOTATIONS).open("w", encoding="utf-8", newline="\n") as annotations:
+    path = root / annotations_file("jsonl")
+    with path.open("w", encoding="utf-8", newline="\n") as annotations:
         for split in SPLITS:
             (root / "images" / split).mkdir(parents=True)
             for sample in _views(spec, split):

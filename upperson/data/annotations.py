@@ -1,0 +1,214 @@
+"""What every annotation format is read into, and the checks that all formats share.
+
+A format is read as a stream of `Annotation` and `Problem`, so that one and the same code serves the
+strict reader, which refuses the first error, and the check, which lists them all.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from upperson_rt.errors import InputError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+Severity = Literal["error", "warning", "note"]
+"""Training would fail or its numbers would be wrong; worth a look; only information."""
+
+ProblemKind = Literal[
+    "broken_record",
+    "no_caption",
+    "conflicting_image",
+    "id_in_two_splits",
+    "missing_image",
+    "broken_image",
+    "no_records",
+    "empty_caption",
+    "duplicate_record",
+    "counts_differ",
+    "unused_train_ids",
+    "unlisted_image",
+]
+
+Item = TypeVar("Item")
+
+_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One entry of an annotation file; its fields are checked, its image is not opened."""
+
+    where: str
+    """File and place in it, for messages."""
+
+    image: str
+    """Path relative to the set's image folder; stays inside it."""
+
+    pid: int
+    """Identity, 0 to 2**63 - 1."""
+
+    captions: tuple[str, ...]
+    """May be empty, or hold empty captions."""
+
+    split: Split
+    camera: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong or remarkable, as one line."""
+
+    kind: ProblemKind
+    severity: Severity
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotatedSet:
+    """A data set that was found, with its entries still to be read."""
+
+    files: tuple[Path, ...]
+    """Annotation files."""
+
+    image_folder: Path
+
+    entries: Iterator[Annotation | Problem]
+    """In file order; can be read once."""
+
+    several_entries_per_image: bool
+    """Whether an image's captions come as several entries. Else each entry is a record."""
+
+    id_in_two_splits: Severity | None
+    """What an identity in two splits is; None where ids are numbers of images, not of people."""
+
+
+def find_folder(root: Path, name: str, files: Sequence[str]) -> Path:
+    """Return ``root`` or ``root/name``, the first one that holds one of the annotation files.
+
+    Raises:
+        InputError: Neither does.
+    """
+    for folder in (root, root / name):
+        if any((folder / file).is_file() for file in files):
+            return folder
+    others = sorted(path.name for folder in (root, root / name) for path in folder.glob("*.json"))
+    found = f"only {cut(', '.join(others))}" if others else "none"
+    raise InputError(
+        f"expected {' or '.join(files)} in {root} or {root / name}, found {found}: pass --root "
+        f"with {name} or with the folder that holds it"
+    )
+
+
+def load_json_list(path: Path) -> list[Any]:
+    """Read a JSON file that holds one list.
+
+    Raises:
+        InputError: It is no JSON in UTF-8, or no list.
+    """
+    content = parse_json(path.read_bytes(), f"{path}: ")
+    if not isinstance(content, list):
+        raise InputError(
+            f"{path}: expected a list with one object a record, found {type(content).__name__}"
+        )
+    return content
+
+
+def records_of(path: Path, entries: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a list with their places, as ``FILE, record [INDEX]`` from 0."""
+    for index, entry in enumerate(entries):
+        yield f"{path}, record [{index}]", entry
+
+
+def parse_json(text: bytes, prefix: str = "") -> Any:
+    """Parse JSON in UTF-8, with or without a byte order mark; InputError if it is none."""
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{prefix}not JSON in UTF-8: {error}") from error
+
+
+def parse_each(
+    items: Iterable[tuple[str, Item]], parse: Callable[[str, Item], Annotation]
+) -> Iterator[Annotation | Problem]:
+    """Parse items one by one; an InputError becomes a problem that names the item's place."""
+    for where, item in items:
+        try:
+            parsed: Annotation | Problem = parse(where, item)
+        except InputError as error:
+            parsed = Problem("broken_record", "error", f"{where}: {error}")
+        yield parsed
+
+
+def object_fields(
+    entry: object, required: Mapping[str, type], optional: Mapping[str, type] | None = None
+) -> dict[str, Any]:
+    """Return a JSON object whose keys have the given types; other keys are free.
+
+    Raises:
+        InputError: It is no object, a required key is missing, or a type is another.
+    """
+    if not isinstance(entry, dict):
+        raise InputError(f"expected a JSON object, found {type(entry).__name__}")
+    for key, kind in (dict(required) | dict(optional or {})).items():
+        if key not in entry:
+            if key in required:
+                found = cut(", ".join(entry)) or "none"
+                raise InputError(f"key '{key}' is missing, found {found}")
+        # bool is an int to Python, but never an identity.
+        elif not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+            raise InputError(f"'{key}' must be {kind.__name__}, found {cut(repr(entry[key]))}")
+    return entry
+
+
+def annotation(
+    where: str,
+    *,
+    image: str,
+    pid: int,
+    captions: Sequence[object],
+    split: str,
+    camera: str | None = None,
+) -> Annotation:
+    """Build an annotation from fields of the right type.
+
+    Raises:
+        InputError: The split is unknown, the image path leaves the folder, the identity is out of
+            range, or a caption is no text.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split must be one of {', '.join(SPLITS)}, found {cut(repr(split))}")
+    path = Path(image)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"image path {cut(repr(image))} leaves the data set's folder")
+    if not path.parts:
+        raise InputError("the image path is empty")
+    if pid >= 2**63:
+        raise InputError(f"pid {cut(str(pid))} does not fit 64 bits: number people from 0")
+    if pid < 0:
+        raise InputError(f"pid {cut(str(pid))} is negative: number people from 0")
+    texts = []
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise InputError(f"a caption must be a string, found {cut(repr(caption))}")
+        if not _is_unicode(caption):
+            raise InputError(f"the caption {cut(repr(caption))} has half a surrogate pair in it")
+        texts.append(caption)
+    return Annotation(where, str(path), pid, tuple(texts), split, camera)
+
+
+def cut(text: str) -> str:
+    """Shorten a text to what fits into a message."""
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON can spell half a surrogate pair; the tokenizer would fail on it later.
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,208 @@
+"""Checking a data set: all that would stop training or make its numbers wrong, in one go."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from upperson.data.annotations import SPLITS, Problem, ProblemKind, Severity, Split
+from upperson.data.coarse_sets import COARSE_SETS
+from upperson.data.published import PUBLISHED, Counts
+from upperson.data.records import Record, collect_records, open_dataset
+from upperson_rt.errors import InputError
+from upperson_rt.preprocess import iter_image_files, load_image
+
+EXAMPLES = 5
+"""How many problems of a kind are kept in full."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """All problems of one kind."""
+
+    kind: ProblemKind
+    severity: Severity
+    count: int
+    examples: tuple[str, ...]
+    """The first of them, a line each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckReport:
+    """What `check_dataset` found."""
+
+    dataset: str
+    files: tuple[Path, ...]
+    """Annotation files."""
+
+    image_folder: Path
+    images_decoded: bool
+
+    counts: Mapping[Split, Counts]
+    """Of every split; an image that is listed twice in one of the person sets counts twice."""
+
+    published: Mapping[Split, Counts] | None
+    """None for formats that anybody's data can have. A split that does not exist is left out."""
+
+    findings: tuple[Finding, ...]
+    """Errors first, then warnings, then notes."""
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that make the data set unusable."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON object."""
+        return {
+            "dataset": self.dataset,
+            "usable": not self.errors,
+            "files": [str(path) for path in self.files],
+            "image_folder": str(self.image_folder),
+            "images_decoded": self.images_decoded,
+            "splits": {
+                split: {
+                    **counts._asdict(),
+                    "published": self.published[split]._asdict()
+                    if self.published and split in self.published
+                    else None,
+                }
+                for split, counts in self.counts.items()
+            },
+            "findings": {
+                finding.kind: {
+                    "severity": finding.severity,
+                    "count": finding.count,
+                    "examples": list(finding.examples),
+                }
+                for finding in self.findings
+            },
+        }
+
+
+def check_dataset(
+    name: str, root: Path, *, decode: bool = True, progress: Progress | None = None
+) -> CheckReport:
+    """Read a data set as training does, but go on after problems, and look at every image.
+
+    Args:
+        name: One of `upperson.data.records.DATASETS`, in any case.
+        root: As for `upperson.data.records.read_dataset`.
+        decode: Decode every image with the runtime's own loader, so that what is broken here would
+            be broken in training. Else only look whether the file is there.
+        progress: Called after every image.
+
+    Raises:
+        UsageError: The name is unknown.
+        InputError: There is no such data set, or an annotation file as a whole cannot be read.
+    """
+    name = name.lower()
+    annotated = open_dataset(name, root)
+    problems: list[Problem] = []
+    splits = collect_records(annotated, problems.append)
+    records = [record for split in SPLITS for record in splits[split]]
+    if not records:
+        text = f"{annotated.files[0]} holds no usable record"
+        problems.append(Problem("no_records", "error", text))
+    counts = {split: _count(splits[split]) for split in SPLITS}
+    published = PUBLISHED.get(name)
+    if published:
+        problems.extend(_differences(counts, published))
+    if name not in COARSE_SETS:
+        problems.extend(_unused_ids(splits["train"]))
+    images = list(dict.fromkeys(record.image for record in records))
+    problems.extend(_check_images(images, annotated.image_folder, decode, progress))
+    problems.extend(_unlisted_images(annotated.image_folder, images))
+    return CheckReport(
+        dataset=name,
+        files=annotated.files,
+        image_folder=annotated.image_folder,
+        images_decoded=decode,
+        counts=counts,
+        published=published,
+        findings=_findings(problems),
+    )
+
+
+def _count(records: Sequence[Record]) -> Counts:
+    return Counts(
+        ids=len({record.pid for record in records}),
+        images=len(records),
+        captions=sum(len(record.captions) for record in records),
+    )
+
+
+def _differences(
+    found: Mapping[Split, Counts], published: Mapping[Split, Counts]
+) -> Iterator[Problem]:
+    for split in SPLITS:
+        expected = published.get(split, Counts(0, 0, 0))
+        parts = [
+            f"{count} {what} for {wanted}"
+            for what, count, wanted in zip(Counts._fields, found[split], expected, strict=True)
+            if count != wanted
+        ]
+        if parts:
+            text = f"split '{split}' has {', '.join(parts)} published"
+            yield Problem("counts_differ", "warning", text)
+
+
+def _unused_ids(records: Sequence[Record]) -> Iterator[Problem]:
+    ids = {record.pid for record in records}
+    if ids and max(ids) - min(ids) + 1 > len(ids):
+        text = f"{len(ids)} ids from {min(ids)} to {max(ids)}; training numbers people anew"
+        yield Problem("unused_train_ids", "note", text)
+
+
+def _check_images(
+    images: Sequence[Path], folder: Path, decode: bool, progress: Progress | None
+) -> Iterator[Problem]:
+    def look_at(image: Path) -> Problem | None:
+        if not os.path.exists(image):
+            return Problem("missing_image", "error", str(image.relative_to(folder)))
+        if decode:
+            try:
+                load_image(image)
+            except InputError as error:
+                return Problem("broken_image", "error", str(error))
+        return None
+
+    # Threads: Pillow decodes, and files are read, without the interpreter's lock.
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    try:
+        for done, problem in enumerate(pool.map(look_at, images), start=1):
+            if progress is not None:
+                progress(done, len(images))
+            if problem is not None:
+                yield problem
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest.
+
+
+def _unlisted_images(folder: Path, images: Iterable[Path]) -> Iterator[Problem]:
+    listed = set(images)
+    try:
+        for path in iter_image_files([folder]):
+            if path not in listed:
+                text = str(path.relative_to(folder))
+                yield Problem("unlisted_image", "note", text)
+    except InputError:
+        return  # No folder, or no image in it: every listed image is reported as missing.
+
+
+def _findings(problems: Iterable[Problem]) -> tuple[Finding, ...]:
+    by_kind: dict[tuple[ProblemKind, Severity], list[str]] = defaultdict(list)
+    for problem in problems:
+        by_kind[problem.kind, problem.severity].append(problem.text)
+    order: tuple[Severity, ...] = ("error", "warning", "note")
+    findings = [
+        Finding(kind, severity, len(texts), tuple(texts[:EXAMPLES]))
+        for (kind, severity), texts in by_kind.items()
+    ]
+    return tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
