@@ -1,21 +1,44 @@
-"""Retrieval evaluation of a model in torch; the metrics themselves are the runtime's."""
+"""Retrieval evaluation of a model in torch; the metrics themselves are the runtime's.
 
-from collections.abc import Callable, Sequence
+Shapes: Q captions, G images, E embedding width, N batch, H image height, W image width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from upperson.data.dataset import ImageDataset, pad_ids, tokenize
 from upperson.data.records import Record
 from upperson.data.transforms import evaluation_transform
 from upperson.model.encoder import UPPerson
+from upperson_rt.errors import UppersonError
 from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
 from upperson_rt.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) items."""
+
+
+class Evaluation(NamedTuple):
+    """Accuracy in both directions, matched by identity."""
+
+    text_to_image: RetrievalMetrics
+    """Every caption queries all images: what the literature reports."""
+
+    image_to_text: RetrievalMetrics
+    """Every image queries all captions; right is any caption of the same person."""
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """Return the metrics by direction and by the names used in reports."""
+        return {
+            "text_to_image": self.text_to_image.as_dict(),
+            "image_to_text": self.image_to_text.as_dict(),
+        }
 
 
 @torch.inference_mode()
@@ -28,36 +51,43 @@ def embed_records(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Encode every caption and every image of records.
+    """Encode every caption and every image of records, where the model is and in its own dtype.
+
+    Under ``torch.autocast`` the towers run in the caller's precision.
 
     Returns:
         Unit-norm float32 captions [Q, E], in the order of records and their captions, and images
         [G, E], in the order of records.
+
+    Raises:
+        InputError: An image cannot be decoded, here or in a worker; the model is left as it was.
     """
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    ids = tokenize(tokenizer, [text for record in records for text in record.captions])
-    images = ImageDataset(records, model.image_size, evaluation_transform())
-    total, done = len(ids) + len(images), 0
-    # Captions of like length share a batch, so short ones are not padded to the longest of all.
-    order = np.argsort([len(row) for row in ids], kind="stable")
-    text_QE = np.empty((len(ids), model.embed_dim), dtype=np.float32)
-    for start in range(0, len(ids), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = pad_ids([ids[index] for index in chosen]).to(device)
-        text_QE[chosen] = model.encode_text(batch).cpu().numpy()
-        done += len(chosen)
-        if progress is not None:
-            progress(done, total)
-    image_GE = np.empty((len(images), model.embed_dim), dtype=np.float32)
-    start = 0
-    for batch in DataLoader(images, batch_size=batch_size, num_workers=workers):
-        image_GE[start : start + len(batch)] = model.encode_image(batch.to(device)).cpu().numpy()
-        start += len(batch)
-        if progress is not None:
-            progress(done + start, total)
-    model.train(was_training)
+    try:
+        ids = tokenize(tokenizer, [text for record in records for text in record.captions])
+        total = len(ids) + len(records)
+        text_QE = np.empty((len(ids), model.embed_dim), dtype=np.float32)
+        image_GE = np.empty((len(records), model.embed_dim), dtype=np.float32)
+        device = next(model.parameters()).device
+        # Captions of like length share a batch, so short ones are not padded to the longest of all.
+        order = np.argsort([len(row) for row in ids], kind="stable")
+        for start in range(0, len(ids), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = pad_ids([ids[index] for index in chosen]).to(device)
+            text_QE[chosen] = model.encode_text(batch).cpu().numpy()
+            if progress is not None:
+                progress(start + len(chosen), total)
+        dtype = model.image.conv1.weight.dtype
+        start = 0
+        for loaded in _load_images(records, model.image_size, batch_size, workers, device):
+            embeds = model.encode_image(loaded.to(device, dtype, non_blocking=True))
+            image_GE[start : start + len(embeds)] = embeds.cpu().numpy()
+            start += len(embeds)
+            if progress is not None:
+                progress(len(ids) + start, total)
+    finally:
+        model.train(was_training)
     return text_QE, image_GE
 
 
@@ -77,6 +107,89 @@ def evaluate(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> RetrievalMetrics:
-    """Text-to-image retrieval: every caption queries all images of the split."""
+    """Text-to-image retrieval: every caption queries all images of the split.
+
+    Arguments and errors as for `embed_records`.
+    """
     text_QE, image_GE = embed_records(model, tokenizer, records, workers=workers, progress=progress)
     return retrieval_metrics(text_QE, image_GE, *pids_of(records))
+
+
+def evaluate_both(
+    model: UPPerson,
+    tokenizer: Tokenizer,
+    records: Sequence[Record],
+    *,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Both directions from one pass over the split; arguments and errors as for `embed_records`."""
+    text_QE, image_GE = embed_records(model, tokenizer, records, workers=workers, progress=progress)
+    return both_directions(text_QE, image_GE, records)
+
+
+def both_directions(
+    text_QE: npt.NDArray[np.float32],
+    image_GE: npt.NDArray[np.float32],
+    records: Sequence[Record],
+) -> Evaluation:
+    """Measure embeddings of the captions and images of records, in `embed_records`' order.
+
+    Raises:
+        InputError: The embeddings are not those of these records, or not finite.
+    """
+    pids_Q, pids_G = pids_of(records)
+    return Evaluation(
+        text_to_image=retrieval_metrics(text_QE, image_GE, pids_Q, pids_G),
+        image_to_text=retrieval_metrics(image_GE, text_QE, pids_G, pids_Q),
+    )
+
+
+def _load_images(
+    records: Sequence[Record],
+    image_size: tuple[int, int],
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Yield normalised images, float32 [N, 3, H, W], in the order of records."""
+    images = _ReadableImages(ImageDataset(records, image_size, evaluation_transform()))
+    loader: DataLoader[Tensor | UppersonError] = DataLoader(
+        images,
+        batch_size=batch_size,
+        collate_fn=_stack,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in loader:
+        if isinstance(batch, UppersonError):
+            raise batch
+        yield batch
+
+
+class _ReadableImages(Dataset["Tensor | UppersonError"]):
+    """Gives the error of an image that cannot be used as its item, for the main process to raise.
+
+    torch raises a worker's exception again with the worker's whole traceback as its message.
+    """
+
+    def __init__(self, images: ImageDataset) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Tensor | UppersonError:
+        try:
+            return self._images[index]
+        except UppersonError as error:
+            return error
+
+
+def _stack(items: "list[Tensor | UppersonError]") -> Tensor | UppersonError:
+    tensors: list[Tensor] = []
+    for item in items:
+        if isinstance(item, UppersonError):
+            return item
+        tensors.append(item)
+    return torch.stack(tensors)

@@ -319,10 +319,13 @@ def test_evaluate_finds_what_the_demo_measured(demo_folder, people):
     summary = json.loads((demo_folder / "summary.json").read_text("utf-8"))
     found = run_json("evaluate", demo_folder / "bundle", "--root", people)
     assert "fp32" in found
-    for variant, metrics in found.items():
-        assert metrics == pytest.approx(summary[f"onnx_{variant}"], abs=ONE_QUERY)
+    for variant, directions in found.items():
+        expected = pytest.approx(summary[f"onnx_{variant}"], abs=ONE_QUERY)
+        assert directions["text_to_image"] == expected
+        assert list(directions["image_to_text"]) == METRICS
     found = run_json("evaluate", demo_folder / "run", "--root", people)
-    assert found["run"] == pytest.approx(summary["fine_tuned"], abs=ONE_QUERY)
+    expected = pytest.approx(summary["fine_tuned"], abs=ONE_QUERY)
+    assert found["run"]["text_to_image"] == expected
 
 
 @pytest.mark.timeout(120, func_only=True)

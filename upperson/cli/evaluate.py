@@ -1,15 +1,22 @@
 """``upperson evaluate``."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from upperson.cli.extras import require_extra
 from upperson.cli.options import Dataset, Root
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_json, print_table
 from upperson_rt.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from upperson.evaluate import Evaluation
+
+METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
 
 
 def evaluate(
@@ -22,7 +29,10 @@ def evaluate(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure text-to-image retrieval of a run, or of every variant of a bundle.
+    """Measure retrieval of a run, or of every variant of a bundle, in both directions.
+
+    From text to image every caption queries all images; from image to text every image queries all
+    captions. Right is whatever shows or describes the same person.
 
     Example: `upperson evaluate bundle --root people --split test`
     """
@@ -30,44 +40,48 @@ def evaluate(
     from upperson.cli.progress import Display
     from upperson.cli.retrieval_split import read_split
     from upperson.data.records import SPLITS
+    from upperson.evaluate import both_directions, evaluate_both
     from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest
-    from upperson_rt.metrics import RetrievalMetrics
 
     if split not in SPLITS:
         raise UsageError(f"--split must be one of {', '.join(SPLITS)}, found '{split}'")
     records = read_split(dataset, root, split)
-    found: dict[str, RetrievalMetrics] = {}
+    found: dict[str, Evaluation] = {}
     with Display() as display:
         if (target / MANIFEST_FILE).is_file():
-            require_extra("export", "evaluating a bundle")
-            from upperson.cli.retrieval_split import retrieval_split
-            from upperson_export.accuracy import measure
-
+            images = [record.image for record in records]
+            captions = [caption for record in records for caption in record.captions]
             for variant in read_manifest(target).variants:
                 encoder = Bundle.open(target, variant).encoder()
-                found[variant] = measure(
-                    encoder,
-                    retrieval_split(records, f"{root}, {split}"),
-                    lambda done, total, name=variant: display.update(name, done, total),  # type: ignore[misc]
-                ).mean()
+                image_GE = encoder.encode_images(images, progress=partial(display.update, variant))
+                found[variant] = both_directions(encoder.encode_texts(captions), image_GE, records)
         elif target.is_dir():
             from upperson.data.vocabulary import clip_tokenizer
-            from upperson.evaluate import evaluate as evaluate_model
             from upperson.run import load_run
 
             _, _, model = load_run(target)
-            found["run"] = evaluate_model(
+            found["run"] = evaluate_both(
                 model,
                 clip_tokenizer(model.text.context_length),
                 records,
-                progress=lambda done, total: display.update("encoding", done, total),
+                progress=partial(display.update, "encoding"),
             )
         else:
             raise InputError(f"expected a run folder or a bundle at {target}, found no folder")
     if json:
-        print_json({name: metrics.as_dict() for name, metrics in found.items()})
-        return
-    table = new_table("", "R@1", "R@5", "R@10", "mAP", "mINP")
-    for name, metrics in found.items():
-        table.add_row(name, *(f"{value:.2f}" for value in metrics.as_dict().values()))
-    print_table(table)
+        print_json({name: evaluation.as_dict() for name, evaluation in found.items()})
+    else:
+        print_table(_table(found))
+
+
+def _table(found: "dict[str, Evaluation]") -> Table:
+    table = new_table("", "direction", *METRICS, right=METRICS)
+    for name, evaluation in found.items():
+        directions = evaluation.as_dict().items()
+        for row, (direction, metrics) in enumerate(directions):
+            table.add_row(
+                "" if row else name,
+                direction.replace("_to_", " -> "),
+                *(f"{metrics[metric]:.2f}" for metric in METRICS),
+            )
+    return table

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -95,3 +97,19 @@ def test_unusable_embeddings_are_refused(queries, gallery, message):
 def test_ids_must_fit_the_embeddings():
     with pytest.raises(InputError, match=r"gallery_pids must have shape \(3,\), got \(2,\)"):
         retrieval_metrics(np.eye(3), np.eye(3), [0, 1, 2], [0, 1])
+
+
+def test_memory_grows_with_the_gallery_not_with_all_pairs():
+    def peak_bytes(count):
+        rng = np.random.default_rng(3)
+        embeds, pids = rng.normal(size=(count, 8)).astype(np.float32), np.arange(count) // 20
+        tracemalloc.start()
+        try:
+            retrieval_metrics(embeds, embeds, pids, pids)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    small, large = peak_bytes(3000), peak_bytes(6000)
+    assert large < 2.1 * small
+    assert large < 6000 * 6000 * 4 / 2  # Half of the float32 scores alone.

@@ -1,0 +1,77 @@
+"""``upperson evaluate``: both directions, for a run and for every variant of a bundle."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import upperson.cli
+from upperson.data.records import read_jsonl
+from upperson_rt.bundle import Bundle
+from upperson_rt.metrics import retrieval_metrics
+
+METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
+DIRECTIONS = ["text_to_image", "image_to_text"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(upperson.cli.app, ["evaluate", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def people(demo_folder):
+    """The quick demo's data set."""
+    (root,) = (demo_folder / "people").iterdir()
+    return root
+
+
+def test_every_variant_of_a_bundle_is_measured_both_ways(demo_folder, people):
+    result = run(demo_folder / "bundle", "--root", people, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert list(found) == list(Bundle.open(demo_folder / "bundle").manifest.variants)
+    records = read_jsonl(people)["test"]
+    for variant, directions in found.items():
+        assert list(directions) == DIRECTIONS
+        encoder = Bundle.open(demo_folder / "bundle", variant).encoder()
+        images = encoder.encode_images([record.image for record in records])
+        texts = encoder.encode_texts([text for record in records for text in record.captions])
+        image_pids = np.array([record.pid for record in records])
+        text_pids = np.array([record.pid for record in records for _ in record.captions])
+        forth = retrieval_metrics(texts, images, text_pids, image_pids)
+        back = retrieval_metrics(images, texts, image_pids, text_pids)
+        assert directions == {
+            "text_to_image": pytest.approx(forth.as_dict()),
+            "image_to_text": pytest.approx(back.as_dict()),
+        }
+
+
+def test_the_table_has_a_row_for_each_direction(demo_folder, people):
+    result = run(demo_folder / "run", "--root", people)
+    assert result.exit_code == 0, result.stderr
+    head, *rows = [line.split() for line in result.stdout.splitlines()]
+    assert head == ["direction", *METRICS]
+    assert rows[0][:4] == ["run", "text", "->", "image"]
+    assert rows[1][:3] == ["image", "->", "text"]
+    numbers = json.loads(run(demo_folder / "run", "--root", people, "--json").stdout)["run"]
+    for row, direction in zip(rows, DIRECTIONS, strict=True):
+        assert row[-5:] == [f"{numbers[direction][name]:.2f}" for name in METRICS]
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_an_image_that_cannot_be_read_ends_with_3(demo_folder, people, tmp_path):
+    root = shutil.copytree(people, tmp_path / "people")
+    broken = read_jsonl(root)["test"][3].image
+    broken.write_bytes(b"no picture")
+    for target in ("run", "bundle"):
+        result = run(demo_folder / target, "--root", root)
+        assert result.exit_code == 3
+        assert f"cannot read image {broken}" in result.stderr.splitlines()[-1]
+
+
+def test_a_folder_that_is_neither_is_refused(people, tmp_path):
+    result = run(tmp_path / "gone", "--root", people)
+    assert result.exit_code == 3
+    assert "expected a run folder or a bundle" in result.stderr

@@ -1,0 +1,134 @@
+"""Embeddings in order and precision, both directions, and images that cannot be read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.helpers.toy_clip import IMAGE_SIZE, toy_model
+from upperson.data.dataset import ImageDataset, pad_ids, tokenize
+from upperson.data.records import Record
+from upperson.data.transforms import evaluation_transform
+from upperson.data.vocabulary import clip_tokenizer
+from upperson.evaluate import embed_records, evaluate, evaluate_both, pids_of
+from upperson.model.encoder import UPPerson
+from upperson_rt.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model() -> UPPerson:
+    return toy_model()
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    """Nine pictures of three people; captions differ in number and length."""
+    rng = np.random.default_rng(0)
+    words = ["man", "woman", "red", "coat", "bag", "white", "shoes", "walks"]
+    records = []
+    for index in range(9):
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(rng.integers(0, 256, (*IMAGE_SIZE, 3), dtype=np.uint8)).save(path)
+        captions = tuple(
+            " ".join(rng.choice(words, rng.integers(1, 12))) for _ in range(1 + index % 3)
+        )
+        records.append(Record(path, 7 * (index % 3), captions))
+    return records
+
+
+@pytest.fixture
+def broken(records: list[Record]) -> Path:
+    path = records[5].image
+    path.write_bytes(path.read_bytes()[:60])
+    return path
+
+
+def test_embeddings_are_in_the_order_of_the_records(model: UPPerson, records: list[Record]) -> None:
+    tokenizer = clip_tokenizer()
+    seen: list[tuple[int, int]] = []
+    text_QE, image_GE = embed_records(
+        model, tokenizer, records, batch_size=4, progress=lambda *counts: seen.append(counts)
+    )
+    captions = [text for record in records for text in record.captions]
+    images = ImageDataset(records, IMAGE_SIZE, evaluation_transform())
+    with torch.no_grad():
+        one_by_one = [model.encode_text(pad_ids(tokenize(tokenizer, [text]))) for text in captions]
+        expected = model.encode_image(torch.stack([images[index] for index in range(9)]))
+    np.testing.assert_allclose(text_QE, torch.cat(one_by_one).numpy(), atol=1e-5)
+    np.testing.assert_allclose(image_GE, expected.numpy(), atol=1e-5)
+    assert seen == sorted(seen)
+    assert seen[-1] == (len(captions) + 9, len(captions) + 9)
+
+
+def test_both_directions_match_by_person(model: UPPerson, records: list[Record]) -> None:
+    found = evaluate_both(model, clip_tokenizer(), records)
+    assert found.text_to_image == evaluate(model, clip_tokenizer(), records)
+
+    text_QE, image_GE = embed_records(model, clip_tokenizer(), records)
+    pids_Q, pids_G = pids_of(records)
+    first, last, precision = [], [], []
+    for scores, pid in zip(image_GE @ text_QE.T, pids_G, strict=True):
+        right = pids_Q[np.argsort(-scores, kind="stable")] == pid
+        ranks = np.flatnonzero(right) + 1
+        first.append(ranks[0])
+        last.append(len(ranks) / ranks[-1])
+        precision.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
+    assert found.as_dict()["image_to_text"] == pytest.approx(
+        {f"R@{k}": 100 * np.mean(np.array(first) <= k) for k in (1, 5, 10)}
+        | {"mAP": 100 * np.mean(precision), "mINP": 100 * np.mean(last)}
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_read_is_one_line(
+    model: UPPerson, records: list[Record], broken: Path, workers: int
+) -> None:
+    model.train()
+    with pytest.raises(InputError) as caught:
+        evaluate(model, clip_tokenizer(), records, workers=workers)
+    assert str(caught.value).startswith(f"cannot read image {broken}: ")
+    assert len(str(caught.value).splitlines()) == 1
+    assert model.training
+
+
+def test_workers_change_nothing(model: UPPerson, records: list[Record]) -> None:
+    alone = embed_records(model, clip_tokenizer(), records, batch_size=2)
+    helped = embed_records(model, clip_tokenizer(), records, batch_size=2, workers=2)
+    np.testing.assert_array_equal(alone[1], helped[1])
+
+
+@pytest.mark.parametrize("frozen", [torch.float32, torch.bfloat16])
+def test_autocast_still_gives_float32_of_unit_length(
+    records: list[Record], frozen: torch.dtype
+) -> None:
+    exact = embed_records(toy_model(), clip_tokenizer(), records)
+    model = toy_model()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(frozen)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = embed_records(model, clip_tokenizer(), records)
+    for expected, found in zip(exact, mixed, strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+        assert (expected * found).sum(axis=1).min() > 0.999
+        assert not np.array_equal(expected, found)
+
+
+def test_a_model_of_another_precision_is_fed_in_it(records: list[Record]) -> None:
+    exact = embed_records(toy_model(), clip_tokenizer(), records)
+    found = embed_records(toy_model().bfloat16(), clip_tokenizer(), records)
+    for expected, rounded in zip(exact, found, strict=True):
+        assert rounded.dtype == np.float32
+        assert (expected * rounded).sum(axis=1).min() > 0.999
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_model_on_a_gpu_is_fed_there(records: list[Record], workers: int) -> None:
+    exact = embed_records(toy_model(), clip_tokenizer(), records)
+    found = embed_records(toy_model().cuda(), clip_tokenizer(), records, workers=workers)
+    for expected, embeds in zip(exact, found, strict=True):
+        np.testing.assert_allclose(embeds, expected, atol=1e-3)
