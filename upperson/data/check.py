@@ -117,7 +117,7 @@ def check_dataset(
     if name not in COARSE_SETS:
         problems.extend(_unused_ids(splits["train"]))
     images = list(dict.fromkeys(record.image for record in records))
-    problems.extend(_check_images(images, annotated.image_folder, decode, progress))
+    problems.extend(_check_images(images, decode, progress))
     problems.extend(_unlisted_images(annotated.image_folder, images))
     return CheckReport(
         dataset=name,
@@ -161,11 +161,11 @@ def _unused_ids(records: Sequence[Record]) -> Iterator[Problem]:
 
 
 def _check_images(
-    images: Sequence[Path], folder: Path, decode: bool, progress: Progress | None
+    images: Sequence[Path], decode: bool, progress: Progress | None
 ) -> Iterator[Problem]:
     def look_at(image: Path) -> Problem | None:
         if not os.path.exists(image):
-            return Problem("missing_image", "error", str(image.relative_to(folder)))
+            return Problem("missing_image", "error", str(image))
         if decode:
             try:
                 load_image(image)
@@ -174,7 +174,7 @@ def _check_images(
         return None
 
     # Threads: Pillow decodes, and files are read, without the interpreter's lock.
-    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    pool = ThreadPoolExecutor()
     try:
         for done, problem in enumerate(pool.map(look_at, images), start=1):
             if progress is not None:
@@ -190,8 +190,7 @@ def _unlisted_images(folder: Path, images: Iterable[Path]) -> Iterator[Problem]:
     try:
         for path in iter_image_files([folder]):
             if path not in listed:
-                text = str(path.relative_to(folder))
-                yield Problem("unlisted_image", "note", text)
+                yield Problem("unlisted_image", "note", str(path))
     except InputError:
         return  # No folder, or no image in it: every listed image is reported as missing.
 
