@@ -133,6 +133,8 @@ def _print_report(report: "CheckReport") -> None:
     for finding in report.findings:
         typer.secho(f"{finding.severity}: ", fg=_COLOURS[finding.severity], bold=True, nl=False)
         typer.echo(f"{_TITLES[finding.kind]}: {finding.count}")
+        if finding.kind == "counts_differ":
+            continue  # The table shows them.
         for example in finding.examples:
             typer.echo(f"  {example}")
         if finding.count > len(finding.examples):

@@ -8,7 +8,9 @@ import typer
 Root: TypeAlias = Annotated[
     Path,
     typer.Option(
-        "--root", help="Folder of the data set, or the folder around it.", show_default=False
+        "--root",
+        help="Folder of the data set; for the published ones also the folder around it.",
+        show_default=False,
     ),
 ]
 Dataset: TypeAlias = Annotated[
@@ -16,7 +18,8 @@ Dataset: TypeAlias = Annotated[
     typer.Option(
         "--dataset",
         help="cuhk-pedes, icfg-pedes, rstpreid, flickr30k or mscoco in their published layout; "
-        "jsonl or csv for annotations.jsonl or annotations.csv in the root, synthetic sets too.",
+        "jsonl or csv for annotations.jsonl or annotations.csv in the root. Synthetic sets are "
+        "jsonl.",
     ),
 ]
 RunFolder: TypeAlias = Annotated[

@@ -144,12 +144,12 @@ def _differences(
     for split in SPLITS:
         expected = published.get(split, Counts(0, 0, 0))
         parts = [
-            f"{count} {what} for {wanted}"
+            f"{count} {what} (published: {wanted})"
             for what, count, wanted in zip(Counts._fields, found[split], expected, strict=True)
             if count != wanted
         ]
         if parts:
-            text = f"split '{split}' has {', '.join(parts)} published"
+            text = f"split '{split}' has {', '.join(parts)}"
             yield Problem("counts_differ", "warning", text)
 
 

@@ -38,7 +38,7 @@ def test_csv_and_jsonl_say_the_same(tmp_path: Path) -> None:
         "image,pid,caption\na.jpg,7,a man\n",
         "caption,image,pid\na man,a.jpg,7\n",
         'pid, image, caption\n7, a.jpg, "a man"\n',
-        "﻿image,pid,caption\na.jpg,7,a man\n",
+        "\ufeffimage,pid,caption\na.jpg,7,a man\n",
         "image,pid,caption\r\n\r\na.jpg,7,a man\r\n",
         HEADER + "a.jpg,7,a man,,\n",
         HEADER + "a.jpg,7,a man,train,",
