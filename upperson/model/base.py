@@ -3,26 +3,43 @@
 Shapes of the base are never assumed; everything is read from the module open_clip builds.
 """
 
+import difflib
 import hashlib
 import json
-import logging
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.model import CLIP
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from upperson.model.encoder import patch_grid
+from upperson.model.pretrained import Statistics, fetch, pixel_statistics, tag_facts
+from upperson.model.weights import pop_openai_facts, read_weights
 from upperson_rt.errors import InputError, UsageError
 
 SMALL = "upperson-small"
 """Name of the small base that ships with the package, made by ``upperson pretrain-small``."""
 
 ASSETS = Path(__file__).parent.parent / "assets"
+
+_PLAIN = {
+    "": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},
+    "vision_cfg": {
+        "image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "patch_dropout"
+    },
+    "text_cfg": {"context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio"},
+}  # fmt: skip
+"""Entries of open_clip's configurations that give sizes; any other makes it another architecture.
+
+Other towers, tokenizers, poolings, masks and layer scales are all such entries.
+"""
+
+_POSITIONS = "visual.positional_embedding"
+_LOGIT_SCALE = "logit_scale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +50,33 @@ class Base:
     name: str
     sha256: str
     """Hash over names, shapes and values of the weights, whatever file they came from."""
+    mean: Statistics
+    """Of the RGB pixels it was trained on, in 0..1: images are normalised to (x - mean) / std."""
+    std: Statistics
 
 
-def load_base(name: str, pretrained: str | None) -> Base:
+def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | None = None) -> Base:
     """Build a base in float32 and evaluation mode.
+
+    A tag's activation (QuickGELU or GELU) and pixel statistics are those it was trained with. Of a
+    file in OpenAI's format it is known that it has QuickGELU; any other file says neither, so the
+    name decides (``ViT-B-16-quickgelu`` or ``ViT-B-16``) and the statistics are CLIP's.
 
     Args:
         name: ``upperson-small``, or a ViT CLIP of open_clip, for example ``ViT-B-16``.
-        pretrained: A local file (safetensors or state dict) or a tag of open_clip. None for
-            ``upperson-small``, whose weights ship with the package.
+        pretrained: A tag of open_clip or a local file: OpenAI's TorchScript archive, a state dict
+            of torch, or safetensors. None for ``upperson-small``, whose weights ship with the
+            package.
+        image_size: (height_px, width_px) of the person crops. Weights whose positional grid is
+            already that of the crops, [1 + rows*columns, D], are accepted with it. It does not
+            change weights with the grid of the name: ``UPPerson`` interpolates those.
 
     Raises:
-        UsageError: Unknown name, or a name without weights.
-        InputError: The file is missing, damaged, or belongs to another architecture.
+        UsageError: Unknown name or tag, a name without weights, or not a plain ViT CLIP.
+        InputError: The file is missing, damaged, cannot be fetched, or belongs to another
+            architecture.
     """
+    config = _plain_config(name)
     if name == SMALL and pretrained is None:
         pretrained = str(ASSETS / f"{SMALL}.safetensors")
     if pretrained is None:
@@ -54,20 +84,22 @@ def load_base(name: str, pretrained: str | None) -> Base:
             f"base '{name}' needs weights, found none: pass --pretrained with a local file "
             "or a tag that open_clip knows, for example openai"
         )
-    clip = build_clip(name)
-    state = _read_weights(name, pretrained)
-    expected = clip.state_dict()
-    wrong = [
-        f"{key} {tuple(value.shape)}" for key, value in expected.items()
-        if key not in state or state[key].shape != value.shape
-    ]  # fmt: skip
-    if wrong:
-        raise InputError(
-            f"{pretrained} does not hold a '{name}': {len(wrong)} of {len(expected)} tensors are "
-            f"missing or of another shape, first {wrong[0]}: pass the weights of this base"
-        )
-    clip.load_state_dict({key: state[key].float() for key in expected})
-    return Base(clip.eval(), name, weights_sha256(clip))
+    path = Path(pretrained)
+    facts: dict[str, Any] = {}
+    if not (path.is_file() or path.suffix or name == SMALL):
+        facts = tag_facts(name, pretrained)
+        path = fetch(name, pretrained, facts)
+    state = read_weights(path)
+    if pop_openai_facts(state):
+        config["quick_gelu"] = True
+    elif "quick_gelu" in facts:
+        config["quick_gelu"] = facts["quick_gelu"]
+    if image_size is not None and _has_grid_of_crops(state, config["vision_cfg"], image_size):
+        config["vision_cfg"]["image_size"] = list(image_size)
+    clip = CLIP(**config)
+    _fill(clip, state, f"{path} does not hold a '{name}'")
+    mean, std = pixel_statistics(facts)
+    return Base(clip.eval(), name, weights_sha256(clip), mean, std)
 
 
 def build_clip(name: str) -> Any:
@@ -76,18 +108,7 @@ def build_clip(name: str) -> Any:
     Raises:
         UsageError: open_clip knows no such model, or it is not a CLIP with two plain towers.
     """
-    path = ASSETS / f"{SMALL}.json"
-    config = (
-        json.loads(path.read_text("utf-8")) if name == SMALL else open_clip.get_model_config(name)
-    )
-    if config is None:
-        raise UsageError(
-            f"base '{name}' is unknown: expected {SMALL} or a model of open_clip such as ViT-B-16; "
-            "see  python -c 'import open_clip; print(open_clip.list_models())'"
-        )
-    if {"custom_text", "multimodal_cfg"} & config.keys() or "hf_model_name" in config["text_cfg"]:
-        raise UsageError(f"base '{name}' is not a plain ViT CLIP: choose one such as ViT-B-16")
-    return CLIP(**config)
+    return CLIP(**_plain_config(name))
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -99,36 +120,71 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read_weights(name: str, pretrained: str) -> dict[str, Tensor]:
-    path = Path(pretrained)
-    if not path.is_file():
-        if path.suffix or name == SMALL:
-            raise InputError(f"expected weights of '{name}' at {path}, found no such file")
-        path = Path(_download(name, pretrained))
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state: dict[str, Tensor] = open_clip.factory.load_state_dict(str(path), weights_only=True)
-    except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read as weights: {reason}") from error
-    return state
-
-
-def _download(name: str, tag: str) -> str:
-    config = open_clip.get_pretrained_cfg(name, tag)
-    if not config:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+def _plain_config(name: str) -> dict[str, Any]:
+    config: dict[str, Any] | None = None
+    if name == SMALL:
+        config = json.loads((ASSETS / f"{SMALL}.json").read_text("utf-8"))
+    elif ":" not in name:  # open_clip would fetch hf-hub:NAME from the network.
+        config = open_clip.get_model_config(name)
+    if config is None:
+        names = [SMALL, *filter(_is_plain_name, open_clip.list_models())]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         raise UsageError(
-            f"--pretrained '{tag}' is neither a file nor a tag of '{name}': its tags are {tags}"
+            f"base '{name}' is unknown: expected {SMALL} or a ViT CLIP of open_clip, such as "
+            + ", ".join(near or ["ViT-B-16", "ViT-B-32", "ViT-L-14"])
         )
-    logging.getLogger(__name__).info("fetching weights '%s' of %s", tag, name)
-    try:
-        path: str = open_clip.download_pretrained(config)
-    except (OSError, RuntimeError) as error:
-        source = config.get("url") or config.get("hf_hub") or tag
+    if odd := _what_is_not_plain(config):
+        raise UsageError(
+            f"base '{name}' is not a plain ViT CLIP ({', '.join(odd)} in its configuration): "
+            "choose one such as ViT-B-16"
+        )
+    return config
+
+
+def _is_plain_name(name: str) -> bool:
+    return not _what_is_not_plain(open_clip.get_model_config(name))
+
+
+def _what_is_not_plain(config: dict[str, Any]) -> list[str]:
+    odd = {
+        entry
+        for part, known in _PLAIN.items()
+        for entry in (config[part] if part else config).keys() - known
+    }
+    if isinstance(config["vision_cfg"].get("layers"), list):
+        odd.add("a ResNet's layers")
+    return sorted(odd)
+
+
+def _has_grid_of_crops(
+    state: dict[str, Tensor], vision: dict[str, Any], image_size: tuple[int, int]
+) -> bool:
+    positions = state.get(_POSITIONS)
+    if positions is None or positions.ndim != 2:
+        return False
+    patch = (vision["patch_size"], vision["patch_size"])
+    native = vision["image_size"]
+    native = (native, native) if isinstance(native, int) else native
+    if len(positions) == 1 + prod(patch_grid(patch, *native)):
+        return False
+    return len(positions) == 1 + prod(patch_grid(patch, *image_size))
+
+
+def _fill(clip: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
+    """Copy weights into a CLIP of float32, whatever dtype they have."""
+    expected = clip.state_dict()
+    # UP-Person has a fixed temperature: files without this number, or with it as [1], are complete.
+    scale = state.get(_LOGIT_SCALE, expected[_LOGIT_SCALE])
+    state = state | {_LOGIT_SCALE: scale.reshape(()) if scale.numel() == 1 else scale}
+    wrong = [
+        f"{key} {tuple(value.shape)}" for key, value in expected.items()
+        if key not in state or state[key].shape != value.shape
+    ]  # fmt: skip
+    if wrong:
         raise InputError(
-            f"weights '{tag}' of '{name}' could not be fetched ({type(error).__name__}): get "
-            f"{source} on a machine with network and pass the file with --pretrained FILE"
-        ) from error
-    return path
+            f"{complaint}: {len(wrong)} of {len(expected)} tensors are missing or of another "
+            f"shape, first {wrong[0]}: pass the weights of this base"
+        )
+    with torch.no_grad():
+        for key, value in expected.items():
+            value.copy_(state[key])
