@@ -4,6 +4,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from upperson.cli.bench import app as bench_app
 from upperson.cli.data import app as data_app
 from upperson.cli.demo import demo
 from upperson.cli.evaluate import evaluate
@@ -19,6 +20,7 @@ app = new_app("Train, export and try out text-based person retrieval.")
 for command in (demo, train, evaluate, export, pretrain_small):
     app.command(cls=Command)(command)
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

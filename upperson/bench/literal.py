@@ -1,0 +1,142 @@
+"""UP-Person written literally from the formulas: the reference of parity tests and benchmarks.
+
+It reads the tensors of a :class:`~upperson.model.encoder.UPPerson` and trains through them, so both
+can be compared step by step. What it does differently is what the paper's formulas say
+(arXiv 2504.10084) and what an implementation that follows them costs:
+
+- LoRA updates are built as matrices, padded with zero rows for the query, for all blocks of a tower
+  at each call, and added to the frozen weights.
+- Prefix rows are inserted after position 0.
+- Attention is an explicit matrix for each sample and head. S multiplies its prefix columns after
+  the softmax, without normalising again.
+- The causal mask is materialised for each sample and head, in every block.
+- Text always has the full context length, and every token passes the whole tower; one is picked at
+  the end.
+
+Where the formulas leave a choice the cheaper way is taken: tokens come first, as in CLIP, so that
+heads are views; scale and mask are part of the product of queries and keys.
+
+Shapes: N batch, L tokens, D width, H heads, d head width, P prefix length, R rank, E embedding.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+
+from upperson.model.adapter import LAdapter
+from upperson.model.block import Block
+from upperson.model.encoder import UPPerson
+from upperson.model.lora import KVLora
+from upperson.model.prefix import SPrefix
+
+
+def encode_image(model: UPPerson, image_N3HW: Tensor) -> Tensor:
+    """Encode normalised images [N, 3, H, W] to unit-norm [N, E]."""
+    tower = model.image
+    x_NLD = F.conv2d(image_N3HW, tower.conv1.weight, stride=tower.conv1.stride)
+    x_NLD = x_NLD.flatten(2).transpose(1, 2)
+    cls_N1D = tower.class_embedding.expand(len(x_NLD), 1, -1)
+    x_NLD = tower.ln_pre(torch.cat([cls_N1D, x_NLD], dim=1) + tower.positional_embedding)
+    x_NLD = _blocks(tower.blocks, x_NLD, causal=False)
+    return F.normalize((tower.ln_post(x_NLD) @ tower.proj)[:, 0], dim=-1)
+
+
+def encode_text(model: UPPerson, ids_NL: Tensor) -> Tensor:
+    """Encode token ids [N, L], padded to the context length here, to unit-norm [N, E]."""
+    tower = model.text
+    ids_NL = F.pad(ids_NL, (0, tower.context_length - ids_NL.shape[1]))
+    x_NLD = tower.token_embedding(ids_NL) + tower.positional_embedding
+    x_NLD = _blocks(tower.blocks, x_NLD, causal=True)
+    features_NLE = tower.ln_final(x_NLD) @ tower.text_projection
+    return F.normalize(features_NLE[torch.arange(len(ids_NL)), ids_NL.argmax(dim=-1)], dim=-1)
+
+
+def _blocks(blocks: nn.ModuleList, x_NLD: Tensor, causal: bool) -> Tensor:
+    deltas = [_lora_delta(block) for block in blocks]
+    x_LND = x_NLD.transpose(0, 1)
+    for block, delta_3DD in zip(blocks, deltas, strict=True):
+        x_LND = _block(block, x_LND, delta_3DD, causal)
+    return x_LND.transpose(0, 1)
+
+
+def _lora_delta(block: nn.Module) -> Tensor | None:
+    """Return c * B A of key and value under zero rows for the query, [3D, D]."""
+    lora = block.lora
+    if lora is None:
+        return None
+    assert isinstance(lora, KVLora)
+    key_DD = lora.key.scale * (lora.key.up @ lora.key.down)
+    value_DD = lora.value.scale * (lora.value.up @ lora.value.down)
+    return torch.cat([torch.zeros_like(key_DD), key_DD, value_DD])
+
+
+def _block(block: nn.Module, x_LND: Tensor, delta_3DD: Tensor | None, causal: bool) -> Tensor:
+    assert isinstance(block, Block)
+    mlp: Any = block.mlp
+    u_LND = _normed(x_LND, block.ln_1, block.adapter_attn)
+    x_LND = x_LND + _attention(block, u_LND, delta_3DD, causal)
+    u_LND = _normed(x_LND, block.ln_2, block.adapter_mlp)
+    hidden = F.linear(u_LND, mlp.c_fc.weight, mlp.c_fc.bias)
+    quick = isinstance(mlp.gelu, QuickGELU)
+    hidden = hidden * torch.sigmoid(1.702 * hidden) if quick else F.gelu(hidden)
+    return x_LND + F.linear(hidden, mlp.c_proj.weight, mlp.c_proj.bias)
+
+
+def _normed(x_LND: Tensor, norm: nn.Module, adapter: LAdapter | None) -> Tensor:
+    out: Tensor = norm(x_LND)
+    if adapter is None:
+        return out
+    hidden = F.linear(x_LND, adapter.down.weight, adapter.down.bias).relu()
+    return out + adapter.scale * F.linear(hidden, adapter.up.weight, adapter.up.bias)
+
+
+def _attention(block: Block, u_LND: Tensor, delta_3DD: Tensor | None, causal: bool) -> Tensor:
+    length, batch, width = u_LND.shape
+    weight_3DD: Tensor = block.attn.in_proj_weight
+    if delta_3DD is not None:
+        weight_3DD = weight_3DD + delta_3DD
+    q, k, v = F.linear(u_LND, weight_3DD, block.attn.in_proj_bias).chunk(3, dim=-1)
+    prefix_length = 0
+    if block.prefix is not None:
+        prefix_length = len(block.prefix.key_tokens)
+        k, v = _insert_prefix(block.prefix, k, v)
+    samples_and_heads = batch * block.heads
+    q_BLd, k_BSd, v_BSd = (
+        x.reshape(len(x), samples_and_heads, width // block.heads).transpose(0, 1)
+        for x in (q, k, v)
+    )
+    head_scale = q_BLd.shape[-1] ** -0.5
+    if causal:
+        mask_BLS = _causal_mask(length, prefix_length, samples_and_heads).to(q_BLd)
+        scores_BLS = torch.baddbmm(mask_BLS, q_BLd, k_BSd.transpose(1, 2), alpha=head_scale)
+    else:
+        scores_BLS = torch.bmm(q_BLd, k_BSd.transpose(1, 2)) * head_scale
+    attention_BLS = scores_BLS.softmax(dim=-1)
+    if block.prefix is not None:
+        first, columns, rest = attention_BLS.tensor_split([1, 1 + prefix_length], dim=-1)
+        attention_BLS = torch.cat([first, block.prefix.scale * columns, rest], dim=-1)
+    out_LND = torch.bmm(attention_BLS, v_BSd).transpose(0, 1).reshape(length, batch, width)
+    return F.linear(out_LND, block.attn.out_proj.weight, block.attn.out_proj.bias)
+
+
+def _insert_prefix(prefix: SPrefix, k_LND: Tensor, v_LND: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the prefix rows, without S, after position 0."""
+    rows = []
+    for scale, tokens_PD, x_LND in (
+        (prefix.key_scale, prefix.key_tokens, k_LND),
+        (prefix.value_scale, prefix.value_tokens, v_LND),
+    ):
+        tokens_PND = (scale * tokens_PD)[:, None].expand(-1, x_LND.shape[1], -1)
+        rows.append(torch.cat([x_LND[:1], tokens_PND, x_LND[1:]]))
+    return rows[0], rows[1]
+
+
+def _causal_mask(length: int, prefix_length: int, copies: int) -> Tensor:
+    """Return what is added to the scores, [copies, L, L + P]: every prefix row is visible."""
+    mask_LL = torch.full((length, length), float("-inf")).triu(1)
+    prefix_LP = torch.zeros(length, prefix_length)
+    mask_LS = torch.cat([mask_LL[:, :1], prefix_LP, mask_LL[:, 1:]], dim=1)
+    return mask_LS[None].repeat(copies, 1, 1)
