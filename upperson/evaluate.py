@@ -80,7 +80,7 @@ def embed_records(
                 progress(start + len(chosen), total)
         dtype = model.image.conv1.weight.dtype
         start = 0
-        for loaded in _load_images(records, model.image_size, batch_size, workers, device):
+        for loaded in _load_images(model, records, batch_size, workers, device):
             embeds = model.encode_image(loaded.to(device, dtype, non_blocking=True))
             image_GE[start : start + len(embeds)] = embeds.cpu().numpy()
             start += len(embeds)
@@ -146,14 +146,15 @@ def both_directions(
 
 
 def _load_images(
+    model: UPPerson,
     records: Sequence[Record],
-    image_size: tuple[int, int],
     batch_size: int,
     workers: int,
     device: torch.device,
 ) -> Iterator[Tensor]:
     """Yield normalised images, float32 [N, 3, H, W], in the order of records."""
-    images = _ReadableImages(ImageDataset(records, image_size, evaluation_transform()))
+    transform = evaluation_transform((model.image_mean, model.image_std))
+    images = _ReadableImages(ImageDataset(records, model.image_size, transform))
     loader: DataLoader[Tensor | UppersonError] = DataLoader(
         images,
         batch_size=batch_size,

@@ -1,6 +1,7 @@
 """The run folder: what training leaves behind and everything later steps read.
 
     config.yaml          resolved TrainConfig
+    last/                newest two checkpoints, to resume
     adapter.safetensors  trained tensors only; metadata names the base they belong to
     metrics.csv          a line an epoch
     results.json         best epoch, its validation and test accuracy, parameter counts
@@ -13,17 +14,17 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from upperson.config import TrainConfig, read_config
+from upperson.config import TrainConfig
 from upperson.model.base import Base, load_base
 from upperson.model.encoder import UPPerson
+from upperson.recipe import read_config
 from upperson_rt.atomic import write_atomically
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.metrics import RetrievalMetrics
@@ -32,90 +33,132 @@ CONFIG = "config.yaml"
 ADAPTER = "adapter.safetensors"
 METRICS = "metrics.csv"
 RESULTS = "results.json"
+LAST = "last"
 CURVES = "curves.png"
 
 
 class RunWriter:
-    """Writes one run folder while training goes on; every file is replaced atomically."""
+    """Writes one run folder while training goes on; every file is replaced atomically.
 
-    def __init__(self, path: Path, config: TrainConfig, base: Base, model: UPPerson) -> None:
-        if path.is_dir() and any(path.iterdir()):
-            raise InputError(f"{path} is not empty: choose another --output for the new run")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the run folder {path}: {error.strerror}") from error
+    Args:
+        path: The run folder. Nothing is written before :meth:`begin`.
+        config: What the run does.
+        base: What it trains on.
+        trained: Everything with parameters, for their counts.
+        resume: The folder holds this run already.
+
+    Raises:
+        InputError: The folder is not empty, or, with ``resume``, holds no run.
+    """
+
+    def __init__(
+        self, path: Path, config: TrainConfig, base: Base, trained: nn.Module, *, resume: bool
+    ) -> None:
+        if not resume and path.is_dir() and any(path.iterdir()):
+            raise InputError(
+                f"{path} is not empty: choose another --output for the new run, or go on with "
+                f"the run in it:  --resume {path}"
+            )
         self._path = path
         self._config = config
-        self._rows: list[dict[str, float]] = []
-        self._metadata = {"base": base.name, "base_sha256": base.sha256}
+        self._base = base
+        parameters = list(trained.parameters())
         self._counts = {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         }
-        self._events: SummaryWriter | None = None
+
+    def begin(self, best: dict[str, Tensor], first_step: int) -> None:
+        """Write what a run starts with, or bring its folder back to a checkpoint's state.
+
+        Args:
+            best: Trained tensors of the best epoch so far; empty before the first.
+            first_step: The next step, counted from 1 over all epochs.
+        """
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make the run folder {self._path}: {error.strerror}"
+            ) from error
+        if not (self._path / CONFIG).exists():
+            write_atomically(self._path / CONFIG, self._config.to_yaml())
+        if best:
+            self.save_adapter(best)
+        else:
+            (self._path / ADAPTER).unlink(missing_ok=True)
+        self._events = SummaryWriter(str(self._path), purge_step=first_step)
 
     def save_adapter(self, state: dict[str, Tensor]) -> None:
         """Write the trained tensors."""
-        self._begin()
-        write_atomically(self._path / ADAPTER, save(state, metadata=self._metadata))
+        write_atomically(self._path / ADAPTER, pack_adapter(state, self._base))
 
-    def log(self, row: dict[str, float]) -> None:
-        """Add an epoch to metrics.csv, TensorBoard and the curves."""
-        events = self._begin()
-        self._rows.append(row)
-        names = list(dict.fromkeys(name for row in self._rows for name in row))
+    def log_step(self, step: int, loss: float, lr: float, images_per_s: float) -> None:
+        """Add a step, counted from 1 over all epochs, to TensorBoard."""
+        for name, value in (("loss", loss), ("lr", lr), ("images per s", images_per_s)):
+            self._events.add_scalar(f"step/{name}", value, step)
+
+    def log_epoch(self, rows: list[dict[str, float]], step: int) -> None:
+        """Write all epochs to metrics.csv and the curves; the last, ended by a step, to events."""
+        names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
         table = csv.DictWriter(text, names, lineterminator="\n")
         table.writeheader()
-        table.writerows(self._rows)
+        table.writerows(rows)
         write_atomically(self._path / METRICS, text.getvalue())
-        for name, value in row.items():
-            events.add_scalar(name.replace(" ", "/"), value, int(row["epoch"]))
-        events.flush()
-        write_atomically(self._path / CURVES, draw_curves(self._rows))
+        for name, value in rows[-1].items():
+            self._events.add_scalar(f"epoch/{name}", value, step)
+        self._events.flush()
+        write_atomically(self._path / CURVES, draw_curves(rows))
 
     def finish(
         self,
         best_epoch: int,
+        selected_on: str,
         val: RetrievalMetrics | None,
         test: RetrievalMetrics | None,
         seconds: float,
     ) -> None:
-        """Write results.json and close the event file."""
+        """Write results.json and the model card, and close the event file."""
         results = {
             "best_epoch": best_epoch,
+            "selected_on": selected_on,
             "val": val and val.as_dict(),
             "test": test and test.as_dict(),
-            **self._metadata,
+            "seed": self._config.seed,
+            "base": self._base.name,
+            "base_sha256": self._base.sha256,
             **self._counts,
             "seconds": round(seconds, 1),
         }
         write_atomically(self._path / RESULTS, json.dumps(results, indent=2) + "\n")
-        self._begin().close()
+        self._events.close()
 
-    def _begin(self) -> SummaryWriter:
-        """Write what a run starts with, at its first result: one that fails before leaves none."""
-        if self._events is None:
-            write_atomically(self._path / CONFIG, self._config.to_yaml())
-            self._events = SummaryWriter(str(self._path))
-        return self._events
+
+def pack_adapter(state: dict[str, Tensor], base: Base) -> bytes:
+    """Serialise trained tensors as safetensors that name their base; equal input, equal bytes."""
+    # One entry: safetensors writes several in an order that changes from call to call.
+    identity = json.dumps({"name": base.name, "sha256": base.sha256})
+    return save(state, metadata={"base": identity})
 
 
 def draw_curves(rows: list[dict[str, float]]) -> bytes:
-    """Draw loss and validation R@1/5/10 over epochs; return a PNG."""
+    """Draw loss and R@1/5/10 of the selecting split over epochs; return a PNG."""
     matplotlib.use("agg")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     loss_axes, recall_axes = figure.subplots(1, 2)
     loss_axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color="#c0392b")
-    loss_axes.set(title="SDM loss", xlabel="epoch", ylim=(0, None))
+    loss_axes.set(title="Training loss", xlabel="epoch", ylim=(0, None))
+    split = "test" if any("test R@1" in row for row in rows) else "val"
     for name, color in (("R@1", "#1f4e79"), ("R@5", "#2e86c1"), ("R@10", "#85c1e9")):
-        points = [(row["epoch"], row[f"val {name}"]) for row in rows if f"val {name}" in row]
+        points = [
+            (row["epoch"], row[f"{split} {name}"]) for row in rows if f"{split} {name}" in row
+        ]
         if points:
             recall_axes.plot(*zip(*points, strict=True), color=color, label=name)
-    recall_axes.set(title="Validation recall, text to image (%)", xlabel="epoch", ylim=(0, 100))
+    recall_axes.set(title=f"Text to image, {split} split (%)", xlabel="epoch", ylim=(0, 100))
     if recall_axes.lines:
         recall_axes.legend(frameon=False)
     for axes in (loss_axes, recall_axes):
@@ -143,18 +186,22 @@ def load_run(path: Path) -> tuple[TrainConfig, Base, UPPerson]:
     config = read_config(path / CONFIG)
     try:
         with safe_open(adapter, framework="pt") as file:
-            metadata: dict[str, Any] = file.metadata() or {}
+            trained_on = json.loads((file.metadata() or {}).get("base", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{adapter} cannot be read: {error}") from error
-    base = load_base(config.base, config.pretrained)
-    if metadata.get("base_sha256") != base.sha256:
+    image_size = (config.height_px, config.width_px)
+    pretrained = config.pretrained
+    if pretrained is not None and (path / pretrained).is_file():
+        pretrained = str(path / pretrained)  # An imported run brings its base along.
+    base = load_base(config.base, pretrained, image_size)
+    if trained_on.get("sha256") != base.sha256:
         raise IntegrityError(
-            f"{path} was trained on base '{metadata.get('base')}' with weights "
-            f"{str(metadata.get('base_sha256'))[:12]}, found '{base.name}' with "
+            f"{path} was trained on base '{trained_on.get('name')}' with weights "
+            f"{str(trained_on.get('sha256'))[:12]}, found '{base.name}' with "
             f"{base.sha256[:12]}: put the original weights at the path in its {CONFIG}"
         )
-    model = UPPerson(base.clip, config.model, (config.height_px, config.width_px))
+    model = UPPerson(base.clip, config.model, image_size, (base.mean, base.std))
     expected = {name: tensor.shape for name, tensor in model.trained_state().items()}
     found = {name: tensor.shape for name, tensor in state.items()}
     if expected != found:

@@ -1,32 +1,57 @@
-"""Fine-tune the trained parts of UP-Person with SDM, top to bottom in one file.
+"""Fine-tune the trained parts of UP-Person, top to bottom in one file.
 
-The epoch with the best validation R@1 is kept; the test split is looked at once, at the end. A data
-set without a validation split keeps the last epoch.
+The epoch with the best R@1 on the selecting split is kept. What a run reports at its end is
+measured on the files it leaves behind, in float32, exactly as anyone who loads them will.
 """
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import nn
 from torch.utils.data import DataLoader
 
+from upperson.checkpoint import load_checkpoint, save_checkpoint
 from upperson.config import TrainConfig
-from upperson.data.dataset import Batch, ImageDataset, PairDataset, collate
-from upperson.data.records import Record, read_dataset
+from upperson.data.dataset import Batch, ImageDataset, PairDataset
+from upperson.data.records import Record, Split
+from upperson.data.sampler import BatchSampler
 from upperson.data.transforms import evaluation_transform, training_transform
 from upperson.data.vocabulary import clip_tokenizer
+from upperson.engine import start_engine
 from upperson.evaluate import evaluate
-from upperson.losses import sdm_loss
-from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
-from upperson.optim import build_optimizer, learning_rate
-from upperson.run import RunWriter
-from upperson_rt.errors import InputError, UsageError
+from upperson.optim import build_optimizer, set_learning_rate
+from upperson.run import LAST, RunWriter, load_run
+from upperson.run_state import RunState, records_sha256
+from upperson.setup import Splits, set_up
+from upperson.step import backward_through_batch
+from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One optimisation step that is done."""
+
+    epoch: int
+    """From 0."""
+
+    number: int
+    """In its epoch, from 0."""
+
+    steps: int
+    """Of an epoch."""
+
+    loss: float
+    lr: float
+    images_per_s: float
+    """Pairs of the global batch, by the time since the step before; loading is in it."""
 
 
 class Observer(Protocol):
@@ -35,122 +60,202 @@ class Observer(Protocol):
     def note(self, text: str) -> None:
         """Something a person should know, in one line."""
 
-    def step(self, epoch: int, step: int, steps: int, loss: float, images_per_s: float) -> None:
-        """One optimisation step is done; epochs and steps count from 0."""
+    def step(self, step: Step) -> None:
+        """An optimisation step is done."""
 
     def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
-        """A split was evaluated after an epoch."""
+        """A split was evaluated after an epoch, counted from 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """What a finished run measured."""
+    """What a finished run measured. Only the main process has the metrics."""
 
     best_epoch: int
     val: RetrievalMetrics | None
     test: RetrievalMetrics | None
     seconds: float
+    """Of this process; earlier ones of a resumed run are not in it."""
 
 
-def train(config: TrainConfig, run_path: Path, observer: Observer) -> TrainResult:
+def train(
+    config: TrainConfig,
+    run_path: Path,
+    observer: Observer,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+) -> TrainResult:
     """Train one run into a run folder.
+
+    With ``resume`` the run in the folder goes on from its newest checkpoint and ends as if it had
+    never stopped: bit for bit on a CPU with as many threads.
 
     Raises:
         UsageError, InputError: The base, the recipe or the data cannot be used; nothing is written.
-        InputError: The loss is not finite; the best epoch so far stays in the run folder.
+        BackendError: The device or the precision is not available.
+        IntegrityError: Data or base are not those that the run to resume began with.
+        InputError: The loss is not finite, an image cannot be decoded, or the disk is full; the
+            last checkpoint and the best epoch so far stay in the run folder.
     """
     started = time.perf_counter()
-    torch.manual_seed(config.seed)
-    splits = read_dataset(config.dataset, Path(config.root))
-    if not splits["train"]:
-        raise InputError(f"{config.root} has no image in split 'train': check 'split' in its lines")
-    base = load_base(config.base, config.pretrained)
-    model = UPPerson(base.clip, config.model, (config.height_px, config.width_px))
-    if not model.trained_state():
-        raise UsageError("no part is trained: set prefix_length, lora_rank or adapter_reduction")
+    engine = start_engine(config.precision, device)
+    main = engine.is_main_process
+    setup = set_up(config)
+    splits, model, tokenizer = setup.splits, setup.model, setup.tokenizer
+    # Without a split to select on the last epoch is kept.
+    selecting = config.select_on if splits[config.select_on] else None
+    loader, sampler = _training_loader(config, model, splits["train"], tokenizer, engine)
+
+    objective = setup.objective
+    trained = nn.ModuleDict({"model": model, "objective": objective}).to(engine.device)
+    optimizer = build_optimizer(trained.named_parameters(), config)
+    towers, optimizer = engine.prepare(model, optimizer)
+    data = records_sha256([record for split in splits.values() for record in split])
+    state = RunState(trained, optimizer, engine.scaler, {"data": data, "base": setup.base.sha256})
+    writer = RunWriter(run_path, config, setup.base, trained, resume=resume)
+    if main:
+        _tell_cut_captions(splits, tokenizer, observer)
+    if resume:
+        checkpoint, problems = load_checkpoint(run_path / LAST)
+        if checkpoint is not None:
+            state.restore(checkpoint)
+        if main:
+            for problem in problems:
+                observer.note(f"{problem}; going on from the one before it")
+            at = state.progress
+            observer.note(f"resuming at epoch {at.epoch + 1}, step {at.step + 1}")
+    engine.wait_for_everyone()
+    if main:
+        at = state.progress
+        writer.begin(state.best, at.epoch * len(sampler) + at.step + 1)
+
+    progress = state.progress
+    while progress.epoch < config.epochs:
+        epoch = progress.epoch
+        rate = set_learning_rate(optimizer, epoch, config)
+        model.train()
+        sampler.start_at(epoch, progress.step)
+        last_step_at = time.perf_counter()
+        for item in loader:
+            place = f"epoch {epoch + 1}, step {progress.step + 1}"
+            if isinstance(item, UppersonError):
+                raise InputError(f"{item} ({place}): mend it, then go on with --resume {run_path}")
+            share = Batch(*(tensor.to(engine.device, non_blocking=True) for tensor in item))
+            sizes = sampler.share_sizes(progress.step)
+            optimizer.zero_grad()
+            loss = float(
+                backward_through_batch(engine, towers, objective, share, sizes, config.accumulate)
+            )
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss became {loss} in {place}: lower lr ({config.lr}) or prefix_scale "
+                    f"({config.model.prefix_scale}); the best epoch so far, if there is one, is "
+                    f"kept in {run_path}"
+                )
+            optimizer.step()
+            progress.step += 1
+            progress.loss_sum += loss
+            now = time.perf_counter()
+            speed, last_step_at = sum(sizes) / (now - last_step_at), now
+            if main:
+                step = Step(
+                    epoch=epoch, number=progress.step - 1, steps=len(sampler), loss=loss, lr=rate,
+                    images_per_s=speed,
+                )  # fmt: skip
+                observer.step(step)
+                writer.log_step(epoch * len(sampler) + progress.step, loss, rate, speed)
+                if progress.step % config.checkpoint_every == 0 and progress.step < len(sampler):
+                    save_checkpoint(
+                        run_path / LAST, epoch * len(sampler) + progress.step, state.checkpoint()
+                    )
+
+        if main:
+            row = {"epoch": epoch + 1, "lr": rate, "loss": progress.loss_sum / progress.step}
+            last = epoch + 1 == config.epochs
+            due = (epoch + 1) % config.eval_every == 0 or last
+            if selecting is not None and due:
+                with engine.autocast():
+                    metrics = evaluate(model, tokenizer, splits[selecting], workers=config.workers)
+                observer.evaluated(epoch, selecting, metrics)
+                row |= {f"{selecting} {name}": value for name, value in metrics.as_dict().items()}
+            if last if selecting is None else due and metrics.r1 > progress.best_r1:
+                progress.best_epoch = epoch + 1
+                progress.best_r1 = metrics.r1 if selecting is not None else -1.0
+                state.best = model.trained_state()
+                writer.save_adapter(state.best)
+            progress.rows.append(row)
+            writer.log_epoch(progress.rows, (epoch + 1) * len(sampler))
+        progress.epoch, progress.step, progress.loss_sum = epoch + 1, 0, 0.0
+        if main:
+            save_checkpoint(run_path / LAST, progress.epoch * len(sampler), state.checkpoint())
+        engine.wait_for_everyone()
+
+    val = test = None
+    if main:
+        measure = _saved_model_measure(run_path, config, observer, progress.best_epoch)
+        val, test = measure("val", splits), measure("test", splits)
+    result = TrainResult(
+        best_epoch=progress.best_epoch, val=val, test=test, seconds=time.perf_counter() - started
+    )
+    if main:
+        writer.finish(result.best_epoch, selecting or "last epoch", val, test, result.seconds)
+    return result
+
+
+def _saved_model_measure(
+    run_path: Path, config: TrainConfig, observer: Observer, best_epoch: int
+) -> Callable[[Split, Splits], RetrievalMetrics | None]:
+    """Load the run as anyone will, and return how to measure one of its splits."""
+    _, _, model = load_run(run_path)
     tokenizer = clip_tokenizer(model.text.context_length)
+
+    def measure(split: Split, splits: Splits) -> RetrievalMetrics | None:
+        if not splits[split]:
+            return None
+        metrics = evaluate(model, tokenizer, splits[split], workers=config.workers)
+        observer.evaluated(best_epoch - 1, split, metrics)
+        return metrics
+
+    return measure
+
+
+def _training_loader(
+    config: TrainConfig,
+    model: UPPerson,
+    records: list[Record],
+    tokenizer: Tokenizer,
+    engine: Accelerator,
+) -> tuple["DataLoader[Batch | UppersonError]", BatchSampler]:
+    statistics = (model.image_mean, model.image_std)
+    transform = (
+        training_transform(*model.image_size, statistics)
+        if config.augment
+        else evaluation_transform(statistics)
+    )
+    pairs = PairDataset(
+        records,
+        ImageDataset(records, model.image_size, transform),
+        tokenizer,
+        mask_captions=config.mask_captions,
+    )
+    sampler = BatchSampler(
+        len(pairs), config.batch_size, config.seed, engine.process_index, engine.num_processes
+    )
+    loader: DataLoader[Batch | UppersonError] = DataLoader(
+        pairs,
+        sampler=sampler,
+        batch_size=None,  # The sampler gives whole batches.
+        num_workers=config.workers,
+        pin_memory=engine.device.type == "cuda",
+    )
+    return loader, sampler
+
+
+def _tell_cut_captions(splits: Splits, tokenizer: Tokenizer, observer: Observer) -> None:
     captions = [text for split in splits.values() for row in split for text in row.captions]
     if cut := len(tokenizer.encode(captions).truncated):
         observer.note(
             f"{cut} of {len(captions)} captions are longer than {tokenizer.context_length} tokens "
             "and are cut there"
         )
-    loader = _training_loader(config, splits["train"], tokenizer)
-    optimizer = build_optimizer(model, config)
-    writer = RunWriter(run_path, config, base, model)
-
-    best: tuple[float, int, RetrievalMetrics | None] = (-1.0, 0, None)
-    best_state = model.trained_state()
-    model.train()
-    for epoch in range(config.epochs):
-        rate = learning_rate(epoch, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        losses = []
-        for step, batch in enumerate(loader):
-            step_started = time.perf_counter()
-            loss = _loss(model, batch, config.precision)
-            if not torch.isfinite(loss):
-                raise InputError(
-                    f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}: lower "
-                    f"lr ({config.lr}) or prefix_scale ({config.model.prefix_scale}); "
-                    f"the best epoch so far, if there is one, is kept in {run_path}"
-                )
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.append(loss.item())
-            speed = len(batch.pids_N) / (time.perf_counter() - step_started)
-            observer.step(epoch, step, len(loader), losses[-1], speed)
-        row = {"epoch": epoch + 1, "lr": rate, "loss": sum(losses) / len(losses)}
-        last = epoch + 1 == config.epochs
-        if splits["val"] and ((epoch + 1) % config.eval_every == 0 or last):
-            metrics = evaluate(model, tokenizer, splits["val"], workers=config.workers)
-            observer.evaluated(epoch, "val", metrics)
-            row |= {f"val {name}": value for name, value in metrics.as_dict().items()}
-            if metrics.r1 > best[0]:
-                best = (metrics.r1, epoch + 1, metrics)
-                best_state = model.trained_state()
-                writer.save_adapter(best_state)
-        elif last:
-            best = (-1.0, epoch + 1, None)
-            best_state = model.trained_state()
-            writer.save_adapter(best_state)
-        writer.log(row)
-
-    model.load_state_dict(best_state, strict=False)
-    test = None
-    if splits["test"]:
-        test = evaluate(model, tokenizer, splits["test"], workers=config.workers)
-        observer.evaluated(best[1] - 1, "test", test)
-    result = TrainResult(
-        best_epoch=best[1], val=best[2], test=test, seconds=time.perf_counter() - started
-    )
-    writer.finish(result.best_epoch, result.val, result.test, result.seconds)
-    return result
-
-
-def _loss(model: UPPerson, batch: Batch, precision: str) -> Tensor:
-    device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        image_NE = model.encode_image(batch.image_N3HW.to(device))
-        text_NE = model.encode_text(batch.ids_NL.to(device))
-    return sdm_loss(image_NE, text_NE, batch.pids_N.to(device))
-
-
-def _training_loader(
-    config: TrainConfig, records: list[Record], tokenizer: Tokenizer
-) -> "DataLoader[Batch]":
-    size = (config.height_px, config.width_px)
-    transform = training_transform(*size) if config.augment else evaluation_transform()
-    images = ImageDataset(records, size, transform)
-    pairs = PairDataset(records, images, tokenizer)
-    loader: DataLoader[Batch] = DataLoader(
-        pairs,  # type: ignore[arg-type]
-        batch_size=config.batch_size,
-        shuffle=True,
-        collate_fn=collate,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-    )
-    return loader

@@ -13,6 +13,7 @@ from upperson.config import TrainConfig
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.model import base as base_module
 from upperson.model.block import UPPersonConfig
+from upperson.train import Step
 from upperson_rt.metrics import RetrievalMetrics
 
 
@@ -22,15 +23,17 @@ class Recorder:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.losses: list[float] = []
+        self.steps: list[Step] = []
         self.metrics: list[tuple[int, str, RetrievalMetrics]] = []
 
     def note(self, text: str) -> None:
         """Keep the note."""
         self.notes.append(text)
 
-    def step(self, epoch: int, step: int, steps: int, loss: float, images_per_s: float) -> None:
-        """Keep the loss."""
-        self.losses.append(loss)
+    def step(self, step: Step) -> None:
+        """Keep the step and its loss."""
+        self.steps.append(step)
+        self.losses.append(step.loss)
 
     def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
         """Keep the metrics."""
@@ -63,5 +66,6 @@ def toy_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) ->
         "warmup_epochs": 1,
         "batch_size": 8,
         "augment": False,
+        "mask_captions": False,
     }
     return TrainConfig(**(values | changes))

@@ -87,7 +87,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson.cli.demo_report import render_report, sample_queries
     from upperson.cli.export import export_run
     from upperson.cli.progress import TrainingDisplay
-    from upperson.config import read_recipe
+    from upperson.recipe import read_recipe
     from upperson.data.records import read_jsonl
     from upperson.data.vocabulary import clip_tokenizer
     from upperson.evaluate import embed_records, pids_of
@@ -125,7 +125,9 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     try:
         with stage("zero_shot"):
             base = load_base(config.base, config.pretrained)
-            plain = UPPerson(base.clip, PLAIN_CLIP, (config.height_px, config.width_px))
+            plain = UPPerson(
+                base.clip, PLAIN_CLIP, (config.height_px, config.width_px), (base.mean, base.std)
+            )
             before = embed_records(
                 plain,
                 tokenizer,

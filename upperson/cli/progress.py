@@ -2,12 +2,17 @@
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from upperson_rt.metrics import RetrievalMetrics
+
+if TYPE_CHECKING:
+    from upperson.train import Step
 
 _LOG_EVERY_S = 10.0
 
@@ -69,19 +74,29 @@ class TrainingDisplay:
     def __init__(self, display: Display, epochs: int) -> None:
         self._display = display
         self._epochs = epochs
+        self._first: tuple[int, float] | None = None
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
         self._display.say(f"note: {text}")
 
-    def step(self, epoch: int, step: int, steps: int, loss: float, images_per_s: float) -> None:
+    def step(self, step: "Step") -> None:
         """Show one optimisation step."""
+        done, total = step.epoch * step.steps + step.number + 1, self._epochs * step.steps
         self._display.update(
             "training",
-            epoch * steps + step + 1,
-            self._epochs * steps,
-            f"epoch {epoch + 1}/{self._epochs}, loss {loss:.3f}, {images_per_s:.0f} images/s",
+            done,
+            total,
+            f"epoch {step.epoch + 1}/{self._epochs}, loss {step.loss:.3f}, lr {step.lr:.1e}, "
+            f"{step.images_per_s:.0f} images/s, {self._left(done, total)} left",
         )
+
+    def _left(self, done: int, total: int) -> str:
+        """Estimate the time to the end from the steps this display has seen, with evaluations."""
+        self._first = self._first or (done - 1, time.monotonic())
+        first, since = self._first
+        seconds = (time.monotonic() - since) / max(1, done - first - 1) * (total - done)
+        return str(timedelta(seconds=round(seconds))) if done > first + 1 else "?"
 
     def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
         """Print the accuracy of a split."""

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from upperson.data.masking import mask_caption
 from upperson.data.records import Record
+from upperson.data.sampler import Draw
 from upperson.data.transforms import ImageTransform
+from upperson_rt.errors import UppersonError
 from upperson_rt.preprocess import load_image, resize_image
 from upperson_rt.tokenizer import Tokenizer
 
@@ -26,16 +29,8 @@ class Batch(NamedTuple):
     ids_NL: Tensor
     """int64 token ids, zero-padded."""
 
-    pids_N: Tensor
-    """int64 identities."""
-
-
-class Sample(NamedTuple):
-    """One image with one of its captions."""
-
-    image_3HW: Tensor
-    ids_L: Tensor
-    pid: int
+    labels_N: Tensor
+    """int64 identities, numbered from 0."""
 
 
 class ImageDataset(Dataset[Tensor]):
@@ -57,31 +52,65 @@ class ImageDataset(Dataset[Tensor]):
         return self._transform(torch.from_numpy(pixels_HW3).permute(2, 0, 1))
 
 
-class PairDataset(Dataset[Sample]):
-    """Every (image, caption) pair of records, for training.
+class PairDataset(Dataset["Batch | UppersonError"]):
+    """Every (image, caption) pair of records, drawn as whole batches, for training.
+
+    A loader reads it with ``batch_size=None`` and a :class:`BatchSampler`: every item is a batch,
+    built where the images are decoded. An image that cannot be decoded gives the error as the
+    item, for the main process to raise; torch would wrap a raised one in a worker's traceback.
 
     Args:
         records: The split to train on.
         images: The same records' images.
         tokenizer: Captions are tokenized once, here.
+        mask_captions: Mask caption tokens (``data/masking.py``).
     """
 
     def __init__(
-        self, records: Sequence[Record], images: ImageDataset, tokenizer: Tokenizer
+        self,
+        records: Sequence[Record],
+        images: ImageDataset,
+        tokenizer: Tokenizer,
+        *,
+        mask_captions: bool,
     ) -> None:
         self._images = images
+        labels = identity_labels(records)
         self._pairs = [
-            (index, record.pid) for index, record in enumerate(records) for _ in record.captions
+            (index, labels[record.pid])
+            for index, record in enumerate(records)
+            for _ in record.captions
         ]
         self._ids = tokenize(tokenizer, [text for record in records for text in record.captions])
+        self._mask_captions = mask_captions
 
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Return one pair; the caption's ids are not padded."""
-        image, pid = self._pairs[index]
-        return Sample(self._images[image], self._ids[index], pid)
+    def __getitem__(self, draws: Sequence[Draw]) -> Batch | UppersonError:
+        """Return the batch of some draws; captions are padded to the longest among them."""
+        try:
+            samples = [self._sample(draw) for draw in draws]
+        except UppersonError as error:
+            return error
+        images, ids, labels = zip(*samples, strict=True)
+        return Batch(torch.stack(images), pad_ids(ids), torch.tensor(labels))
+
+    def _sample(self, draw: Draw) -> tuple[Tensor, Tensor, int]:
+        image, label = self._pairs[draw.pair]
+        ids_L = self._ids[draw.pair]
+        # torchvision draws from torch's global generator: it is lent out and put back.
+        with torch.random.fork_rng(devices=[]):
+            generator = torch.default_generator.manual_seed(draw.seed)
+            image_3HW = self._images[image]
+            if self._mask_captions:
+                ids_L = mask_caption(ids_L, generator)
+        return image_3HW, ids_L, label
+
+
+def identity_labels(records: Sequence[Record]) -> dict[int, int]:
+    """Number the identities of a split from 0, in their own order: gaps do not matter."""
+    return {pid: label for label, pid in enumerate(sorted({record.pid for record in records}))}
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tensor]:
@@ -97,12 +126,3 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tensor]:
 def pad_ids(ids: Sequence[Tensor]) -> Tensor:
     """Stack id vectors to int64 [N, L], zero-padded to the longest."""
     return torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples; captions are padded to the longest among them, not to the context length."""
-    return Batch(
-        torch.stack([sample.image_3HW for sample in samples]),
-        pad_ids([sample.ids_L for sample in samples]),
-        torch.tensor([sample.pid for sample in samples]),
-    )

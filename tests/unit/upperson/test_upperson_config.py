@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.toy_clip import toy_model
-from upperson.config import TrainConfig, read_config, read_recipe
+from upperson.config import TrainConfig
 from upperson.optim import build_optimizer, learning_rate
+from upperson.recipe import read_config, read_recipe
 from upperson_rt.errors import InputError, UsageError
 
 

@@ -31,7 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_folder_holds_what_it_should(run: Path) -> None:
     names = {path.name for path in run.iterdir() if not path.name.startswith("events")}
     assert names == {
-        "config.yaml", "adapter.safetensors", "metrics.csv", "results.json", "curves.png"
+        "config.yaml", "adapter.safetensors", "metrics.csv", "results.json", "curves.png", "last"
     }  # fmt: skip
     assert any(path.name.startswith("events") for path in run.iterdir())
     rows = list(csv.DictReader((run / "metrics.csv").read_text("utf-8").splitlines()))
@@ -96,16 +96,16 @@ def test_a_run_is_not_overwritten(run: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from upperson import train as train_module
+    from upperson import losses
 
     config = toy_config(tmp_path, monkeypatch, epochs=3)
-    real, calls = train_module.sdm_loss, []
+    real, calls = losses.sdm_loss, []
 
     def diverging(*args: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) > 5 else 1.0)
 
-    monkeypatch.setattr(train_module, "sdm_loss", diverging)
+    monkeypatch.setattr(losses, "sdm_loss", diverging)
     with pytest.raises(InputError, match="loss became nan in epoch"):
         train(config, tmp_path / "run", Recorder())
     assert load_run(tmp_path / "run")[2].training is False

@@ -1,0 +1,202 @@
+"""A run that stops anywhere goes on as if it had not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.toy_run import Recorder, toy_config
+from upperson.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from upperson.config import TrainConfig
+from upperson.recipe import read_config
+from upperson.train import Step, train
+from upperson_rt.errors import InputError, IntegrityError
+
+pytestmark = pytest.mark.timeout(120)
+
+# 6 people x 2 views x 2 captions in batches of 8 are 3 steps an epoch.
+STEPS = 3
+EPOCHS = 3
+
+
+class StoppedError(Exception):
+    pass
+
+
+class StopAfter(Recorder):
+    """Stops training after a number of steps, at the worst moment: nothing is saved then."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._steps = steps
+
+    def step(self, step: Step) -> None:
+        super().step(step)
+        if len(self.losses) == self._steps:
+            raise StoppedError
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    return toy_config(
+        tmp_path,
+        monkeypatch,
+        epochs=EPOCHS,
+        augment=True,
+        mask_captions=True,
+        loss="sdm+id",
+        checkpoint_every=1,
+    )
+
+
+def result_files(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in ("metrics.csv", "adapter.safetensors")}
+
+
+@pytest.fixture
+def whole(config: TrainConfig, tmp_path: Path) -> dict[str, bytes]:
+    recorder = Recorder()
+    train(config, tmp_path / "whole", recorder)
+    assert len(recorder.losses) == STEPS * EPOCHS
+    return result_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("steps", [1, 2, STEPS, STEPS + 1, STEPS * EPOCHS])
+def test_a_stopped_run_ends_bit_for_bit_as_a_whole_one(
+    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path, steps: int
+) -> None:
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "run", StopAfter(steps))
+    train(read_config(tmp_path / "run/config.yaml"), tmp_path / "run", Recorder(), resume=True)
+    assert result_files(tmp_path / "run") == whole
+
+
+def test_a_run_may_stop_again_and_again(
+    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "run", StopAfter(2))
+    for _ in range(3):
+        with pytest.raises(StoppedError):
+            train(config, tmp_path / "run", StopAfter(2), resume=True)
+    train(config, tmp_path / "run", Recorder(), resume=True)
+    assert result_files(tmp_path / "run") == whole
+
+
+def test_a_finished_run_resumed_stays_as_it_is(
+    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    train(config, tmp_path / "whole", recorder, resume=True)
+    assert recorder.losses == []
+    assert result_files(tmp_path / "whole") == whole
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
+    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "run", StopAfter(1))
+    assert not (tmp_path / "run/last").exists()
+    train(config, tmp_path / "run", Recorder(), resume=True)
+    assert result_files(tmp_path / "run") == whole
+
+
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
+    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "run", StopAfter(STEPS + 2))
+    before, newest = sorted((tmp_path / "run/last").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    recorder = Recorder()
+    train(config, tmp_path / "run", recorder, resume=True)
+    assert f"{newest} is damaged" in recorder.notes[0]
+    assert before.name == "step_00000003.safetensors"
+    assert len(recorder.losses) == STEPS * EPOCHS - 3
+    assert result_files(tmp_path / "run") == whole
+
+
+def test_changed_data_and_configuration_are_refused(config: TrainConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(config, run, StopAfter(2))
+    file = run / "config.yaml"
+    text = file.read_text("utf-8")
+    file.write_text(text.replace("lora_rank: 4", "lora_rank: 2"), "utf-8")
+    with pytest.raises(IntegrityError, match="other trained tensors than this configuration has"):
+        train(read_config(file), run, Recorder(), resume=True)
+    annotations = Path(config.root) / "annotations.jsonl"
+    annotations.write_text(annotations.read_text("utf-8").replace("coat", "robe"), "utf-8")
+    with pytest.raises(IntegrityError, match="the run to resume began with other data"):
+        train(config, run, Recorder(), resume=True)
+
+
+def test_only_the_newest_two_checkpoints_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        save_checkpoint(
+            tmp_path, step, Checkpoint({"x": torch.tensor([step])}, {"loss": 0.1 + 0.2})
+        )
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step_00000002.safetensors", "step_00000010.safetensors"]
+    found, problems = load_checkpoint(tmp_path)
+    assert found is not None
+    assert found.tensors["x"].item() == 10
+    assert found.state == {"loss": 0.1 + 0.2}
+    assert problems == []
+
+
+def test_one_changed_bit_is_noticed_and_without_a_whole_file_it_ends(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, Checkpoint({"x": torch.zeros(4)}, {}))
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        IntegrityError, match=r"no checkpoint in .* is whole.*hash it was saved with"
+    ):
+        load_checkpoint(tmp_path)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from upperson_rt import atomic
+
+    real, calls = atomic.os.fsync, []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > 8:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match=r"cannot write .*: No space left on device"):
+        train(config, run, Recorder())
+    monkeypatch.setattr(atomic.os, "fsync", real)
+    assert not list(run.rglob(".*"))
+    checkpoint, problems = load_checkpoint(run / "last")
+    assert checkpoint is not None
+    assert problems == []
+
+
+def test_an_image_that_cannot_be_decoded_names_its_place_and_training_goes_on_after_mending(
+    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(config, run, StopAfter(STEPS + 1))
+    images = sorted((Path(config.root) / "images").rglob("*.jpg"))
+    contents = {image: image.read_bytes() for image in images}
+    for image in images:
+        image.write_bytes(b"broken")
+    with pytest.raises(
+        InputError, match=r"cannot read image .*\(epoch 2, step 1\): mend it, then go on with"
+    ):
+        train(config, run, Recorder(), resume=True)
+    for image, content in contents.items():
+        image.write_bytes(content)
+    train(config, run, Recorder(), resume=True)
+    assert result_files(run) == whole
