@@ -61,7 +61,7 @@ def fetch(name: str, tag: str, facts: Mapping[str, Any]) -> Path:
         logging.getLogger(__name__).info("fetching weights '%s' of %s", tag, name)
         return Path(open_clip.download_pretrained(facts))
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(". ")
+        reason = _first_sentence(error)
         raise InputError(
             f"weights '{tag}' of '{name}' are not here and could not be fetched ({reason}): "
             f"{_by_hand(name, facts, repository, files)}"
@@ -75,7 +75,12 @@ def _reach_hub(repository: str, file: str) -> None:
     except HfHubHTTPError:
         return  # It answered: the download asks for other files too and says what is wrong.
     except Exception as error:  # The errors of its HTTP client differ between versions.
-        raise ConnectionError(str(error)) from error
+        raise ConnectionError(_first_sentence(error)) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0].rstrip(".")
 
 
 def _by_hand(name: str, facts: Mapping[str, Any], repository: str, files: tuple[str, ...]) -> str:

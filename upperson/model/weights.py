@@ -1,5 +1,6 @@
 """Weights of a CLIP from a local file, whatever it was saved as. Loading never executes code."""
 
+import warnings
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -58,7 +59,10 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise UnpicklingError("it is cut off: fetch or copy it again")
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of pickle protocols other than 2, which load or fail all the same.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         # torch's own message recommends to load with weights_only=False.
         raise UnpicklingError(

@@ -1,0 +1,339 @@
+"""Bases from files and tags: formats, activation, pixel statistics, grids, and refusals."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import CLIP
+from open_clip.transformer import QuickGELU
+from safetensors.torch import save_file
+
+from tests.helpers.openai_archive import FACTS, random_openai_state, save_openai_archive
+from tests.helpers.toy_clip import IMAGE_SIZE, TOY, toy_clip
+from upperson.model import base as base_module
+from upperson.model import pretrained
+from upperson.model.base import SMALL, build_clip, load_base
+from upperson.model.block import UPPersonConfig
+from upperson.model.encoder import UPPerson
+from upperson.model.weights import read_weights
+from upperson_rt.errors import InputError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that opens a connection, and let none find files of this machine's user."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a test wants the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_: None)
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make open_clip know the toy under two names, with GELU and with QuickGELU."""
+    known = open_clip.get_model_config
+    toys = {"toy": TOY | {"quick_gelu": False}, "toy-quickgelu": TOY}
+
+    def config(name: str) -> Any:
+        return toys[name] | {"vision_cfg": dict(TOY["vision_cfg"])} if name in toys else known(name)
+
+    monkeypatch.setattr(open_clip, "get_model_config", config)
+
+
+@pytest.fixture(scope="module")
+def vit_b_16(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Random weights of real size, as OpenAI would publish them: 300 MB."""
+    path = tmp_path_factory.mktemp("openai") / "ViT-B-16.pt"
+    with torch.device("meta"):
+        clip = build_clip("ViT-B-16")
+    save_openai_archive(random_openai_state(clip), path)
+    yield path
+    path.unlink()
+
+
+def activations(clip: CLIP) -> set[type]:
+    towers = (clip.visual.transformer, clip.transformer)
+    return {type(block.mlp.gelu) for tower in towers for block in tower.resblocks}
+
+
+@pytest.mark.timeout(120)
+def test_openais_vit_b_16_is_loaded_and_fits_person_crops(vit_b_16: Path) -> None:
+    base = load_base("ViT-B-16", str(vit_b_16), (384, 128))
+    saved = read_weights(vit_b_16)
+    assert saved.keys() == base.clip.state_dict().keys() | FACTS.keys()
+    for name, value in base.clip.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, saved[name].float()), name
+    assert activations(base.clip) == {QuickGELU}
+    assert (base.mean, base.std) == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+
+    model = UPPerson(base.clip, UPPersonConfig(), (384, 128))
+    native = saved["visual.positional_embedding"].float()
+    grid = native[1:].reshape(14, 14, 768).permute(2, 0, 1)[None]
+    grid = F.interpolate(grid, (24, 8), mode="bilinear", align_corners=False)
+    found = model.image.positional_embedding
+    assert found.shape == (193, 768)
+    assert torch.equal(found[0], native[0])
+    assert torch.equal(found[1:], grid[0].permute(1, 2, 0).reshape(192, 768))
+
+
+@pytest.mark.usefixtures("toy")
+def test_every_format_gives_the_same_weights(tmp_path: Path) -> None:
+    state = toy_clip().state_dict()
+    save_openai_archive(state, tmp_path / "openai.pt")
+    save_file(state, tmp_path / "state.safetensors")
+    torch.save(state, tmp_path / "state.pt")
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    wrapped = {f"module.{name}": value for name, value in state.items()}
+    torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "wrapped.pt")
+    unscaled = {name: value for name, value in state.items() if name != "logit_scale"}
+    scale = torch.tensor([float(state["logit_scale"])])
+    torch.save(unscaled | {"logit_scale": scale}, tmp_path / "scale.pt")
+    hashes = {load_base("toy-quickgelu", str(path)).sha256 for path in tmp_path.iterdir()}
+    assert len(hashes) == 1
+    torch.save(unscaled | {"extra": torch.ones(2)}, tmp_path / "unscaled.pt")
+    found = load_base("toy-quickgelu", str(tmp_path / "unscaled.pt")).clip.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in unscaled.items())
+
+
+@pytest.mark.usefixtures("toy")
+def test_openais_format_has_quickgelu_and_for_other_files_the_name_decides(tmp_path: Path) -> None:
+    state = toy_clip().state_dict()
+    archive, plain = tmp_path / "openai.pt", tmp_path / "plain.pt"
+    save_openai_archive(state, archive)
+    torch.save(state, plain)
+    assert activations(load_base("toy", str(archive)).clip) == {QuickGELU}
+    assert activations(load_base("toy", str(plain)).clip) == {torch.nn.GELU}
+    assert activations(load_base("toy-quickgelu", str(plain)).clip) == {QuickGELU}
+    torch.save(state | {name: torch.tensor(n) for name, n in FACTS.items()}, plain)
+    assert activations(load_base("toy", str(plain)).clip) == {QuickGELU}
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("name", "facts", "activation"),
+    [
+        ("toy", {"quick_gelu": True}, QuickGELU),
+        ("toy", {}, torch.nn.GELU),
+        ("toy-quickgelu", {"quick_gelu": False}, torch.nn.GELU),
+        ("toy-quickgelu", {}, QuickGELU),
+    ],
+)
+def test_a_tag_decides_activation_and_pixel_statistics(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    facts: dict[str, Any],
+    activation: type,
+) -> None:
+    save_file(toy_clip().state_dict(), tmp_path / "fetched.safetensors")
+    facts = facts | {"hf_hub": "org/toy/", "mean": (0.5, 0.4, 0.3), "std": (0.3, 0.2, 0.1)}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: facts)
+    monkeypatch.setattr(base_module, "fetch", lambda *_: tmp_path / "fetched.safetensors")
+    base = load_base(name, "some_tag")
+    assert activations(base.clip) == {activation}
+    assert (base.mean, base.std) == ((0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
+
+
+def test_the_small_base_has_clips_pixel_statistics() -> None:
+    base = load_base(SMALL, None)
+    assert (base.mean, base.std) == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    assert activations(base.clip) == {QuickGELU}
+
+
+@pytest.mark.usefixtures("toy")
+def test_weights_on_the_grid_of_the_crops_are_taken_as_they_are(tmp_path: Path) -> None:
+    crops = CLIP(**(TOY | {"vision_cfg": TOY["vision_cfg"] | {"image_size": [96, 32]}}))
+    path = tmp_path / "crops.safetensors"
+    save_file(crops.state_dict(), path)
+    base = load_base("toy", str(path), (96, 32))
+    assert base.clip.visual.grid_size == (6, 2)
+    model = UPPerson(base.clip, UPPersonConfig(), (96, 32))
+    assert torch.equal(model.image.positional_embedding, crops.visual.positional_embedding)
+    for image_size in (None, IMAGE_SIZE, (64, 64)):
+        message = r"first visual\.positional_embedding \(7, 64\)"
+        with pytest.raises(InputError, match=message):
+            load_base("toy", str(path), image_size)
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_image_size_does_not_change_weights_on_the_native_grid(tmp_path: Path) -> None:
+    path = tmp_path / "toy.safetensors"
+    save_file(toy_clip().state_dict(), path)
+    # 48x32 and 32x48 have equally many patches: the grid of the name is meant.
+    for image_size in ((96, 32), (32, 48), IMAGE_SIZE):
+        base = load_base("toy", str(path), image_size)
+        assert base.clip.visual.grid_size == (3, 2)
+        assert base.sha256 == load_base("toy", str(path)).sha256
+
+
+def test_every_base_that_the_name_check_passes_is_one_that_upperson_can_use() -> None:
+    names = [name for name in open_clip.list_models() if base_module._is_plain_name(name)]
+    assert {"ViT-B-16", "ViT-B-16-quickgelu", "ViT-B-32", "ViT-B-32-256", "ViT-L-14"} <= set(names)
+    for name in names:
+        if name.endswith("-quickgelu"):
+            continue  # Of the same sizes as the plain name.
+        with torch.device("meta"):
+            clip = build_clip(name)
+            rows, columns = (size * 4 for size in clip.visual.conv1.kernel_size)
+            UPPerson(clip, UPPersonConfig(), (rows, columns))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RN50",
+        "ViT-B-16-SigLIP",
+        "coca_ViT-B-32",
+        "EVA02-B-16",
+        "ViT-H-14-CLIPA",
+        "convnext_base",
+        "xlm-roberta-base-ViT-B-32",
+        "ViT-M-16-alt",
+        "nllb-clip-base",
+    ],
+)
+def test_other_architectures_are_refused_before_anything_is_built_or_fetched(name: str) -> None:
+    for weights in (None, "openai", "gone.pt"):
+        with pytest.raises(UsageError, match=f"base '{name}' is not a plain ViT CLIP"):
+            load_base(name, weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("ViT-B/16", "ViT-B-16"),
+        ("vit-l-14", "ViT-L-14"),
+        ("uperson-small", SMALL),
+        ("hf-hub:laion/CLIP-ViT-B-16-laion2B-s34B-b88K", "ViT-B-16"),
+        ("?", "ViT-B-16"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_near_ones(name: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"is unknown: .*{near}"):
+        load_base(name, "openai")
+
+
+HUB_B_16 = r"https://huggingface\.co/laion/CLIP-ViT-B-16-laion2B-s34B-b88K \(open_clip_model\.safe"
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "advice"),
+    [
+        ("ViT-B-16", "openai", r"get https://openai.*/ViT-B-16\.pt .*--base ViT-B-16 --pretrained"),
+        ("ViT-B-16", "laion2b_s34b_b88k", rf"get {HUB_B_16}.*--base ViT-B-16 --pretrained FILE"),
+        ("ViT-B-16", "metaclip_400m", "--base ViT-B-16-quickgelu --pretrained FILE"),
+        ("ViT-B-16-quickgelu", "dfn2b", "--base ViT-B-16-quickgelu --pretrained FILE"),
+        ("ViT-L-14", "laion2b_s32b_b82k", "pixel statistics are not CLIP's .* copy the cache"),
+    ],
+)
+def test_a_tag_without_network_says_what_to_fetch_and_how_to_pass_it(
+    capfd: pytest.CaptureFixture[str], name: str, tag: str, advice: str
+) -> None:
+    with pytest.raises(InputError, match=advice) as error:
+        load_base(name, tag)
+    assert str(error.value).startswith(f"weights '{tag}' of '{name}' are not here and could not be")
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TimeoutError("timed out"), "timed out"),
+        (ValueError(), "ValueError"),
+        (RuntimeError("No route. Check the cables.\nThen again."), "No route"),
+    ],
+)
+def test_a_dead_network_is_noticed_with_one_question(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    asked = []
+
+    def fail(url: str, timeout: float) -> None:
+        asked.append((url, timeout))
+        raise error
+
+    monkeypatch.setattr(pretrained, "get_hf_file_metadata", fail)
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda *_: pytest.fail("retries"))
+    with pytest.raises(InputError, match=rf"could not be fetched \({reason}\): get https"):
+        load_base("ViT-B-16", "openai")
+    assert len(asked) == 1
+
+
+def test_a_tag_comes_from_the_cache_or_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: str(tmp_path / "downloaded"))
+    facts = pretrained.tag_facts("ViT-B-16", "openai")
+    assert pretrained.fetch("ViT-B-16", "openai", facts) == tmp_path / "downloaded"
+    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda _, file: str(tmp_path / file))
+    found = pretrained.fetch("ViT-B-16", "openai", facts)
+    assert found == tmp_path / "open_clip_model.safetensors"
+
+
+def test_unknown_tags_are_answered_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"nor a tag of 'ViT-B-16': its tags are openai, laion"):
+        load_base("ViT-B-16", "opeanai")
+    # Trained with GELU, so it is no tag of the QuickGELU model.
+    with pytest.raises(UsageError, match="nor a tag of 'ViT-B-16-quickgelu': its tags are openai"):
+        load_base("ViT-B-16-quickgelu", "laion2b_s34b_b88k")
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html><html>Not found</html>", "nothing was executed"),
+        (b"PK\x03\x04 and the rest is missing", "it is cut off"),
+        (bytes(range(256)), ""),
+        (b"\x80", ""),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_files_that_are_no_weights_give_one_line(
+    tmp_path: Path, content: bytes, reason: str, suffix: str
+) -> None:
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(content)
+    reason = reason if suffix == ".pt" else ""
+    with pytest.raises(InputError, match=f"cannot be read as weights: .*{reason}") as error:
+        load_base("toy", str(path))
+    assert "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.usefixtures("toy")
+def test_other_things_of_torch_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    for value in ([torch.ones(2)], torch.ones(2), {}, 3, {"state_dict": {}}):
+        torch.save(value, path)
+        with pytest.raises(InputError, match="cannot be read as weights: expected a state dict"):
+            load_base("toy", str(path))
+    torch.save({"names": ["w"], "w": torch.ones(2)}, path)
+    with pytest.raises(InputError, match=r"does not hold a 'toy': \d+ of \d+ tensors"):
+        load_base("toy", str(path))
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(InputError, match="found a folder"):
+        load_base("toy", str(tmp_path / "folder.pt"))
+    with pytest.raises(InputError, match="found no such file"):
+        load_base("toy", str(tmp_path / "gone.pt"))
+
+
+@pytest.mark.usefixtures("toy")
+def test_half_of_an_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "openai.pt"
+    save_openai_archive(toy_clip().state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="it is cut off: fetch or copy it again"):
+        load_base("toy", str(path))

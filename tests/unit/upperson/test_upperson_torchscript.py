@@ -1,0 +1,216 @@
+"""Reading TorchScript archives as data: what torch writes, and what a hostile file may contain."""
+
+import pickle
+import warnings
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from struct import pack
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers.openai_archive import save_openai_archive, save_scripted
+from tests.helpers.toy_clip import toy_clip
+from upperson.model.torchscript import is_torchscript, read_torchscript
+from upperson.model.weights import read_weights
+from upperson_rt.errors import InputError
+
+# A pickle of protocol 2, piece by piece, as torch writes it.
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0" + b"0X\x03\0\0\0cpuK\x04tQ"
+HOOKS = b"\x89ccollections\nOrderedDict\n)R"
+VALUES = torch.arange(4.0)
+
+
+def shape(*numbers: int) -> bytes:
+    return b"(" + b"".join(b"J" + pack("<i", number) for number in numbers) + b"t"
+
+
+def tensor(
+    offset: int = 0, size: bytes = shape(2, 2), stride: bytes = shape(2, 1), store: bytes = STORAGE
+) -> bytes:
+    arguments = store + b"J" + pack("<i", offset) + size + stride + HOOKS
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"
+
+
+def module(attribute: bytes) -> bytes:
+    return b"\x80\x02c__torch__\nToy\n)\x81}(X\x01\0\0\0w" + attribute + b"ub."
+
+
+def write(path: Path, pickled: bytes, *, method: int = zipfile.ZIP_STORED, **more: bytes) -> Path:
+    records = {
+        "data.pkl": pickled,
+        "data/0": VALUES.numpy().tobytes(),
+        "constants.pkl": b"\x80\x02).",
+    }
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in (records | {"version": b"3"} | more).items():
+            archive.writestr(f"toy/{name}", content)
+    return path
+
+
+class Odd(nn.Module):
+    """Attributes that OpenAI's modules do not have."""
+
+    numbers: list[int]
+    named: dict[str, torch.Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.numbers = [1, 2]
+        self.named = {"one": torch.ones(1)}
+        self.pair = (1, 2.5)
+        self.big = 2**40
+        self.register_buffer("transposed", torch.randn(6, 4).t()[1:])
+        self.register_buffer("empty", torch.empty(0, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.numbers[0] + self.named["one"] + self.pair[0] + self.big
+
+
+def test_tensors_are_those_that_torch_itself_reads(tmp_path: Path) -> None:
+    path = tmp_path / "odd.pt"
+    save_scripted(nn.Sequential(Odd(), nn.LayerNorm(2)).half(), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        expected = torch.jit.load(path).state_dict()
+    found = read_torchscript(path)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
+
+
+def test_only_archives_with_a_program_are_torchscript(tmp_path: Path) -> None:
+    save_openai_archive(toy_clip().state_dict(), tmp_path / "openai.pt")
+    torch.save(toy_clip().state_dict(), tmp_path / "state.pt")
+    assert is_torchscript(tmp_path / "openai.pt")
+    assert not is_torchscript(tmp_path / "state.pt")
+    assert not is_torchscript(Path(__file__))
+
+
+def test_the_pieces_of_these_tests_are_an_archive(tmp_path: Path) -> None:
+    state = read_torchscript(write(tmp_path / "toy.pt", module(tensor()), byteorder=b"little"))
+    assert torch.equal(state["w"], VALUES.reshape(2, 2))
+    again = read_torchscript(write(tmp_path / "view.pt", module(tensor(1, shape(2), shape(2)))))
+    assert again["w"].tolist() == [1, 3]
+
+
+class Trap:
+    """Runs a command when it is unpickled without care."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_nothing_in_a_pickle_is_called(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    touch = b"cos\nsystem\n(X"
+    command = f"touch {marker}".encode()
+    calls = {
+        "reduce": touch + pack("<I", len(command)) + command + b"tR",
+        "inst": b"(X" + pack("<I", len(command)) + command + b"ios\nsystem\n",
+        "eval": b"cbuiltins\neval\n(X\x01\0\0\0" + b"1tR",
+        "torch": b"ctorch.serialization\nload\n(X\x01\0\0\0xtR",
+        "storage": tensor(store=touch + pack("<I", len(command)) + command + b"tR"),
+    }
+    for name, call in calls.items():
+        with pytest.raises(InputError, match="cannot be read as weights: "):
+            read_weights(write(tmp_path / f"{name}.pt", module(call)))
+    for protocol in range(6):
+        bad = write(tmp_path / f"{protocol}.pt", pickle.dumps(Trap(marker), protocol))
+        with pytest.raises(InputError, match="cannot be read as weights: "):
+            read_weights(bad)
+    torch.save({"state_dict": Trap(marker)}, tmp_path / "plain.pt")
+    torch.save(Trap(marker), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps({"w": Trap(marker)}))
+    for name in ("plain", "old", "bare"):
+        with pytest.raises(InputError, match="of which nothing was executed"):
+            read_weights(tmp_path / f"{name}.pt")
+    assert not marker.exists()
+
+
+def test_a_pickle_changes_nothing_for_the_next_file(tmp_path: Path) -> None:
+    # BUILD with (None, attributes) sets attributes of whatever object it is applied to.
+    change = b"(N}(X\x08\0\0\0__init__NX\x0c\0\0\0__defaults__)utb"
+    for name in (
+        "ctorch._utils\n_rebuild_tensor_v2\n",
+        "c__torch__\nToy\n",
+        "ctorch\nFloatStorage\n",
+    ):
+        path = write(tmp_path / "change.pt", module(name.encode() + change))
+        with suppress(InputError):
+            read_weights(path)
+        good = write(tmp_path / "good.pt", module(tensor()))
+        assert torch.equal(read_weights(good)["w"], VALUES.reshape(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        (tensor(1), "'w' reaches beyond its 4 stored numbers"),
+        (tensor(0, shape(2, 2), shape(3, 1)), "'w' reaches beyond its 4 stored numbers"),
+        (tensor(0, shape(2**31 - 1), shape(1)), "'w' reaches beyond"),
+        (tensor(-1), "'w' has no valid shape"),
+        (tensor(0, shape(2, 2), shape(-2, 1)), "'w' has no valid shape"),
+        (tensor(0, shape(2, 2), shape(1)), "'w' has no valid shape"),
+        (tensor(0, shape(2), b"(N" + b"t"), "'w' has no valid shape"),
+        (tensor(store=STORAGE.replace(b"K\x04", b"K\x05")), "'data/0' has 16 bytes, expected 5"),
+        (tensor(store=STORAGE.replace(b"\0000X", b"\0007X")), "'data/7' is missing"),
+        (tensor(store=STORAGE.replace(b"storage", b"storeys")), "not a storage"),
+        (tensor(store=b"N"), "'w' has no storage"),
+        (b"r\xff\xff\xff\xffN", "pickle"),
+    ],
+)
+def test_descriptions_that_do_not_fit_the_file_are_refused(
+    tmp_path: Path, attribute: bytes, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_weights(write(tmp_path / "bad.pt", module(attribute)))
+
+
+def test_archives_that_unpack_to_more_than_the_file_are_refused(tmp_path: Path) -> None:
+    bomb = write(tmp_path / "bomb.pt", module(tensor()), method=zipfile.ZIP_DEFLATED)
+    with pytest.raises(InputError, match=r"'data\.pkl' is compressed or larger than the file"):
+        read_weights(bomb)
+    # A module inside itself, and modules that refer to each other, are walked once.
+    loop = b"\x80\x02c__torch__\nToy\n)\x81q\0}(X\x01\0\0\0sh\0X\x01\0\0\0w" + tensor() + b"ub."
+    assert read_weights(write(tmp_path / "loop.pt", loop)).keys() == {"w"}
+
+
+@pytest.mark.parametrize(
+    ("pickled", "more", "message"),
+    [
+        (b"\x80\x02}.", {}, "expected a module, found dict"),
+        (b"\x80\x02", {}, "pickle"),
+        (b"", {}, "pickle"),
+        (b"<html>", {}, ""),
+        (module(tensor()), {"byteorder": b"big"}, "endian"),
+    ],
+)
+def test_other_archives_are_refused(
+    tmp_path: Path, pickled: bytes, more: dict[str, bytes], message: str
+) -> None:
+    with pytest.raises(InputError, match=f"cannot be read as weights: .*{message}"):
+        read_weights(write(tmp_path / "other.pt", pickled, **more))
+
+
+def test_a_damaged_archive_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "whole.pt"
+    save_openai_archive({"a.weight": torch.ones(300), "b": torch.ones(2, 2)}, path)
+    content = path.read_bytes()
+    cut = tmp_path / "cut.pt"
+    for size in range(0, len(content) - 1, 97):
+        cut.write_bytes(content[:size])
+        with pytest.raises(InputError, match="cannot be read as weights: "):
+            read_weights(cut)
+    flipped = bytearray(content)
+    flipped[content.index(torch.ones(300).numpy().tobytes()) + 7] ^= 1
+    cut.write_bytes(flipped)
+    with pytest.raises(InputError, match="CRC"):
+        read_weights(cut)
