@@ -1,0 +1,137 @@
+"""The model card: every number comes from the run, and nothing of the machine is in it."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from upperson.config import TrainConfig
+from upperson.model.block import UPPersonConfig
+from upperson.model_card import model_card
+
+VAL = {"R@1": 61.234, "R@5": 82.345, "R@10": 90.456, "mAP": 55.567, "mINP": 33.678}
+TEST = {"R@1": 58.111, "R@5": 80.222, "R@10": 88.333, "mAP": 52.444, "mINP": 31.555}
+RESULTS: dict[str, Any] = {
+    "best_epoch": 13,
+    "selected_on": "val",
+    "val": VAL,
+    "test": TEST,
+    "seed": 977,
+    "base": "ViT-B-16",
+    "base_sha256": "0123456789abcdef" * 4,
+    "parameters": 2_345_678,
+    "trained_parameters": 123_456,
+    "seconds": 7.0,
+    "splits": {
+        "train": {"images": 4321, "captions": 8642, "people": 1234},
+        "val": {"images": 432, "captions": 864, "people": 123},
+    },
+}
+CONFIG = TrainConfig(
+    dataset="rstpreid",
+    root="/home/somebody/data/My Crops",
+    base="ViT-B-16",
+    pretrained="/home/somebody/weights/clip.safetensors",
+    height_px=288,
+    width_px=112,
+    model=UPPersonConfig(
+        prefix_length=17, prefix_scale=21.5, lora_rank=19, adapter_reduction=6, lora_blocks="3-9"
+    ),
+    loss="sdm+id",
+    epochs=47,
+    batch_size=53,
+    lr=0.00123,
+    warmup_epochs=11,
+    weight_decay=0.00077,
+    adam_eps=0.0031,
+    precision="bf16",
+)
+
+
+def numbers(text: str) -> set[str]:
+    return set(re.findall(r"\d[\d,]*(?:\.\d+)?", text))
+
+
+def test_the_runs_numbers_appear() -> None:
+    card = model_card(CONFIG, RESULTS)
+    assert "| text to image, % | R@1 | R@5 | R@10 | mAP | mINP |" in card
+    assert "| val | 61.23 | 82.34 | 90.46 | 55.57 | 33.68 |" in card
+    assert "| test | 58.11 | 80.22 | 88.33 | 52.44 | 31.55 |" in card
+    assert "Epoch 13 of 47, the best by R@1 on the validation split." in card
+    assert "123,456 trained of 2,345,678 (5.26 %)" in card
+    assert "train 4,321 images and 8,642 captions of 1,234 people" in card
+    assert "val 432 images and 864 captions of 123 people" in card
+    for text in (
+        "seed 977", "`ViT-B-16`", RESULTS["base_sha256"], "clip.safetensors", "`My Crops`",
+        "`rstpreid`", "288x112", "17 rows", "21.5", "rank 19", "blocks 3-9", "width / 6",
+        "sdm+id", "0.00123", "batches of 53", "47 epochs, 11", "0.00077", "0.0031", "bf16",
+    ):  # fmt: skip
+        assert text in card, text
+
+
+def test_no_number_is_written_into_the_template() -> None:
+    known = numbers(model_card(CONFIG, RESULTS))
+    other_results: dict[str, Any] = {
+        "best_epoch": 0, "selected_on": "last epoch", "val": dict.fromkeys(VAL, 0.0),
+        "test": dict.fromkeys(VAL, 0.0), "seed": 0, "base": "b", "base_sha256": "c",
+        "parameters": 1, "trained_parameters": 0,
+        "splits": {"train": dict.fromkeys(("images", "captions", "people"), 0)},
+    }  # fmt: skip
+    other_config = TrainConfig(
+        root="crops", height_px=2, width_px=2, epochs=2, warmup_epochs=2, batch_size=2, lr=2.0,
+        weight_decay=2.0, adam_eps=2.0,
+        model=UPPersonConfig(prefix_length=2, prefix_scale=2.0, lora_rank=2, adapter_reduction=2),
+    )  # fmt: skip
+    shared = known & numbers(model_card(other_config, other_results))
+    # The paper's arXiv number, sha256, and the metrics' names.
+    assert shared <= {"2504.10084", "256", "1", "5", "10"}
+
+
+def test_it_is_short_and_its_header_is_yaml() -> None:
+    card = model_card(CONFIG, RESULTS)
+    assert 30 <= len(card.splitlines()) <= 60
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["base_model"] == "ViT-B-16"
+    assert "\n\n\n" not in card
+    assert card.endswith(".\n")
+
+
+def test_folders_of_the_machine_are_not_in_it() -> None:
+    assert "somebody" not in model_card(CONFIG, RESULTS)
+
+
+@pytest.mark.parametrize(
+    ("selected_on", "words"),
+    [
+        ("test", "**selected on the test split**: its test result is optimistic"),
+        ("last epoch", "Epoch 13 of 47, the last one; no split chose it."),
+        ("unheard-of", "how it was chosen is not recorded"),
+    ],
+)
+def test_it_says_what_chose_the_epoch(selected_on: str, words: str) -> None:
+    card = model_card(CONFIG, RESULTS | {"selected_on": selected_on})
+    assert words in card
+    assert ("optimistic" in card) == (selected_on == "test")
+    assert "best by R@1" not in card
+
+
+def test_missing_results_leave_gaps_not_words() -> None:
+    for missing in RESULTS:
+        card = model_card(CONFIG, {k: v for k, v in RESULTS.items() if k != missing})
+        assert "None" not in card
+        assert "Undefined" not in card
+        assert "\n\n\n" not in card
+    assert "| test" not in model_card(CONFIG, RESULTS | {"test": None})
+    empty = model_card(CONFIG, {})
+    assert "No split was evaluated." in empty
+    assert "None" not in empty
+    assert "\n\n\n" not in empty
+
+
+def test_odd_names_stay_inside_their_quotes() -> None:
+    config = TrainConfig(root="people/`a`\n# Not a heading", base="toy")
+    card = model_card(config, {"base": 'odd": name'})
+    assert "# UP-Person on `` `a` # Not a heading ``" in card
+    assert "\n# Not a heading" not in card
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == 'odd": name'

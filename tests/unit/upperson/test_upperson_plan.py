@@ -1,0 +1,198 @@
+"""The plan of a run: counts, steps, and memory against what autograd really keeps."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP
+from rich.console import Console
+from torch import Tensor
+
+from tests.helpers.toy_clip import IMAGE_SIZE, toy_clip, toy_model
+from upperson.cli.plan_table import render
+from upperson.config import TrainConfig
+from upperson.data.records import Record, Split
+from upperson.data.vocabulary import clip_tokenizer
+from upperson.model.block import PLAIN_CLIP, UPPersonConfig
+from upperson.model.encoder import UPPerson
+from upperson.plan import Plan, count_parts, count_tokens, measure_activations, plan
+
+CONFIG = TrainConfig(root="people", base="toy", epochs=4, warmup_epochs=1, batch_size=8)
+
+
+def record(pid: int, *captions: str) -> Record:
+    return Record(Path(f"{pid}.jpg"), pid, captions)
+
+
+SPLITS: dict[Split, list[Record]] = {
+    "train": [
+        *(record(index // 2, "a man in a red coat", "a man") for index in range(9)),
+        record(90, "a woman " * 60),
+    ],
+    "val": [record(91, "a woman")],
+    "test": [],
+}
+
+
+def kept_bytes(model: UPPerson, pairs: int, length: int) -> int:
+    """What autograd keeps for one batch, counted in one pass of exactly that batch."""
+    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        features = model(
+            torch.randn(pairs, 3, *IMAGE_SIZE), torch.randint(1, 40_000, (pairs, length))
+        )
+    for feature in features:
+        pack(feature)
+    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in own)
+
+
+def test_parts_are_the_papers() -> None:
+    with torch.device("meta"):
+        clip = CLIP(**open_clip.get_model_config("ViT-B-16"), quick_gelu=True)
+        model = UPPerson(clip, UPPersonConfig(), (384, 128))
+    found = {part.part: (part.image, part.text, part.total) for part in count_parts(model)}
+    assert found == {
+        "S-Prefix": (184_356, 122_916, 307_272),
+        "LoRA": (1_179_672, 786_456, 1_966_128),
+        "L-Adapter": (3_559_680 + 24, 1_586_688 + 24, 5_146_368 + 48),
+    }
+
+
+def test_parts_add_up_to_what_is_trained() -> None:
+    config = UPPersonConfig(
+        prefix_length=2, lora_rank=0, adapter_reduction=4, prefix_blocks="2", adapter_blocks="1"
+    )
+    model = toy_model(config)
+    found = plan(CONFIG, SPLITS, model, extra_parameters={"classifier": 1000})
+    assert {part.part: part.total for part in found.parts}["LoRA"] == 0
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert found.trained == trained + 1000
+    assert found.total == sum(p.numel() for p in model.parameters()) + 1000
+    assert found.percent == pytest.approx(100 * found.trained / found.total)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "steps"), [(8, 1, 3), (19, 1, 1), (18, 1, 2), (18, 2, 1)]
+)
+def test_steps_and_splits(batch_size: int, processes: int, steps: int) -> None:
+    config = TrainConfig(root="p", base="toy", epochs=5, batch_size=batch_size)
+    found = plan(config, SPLITS, toy_model(), processes=processes)
+    assert found.steps_per_epoch == steps  # 19 pairs.
+    assert found.steps == 5 * steps
+    assert found.as_dict()["splits"] == {
+        "train": {"images": 10, "captions": 19, "people": 6},
+        "val": {"images": 1, "captions": 1, "people": 1},
+        "test": {"images": 0, "captions": 0, "people": 0},
+    }
+
+
+def test_token_lengths() -> None:
+    found = count_tokens(clip_tokenizer(), ["man", "a red coat", "very " * 100])
+    assert (found.longest, found.limit, found.cut) == (77, 77, 1)
+    assert found.mean == pytest.approx((3 + 5 + 77) / 3)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 5])
+def test_activations_are_what_autograd_keeps(pairs: int) -> None:
+    model = toy_model()
+    per_pair, fixed = measure_activations(model, 13, "fp32")
+    assert per_pair * pairs + fixed == kept_bytes(model, pairs, 13)
+
+
+def test_activations_of_half_precision_are_smaller_and_nothing_is_left_behind() -> None:
+    model = toy_model()
+    exact, converted = measure_activations(model, 13, "fp32"), {}
+    for precision in ("bf16", "fp16"):
+        converted[precision] = measure_activations(model, 13, precision)
+        assert 0.4 * exact[0] < converted[precision][0] < 0.8 * exact[0]
+        assert converted[precision][1] > exact[1]  # Converted weights.
+    assert converted["bf16"] == converted["fp16"]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_checkpointing_keeps_the_blocks_inputs_and_one_block() -> None:
+    model = toy_model()
+    plain, _ = measure_activations(model, 13, "fp32")
+    model.checkpoint_activations = True
+    inputs, _ = measure_activations(model, 13, "fp32")
+    tokens, width = model.image.positional_embedding.shape
+    block_inputs = 4 * 2 * (tokens * width + 13 * 48)  # Two blocks a tower, float32.
+    assert block_inputs <= inputs < 1.5 * block_inputs
+    peak, _ = measure_activations(model, 13, "fp32", checkpointed=True)
+    assert inputs < peak < plain
+
+
+def test_no_trained_part_keeps_nothing() -> None:
+    model = UPPerson(toy_clip(), PLAIN_CLIP, IMAGE_SIZE)
+    per_pair, fixed = measure_activations(model, 13, "fp32")
+    assert per_pair == 2 * model.embed_dim * 4  # The features themselves.
+    assert fixed == 0
+
+
+def test_memory_adds_up() -> None:
+    model = toy_model()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    config = TrainConfig(root="p", base="toy", batch_size=10, accumulate=2, precision="bf16")
+    memory = plan(
+        config, SPLITS, model, tokenizer=clip_tokenizer(), extra_parameters={"classifier": 100}
+    ).memory
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) + 100
+    assert memory.frozen_bytes == 2 * frozen + model.text.mask.numel()
+    assert memory.trained_bytes == memory.gradient_bytes == 4 * trained
+    assert memory.optimizer_bytes == 8 * trained
+    assert memory.pairs == 5
+    assert memory.activation_bytes_per_pair == measure_activations(model, 77, "bf16")[0]
+    assert memory.total_bytes == (
+        memory.frozen_bytes
+        + 16 * trained
+        + memory.copies_bytes
+        + 5 * memory.activation_bytes_per_pair
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "accumulate", "pairs"),
+    [(8, 1, 1, 8), (8, 3, 1, 3), (8, 2, 3, 2), (2, 1, 4, 1)],
+)
+def test_pairs_kept_at_a_time(batch_size: int, processes: int, accumulate: int, pairs: int) -> None:
+    config = TrainConfig(root="p", base="toy", batch_size=batch_size, accumulate=accumulate)
+    assert plan(config, SPLITS, toy_model(), processes=processes).memory.pairs == pairs
+
+
+def printed(found: Plan) -> str:
+    console = Console(width=100, highlight=False, markup=False)
+    with console.capture() as capture:
+        for table in render(found):
+            console.print(table)
+    return capture.get()
+
+
+def test_the_tables_hold_the_plans_numbers_and_fit_100_columns() -> None:
+    found = plan(
+        CONFIG, SPLITS, toy_model(), tokenizer=clip_tokenizer(), extra_parameters={"classifier": 77}
+    )
+    text = printed(found)
+    assert max(map(len, text.splitlines())) <= 100
+    rows = [line.split() for line in text.splitlines()]
+    assert ["train", "10", "19", "6"] in rows
+    for part in found.parts[:3]:
+        assert [part.part, *(f"{n:,}" for n in (part.image, part.text, part.total))] in rows
+    assert ["classifier", "77"] in rows
+    assert f"{found.trained:,}" in text
+    assert f"{found.total:,}" in text
+    assert "12: 4 epochs of 3 steps of 8 pairs" in text
+    assert "longest 77; cut at 77: 1 of 19" in text
+    assert f"{found.memory.total_bytes / 2**20:,.1f}" in text
+    assert "estimate" in text
+    assert json.loads(json.dumps(found.as_dict()))["memory"]["total_bytes"] > 0

@@ -1,0 +1,104 @@
+"""The run's model card: what the model is, how well it does, what it must not be used for."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from upperson.config import TrainConfig
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
+    """Render a run's ``README.md``, in Markdown with a YAML header.
+
+    Args:
+        config: The run's settings.
+        results: Content of ``results.json``: ``best_epoch``, ``selected_on`` (val, test or last
+            epoch), ``val`` and ``test`` (metrics in percent by name, or None), ``seed``, ``base``,
+            ``base_sha256``, ``parameters``, ``trained_parameters`` and ``splits`` (``images``,
+            ``captions`` and ``people`` by split). What is missing is left out.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["code"] = _code
+    measured = {split: results[split] for split in ("val", "test") if results.get(split)}
+    metrics = list(dict.fromkeys(name for values in measured.values() for name in values))
+    return environment.get_template("model_card.md.j2").render(
+        config=config,
+        base=results.get("base", config.base),
+        base_sha256=results.get("base_sha256"),
+        # Names only: a card is passed on, and folders of the machine it was made on are not.
+        weights=Path(config.pretrained or "").name,
+        data=Path(config.root).name or config.dataset,
+        metrics=metrics,
+        rows=[
+            [split, *(f"{values[name]:.2f}" if name in values else "-" for name in metrics)]
+            for split, values in measured.items()
+        ],
+        selection=_selection(config, results),
+        seed=results.get("seed"),
+        splits=[
+            f"{name} {size['images']:,} images and {size['captions']:,} captions of "
+            f"{size['people']:,} people"
+            for name, size in results.get("splits", {}).items()
+        ],
+        parameters=_parameters(results),
+        parts=_parts(config),
+    )
+
+
+def _selection(config: TrainConfig, results: dict[str, Any]) -> str:
+    if "best_epoch" not in results:
+        return "Which epoch was kept is not recorded."
+    epoch = f"Epoch {results['best_epoch']} of {config.epochs}"
+    match results.get("selected_on"):
+        case "val":
+            return f"{epoch}, the best by R@1 on the validation split."
+        case "test":
+            return (
+                f"{epoch}, **selected on the test split**: its test result is optimistic, and not "
+                "comparable with one selected on a validation split."
+            )
+        case "last epoch":
+            return f"{epoch}, the last one; no split chose it."
+    return f"{epoch}; how it was chosen is not recorded."
+
+
+def _parameters(results: dict[str, Any]) -> str | None:
+    if "trained_parameters" not in results or "parameters" not in results:
+        return None
+    trained, total = results["trained_parameters"], results["parameters"]
+    return f"{trained:,} trained of {total:,} ({100 * trained / total:.2f} %)"
+
+
+def _parts(config: TrainConfig) -> list[str]:
+    model = config.model
+    parts = []
+    if model.prefix_length:
+        parts.append(
+            f"S-Prefix of {model.prefix_length} rows, initial scale {model.prefix_scale}, "
+            f"blocks {model.prefix_blocks}"
+        )
+    if model.lora_rank:
+        parts.append(f"LoRA of rank {model.lora_rank}, blocks {model.lora_blocks}")
+    if model.adapter_reduction:
+        parts.append(
+            f"L-Adapter of width / {model.adapter_reduction}, blocks {model.adapter_blocks}"
+        )
+    return parts
+
+
+def _code(text: str) -> str:
+    """Return text as a Markdown code span, whatever is in it."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{fence}{space}{text}{space}{fence}"

@@ -1,0 +1,346 @@
+"""What a training run would do and need, before it does it.
+
+The memory of activations is measured, not derived from a formula: two small forward passes tell
+what autograd keeps for the backward pass, and the difference is what one more pair costs.
+
+Shapes: N batch, H image height, W image width, L tokens.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upperson.config import TrainConfig
+from upperson.data.records import Record, Split
+from upperson.data.sampler import BatchSampler
+from upperson.model.encoder import UPPerson
+from upperson_rt.tokenizer import Tokenizer
+
+PARTS = {
+    "prefix": "S-Prefix",
+    "lora": "LoRA",
+    "adapter_attn": "L-Adapter",
+    "adapter_mlp": "L-Adapter",
+}
+"""Attributes of a block with trained tensors, and the name of the part each belongs to."""
+
+LEFT_OUT = (
+    "what one layer needs for a moment while it runs (workspace, gradients of activations), the "
+    "loss over the batch, the device context, and evaluation"
+)
+"""What the memory estimate does not contain."""
+
+_ADAM_MOMENTS = 2
+_Forward = Callable[[int], Sequence[Tensor]]
+"""Runs a number of pairs and returns the outputs."""
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitCounts:
+    """Size of one split."""
+
+    images: int
+    captions: int
+    people: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartCount:
+    """Trained parameters of one part."""
+
+    part: str
+    image: int
+    """In the image tower."""
+
+    text: int
+    """In the text tower."""
+
+    total: int
+    """Both towers, or those of a part outside of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLengths:
+    """Tokens of the training captions, SOT and EOT included."""
+
+    mean: float
+    longest: int
+    """After cutting."""
+
+    limit: int
+    """Context length of the text tower."""
+
+    cut: int
+    """Captions that are longer than the limit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """Bytes on one device, at the peak of a step; `LEFT_OUT` says what is not in it."""
+
+    frozen_bytes: int
+    """Frozen weights and buffers in the types they are kept in."""
+
+    trained_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    """Two moments of Adam."""
+
+    copies_bytes: int
+    """What a step keeps whatever its batch is, such as weights that autocast converts."""
+
+    activation_bytes_per_pair: int
+    """Kept for the backward pass by one image and one caption of the longest length."""
+
+    pairs: int
+    """Pairs whose activations are kept at a time."""
+
+    @property
+    def activation_bytes(self) -> int:
+        """Activations of all pairs kept at a time."""
+        return self.activation_bytes_per_pair * self.pairs
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of all of it."""
+        weights = self.frozen_bytes + self.trained_bytes + self.copies_bytes
+        return weights + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A training run before it runs."""
+
+    splits: dict[str, SplitCounts]
+    parts: tuple[PartCount, ...]
+    trained: int
+    """Trained parameters."""
+
+    total: int
+    """All parameters, frozen ones included."""
+
+    batch_size: int
+    epochs: int
+    steps_per_epoch: int
+    tokens: TokenLengths | None
+    """None where no tokenizer was given."""
+
+    memory: MemoryEstimate
+
+    @property
+    def percent(self) -> float:
+        """Trained share of all parameters, in percent."""
+        return 100 * self.trained / self.total
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps of the run."""
+        return self.epochs * self.steps_per_epoch
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values for JSON, with the derived ones."""
+        memory = asdict(self.memory) | {
+            "activation_bytes": self.memory.activation_bytes,
+            "total_bytes": self.memory.total_bytes,
+            "left_out": LEFT_OUT,
+        }
+        derived = {"percent": self.percent, "steps": self.steps, "memory": memory}
+        return asdict(self) | derived
+
+
+def plan(
+    config: TrainConfig,
+    splits: Mapping[Split, Sequence[Record]],
+    model: UPPerson,
+    *,
+    tokenizer: Tokenizer | None = None,
+    extra_parameters: Mapping[str, int] | None = None,
+    processes: int = 1,
+) -> Plan:
+    """Work out what a run of a configuration does; nothing is written, no image is opened.
+
+    Args:
+        config: The run.
+        splits: Its data; the training split must not be empty.
+        model: As it would be trained: on its device, frozen weights in the type they are kept in.
+        tokenizer: Of the model; without one, captions count as long as the context.
+        extra_parameters: Trained float32 parameters outside the model, such as the classifier of
+            an identity loss, by name.
+        processes: Processes that share a batch.
+    """
+    extra = dict(extra_parameters or {})
+    parts = count_parts(model) + tuple(
+        PartCount(part=name, image=0, text=0, total=count) for name, count in extra.items()
+    )
+    tokens = None
+    if tokenizer is not None:
+        captions = [text for record in splits["train"] for text in record.captions]
+        tokens = count_tokens(tokenizer, captions)
+    pairs = sum(len(record.captions) for record in splits["train"])
+    sampler = BatchSampler(pairs, config.batch_size, config.seed, processes=processes)
+    share = -(-config.batch_size // processes)
+    return Plan(
+        splits={name: count_split(records) for name, records in splits.items()},
+        parts=parts,
+        trained=sum(part.total for part in parts),
+        total=sum(p.numel() for p in model.parameters()) + sum(extra.values()),
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        steps_per_epoch=len(sampler),
+        tokens=tokens,
+        memory=_estimate_memory(
+            model,
+            precision=config.precision,
+            length=tokens.longest if tokens else model.text.context_length,
+            pairs=-(-share // config.accumulate),
+            checkpointed=config.checkpoint_activations,
+            extra=sum(extra.values()),
+        ),
+    )
+
+
+def count_split(records: Sequence[Record]) -> SplitCounts:
+    """Count one split."""
+    return SplitCounts(
+        images=len(records),
+        captions=sum(len(record.captions) for record in records),
+        people=len({record.pid for record in records}),
+    )
+
+
+def count_parts(model: UPPerson) -> tuple[PartCount, ...]:
+    """Count the trained parameters of each part, in both towers; parts left out have 0."""
+    counts = {name: [0, 0] for name in PARTS.values()}
+    for side, blocks in enumerate((model.image.blocks, model.text.blocks)):
+        for block in blocks:
+            for attribute, name in PARTS.items():
+                if (module := getattr(block, attribute)) is not None:
+                    counts[name][side] += _trained_numel(module)
+    return tuple(
+        PartCount(part=name, image=image, text=text, total=image + text)
+        for name, (image, text) in counts.items()
+    )
+
+
+def count_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> TokenLengths:
+    """Tokenize captions, at least one, and count.
+
+    Raises:
+        InputError: A caption is empty.
+    """
+    batch = tokenizer.encode(captions)
+    lengths = (batch.input_ids == tokenizer.eot_id).argmax(axis=1) + 1
+    return TokenLengths(
+        mean=float(lengths.mean()),
+        longest=int(lengths.max()),
+        limit=tokenizer.context_length,
+        cut=len(batch.truncated),
+    )
+
+
+def measure_activations(
+    model: UPPerson, length: int, precision: str, *, checkpointed: bool = False
+) -> tuple[int, int]:
+    """Measure what autograd keeps for the backward pass of a batch.
+
+    Args:
+        model: Runs where it is.
+        length: Tokens L of a caption.
+        precision: fp32, or what the towers are autocast to: bf16 or fp16.
+        checkpointed: The model keeps only the blocks' inputs; the largest block, whose activations
+            are computed again one block at a time, is added.
+
+    Returns:
+        Bytes for one pair, and bytes whatever the batch is. Weights of the model are not in either.
+    """
+
+    def towers(pairs: int) -> Sequence[Tensor]:
+        dtype = model.image.conv1.weight.dtype
+        image_N3HW = torch.zeros(pairs, 3, *model.image_size, device=device, dtype=dtype)
+        ids_NL = torch.zeros(pairs, length, dtype=torch.int64, device=device)
+        features: tuple[Tensor, Tensor] = model(image_N3HW, ids_NL)
+        return features
+
+    def one_block(block: nn.Module, tokens: int, width: int, mask: Tensor | None) -> _Forward:
+        def run(pairs: int) -> Sequence[Tensor]:
+            x_NLD = torch.zeros(pairs, tokens, width, device=device, requires_grad=True)
+            return [block(x_NLD, mask)]
+
+        return run
+
+    device = model.image.conv1.weight.device
+    per_pair, fixed = _kept_bytes(model, towers, precision)
+    if checkpointed:
+        mask = model.text.mask[:length, : model.text.prefix_length + length]
+        image_tokens, image_width = model.image.positional_embedding.shape
+        text_width = model.text.positional_embedding.shape[1]
+        forwards = [
+            *(one_block(block, image_tokens, image_width, None) for block in model.image.blocks),
+            *(one_block(block, length, text_width, mask) for block in model.text.blocks),
+        ]
+        blocks = [_kept_bytes(model, forward, precision) for forward in forwards]
+        per_pair += max(block[0] for block in blocks)
+        fixed += max(block[1] for block in blocks)
+    return per_pair, fixed
+
+
+def _estimate_memory(
+    model: UPPerson, *, precision: str, length: int, pairs: int, checkpointed: bool, extra: int
+) -> MemoryEstimate:
+    per_pair, fixed = measure_activations(model, length, precision, checkpointed=checkpointed)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    trained_bytes = _bytes_of(trained) + extra * torch.float32.itemsize
+    return MemoryEstimate(
+        frozen_bytes=_bytes_of(frozen) + _bytes_of(list(model.buffers())),
+        trained_bytes=trained_bytes,
+        gradient_bytes=trained_bytes,
+        optimizer_bytes=_ADAM_MOMENTS * trained_bytes,
+        copies_bytes=fixed,
+        activation_bytes_per_pair=per_pair,
+        pairs=pairs,
+    )
+
+
+def _kept_bytes(model: UPPerson, forward: _Forward, precision: str) -> tuple[int, int]:
+    """Return the bytes autograd keeps for each pair, and those whatever their number is."""
+    one, two = (_saved_bytes(model, forward, pairs, precision) for pairs in (1, 2))
+    return two - one, one - (two - one)
+
+
+def _saved_bytes(model: UPPerson, forward: _Forward, pairs: int, precision: str) -> int:
+    """Run a forward pass and add up the storages autograd keeps, except the model's own."""
+    own = {
+        tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())
+    }
+    # The tensors are held until the end, so that no address is used twice.
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in own:
+            saved[address] = tensor
+        return tensor
+
+    device = model.image.conv1.weight.device
+    with (
+        torch.enable_grad(),
+        torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        for output in forward(pairs):  # Alive until the backward pass, too.
+            keep(output)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+def _trained_numel(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def _bytes_of(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

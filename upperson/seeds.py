@@ -1,0 +1,58 @@
+"""Mean and spread of runs that differ in their seed alone."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from upperson_rt.errors import InputError
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Summarise the results of one or more runs.
+
+    Args:
+        results: A run's ``results.json`` each, in the order of the seeds: ``val`` and ``test`` are
+            metrics in percent by name, or None where the data has no such split.
+
+    Returns:
+        ``seeds`` and ``best_epochs`` (None where a run does not record it), and for ``val`` and
+        ``test`` None or, by metric, ``mean``, ``std`` (of a sample: divided by one less than the
+        number of runs; None for a single run), ``min``, ``max`` and ``values``.
+
+    Raises:
+        InputError: There is no run, or they were not measured on the same splits and metrics.
+    """
+    if not results:
+        raise InputError("expected the results of at least one run, found none")
+    return {
+        "seeds": [result.get("seed") for result in results],
+        "best_epochs": [result.get("best_epoch") for result in results],
+        **{split: _summarise_split(split, results) for split in ("val", "test")},
+    }
+
+
+def _summarise_split(
+    split: str, results: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]] | None:
+    measured: list[Mapping[str, float]] = [result.get(split) or {} for result in results]
+    names = list(measured[0])
+    for number, metrics in enumerate(measured, start=1):
+        if set(metrics) != set(names):
+            raise InputError(
+                f"expected the same metrics of {split} from every run, found "
+                f"{', '.join(names) or 'none'} in run 1 and {', '.join(metrics) or 'none'} in run "
+                f"{number}: summarise runs of the same data set"
+            )
+    if not names:
+        return None
+    return {name: _spread([metrics[name] for metrics in measured]) for name in names}
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "min": min(values),
+        "max": max(values),
+        "values": values,
+    }
