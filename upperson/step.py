@@ -54,7 +54,7 @@ def backward_through_batch(
     )
     image_grad_nE, text_grad_nE = _gradients(accelerator, loss, image_nE, text_nE)
     rows = [len(images) for images, _ in pieces]
-    gradients = zip(image_grad_nE.split(rows), text_grad_nE.split(rows), strict=True)
+    gradients = zip(torch.split(image_grad_nE, rows), torch.split(text_grad_nE, rows), strict=True)
     for number, (piece, gradient) in enumerate(zip(pieces, gradients, strict=True), start=1):
         # Processes exchange gradients once, with the last part.
         with nullcontext() if number == len(pieces) else accelerator.no_sync(model):

@@ -40,20 +40,22 @@ class Recorder:
         self.metrics.append((epoch, split, metrics))
 
 
-def toy_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> TrainConfig:
-    """Write a toy base and people into a folder and return a run's configuration over them.
-
-    open_clip is made to know the toy's architecture under the name ``toy``.
-    """
-    weights = folder / "toy.safetensors"
-    if not weights.exists():
-        save_file(toy_clip().state_dict(), weights)
+def know_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make open_clip know the toy's architecture under the name ``toy``."""
     known = base_module.open_clip.get_model_config
     monkeypatch.setattr(
         base_module.open_clip,
         "get_model_config",
         lambda name: TOY if name == "toy" else known(name),
     )
+
+
+def toy_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> TrainConfig:
+    """Write a toy base and people into a folder and return a run's configuration over them."""
+    know_toy(monkeypatch)
+    weights = folder / "toy.safetensors"
+    if not weights.exists():
+        save_file(toy_clip().state_dict(), weights)
     spec = SyntheticSpec(look="street", train_ids=6, val_ids=4, test_ids=5, views=2)
     values: dict[str, Any] = {
         "root": str(write_dataset(folder / "people", spec)),
