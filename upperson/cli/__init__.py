@@ -9,6 +9,7 @@ from upperson.cli.data import app as data_app
 from upperson.cli.demo import demo
 from upperson.cli.evaluate import evaluate
 from upperson.cli.export import export
+from upperson.cli.import_ import import_
 from upperson.cli.pretrain import pretrain_small
 from upperson.cli.train import train
 from upperson_rt import __version__
@@ -19,6 +20,7 @@ __all__ = ["app", "main"]
 app = new_app("Train, export and try out text-based person retrieval.")
 for command in (demo, train, evaluate, export, pretrain_small):
     app.command(cls=Command)(command)
+app.command("import", cls=Command)(import_)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 

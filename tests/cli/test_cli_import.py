@@ -1,0 +1,98 @@
+"""``upperson import`` as users run it, and the commands that follow."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import upperson.cli
+from tests.helpers.official_checkpoint import (
+    PLAIN,
+    TOY_OFFICIAL,
+    irra_heads,
+    know_toy_base,
+    official_state,
+    save_official,
+)
+from tests.helpers.toy_clip import IMAGE_SIZE
+from upperson.data.synthetic import SyntheticSpec, write_dataset
+
+SIZE = ["--base", "toy", "--height", IMAGE_SIZE[0], "--width", IMAGE_SIZE[1]]
+PEOPLE = SyntheticSpec(look="street", train_ids=6, val_ids=4, test_ids=5, views=2)
+
+
+def run(*arguments):
+    return CliRunner().invoke(upperson.cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    know_toy_base(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_an_imported_run_evaluates_and_exports(work):
+    save_official(work / "best.pth")
+    people = write_dataset(work / "people", PEOPLE)
+    result = run("import", "best.pth", "--output", "run", *SIZE)
+    assert result.exit_code == 0, result.stderr
+    assert "3 rows, all blocks" in result.stdout
+    assert "rank 4, all blocks" in result.stdout
+    assert "width / 4, all blocks" in result.stdout
+    assert "20 tensors (20 alias)" in result.stdout
+    assert "upperson export run --root DIR" in result.stdout
+
+    result = run("evaluate", "run", "--root", people, "--json")
+    assert result.exit_code == 0, result.stderr
+    result = run("export", "run", "--output", "bundle", "--no-int8")
+    assert result.exit_code == 3
+    assert "--root" in result.stderr
+    result = run("export", "run", "--root", people, "--output", "bundle", "--no-int8", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert all(
+        math.isfinite(value)
+        for value in json.loads(result.stdout)["variants"]["fp32"]["metrics"].values()
+    )
+
+
+def test_a_fully_tuned_model_is_imported_with_its_report(work):
+    state = official_state(replace(TOY_OFFICIAL, **PLAIN))
+    torch.save({"model": state | irra_heads() | {"odd.w": torch.zeros(1)}}, work / "best.pth")
+    result = run("import", "best.pth", "--output", "run", *SIZE, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "1 unknown tensors are left out, first odd.w" in result.stderr
+    report = json.loads(result.stdout)
+    assert report["run"] == "run"
+    assert report["kind"] == "fine-tuned CLIP"
+    assert report["mapped"] == len(state)
+    assert report["ignored"] == {"training head": len(irra_heads()), "unknown": 1}
+    people = write_dataset(work / "people", PEOPLE)
+    assert run("evaluate", "run", "--root", people).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nowhere.pth", "--output", "run"], 3, "expected a checkpoint file at nowhere.pth"),
+        (["best.pth"], 2, "Missing option '--output'"),
+        (["best.pth", "--output", "run", "--dataset", "chuk-pedes"], 2, "mean 'cuhk-pedes'"),
+        (["best.pth", "--output", "run", "--base", "toyy"], 2, "base 'toyy' is unknown"),
+        (["best.pth", "--output", "run", "--base", "toy"], 3, "such as 48x32"),
+        (["best.pth", "--output", "run"], 3, "--base takes another"),
+        (["junk.pth", "--output", "run"], 3, "junk.pth cannot be read as a checkpoint"),
+        (["best.pth", "--output", ".", *SIZE], 3, "is the working folder"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(work, arguments, code, message):
+    save_official(work / "best.pth")
+    (work / "junk.pth").write_bytes(b"junk")
+    result = run("import", *arguments)
+    assert result.exit_code == code, result.stderr
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert {path.name for path in work.iterdir()} == {"best.pth", "junk.pth"}

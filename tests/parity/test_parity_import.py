@@ -1,0 +1,134 @@
+"""Imported runs against the paper's formulas, computed from the official names and tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.official_checkpoint import (
+    PLAIN,
+    TOY_OFFICIAL,
+    Official,
+    irra_heads,
+    know_toy_base,
+    official_state,
+    save_official,
+    with_aliases,
+)
+from tests.helpers.official_formulas import official_image_features, official_text_features
+from tests.helpers.toy_clip import IMAGE_SIZE, toy_ids
+from upperson.model.encoder import UPPerson
+from upperson.official.importing import import_checkpoint
+from upperson.run import load_run
+
+TOLERANCE = 1e-5
+TOY_HEADS = {"image": 32, "text": 16}
+
+
+def unit(features: Tensor) -> Tensor:
+    return features / features.norm(dim=-1, keepdim=True)
+
+
+def toy_features(state: dict[str, Tensor], image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        unit(official_image_features(state, image, IMAGE_SIZE[1] // 16, TOY_HEADS["image"])),
+        unit(official_text_features(state, ids, TOY_HEADS["text"])),
+    )
+
+
+def import_toy(path: Path) -> UPPerson:
+    run = path.with_name("run")
+    import_checkpoint(path, run, base="toy", image_size=IMAGE_SIZE)
+    _, _, model = load_run(run)
+    return model
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    image = torch.randn(3, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(4))
+    return image, toy_ids([3, 9, 77, 2]).long()
+
+
+def require_parity(model: UPPerson, state: dict[str, Tensor]) -> None:
+    image, ids = inputs()
+    expected_image, expected_text = toy_features(state, image, ids)
+    with torch.no_grad():
+        found_image, found_text = model.encode_image(image), model.encode_text(ids)
+    torch.testing.assert_close(found_image.double(), expected_image, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(found_text.double(), expected_text, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"depth_prefix": 1},
+        {"depth_lora": 1, "depth_adapter": 1},
+        {"depth_prefix": 0},
+        {"depth_lora": 0, "prefix_length": 1},
+        {"depth_adapter": 12},
+        PLAIN,
+    ],
+    ids=lambda settings: ",".join(f"{key}={value}" for key, value in settings.items()) or "all",
+)
+def test_features_equal_the_formulas(
+    settings: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_toy_base(monkeypatch)
+    official = replace(TOY_OFFICIAL, **settings)
+    state = save_official(tmp_path / "best.pth", official)
+    require_parity(import_toy(tmp_path / "best.pth"), state)
+
+
+def test_features_of_a_fully_tuned_model_equal_the_formulas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_toy_base(monkeypatch)
+    state = official_state(replace(TOY_OFFICIAL, **PLAIN))
+    torch.save({"model": state | irra_heads()}, tmp_path / "best.pth")
+    require_parity(import_toy(tmp_path / "best.pth"), state)
+
+
+def test_every_tensor_of_a_checkpoint_changes_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor that did not would make parity hold wherever it was mapped to."""
+    know_toy_base(monkeypatch)
+    state = official_state(TOY_OFFICIAL)
+    torch.save(state, tmp_path / "best.pth")
+    model = import_toy(tmp_path / "best.pth").requires_grad_(True)
+    image, ids = inputs()
+    weights = torch.randn(model.embed_dim, generator=torch.Generator().manual_seed(5))
+    (
+        (model.encode_image(image) @ weights).sum() + (model.encode_text(ids) @ weights).sum()
+    ).backward()
+    names = [name for name, parameter in model.named_parameters()]
+    assert len(names) == len(state)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().max()) > 1e-6, name
+
+
+def test_the_real_size_is_recognised_and_equals_the_formulas(tmp_path: Path) -> None:
+    """ViT-B/16 with the official README's settings, in its mix of precisions."""
+    state = with_aliases(official_state(Official()))
+    torch.save(
+        {"model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "b.pth"
+    )
+    report = import_checkpoint(tmp_path / "b.pth", tmp_path / "run")
+    assert report["base"] == "ViT-B-16-quickgelu"
+    assert (len(report["mapped"]), len(report["ignored"])) == (805, 120)
+    (tmp_path / "b.pth").unlink()
+    _, _, model = load_run(tmp_path / "run")
+    image = torch.randn(1, 3, 384, 128, generator=torch.Generator().manual_seed(4))
+    ids = toy_ids([12]).long()
+    with torch.no_grad():
+        found_image, found_text = model.encode_image(image), model.encode_text(ids)
+    del model
+    expected_image = unit(official_image_features(state, image, columns=8))
+    torch.testing.assert_close(found_image.double(), expected_image, atol=TOLERANCE, rtol=0)
+    expected_text = unit(official_text_features(state, ids))
+    torch.testing.assert_close(found_text.double(), expected_text, atol=TOLERANCE, rtol=0)

@@ -1,0 +1,105 @@
+"""``upperson import``."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from upperson.cli.extras import require_extra
+from upperson.cli.options import Dataset
+from upperson_rt.cli.options import Debug, Json
+from upperson_rt.cli.output import new_table, print_json, print_table, print_warning
+from upperson_rt.errors import UsageError
+
+
+def import_(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="best.pth of the official code.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", help="New run folder.", show_default=False)],
+    dataset: Dataset = "jsonl",
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the data set that export measures on.",
+            show_default="none: pass it to export",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture of CLIP by open_clip's name.",
+            show_default="the one of OpenAI that fits",
+        ),
+    ] = None,
+    height: Annotated[int, typer.Option(min=1, help="Image height of its training.")] = 384,
+    width: Annotated[int, typer.Option(min=1, help="Image width of its training.")] = 128,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a checkpoint of the official UP-Person or IRRA code into a run.
+
+    The file may come from anywhere: only tensors are read, code in it never runs. The run holds its
+    own copy of CLIP, and import.json, which tells what became of every tensor.
+
+    Example: `upperson import best.pth --output runs/official --dataset cuhk-pedes --root data`
+    """
+    require_extra("train", "importing")
+    from upperson.data.records import DATASETS
+    from upperson.official.importing import REPORT, import_checkpoint
+    from upperson_rt._strict_json import suggestion
+
+    if dataset.lower() not in DATASETS:
+        raise UsageError(f"--dataset '{dataset}' is unknown, {suggestion(dataset, DATASETS)}")
+    report = import_checkpoint(
+        checkpoint, output, dataset=dataset, root=root, base=base, image_size=(height, width)
+    )
+    unknown = [key for key, reason in report["ignored"].items() if reason == "unknown"]
+    if unknown:
+        print_warning(
+            f"{len(unknown)} unknown tensors are left out, first {unknown[0]}; "
+            f"{output / REPORT} has all"
+        )
+    if json:
+        print_json({"run": str(output), "report": str(output / REPORT)} | _summary(report))
+        return
+    table = new_table("", report["kind"])
+    for name, text in _rows(report):
+        table.add_row(name, text)
+    print_table(table)
+    asked = "" if root else " --root DIR"
+    shown = root or "DIR"
+    typer.echo(
+        f"run {output}; next:  upperson evaluate {output} --dataset {dataset} --root {shown}"
+        f"  or  upperson export {output}{asked}"
+    )
+
+
+def _summary(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the report with counts and reasons in place of its hundreds of names."""
+    names = Counter(report["ignored"].values())
+    return report | {"mapped": len(report["mapped"]), "ignored": dict(names)}
+
+
+def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    model = report["model"]
+    height, width = report["image_size"]
+    ignored = Counter(report["ignored"].values())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in ignored.items())
+    missing = ", ".join(f"{key} = {value}" for key, value in report["missing"].items())
+    return [
+        ("base", f"{report['base']}, {height}x{width}"),
+        ("S-Prefix", _part(model["prefix_length"], "{} rows", model["prefix_blocks"])),
+        ("LoRA", _part(model["lora_rank"], "rank {}", model["lora_blocks"])),
+        ("L-Adapters", _part(model["adapter_reduction"], "width / {}", model["adapter_blocks"])),
+        ("mapped", f"{len(report['mapped'])} tensors"),
+        ("ignored", f"{sum(ignored.values())} tensors" + (f" ({reasons})" if reasons else "")),
+        ("missing", missing or "none"),
+    ]
+
+
+def _part(size: int, form: str, blocks: str) -> str:
+    if not size:
+        return "none"
+    return f"{form.format(size)}, {'all blocks' if blocks == 'all' else f'blocks {blocks}'}"
