@@ -8,7 +8,10 @@ from upperson_rt.cli.output import new_table
 
 def render(plan: Plan) -> list[Table]:
     """Return the plan as tables to print one after the other: data, parameters, run, memory."""
-    return [_data(plan), _parameters(plan), _run(plan), _memory(plan)]
+    tables = [_data(plan), _parameters(plan), _run(plan), _memory(plan)]
+    for table in tables[:-1]:
+        table.add_row()  # An empty line before the next one.
+    return tables
 
 
 def _data(plan: Plan) -> Table:
