@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.toy_clip import toy_model
 from upperson.config import TrainConfig
-from upperson.optim import build_optimizer, learning_rate
-from upperson.recipe import read_config, read_recipe
+from upperson.model.base import build_clip
+from upperson.model.encoder import UPPerson
+from upperson.optim import build_optimizer, schedule, set_learning_rate
+from upperson.recipe import read_config, read_recipe, recipe_names
 from upperson_rt.errors import InputError, UsageError
 
 
@@ -26,7 +29,8 @@ def test_a_config_survives_its_file(tmp_path: Path) -> None:
         ("root: p\nepoch: 3", "did you mean 'epochs'"),
         ("root: p\nmodel: {prefix_len: 3}", "did you mean 'prefix_length'"),
         ("root: p\nepochs: many", "epochs: expected int, found 'many'"),
-        ("root: p\nprecision: fp8", "expected one of fp32, bf16"),
+        ("root: p\nprecision: fp8", "expected one of fp32, bf16, fp16"),
+        ("root: p\nselect_on: train", "expected one of val, test"),
         ("epochs: 3", "'root' is missing"),
         ("- a list", "found list"),
         ("root: [", "cannot be read as YAML"),
@@ -50,17 +54,107 @@ def test_contradictions_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("epoch", "rate"),
-    [(0, 1.0e-4), (1, 2.8e-4), (4, 8.2e-4), (5, 1.0e-3), (20, 8.27e-4), (32, 5.14e-4)],
+    [
+        (0, 1.0e-4),
+        (1, 2.8e-4),
+        (4, 8.2e-4),
+        (5, 1.0e-3),
+        (20, 8.27e-4),
+        (32, 5.14e-4),
+        (59, 8.15e-7),
+    ],  # fmt: skip
 )
 def test_the_schedule_has_the_papers_values(epoch: int, rate: float) -> None:
-    assert learning_rate(epoch, TrainConfig(root="p")) == pytest.approx(rate, rel=2e-3)
+    config = TrainConfig(root="p")
+    assert config.lr * schedule(epoch, config) == pytest.approx(rate, rel=2e-3)
+    optimizer = build_optimizer(toy_model().named_parameters(), config)
+    assert set_learning_rate(optimizer, epoch, config) == pytest.approx(rate, rel=2e-3)
+    assert {group["lr"] for group in optimizer.param_groups} == {
+        config.lr * schedule(epoch, config)
+    }
 
 
 def test_the_optimiser_holds_the_trained_tensors_and_spares_biases() -> None:
     model = toy_model()
-    decayed, exempt = build_optimizer(model, TrainConfig(root="p")).param_groups
+    decayed, exempt = build_optimizer(model.named_parameters(), TrainConfig(root="p")).param_groups
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert len(decayed["params"]) + len(exempt["params"]) == len(trained)
     assert len(exempt["params"]) == sum(name.endswith("bias") for name in trained) > 0
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (4e-5, 0.0)
     assert decayed["eps"] == 1e-3
+
+
+def test_prefixes_may_have_a_rate_of_their_own() -> None:
+    config = TrainConfig(root="p", prefix_lr=5e-5)
+    model = toy_model()
+    optimizer = build_optimizer(model.named_parameters(), config)
+    set_learning_rate(optimizer, 5, config)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == (5e-5 if ".prefix." in name else 1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix_length", "rank", "lr", "trained"),
+    [
+        ("cuhk-pedes", 10, 32, 1e-3, 7_419_816),
+        ("icfg-pedes", 14, 32, 1e-3, 7_542_696),
+        ("rstpreid", 2, 16, 1e-4, 6_191_016),
+    ],
+)
+@pytest.mark.parametrize("large", [False, True])
+def test_named_recipes_have_the_papers_values(
+    name: str, prefix_length: int, rank: int, lr: float, trained: int, large: bool
+) -> None:
+    config = read_recipe(name + ("-vit-l-14" if large else ""), {"root": "p"})
+    model = config.model
+    assert (model.prefix_length, model.lora_rank, model.adapter_reduction) == (
+        prefix_length,
+        rank,
+        8,
+    )
+    assert (model.prefix_scale, config.lr, config.adam_eps) == (10.0, lr, 1e-3)
+    assert (config.epochs, config.batch_size, config.warmup_epochs) == (60, 128, 5)
+    assert (config.loss, config.augment, config.mask_captions) == ("sdm", True, True)
+    assert (config.weight_decay, config.prefix_lr) == (4e-5, None)
+    with torch.device("meta"):
+        clip = build_clip(config.base)
+        built = UPPerson(clip, model, (config.height_px, config.width_px))
+    if not large:
+        assert sum(p.numel() for p in built.parameters() if p.requires_grad) == trained
+        assert (config.height_px, config.width_px) == (384, 128)
+
+
+def test_recipes_of_the_package_are_all_readable() -> None:
+    names = recipe_names()
+    assert len(names) == 7
+    for name in names:
+        assert read_recipe(name, {"root": "p"}).root == "p"
+
+
+def test_settings_replace_any_key() -> None:
+    config = read_recipe(
+        "rstpreid",
+        {"root": "p", "epochs": 9},
+        ["model.lora_rank=4", "model.lora_blocks=2", "epochs=8", "prefix_lr=5e-5", "augment=false"],
+    )
+    assert (config.model.lora_rank, config.model.lora_blocks) == (4, "2")
+    assert (config.epochs, config.prefix_lr, config.augment) == (8, 5e-5, False)
+    assert config.model.prefix_length == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("epochs", "--set wants KEY=VALUE"),
+        ("=3", "--set wants KEY=VALUE"),
+        ("epochs=[", "the value is not YAML"),
+        ("epochs.x=3", "'epochs' has no settings of its own"),
+        ("model.rank=3", "unknown key 'rank'"),
+        ("epochs=three", "epochs: expected int, found 'three'"),
+    ],
+)
+def test_a_bad_setting_is_named(setting: str, message: str) -> None:
+    with pytest.raises((UsageError, InputError), match=message):
+        read_recipe("synthetic", {"root": "p"}, [setting])

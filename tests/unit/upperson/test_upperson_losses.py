@@ -1,0 +1,108 @@
+"""Losses against their formulas, written entry by entry."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upperson.losses import LOSSES, Objective, cmpm_loss, id_loss, itc_loss, loss_names, sdm_loss
+from upperson_rt.errors import UsageError
+
+LABELS = torch.tensor([0, 1, 0, 2, 2])
+
+
+@pytest.fixture
+def features() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    image, text = torch.randn(2, len(LABELS), 6, generator=generator) * 2
+    return image, text
+
+
+def kl_both_ways(rows: Callable[[Tensor, Tensor], Tensor], image: Tensor, text: Tensor) -> float:
+    total = 0.0
+    for queries, gallery in ((text, image), (image, text)):
+        for i, query in enumerate(queries):
+            p = rows(query, gallery).softmax(0)
+            same = (LABELS[i] == LABELS).float()
+            for p_ij, q_ij in zip(p.tolist(), (same / same.sum()).tolist(), strict=True):
+                total += p_ij * (math.log(p_ij) - math.log(q_ij + 1e-8)) / len(queries)
+    return total
+
+
+def test_sdm(features: tuple[Tensor, Tensor]) -> None:
+    image, text = (F.normalize(x, dim=-1) for x in features)
+    expected = kl_both_ways(lambda query, gallery: gallery @ query / 0.02, image, text)
+    assert sdm_loss(image, text, LABELS).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_cmpm_projects_a_feature_with_its_length_on_unit_ones(
+    features: tuple[Tensor, Tensor],
+) -> None:
+    expected = kl_both_ways(
+        lambda query, gallery: gallery @ query / gallery.norm(dim=-1), *features
+    )
+    assert cmpm_loss(*features, LABELS).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_itc_has_the_own_partner_as_only_target(features: tuple[Tensor, Tensor]) -> None:
+    image, text = (F.normalize(x, dim=-1) for x in features)
+    expected = 0.0
+    for queries, gallery in ((text, image), (image, text)):
+        for i, query in enumerate(queries):
+            logits = gallery @ query / 0.02
+            expected += (logits.logsumexp(0) - logits[i]).item() / (2 * len(queries))
+    assert itc_loss(image, text).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_id_classifies_both_modalities_with_one_classifier(
+    features: tuple[Tensor, Tensor],
+) -> None:
+    torch.manual_seed(0)
+    classifier = Objective(("id",), 6, 3).classifier
+    assert classifier is not None
+    assert classifier.weight.std().item() == pytest.approx(0.001, rel=0.5)
+    assert classifier.bias.abs().max().item() == 0
+    torch.nn.init.normal_(classifier.weight)
+    expected = 0.0
+    for x in features:
+        logits = x @ classifier.weight.T + classifier.bias
+        picked = logits[torch.arange(len(LABELS)), LABELS]
+        expected += (logits.logsumexp(1) - picked).mean().item() / 2
+    assert id_loss(classifier, *features, LABELS).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_objective_is_the_sum_of_its_losses(features: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    parts = []
+    for name in LOSSES:
+        torch.manual_seed(0)
+        parts.append(Objective((name,), 6, 3)(*features, LABELS).item())
+    torch.manual_seed(0)
+    together = Objective(LOSSES, 6, 3)(*features, LABELS).item()
+    assert together == pytest.approx(sum(parts), rel=1e-6)
+    assert len({round(part, 3) for part in parts}) == len(LOSSES)
+
+
+def test_sdm_and_itc_do_not_see_the_length_of_features(features: tuple[Tensor, Tensor]) -> None:
+    image, text = features
+    objective = Objective(("sdm", "itc"), 6, 3)
+    assert objective(image * 3, text, LABELS).item() == pytest.approx(
+        objective(image, text, LABELS).item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sdn", "loss 'sdn' is unknown: did you mean 'sdm'"),
+        ("sdm+", "loss '' is unknown"),
+        ("sdm+id+sdm", "names a loss twice"),
+        ("", "loss '' is unknown"),
+    ],
+)
+def test_a_bad_list_of_losses_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("+", r"\+")):
+        loss_names(text)
