@@ -5,6 +5,7 @@
     adapter.safetensors  trained tensors only; metadata names the base they belong to
     metrics.csv          a line an epoch
     results.json         best epoch, its validation and test accuracy, parameter counts
+    README.md            model card
     curves.png, events*  for people
 
 A run is a few megabytes; the frozen base is found again by name or file and checked by hash.
@@ -13,6 +14,8 @@ A run is a few megabytes; the frozen base is found again by name or file and che
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib
@@ -22,12 +25,15 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from upperson.config import TrainConfig
+from upperson.data.records import Record, Split
+from upperson.evaluate import Evaluation
 from upperson.model.base import Base, load_base
 from upperson.model.encoder import UPPerson
+from upperson.model_card import model_card
+from upperson.plan import count_split
 from upperson.recipe import read_config
 from upperson_rt.atomic import write_atomically
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.metrics import RetrievalMetrics
 
 CONFIG = "config.yaml"
 ADAPTER = "adapter.safetensors"
@@ -35,6 +41,7 @@ METRICS = "metrics.csv"
 RESULTS = "results.json"
 LAST = "last"
 CURVES = "curves.png"
+CARD = "README.md"
 
 
 class RunWriter:
@@ -115,23 +122,30 @@ class RunWriter:
         self,
         best_epoch: int,
         selected_on: str,
-        val: RetrievalMetrics | None,
-        test: RetrievalMetrics | None,
+        measured: Mapping[Split, Evaluation],
+        splits: Mapping[Split, Sequence[Record]],
         seconds: float,
     ) -> None:
         """Write results.json and the model card, and close the event file."""
+        val, test = measured.get("val"), measured.get("test")
         results = {
             "best_epoch": best_epoch,
             "selected_on": selected_on,
-            "val": val and val.as_dict(),
-            "test": test and test.as_dict(),
+            "val": val and val.text_to_image.as_dict(),
+            "test": test and test.text_to_image.as_dict(),
+            "image_to_text": {
+                "val": val and val.image_to_text.as_dict(),
+                "test": test and test.image_to_text.as_dict(),
+            },
             "seed": self._config.seed,
             "base": self._base.name,
             "base_sha256": self._base.sha256,
             **self._counts,
+            "splits": {name: asdict(count_split(records)) for name, records in splits.items()},
             "seconds": round(seconds, 1),
         }
         write_atomically(self._path / RESULTS, json.dumps(results, indent=2) + "\n")
+        write_atomically(self._path / CARD, model_card(self._config, results))
         self._events.close()
 
 

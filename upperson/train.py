@@ -6,7 +6,6 @@ measured on the files it leaves behind, in float32, exactly as anyone who loads 
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,17 +17,16 @@ from torch.utils.data import DataLoader
 from upperson.checkpoint import load_checkpoint, save_checkpoint
 from upperson.config import TrainConfig
 from upperson.data.dataset import Batch, ImageDataset, PairDataset
-from upperson.data.records import Record, Split
+from upperson.data.records import SPLITS, Record, Split
 from upperson.data.sampler import BatchSampler
 from upperson.data.transforms import evaluation_transform, training_transform
-from upperson.data.vocabulary import clip_tokenizer
 from upperson.engine import start_engine
-from upperson.evaluate import evaluate
+from upperson.evaluate import Evaluation, evaluate, evaluate_both
 from upperson.model.encoder import UPPerson
 from upperson.optim import build_optimizer, set_learning_rate
 from upperson.run import LAST, RunWriter, load_run
-from upperson.run_state import RunState, records_sha256
-from upperson.setup import Splits, set_up
+from upperson.run_state import Progress, RunState, records_sha256
+from upperson.setup import Setup, Splits, set_up
 from upperson.step import backward_through_batch
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.metrics import RetrievalMetrics
@@ -191,33 +189,39 @@ def train(
             save_checkpoint(run_path / LAST, progress.epoch * len(sampler), state.checkpoint())
         engine.wait_for_everyone()
 
-    val = test = None
+    measured = {}
     if main:
-        measure = _saved_model_measure(run_path, config, observer, progress.best_epoch)
-        val, test = measure("val", splits), measure("test", splits)
-    result = TrainResult(
-        best_epoch=progress.best_epoch, val=val, test=test, seconds=time.perf_counter() - started
+        measured = _measure_saved_run(run_path, setup, config, engine, observer, progress)
+        seconds = time.perf_counter() - started
+        writer.finish(progress.best_epoch, selecting or "last epoch", measured, splits, seconds)
+    engine.wait_for_everyone()
+    return TrainResult(
+        best_epoch=progress.best_epoch,
+        val=measured["val"].text_to_image if "val" in measured else None,
+        test=measured["test"].text_to_image if "test" in measured else None,
+        seconds=time.perf_counter() - started,
     )
-    if main:
-        writer.finish(result.best_epoch, selecting or "last epoch", val, test, result.seconds)
-    return result
 
 
-def _saved_model_measure(
-    run_path: Path, config: TrainConfig, observer: Observer, best_epoch: int
-) -> Callable[[Split, Splits], RetrievalMetrics | None]:
-    """Load the run as anyone will, and return how to measure one of its splits."""
+def _measure_saved_run(
+    run_path: Path,
+    setup: Setup,
+    config: TrainConfig,
+    engine: Accelerator,
+    observer: Observer,
+    progress: Progress,
+) -> dict[Split, Evaluation]:
+    """Load the run as anyone will, in float32, and measure val and test as far as they exist."""
     _, _, model = load_run(run_path)
-    tokenizer = clip_tokenizer(model.text.context_length)
-
-    def measure(split: Split, splits: Splits) -> RetrievalMetrics | None:
-        if not splits[split]:
-            return None
-        metrics = evaluate(model, tokenizer, splits[split], workers=config.workers)
-        observer.evaluated(best_epoch - 1, split, metrics)
-        return metrics
-
-    return measure
+    model.to(engine.device)
+    measured: dict[Split, Evaluation] = {}
+    for split in SPLITS:
+        if split != "train" and setup.splits[split]:
+            measured[split] = evaluate_both(
+                model, setup.tokenizer, setup.splits[split], workers=config.workers
+            )
+            observer.evaluated(progress.best_epoch - 1, split, measured[split].text_to_image)
+    return measured
 
 
 def _training_loader(

@@ -87,13 +87,13 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson.cli.demo_report import render_report, sample_queries
     from upperson.cli.export import export_run
     from upperson.cli.progress import TrainingDisplay
-    from upperson.recipe import read_recipe
     from upperson.data.records import read_jsonl
     from upperson.data.vocabulary import clip_tokenizer
     from upperson.evaluate import embed_records, pids_of
     from upperson.model.base import load_base
     from upperson.model.block import PLAIN_CLIP
     from upperson.model.encoder import UPPerson
+    from upperson.recipe import read_recipe
     from upperson.run import load_run
     from upperson.train import train
     from upperson_rt.bundle import open_encoder

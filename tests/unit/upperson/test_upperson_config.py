@@ -62,7 +62,7 @@ def test_contradictions_are_refused() -> None:
         (20, 8.27e-4),
         (32, 5.14e-4),
         (59, 8.15e-7),
-    ],  # fmt: skip
+    ],
 )
 def test_the_schedule_has_the_papers_values(epoch: int, rate: float) -> None:
     config = TrainConfig(root="p")

@@ -31,7 +31,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_folder_holds_what_it_should(run: Path) -> None:
     names = {path.name for path in run.iterdir() if not path.name.startswith("events")}
     assert names == {
-        "config.yaml", "adapter.safetensors", "metrics.csv", "results.json", "curves.png", "last"
+        "config.yaml", "adapter.safetensors", "metrics.csv", "results.json", "curves.png", "last",
+        "README.md",
     }  # fmt: skip
     assert any(path.name.startswith("events") for path in run.iterdir())
     rows = list(csv.DictReader((run / "metrics.csv").read_text("utf-8").splitlines()))
