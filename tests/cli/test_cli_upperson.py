@@ -107,7 +107,7 @@ def test_options_are_frozen():
     ("arguments", "code", "message"),
     [
         (["train", "--root", "people", "--epoch", "3"], 2, "No such option: --epoch"),
-        (["train"], 2, "Missing option '--root'"),
+        (["train"], 2, "--root is missing: pass the folder of the data set"),
         (["train", "--root", "people", "--epochs", "many"], 2, "Invalid value for '--epochs'"),
         (["train", "--root", "p", "--recipe", "syntetic"], 2, "did you mean 'synthetic'"),
         (["train", "--root", "nowhere"], 3, "nowhere, found none: pass --root"),

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from upperson.plan import LEFT_OUT, Plan
+from upperson.plan import Plan
 from upperson_rt.cli.output import new_table
 
 
@@ -66,7 +66,7 @@ def _memory(plan: Plan) -> Table:
             memory.activation_bytes,
             f"{memory.pairs} pairs of {_mib(memory.activation_bytes_per_pair)} MiB",
         ),
-        ("sum, an estimate", memory.total_bytes, f"not in it: {LEFT_OUT}"),
+        ("sum, an estimate", memory.total_bytes, ""),
     ):
         table.add_row(name, _mib(size), detail)
     return table

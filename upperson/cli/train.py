@@ -135,7 +135,7 @@ def _config(
 
 def _dry_run(config: "TrainConfig", json: bool) -> None:
     from upperson.cli.plan_table import render
-    from upperson.plan import plan
+    from upperson.plan import LEFT_OUT, plan
     from upperson.setup import set_up
 
     setup = set_up(config)
@@ -152,6 +152,7 @@ def _dry_run(config: "TrainConfig", json: bool) -> None:
         return
     for table in render(planned):
         print_table(table)
+    typer.echo(f"not in the sum: {LEFT_OUT}")
 
 
 def _absolute_file(pretrained: str) -> str:

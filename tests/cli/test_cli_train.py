@@ -1,0 +1,157 @@
+"""``upperson train`` as a user and a power cut meet it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import upperson.cli
+from tests.helpers.command_line import SOURCES
+from upperson.data.synthetic import SyntheticSpec, write_dataset
+
+RUN = ["--epochs", "2", "--batch-size", "8", "--set", "checkpoint_every=1"]
+"""8 people x 2 views x 2 captions in batches of 8: two epochs of 4 steps."""
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(upperson.cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = SyntheticSpec(look="street", train_ids=8, val_ids=4, test_ids=4, views=2)
+    return write_dataset(tmp_path_factory.mktemp("few") / "people", spec)
+
+
+def start(*arguments: object, cwd: Path) -> subprocess.Popen[bytes]:
+    with (cwd / "stderr.txt").open("wb") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", "upperson", *map(str, arguments)],
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+
+
+def kill_at(process: subprocess.Popen[bytes], checkpoint: Path) -> None:
+    """Kill a process without mercy once a checkpoint of this step, or of a later one, is there."""
+    deadline = time.monotonic() + 60
+    while not [path for path in checkpoint.parent.glob("step_*") if path >= checkpoint]:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.timeout(180, func_only=True)
+def test_a_killed_run_ends_as_one_that_was_not(people: Path, tmp_path: Path) -> None:
+    whole = start("train", "--root", people, "--output", "whole", *RUN, cwd=tmp_path)
+    assert whole.wait(60) == 0, (tmp_path / "stderr.txt").read_text("utf-8")
+    killed = start("train", "--root", people, "--output", "killed", *RUN, cwd=tmp_path)
+    last = tmp_path / "killed" / "last"
+    kill_at(killed, last / "step_00000003.safetensors")
+    kill_at(start("train", "--resume", "killed", cwd=tmp_path), last / "step_00000006.safetensors")
+    resumed = start("train", "--resume", "killed", cwd=tmp_path)
+    assert resumed.wait(60) == 0
+    assert "note: resuming at epoch" in (tmp_path / "stderr.txt").read_text("utf-8")
+    for name in ("metrics.csv", "adapter.safetensors", "config.yaml"):
+        ours, theirs = (tmp_path / folder / name for folder in ("killed", "whole"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    results = [
+        json.loads((tmp_path / folder / "results.json").read_text("utf-8")) | {"seconds": 0}
+        for folder in ("killed", "whole")
+    ]
+    assert results[0] == results[1]
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("train", "--root", people, "--dry-run", "--batch-size", 6, "--loss", "sdm+id")
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["train", "16", "32", "8"] in rows
+    assert "30: 5 epochs of 6 steps of 6 pairs" in result.stdout
+    plan = json.loads(
+        run("train", "--root", people, "--dry-run", "--json", "--loss", "sdm+id").stdout
+    )
+    parts = {part["part"]: part["total"] for part in plan["parts"]}
+    assert parts["classifier"] == (128 + 1) * 8
+    assert sum(parts.values()) == plan["trained"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_seeds_give_mean_and_spread(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(
+        "train", "--root", people, "--output", "runs", "--epochs", 1, "--set", "warmup_epochs=0",
+        "--batch-size", 16, "--seeds", 2, "--seed", 5, "--select-on", "test", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads(result.stdout)["seeds"]
+    assert summary == json.loads((tmp_path / "runs/seeds.json").read_text("utf-8"))
+    found = []
+    for seed in (5, 6):
+        results = json.loads((tmp_path / f"runs/seed_{seed}/results.json").read_text("utf-8"))
+        assert (results["seed"], results["selected_on"]) == (seed, "test")
+        found.append(results["test"]["mAP"])
+        card = (tmp_path / f"runs/seed_{seed}/README.md").read_text("utf-8")
+        assert "test split" in card
+    assert found[0] != found[1]
+    assert summary["test"]["mAP"]["values"] == found
+    assert summary["test"]["mAP"]["mean"] == pytest.approx(sum(found) / 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--resume", "nowhere"], 2, "--resume wants a run folder with config.yaml, found none"),
+        (["--resume", "run", "--epochs", "3"], 2, "leave out other options than --device"),
+        (["--resume", "run", "--set", "lr=1"], 2, "leave out other options than --device"),
+        (["--root", "ROOT", "--loss", "smd"], 2, "loss 'smd' is unknown: did you mean 'sdm'"),
+        (["--root", "ROOT", "--precision", "int8"], 3, "expected one of fp32, bf16, fp16"),
+        (["--root", "ROOT", "--precision", "fp16", "--device", "cpu"], 5, "fp16 needs a CUDA"),
+        (["--root", "ROOT", "--device", "tpu"], 2, "--device must be auto, cpu or cuda"),
+        (["--root", "ROOT", "--set", "model.rank=3"], 3, "unknown key 'rank'"),
+        (["--root", "ROOT", "--set", "model.lora_blocks=1-99"], 2, "has 4 blocks"),
+        (["--root", "ROOT", "--seeds", "0"], 2, "Invalid value for '--seeds'"),
+        (["--root", "ROOT", "--base", "ViT-B-16"], 2, "needs weights, found none"),
+        (["--dataset", "rstpreid", "--root", "ROOT"], 3, "data_captions.json"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(
+    people: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("train", *(str(people) if word == "ROOT" else word for word in arguments))
+    assert result.exit_code == code, result.stderr
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_must_agree_on_the_run_folder(
+    people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run("train", "--root", people)
+    assert result.exit_code == 2
+    assert "--output is missing: several processes must agree" in result.stderr
