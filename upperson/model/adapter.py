@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -25,6 +26,9 @@ class LAdapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map the residual stream x [..., D] to what is added to its LayerNorm, [..., D]."""
-        out: Tensor = self.scale * self.up(torch.relu(self.down(x)))
-        return out
+        """Map the residual stream x [..., D] to what is added to its LayerNorm, [..., D].
+
+        The scale meets the bottleneck and the bias, so that its gradient needs no [..., D] tensor.
+        """
+        hidden = self.scale * torch.relu(self.down(x))
+        return F.linear(hidden, self.up.weight, self.scale * self.up.bias)

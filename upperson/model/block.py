@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from upperson.model.adapter import LAdapter
 from upperson.model.lora import KVLora
+from upperson.model.mlp import frozen_mlp
 from upperson.model.prefix import SPrefix
 from upperson_rt.errors import UsageError
 
@@ -138,35 +139,53 @@ class Block(nn.Module):
             self.adapter_attn = LAdapter(width, config.adapter_reduction)
             self.adapter_mlp = LAdapter(width, config.adapter_reduction)
 
-    def forward(self, x_NLD: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_NLD: Tensor, mask: Tensor | None = None, only_N: Tensor | None = None
+    ) -> Tensor:
         """Run the block.
 
         Args:
             x_NLD: Residual stream [N, L, D].
             mask: None, or bool [L, P + L], True where a query may look at a key. A block without
                 prefix leaves out its first P columns.
+            only_N: None, or the index of the one token of each sample whose output is wanted. All
+                tokens are its keys and values; queries and MLP are computed for it alone.
+
+        Returns:
+            The residual stream [N, L, D] after the block, or [N, 1, D].
         """
+        u_NLD = _normed(x_NLD, self.ln_1, self.adapter_attn)
         if mask is not None and self.prefix is None:
             mask = mask[:, -x_NLD.shape[1] :]
-        x_NLD = x_NLD + self._attention(_normed(x_NLD, self.ln_1, self.adapter_attn), mask)
-        out: Tensor = x_NLD + self.mlp(_normed(x_NLD, self.ln_2, self.adapter_mlp))
-        return out
+        x_NQD, u_NQD = x_NLD, u_NLD
+        if only_N is not None:
+            x_NQD, u_NQD = _pick(x_NLD, only_N), _pick(u_NLD, only_N)
+            mask = None if mask is None else mask[only_N][:, None, None]
+        x_NQD = x_NQD + self._attention(u_NQD, u_NLD, mask)
+        return x_NQD + frozen_mlp(self.mlp, _normed(x_NQD, self.ln_2, self.adapter_mlp))
 
-    def _attention(self, u_NLD: Tensor, mask: Tensor | None) -> Tensor:
-        q_NLD, k_NLD, v_NLD = F.linear(
-            u_NLD, self.attn.in_proj_weight, self.attn.in_proj_bias
-        ).chunk(3, dim=-1)
+    def _attention(self, u_NQD: Tensor, u_NLD: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend from Q tokens to all; queries and keys are projected apart.
+
+        In one product [N, L, 3D] the queries would keep all of it alive for the backward pass.
+        """
+        queries = [self.attn.embed_dim]
+        weight_q, weight_kv = self.attn.in_proj_weight.tensor_split(queries)
+        bias_q, bias_kv = self.attn.in_proj_bias.tensor_split(queries)
+        q_NQD = F.linear(u_NQD, weight_q, bias_q)
+        k_NLD, v_NLD = F.linear(u_NLD, weight_kv, bias_kv).chunk(2, dim=-1)
         if self.lora is not None:
-            k_NLD = k_NLD + self.lora.key(u_NLD)
-            v_NLD = v_NLD + self.lora.value(u_NLD)
+            key_update_NLD, value_update_NLD = self.lora(u_NLD)
+            k_NLD = k_NLD + key_update_NLD
+            v_NLD = v_NLD + value_update_NLD
         if self.prefix is not None:
             keys_PD, values_PD = self.prefix()
             k_NLD = _prepend(keys_PD, k_NLD)
             v_NLD = _prepend(values_PD, v_NLD)
-        out_NHLd = F.scaled_dot_product_attention(
-            self._split(q_NLD), self._split(k_NLD), self._split(v_NLD), attn_mask=mask
+        out_NHQd = F.scaled_dot_product_attention(
+            self._split(q_NQD), self._split(k_NLD), self._split(v_NLD), attn_mask=mask
         )
-        out: Tensor = self.attn.out_proj(out_NHLd.transpose(1, 2).flatten(2))
+        out: Tensor = self.attn.out_proj(out_NHQd.transpose(1, 2).flatten(2))
         return out
 
     def _split(self, x_NLD: Tensor) -> Tensor:
@@ -176,6 +195,11 @@ class Block(nn.Module):
 def _normed(x_NLD: Tensor, norm: nn.Module, adapter: LAdapter | None) -> Tensor:
     normed: Tensor = norm(x_NLD)
     return normed if adapter is None else normed + adapter(x_NLD)
+
+
+def _pick(x_NLD: Tensor, index_N: Tensor) -> Tensor:
+    """Return one token of each sample, [N, 1, D]."""
+    return x_NLD[torch.arange(x_NLD.shape[0], device=x_NLD.device), index_N][:, None]
 
 
 def _prepend(rows_PD: Tensor, x_NLD: Tensor) -> Tensor:

@@ -55,9 +55,9 @@ class ImageEncoder(nn.Module):
         cls_N1D = self.class_embedding.to(x_NLD.dtype).expand(x_NLD.shape[0], 1, -1)
         x_NLD = torch.cat([cls_N1D, x_NLD], dim=1)
         x_NLD = self.ln_pre(x_NLD + self.positional_embedding.to(x_NLD.dtype))
-        for block in self.blocks:
-            x_NLD = run_block(block, x_NLD, None, self.checkpoint_activations)
-        out: Tensor = self.ln_post(x_NLD[:, 0]) @ self.proj
+        cls_N = torch.zeros(x_NLD.shape[0], dtype=torch.int64, device=x_NLD.device)
+        pooled_ND = run_blocks(self.blocks, x_NLD, None, cls_N, self.checkpoint_activations)
+        out: Tensor = self.ln_post(pooled_ND) @ self.proj
         return out
 
 
@@ -99,11 +99,9 @@ class TextEncoder(nn.Module):
         length = ids_NL.shape[1]
         x_NLD = self.token_embedding(ids_NL) + self.positional_embedding[:length]
         mask = self.mask[:length, : self.prefix_length + length]
-        for block in self.blocks:
-            x_NLD = run_block(block, x_NLD, mask, self.checkpoint_activations)
         # EOT has the largest id of the vocabulary, so argmax finds its first place.
         eot_N = ids_NL.argmax(dim=-1)
-        pooled_ND = x_NLD[torch.arange(x_NLD.shape[0], device=x_NLD.device), eot_N]
+        pooled_ND = run_blocks(self.blocks, x_NLD, mask, eot_N, self.checkpoint_activations)
         out: Tensor = self.ln_final(pooled_ND) @ self.text_projection
         return out
 
@@ -188,15 +186,31 @@ def build_blocks(bases: nn.ModuleList, config: UPPersonConfig) -> nn.ModuleList:
     )
 
 
-def run_block(
-    block: nn.Module, x_NLD: Tensor, mask: Tensor | None, checkpoint_activations: bool
+def run_blocks(
+    blocks: nn.ModuleList,
+    x_NLD: Tensor,
+    mask: Tensor | None,
+    pooled_N: Tensor,
+    checkpoint_activations: bool,
 ) -> Tensor:
-    """Run a block; keep only its input for the backward pass if that is wanted."""
-    if checkpoint_activations and torch.is_grad_enabled():
-        out: Tensor = checkpoint(block, x_NLD, mask, use_reentrant=False)
-    else:
-        out = block(x_NLD, mask)
-    return out
+    """Run a tower's blocks and return the pooled token of each sample, [N, D].
+
+    The last block computes nothing else for the other tokens than their keys and values.
+
+    Args:
+        blocks: Blocks, at least one.
+        x_NLD: Residual stream before the first.
+        mask: Of :meth:`Block.forward`.
+        pooled_N: Index of each sample's pooled token.
+        checkpoint_activations: In training, keep only the input of each block.
+    """
+    for block in blocks:
+        only_N = pooled_N if block is blocks[-1] else None
+        if checkpoint_activations and torch.is_grad_enabled():
+            x_NLD = checkpoint(block, x_NLD, mask, only_N, use_reentrant=False)
+        else:
+            x_NLD = block(x_NLD, mask, only_N)
+    return x_NLD[:, 0]
 
 
 def patch_grid(patch_size: tuple[int, int], height_px: int, width_px: int) -> tuple[int, int]:

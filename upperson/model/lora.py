@@ -27,14 +27,6 @@ class LowRank(nn.Module):
         self.scale = nn.Parameter(torch.tensor(1.0))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [..., D] to its update [..., D].
-
-        Two thin products instead of building dW: the gradient of a full [D, D] matrix, as costly
-        as training the projection itself, never exists.
-        """
-        return self.scale * F.linear(F.linear(x, self.down), self.up)
-
 
 class KVLora(nn.Module):
     """Updates of the key and the value projection of one attention layer."""
@@ -43,3 +35,17 @@ class KVLora(nn.Module):
         super().__init__()
         self.key = LowRank(width, rank)
         self.value = LowRank(width, rank)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x [..., D] to the updates of its keys and of its values, [..., D] each.
+
+        Thin products instead of building dW: the gradient of a full [D, D] matrix, as costly as
+        training the projection itself, never exists. Both share the first one, and the scales meet
+        its result, so that their gradients need no [..., D] tensor.
+        """
+        down_2RD = torch.cat([self.key.down, self.value.down])
+        key, value = F.linear(x, down_2RD).chunk(2, dim=-1)
+        return (
+            F.linear(self.key.scale * key, self.key.up),
+            F.linear(self.value.scale * value, self.value.up),
+        )
