@@ -68,12 +68,12 @@ def bench_train(
         UsageError: The base is unknown or the image size does not fit it.
     """
     torch.set_num_threads(threads)
+    clip = random_base(spec)
+    ready = {name: TrainingStep(spec, name, clip) for name in contenders}
     peaks = {}
     for number, name in enumerate(contenders):
         progress("measuring memory", number, len(contenders))
         peaks[name] = peak_extra_bytes(spec, name, threads)
-    clip = random_base(spec)
-    ready = {name: TrainingStep(spec, name, clip) for name in contenders}
     losses: dict[str, list[float]] = {name: [] for name in contenders}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(warmup + steps):

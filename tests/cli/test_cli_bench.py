@@ -1,0 +1,95 @@
+"""``upperson bench train`` on the small base, two steps."""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import upperson.cli
+from upperson.bench import train as bench
+from upperson.bench.memory import peak_extra_bytes
+from upperson.bench.training_step import (
+    CONTENDERS,
+    LITERAL,
+    OURS,
+    OURS_CHECKPOINTED,
+    StepSpec,
+)
+from upperson_rt.errors import InputError
+
+SMALL = ("bench", "train", "--base", "upperson-small", "--height", "192", "--width", "64")
+QUICK = (*SMALL, "--steps", "2", "--threads", "1")
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(upperson.cli.app, arguments)
+
+
+@pytest.mark.timeout(180)
+def test_json_says_what_ran_on_what_and_that_losses_are_equal() -> None:
+    result = run(*QUICK, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["step"]["base"] == "upperson-small"
+    assert found["step"]["steps"] == 2
+    assert found["machine"]["threads"] == 1
+    assert {"cpu", "torch", "instruction_sets"} <= found["machine"].keys()
+    assert tuple(found["contenders"]) == CONTENDERS
+    for name, measured in found["contenders"].items():
+        assert len(measured["seconds"]) == 2, name
+        assert 0 < measured["p10_s"] <= measured["median_s"] <= measured["p90_s"], name
+        assert len(set(measured["losses"])) == 3, f"{name}: warm-up and timed steps train"
+    for name in (OURS, OURS_CHECKPOINTED):
+        assert found["contenders"][name]["loss_difference"] <= 1e-4
+    assert found["contenders"][LITERAL]["speedup"] == 1
+    if sys.platform == "linux":
+        peaks = {name: m["peak_extra_bytes"] for name, m in found["contenders"].items()}
+        assert 0 < peaks[OURS_CHECKPOINTED] < peaks[OURS] < peaks[LITERAL]
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the processes that measure memory, as on systems that cannot."""
+    monkeypatch.setattr(bench, "peak_extra_bytes", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_people_get_a_table_and_the_last_line_is_json() -> None:
+    result = run(*QUICK)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert any(line.startswith(LITERAL) and "1.00x" in line for line in lines)
+    assert any(line.startswith(OURS) and "not measured" in line for line in lines)
+    assert tuple(json.loads(lines[-1])["contenders"]) == CONTENDERS
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_unequal_losses_are_a_failed_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "LOSS_TOLERANCE", -1.0)
+    result = run(*QUICK)
+    assert result.exit_code == 6
+    assert "does not train as 'literal fp32'" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bench", "train", "--base", "nothing"), "base 'nothing' is unknown"),
+        ((*SMALL, "--height", "100"), "image size 100x64"),
+    ],
+)
+@pytest.mark.usefixtures("no_memory")
+def test_what_cannot_be_built_is_a_usage_error(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
+def test_a_memory_process_that_fails_is_an_error_in_one_line() -> None:
+    with pytest.raises(InputError, match=r"memory of 'literal fp32' .* base 'nothing' is unknown"):
+        peak_extra_bytes(StepSpec(base="nothing"), LITERAL, 1)

@@ -1,0 +1,121 @@
+"""What a training step keeps for its backward pass, counted, and activation checkpointing."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from tests.helpers.toy_clip import TOY, normalised, toy_ids, toy_model, toy_pixels
+from upperson.bench import literal
+from upperson.model.block import UPPersonConfig
+from upperson.model.encoder import UPPerson
+from upperson.model.mlp import frozen_mlp
+
+
+def saved(model: UPPerson, forward: Callable[[], object]) -> list[Tensor]:
+    """Return one tensor of every storage that a forward pass keeps, parameters left out."""
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    frozen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return [tensor for place, tensor in kept.items() if place not in frozen]
+
+
+def size_bytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+def test_a_step_keeps_less_than_half_of_what_the_formulas_keep() -> None:
+    model = toy_model()
+    image, ids = normalised(model, toy_pixels(8)), toy_ids([30] * 8).long()
+    ours = size_bytes(saved(model, lambda: model(image, ids)))
+    theirs = size_bytes(
+        saved(model, lambda: (literal.encode_image(model, image), literal.encode_text(model, ids)))
+    )
+    assert ours < 0.5 * theirs
+
+
+def test_a_block_keeps_seven_narrow_tensors_and_one_wide() -> None:
+    batch, length, width, prefix_length = 8, 40, 64, 3
+    model = toy_model()
+    x_NLD = torch.randn(batch, length, width, requires_grad=True)
+    kept = [t for t in saved(model, lambda: model.image.blocks[0](x_NLD)) if t.ndim >= 2]
+    wide = [t for t in kept if t.shape[-1] == 4 * width]
+    assert [t.numel() for t in wide] == [batch * length * 4 * width]
+    # x before attention and before the MLP, its input, q, k, v, and what attention returns.
+    narrow = size_bytes([t for t in kept if t.numel() >= batch * length * width]) - size_bytes(wide)
+    assert narrow == 4 * batch * width * (7 * length + 2 * prefix_length)
+
+
+def test_the_last_block_computes_the_pooled_token_alone() -> None:
+    model = toy_model()
+    image, ids = normalised(model, toy_pixels(2)), toy_ids([5, 9]).long()
+    shapes = []
+    for tower in (model.image, model.text):
+        tower.blocks[-1].ln_2.register_forward_hook(lambda _, __, out: shapes.append(out.shape))
+    model(image, ids)
+    assert [tuple(shape) for shape in shapes] == [(2, 1, 64), (2, 1, 48)]
+
+
+@pytest.mark.parametrize("prefix_blocks", ["all", "1"])
+def test_checkpointing_trains_the_same_and_keeps_less(prefix_blocks: str) -> None:
+    config = UPPersonConfig(
+        prefix_length=3, lora_rank=4, adapter_reduction=4, prefix_blocks=prefix_blocks
+    )
+    plain, checkpointed = toy_model(config), toy_model(config)
+    assert not plain.checkpoint_activations
+    checkpointed.checkpoint_activations = True
+    assert checkpointed.checkpoint_activations
+    image, ids = normalised(plain, toy_pixels(3)), toy_ids([4, 9, 20]).long()
+    for model in (plain, checkpointed):
+        torch.stack(model(image, ids)).square().sum().backward()
+    for (name, found), expected in zip(
+        checkpointed.named_parameters(), plain.parameters(), strict=True
+    ):
+        if expected.grad is not None:
+            assert found.grad is not None, name
+            assert torch.equal(found.grad, expected.grad), name
+    kept = size_bytes(saved(plain, lambda: plain(image, ids)))
+    assert size_bytes(saved(checkpointed, lambda: checkpointed(image, ids))) < 0.5 * kept
+
+
+def test_checkpointing_is_for_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_model()
+    model.checkpoint_activations = True
+    monkeypatch.setattr("upperson.model.encoder.checkpoint", None)
+    with torch.no_grad():
+        model.encode_text(toy_ids([4]).long())
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["QuickGELU", "GELU"])
+def test_the_mlp_equals_the_bases(quick: bool) -> None:
+    torch.manual_seed(0)
+    mlp = CLIP(**(TOY | {"quick_gelu": quick})).visual.transformer.resblocks[0].mlp.double()
+    mlp.requires_grad_(False)
+    for layer in (mlp.c_fc, mlp.c_proj):
+        torch.nn.init.normal_(layer.bias)
+        torch.nn.init.normal_(layer.weight, std=0.2)
+    u = torch.randn(2, 3, 64, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(frozen_mlp(mlp, u), mlp(u), atol=1e-12, rtol=0)
+    assert torch.autograd.gradcheck(lambda x: frozen_mlp(mlp, x), u)
+
+
+def test_autocast_stays_near_float32() -> None:
+    model = toy_model()
+    image, ids = normalised(model, toy_pixels(4)), toy_ids([4, 9, 20, 30]).long()
+    found: list[list[Tensor]] = []
+    for bf16 in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            features = model(image, ids)
+        found.append([F.normalize(x.float(), dim=-1) for x in features])
+    for full, half in zip(*found, strict=True):
+        assert float((full * half).sum(dim=-1).min()) > 0.999
