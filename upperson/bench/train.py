@@ -26,7 +26,10 @@ class Measured:
     """Of every step, warm-up included."""
 
     seconds: list[float]
-    """Of every timed step."""
+    """Of every timed step, by the wall clock."""
+
+    cpu_seconds: list[float]
+    """Of every timed step, spent by all threads of this process: other load hardly changes it."""
 
     peak_extra_bytes: int | None
     """See :mod:`upperson.bench.memory`; None where it cannot be measured."""
@@ -35,6 +38,11 @@ class Measured:
     def median_s(self) -> float:
         """Median time of a step."""
         return statistics.median(self.seconds)
+
+    @property
+    def median_cpu_s(self) -> float:
+        """Median processor time of a step."""
+        return statistics.median(self.cpu_seconds)
 
     def percentile_s(self, percent: int) -> float:
         """Time of a step by percentile, interpolated between the measured ones."""
@@ -76,16 +84,23 @@ def bench_train(
         peaks[name] = peak_extra_bytes(spec, name, threads)
     losses: dict[str, list[float]] = {name: [] for name in contenders}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(warmup + steps):
         progress("taking steps in turns", number, warmup + steps)
         for turn in range(len(contenders)):
             name = contenders[(number + turn) % len(contenders)]
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
             losses[name].append(ready[name].run())
             if number >= warmup:
                 seconds[name].append(time.perf_counter() - started)
+                cpu_seconds[name].append(time.process_time() - cpu_started)
     found = {
-        name: Measured(losses=losses[name], seconds=seconds[name], peak_extra_bytes=peaks[name])
+        name: Measured(
+            losses=losses[name],
+            seconds=seconds[name],
+            cpu_seconds=cpu_seconds[name],
+            peak_extra_bytes=peaks[name],
+        )
         for name in contenders
     }
     _check_losses(found)
@@ -111,12 +126,15 @@ def as_dict(found: dict[str, Measured]) -> dict[str, Any]:
             "p10_s": measured.percentile_s(10),
             "p90_s": measured.percentile_s(90),
             "speedup": literal.median_s / measured.median_s,
+            "cpu_s": measured.median_cpu_s,
+            "cpu_speedup": literal.median_cpu_s / measured.median_cpu_s,
             "peak_extra_bytes": measured.peak_extra_bytes,
             "memory_ratio": measured.peak_extra_bytes / literal.peak_extra_bytes
             if measured.peak_extra_bytes is not None and literal.peak_extra_bytes
             else None,
             "loss_difference": loss_difference(measured, literal),
             "seconds": measured.seconds,
+            "cpu_seconds": measured.cpu_seconds,
             "losses": measured.losses,
         }
         for name, measured in found.items()

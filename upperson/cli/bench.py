@@ -87,7 +87,10 @@ def _print_result(result: dict[str, Any]) -> None:
         f"torch {machine['torch']} ({machine['torch_kernels']} kernels), "
         f"open_clip {machine['open_clip']}, upperson {machine['upperson']}"
     )
-    columns = ("s/step", "p10", "p90", "speed", "peak extra", "memory", "losses differ by")
+    columns = (
+        "s/step", "p10", "p90", "speed", "CPU s", "CPU speed", "peak extra", "memory",
+        "losses differ by",
+    )  # fmt: skip
     table = new_table("", *columns, right=columns)
     for name, found in result["contenders"].items():
         peak, ratio = found["peak_extra_bytes"], found["memory_ratio"]
@@ -97,6 +100,8 @@ def _print_result(result: dict[str, Any]) -> None:
             f"{found['p10_s']:.3f}",
             f"{found['p90_s']:.3f}",
             f"{found['speedup']:.2f}x",
+            f"{found['cpu_s']:.3f}",
+            f"{found['cpu_speedup']:.2f}x",
             "not measured" if peak is None else f"{peak / 1e6:.0f} MB",
             "" if ratio is None else f"{100 * ratio:.0f} %",
             f"{found['loss_difference']:.1e}",
