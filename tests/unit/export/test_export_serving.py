@@ -1,0 +1,514 @@
+"""Server formats: what the files say, where it comes from, and that the graphs still agree."""
+
+import configparser
+import ctypes
+import json
+import queue
+import re
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import upperson_rt
+from tests.helpers import toy_bundle
+from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
+from tests.helpers.toy_clip import toy_model, toy_pixels
+from upperson_export.fold import fold_image_tower
+from upperson_export.onnx import export_onnx
+from upperson_export.serving import write_deepstream, write_triton
+from upperson_export.serving.deepstream import BATCH_SIZE, CONFIG
+from upperson_export.serving.folder import RECORD
+from upperson_export.serving.nvinfer_graph import planar_float_input
+from upperson_export.serving.triton import LENGTH_STEP
+from upperson_rt.bundle import read_manifest
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.manifest import parse_manifest, space_fingerprint
+
+TEXTS = ["a man in red", "a woman in a blue coat", "green"]
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return make_toy_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def kserve():
+    """The stand-in server; needs Triton's own protobuf definitions."""
+    try:
+        from tests.helpers import kserve_server
+    except (ImportError, RuntimeError) as error:  # tritonclient's word for an absent dependency.
+        pytest.skip(f"needs  pip install 'tritonclient[grpc]'  ({error})")
+    return kserve_server
+
+
+def edit_manifest(bundle, change):
+    """Change `bundle.json` and bring its fingerprint in line."""
+    content = json.loads((bundle / "bundle.json").read_text("utf-8"))
+    change(content)
+    content["fingerprint"] = "sha256:" + "0" * 64
+    try:
+        parse_manifest(content)
+    except IntegrityError as error:  # It tells the right one.
+        content["fingerprint"] = re.findall(r"sha256:[0-9a-f]{64}", str(error))[-1]
+    (bundle / "bundle.json").write_text(json.dumps(content), "utf-8")
+
+
+def add_variant(bundle, name):
+    """Add a variant with the files of fp32, and its canaries."""
+    with np.load(bundle / "canaries.npz") as archive:
+        arrays = dict(archive)
+    for tower in ("image", "text"):
+        arrays[f"{tower}_embeds.{name}"] = arrays[f"{tower}_embeds.fp32"]
+    np.savez(bundle / "canaries.npz", **arrays)
+    replace_in_bundle(bundle, "canaries.npz", (bundle / "canaries.npz").read_bytes())
+
+    def change(content):
+        content["variants"][name] = content["variants"]["fp32"] | {"precision": name}
+
+    edit_manifest(bundle, change)
+
+
+def files_in(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def python_in(readme):
+    (block,) = re.findall(r"^```python\n(.*?)^```", readme.read_text("utf-8"), re.M | re.S)
+    return block
+
+
+def run(model, name, array):
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, {name: array})[0]
+
+
+# Triton
+
+
+def test_a_model_repository_holds_both_towers_unchanged(bundle, tmp_path):
+    written = write_triton(bundle, tmp_path / "models")
+    expected = ["README.md", "tokenizer.json"]
+    for tower in ("image", "text"):
+        expected += [f"toy_{tower}/1/model.onnx", f"toy_{tower}/config.pbtxt"]
+        served = tmp_path / "models" / f"toy_{tower}" / "1" / "model.onnx"
+        assert served.read_bytes() == (bundle / f"{tower}.fp32.onnx").read_bytes()
+    assert list(written.files) == sorted(expected)
+    assert files_in(tmp_path / "models") == sorted([*expected, RECORD])
+    assert (tmp_path / "models/tokenizer.json").read_bytes() == (
+        bundle / "tokenizer.json"
+    ).read_bytes()
+
+
+def test_configs_follow_tritons_definition_and_the_graphs(bundle, tmp_path, kserve):
+    write_triton(bundle, tmp_path / "models")
+    types = {"TYPE_UINT8": TensorProto.UINT8, "TYPE_INT32": TensorProto.INT32}
+    manifest = read_manifest(bundle)
+    for tower, entry in (
+        ("image", manifest.variants["fp32"].image),
+        ("text", manifest.variants["fp32"].text),
+    ):
+        folder = tmp_path / "models" / f"toy_{tower}"
+        config = kserve.read_config(folder / "config.pbtxt")
+        assert config.name == folder.name
+        assert config.backend == "onnxruntime"
+        assert config.max_batch_size > 1
+        assert config.HasField("dynamic_batching")
+        assert [group.count for group in config.instance_group] == [1]
+        graph = onnx.load(folder / "1" / "model.onnx").graph
+        (given,), (result,) = config.input, config.output
+        kinds = type(config.input[0]).DESCRIPTOR.fields_by_name["data_type"].enum_type
+        assert given.name == graph.input[0].name
+        assert (
+            types[kinds.values_by_number[given.data_type].name]
+            == graph.input[0].type.tensor_type.elem_type
+        )
+        dims = graph.input[0].type.tensor_type.shape.dim[1:]
+        assert list(given.dims) == [d.dim_value if d.HasField("dim_value") else -1 for d in dims]
+        assert result.name == graph.output[0].name
+        assert kinds.values_by_number[result.data_type].name == "TYPE_FP32"
+        assert list(result.dims) == [toy_bundle.EMBED_DIM]
+        found = {key: value.string_value for key, value in config.parameters.items()}
+        assert found == {
+            "fingerprint": manifest.fingerprint,
+            "variant": "fp32",
+            "precision": "fp32",
+            "onnx_sha256": entry.sha256,
+        }
+
+
+def test_the_readmes_client_gets_the_encoders_embeddings(bundle, tmp_path, kserve, monkeypatch):
+    write_triton(bundle, tmp_path / "models")
+    monkeypatch.chdir(tmp_path / "models")
+    picture = toy_bundle.draw_person(tmp_path / "red.png", "red")
+    code = python_in(tmp_path / "models" / "README.md")
+    with kserve.serve(tmp_path / "models") as (address, requests):
+        client = {}
+        exec(code.replace("localhost:8001", address), client)
+        texts = client["embed_texts"](TEXTS)
+        images = client["embed_images"]([picture, picture])
+        client["client"].close()
+    encoder = upperson_rt.open(bundle, "fp32", threads=1)
+    np.testing.assert_allclose(texts, encoder.encode_texts(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(images, encoder.encode_images([picture] * 2), atol=1e-6)
+    assert np.argmax(texts @ images[0]) == 0, "red is what the picture shows"
+    # Padded to the step, but not beyond the context, whatever the sentences' own length is.
+    assert requests[0] == ("toy_text", (3, min(LENGTH_STEP, toy_bundle.CONTEXT_LENGTH)))
+
+
+def test_the_readmes_client_stops_at_another_space(bundle, tmp_path, kserve, monkeypatch):
+    write_triton(bundle, tmp_path / "models")
+    monkeypatch.chdir(tmp_path / "models")
+    code = python_in(tmp_path / "models" / "README.md")
+    other = write_triton(make_toy_bundle(tmp_path / "other", seed=1), tmp_path / "others")
+    with (
+        kserve.serve(other.folder) as (address, _),
+        pytest.raises(SystemExit, match=other.fingerprint),
+    ):
+        exec(code.replace("localhost:8001", address), {})
+
+
+# DeepStream
+
+
+def nvinfer_config(folder):
+    parser = configparser.ConfigParser()
+    parser.read(folder / CONFIG, "utf-8")
+    assert parser.sections() == ["property"]
+    return dict(parser["property"])
+
+
+def test_nvinfer_gets_the_tower_and_values_that_fit_it(bundle, tmp_path):
+    written = write_deepstream(bundle, tmp_path / "ds")
+    assert written.files == ("README.md", CONFIG, "image.fp32.planar.onnx")
+    config = nvinfer_config(written.folder)
+    fixed = {
+        "process-mode": "2",
+        "network-type": "100",
+        "output-tensor-meta": "1",
+        "model-color-format": "0",
+        "net-scale-factor": "1.0",
+        "maintain-aspect-ratio": "0",
+    }
+    assert config.items() >= fixed.items()
+    assert config["batch-size"] == str(BATCH_SIZE)
+    assert "onnx-file" not in config, "nvinfer would build an engine with types of its own"
+    assert "offsets" not in config
+    graph = onnx.load(written.folder / "image.fp32.planar.onnx").graph
+    dims = [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
+    assert config["infer-dims"] == ";".join(map(str, dims[1:]))
+    assert config["output-blob-names"] == graph.output[0].name
+    readme = (written.folder / "README.md").read_text("utf-8")
+    assert f"--saveEngine={config['model-engine-file']} " in readme
+    assert "--onnx=image.fp32.planar.onnx " in readme
+    assert f"--maxShapes=image:{BATCH_SIZE}x3x24x8\n" in readme
+
+
+class Chain:
+    """A list as pyds has it: an element with `data` and the `next` one."""
+
+    def __init__(self, data, following=None):
+        self.data, self.next = data, following
+
+
+def fake_deepstream(monkeypatch, frame):
+    """Stand in for pyds and gi with the few names that the probe uses."""
+
+    def same(value):
+        return value
+
+    class Same:
+        cast = staticmethod(same)
+
+    pyds = ModuleType("pyds")
+    pyds.NvDsUserMeta = pyds.NvDsInferTensorMeta = pyds.NvDsObjectMeta = pyds.NvDsFrameMeta = Same
+    pyds.NvDsMetaType = SimpleNamespace(NVDSINFER_TENSOR_OUTPUT_META=12)
+    pyds.get_nvds_LayerInfo = lambda tensor, index: tensor.layers[index]
+    pyds.get_ptr = same
+    pyds.gst_buffer_get_nvds_batch_meta = lambda _: SimpleNamespace(frame_meta_list=Chain(frame))
+    repository = ModuleType("gi.repository")
+    repository.Gst = SimpleNamespace(PadProbeReturn=SimpleNamespace(OK="ok"))
+    gi = ModuleType("gi")
+    gi.repository = repository
+    for name, module in {"pyds": pyds, "gi": gi, "gi.repository": repository}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def detected(vector, number, gie_id=2):
+    """A person with a box and an embedding, as nvinfer leaves it behind."""
+    buffer = (ctypes.c_float * len(vector))(*vector)
+    layer = SimpleNamespace(buffer=ctypes.addressof(buffer), kept=buffer)
+    tensor = SimpleNamespace(unique_id=gie_id, layers=[layer])
+    user = SimpleNamespace(base_meta=SimpleNamespace(meta_type=12), user_meta_data=tensor)
+    box = SimpleNamespace(left=10.6, top=20.2, width=30.0, height=90.0)
+    return SimpleNamespace(obj_user_meta_list=Chain(user), object_id=number, rect_params=box)
+
+
+def test_the_readmes_probe_fills_a_gallery(bundle, tmp_path, monkeypatch):
+    written = write_deepstream(bundle, tmp_path / "ds")
+    encoder = upperson_rt.open(bundle, "fp32", threads=1)
+    pictures = [
+        toy_bundle.draw_person(tmp_path / f"{colour}.png", colour) for colour in ("red", "blue")
+    ]
+    # Not quite of unit length, as float16 leaves them.
+    red, blue = encoder.encode_images(pictures) * np.float32(1.01)
+    people = Chain(
+        detected(red, 7), Chain(detected(blue, 8), Chain(detected(blue, 9, gie_id=1), None))
+    )
+    frame = SimpleNamespace(
+        obj_meta_list=people, source_id=3, frame_num=5, ntp_timestamp=1_700_000_000 * 10**9
+    )
+    fake_deepstream(monkeypatch, frame)
+    code = python_in(written.folder / "README.md")
+    code, thread = code.rsplit("\n", 2)[0], code.rsplit("\n", 2)[1]
+    assert thread.startswith("threading.Thread(target=write_gallery")
+    probe = {}
+    exec(code, probe)
+    pad_info = SimpleNamespace(get_buffer=lambda: 1)
+    assert probe["probe"](None, pad_info, None) == "ok"
+    probe["people"].put(None)
+    probe["write_gallery"](tmp_path / "gallery")
+    with upperson_rt.Gallery.open(
+        tmp_path / "gallery", encoder.fingerprint, encoder.embed_dim
+    ) as gallery:
+        assert gallery.count() == 2, "the tensor of another nvinfer is none of ours"
+        (best, _) = upperson_rt.Retriever(encoder, gallery).query("a man in red", k=2)
+    assert best.item.track == "7"
+    assert best.item.camera == "3"
+    assert best.item.time == 1_700_000_000
+    assert best.item.box == (10, 20, 40, 110)
+
+    probe["people"] = queue.Queue(maxsize=1)
+    probe["probe"](None, pad_info, None)
+    assert probe["dropped"] == 1, "a full queue drops, and does not hold the pipeline up"
+
+
+# The planar graph
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The real image tower of the toy model."""
+    path = tmp_path_factory.mktemp("planar") / "image.onnx"
+    export_onnx(fold_image_tower(toy_model()), "image", path, example=toy_pixels(3))
+    return onnx.load(path)
+
+
+@pytest.mark.timeout(240)
+def test_the_planar_graph_gives_the_same_bits(exported):
+    pixels = toy_pixels(17).numpy()
+    planar = pixels.transpose(0, 3, 1, 2).astype(np.float32)
+    adapted = planar_float_input(exported)
+    for rows in (slice(1), slice(None)):
+        expected = run(exported, "image", pixels[rows])
+        np.testing.assert_array_equal(
+            run(adapted, "image", np.ascontiguousarray(planar[rows])), expected
+        )
+
+
+def test_the_planar_graph_differs_at_its_input_alone(exported):
+    before = exported.SerializeToString()
+    adapted = planar_float_input(exported)
+    assert exported.SerializeToString() == before
+    (given,) = adapted.graph.input
+    shape = [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim]
+    assert (given.name, given.type.tensor_type.elem_type) == ("image", TensorProto.FLOAT)
+    assert shape == ["batch", 3, 48, 32]
+    assert adapted.graph.output == exported.graph.output
+    assert adapted.graph.initializer == exported.graph.initializer
+    first, *rest = adapted.graph.node
+    assert first.op_type == "Transpose"
+    assert [n.name for n in adapted.graph.node if "image" in n.input] == [first.name]
+    names = [node.name for node in exported.graph.node if node.op_type != "Cast"]
+    assert [node.name for node in rest] == names, "only the Cast of the pixels went"
+
+
+def test_a_cast_to_float16_stays():
+    nodes = [
+        helper.make_node("Cast", ["image"], ["half"], "cast", to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["half", "scale"], ["scaled"], "scale"),
+        helper.make_node("Cast", ["scaled"], ["wide"], "back", to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["wide"], ["image_embeds"], axes=[1, 2], keepdims=0),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 4, 2, 3])
+    embeds = helper.make_tensor_value_info("image_embeds", TensorProto.FLOAT, ["N", 3])
+    scale = numpy_helper.from_array(np.array(1 / 255, np.float16), "scale")
+    graph = helper.make_graph(nodes, "typed", [image], [embeds], [scale])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    adapted = planar_float_input(model)
+    assert [n.op_type for n in adapted.graph.node] == [
+        "Transpose", "Cast", "Mul", "Cast", "ReduceMean"
+    ]  # fmt: skip
+    pixels = np.arange(48, dtype=np.uint8).reshape(2, 4, 2, 3) * 5
+    planar = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2).astype(np.float32))
+    np.testing.assert_array_equal(run(adapted, "image", planar), run(model, "image", pixels))
+
+
+def test_tensorrts_compiler_takes_the_planar_graph(exported):
+    """TensorRT for RTX compiles without a GPU; it is another product, but the nearest there is."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="needs  pip install tensorrt-rtx-cu13")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    read = parser.parse(planar_float_input(exported).SerializeToString())
+    assert read, [parser.get_error(index).desc() for index in range(parser.num_errors)]
+    pixels = network.get_input(0)
+    assert (tuple(pixels.shape), pixels.dtype) == ((-1, 3, 48, 32), trt.float32)
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    profile = builder.create_optimization_profile()
+    profile.set_shape("image", (1, 3, 48, 32), *[(BATCH_SIZE, 3, 48, 32)] * 2)
+    assert config.add_optimization_profile(profile) == 0
+    assert builder.build_serialized_network(network, config) is not None
+
+
+def test_a_graph_with_another_input_cannot_be_adapted(exported):
+    with pytest.raises(IntegrityError, match=r"uint8 \[N, H, W, 3\]"):
+        planar_float_input(planar_float_input(exported))
+
+
+# Both formats
+
+
+def test_every_constant_comes_from_the_manifest(tmp_path, monkeypatch):
+    for name, value in {"HEIGHT_PX": 48, "WIDTH_PX": 16, "EMBED_DIM": 20}.items():
+        monkeypatch.setattr(toy_bundle, name, value)
+    monkeypatch.setattr(toy_bundle, "CONTEXT_LENGTH", 9)
+    bundle = make_toy_bundle(tmp_path / "bundle")
+    edit_manifest(bundle, lambda content: content["model"].update(name="gate 7/north"))
+    manifest = read_manifest(bundle)
+    assert manifest.fingerprint == space_fingerprint(manifest.model, manifest.image, manifest.text)
+
+    models = write_triton(bundle, tmp_path / "models").folder
+    config = (models / "gate-7-north_image/config.pbtxt").read_text("utf-8")
+    assert 'name: "gate-7-north_image"' in config
+    assert "dims: [ 48, 16, 3 ]" in config
+    assert "dims: [ 20 ]" in config
+    assert manifest.fingerprint in config
+    client = python_in(models / "README.md")
+    assert 'Tokenizer.from_file("tokenizer.json", 9)' in client
+    assert "48, 16)" in client
+    assert manifest.fingerprint in client
+
+    folder = write_deepstream(bundle, tmp_path / "ds").folder
+    assert nvinfer_config(folder)["infer-dims"] == "3;48;16"
+    readme = (folder / "README.md").read_text("utf-8")
+    assert "EMBED_DIM = 20" in readme
+    assert readme.count(manifest.fingerprint) == 2
+    assert "x3x48x16" in readme
+    for folder in (models, tmp_path / "ds"):
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        assert record["model"] == "gate 7/north"
+        assert record["embed_dim"] == 20
+        assert record["fingerprint"] == manifest.fingerprint
+
+
+@pytest.mark.parametrize("write", [write_triton, write_deepstream])
+def test_gpu_servers_get_fp16_else_fp32_or_what_is_named(bundle, tmp_path, write):
+    assert write(bundle, tmp_path / "a").variant == "fp32", "int8, its default, is for processors"
+    assert write(bundle, tmp_path / "b", "int8").variant == "int8"
+    add_variant(bundle, "fp16")
+    written = write(bundle, tmp_path / "c")
+    assert written.variant == "fp16"
+    record = json.loads((tmp_path / "c" / RECORD).read_text("utf-8"))
+    assert (record["variant"], record["precision"]) == ("fp16", "fp16")
+    with pytest.raises(UsageError, match="no variant 'fp8'"):
+        write(bundle, tmp_path / "d", "fp8")
+
+    def only_int8(content):
+        content["variants"] = {"int8": content["variants"]["int8"]}
+
+    edit_manifest(bundle, only_int8)
+    with pytest.raises(UsageError, match=r"neither of the variants fp16 and fp32: .*\(int8\)"):
+        write(bundle, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("name", ["../../up", "/etc/cron.d/x", 'a"b\n}', "..", "личность"])
+def test_a_models_name_stays_inside_the_folder(bundle, tmp_path, name, kserve):
+    edit_manifest(bundle, lambda content: content["model"].update(name=name))
+    folder = write_triton(bundle, tmp_path / "out" / "models").folder
+    models = [path for path in folder.iterdir() if path.is_dir()]
+    assert len(models) == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["models"]
+    for model in models:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+_(image|text)", model.name)
+        assert kserve.read_config(model / "config.pbtxt").name == model.name
+
+
+@pytest.mark.parametrize("write", [write_triton, write_deepstream])
+def test_only_an_untouched_earlier_result_is_replaced(bundle, tmp_path, write):
+    output = tmp_path / "out"
+    first = write(bundle, output)
+    other = make_toy_bundle(tmp_path / "other", seed=1)
+    second = write(other, output)
+    assert second.fingerprint != first.fingerprint
+    assert json.loads((output / RECORD).read_text("utf-8"))["fingerprint"] == second.fingerprint
+
+    engine = output / "mine.engine"
+    engine.write_bytes(b"took an hour")
+    with pytest.raises(InputError, match="holds other files as well"):
+        write(bundle, output)
+    assert engine.read_bytes() == b"took an hour"
+    engine.unlink()
+
+    readme = output / "README.md"
+    readme.write_text(readme.read_text("utf-8") + "my notes", "utf-8")
+    with pytest.raises(InputError):
+        write(bundle, output)
+    assert readme.read_text("utf-8").endswith("my notes")
+
+
+def test_a_folder_of_another_kind_is_not_replaced(bundle, tmp_path):
+    write_triton(bundle, tmp_path / "models")
+    with pytest.raises(InputError, match="not an earlier result"):
+        write_deepstream(bundle, tmp_path / "models")
+    with pytest.raises(InputError, match="not an earlier result"):
+        write_triton(bundle, bundle)
+    for content in ("", "[]", "{}", '{"format": "triton", "files": 3}'):
+        folder = tmp_path / "foreign"
+        folder.mkdir(exist_ok=True)
+        (folder / RECORD).write_text(content, "utf-8")
+        with pytest.raises(InputError, match="not an earlier result"):
+            write_triton(bundle, folder)
+
+
+@pytest.mark.parametrize("write", [write_triton, write_deepstream])
+def test_a_failed_write_leaves_nothing(bundle, tmp_path, write, monkeypatch):
+    before = sorted(tmp_path.iterdir())
+
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("upperson_export.serving.triton.write_record", full_disk)
+    monkeypatch.setattr("upperson_export.serving.deepstream.write_record", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write(bundle, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("write", [write_triton, write_deepstream])
+def test_a_graph_that_breaks_the_contract_is_refused(bundle, tmp_path, write):
+    model = onnx.load(bundle / "image.fp32.onnx")
+    model.graph.output[0].name = "features"
+    model.graph.node[-1].output[0] = "features"
+    replace_in_bundle(bundle, "image.fp32.onnx", model.SerializeToString())
+    with pytest.raises(IntegrityError, match=r"features FLOAT .*manifest says .*image_embeds"):
+        write(bundle, tmp_path / "out")
+    replace_in_bundle(bundle, "image.fp32.onnx", b"\xffgarbage")
+    with pytest.raises(IntegrityError, match="not an ONNX file"):
+        write(bundle, tmp_path / "out")
+    (bundle / "image.fp32.onnx").write_bytes(b"changed")
+    with pytest.raises(IntegrityError, match="bytes, expected"):
+        write(bundle, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
