@@ -10,6 +10,7 @@ from upperson.cli.demo import demo
 from upperson.cli.evaluate import evaluate
 from upperson.cli.export import export
 from upperson.cli.import_ import import_
+from upperson.cli.parity import parity
 from upperson.cli.pretrain import pretrain_small
 from upperson.cli.serving import serving
 from upperson.cli.train import train
@@ -19,7 +20,7 @@ from upperson_rt.cli.app import Command, new_app, run_app
 __all__ = ["app", "main"]
 
 app = new_app("Train, export and try out text-based person retrieval.")
-for command in (demo, train, evaluate, export, serving, pretrain_small):
+for command in (demo, train, evaluate, export, parity, serving, pretrain_small):
     app.command(cls=Command)(command)
 app.command("import", cls=Command)(import_)
 app.add_typer(data_app, name="data")

@@ -1,4 +1,4 @@
-"""Do two forms of a tower embed alike? Torch against the written ONNX file."""
+"""Does a written ONNX file embed like the tower it was written from? Asked at every export."""
 
 from dataclasses import dataclass
 from pathlib import Path

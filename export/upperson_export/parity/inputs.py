@@ -1,0 +1,186 @@
+"""What a parity check feeds: pictures from files, token ids of every length, and their batches.
+
+Shapes: N items, H image height, W image width, L tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from upperson_rt.canaries import Tower
+from upperson_rt.errors import InputError
+from upperson_rt.preprocess import load_image, resize_image
+from upperson_rt.tokenizer import Tokenizer
+
+MIN_LENGTH = 3
+"""SOT, one token, EOT."""
+
+_BUCKET_ENDS = (8, 16, 32, 64)
+
+Layout = Literal["like", "mixed", "padded"]
+"""Which items share a batch: for texts those of like length, any, or any padded to the context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityInputs:
+    """N pictures and N texts."""
+
+    files: Sequence[Path]
+    image_names: Sequence[str]
+    """What messages call the pictures."""
+    pixels_NHW3: npt.NDArray[np.uint8]
+    """The files as the runtime prepares them."""
+    sentences: Sequence[str]
+    """N captions as they are."""
+    sentence_ids_NL: npt.NDArray[np.int32]
+    """Their ids, as long as the context allows."""
+    ids: Sequence[npt.NDArray[np.int32]]
+    """N texts of `MIN_LENGTH` to `context_length` ids, made of the captions; without padding."""
+    context_length: int
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of ids of each text."""
+        return np.array([len(ids) for ids in self.ids])
+
+    def count(self, tower: Tower) -> int:
+        """Return the number of items of a tower."""
+        return len(self.pixels_NHW3) if tower == "image" else len(self.ids)
+
+    def item_name(self, tower: Tower, index: int, *, sentence: bool = False) -> str:
+        """Return what messages call an item: a file, or a caption and its length."""
+        if tower == "image":
+            return f"image {self.image_names[index]}"
+        text = self.sentences[index % len(self.sentences)]
+        short = text if len(text) <= 40 else f"{text[:39]}\u2026"
+        return f'caption {index} "{short}"' + (
+            "" if sentence else f" made {len(self.ids[index])} tokens long"
+        )
+
+    def batch(
+        self, tower: Tower, rows: npt.NDArray[np.int64], width: int | None = None
+    ) -> npt.NDArray[np.uint8] | npt.NDArray[np.int32]:
+        """Return some items as a tower reads them.
+
+        Args:
+            tower: Which of the two.
+            rows: Indices of the items.
+            width: Texts are padded to this length; None is the longest of the batch.
+        """
+        if tower == "image":
+            return self.pixels_NHW3[rows]
+        chosen = [self.ids[row] for row in rows]
+        ids_NL = np.zeros((len(rows), width or max(map(len, chosen))), dtype=np.int32)
+        for row_L, ids in zip(ids_NL, chosen, strict=True):
+            row_L[: len(ids)] = ids
+        return ids_NL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """All items of a tower in batches of one size."""
+
+    tower: Tower
+    batch_size: int
+    layout: Layout
+    batches: Sequence[npt.NDArray[np.int64]]
+    """Indices of the items of each batch. The last one may be smaller; an item may come twice."""
+    width: int | None = None
+    """As in `ParityInputs.batch`."""
+
+
+def read_inputs(
+    files: Sequence[Path],
+    captions: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    height_px: int,
+    width_px: int,
+    image_names: Sequence[str] | None = None,
+) -> ParityInputs:
+    """Prepare files and captions as the runtime does.
+
+    There are as many texts as captions. Their lengths grow geometrically from `MIN_LENGTH` to the
+    context; a caption is cut, or continued with the next ones, to its length.
+
+    Raises:
+        InputError: There is no file or caption, or one cannot be used.
+    """
+    if not files or not captions:
+        raise InputError(
+            f"parity needs at least one image and one caption, got {len(files)} and {len(captions)}"
+        )
+    sentence_ids_NL = tokenizer.encode(captions).input_ids
+    pixels = [resize_image(load_image(file), height_px, width_px) for file in files]
+    return ParityInputs(
+        files=files,
+        image_names=image_names or [str(file) for file in files],
+        pixels_NHW3=np.stack(pixels),
+        sentences=captions,
+        sentence_ids_NL=sentence_ids_NL,
+        ids=_texts_of_all_lengths(sentence_ids_NL, tokenizer),
+        context_length=tokenizer.context_length,
+    )
+
+
+def length_buckets(lengths_N: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Group texts by their number of tokens: name, such as ``9-16``, to mask [N]."""
+    ends = [*(end for end in _BUCKET_ENDS if end < lengths_N.max()), int(lengths_N.max())]
+    starts = [MIN_LENGTH, *(end + 1 for end in ends[:-1])]
+    masks = {
+        f"{start}-{end}": (lengths_N >= start) & (lengths_N <= end)
+        for start, end in zip(starts, ends, strict=True)
+    }
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def iter_cases(inputs: ParityInputs, tower: Tower, batch_sizes: Sequence[int]) -> Iterator[Case]:
+    """Yield every way to batch the items of a tower.
+
+    Images come in a new order for each batch size. Texts come sorted by length, as the runtime
+    batches them, in any order, and in any order padded to the context.
+    """
+    rng = np.random.default_rng(0)
+    count = inputs.count(tower)
+    for size in batch_sizes:
+        any_order = rng.permutation(count)
+        if tower == "image":
+            yield Case(tower=tower, batch_size=size, layout="like", batches=_split(any_order, size))
+            continue
+        by_length = np.argsort(inputs.lengths, kind="stable")
+        yield Case(tower=tower, batch_size=size, layout="like", batches=_split(by_length, size))
+        if size > 1:
+            yield Case(
+                tower=tower, batch_size=size, layout="mixed", batches=_split(any_order, size)
+            )
+        yield Case(
+            tower=tower,
+            batch_size=size,
+            layout="padded",
+            batches=_split(any_order, size),
+            width=inputs.context_length,
+        )
+
+
+def _split(order_N: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
+    """Cut into batches; fewer items than one batch are repeated to fill it."""
+    filled = np.resize(order_N, max(size, len(order_N)))
+    return [filled[start : start + size] for start in range(0, len(filled), size)]
+
+
+def _texts_of_all_lengths(
+    sentence_ids_NL: npt.NDArray[np.int32], tokenizer: Tokenizer
+) -> list[npt.NDArray[np.int32]]:
+    # The end token is not 0, so the last id that is not padding is the end token.
+    words = [row_L[1 : np.flatnonzero(row_L).max()] for row_L in sentence_ids_NL]
+    lengths = np.geomspace(MIN_LENGTH, tokenizer.context_length, len(words)).round().astype(int)
+    texts = []
+    for index, length in enumerate(lengths):
+        stream = np.concatenate([*words[index:], *words[:index]])
+        body = np.resize(stream, length - 2)
+        texts.append(np.array([tokenizer.sot_id, *body, tokenizer.eot_id], dtype=np.int32))
+    return texts
