@@ -88,7 +88,7 @@ def _packages() -> list[Check]:
 
 def _backends() -> list[Check]:
     gpu_build, cpu_build = _version("onnxruntime-gpu"), _version("onnxruntime")
-    openvino, tensorrt = _version("openvino"), _version("tensorrt")
+    openvino = _version("openvino")
     optional = "not installed (optional)"
     checks = []
     if find_spec("onnxruntime") is None:
@@ -107,9 +107,9 @@ def _backends() -> list[Check]:
         checks.append(_onnxruntime(gpu_build or cpu_build or "unknown version"))
     checks.append(Check("openvino", "ok", openvino or optional))
     checks.append(
-        Check("tensorrt", "ok", tensorrt or (optional if not find_spec("tensorrt") else "found"))
+        Check("tensorrt", "ok", optional) if find_spec("tensorrt") is None else _tensorrt()
     )
-    if find_spec("onnxruntime") is None and find_spec("openvino") is None:
+    if not any(find_spec(name) for name in ("onnxruntime", "openvino", "tensorrt")):
         checks.append(
             _fail("backend", "none is installed", "pip install 'upperson-rt[cpu]' or [gpu]")
         )
@@ -125,6 +125,37 @@ def _onnxruntime(version: str) -> Check:
     return Check("onnxruntime", "ok", f"{version} with {', '.join(providers)}")
 
 
+def _tensorrt() -> Check:
+    """Check TensorRT and its engines. Importing it is safe without a driver, using it is not."""
+    from upperson_rt.tensorrt.bindings import import_tensorrt
+    from upperson_rt.tensorrt.cache import EngineCache
+
+    try:
+        version = import_tensorrt().__version__
+    except BackendError as error:
+        return _fail_from_error("tensorrt", error)
+    driver = probe_cuda_driver()
+    if not driver.devices:
+        reason = driver.problem or "the driver finds no GPU"
+        return Check(
+            "tensorrt",
+            "warn",
+            f"{version}, which cannot run here: {reason}",
+            "install the driver, or run the container with --gpus all",
+        )
+    cache = EngineCache()
+    records, problems = cache.records()
+    usable = [record for record in records if record.target.tensorrt == version]
+    variants = ", ".join(sorted({record.variant for record in usable})) or "none"
+    found = f"{version}, engines in {cache.folder}: {len(usable)} for this version ({variants})"
+    if len(records) > len(usable):
+        found += f", {len(records) - len(usable)} for another"
+    if problems:
+        return Check("tensorrt", "warn", f"{found}; {'; '.join(problems)}", "compile again")
+    advice = "" if usable else "upperson-rt compile BUNDLE  builds them"
+    return Check("tensorrt", "ok", found, advice)
+
+
 def _providers(onnxruntime: object) -> list[str]:
     names: list[str] = onnxruntime.get_available_providers()  # type: ignore[attr-defined]
     return names
@@ -135,7 +166,7 @@ def _driver() -> Check:
     if driver.version is not None:
         gpus = ", ".join(driver.devices) or "no GPU"
         return Check("NVIDIA driver", "ok", f"CUDA {driver.version}, {gpus}")
-    wanted = _version("onnxruntime-gpu") or _version("tensorrt")
+    wanted = _version("onnxruntime-gpu") or find_spec("tensorrt")
     problem = driver.problem or "unknown"
     if wanted:
         return Check(

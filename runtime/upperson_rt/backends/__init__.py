@@ -8,12 +8,13 @@ from upperson_rt.errors import BackendError, UsageError
 
 __all__ = ["Backend", "BackendName", "auto_order", "open_backend"]
 
-BACKEND_NAMES = ("auto", "onnxruntime", "openvino")
+BACKEND_NAMES = ("auto", "onnxruntime", "openvino", "tensorrt")
 
 
 def auto_order(device: str = "cpu") -> tuple[str, ...]:
     """Return the backends that ``auto`` considers for a device, the preferred one first."""
-    return ("onnxruntime",) if device.startswith("cuda") else ("onnxruntime", "openvino")
+    on_gpu, elsewhere = ("tensorrt", "onnxruntime"), ("onnxruntime", "openvino")
+    return on_gpu if device.startswith("cuda") else elsewhere
 
 
 def open_backend(
@@ -26,14 +27,17 @@ def open_backend(
 
     Args:
         path: The ONNX file.
-        backend: ``onnxruntime``, ``openvino``, or ``auto``: the first of `auto_order` that is
-            installed. A backend that is installed but fails is an error; nothing falls back.
-        device: ``cpu``, ``cuda``, ``cuda:N`` (onnxruntime), ``gpu`` or ``npu`` (openvino).
-        threads: CPU threads; None lets the library choose.
+        backend: ``onnxruntime``, ``openvino``, ``tensorrt``, or ``auto``: the first of
+            `auto_order` that is installed. A backend that is installed but fails is an error;
+            nothing falls back. ``tensorrt`` runs engines that ``upperson-rt compile`` has built.
+        device: ``cpu``, ``cuda``, ``cuda:N`` (tensorrt, onnxruntime), ``gpu`` or ``npu``
+            (openvino).
+        threads: CPU threads; None lets the library choose. Of no use to ``tensorrt``.
 
     Raises:
         UsageError: There is no such backend, or the number of threads is below 1.
         BackendError: The library or device is missing, or the graph does not load.
+        IntegrityError: A TensorRT engine was changed since it was built.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
@@ -47,6 +51,10 @@ def open_backend(
             from upperson_rt.backends.openvino import OpenVinoBackend
 
             return OpenVinoBackend(path, device, threads)
+        case "tensorrt":
+            from upperson_rt.backends.tensorrt import TensorRtBackend
+
+            return TensorRtBackend(path, device)
         case unknown:
             raise UsageError(f"no backend '{unknown}': use one of {', '.join(BACKEND_NAMES)}")
 

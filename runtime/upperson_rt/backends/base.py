@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Backend", "BackendName"]
 
-BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino"]
+BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
 
 
 class Backend(Protocol):

@@ -1,0 +1,216 @@
+"""From an ONNX file to an engine, with what TensorRT 10.3 to 11 have in common.
+
+Networks are strongly typed: the precision of every operation is the one written in the graph.
+There are no precision flags and no calibrators, which TensorRT 11 no longer has.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType, ModuleType
+from typing import Any, TypeAlias
+
+from upperson_rt.errors import BackendError, IntegrityError
+from upperson_rt.tensorrt.bindings import trt_log
+from upperson_rt.tensorrt.profiles import InputProfile
+
+__all__ = ["BuildProgress", "BuiltEngine", "build_engine"]
+
+BuildProgress: TypeAlias = Callable[[str, int, int], None]
+"""Called as ``progress(phase, step, steps)``, from any thread; phases are nested."""
+
+_ADVICE = "export the bundle again with this version of upperson, or compile another --variant"
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What a build gave."""
+
+    plan: bytes
+    """The serialized engine."""
+    timing_cache: bytes | None
+    """Measured kernels, for the next build on the same GPU; None if none was given."""
+    timing_cache_used: bool
+    """False if the one given did not fit or could not be read."""
+    seconds: float
+
+
+def build_engine(
+    trt: ModuleType,
+    onnx_file: str | os.PathLike[str],
+    profile: InputProfile,
+    *,
+    workspace_bytes: int,
+    timing_cache: bytes | None = None,
+    targets: Sequence[str] = (),
+    progress: BuildProgress | None = None,
+) -> BuiltEngine:
+    """Build the engine of one tower. On Ctrl-C the build is cancelled at its next step.
+
+    Args:
+        trt: The bindings: `tensorrt`, or `tensorrt_rtx` with ``targets``.
+        onnx_file: The tower.
+        profile: Its input and the shapes it must take.
+        workspace_bytes: Largest scratch memory of one layer.
+        timing_cache: Measured kernels of earlier builds, ``b""`` to begin; None for no cache.
+        targets: Compute capabilities such as ``SM86`` to build for without a GPU; only TensorRT
+            for RTX can.
+        progress: Told about each step.
+
+    Raises:
+        BackendError: TensorRT does not start, cannot parse the graph, or cannot build it.
+        IntegrityError: The graph is not a tower: its input or output has another name.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    logger, log = trt_log(trt)
+    log.take_errors()
+    about = f"TensorRT {trt.__version__}"
+    start = time.perf_counter()
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # How pybind11 reports a null pointer.
+        raise BackendError(
+            f"{about} does not start: {log.take_errors()}; see  upperson-rt doctor"
+        ) from error
+    network = _parse(trt, builder, onnx_file, profile, about)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
+    config.clear_flag(trt.BuilderFlag.TF32)  # Else fp32 is computed with 10 bits of mantissa.
+    _add_profile(builder, config, profile, about)
+    cache_used = timing_cache is not None and _set_timing_cache(config, timing_cache)
+    if targets:
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, target), index)
+
+    cancelled = threading.Event()
+    monitor = _new_monitor(trt, progress, cancelled)
+    config.progress_monitor = monitor
+    with _interrupt_sets(cancelled):
+        plan = builder.build_serialized_network(network, config)
+    if cancelled.is_set():
+        raise KeyboardInterrupt
+    if plan is None:
+        raise BackendError(
+            f"{about} cannot build {os.fspath(onnx_file)}: {log.take_errors()}. If memory ran out, "
+            f"use a smaller --max-batch or --workspace-mib; else {_ADVICE}"
+        )
+    grown = None if timing_cache is None else bytes(config.get_timing_cache().serialize())
+    return BuiltEngine(bytes(plan), grown, cache_used, time.perf_counter() - start)
+
+
+def _parse(
+    trt: ModuleType,
+    builder: Any,
+    onnx_file: str | os.PathLike[str],
+    profile: InputProfile,
+    about: str,
+) -> Any:
+    # TensorRT 10 has to be asked for strong typing; 11 always does it and ignores the flag.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, trt_log(trt)[0])
+    if not parser.parse_from_file(os.fspath(onnx_file)):
+        errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise BackendError(
+            f"{about} cannot parse {os.fspath(onnx_file)}: "
+            f"{'; '.join(errors) or trt_log(trt)[1].take_errors()}; {_ADVICE}"
+        )
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}
+    wanted = tuple(
+        -1 if low != high else low for low, high in zip(profile.min, profile.max, strict=True)
+    )
+    found = shapes.get(profile.name)
+    if (
+        len(shapes) != 1
+        or found is None
+        or len(found) != len(wanted)
+        or any(have not in (-1, want) for have, want in zip(found, wanted, strict=True))
+        or network.num_outputs != 1
+    ):
+        raise IntegrityError(
+            f"{os.fspath(onnx_file)} is not the tower it should be: expected one input "
+            f"'{profile.name}' {wanted} and one output, found inputs {shapes} and "
+            f"{network.num_outputs} outputs; {_ADVICE}"
+        )
+    return network
+
+
+def _parser_error(error: Any) -> str:
+    node, operator = error.node_name(), error.node_operator()
+    where = f"node '{node}' ({operator}): " if node or operator else ""
+    return where + " ".join(error.desc().split())
+
+
+def _add_profile(builder: Any, config: Any, profile: InputProfile, about: str) -> None:
+    shapes = builder.create_optimization_profile()
+    try:
+        shapes.set_shape(profile.name, profile.min, profile.opt, profile.max)
+        refused = config.add_optimization_profile(shapes) < 0
+    except ValueError:
+        refused = True
+    if refused:
+        raise BackendError(
+            f"{about} refuses the shapes {profile.min} to {profile.max} (typical {profile.opt}) "
+            f"for the input '{profile.name}': use another --max-batch"
+        )
+
+
+def _set_timing_cache(config: Any, content: bytes) -> bool:
+    """Give the builder a timing cache; say whether it was the one given and not an empty one."""
+    empty = config.create_timing_cache(b"")
+    if content:
+        cache = config.create_timing_cache(content)
+        # What it cannot read it replaces by an empty one, with a line in its log.
+        unread = cache is None or bytes(cache.serialize()) == bytes(empty.serialize())
+        if not unread and config.set_timing_cache(cache, ignore_mismatch=False):
+            return True
+    config.set_timing_cache(empty, ignore_mismatch=False)
+    return False
+
+
+def _new_monitor(
+    trt: ModuleType, progress: BuildProgress | None, cancelled: threading.Event
+) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            if progress is not None:
+                progress(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if progress is not None:
+                steps = self.steps.get(phase_name, step + 1)
+                progress(phase_name, step + 1, steps)
+            return not cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            pass
+
+    return Monitor()
+
+
+@contextmanager
+def _interrupt_sets(cancelled: threading.Event) -> Iterator[None]:
+    """Turn Ctrl-C into a cancelled build: an exception must not pass through TensorRT's C++."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Signals never arrive here.
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        cancelled.set()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)

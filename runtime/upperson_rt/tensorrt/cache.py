@@ -1,0 +1,300 @@
+"""Engines on disk: a raw engine file, and a JSON file beside it that says what it is.
+
+An engine fits one ONNX file, one range of shapes, one TensorRT and one kind of GPU; its name says
+all of them, the JSON file repeats them exactly, with the hash of the engine. Loading an engine
+runs code that is in it, so the folder belongs to the user alone.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from upperson_rt._strict_json import StrictObject
+from upperson_rt.atomic import write_atomically
+from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.tensorrt.cuda import Cuda
+from upperson_rt.tensorrt.profiles import InputProfile
+
+__all__ = ["EngineCache", "EngineRecord", "Target", "cache_folder"]
+
+_SCHEMA_VERSION = 1
+
+
+def cache_folder() -> Path:
+    """Return `$UPPERSON_CACHE`, else ``upperson`` in the user's cache folder (XDG)."""
+    if named := os.environ.get("UPPERSON_CACHE"):
+        return Path(named)
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))  # The standard ignores relative paths.
+    return (caches if caches.is_absolute() else Path.home() / ".cache") / "upperson"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where an engine runs: it fits no other TensorRT and no other kind of GPU."""
+
+    gpu: str
+    compute_capability: str
+    multiprocessors: int
+    platform: str
+    """Such as ``linux-aarch64``."""
+    tensorrt: str
+
+    @classmethod
+    def here(cls, trt: ModuleType, cuda: Cuda) -> "Target":
+        """Return the target that this process runs on."""
+        return cls(
+            gpu=cuda.gpu.name,
+            compute_capability=cuda.gpu.compute_capability,
+            multiprocessors=cuda.gpu.multiprocessors,
+            platform=f"{platform.system()}-{platform.machine()}".lower(),
+            tensorrt=trt.__version__,
+        )
+
+    @property
+    def label(self) -> str:
+        """For file names."""
+        capability = self.compute_capability.replace(".", "")
+        label = (
+            f"{self.gpu}-sm{capability}x{self.multiprocessors}-{self.platform}-trt{self.tensorrt}"
+        )
+        return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")
+
+    def __str__(self) -> str:
+        return (
+            f"TensorRT {self.tensorrt} on {self.gpu} (compute capability "
+            f"{self.compute_capability}, {self.multiprocessors} multiprocessors, {self.platform})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord:
+    """What is known about an engine."""
+
+    target: Target
+    onnx_sha256: str
+    profile: InputProfile
+    workspace_mib: int
+    variant: str
+    """Of the bundle it was built from; for people."""
+    model: str
+    """Likewise."""
+    sha256: str
+    """Of the engine."""
+    size_bytes: int
+    built: str
+    """ISO 8601, UTC."""
+    build_seconds: float
+    versions: dict[str, str]
+    """Of everything that took part, such as ``onnxruntime`` and ``driver``."""
+    min_cosine: float
+    """Lowest cosine to ONNX Runtime that was allowed."""
+    comparisons: tuple[dict[str, Any], ...]
+    """What was compared with ONNX Runtime before the engine was written."""
+
+    @property
+    def name(self) -> str:
+        """File name of the engine."""
+        tower = "image" if self.profile.name == "image" else "text"
+        return f"{tower}-{self.onnx_sha256[:16]}-b{self.profile.label}-{self.target.label}.engine"
+
+    def to_json(self) -> str:
+        """Return the text of the JSON file."""
+        fields = {"schema_version": _SCHEMA_VERSION, "engine": self.name, **asdict(self)}
+        return json.dumps(fields, indent=2, allow_nan=False) + "\n"
+
+
+class EngineCache:
+    """The engines in one folder."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Use a folder, by default `cache_folder`; it is made when something is written."""
+        self.folder = (cache_folder() if folder is None else folder) / "engines"
+
+    @contextmanager
+    def lock(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Let one process at a time build: builds side by side spoil each other's timings.
+
+        Args:
+            on_wait: Called if another process is building.
+
+        Raises:
+            InputError: The folder cannot be written to.
+        """
+        import fcntl  # Not on Windows, where the rest of this module still imports.
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise InputError(
+                f"cannot write to {self.folder}: {error.strerror}; choose another --cache"
+            ) from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)  # And with it the lock.
+
+    def records(self) -> tuple[list[EngineRecord], list[str]]:
+        """Return what is there, the latest first, and what is wrong with files that are no record.
+
+        Engines without a record are left out: nothing is known about them.
+        """
+        found, problems = [], []
+        for path in sorted(self.folder.glob("*.engine.json")):
+            result = _record_or_problem(path)
+            if isinstance(result, EngineRecord):
+                found.append(result)
+            else:
+                problems.append(result)
+        return sorted(found, key=lambda record: record.built, reverse=True), problems
+
+    def find(self, onnx_file: Path, onnx_sha256: str, target: Target) -> EngineRecord:
+        """Return the record of the latest engine of an ONNX file for a target.
+
+        Raises:
+            BackendError: There is none; the message says what there is.
+        """
+        records, problems = self.records()
+        of_file = [record for record in records if record.onnx_sha256 == onnx_sha256]
+        for record in of_file:
+            if record.target == target:
+                return record
+        if of_file:
+            others = "; ".join(dict.fromkeys(str(record.target) for record in of_file))
+            found = f"the engines of this file are for {others}"
+        else:
+            here = [f"{r.variant} of {r.model}" for r in records if r.target == target]
+            found = f"engines there: {', '.join(dict.fromkeys(here)) or 'none for this device'}"
+        raise BackendError(
+            f"no engine for {onnx_file} with {target} in {self.folder} ({found}"
+            f"{''.join(f'; {problem}' for problem in problems)}): run  upperson-rt compile "
+            f"{onnx_file.parent}  with the --variant to run (and the same --cache or "
+            "$UPPERSON_CACHE)"
+        )
+
+    def load(self, record: EngineRecord) -> bytes:
+        """Return the engine of a record.
+
+        Raises:
+            IntegrityError: It is missing or is not what was written.
+        """
+        path = self.folder / record.name
+        advice = "build it again with  upperson-rt compile"
+        try:
+            plan = path.read_bytes()
+        except OSError as error:
+            raise IntegrityError(f"cannot read {path}: {error.strerror}; {advice}") from error
+        sha256 = hashlib.sha256(plan).hexdigest()
+        if sha256 != record.sha256:
+            raise IntegrityError(
+                f"{path} has sha256 {sha256}, expected {record.sha256}: the file was changed or "
+                f"damaged; {advice}"
+            )
+        return plan
+
+    def save(self, record: EngineRecord, plan: bytes) -> Path:
+        """Write an engine and its record, and return the path of the engine.
+
+        Raises:
+            InputError: The folder cannot be written to.
+        """
+        path = self.folder / record.name
+        json_path = path.with_name(path.name + ".json")
+        json_path.unlink(missing_ok=True)  # At no time is there a record of another engine.
+        write_atomically(path, plan)
+        write_atomically(json_path, record.to_json())
+        return path
+
+    def load_timing_cache(self, target: Target) -> bytes:
+        """Return the kernel timings of earlier builds on this target; empty if there are none."""
+        try:
+            return self._timing_cache(target).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def save_timing_cache(self, target: Target, content: bytes) -> None:
+        """Write the kernel timings of this target."""
+        write_atomically(self._timing_cache(target), content)
+
+    def _timing_cache(self, target: Target) -> Path:
+        return self.folder / f"{target.label}.timing"
+
+
+def _record_or_problem(path: Path) -> EngineRecord | str:
+    try:
+        return _read_record(path)
+    except InputError as error:
+        return str(error)
+
+
+def _read_record(path: Path) -> EngineRecord:
+    """Read a JSON file strictly.
+
+    Raises:
+        InputError: It is not the record of the engine beside it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    root = StrictObject(
+        content, f"{path}:", {"schema_version", "engine", *EngineRecord.__dataclass_fields__}
+    )
+    if root.positive("schema_version") != _SCHEMA_VERSION:
+        raise root.error("schema_version", f"this program reads version {_SCHEMA_VERSION}")
+    target = root.object("target", Target.__dataclass_fields__)
+    profile = root.object("profile", InputProfile.__dataclass_fields__)
+    comparisons = content.get("comparisons")
+    if not isinstance(comparisons, list) or not comparisons:
+        raise root.error("comparisons", "expected at least one")
+    record = EngineRecord(
+        target=Target(
+            gpu=target.text("gpu"),
+            compute_capability=target.text("compute_capability"),
+            multiprocessors=target.positive("multiprocessors"),
+            platform=target.text("platform"),
+            tensorrt=target.text("tensorrt"),
+        ),
+        onnx_sha256=root.text("onnx_sha256"),
+        profile=InputProfile(
+            profile.text("name"), *(_shape(profile, key) for key in ("min", "opt", "max"))
+        ),
+        workspace_mib=root.positive("workspace_mib"),
+        variant=root.text("variant"),
+        model=root.text("model"),
+        sha256=root.text("sha256"),
+        size_bytes=root.count("size_bytes"),
+        built=root.text("built"),
+        build_seconds=root.number("build_seconds"),
+        versions={
+            key: root.object("versions").text(key) for key in root.object("versions").content
+        },
+        min_cosine=root.number("min_cosine"),
+        comparisons=tuple(
+            dict(StrictObject(item, f"{path}: comparisons[{i}]").content)
+            for i, item in enumerate(comparisons)
+        ),
+    )
+    if (root.text("engine"), path.name) != (record.name, f"{record.name}.json"):
+        raise root.error("engine", f"'{record.name}' is what the record describes: renamed files?")
+    return record
+
+
+def _shape(section: StrictObject, key: str) -> tuple[int, ...]:
+    sizes = section.content.get(key)
+    if not isinstance(sizes, list) or not all(type(n) is int and n > 0 for n in sizes):
+        raise section.error(key, "expected a list of positive integers")
+    return tuple(sizes)

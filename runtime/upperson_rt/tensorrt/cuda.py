@@ -1,0 +1,242 @@
+"""Memory, streams and graphs of an NVIDIA GPU through the driver's own library.
+
+libcuda comes with the driver, so nothing has to be installed. It shares the device's primary
+context, and with it memory and streams, with TensorRT, torch and everything else on libcudart.
+Names and signatures are those of `cuda.h`; a name with ``_v2`` is what its macros stand for.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong
+from ctypes import c_void_p as c_handle
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.errors import BackendError
+
+__all__ = ["SIGNATURES", "Cuda", "Gpu", "StagedBuffer"]
+
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cuInit": (c_uint,),
+    "cuDriverGetVersion": (POINTER(c_int),),
+    "cuGetErrorName": (c_int, POINTER(c_char_p)),
+    "cuGetErrorString": (c_int, POINTER(c_char_p)),
+    "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDeviceGetName": (c_char_p, c_int, c_int),
+    "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cuDevicePrimaryCtxRetain": (POINTER(c_handle), c_int),
+    "cuCtxPushCurrent_v2": (c_handle,),
+    "cuCtxPopCurrent_v2": (POINTER(c_handle),),
+    "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
+    "cuMemFree_v2": (c_uint64,),
+    "cuMemHostAlloc": (POINTER(c_handle), c_size_t, c_uint),
+    "cuMemFreeHost": (c_handle,),
+    "cuMemcpyHtoDAsync_v2": (c_uint64, c_handle, c_size_t, c_handle),
+    "cuMemcpyDtoHAsync_v2": (c_handle, c_uint64, c_size_t, c_handle),
+    "cuStreamCreate": (POINTER(c_handle), c_uint),
+    "cuStreamDestroy_v2": (c_handle,),
+    "cuStreamSynchronize": (c_handle,),
+    "cuStreamBeginCapture_v2": (c_handle, c_int),
+    "cuStreamEndCapture": (c_handle, POINTER(c_handle)),
+    "cuGraphInstantiateWithFlags": (POINTER(c_handle), c_handle, c_ulonglong),
+    "cuGraphLaunch": (c_handle, c_handle),
+    "cuGraphExecDestroy": (c_handle,),
+    "cuGraphDestroy": (c_handle,),
+}
+"""Types of the arguments of each function used; every one returns a CUresult, an int."""
+
+_ATTRIBUTE_MULTIPROCESSORS = 16
+_ATTRIBUTE_CAPABILITY_MAJOR = 75
+_ATTRIBUTE_CAPABILITY_MINOR = 76
+_STREAM_NON_BLOCKING = 1
+_CAPTURE_THREAD_LOCAL = 1  # What other threads do with CUDA meanwhile is not our business.
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver describes it."""
+
+    index: int
+    name: str
+    compute_capability: str
+    """Such as ``8.7``."""
+    multiprocessors: int
+    """Boards of one name can differ in this: all Jetson Orin modules are called Orin."""
+    driver: str
+    """Highest CUDA version the driver supports, such as ``12.6``."""
+
+
+@dataclass(frozen=True)
+class StagedBuffer:
+    """Page-locked host memory and device memory of the same size."""
+
+    host: NDArray[np.uint8]
+    """(nbytes,); a view of the page-locked memory."""
+    host_address: int
+    device_address: int
+
+
+class Cuda:
+    """One GPU. Methods may be called from any thread; they make the device current themselves."""
+
+    def __init__(self, index: int = 0) -> None:
+        """Start the driver and take the primary context, which stays until the process ends.
+
+        Args:
+            index: Number of the GPU, as the driver counts.
+
+        Raises:
+            BackendError: No driver, a driver that is too old, or no such GPU.
+        """
+        try:
+            self._library = ctypes.CDLL("libcuda.so.1")
+            for name, types in SIGNATURES.items():
+                function = getattr(self._library, name)
+                function.argtypes, function.restype = types, c_int
+        except OSError as error:
+            raise BackendError(
+                "no NVIDIA driver (libcuda.so.1 is not there): install it, or run the container "
+                "with --gpus all"
+            ) from error
+        except AttributeError as error:
+            raise BackendError(
+                f"the NVIDIA driver is too old: {error}; version 470 (CUDA 11.4) or later is needed"
+            ) from error
+        self._call("cuInit", 0)
+        device, version = c_int(), c_int()
+        self._call("cuDeviceGet", byref(device), index)
+        self._call("cuDriverGetVersion", byref(version))
+        name_buffer = ctypes.create_string_buffer(128)
+        self._call("cuDeviceGetName", name_buffer, len(name_buffer), device)
+        major, minor, multiprocessors = (
+            self._attribute(device, attribute)
+            for attribute in (
+                _ATTRIBUTE_CAPABILITY_MAJOR,
+                _ATTRIBUTE_CAPABILITY_MINOR,
+                _ATTRIBUTE_MULTIPROCESSORS,
+            )
+        )
+        self.gpu = Gpu(
+            index=index,
+            name=name_buffer.value.decode("utf-8", "replace"),
+            compute_capability=f"{major}.{minor}",
+            multiprocessors=multiprocessors,
+            driver=f"{version.value // 1000}.{version.value % 1000 // 10}",
+        )
+        self._context = c_handle()
+        self._call("cuDevicePrimaryCtxRetain", byref(self._context), device)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the device current in this thread, and what was current before afterwards."""
+        self._call("cuCtxPushCurrent_v2", self._context)
+        try:
+            yield
+        finally:
+            self._call("cuCtxPopCurrent_v2", byref(c_handle()))
+
+    def staged_buffer(self, nbytes: int) -> StagedBuffer:
+        """Allocate page-locked host memory and device memory, at least 1 byte of each.
+
+        Raises:
+            BackendError: The memory is not there.
+        """
+        nbytes = max(nbytes, 1)
+        host, device = c_handle(), c_uint64()
+        with self.current():
+            self._call("cuMemHostAlloc", byref(host), nbytes, 0)
+            try:
+                self._call("cuMemAlloc_v2", byref(device), nbytes)
+            except BackendError:
+                self._call("cuMemFreeHost", host)
+                raise
+        address = host.value or 0
+        view = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+        return StagedBuffer(view, address, device.value)
+
+    def new_stream(self) -> int:
+        """Make a stream that does not wait for the default stream."""
+        stream = c_handle()
+        with self.current():
+            self._call("cuStreamCreate", byref(stream), _STREAM_NON_BLOCKING)
+        return stream.value or 0
+
+    def upload(self, buffer: StagedBuffer, nbytes: int, stream: int) -> None:
+        """Queue a copy of the first bytes from host to device."""
+        self._call(
+            "cuMemcpyHtoDAsync_v2", buffer.device_address, buffer.host_address, nbytes, stream
+        )
+
+    def download(self, buffer: StagedBuffer, nbytes: int, stream: int) -> None:
+        """Queue a copy of the first bytes from device to host."""
+        self._call(
+            "cuMemcpyDtoHAsync_v2", buffer.host_address, buffer.device_address, nbytes, stream
+        )
+
+    def synchronize(self, stream: int) -> None:
+        """Wait until everything queued is done."""
+        self._call("cuStreamSynchronize", stream)
+
+    def capture(self, stream: int, work: Callable[[], None]) -> int:
+        """Record what ``work`` queues on a stream, without running it, as a graph to `launch`.
+
+        Raises:
+            BackendError: Something in it cannot be captured.
+        """
+        graph, executable = c_handle(), c_handle()
+        self._call("cuStreamBeginCapture_v2", stream, _CAPTURE_THREAD_LOCAL)
+        try:
+            work()
+        except BaseException:
+            # Leave the stream usable; what went wrong is on its way already.
+            self._library.cuStreamEndCapture(stream, byref(graph))
+            if graph:
+                self._library.cuGraphDestroy(graph)
+            raise
+        self._call("cuStreamEndCapture", stream, byref(graph))
+        try:
+            self._call("cuGraphInstantiateWithFlags", byref(executable), graph, 0)
+        finally:
+            self._call("cuGraphDestroy", graph)
+        return executable.value or 0
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Queue a captured graph."""
+        self._call("cuGraphLaunch", graph, stream)
+
+    def release(
+        self, buffers: Sequence[StagedBuffer], streams: Sequence[int], graphs: Sequence[int]
+    ) -> None:
+        """Give back memory, streams and graphs; nothing of it may still be in use."""
+        with self.current():
+            for graph in graphs:
+                self._call("cuGraphExecDestroy", graph)
+            for stream in streams:
+                self._call("cuStreamDestroy_v2", stream)
+            for buffer in buffers:
+                self._call("cuMemFree_v2", buffer.device_address)
+                self._call("cuMemFreeHost", buffer.host_address)
+
+    def _attribute(self, device: c_int, attribute: int) -> int:
+        value = c_int()
+        self._call("cuDeviceGetAttribute", byref(value), attribute, device)
+        return value.value
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        status = getattr(self._library, function)(*arguments)
+        if status != 0:
+            name, text = c_char_p(), c_char_p()
+            self._library.cuGetErrorName(status, byref(name))
+            self._library.cuGetErrorString(status, byref(text))
+            error = (name.value or b"unknown error").decode("utf-8", "replace")
+            detail = (text.value or b"").decode("utf-8", "replace")
+            advice = (
+                ": close other programs, or compile with a smaller --max-batch"
+                if error == "CUDA_ERROR_OUT_OF_MEMORY"
+                else ": see  upperson-rt doctor"
+            )
+            raise BackendError(f"CUDA's {function} failed with {error} ({detail}){advice}")

@@ -1,0 +1,131 @@
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.helpers.fake_tensorrt import install_fake_tensorrt
+from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_rt.cli import app
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compile")
+    make_toy_bundle(folder / "bundle")
+    (folder / "crops").mkdir()
+    for colour in COLOURS:
+        draw_person(folder / "crops" / f"{colour}.png", colour)
+    return folder
+
+
+@pytest.fixture
+def work(original, tmp_path, monkeypatch):
+    """A working folder with ./bundle and ./crops, and a cache of its own."""
+    monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
+    monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    driver, driver.trt = install_fake_tensorrt(monkeypatch)
+    return driver
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_compile_then_index_and_query_on_the_gpu(work, driver):
+    result = run("compile", "bundle", "--variant", "fp32")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:2] == ["tower", "batch"]
+    assert lines[1].startswith("image")
+    assert "1, 2, 7, 32" in lines[1]
+    assert "3 to 12 tokens" in lines[2]
+    assert lines[2].endswith(".engine")
+    assert "run it with  --backend tensorrt --device cuda --variant fp32" in result.stderr
+    assert "Orin (compute capability 8.7" in result.stderr
+
+    gpu = ["--backend", "tensorrt", "--device", "cuda", "--variant", "fp32"]
+    result = run("index", "crops", *gpu)
+    assert result.exit_code == 0, result.stderr
+    assert "backend: tensorrt 10.3.0.26 on cuda:0" in result.stderr
+    found = run("query", "red coat", "-k", 1, "--json", *gpu)
+    assert json.loads(found.stdout)["hits"][0]["source"] == str(work / "crops" / "red.png")
+
+
+def test_json(work, driver, tmp_path):
+    arguments = ("compile", "bundle", "--variant", "int8", "--max-batch", 4, "--json")
+    result = run(*arguments, "--cache", tmp_path / "here")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["variant"], report["device"]) == ("int8", "cuda")
+    assert report["target"]["tensorrt"] == "10.3.0.26"
+    image, text = report["towers"]
+    assert (image["tower"], image["reused"], text["tower"]) == ("image", False, "text")
+    assert image["engine"].startswith(str(tmp_path / "here" / "engines"))
+    assert [c["batch_size"] for c in image["comparisons"]] == [1, 2, 4]
+    assert all(c["min_cosine"] >= image["min_cosine_allowed"] for c in image["comparisons"])
+    again = json.loads(run(*arguments, "--cache", tmp_path / "here").stdout)
+    assert all(tower["reused"] for tower in again["towers"])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_bundle_defaults_like_everywhere(work, driver, monkeypatch):
+    assert run("compile", "--variant", "int8").exit_code == 0
+    monkeypatch.setenv("UPPERSON_BUNDLE", "elsewhere")
+    result = run("compile", "--variant", "int8")
+    assert result.exit_code == 3
+    assert "elsewhere is not a bundle" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["compile", "bundle"], 2, "error: bundle bundle has no variant 'fp16', only fp32, int8"),
+        (["compile", "bundle", "--max-batch", "0"], 2, "Invalid value"),
+        (["compile", "crops"], 3, "error: crops is not a bundle"),
+        (["compile", "--variant", "int8", "--device", "cpu"], 5, "no device 'cpu'"),
+        (["compile", "--variant", "int8", "--device", "cuda:1"], 5, "found: cuda:0 Orin"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(work, driver, tmp_path, arguments, code, message):
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_wrong_engine_ends_with_6(work, driver, tmp_path):
+    driver.trt.behaviour.wrong_batch = 7
+    result = run("compile", "--variant", "int8", "--json")
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert "at batch 7 (images): row" in result.stderr
+    assert list((tmp_path / "cache" / "engines").glob("*.engine*")) == []
+
+
+def test_without_a_driver_it_ends_with_5(work, driver):
+    driver.gpus = ()
+    result = run("compile", "--variant", "int8")
+    assert result.exit_code == 5
+    assert "error: TensorRT needs an NVIDIA GPU, but" in result.stderr
+
+
+def test_ctrl_c_ends_with_130_and_leaves_nothing(work, driver, tmp_path):
+    import signal
+
+    driver.trt.behaviour.on_step = lambda step: signal.raise_signal(signal.SIGINT)
+    result = run("compile", "--variant", "int8")
+    assert result.exit_code == 130
+    assert list((tmp_path / "cache" / "engines").glob("*.engine*")) == []
+
+
+def test_help_has_an_example():
+    text = " ".join(run("compile", "--help").stdout.split())
+    assert "Example: upperson-rt compile" in text
+    assert "--workspace-mib" in text

@@ -1,0 +1,259 @@
+"""A stand-in for libcuda.so.1: real C functions over host memory, streams that run when waited for.
+
+The prototypes are those of the CUDA driver API, so a call with wrong types does not get through.
+"""
+
+import ctypes
+import itertools
+import re
+import threading
+
+TYPES = {
+    "CUcontext": ctypes.c_void_p,
+    "CUdevice": ctypes.c_int,
+    "CUdevice_attribute": ctypes.c_int,
+    "CUdeviceptr": ctypes.c_uint64,
+    "CUgraph": ctypes.c_void_p,
+    "CUgraphExec": ctypes.c_void_p,
+    "CUresult": ctypes.c_int,
+    "CUstream": ctypes.c_void_p,
+    "CUstreamCaptureMode": ctypes.c_int,
+    "char*": ctypes.c_char_p,
+    "int": ctypes.c_int,
+    "size_t": ctypes.c_size_t,
+    "unsigned int": ctypes.c_uint,
+    "unsigned long long": ctypes.c_ulonglong,
+    "void*": ctypes.c_void_p,
+}
+PROTOTYPES = """
+cuInit(unsigned int)
+cuDriverGetVersion(int*)
+cuGetErrorName(CUresult, char**)
+cuGetErrorString(CUresult, char**)
+cuDeviceGet(CUdevice*, int)
+cuDeviceGetCount(int*)
+cuDeviceGetName(char*, int, CUdevice)
+cuDeviceGetAttribute(int*, CUdevice_attribute, CUdevice)
+cuDevicePrimaryCtxRetain(CUcontext*, CUdevice)
+cuCtxPushCurrent_v2(CUcontext)
+cuCtxPopCurrent_v2(CUcontext*)
+cuMemAlloc_v2(CUdeviceptr*, size_t)
+cuMemFree_v2(CUdeviceptr)
+cuMemHostAlloc(void**, size_t, unsigned int)
+cuMemFreeHost(void*)
+cuMemcpyHtoDAsync_v2(CUdeviceptr, void*, size_t, CUstream)
+cuMemcpyDtoHAsync_v2(void*, CUdeviceptr, size_t, CUstream)
+cuStreamCreate(CUstream*, unsigned int)
+cuStreamDestroy_v2(CUstream)
+cuStreamSynchronize(CUstream)
+cuStreamBeginCapture_v2(CUstream, CUstreamCaptureMode)
+cuStreamEndCapture(CUstream, CUgraph*)
+cuGraphInstantiateWithFlags(CUgraphExec*, CUgraph, unsigned long long)
+cuGraphLaunch(CUgraphExec, CUstream)
+cuGraphExecDestroy(CUgraphExec)
+cuGraphDestroy(CUgraph)
+"""
+ERRORS = {
+    1: b"CUDA_ERROR_INVALID_VALUE",
+    2: b"CUDA_ERROR_OUT_OF_MEMORY",
+    100: b"CUDA_ERROR_NO_DEVICE",
+    101: b"CUDA_ERROR_INVALID_DEVICE",
+    201: b"CUDA_ERROR_INVALID_CONTEXT",
+    901: b"CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+}
+
+TEXTS = {status: b"text of " + name for status, name in ERRORS.items()}  # They must stay alive.
+
+
+def c_type(text):
+    if text in TYPES:
+        return TYPES[text]
+    assert text.endswith("*"), text
+    return ctypes.POINTER(c_type(text[:-1]))
+
+
+def signatures():
+    """The types of each function's arguments."""
+    found = {}
+    for line in PROTOTYPES.split("\n"):
+        if match := re.fullmatch(r"(\w+)\((.*)\)", line):
+            found[match[1]] = tuple(c_type(a) for a in match[2].split(", "))
+    return found
+
+
+def _as_address(kind):
+    # A callback would get the text behind a char*, but has to write to it.
+    return ctypes.c_void_p if kind is ctypes.c_char_p else kind
+
+
+class FakeDriver:
+    """A driver with GPUs of 1 GiB each; `install` puts it in the place of libcuda.so.1."""
+
+    def __init__(self, *gpus, version=12060):
+        self.gpus = gpus or (("Orin", 8, 7, 16),)
+        """Name, compute capability, multiprocessors."""
+        self.version = version
+        self.free_bytes = 1 << 30
+        self.fail = {}
+        """Status to return by function name."""
+        self.calls = []
+        self.memory, self.streams, self.captures, self.graphs, self.executables = {}, {}, {}, {}, {}
+        self._handles = itertools.count(1000)
+        self._current = threading.local()
+        self._functions = {
+            name: ctypes.CFUNCTYPE(ctypes.c_int, *map(_as_address, types))(self._entry(name))
+            for name, types in signatures().items()
+        }
+
+    def install(self, monkeypatch):
+        real = ctypes.CDLL
+        monkeypatch.setattr(
+            ctypes,
+            "CDLL",
+            lambda name, *a, **k: self if name == "libcuda.so.1" else real(name, *a, **k),
+        )
+        return self
+
+    def __getattr__(self, name):
+        if name in self.__dict__.get("_functions", {}):
+            return self._functions[name]
+        raise AttributeError(name)
+
+    @property
+    def stack(self):
+        if not hasattr(self._current, "stack"):
+            self._current.stack = []
+        return self._current.stack
+
+    @property
+    def current_gpu(self):
+        return self.stack[-1] - 1 if self.stack else None
+
+    def enqueue(self, stream, work):
+        """Queue work as a kernel launch does: captured, or run when the stream is waited for."""
+        (self.captures if stream in self.captures else self.streams)[stream].append(work)
+
+    def is_capturing(self, stream):
+        return stream in self.captures
+
+    def _entry(self, name):
+        method = getattr(self, f"_{name}")
+
+        def call(*arguments):
+            self.calls.append(name)
+            if name in self.fail:
+                if name == "cuStreamSynchronize":
+                    self.streams[arguments[0]].clear()
+                return self.fail[name]
+            return method(*arguments) or 0
+
+        return call
+
+    def _allocate(self, nbytes):
+        if not self.stack:
+            return None, 201
+        if nbytes > self.free_bytes:
+            return None, 2
+        block = ctypes.create_string_buffer(b"\xee" * nbytes, nbytes)
+        self.memory[ctypes.addressof(block)] = block
+        return ctypes.addressof(block), 0
+
+    def _cuInit(self, flags):  # noqa: N802
+        return 0 if self.gpus else 100
+
+    def _cuDriverGetVersion(self, version):  # noqa: N802
+        version[0] = self.version
+
+    def _cuGetErrorName(self, status, text):  # noqa: N802
+        text[0] = ERRORS[status]
+
+    def _cuGetErrorString(self, status, text):  # noqa: N802
+        text[0] = TEXTS[status]
+
+    def _cuDeviceGetCount(self, count):  # noqa: N802
+        count[0] = len(self.gpus)
+
+    def _cuDeviceGet(self, device, index):  # noqa: N802
+        device[0] = index
+        return 0 if index < len(self.gpus) else 101
+
+    def _cuDeviceGetName(self, address, size, device):  # noqa: N802
+        name = self.gpus[device][0].encode() + b"\0"
+        ctypes.memmove(address, name, len(name))
+
+    def _cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
+        _, major, minor, multiprocessors = self.gpus[device]
+        value[0] = {75: major, 76: minor, 16: multiprocessors}[attribute]
+
+    def _cuDevicePrimaryCtxRetain(self, context, device):  # noqa: N802
+        context[0] = device + 1
+
+    def _cuCtxPushCurrent_v2(self, context):  # noqa: N802
+        self.stack.append(context)
+
+    def _cuCtxPopCurrent_v2(self, context):  # noqa: N802
+        context[0] = self.stack.pop()
+
+    def _cuMemAlloc_v2(self, address, nbytes):  # noqa: N802
+        found, status = self._allocate(nbytes)
+        address[0] = found or 0
+        return status
+
+    def _cuMemHostAlloc(self, address, nbytes, flags):  # noqa: N802
+        found, status = self._allocate(nbytes)
+        address[0] = found
+        return status
+
+    def _cuMemFree_v2(self, address):  # noqa: N802
+        return 0 if self.memory.pop(address, None) else 1
+
+    _cuMemFreeHost = _cuMemFree_v2
+
+    def _copy(self, to, start, nbytes, stream):
+        if min(len(self.memory[to]), len(self.memory[start])) < nbytes:
+            return 1
+        self.enqueue(stream, lambda: ctypes.memmove(to, start, nbytes))
+        return 0
+
+    _cuMemcpyHtoDAsync_v2 = _copy
+    _cuMemcpyDtoHAsync_v2 = _copy
+
+    def _cuStreamCreate(self, stream, flags):  # noqa: N802
+        if not self.stack:
+            return 201
+        stream[0] = next(self._handles)
+        self.streams[stream[0]] = []
+        return 0
+
+    def _cuStreamDestroy_v2(self, stream):  # noqa: N802
+        del self.streams[stream]
+
+    def _cuStreamSynchronize(self, stream):  # noqa: N802
+        queued, self.streams[stream] = self.streams[stream], []
+        for work in queued:
+            work()
+
+    def _cuStreamBeginCapture_v2(self, stream, mode):  # noqa: N802
+        self.captures[stream] = []
+
+    def _cuStreamEndCapture(self, stream, graph):  # noqa: N802
+        captured = self.captures.pop(stream)
+        if not captured:
+            return 901
+        graph[0] = next(self._handles)
+        self.graphs[graph[0]] = captured
+        return 0
+
+    def _cuGraphInstantiateWithFlags(self, executable, graph, flags):  # noqa: N802
+        executable[0] = next(self._handles)
+        self.executables[executable[0]] = self.graphs[graph]
+
+    def _cuGraphLaunch(self, executable, stream):  # noqa: N802
+        for work in self.executables[executable]:
+            self.enqueue(stream, work)
+
+    def _cuGraphExecDestroy(self, executable):  # noqa: N802
+        del self.executables[executable]
+
+    def _cuGraphDestroy(self, graph):  # noqa: N802
+        del self.graphs[graph]
