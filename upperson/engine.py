@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from upperson.model.encoder import UPPerson
@@ -45,9 +44,7 @@ def start_engine(precision: Precision, device: str) -> Accelerator:
     AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device == "cpu",
-        # Frozen weights and the causal mask are the same everywhere already.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        cpu=on_cpu,
     )
 
 

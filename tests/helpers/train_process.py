@@ -23,7 +23,7 @@ def main() -> None:
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         know_toy(patch)
-        train(read_config(config), run, recorder, device="cpu")
+        train(read_config(config), run, recorder)
     if os.environ["RANK"] == "0":
         losses.write_text(json.dumps(recorder.losses), "utf-8")
     else:
