@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from upperson_export.plain import (
+    PIXEL_CENTRE,
     Adapter,
     Attention,
     Linear,
     Mlp,
     PackedAttention,
+    PatchProjection,
     PlainBlock,
     PlainImageTower,
     PlainTextTower,
@@ -58,15 +60,19 @@ def fold_image_tower(model: TrainedModel) -> PlainImageTower:
     kernel_D3rc = tower.conv1.weight.double()
     std_3 = torch.tensor(model.image_std, dtype=torch.float64)
     mean_3 = torch.tensor(model.image_mean, dtype=torch.float64)
-    # (x / 255 - mean) / std, pushed through the convolution.
+    # (x / 255 - mean) / std of x = centre + centre * centred, pushed through the convolution.
     scaled_D3rc = kernel_D3rc / std_3[None, :, None, None]
-    bias_D = -(scaled_D3rc * mean_3[None, :, None, None]).sum(dim=(1, 2, 3))
+    centre_3 = PIXEL_CENTRE / 255 - mean_3
+    bias_D = (scaled_D3rc * centre_3[None, :, None, None]).sum(dim=(1, 2, 3))
+    weight_rc3D = (scaled_D3rc * (PIXEL_CENTRE / 255)).permute(2, 3, 1, 0)
     positions_LD = tower.positional_embedding.double()
     return PlainImageTower(
-        patch=(scaled_D3rc / 255).permute(2, 3, 1, 0).reshape(-1, len(kernel_D3rc)),
-        patch_size=tuple(tower.conv1.kernel_size),
+        patch=PatchProjection(
+            weight=weight_rc3D.reshape(-1, len(kernel_D3rc)),
+            positions=(positions_LD[1:] + bias_D)[None],
+            patch_size=tuple(tower.conv1.kernel_size),
+        ),
         class_row=(tower.class_embedding.double() + positions_LD[0])[None, None],
-        positions=(positions_LD[1:] + bias_D)[None],
         ln_pre=tower.ln_pre,
         blocks=_fold_blocks(tower.blocks),
         ln_post=tower.ln_post,

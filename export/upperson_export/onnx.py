@@ -8,16 +8,19 @@ import warnings
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
 from torch import nn
 from torch.export import Dim
 
-from upperson_export.passes.node_names import name_nodes_by_module
+from upperson_export.passes.node_names import NameByModule
+from upperson_export.passes.shape_after_cast import ShapeAfterCast
 from upperson_rt.canaries import Tower
 from upperson_rt.encoder import GRAPH_NAMES
 
-OPSET = 18
-"""LayerNormalization is one op since 17; TensorRT 10.3 reads up to 20."""
+OPSET = 19
+"""QuantizeLinear takes float16 since 19, which int8-fp16 needs; TensorRT 10.3 reads up to 20."""
 
 
 DYNAMIC_AXES: dict[Tower, dict[int, str]] = {
@@ -56,9 +59,14 @@ def export_onnx(tower: nn.Module, kind: Tower, path: Path, *, example: torch.Ten
             verbose=False,
         )
     assert program is not None  # only None with the legacy exporter
-    model = program.model_proto
-    name_nodes_by_module(model)
-    for node in model.graph.node:
-        del node.metadata_props[:]  # tracebacks of the exporting machine
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
+    model = program.model
+    ir.passes.Sequential(
+        ShapeAfterCast(),
+        NameByModule(),
+        # Tracebacks of the exporting machine, among others.
+        common.ClearMetadataAndDocStringPass(),
+        common.RemoveUnusedNodesPass(),
+    )(model)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto)
+    onnx.save(proto, path)

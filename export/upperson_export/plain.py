@@ -147,6 +147,9 @@ class Mlp(nn.Module):
         return out
 
 
+PIXEL_CENTRE = 128.0
+"""Subtracted from pixel values, which are then divided by it."""
+
 TakeRows = Callable[[Tensor], Tensor]
 """Selects the rows of [N, L, D] whose output is wanted, [N, Q, D]."""
 
@@ -185,14 +188,57 @@ def _normed(x: Tensor, norm: nn.Module, adapter: Adapter | None) -> Tensor:
     return normed if adapter is None else normed + adapter(x)
 
 
-class PlainImageTower(nn.Module):
-    """uint8 pixels to unit-norm embeddings; normalisation sits inside the patch projection.
+class PatchProjection(nn.Module):
+    """uint8 pixels to one row a patch; mean and standard deviation are in the weights.
+
+    Pixels are centred to [-1, 1) first: exact in float16, and the weights keep a magnitude that
+    float16 stores with full precision, which weights for raw pixels (1e-5) would not.
 
     Args:
-        patch: Projection [rows * columns * 3, D] of a patch of raw pixel values, RGB last.
-        patch_size: (rows, columns) of a patch in pixels.
-        class_row: Class token with its position added, [1, 1, D].
+        weight: [rows * columns * 3, D] for a patch of centred pixels, RGB last.
         positions: Positions of the patches with the patch bias added, [1, L - 1, D].
+        patch_size: (rows, columns) of a patch in pixels.
+    """
+
+    def __init__(self, weight: Tensor, positions: Tensor, patch_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.weight = constant(weight)
+        self.positions = constant(positions)
+        self.patch_size = patch_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map uint8 RGB [N, H, W, 3] to [N, L - 1, D]."""
+        # TensorRT lets a uint8 input feed nothing but a Cast, so the cast comes first.
+        x = (image.float() - PIXEL_CENTRE) * (1 / PIXEL_CENTRE)
+        batch, height, width, _ = x.shape
+        rows, columns = self.patch_size
+        x = x.reshape(batch, height // rows, rows, width // columns, columns, 3)
+        x_NLC = x.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+        return x_NLC @ self.weight + self.positions
+
+
+class Projection(nn.Module):
+    """Pooled rows to unit-norm embeddings.
+
+    Args:
+        weight: [D, E] into the shared space.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = constant(weight)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """Map [N, D] to [N, E] of length 1."""
+        return F.normalize(x_ND @ self.weight, dim=-1)
+
+
+class PlainImageTower(nn.Module):
+    """uint8 pixels to unit-norm embeddings.
+
+    Args:
+        patch: Projection of the pixels.
+        class_row: Class token with its position added, [1, 1, D].
         ln_pre: Norm before the first block.
         blocks: At least one block.
         ln_post: Norm of the class row after the last block.
@@ -202,40 +248,32 @@ class PlainImageTower(nn.Module):
     def __init__(
         self,
         *,
-        patch: Tensor,
-        patch_size: tuple[int, int],
+        patch: PatchProjection,
         class_row: Tensor,
-        positions: Tensor,
         ln_pre: nn.Module,
         blocks: list[PlainBlock],
         ln_post: nn.Module,
         projection: Tensor,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.patch = constant(patch)
+        self.patch = patch
         self.class_row = constant(class_row)
-        self.positions = constant(positions)
         self.ln_pre = ln_pre
         self.blocks = nn.ModuleList(blocks)
         self.ln_post = ln_post
-        self.projection = constant(projection)
+        self.projection = Projection(projection)
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode uint8 RGB [N, H, W, 3], already of the model's size, to float32 [N, E]."""
-        # TensorRT lets a uint8 input feed nothing but a Cast, so the cast comes first.
-        x = image.float()
-        batch, height, width, _ = x.shape
-        rows, columns = self.patch_size
-        x = x.reshape(batch, height // rows, rows, width // columns, columns, 3)
-        x_NLD = x.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2) @ self.patch + self.positions
-        x_NLD = torch.cat([self.class_row.expand(batch, -1, -1), x_NLD], dim=1)
+        x_NLD = self.patch(image)
+        x_NLD = torch.cat([self.class_row.expand(x_NLD.shape[0], -1, -1), x_NLD], dim=1)
         x_NLD = self.ln_pre(x_NLD)
         *blocks, last = self.blocks
         for block in blocks:
             x_NLD = block(x_NLD, None)
         x_N1D = last(x_NLD, None, lambda rows_NLD: rows_NLD[:, :1])
-        return F.normalize(self.ln_post(x_N1D[:, 0]) @ self.projection, dim=-1)
+        embeds_NE: Tensor = self.projection(self.ln_post(x_N1D[:, 0]))
+        return embeds_NE
 
 
 class PlainTextTower(nn.Module):
@@ -269,7 +307,7 @@ class PlainTextTower(nn.Module):
         self.mask = constant(torch.where(visible, 0.0, MASKED))
         self.blocks = nn.ModuleList(blocks)
         self.ln_final = ln_final
-        self.projection = constant(projection)
+        self.projection = Projection(projection)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Encode int32 ids [N, L], zero-padded, to float32 [N, E]."""
@@ -282,7 +320,8 @@ class PlainTextTower(nn.Module):
             x_NLD = block(x_NLD, self._mask_of(block, mask_LK[:length]))
         mask_N11K = self._mask_of(last, mask_LK[eot_N][:, None, None])
         x_N1D = last(x_NLD, mask_N11K, lambda rows_NLD: _take_row(rows_NLD, eot_N))
-        return F.normalize(self.ln_final(x_N1D[:, 0]) @ self.projection, dim=-1)
+        embeds_NE: Tensor = self.projection(self.ln_final(x_N1D[:, 0]))
+        return embeds_NE
 
     def _mask_of(self, block: nn.Module, mask: Tensor) -> Tensor:
         has_prefix = cast("PlainBlock", block).attention.prefix_k is not None

@@ -1,30 +1,41 @@
-"""Name nodes after the module they come from, so that graphs and logs can be read."""
+"""Name nodes and values after the module they come from, so that graphs and logs can be read."""
 
 import ast
 from collections import Counter
 
-import onnx
+import onnx_ir as ir
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def name_nodes_by_module(model: onnx.ModelProto) -> None:
-    """Rename every node to ``<module path>/<OpType>``, numbered where a module repeats an op.
+class NameByModule(ir.passes.InPlacePass):
+    """Call every node ``<module path>/<OpType>``, numbered where a module repeats an op.
 
-    The exporter records the path of modules for each node; values keep their names.
+    A node's output gets the node's name, with ``.1`` and so on for further outputs: tensor names
+    in calibration files then say what they are, and do not depend on the exporter's counters.
+    Weights, inputs and outputs of the graph keep their names. The exporter records the path of
+    modules for each node; a node without one belongs to the module of its first reader.
     """
-    uses: Counter[str] = Counter()
-    for node in model.graph.node:
-        name = f"{_module_path(node)}/{node.op_type}".lstrip("/")
-        uses[name] += 1
-        node.name = name if uses[name] == 1 else f"{name}_{uses[name]}"
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rename in place."""
+        uses: Counter[str] = Counter()
+        for node in model.graph:
+            name = f"{_module_path(node)}/{node.op_type}".lstrip("/")
+            uses[name] += 1
+            node.name = name if uses[name] == 1 else f"{name}_{uses[name]}"
+            for index, value in enumerate(node.outputs):
+                if not value.is_graph_output():
+                    value.name = f"{node.name}.{index}" if index else node.name
+        return ir.passes.PassResult(model, modified=True)
 
 
-def _module_path(node: onnx.NodeProto) -> str:
-    for entry in node.metadata_props:
-        if entry.key == _SCOPES:
-            # A list literal of the enclosing modules, outermost first, then the traced value.
-            scopes = ast.literal_eval(entry.value)
-            path = str(scopes[-2]) if len(scopes) > 1 else ""
-            return "" if path.startswith("_") else path  # the exporter's own helpers
-    return ""
+def _module_path(node: ir.Node) -> str:
+    scopes = node.metadata_props.get(_SCOPES)
+    if scopes is None:
+        readers = node.successors()
+        return _module_path(readers[0]) if readers else ""
+    # A list literal of the enclosing modules, outermost first, then the traced value.
+    modules = ast.literal_eval(scopes)[:-1]
+    path = str(modules[-1]) if modules else ""
+    return "" if path.startswith("_") else path  # the exporter's own helpers

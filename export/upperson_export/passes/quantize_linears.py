@@ -1,0 +1,134 @@
+"""INT8 by explicit Q/DQ pairs around Linears."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from upperson_rt.errors import InputError
+
+LEVELS = 127
+"""Symmetric int8 uses -127 to 127."""
+
+
+_ROW_SELECTION = ("Slice", "Gather", "GatherElements")
+
+
+class QuantizeLinears(ir.passes.InPlacePass):
+    """Put Q/DQ on both inputs of some MatMul nodes and nowhere else.
+
+    Symmetric int8, zero point 0; weights are stored as int8 with a scale per output channel;
+    activations have one scale a tensor, and queries share that of keys and values where they read
+    a row of the same tensor. Scales are float16 numbers whatever the graph's type, so a float32
+    and a float16 graph compute with the same integers. Every MatMul has DequantizeLinear nodes of
+    its own, which is the pattern that ONNX Runtime, OpenVINO and TensorRT fuse.
+
+    Args:
+        linears: Names of MatMul nodes with a constant second input [in, out].
+        amax: Largest absolute value of the tensor that enters them, by tensor name.
+    """
+
+    def __init__(self, linears: Collection[str], amax: Mapping[str, float]) -> None:
+        self.linears = frozenset(linears)
+        self.amax = amax
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Insert the pairs in place.
+
+        Raises:
+            InputError: A range is missing or is no usable number.
+        """
+        graph = model.graph
+        quantized: dict[ir.Value, ir.Value] = {}
+        for node in [node for node in graph if node.name in self.linears]:
+            x, weight = node.inputs
+            assert x is not None
+            assert weight is not None
+            source = _whole_tensor(x)
+            scale = _half_at_least(np.asarray(self._amax_of(source) / LEVELS))
+            parameters = [
+                _constant(graph, f"{source.name}.scale", scale),
+                _constant(graph, "zero_point", np.zeros((), np.int8)),
+            ]
+            if x not in quantized:
+                quantize = ir.node(
+                    "QuantizeLinear", [x, *parameters], name=f"{x.name}/QuantizeLinear"
+                )
+                graph.insert_before(node, quantize)
+                quantized[x] = _result(quantize, ir.DataType.INT8, x.shape)
+            module = str(weight.name).removesuffix(".weight")
+            dequantize = ir.node(
+                "DequantizeLinear",
+                [quantized[x], *parameters],
+                name=f"{module}/DequantizeLinear",
+            )
+            graph.insert_before(node, dequantize)
+            node.replace_input_with(0, _result(dequantize, ir.DataType.FLOAT, x.shape))
+            node.replace_input_with(1, _quantized_weight(graph, node, weight))
+        return ir.passes.PassResult(model, modified=bool(quantized))
+
+    def _amax_of(self, value: ir.Value) -> float:
+        amax = self.amax.get(str(value.name))
+        if amax is None:
+            raise InputError(
+                f"the calibration has no range of the tensor '{value.name}': it belongs to another "
+                "model or another version of the export, calibrate again"
+            )
+        if not 0 <= amax <= LEVELS * float(np.finfo(np.float16).max):
+            raise InputError(
+                f"the calibrated range of '{value.name}' is {amax}: expected a number from 0 to "
+                "8e6; look at the calibration data"
+            )
+        return amax
+
+
+def _whole_tensor(x: ir.Value) -> ir.Value:
+    """Return the tensor whose rows ``x`` is a selection of, or ``x`` itself."""
+    node = x.producer()
+    if node is None or node.op_type not in _ROW_SELECTION or node.inputs[0] is None:
+        return x
+    return _whole_tensor(node.inputs[0])
+
+
+def _quantized_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.Value:
+    """Store a weight [in, out] as int8 and return its dequantized value."""
+    assert weight.const_value is not None  # an initializer, as its name says
+    w_IO = weight.const_value.numpy()
+    scale_O = _half_at_least(np.abs(w_IO).max(axis=0) / LEVELS)
+    int8_IO = np.rint(w_IO / scale_O).astype(np.int8)
+    dequantize = ir.node(
+        "DequantizeLinear",
+        [
+            _constant(graph, f"{weight.name}.int8", int8_IO),
+            _constant(graph, f"{weight.name}.scale", scale_O),
+            _constant(graph, f"zero_point.{len(scale_O)}", np.zeros(len(scale_O), np.int8)),
+        ],
+        {"axis": 1},
+        name=f"{weight.name}/DequantizeLinear",
+    )
+    graph.insert_before(node, dequantize)
+    return _result(dequantize, ir.DataType.FLOAT, weight.shape)
+
+
+def _half_at_least(scale: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Round up to float16 numbers above 0, returned as float32: rounded down, values would clip."""
+    half = np.maximum(scale, np.finfo(np.float16).smallest_subnormal).astype(np.float16)
+    above = np.nextafter(half, np.float16(np.inf))
+    return np.where(half < scale, above, half).astype(np.float32, copy=False)
+
+
+def _constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+    """Return the initializer of that name, made if it is not there."""
+    if name not in graph.initializers:
+        graph.register_initializer(ir.val(name, const_value=ir.tensor(array, name=name)))
+    return graph.initializers[name]
+
+
+def _result(node: ir.Node, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
+    value = node.outputs[0]
+    value.name = node.name
+    value.dtype = dtype
+    value.shape = shape
+    return value

@@ -1,0 +1,127 @@
+"""A float32 graph to a typed float16 graph, with islands that stay in float32."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+LIMIT = 32_752.0
+"""Half of float16's largest number: what calibration saw may be exceeded later."""
+
+MAX_RELATIVE_ERROR = 1e-3
+"""Of a constant's rounding, in norm; rounding to 11 bits gives 3e-4, lost small numbers more."""
+
+_MOVES_VALUES = (
+    "Concat", "Expand", "Gather", "GatherElements", "Reshape", "Slice", "Split", "Squeeze",
+    "Transpose", "Unsqueeze",
+)  # fmt: skip
+
+_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
+
+
+class ToHalf(ir.passes.InPlacePass):
+    """Compute in float16 wherever that is safe; inputs and outputs keep their types.
+
+    Float32 stay, with Casts at their border and nowhere else:
+
+    - LayerNormalization: TensorRT 11 computes in the type of the inputs, and squares of a stream
+      with values near 1000 leave float16. CLIP was trained this way: float16 with float32 norms.
+    - everything after the last norm, which is the projection and the L2 norm of the embedding;
+    - a node with a constant that float16 cannot hold, and the nodes its values are moved to;
+    - a node that reads or writes a tensor whose values come near the end of float16's range.
+
+    Args:
+        largest: Largest absolute value seen of tensors, by name; tensors that are not listed are
+            trusted to fit.
+    """
+
+    def __init__(self, largest: Mapping[str, float] | None = None) -> None:
+        self.largest = largest or {}
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Convert in place."""
+        graph = model.graph
+        stays_float = self._float_nodes(graph)
+        # A value already of the other type, so that it is cast or converted once.
+        converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        for node in list(graph):
+            dtype = _FLOAT if node in stays_float else _HALF
+            if node.op_type == "QuantizeLinear":  # quantizes whatever comes
+                dtype = _dtype(node.inputs[0])
+            if node.op_type == "DequantizeLinear":  # gives what its reader wants
+                dtype = _FLOAT if node.successors()[0] in stays_float else _HALF
+            for index, value in enumerate(node.inputs):
+                if value is None or value.dtype not in (_FLOAT, _HALF) or value.dtype == dtype:
+                    continue
+                if (value, dtype) not in converted:
+                    converted[value, dtype] = _as_type(graph, node, value, dtype)
+                node.replace_input_with(index, converted[value, dtype])
+            for value in node.outputs:
+                if value.dtype == _FLOAT:
+                    value.dtype = dtype
+                    if node.op_type == "Cast":
+                        node.attributes["to"] = ir.AttrInt64("to", dtype)
+        for index, value in enumerate(graph.outputs):
+            if value.dtype == _HALF:
+                graph.outputs[index] = _float_output(graph, value)
+        return ir.passes.PassResult(model, modified=True)
+
+    def _float_nodes(self, graph: ir.Graph) -> set[ir.Node]:
+        norms = [node for node in graph if node.op_type == "LayerNormalization"]
+        stays_float = set(norms)
+        after = set(norms[-1:])
+        wide = {name for name, value in self.largest.items() if value > LIMIT}
+        wide |= {name for name, item in graph.initializers.items() if not _fits_half(item)}
+        for node in graph:
+            if after.intersection(node.predecessors()):
+                after.add(node)
+            inputs = {str(value.name) for value in node.inputs if value is not None}
+            outputs = {str(value.name) for value in node.outputs}
+            if not wide.isdisjoint(inputs | outputs):
+                stays_float.add(node)
+                if node.op_type in _MOVES_VALUES:
+                    wide |= outputs
+        return stays_float | after
+
+
+def _fits_half(value: ir.Value) -> bool:
+    if value.const_value is None or value.dtype != _FLOAT:
+        return True
+    array = value.const_value.numpy()
+    with np.errstate(over="ignore"):
+        error = array.astype(np.float16).astype(np.float32) - array
+    norm = float(np.linalg.norm(array.ravel()))
+    return norm == 0 or float(np.linalg.norm(error.ravel())) <= MAX_RELATIVE_ERROR * norm
+
+
+def _dtype(value: ir.Value | None) -> ir.DataType:
+    assert value is not None
+    assert value.dtype is not None
+    return value.dtype
+
+
+def _as_type(graph: ir.Graph, reader: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    name = f"{value.name}.{_SUFFIX[dtype]}"
+    if value.const_value is not None:
+        array = value.const_value.numpy().astype(dtype.numpy())
+        constant = ir.val(name, const_value=ir.tensor(array, name=name))
+        graph.register_initializer(constant)
+        return constant
+    cast = ir.node("Cast", [value], {"to": dtype}, name=f"{name}/Cast")
+    graph.insert_before(reader, cast)
+    return _named(cast, name, dtype, value.shape)
+
+
+def _float_output(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    name = str(value.name)
+    value.name = f"{name}.fp16"
+    cast = ir.node("Cast", [value], {"to": _FLOAT}, name=f"{name}/Cast")
+    graph.append(cast)
+    return _named(cast, name, _FLOAT, value.shape)
+
+
+def _named(node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
+    value = node.outputs[0]
+    value.name, value.dtype, value.shape = name, dtype, shape
+    return value
