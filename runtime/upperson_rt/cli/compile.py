@@ -83,7 +83,7 @@ def compile_engines(
                         "size_bytes": tower.record.size_bytes,
                         "build_seconds": tower.record.build_seconds,
                         "min_cosine_allowed": tower.record.min_cosine,
-                        "comparisons": list(tower.record.comparisons),
+                        "comparisons": [asdict(c) for c in tower.record.comparisons],
                     }
                     for tower in compiled.towers
                 ],
@@ -95,9 +95,9 @@ def compile_engines(
         comparisons, record = tower.record.comparisons, tower.record
         table.add_row(
             tower.tower,
-            ", ".join(dict.fromkeys(str(c["batch_size"]) for c in comparisons)),
-            ", ".join(dict.fromkeys(str(c["inputs"]) for c in comparisons)),
-            f"{min(c['min_cosine'] for c in comparisons):.6f}",
+            ", ".join(dict.fromkeys(str(c.batch_size) for c in comparisons)),
+            ", ".join(dict.fromkeys(c.inputs for c in comparisons)),
+            f"{min(c.min_cosine for c in comparisons):.6f}",
             f"{record.size_bytes / 2**20:.1f}",
             "there already" if tower.reused else f"{record.build_seconds:.1f} s",
             tower.path.name,

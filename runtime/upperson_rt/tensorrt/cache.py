@@ -20,6 +20,7 @@ from typing import Any
 from upperson_rt._strict_json import StrictObject
 from upperson_rt.atomic import write_atomically
 from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.tensorrt.compare import Comparison
 from upperson_rt.tensorrt.cuda import Cuda
 from upperson_rt.tensorrt.profiles import InputProfile
 
@@ -96,7 +97,7 @@ class EngineRecord:
     """Of everything that took part, such as ``onnxruntime`` and ``driver``."""
     min_cosine: float
     """Lowest cosine to ONNX Runtime that was allowed."""
-    comparisons: tuple[dict[str, Any], ...]
+    comparisons: tuple[Comparison, ...]
     """What was compared with ONNX Runtime before the engine was written."""
 
     @property
@@ -182,7 +183,7 @@ class EngineCache:
             f"no engine for {onnx_file} with {target} in {self.folder} ({found}"
             f"{''.join(f'; {problem}' for problem in problems)}): run  upperson-rt compile "
             f"{onnx_file.parent}  with the --variant to run (and the same --cache or "
-            "$UPPERSON_CACHE)"
+            "$UPPERSON_CACHE), or choose another --backend"
         )
 
     def load(self, record: EngineRecord) -> bytes:
@@ -284,13 +285,22 @@ def _read_record(path: Path) -> EngineRecord:
         },
         min_cosine=root.number("min_cosine"),
         comparisons=tuple(
-            dict(StrictObject(item, f"{path}: comparisons[{i}]").content)
-            for i, item in enumerate(comparisons)
+            _comparison(item, f"{path}: comparisons[{i}]") for i, item in enumerate(comparisons)
         ),
     )
     if (root.text("engine"), path.name) != (record.name, f"{record.name}.json"):
         raise root.error("engine", f"'{record.name}' is what the record describes: renamed files?")
     return record
+
+
+def _comparison(item: Any, where: str) -> Comparison:
+    fields = StrictObject(item, where, Comparison.__dataclass_fields__)
+    return Comparison(
+        batch_size=fields.positive("batch_size"),
+        inputs=fields.text("inputs"),
+        min_cosine=fields.number("min_cosine"),
+        max_error=fields.number("max_error"),
+    )
 
 
 def _shape(section: StrictObject, key: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ some GPUs or at some batch sizes. So no engine is used before it has been compar
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,10 +35,6 @@ class Comparison:
     """The worst row."""
     max_error: float
     """Largest difference of two numbers."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return asdict(self)
 
 
 def compare_engine(

@@ -183,7 +183,7 @@ def _compile_tower(
             "onnxruntime": reference.version,
         },
         min_cosine=opened.entry.canary_min_cosine,
-        comparisons=tuple(comparison.to_json() for comparison in comparisons),
+        comparisons=tuple(comparisons),
     )
     path = store.save(record, built.plan)
     # Only now: the timings of a build that computes wrongly would lead to the same one again.

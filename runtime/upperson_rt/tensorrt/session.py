@@ -48,49 +48,35 @@ class EngineSession:
         self._graph_handles: list[int] = []
         release = weakref.finalize(self, cuda.release, buffers, streams, self._graph_handles)
         release.atexit = False  # When the process ends, the driver cleans up by itself.
-        logger, log = trt_log(trt)
-        log.take_errors()
-        with cuda.current():
-            try:
-                runtime = trt.Runtime(logger)
-            except (TypeError, RuntimeError) as error:
-                raise BackendError(
-                    f"TensorRT {trt.__version__} does not start: {log.take_errors()}; see "
-                    " upperson-rt doctor"
-                ) from error
-            engine = runtime.deserialize_cuda_engine(plan)
-            if engine is None:
-                raise self._error(
-                    "refuses the engine", "compile it again with  upperson-rt compile"
-                )
-            self._runtime, self._engine = runtime, engine
-            self._context = self._new_context()
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
-        outputs = [n for n in names if n not in inputs]
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise BackendError(
-                f"the engine is not a tower: expected one input and one output, found {inputs} "
-                f"and {outputs}"
-            )
-        self.input_name, self.output_name = inputs[0], outputs[0]
-        self._input_dtype, self._output_dtype = self._dtype(inputs[0]), self._dtype(outputs[0])
-        low, _, high = engine.get_tensor_profile_shape(self.input_name, 0)
-        self.min_shape, self.max_shape = tuple(low), tuple(high)
-        """Smallest and largest input that runs in one go; axis 0 counts rows."""
-        self._set_shape(self._context, self.max_shape)
-        largest_output = tuple(self._context.get_tensor_shape(self.output_name))
-        self._row_shape = largest_output[1:]
-        buffers.append(cuda.staged_buffer(self._input_dtype.itemsize * math.prod(self.max_shape)))
-        buffers.append(cuda.staged_buffer(self._output_dtype.itemsize * math.prod(largest_output)))
-        self._input, self._output = buffers
-        self._stream = cuda.new_stream()
-        streams.append(self._stream)
-        self._bind(self._context)
         self._cuda_graphs = cuda_graphs
         self._graphs: dict[tuple[int, ...], tuple[int, Any]] = {}
         self._runs: Counter[tuple[int, ...]] = Counter()
         self._lock = threading.Lock()  # One context, one pair of buffers.
+        with cuda.current():
+            self._runtime, self._engine = self._load(plan)
+            self._context = self._new_context()
+            self.input_name, self.output_name = self._tensor_names()
+            self._input_dtype = self._dtype(self.input_name)
+            self._output_dtype = self._dtype(self.output_name)
+            low, _, high = self._engine.get_tensor_profile_shape(self.input_name, 0)
+            self.min_shape, self.max_shape = tuple(low), tuple(high)
+            """Smallest and largest input that runs in one go; axis 0 counts rows."""
+            self._set_shape(self._context, self.max_shape)
+            largest_output = tuple(self._context.get_tensor_shape(self.output_name))
+            if largest_output[0] != self.max_shape[0] or min(largest_output) < 1:
+                raise BackendError(
+                    f"the engine is not a tower: {self.max_shape} in gives {largest_output} out"
+                )
+            self._row_shape = largest_output[1:]
+            for dtype, shape in (
+                (self._input_dtype, self.max_shape),
+                (self._output_dtype, largest_output),
+            ):
+                buffers.append(cuda.staged_buffer(dtype.itemsize * math.prod(shape)))
+            self._input, self._output = buffers
+            self._stream = cuda.new_stream()
+            streams.append(self._stream)
+            self._bind(self._context)
 
     def run(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Run the engine on rows of its input; more than fit at once go in several pieces.
@@ -171,6 +157,30 @@ class EngineSession:
                 f"TensorRT failed: the engine's input '{self.input_name}' is "
                 f"{self._input_dtype} (N, {ranges}), found {rows.dtype} {rows.shape}"
             )
+
+    def _load(self, plan: bytes) -> tuple[Any, Any]:
+        logger, log = trt_log(self._trt)
+        log.take_errors()
+        try:
+            runtime = self._trt.Runtime(logger)
+        except (TypeError, RuntimeError) as error:  # How pybind11 reports a null pointer.
+            raise self._error("does not start") from error
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise self._error("refuses the engine", "compile it again with  upperson-rt compile")
+        return runtime, engine
+
+    def _tensor_names(self) -> tuple[str, str]:
+        engine, mode = self._engine, self._trt.TensorIOMode
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == mode.INPUT]
+        outputs = [name for name in names if name not in inputs]
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise BackendError(
+                f"the engine is not a tower: expected one input and one output, found {inputs} "
+                f"and {outputs}"
+            )
+        return inputs[0], outputs[0]
 
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()

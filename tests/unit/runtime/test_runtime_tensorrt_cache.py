@@ -8,6 +8,7 @@ import pytest
 
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.tensorrt.cache import EngineCache, EngineRecord, Target, cache_folder
+from upperson_rt.tensorrt.compare import Comparison
 from upperson_rt.tensorrt.profiles import InputProfile
 
 ORIN = Target(
@@ -31,7 +32,7 @@ RECORD = EngineRecord(
     build_seconds=12.5,
     versions={"driver": "12.6", "onnxruntime": "1.23.2"},
     min_cosine=0.999,
-    comparisons=({"batch_size": 1, "inputs": "4 tokens", "min_cosine": 1.0, "max_error": 0.0},),
+    comparisons=(Comparison(1, "4 tokens", min_cosine=1.0, max_error=0.0),),
 )
 
 
@@ -111,6 +112,7 @@ def test_a_damaged_engine_is_not_loaded(cache):
         ({"schema_version": 2}, "this program reads version 1"),
         ({"sha256": 5}, "sha256: expected a non-empty string"),
         ({"comparisons": []}, "comparisons: expected at least one"),
+        ({"comparisons": [{"batch_size": 0}]}, r"comparisons[0].batch_size: expected"),
         ({"surprise": 1}, "unknown key 'surprise'"),
         ({"onnx_sha256": "cd" * 32}, "is what the record describes"),
         ({"profile": {"name": "x", "min": [0], "opt": [1], "max": [1]}}, "positive integers"),

@@ -46,10 +46,10 @@ def test_both_towers_are_built_compared_and_kept(bundle, tmp_path, monkeypatch, 
         assert record.target.tensorrt == version
         assert record.variant == "int8"
         assert record.profile == tower_profile(tower.tower, manifest, 32)
-        assert {c["batch_size"] for c in record.comparisons} == {1, 2, 7, 32}
-        assert min(c["min_cosine"] for c in record.comparisons) > 0.9999
+        assert {c.batch_size for c in record.comparisons} == {1, 2, 7, 32}
+        assert min(c.min_cosine for c in record.comparisons) > 0.9999
         assert record.versions.keys() == {"upperson_rt", "driver", "onnxruntime"}
-    lengths = {c["inputs"] for c in result.towers[1].record.comparisons}
+    lengths = {c.inputs for c in result.towers[1].record.comparisons}
     assert lengths == {"4 tokens", "12 tokens", "3 to 12 tokens"}
     assert sorted(path.suffix for path in result.folder.iterdir() if path.suffix) == [
         ".engine", ".engine", ".json", ".json", ".timing",
