@@ -1,7 +1,7 @@
 """Choose calibration samples and record which they were."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from upperson_calibration.coverage import cover, image_features
+from upperson_calibration.reader import token_lengths
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import load_image, resize_image
 from upperson_rt.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) pictures."""
+
+CANDIDATES_PER_SAMPLE = 8
+"""Pictures looked at for each one chosen: all of a small set, a seeded draw of a large one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +32,26 @@ class CalibrationSet:
     input_ids: npt.NDArray[np.int32]
     """[M, L], zero-padded to the longest."""
 
-    sha256: str
-    """Hash over all inputs: tells whether two calibrations saw the same data."""
-
     source: str
     """Where they came from, for the report."""
+
+    @property
+    def image_sha256(self) -> list[str]:
+        """SHA-256 of each picture's pixels at the model's size."""
+        return [hashlib.sha256(image.tobytes()).hexdigest() for image in self.images]
+
+    @property
+    def text_sha256(self) -> list[str]:
+        """SHA-256 of each caption's ids without padding."""
+        return [
+            hashlib.sha256(np.trim_zeros(ids, "b").tobytes()).hexdigest() for ids in self.input_ids
+        ]
+
+    @property
+    def sha256(self) -> str:
+        """Hash over all inputs: tells whether two calibrations saw the same data."""
+        lines = "\n".join([*self.image_sha256, "", *self.text_sha256])
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Return what a manifest records of the calibration."""
@@ -50,8 +73,26 @@ def choose_samples(
     count: int,
     seed: int,
     source: str,
+    cameras: Sequence[str | None] | None = None,
+    progress: Progress | None = None,
 ) -> CalibrationSet:
-    """Draw up to ``count`` images and as many texts without replacement, equal for equal seeds.
+    """Choose up to ``count`` pictures and as many captions that span what there is.
+
+    Pictures span brightness, contrast, two colour axes, size, shape and camera, captions their
+    length in tokens: the darkest picture looked at and the longest caption are always among them.
+
+    Args:
+        image_files: Candidates; more than ``CANDIDATES_PER_SAMPLE * count`` are thinned at random
+            first, so that large sets need not be decoded whole.
+        texts: Captions, of those pictures or of others.
+        tokenizer: Of the model.
+        height_px: Height of the model's input.
+        width_px: Width of the model's input.
+        count: Number of pictures, and of captions.
+        seed: Equal seeds give equal samples.
+        source: Recorded with the samples.
+        cameras: None, or a camera (or None) for each picture.
+        progress: Told after each picture looked at.
 
     Raises:
         InputError: There is no image or no text, or an image cannot be read.
@@ -62,12 +103,18 @@ def choose_samples(
             f"{source}: pass a data set with a training split"
         )
     rng = np.random.default_rng(seed)
-    image_rows = np.sort(rng.permutation(len(image_files))[:count])
-    text_rows = np.sort(rng.permutation(len(texts))[:count])
+    looked_at = np.sort(rng.permutation(len(image_files))[: CANDIDATES_PER_SAMPLE * count])
+    features = []
+    for done, row in enumerate(looked_at, 1):
+        features.append(image_features(load_image(image_files[row])))
+        if progress is not None:
+            progress(done, len(looked_at))
+    groups = None if cameras is None else [cameras[row] for row in looked_at]
+    chosen = looked_at[cover(np.array(features), count, rng, groups)]
     images = np.stack(
-        [resize_image(load_image(image_files[row]), height_px, width_px) for row in image_rows]
+        [resize_image(load_image(image_files[row]), height_px, width_px) for row in chosen]
     )
-    input_ids = tokenizer.encode([texts[row] for row in text_rows]).input_ids
-    digest = hashlib.sha256(images.tobytes())
-    digest.update(input_ids.tobytes())
-    return CalibrationSet(images, input_ids, digest.hexdigest(), source)
+    input_ids = tokenizer.encode(texts).input_ids
+    lengths = token_lengths(input_ids)
+    rows = cover(lengths[:, None].astype(np.float64), count, rng)
+    return CalibrationSet(images, input_ids[rows, : lengths[rows].max()], source)

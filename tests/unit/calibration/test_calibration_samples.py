@@ -1,5 +1,6 @@
-"""Choosing and feeding calibration samples."""
+"""Choosing calibration samples: coverage, hashes, determinism."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -7,42 +8,150 @@ import pytest
 from PIL import Image
 
 from upperson.data.vocabulary import clip_tokenizer
-from upperson_calibration.reader import BatchReader
-from upperson_calibration.samples import CalibrationSet, choose_samples
+from upperson_calibration.coverage import cover, image_features
+from upperson_calibration.reader import BatchReader, token_lengths
+from upperson_calibration.samples import CANDIDATES_PER_SAMPLE, CalibrationSet, choose_samples
 from upperson_rt.errors import InputError
 
 
-def choose(folder: Path, count: int, seed: int = 0) -> CalibrationSet:
+def save_images(folder: Path, colours: Iterable[tuple[int, int, int]]) -> list[Path]:
     files = []
-    for index in range(6):
-        path = folder / f"{index}.png"
-        Image.new("RGB", (20, 40), (index * 40, 0, 0)).save(path)
-        files.append(path)
-    texts = [f"a person with {index} bags and a hat" for index in range(9)]
+    for index, colour in enumerate(colours):
+        files.append(folder / f"{index}.png")
+        Image.new("RGB", (10, 20), colour).save(files[-1])
+    return files
+
+
+def choose(
+    files: list[Path], texts: list[str], count: int, seed: int = 0, cameras: list[str] | None = None
+) -> CalibrationSet:
     return choose_samples(
-        files, texts, clip_tokenizer(), height_px=8, width_px=4, count=count, seed=seed, source="x"
+        files,
+        texts,
+        clip_tokenizer(),
+        height_px=8,
+        width_px=4,
+        count=count,
+        seed=seed,
+        source="people, train",
+        cameras=cameras,
     )
 
 
-def test_samples_are_drawn_without_replacement_and_repeat_with_the_seed(tmp_path: Path) -> None:
-    first, again, other = choose(tmp_path, 4), choose(tmp_path, 4), choose(tmp_path, 4, seed=1)
-    assert first.images.shape == (4, 8, 4, 3)
-    assert len(first.input_ids) == 4
-    assert len({image.tobytes() for image in first.images}) == 4
+TEXTS = [f"a person with {index} bags and a hat" for index in range(30)]
+
+
+def test_equal_seeds_give_equal_samples_without_repetition(tmp_path: Path) -> None:
+    files = save_images(tmp_path, [(index * 8, 0, 0) for index in range(30)])
+    first, again, other = (choose(files, TEXTS, 6, seed) for seed in (0, 0, 1))
+    assert first.images.shape == (6, 8, 4, 3)
+    assert len({image.tobytes() for image in first.images}) == 6
+    assert len({ids.tobytes() for ids in first.input_ids}) == 6
     assert first.sha256 == again.sha256 != other.sha256
-    assert first.describe()["images"] == 4
+    assert first.describe() == {
+        "images": 6, "texts": 6, "sha256": first.sha256, "source": "people, train"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_darkest_the_reddest_and_the_longest_are_always_chosen(
+    tmp_path: Path, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    colours = [tuple(map(int, rng.integers(90, 130, 3))) for _ in range(80)]
+    dark, red, long = 17, 44, 5
+    colours[dark], colours[red] = (1, 1, 1), (255, 90, 90)
+    texts = [*TEXTS[:long], "a man in " + "very " * 40 + "red", *TEXTS[long:]]
+    files = save_images(tmp_path, colours)  # type: ignore[arg-type]
+    chosen = choose(files, texts, 12, seed)
+    means = chosen.images.reshape(12, -1, 3).mean(axis=1)
+    assert (means < 5).all(axis=1).sum() == 1
+    assert (means[:, 0] == 255).sum() == 1
+    assert token_lengths(chosen.input_ids).max() == 46
+
+
+def test_every_camera_is_seen(tmp_path: Path) -> None:
+    files = save_images(tmp_path, [(100, 100, 100)] * 40)
+    cameras = ["gate"] * 38 + ["roof", "hall"]
+    features = np.zeros((40, 6))
+    rows = cover(features, 8, np.random.default_rng(0), cameras)
+    assert {cameras[row] for row in rows} == {"gate", "roof", "hall"}
+    assert len(choose(files, TEXTS, 8, cameras=cameras).images) == 8
+
+
+def test_coverage_spans_tails_and_keeps_the_distribution() -> None:
+    """Against a random draw: both tails always, and quartiles as good."""
+    values = np.random.default_rng(3).lognormal(size=(5000, 1))
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        chosen = values[cover(values, 64, rng), 0]
+        assert chosen.min() == values.min()
+        assert chosen.max() == values.max()
+        quartiles = np.quantile(chosen, [0.25, 0.5, 0.75])
+        np.testing.assert_allclose(quartiles, np.quantile(values, [0.25, 0.5, 0.75]), rtol=0.05)
+
+
+def test_fewer_than_all_extremes_still_gives_the_count() -> None:
+    rows = cover(np.random.default_rng(0).normal(size=(50, 6)), 3, np.random.default_rng(0))
+    assert len(set(rows.tolist())) == 3
+
+
+def test_large_sets_are_thinned_before_they_are_decoded(tmp_path: Path) -> None:
+    files = save_images(tmp_path, [(50, 50, 50)] * 4)
+    told: list[tuple[int, int]] = []
+    choose_samples(
+        files * 10,
+        ["a"],
+        clip_tokenizer(),
+        height_px=8,
+        width_px=4,
+        count=2,
+        seed=0,
+        source="x",
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told[-1] == (2 * CANDIDATES_PER_SAMPLE, 2 * CANDIDATES_PER_SAMPLE)
+
+
+def test_features_of_a_picture() -> None:
+    image = np.zeros((40, 10, 3), np.uint8)
+    image[:20, :, 0] = 200
+    brightness, contrast, red_green, blue_yellow, pixels, aspect = image_features(image)
+    assert brightness == pytest.approx(0.299 * 100)
+    assert contrast == pytest.approx(0.299 * 100)
+    assert (red_green, blue_yellow, pixels, aspect) == (100, -50, 400, 4)
+
+
+def test_hashes_name_single_samples_and_ignore_padding(tmp_path: Path) -> None:
+    files = save_images(tmp_path, [(0, 0, 0), (9, 9, 9)])
+    short = choose(files, ["a man"], 5)
+    both = choose(files, ["a man", "a man in a blue coat"], 5)
+    assert short.image_sha256 == both.image_sha256
+    assert len(set(short.image_sha256)) == 2
+    assert short.text_sha256[0] in both.text_sha256
+    assert short.sha256 != both.sha256
 
 
 def test_asking_for_more_than_there_is_takes_all(tmp_path: Path) -> None:
-    everything = choose(tmp_path, 100)
+    files = save_images(tmp_path, [(index, 0, 0) for index in range(6)])
+    everything = choose(files, TEXTS[:9], 100)
     assert (len(everything.images), len(everything.input_ids)) == (6, 9)
 
 
 def test_no_samples_are_an_error() -> None:
     with pytest.raises(InputError, match="found 0 and 1"):
-        choose_samples(
-            [], ["a"], clip_tokenizer(), height_px=8, width_px=4, count=1, seed=0, source="x"
-        )
+        choose([], ["a"], 1)
+
+
+def test_a_broken_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"bad\.png"):
+        choose([tmp_path / "bad.png"], ["a"], 1)
+
+
+def test_a_zero_inside_a_sentence_is_no_padding() -> None:
+    ids = np.array([[5, 0, 9, 0, 0], [5, 7, 0, 3, 9], [9, 0, 0, 0, 0]], np.int32)
+    assert token_lengths(ids).tolist() == [3, 5, 1]
 
 
 def test_the_reader_feeds_every_row_once_and_cuts_text_padding() -> None:

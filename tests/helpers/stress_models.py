@@ -1,0 +1,144 @@
+"""What real CLIP weights do to narrow number formats, put into any model on purpose.
+
+Each function returns a changed copy of a model that computes the same in float32, or nearly so;
+its docstring says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from upperson.model.encoder import UPPerson
+
+Model = TypeVar("Model", bound=UPPerson)
+
+
+@torch.no_grad()
+def with_loud_channels(
+    model: Model,
+    *,
+    largest: float = 64.0,
+    channels: int = 3,
+    blocks: Iterable[int] | None = None,
+    seed: int = 0,
+) -> Model:
+    """Multiply a few channels of the inputs of qkv and fc1, and divide the weights that read them.
+
+    The gain and bias of a norm and the output of the adapter beside it grow by a factor from
+    ``largest / 8`` to ``largest``; float32 computes the same.
+
+    Args:
+        model: Left as it is.
+        largest: Largest factor; powers of two are exact.
+        channels: How many channels at each norm.
+        blocks: Which blocks, counted from 0; None means all.
+        seed: Decides which channels.
+    """
+    loud = deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    for tower in (loud.image, loud.text):
+        for index in range(len(tower.blocks)) if blocks is None else blocks:
+            block: Any = tower.blocks[index]
+            width = len(block.ln_1.weight)
+            for norm, adapter, readers in (
+                (block.ln_1, block.adapter_attn, _readers_of_attention(block)),
+                (block.ln_2, block.adapter_mlp, [block.mlp.c_fc.weight]),
+            ):
+                chosen = torch.randperm(width, generator=generator)[:channels]
+                factor = torch.ones(width)
+                factor[chosen] = torch.logspace(0, -3, channels, base=2.0) * largest
+                norm.weight.mul_(factor)
+                norm.bias.mul_(factor)
+                if adapter is not None:
+                    adapter.up.weight.mul_(factor[:, None])
+                    adapter.up.bias.mul_(factor)
+                for weight in readers:
+                    weight.div_(factor)
+    return loud
+
+
+@torch.no_grad()
+def with_stream_outlier(
+    model: Model, images: Tensor, input_ids: Tensor, *, block: int = 0, magnitude: float = 1000.0
+) -> Model:
+    """Carry a constant of a large magnitude in one channel of the residual stream.
+
+    It starts at the MLP of a block and reaches every later norm and L-Adapter. Their weights are
+    changed so that the model computes nearly the same: a norm now divides by a deviation that the
+    outlier rules, so differences of deviation between tokens are lost.
+
+    Args:
+        model: Left as it is.
+        images: Normalised pictures [N, 3, H, W] on which deviations are measured.
+        input_ids: Captions [N, L], likewise.
+        block: Where the outlier starts, counted from 0.
+        magnitude: Its size.
+    """
+    changed = deepcopy(model)
+    for tower, last_norm, inputs in (
+        (changed.image, changed.image.ln_post, images),
+        (changed.text, changed.text.ln_final, input_ids),
+    ):
+        later: list[Any] = list(tower.blocks)[block + 1 :]
+        norms = [norm for item in later for norm in (item.ln_1, item.ln_2)] + [last_norm]
+        encode = changed.encode_image if tower is changed.image else changed.encode_text
+        deviations = _deviations(norms, lambda encode=encode, inputs=inputs: encode(inputs))
+        width = len(last_norm.weight)
+        channel = width // 3
+        outlier = torch.zeros(width)
+        outlier[channel] = magnitude
+        start: Any = tower.blocks[block]
+        start.mlp.c_proj.bias.add_(outlier)
+        for norm, deviation in zip(norms, deviations, strict=True):
+            new_deviation = (deviation**2 + outlier.var(unbiased=False)) ** 0.5
+            norm.bias.sub_(norm.weight * (outlier - outlier.mean()) / deviation)
+            norm.weight.mul_(new_deviation / deviation)
+        for item in later:
+            for adapter in (item.adapter_attn, item.adapter_mlp):
+                if adapter is not None:
+                    adapter.down.bias.sub_(adapter.down.weight @ outlier)
+    return changed
+
+
+@torch.no_grad()
+def with_prefix_scale(model: Model, scale: float = 100.0) -> Model:
+    """Set S of every prefix, as the last state of the official training has it.
+
+    Not the same function: prefix values grow with S.
+    """
+    scaled = deepcopy(model)
+    for tower in (scaled.image, scaled.text):
+        for item in tower.blocks:
+            block: Any = item
+            if block.prefix is not None:
+                block.prefix.scale.fill_(scale)
+    return scaled
+
+
+def _readers_of_attention(block: Any) -> list[Tensor]:
+    readers = [block.attn.in_proj_weight]
+    if block.lora is not None:
+        readers += [block.lora.key.down, block.lora.value.down]
+    return readers
+
+
+def _deviations(norms: list[nn.Module], run: Any) -> list[Tensor]:
+    """Return the mean standard deviation over channels of what enters each norm."""
+    found: dict[int, Tensor] = {}
+
+    def keep(index: int, x: Tensor) -> None:
+        found[index] = x.std(dim=-1, unbiased=False).mean()
+
+    handles = [
+        norm.register_forward_pre_hook(lambda _, inputs, index=index: keep(index, inputs[0]))
+        for index, norm in enumerate(norms)
+    ]
+    run()
+    for handle in handles:
+        handle.remove()
+    return [found[index] for index in range(len(norms))]

@@ -1,0 +1,132 @@
+"""Histograms of |x| and the ranges estimated from them, against brute force."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from upperson_calibration.estimators import (
+    ESTIMATORS,
+    LEVELS,
+    Estimator,
+    amax_of,
+    estimate,
+)
+from upperson_calibration.histogram import AbsHistogram
+from upperson_calibration.observe import Observed
+from upperson_calibration.rounding import output_error, round_activation, round_weight
+
+
+def observed(values: NDArray[np.float32], chunks: int = 3) -> Observed:
+    histogram = AbsHistogram()
+    for chunk in np.array_split(values, chunks):
+        histogram.add(chunk)
+    return Observed(histogram, np.array([np.abs(values).max()], np.float32), values[:1, None])
+
+
+def normal(count: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=count).astype(np.float32)
+
+
+def with_outliers(count: int = 200_000) -> NDArray[np.float32]:
+    values = normal(count)
+    values[::20_000] = 60
+    return values
+
+
+def test_bins_are_narrow_and_hold_every_value_whatever_the_range() -> None:
+    values = np.float32([0.0, -0.0, 1e-30, -1e-3, 0.5, 1.0, -1.0, 3e4, 1e30])
+    histogram = AbsHistogram()
+    histogram.add(values)
+    lower, upper, counts = histogram.bins()
+    assert counts.sum() == len(values)
+    assert counts.tolist() == [2, 1, 1, 1, 2, 1, 1]
+    for value, low, high in zip(np.unique(np.abs(values)), lower, upper, strict=True):
+        assert low <= value < high
+        assert value == 0 or high - low <= 0.002 * value * 1.001
+
+
+def test_equal_bins_agree_with_numpy() -> None:
+    values = normal(300_000)
+    amax = float(np.abs(values).max())
+    expected, _ = np.histogram(np.abs(values), 200, range=(0, amax))
+    found = observed(values).histogram.in_equal_bins(200, amax)
+    assert found.sum() == pytest.approx(len(values))
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=60)
+
+
+def test_zeros_count_in_the_first_equal_bin() -> None:
+    values = np.concatenate([np.zeros(50, np.float32), np.float32([1.0])])
+    assert observed(values).histogram.in_equal_bins(4, 1.0).tolist() == [50, 0, 0, 1]
+
+
+@pytest.mark.parametrize("percent", ["99.9", "99.99", "99.999"])
+def test_percentiles_agree_with_numpy(percent: str) -> None:
+    values = np.random.default_rng(1).laplace(size=400_000).astype(np.float32)
+    found = amax_of(observed(values), f"percentile-{percent}")  # type: ignore[arg-type]
+    assert found == pytest.approx(np.percentile(np.abs(values), float(percent)), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [normal(50_000), with_outliers(50_000), np.abs(normal(50_000)) ** 3],
+    ids=["normal", "outliers", "long tail"],
+)
+def test_mse_finds_the_range_that_brute_force_finds(values: NDArray[np.float32]) -> None:
+    values = values.astype(np.float32)
+
+    def error(amax: float) -> float:
+        return float(((round_activation(values, amax) - values).astype(np.float64) ** 2).mean())
+
+    largest = float(np.abs(values).max())
+    best = min(map(error, np.linspace(largest / 300, largest, 600)))
+    found = amax_of(observed(values), "mse")
+    assert error(found) < 1.05 * best
+    assert error(found) <= error(largest)
+
+
+def test_entropy_keeps_a_uniform_range_and_cuts_lonely_outliers() -> None:
+    uniform = np.random.default_rng(0).uniform(-3, 3, 200_000).astype(np.float32)
+    assert amax_of(observed(uniform), "entropy") > 2.9
+    assert amax_of(observed(with_outliers()), "entropy") < 10
+
+
+def test_entropy_chooses_about_what_onnxruntime_chooses() -> None:
+    calibrate = pytest.importorskip("onnxruntime.quantization.calibrate")
+    values = np.random.default_rng(0).laplace(size=500_000).astype(np.float32)
+    amax = np.abs(values).max()
+    counts, edges = np.histogram(values, 1024, range=(-amax, amax))
+    collector = calibrate.HistogramCollector("entropy", True, 1024, 256, 99.99, "same")
+    _, theirs = collector.get_entropy_threshold(
+        (counts, edges.astype(np.float32), -amax, amax), 255
+    )
+    assert amax_of(observed(values), "entropy") == pytest.approx(float(theirs), rel=0.25)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_no_estimate_exceeds_the_largest_value_and_zero_stays_zero(estimator: Estimator) -> None:
+    tensors = {"a": observed(normal(2_000)), "zero": observed(np.zeros(9, np.float32))}
+    found = estimate(tensors, estimator)
+    assert 0 < found["a"] <= tensors["a"].amax
+    assert found["zero"] == 0
+    if estimator == "min-max":
+        assert found["a"] == tensors["a"].amax
+
+
+def test_rounding_is_symmetric_and_saturates() -> None:
+    rounded = round_activation(np.float32([-9, -1, -0.3, 0, 0.004, 0.3, 1, 9]), 1.0)
+    np.testing.assert_allclose(rounded * LEVELS, [-127, -127, -38, 0, 1, 38, 127, 127], atol=1e-5)
+
+
+def test_weights_have_a_scale_for_each_output() -> None:
+    weight = normal(64 * 3).reshape(64, 3) * np.float32([1, 100, 0])
+    error = np.abs(round_weight(weight) - weight)
+    assert (error <= np.abs(weight).max(axis=0) / LEVELS / 2 * 1.001).all()
+    assert error[:, 0].max() > 0
+
+
+def test_output_error_is_relative_and_grows_with_an_outlier() -> None:
+    rows, weight = normal(64 * 32).reshape(64, 32), normal(32 * 16, 1).reshape(32, 16)
+    quiet = output_error(rows, weight, 4.0)
+    assert 1e-6 < quiet < 1e-3
+    assert output_error(1000 * rows, weight, 4000.0) == pytest.approx(quiet, rel=1e-3)
+    assert output_error(rows, weight, 400.0) > 1000 * quiet
