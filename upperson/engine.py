@@ -19,25 +19,36 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def choose_device(device: str) -> torch.device:
+    """Return the device for ``cpu``, ``cuda``, or ``auto``: CUDA where it is.
+
+    Raises:
+        UsageError: Another word.
+        BackendError: No CUDA device is there.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device must be auto, cpu or cuda, found '{device}'")
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise BackendError(
+            "no CUDA device is available to torch: pass --device cpu, or install a CUDA build of "
+            "torch and its driver"
+        )
+    return torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
+
+
 def start_engine(precision: Precision, device: str) -> Accelerator:
     """Choose the device and join the other processes, if a launcher started some.
 
     Args:
         precision: Of the towers.
-        device: ``cpu``, ``cuda``, or ``auto`` for CUDA where it is.
+        device: As for :func:`choose_device`.
 
     Raises:
         UsageError: No such device.
         BackendError: The device is not there, or cannot train in this precision.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device must be auto, cpu or cuda, found '{device}'")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BackendError(
-            "no CUDA device is available to torch: pass --device cpu, or install a CUDA build of "
-            "torch and its driver"
-        )
-    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    on_cpu = choose_device(device).type == "cpu"
     if precision == "fp16" and on_cpu:
         raise BackendError("precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU")
     # accelerate keeps one state a process; a second run in it may have another precision.

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from upperson.cli.extras import require_extra
-from upperson.cli.options import Dataset, Root
+from upperson.cli.options import DATASET_HELP
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_json, print_table
 from upperson_rt.errors import InputError, UsageError
@@ -23,9 +23,18 @@ def evaluate(
     target: Annotated[
         Path, typer.Argument(help="Run folder or bundle.", metavar="RUN|BUNDLE", show_default=False)
     ],
-    root: Root,
-    dataset: Dataset = "jsonl",
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", help="Folder of the data set.", show_default="the run's own"),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help=DATASET_HELP, show_default="the run's own; jsonl"),
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu or cuda; a bundle's backend chooses for itself.")
+    ] = "auto",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -45,6 +54,7 @@ def evaluate(
 
     if split not in SPLITS:
         raise UsageError(f"--split must be one of {', '.join(SPLITS)}, found '{split}'")
+    dataset, root = _data_of(target, dataset, root)
     records = read_split(dataset, root, split)
     found: dict[str, Evaluation] = {}
     with Display() as display:
@@ -57,11 +67,12 @@ def evaluate(
                 found[variant] = both_directions(encoder.encode_texts(captions), image_GE, records)
         elif target.is_dir():
             from upperson.data.vocabulary import clip_tokenizer
+            from upperson.engine import choose_device
             from upperson.run import load_run
 
             _, _, model = load_run(target)
             found["run"] = evaluate_both(
-                model,
+                model.to(choose_device(device)),
                 clip_tokenizer(model.text.context_length),
                 records,
                 progress=partial(display.update, "encoding"),
@@ -72,6 +83,19 @@ def evaluate(
         print_json({name: evaluation.as_dict() for name, evaluation in found.items()})
     else:
         print_table(_table(found))
+
+
+def _data_of(target: Path, dataset: str | None, root: Path | None) -> tuple[str, Path]:
+    """Fill in what was left out from the configuration of a run."""
+    from upperson.recipe import read_config
+    from upperson.run import CONFIG
+
+    if (target / CONFIG).is_file():
+        config = read_config(target / CONFIG)
+        return dataset or config.dataset, root or Path(config.root)
+    if root is None:
+        raise UsageError("--root is missing: pass the folder of the data set")
+    return dataset or "jsonl", root
 
 
 def _table(found: "dict[str, Evaluation]") -> Table:

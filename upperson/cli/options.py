@@ -5,6 +5,10 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+DATASET_HELP = (
+    "cuhk-pedes, icfg-pedes, rstpreid, flickr30k or mscoco in their published layout; jsonl or csv "
+    "for annotations.jsonl or annotations.csv in the root. Synthetic sets are jsonl."
+)
 Root: TypeAlias = Annotated[
     Path,
     typer.Option(
@@ -13,15 +17,7 @@ Root: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
-Dataset: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        "--dataset",
-        help="cuhk-pedes, icfg-pedes, rstpreid, flickr30k or mscoco in their published layout; "
-        "jsonl or csv for annotations.jsonl or annotations.csv in the root. Synthetic sets are "
-        "jsonl.",
-    ),
-]
+Dataset: TypeAlias = Annotated[str, typer.Option("--dataset", help=DATASET_HELP)]
 RunFolder: TypeAlias = Annotated[
     Path, typer.Argument(help="Run folder that  upperson train  made.", show_default=False)
 ]
