@@ -15,7 +15,7 @@ from upperson_export.parity.bundle_subjects import bundle_reference, iter_bundle
 from upperson_export.parity.check import count_comparisons, iter_comparisons, make_reference
 from upperson_export.parity.inputs import ParityInputs, read_inputs
 from upperson_export.parity.pixel_paths import compare_pixels
-from upperson_export.parity.report import Judged, ParityReport, judge
+from upperson_export.parity.report import ParityReport
 from upperson_export.parity.subjects import (
     FP32_TOLERANCE,
     NotRun,
@@ -26,6 +26,7 @@ from upperson_export.parity.subjects import (
     open_subject,
     torch_subject,
 )
+from upperson_export.parity.verdict import Judged, judge
 from upperson_rt.bundle import Bundle, sha256_of_file
 from upperson_rt.canaries import Tower
 from upperson_rt.errors import BackendError, InputError, IntegrityError

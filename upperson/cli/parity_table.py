@@ -10,7 +10,8 @@ from upperson_rt.cli.output import new_table, print_note, print_table
 
 if TYPE_CHECKING:
     from upperson_export.parity.closeness import Closeness
-    from upperson_export.parity.report import Judged, ParityReport
+    from upperson_export.parity.report import ParityReport
+    from upperson_export.parity.verdict import Judged
 
 _WIDTHS = {
     "tower": 5, "batch": 5, "inputs": 9, "min cos": 8, "1 %": 8, "50 %": 8, "max error": 9,
@@ -82,5 +83,5 @@ def _lengths(report: "ParityReport") -> str:
 def _tolerance(judged: "Judged") -> str:
     tolerance = judged.tolerance
     if tolerance.max_error is not None:
-        return f"max error {tolerance.max_error:.0e}"
+        return f"max error {tolerance.max_error:g}"
     return f"cosine {tolerance.min_cosine:g}"

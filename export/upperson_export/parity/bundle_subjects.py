@@ -26,17 +26,20 @@ from upperson_rt.manifest import VariantEntry
 def bundle_reference(root: Path, threads: int | None = None) -> Subject:
     """Return a bundle's fp32 on ONNX Runtime, which the rest is compared with.
 
+    Its canaries are checked: nothing else says whether the reference itself is right.
+
     Raises:
         UsageError: The bundle has no such variant.
         BackendError: ONNX Runtime is missing or cannot run it.
-        IntegrityError: A file differs from its hash.
+        IntegrityError: A file differs from its hash, or a canary comes out wrong.
     """
     if "fp32" not in read_manifest(root).variants:
         raise UsageError(
             f"bundle {root} has no variant fp32 to compare with: name the run that it was "
             "exported from with  --run RUN"
         )
-    bundle = Bundle.open(root, "fp32")
+    bundle = Bundle.open(root, "fp32", "onnxruntime", threads=threads)
+    bundle.check_canaries()
     return _open(bundle, BackendChoice("onnxruntime", "cpu"), FP32_TOLERANCE, threads)
 
 

@@ -4,7 +4,7 @@ Shapes: N items, E embedding width, T texts, G images.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -40,17 +40,19 @@ class Comparison:
     items: tuple[int, ...] = ()
     """Indices of the items; `Closeness` counts in these. Empty for both towers together."""
     to_reference: Closeness | None = None
-    """None for both towers together."""
+    """None for both towers together, and after a refusal."""
     to_alone: Closeness | None = None
     """Against the same items alone in the same form; None where they are alone."""
     ranking: RankingAgreement | None = None
-    """Text to image. For one tower, the other one is the reference's."""
+    """Text to image. For one tower, the other one is the reference's. None after a refusal."""
     not_finite: int | None = None
     """Index of an item whose embedding is not finite, if there is one."""
     constant: bool = False
     """All items have one embedding, and should not."""
     exchanged: tuple[int, int] | None = None
     """An item and the other one whose embedding it has."""
+    refusal: str | None = None
+    """Why the runtime's encoder gave no embeddings at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,8 @@ def make_reference(subject: Subject, inputs: ParityInputs) -> Reference:
     """Embed every item alone.
 
     Raises:
-        IntegrityError: Something is not finite, so that nothing can be compared with it.
+        IntegrityError: An embedding is not finite, or all are the same: nothing can be compared
+            with that.
     """
     alone = {tower: embed_alone(subject.run, inputs, tower) for tower in TOWERS}
     whole_way = {tower: _whole_way(subject, inputs, tower, 1) for tower in TOWERS}
@@ -79,6 +82,11 @@ def make_reference(subject: Subject, inputs: ParityInputs) -> Reference:
                     f"the reference ({subject.name}) gives no finite embedding for "
                     f"{inputs.item_name(tower, bad)}: check the weights"
                 )
+        if is_constant(alone[tower]) and inputs.differ(tower):
+            raise IntegrityError(
+                f"the reference ({subject.name}) gives every {tower} the same embedding: check the "
+                "weights, or compare with the run by  --run RUN"
+            )
     return Reference(name=subject.name, alone=alone, whole_way=whole_way)
 
 
@@ -196,20 +204,27 @@ def _compare(
 def _compare_whole_way(
     subject: Subject, reference: Reference, inputs: ParityInputs, tower: Tower, batch_size: int
 ) -> Comparison:
-    expected_NE = reference.whole_way[tower]
-    found_NE = _whole_way(subject, inputs, tower, batch_size)
-    _require_shape(subject, tower, found_NE, expected_NE.shape)
-    other = reference.whole_way["image" if tower == "text" else "text"]
-    expected_QG, found_QG = expected_NE @ other.T, found_NE @ other.T
-    if tower == "image":
-        expected_QG, found_QG = expected_QG.T, found_QG.T
-    return Comparison(
+    """Compare what files or sentences become; the encoder refuses what is no direction at all."""
+    compared = Comparison(
         variant=subject.variant,
         backend=subject.backend,
         tower=tower,
         batch_size=batch_size,
         inputs="files" if tower == "image" else "sentences",
-        items=tuple(range(len(expected_NE))),
+        items=tuple(range(inputs.count(tower))),
+    )
+    try:
+        found_NE = _whole_way(subject, inputs, tower, batch_size)
+    except IntegrityError as error:
+        return replace(compared, refusal=str(error))
+    expected_NE = reference.whole_way[tower]
+    _require_shape(subject, tower, found_NE, expected_NE.shape)
+    other = reference.whole_way["image" if tower == "text" else "text"]
+    expected_QG, found_QG = expected_NE @ other.T, found_NE @ other.T
+    if tower == "image":
+        expected_QG, found_QG = expected_QG.T, found_QG.T
+    return replace(
+        compared,
         to_reference=closeness(expected_NE, found_NE),
         ranking=compare_rankings(expected_QG, found_QG),
         not_finite=first_not_finite(found_NE),

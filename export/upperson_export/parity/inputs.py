@@ -51,6 +51,12 @@ class ParityInputs:
         """Return the number of items of a tower."""
         return len(self.pixels_NHW3) if tower == "image" else len(self.ids)
 
+    def differ(self, tower: Tower) -> bool:
+        """Whether the items of a tower are not all the same."""
+        if tower == "image":
+            return bool(np.ptp(self.pixels_NHW3, axis=0).any())
+        return len({ids.tobytes() for ids in self.ids}) > 1
+
     def item_name(self, tower: Tower, index: int, *, sentence: bool = False) -> str:
         """Return what messages call an item: a file, or a caption and its length."""
         if tower == "image":
