@@ -80,7 +80,7 @@ def observe(
     rng = np.random.default_rng(0)
     drawn = np.zeros(len(inputs), np.int64)
     drawn[rng.permutation(len(inputs))[:KEPT_ROWS]] = -(-KEPT_ROWS // len(inputs))
-    kept: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    kept = dict.fromkeys(names, 0)
     done = 0
     for samples, batch, lengths in batches(inputs, batch_size):
         for name, value_NLC in zip(names, session.run(names, {input_name: batch}), strict=True):
@@ -92,22 +92,21 @@ def observe(
                     "sample: the model diverged or its weights are damaged"
                 )
             if name not in observed:
-                observed[name] = Observed(AbsHistogram(), np.zeros_like(channel_max), rows_RC[:0])
+                # At once: small pieces among large passing arrays would fragment the heap.
+                rows = np.empty((drawn.sum(), rows_RC.shape[1]), np.float32)
+                observed[name] = Observed(AbsHistogram(), np.zeros_like(channel_max), rows)
             seen = observed[name]
             seen.histogram.add(rows_RC)
             np.maximum(seen.channel_max, channel_max, out=seen.channel_max)
-            picked = [
-                rng.permutation(rows)[: drawn[sample]]
-                for sample, rows in zip(samples, places, strict=True)
-                if drawn[sample]
-            ]
-            if picked:
-                kept[name].append(rows_RC[np.concatenate(picked)])
+            for sample, own in zip(samples, places, strict=True):
+                picked = rng.permutation(own)[: drawn[sample]]
+                seen.rows[kept[name] : kept[name] + len(picked)] = rows_RC[picked]
+                kept[name] += len(picked)
         done += len(samples)
         if progress is not None:
             progress(done, len(inputs))
     for name, seen in observed.items():
-        seen.rows = np.concatenate(kept[name])
+        seen.rows = seen.rows[: kept[name]]
     return observed
 
 
