@@ -177,11 +177,14 @@ def _read_tower(towers: StrictObject, name: str) -> TowerCalibration:
             "estimator", f"unknown '{estimator}', {suggestion(estimator, ESTIMATORS)}"
         )
     smoothing = tower.object("smoothing")
+    amax, largest = _ranges(tower.object("amax")), _ranges(tower.object("largest"))
+    if different := sorted(amax.keys() ^ largest.keys()):
+        raise tower.error("amax", f"'{different[0]}' and 'largest' name not the same tensors")
     return TowerCalibration(
         graph_sha256=tower.text("graph_sha256"),
         estimator=estimator,
-        amax=_ranges(tower.object("amax")),
-        largest=_ranges(tower.object("largest")),
+        amax=amax,
+        largest=largest,
         smoothing={site: _read_smoothing(smoothing, site) for site in smoothing.content},
         damage=tuple(_read_damage(item, tower.path) for item in _items(tower, "damage")),
     )

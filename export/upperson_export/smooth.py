@@ -26,7 +26,7 @@ from upperson_export.plain import (
 )
 from upperson_rt.errors import InputError
 
-PlainTower = TypeVar("PlainTower", PlainImageTower, PlainTextTower)
+PlainTower = TypeVar("PlainTower", bound=PlainImageTower | PlainTextTower)
 
 Factors = Mapping[str, npt.NDArray[np.float32]]
 """s by channel [D] for each site; see `upperson_calibration.smoothing` for their names."""

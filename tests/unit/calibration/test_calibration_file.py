@@ -1,0 +1,149 @@
+"""The calibration file: read back, compared line by line, refused where it does not belong."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from upperson_calibration.calibration_file import (
+    Calibration,
+    Samples,
+    TowerCalibration,
+    read_calibration,
+    write_calibration,
+)
+from upperson_calibration.samples import CalibrationSet
+from upperson_calibration.sensitivity import LayerDamage
+from upperson_calibration.smoothing import Smoothing
+from upperson_rt.errors import InputError, IntegrityError
+
+IMAGE_GRAPH, TEXT_GRAPH = "1" * 64, "2" * 64
+
+
+def calibration() -> Calibration:
+    smoothing = Smoothing(0.5, np.array([-9, 0, 48]), error_before=0.25, error_after=1.5e-5)
+    none = Smoothing(None, np.zeros(3, np.int64), error_before=1e-5, error_after=1e-5)
+    image = TowerCalibration(
+        graph_sha256=IMAGE_GRAPH,
+        estimator="mse",
+        amax={"add_2": 3.25, "add_1": 0.0},
+        largest={"add_2": 60.5, "add_1": 0.0},
+        smoothing={"blocks.0.ln_1": smoothing, "blocks.0.attention.out": none},
+        damage=(
+            LayerDamage("blocks.0.mlp.fc1/MatMul", 1.5, 3.0, 2e-4),
+            LayerDamage("blocks.0.mlp.fc2/MatMul", 0.5, 0.0, 1e-5),
+        ),
+    )
+    text = TowerCalibration(
+        graph_sha256=TEXT_GRAPH, estimator="min-max", amax={"a": 1.0}, largest={"a": 1.0}
+    )
+    return Calibration(
+        samples=Samples(source="people, train", images=("a" * 64, "b" * 64), texts=("c" * 64,)),
+        towers={"image": image, "text": text},
+    )
+
+
+def test_reading_gives_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    write_calibration(path, calibration())
+    found = read_calibration(path)
+    assert found.to_json() == path.read_text("utf-8") == calibration().to_json()
+    assert found.samples == calibration().samples
+    image = found.towers["image"]
+    assert image.amax == {"add_1": 0.0, "add_2": 3.25}
+    assert image.damage == calibration().towers["image"].damage
+    smoothing = image.smoothing["blocks.0.ln_1"]
+    assert smoothing.alpha == 0.5
+    np.testing.assert_array_equal(
+        smoothing.factors, calibration().towers["image"].smoothing["blocks.0.ln_1"].factors
+    )
+    assert smoothing.factors[2] == 64
+    assert image.smoothing["blocks.0.attention.out"].alpha is None
+    assert found.towers["text"].damage == ()
+
+
+def test_a_changed_range_is_one_line_of_a_difference() -> None:
+    one = calibration()
+    image = replace(one.towers["image"], amax={"add_1": 0.0, "add_2": 3.2500004})
+    assert replace(one, towers=one.towers | {"image": image}).to_json() == one.to_json()
+    image = replace(one.towers["image"], amax={"add_1": 0.0, "add_2": 3.26})
+    other = replace(one, towers={"text": one.towers["text"], "image": image})
+    lines = [text.to_json().splitlines() for text in (one, other)]
+    assert [a for a, b in zip(*lines, strict=True) if a != b] == ['    "add_2": 3.25']
+
+
+def test_samples_are_recorded_by_hash_in_any_order() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 2, 3), dtype=np.uint8)
+    ids = np.array([[5, 9, 0], [5, 6, 9]], np.int32)
+    one = Samples.of(CalibrationSet(images, ids, "x"))
+    assert one == Samples.of(CalibrationSet(images[::-1], ids[::-1], "x"))
+    assert (len(one.images), len(one.texts), one.source) == (3, 2, "x")
+
+
+def test_it_is_refused_for_another_graph() -> None:
+    one = calibration()
+    assert one.for_graphs({"image": IMAGE_GRAPH, "text": TEXT_GRAPH}) is one
+    with pytest.raises(IntegrityError, match=r"another text tower: .* 222222.*found 333333"):
+        one.for_graphs({"image": IMAGE_GRAPH, "text": "3" * 64})
+    with pytest.raises(IntegrityError, match="no text tower, only image"):
+        replace(one, towers={"image": one.towers["image"]}).for_graphs({"text": TEXT_GRAPH})
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(schema_version=9), "schema version 1, found 9"),
+        (lambda c: c.update(extra=1), "unknown key 'extra'"),
+        (lambda c: c.pop("samples"), "samples: missing"),
+        (lambda c: c["samples"].update(images="a"), r"samples\.images: expected a list"),
+        (lambda c: c["samples"].update(images=["a"]), "expected SHA-256 hashes, found 'a'"),
+        (lambda c: c["towers"].update(audio={}), "unknown key 'audio'"),
+        (lambda c: c["towers"]["text"].update(estimator="ms"), "did you mean 'mse'"),
+        (lambda c: c["towers"]["text"]["amax"].update(a=-1), r"amax\.a: expected a range"),
+        (lambda c: c["towers"]["text"]["amax"].update(a="1"), "expected a number"),
+        (lambda c: c["towers"]["text"]["amax"].update(b=1.0), "'b' .* not the same tensors"),
+        (lambda c: c["towers"]["text"].pop("damage"), "expected a list"),
+        (lambda c: c["towers"]["image"]["damage"][0].pop("node"), "node: missing"),
+        (
+            lambda c: c["towers"]["image"]["smoothing"]["blocks.0.ln_1"].update(
+                log2_factors_in_eighths="1 2.5"
+            ),
+            "expected whole numbers",
+        ),
+        (
+            lambda c: c["towers"]["image"]["smoothing"]["blocks.0.ln_1"].update(
+                log2_factors_in_eighths="1 2000"
+            ),
+            "from -100 to 100",
+        ),
+    ],
+)
+def test_a_damaged_file_is_refused_with_the_place(
+    tmp_path: Path, change: Change, message: str
+) -> None:
+    content = json.loads(calibration().to_json())
+    change(content)
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(InputError, match=message):
+        read_calibration(path)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", '{"schema_version": NaN}', "\xff"])
+def test_what_is_no_calibration_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(text, "latin-1")
+    with pytest.raises(InputError, match=r"calibration\.json"):
+        read_calibration(path)
+
+
+def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read calibration"):
+        read_calibration(tmp_path / "none.json")
