@@ -39,7 +39,7 @@ class Finding:
     """Short name of the rule, such as ``zero-point``."""
 
     node: str
-    """Name of the node or tensor."""
+    """Name of the node or constant; of its output if a node has none."""
 
     message: str
     """What was expected and found."""
@@ -119,19 +119,19 @@ def _operators(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes():
         if node.domain not in ("", "ai.onnx") and node.op_type not in functions:
             yield Finding(
-                "operator", node.name, f"{node.domain}::{node.op_type} would need a plugin"
+                "operator", _name(node), f"{node.domain}::{node.op_type} would need a plugin"
             )
         elif node.op_type in _NOT_SUPPORTED:
-            yield Finding("operator", node.name, f"the parser does not know {node.op_type}")
+            yield Finding("operator", _name(node), f"the parser does not know {node.op_type}")
 
 
 def _zero_points(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes("QuantizeLinear", "DequantizeLinear"):
         zero = graph.array(node, 2)
         if zero is not None and np.any(zero):
-            yield Finding("zero-point", node.name, f"0 expected, found {zero.ravel()[:4]}")
+            yield Finding("zero-point", _name(node), f"0 expected, found {zero.ravel()[:4]}")
         elif len(node.input) > 2 and node.input[2] and zero is None:
-            yield Finding("zero-point", node.name, "a constant 0 expected, found a computed one")
+            yield Finding("zero-point", _name(node), "a constant 0 expected, found a computed one")
 
 
 def _quantized_types(graph: _Graph) -> Iterator[Finding]:
@@ -140,22 +140,22 @@ def _quantized_types(graph: _Graph) -> Iterator[Finding]:
         found = graph.types.get(name, TensorProto.UNDEFINED)
         if found == TensorProto.INT32:
             message = "an int32 bias cannot be dequantized: keep biases in floating point"
-            yield Finding("int32-bias", node.name, message)
+            yield Finding("int32-bias", _name(node), message)
         elif found != TensorProto.INT8:
             message = f"int8 expected, found {_type_name(found)}"
-            yield Finding("quantized-type", node.name, message)
+            yield Finding("quantized-type", _name(node), message)
 
 
 def _scales(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes("QuantizeLinear", "DequantizeLinear"):
         scale = graph.array(node, 1)
         if scale is None:
-            yield Finding("scale", node.name, "a constant expected, found a computed scale")
+            yield Finding("scale", _name(node), "a constant expected, found a computed scale")
         elif not np.all(np.isfinite(scale) & (scale > 0)):
-            yield Finding("scale", node.name, "numbers above 0 expected")
+            yield Finding("scale", _name(node), "numbers above 0 expected")
         elif scale.size > 1 and node.input[0] not in graph.constants:
             message = f"one scale for an activation expected, found {scale.size}"
-            yield Finding("scale", node.name, message)
+            yield Finding("scale", _name(node), message)
 
 
 def _mixed_types(graph: _Graph) -> Iterator[Finding]:
@@ -165,13 +165,13 @@ def _mixed_types(graph: _Graph) -> Iterator[Finding]:
         found = {graph.types.get(name) for name in node.input if name} & set(_FLOATS)
         if len(found) > 1:
             names = " and ".join(sorted(_type_name(item) for item in found if item is not None))
-            yield Finding("mixed-types", node.name, f"one floating point type expected: {names}")
+            yield Finding("mixed-types", _name(node), f"one floating point type expected: {names}")
 
 
 def _double(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes():
         if any(graph.types.get(name) == TensorProto.DOUBLE for name in node.output):
-            yield Finding("double", node.name, "float32 or float16 expected, found float64")
+            yield Finding("double", _name(node), "float32 or float16 expected, found float64")
 
 
 def _uint8(graph: _Graph) -> Iterator[Finding]:
@@ -179,21 +179,21 @@ def _uint8(graph: _Graph) -> Iterator[Finding]:
         uses = [name for name in node.input if graph.types.get(name) == TensorProto.UINT8]
         if uses and node.op_type not in ("Cast", "QuantizeLinear", "DequantizeLinear"):
             message = f"uint8 '{uses[0]}' may feed nothing but a Cast, found {node.op_type}"
-            yield Finding("uint8", node.name, message)
+            yield Finding("uint8", _name(node), message)
 
 
 def _resize(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes("Resize"):
         if _attribute(node, "antialias", 0):
             message = "antialias=0 expected: resize before the graph"
-            yield Finding("antialias", node.name, message)
+            yield Finding("antialias", _name(node), message)
 
 
 def _topk(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes("TopK"):
         k = graph.array(node, 1)
         if k is None or int(k.max()) > MAX_TOPK:
-            yield Finding("topk", node.name, f"a constant k up to {MAX_TOPK} expected")
+            yield Finding("topk", _name(node), f"a constant k up to {MAX_TOPK} expected")
 
 
 def _constants(graph: _Graph) -> Iterator[Finding]:
@@ -221,7 +221,11 @@ def _norms(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes("LayerNormalization"):
         if graph.types.get(node.input[0]) == TensorProto.FLOAT16:
             message = "float32 input expected: TensorRT 11 would square in float16"
-            yield Finding("half-norm", node.name, message)
+            yield Finding("half-norm", _name(node), message)
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or node.output[0]
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:

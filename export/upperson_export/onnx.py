@@ -67,6 +67,8 @@ def export_onnx(tower: nn.Module, kind: Tower, path: Path, *, example: torch.Ten
         common.ClearMetadataAndDocStringPass(),
         common.RemoveUnusedNodesPass(),
     )(model)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
     onnx.save(proto, path)

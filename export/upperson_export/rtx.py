@@ -51,15 +51,14 @@ class RtxEngine:
         """Return the kernels that compute a whole softmax(q k^T) v."""
         return [layer for layer in self.layers if layer.name.startswith("_gemm_mha")]
 
-    def int8_matmuls(self) -> set[str]:
-        """Return the names of MatMul nodes whose activations and weights are both int8."""
-        return {
-            node
+    def int8_gemms(self) -> list[FusedLayer]:
+        """Return the matrix products of int8 activations and int8 weights."""
+        return [
+            layer
             for layer in self.layers
+            # Its scales are Float; with Half beside Int8, an operand was dequantized before.
             if layer.kind == "gemm" and "Int8" in layer.types and "Half" not in layer.types
-            for node in layer.nodes
-            if node.endswith("/MatMul")
-        }
+        ]
 
 
 def build_rtx_engine(

@@ -58,7 +58,7 @@ class QuantizeLinears(ir.passes.InPlacePass):
                 )
                 graph.insert_before(node, quantize)
                 quantized[x] = _result(quantize, ir.DataType.INT8, x.shape)
-            module = str(weight.name).removesuffix(".weight")
+            module = str(node.name).removesuffix("/MatMul")
             dequantize = ir.node(
                 "DequantizeLinear",
                 [quantized[x], *parameters],
@@ -116,7 +116,8 @@ def _half_at_least(scale: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Round up to float16 numbers above 0, returned as float32: rounded down, values would clip."""
     half = np.maximum(scale, np.finfo(np.float16).smallest_subnormal).astype(np.float16)
     above = np.nextafter(half, np.float16(np.inf))
-    return np.where(half < scale, above, half).astype(np.float32, copy=False)
+    rounded: npt.NDArray[np.float32] = np.where(half < scale, above, half).astype(np.float32)
+    return rounded
 
 
 def _constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:

@@ -5,18 +5,22 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from upperson_rt.errors import InputError
+
 LIMIT = 32_752.0
 """Half of float16's largest number: what calibration saw may be exceeded later."""
 
 MAX_RELATIVE_ERROR = 1e-3
-"""Of a constant's rounding, in norm; rounding to 11 bits gives 3e-4, lost small numbers more."""
+"""Of a constant's rounding, in norm; rounding to 11 bits gives 2e-4, lost small numbers more."""
 
-_MOVES_VALUES = (
+MOVES_VALUES = (
     "Concat", "Expand", "Gather", "GatherElements", "Reshape", "Slice", "Split", "Squeeze",
     "Transpose", "Unsqueeze",
 )  # fmt: skip
+"""Operators whose outputs hold values of their inputs."""
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_MAX = float(np.finfo(np.float16).max)
 _SUFFIX = {_FLOAT: "fp32", _HALF: "fp16"}
 
 
@@ -27,20 +31,26 @@ class ToHalf(ir.passes.InPlacePass):
 
     - LayerNormalization: TensorRT 11 computes in the type of the inputs, and squares of a stream
       with values near 1000 leave float16. CLIP was trained this way: float16 with float32 norms.
-    - everything after the last norm, which is the projection and the L2 norm of the embedding;
+    - what follows the last norm, which scales the embedding to length 1, but for its MatMul:
+      TensorRT for RTX has no float32 matrix product on Turing GPUs;
     - a node with a constant that float16 cannot hold, and the nodes its values are moved to;
     - a node that reads or writes a tensor whose values come near the end of float16's range.
 
     Args:
-        largest: Largest absolute value seen of tensors, by name; tensors that are not listed are
-            trusted to fit.
+        largest: Largest absolute value seen of tensors, by name; see
+            :func:`upperson_export.extremes.largest_values`. None trusts all computed tensors to
+            fit, which a graph with constants beyond float16 is not.
     """
 
     def __init__(self, largest: Mapping[str, float] | None = None) -> None:
-        self.largest = largest or {}
+        self.largest = largest
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Convert in place."""
+        """Convert in place.
+
+        Raises:
+            InputError: A constant is beyond float16 and ``largest`` is None.
+        """
         graph = model.graph
         stays_float = self._float_nodes(graph)
         # A value already of the other type, so that it is cast or converted once.
@@ -71,8 +81,16 @@ class ToHalf(ir.passes.InPlacePass):
         norms = [node for node in graph if node.op_type == "LayerNormalization"]
         stays_float = set(norms)
         after = set(norms[-1:])
-        wide = {name for name, value in self.largest.items() if value > LIMIT}
-        wide |= {name for name, item in graph.initializers.items() if not _fits_half(item)}
+        wide = {name for name, value in (self.largest or {}).items() if value > LIMIT}
+        for name, item in graph.initializers.items():
+            if self.largest is None and _largest(item) > _MAX:
+                raise InputError(
+                    f"the constant '{name}' reaches {_largest(item):.3g}, float16 ends at "
+                    f"{_MAX:.0f}: what is computed from it may not fit either, so observe the "
+                    "largest values of all tensors first"
+                )
+            if not _fits_half(item):
+                wide.add(name)
         for node in graph:
             if after.intersection(node.predecessors()):
                 after.add(node)
@@ -80,9 +98,16 @@ class ToHalf(ir.passes.InPlacePass):
             outputs = {str(value.name) for value in node.outputs}
             if not wide.isdisjoint(inputs | outputs):
                 stays_float.add(node)
-                if node.op_type in _MOVES_VALUES:
+                if node.op_type in MOVES_VALUES:
                     wide |= outputs
-        return stays_float | after
+        return stays_float | {node for node in after if node.op_type != "MatMul"}
+
+
+def _largest(value: ir.Value) -> float:
+    """Return the largest absolute value of a float32 constant, 0 for everything else."""
+    if value.const_value is None or value.dtype != _FLOAT:
+        return 0.0
+    return float(np.abs(value.const_value.numpy()).max(initial=0))
 
 
 def _fits_half(value: ir.Value) -> bool:

@@ -1,0 +1,235 @@
+"""NVIDIA's compiler on the typed graphs of ViT-B/16: it takes them, and fuses what matters.
+
+TensorRT for RTX compiles without a GPU. Random weights are enough: fusion looks at structure.
+"""
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import helper
+from torch import Tensor, nn
+
+from tests.helpers.toy_graphs import TOWERS, toy_graph
+from upperson_calibration.block_linears import block_linears
+from upperson_export.lint import lint
+from upperson_export.onnx import export_onnx
+from upperson_export.plain import (
+    Adapter,
+    Attention,
+    Linear,
+    Mlp,
+    PackedAttention,
+    PatchProjection,
+    PlainBlock,
+    PlainImageTower,
+    PlainTextTower,
+)
+from upperson_export.rtx import RtxEngine, build_rtx_engine, parse_layers
+from upperson_export.variants import Variant, build_variant
+from upperson_rt.canaries import Tower
+from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_rt.tensorrt.profiles import InputProfile
+
+pytestmark = pytest.mark.timeout(300)  # Two exports of ViT-B/16, four builds.
+
+LAYERS = 12
+PREFIX = 10
+PROFILES = {
+    "image": InputProfile("image", (1, 384, 128, 3), (8, 384, 128, 3), (32, 384, 128, 3)),
+    "text": InputProfile("input_ids", (1, 2), (8, 32), (32, 77)),
+}
+TOY_PROFILE = InputProfile("image", (1, 48, 32, 3), (8, 48, 32, 3), (32, 48, 32, 3))
+
+
+def _why_not() -> str:
+    try:
+        import_module("tensorrt_rtx")
+    except (ImportError, OSError) as error:
+        return f"TensorRT for RTX does not load ({error}): run  pip install tensorrt-rtx-cu13"
+    return ""
+
+
+needs_rtx = pytest.mark.skipif(bool(_why_not()), reason=_why_not())
+without_rtx = pytest.mark.skipif(not _why_not(), reason="TensorRT for RTX is installed")
+
+
+def random(*shape: int) -> Tensor:
+    return 0.03 * torch.randn(*shape)
+
+
+def linear(inputs: int, outputs: int) -> Linear:
+    return Linear(random(inputs, outputs), random(outputs))
+
+
+def vit_block(width: int, heads: int, attention: type[Attention]) -> PlainBlock:
+    return PlainBlock(
+        nn.LayerNorm(width),
+        Adapter(linear(width, width // 8), linear(width // 8, width)),
+        attention(
+            linear(width, width),
+            linear(width, 2 * width),
+            linear(width, width),
+            (random(PREFIX, width), random(PREFIX, width)),
+            heads,
+        ),
+        nn.LayerNorm(width),
+        Adapter(linear(width, width // 8), linear(width // 8, width)),
+        Mlp(linear(width, 4 * width), linear(4 * width, width), quick_gelu=True),
+    )
+
+
+def vit_blocks(width: int, heads: int) -> list[PlainBlock]:
+    kinds = [PackedAttention] * (LAYERS - 1) + [Attention]
+    return [vit_block(width, heads, kind) for kind in kinds]
+
+
+def vit_b16(kind: Tower) -> nn.Module:
+    """Build a tower with the sizes of UP-Person on ViT-B/16 at 384x128."""
+    torch.manual_seed(0)
+    if kind == "image":
+        tower: nn.Module = PlainImageTower(
+            patch=PatchProjection(random(768, 768), random(1, 192, 768), (16, 16)),
+            class_row=random(1, 1, 768),
+            ln_pre=nn.LayerNorm(768),
+            blocks=vit_blocks(768, 12),
+            ln_post=nn.LayerNorm(768),
+            projection=random(768, 512),
+        )
+    else:
+        tower = PlainTextTower(
+            embedding=random(49408, 512),
+            positions=random(77, 512),
+            visible=torch.ones(77, PREFIX + 77).tril(PREFIX).bool(),
+            prefix_length=PREFIX,
+            blocks=vit_blocks(512, 8),
+            ln_final=nn.LayerNorm(512),
+            projection=random(512, 512),
+        )
+    return tower.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Export both towers once; files, so that only one is in memory at a time."""
+    folder = tmp_path_factory.mktemp("vit_b16")
+    examples = {
+        "image": torch.zeros(3, 384, 128, 3, dtype=torch.uint8),
+        "text": torch.ones(3, 20, dtype=torch.int32),
+    }
+    files = {kind: folder / f"{kind}.onnx" for kind in examples}
+    for kind in TOWERS:
+        export_onnx(vit_b16(kind), kind, files[kind], example=examples[kind])
+    return files
+
+
+def compiled(graphs: dict[str, Path], kind: Tower, variant: Variant) -> RtxEngine:
+    fp32 = onnx.load(graphs[kind])
+    amax = {item.activation: 8.0 for item in block_linears(fp32)}
+    model = build_variant(fp32, kind, variant, amax)
+    del fp32
+    assert lint(model) == []
+    return build_rtx_engine(model, PROFILES[kind])
+
+
+@needs_rtx
+@pytest.mark.parametrize("kind", TOWERS)
+def test_attention_of_the_fp16_graph_is_fused(graphs: dict[str, Path], kind: Tower) -> None:
+    engine = compiled(graphs, kind, "fp16")
+    # That of the last block has one query row, and no kernel for it.
+    assert len(engine.fused_attentions()) >= LAYERS - 1
+    assert not engine.int8_gemms()
+    assert len(engine.content) > 1e8
+
+
+@needs_rtx
+@pytest.mark.parametrize("kind", TOWERS)
+def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(
+    graphs: dict[str, Path], kind: Tower
+) -> None:
+    engine = compiled(graphs, kind, "int8-fp16")
+    assert len(engine.fused_attentions()) >= LAYERS - 1
+    gemms = engine.int8_gemms()
+    # qkv, out, fc1 and fc2 in each block; the last one has queries of their own.
+    assert len(gemms) == 4 * LAYERS + 1
+    covered = {node for layer in gemms for node in layer.nodes if node.endswith("/MatMul")}
+    assert covered == {
+        f"blocks.{block}.{module}/MatMul"
+        for block in range(LAYERS)
+        for module in (
+            "attention.q", "attention.k", "attention.v", "attention.out", "mlp.fc1", "mlp.fc2",
+        )
+    }  # fmt: skip
+    projections = [layer for layer in gemms if "blocks.3.attention.q/MatMul" in layer.nodes]
+    assert {"blocks.3.attention.k/MatMul", "blocks.3.attention.v/MatMul"} <= set(
+        projections[0].nodes
+    ), "queries, keys and values are one GEMM"
+
+
+@cache
+def toy_fp16() -> onnx.ModelProto:
+    return build_variant(toy_graph("image"), "image", "fp16")
+
+
+@needs_rtx
+def test_one_build_makes_one_engine() -> None:
+    first = build_rtx_engine(toy_fp16(), TOY_PROFILE, "8.9")
+    assert first.content == build_rtx_engine(toy_fp16(), TOY_PROFILE, "8.9").content
+    assert first.content != build_rtx_engine(toy_fp16(), TOY_PROFILE, "7.5").content
+    assert first.version
+    assert len(first.layers) > 10
+
+
+@needs_rtx
+def test_a_graph_that_the_linter_finds_fault_with_is_refused_by_the_compiler() -> None:
+    broken = onnx.ModelProto()
+    broken.CopyFrom(toy_fp16())
+    add = next(node for node in broken.graph.node if node.name == "blocks.0/Add_2")
+    add.input[1] = "blocks.0.ln_1/LayerNormalization"  # float32 beside float16
+    assert {(finding.rule, finding.node) for finding in lint(broken)} == {
+        ("mixed-types", "blocks.0/Add_2")
+    }
+    with pytest.raises(InputError, match=r"blocks\.0/Add_2 \(Add\)"):
+        build_rtx_engine(broken, TOY_PROFILE)
+
+
+@needs_rtx
+@pytest.mark.parametrize("capability", ["8.7", "9.0", "current"])
+def test_a_gpu_it_does_not_compile_for_is_a_usage_error(capability: str) -> None:
+    with pytest.raises(UsageError, match=r"SM86.*upperson-rt compile"):
+        build_rtx_engine(toy_fp16(), TOY_PROFILE, capability)
+
+
+@needs_rtx
+def test_a_profile_that_does_not_fit_the_graph_is_refused() -> None:
+    wrong = InputProfile("image", (1, 40, 32, 3), (8, 48, 32, 3), (32, 48, 32, 3))
+    with pytest.raises((InputError, BackendError), match="TensorRT for RTX"):
+        build_rtx_engine(toy_fp16(), wrong)
+
+
+@without_rtx
+def test_a_missing_package_is_a_clear_error() -> None:
+    with pytest.raises(BackendError, match="pip install tensorrt-rtx-cu13"):
+        build_rtx_engine(helper.make_model(helper.make_graph([], "g", [], [])), TOY_PROFILE)
+
+
+def test_the_table_of_layers_is_read() -> None:
+    tensor = "{{ Name: t, Dimensions: [-1,7], Datatype: {}, Format: (Linear) Row major }}"
+    lines = [
+        "Layers:",
+        f"Name: _gemm_mha_v2_0, LayerType: kgen, Inputs: [ {tensor.format('Half')}], "
+        f"Constants: [], Outputs: [ {tensor.format('Int8')}], TacticName: x_0x12, StreamId: 0, "
+        "Metadata: [ONNX Layer: a/MatMul][ONNX Layer: a/Softmax]",
+        f"Name: fc1_1, LayerType: gemm, Inputs: [ {tensor.format('Int8')}], "
+        f"Constants: [ {tensor.format('Int8')}, {tensor.format('Float')}], Outputs: [], "
+        "TacticName: , StreamId: 0, Metadata: [ONNX Layer: fc1/MatMul]",
+        "Bindings:",
+    ]
+    engine = RtxEngine(b"", "1", tuple(parse_layers("\n".join(lines))))
+    assert [layer.nodes for layer in engine.layers] == [("a/MatMul", "a/Softmax"), ("fc1/MatMul",)]
+    assert [layer.types for layer in engine.layers] == [{"Half"}, {"Int8", "Float"}]
+    assert [layer.name for layer in engine.fused_attentions()] == ["_gemm_mha_v2_0"]
+    assert [layer.name for layer in engine.int8_gemms()] == ["fc1_1"]

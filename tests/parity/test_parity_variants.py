@@ -1,0 +1,154 @@
+"""Every variant against float32: in ONNX Runtime, in OpenVINO, and in strict float16 arithmetic.
+
+ONNX Runtime has no float16 kernels on a CPU and computes in float32 between Casts. What a GPU would
+do is seen in ONNX's reference implementation, which rounds the result of every node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from tests.helpers.stress_models import with_prefix_scale, with_stream_outlier
+from tests.helpers.toy_clip import normalised, toy_ids, toy_model, toy_pixels
+from tests.helpers.toy_graphs import (
+    TOWERS,
+    Array,
+    amax_of,
+    exported,
+    min_cosine,
+    run_graph,
+    toy_graph,
+    toy_inputs,
+)
+from upperson.model.encoder import UPPerson
+from upperson_export.extremes import largest_values
+from upperson_export.passes.to_half import LIMIT
+from upperson_export.variants import Variant, build_variant
+from upperson_rt.backends import open_backend
+from upperson_rt.canaries import Tower
+from upperson_rt.encoder import run_tower
+from upperson_rt.errors import InputError
+
+MIN_COSINE = {"fp16": 0.99999, "int8": 0.998, "int8-fp16": 0.998}
+"""Measured on the toy: 0.9999991, 0.9988 and 0.9988; its Linears are short, so int8 errs more."""
+
+pytestmark = pytest.mark.timeout(240)  # Exports of towers.
+
+each_tower = pytest.mark.parametrize("kind", TOWERS)
+each_variant = pytest.mark.parametrize("variant", list(MIN_COSINE))
+
+
+@cache
+def variant_of(kind: Tower, variant: Variant) -> onnx.ModelProto:
+    fp32 = toy_graph(kind)
+    return build_variant(fp32, kind, variant, amax_of(fp32, toy_inputs(kind, 24)))
+
+
+def half_arithmetic(model: onnx.ModelProto, inputs: Array) -> Array:
+    # The sigmoid computes both of its forms and keeps the one that did not overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: Array = ReferenceEvaluator(model).run(None, {model.graph.input[0].name: inputs})[0]
+    return found
+
+
+@each_tower
+@each_variant
+@pytest.mark.parametrize("count", [1, 9])
+def test_onnxruntime_runs_every_variant(kind: Tower, variant: Variant, count: int) -> None:
+    inputs = toy_inputs(kind, count)
+    found = run_graph(variant_of(kind, variant), inputs)[0]
+    expected = run_graph(toy_graph(kind), inputs)[0]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert min_cosine(found, expected) > MIN_COSINE[variant]
+    assert min_cosine(found, expected) < 1 - 1e-8, "it is the float32 graph"
+
+
+@each_tower
+@pytest.mark.parametrize("variant", ["fp16", "int8-fp16"])
+def test_strict_float16_arithmetic_is_close(kind: Tower, variant: Variant) -> None:
+    inputs = toy_inputs(kind)
+    found = half_arithmetic(variant_of(kind, variant), inputs)
+    assert min_cosine(found, run_graph(toy_graph(kind), inputs)[0]) > MIN_COSINE[variant]
+
+
+@each_tower
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+def test_openvino_runs_the_variants_for_cpus(kind: Tower, variant: Variant, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install openvino")
+    path = tmp_path / "tower.onnx"
+    onnx.save(variant_of(kind, variant), path)
+    for count in (1, 9):
+        inputs = toy_inputs(kind, count)
+        found = run_tower(open_backend(path, "openvino", threads=1), kind, inputs)
+        assert min_cosine(found, run_graph(toy_graph(kind), inputs)[0]) > MIN_COSINE.get(
+            variant, 0.99999
+        )
+
+
+@each_tower
+def test_a_text_may_have_any_length_and_a_batch_any_size(kind: Tower) -> None:
+    for variant in ("fp16", "int8-fp16"):
+        model = variant_of(kind, variant)  # type: ignore[arg-type]
+        rows = [toy_pixels(2)] if kind == "image" else [toy_ids([2]), toy_ids([77, 3, 60])]
+        for inputs in rows:
+            expected = run_graph(toy_graph(kind), inputs.numpy())[0]
+            assert min_cosine(run_graph(model, inputs.numpy())[0], expected) > 0.998
+
+
+def outlier(magnitude: float) -> Callable[[UPPerson], UPPerson]:
+    def put(model: UPPerson) -> UPPerson:
+        images, ids = normalised(model, toy_pixels(9)), toy_ids([14] * 9).long()
+        return with_stream_outlier(model, images, ids, magnitude=magnitude)
+
+    return put
+
+
+@each_tower
+@pytest.mark.parametrize(
+    ("change", "floor"),
+    [(outlier(1000.0), 0.9998), (lambda model: with_prefix_scale(model, 100.0), 0.99999)],
+    ids=["stream outliers of 1000", "S 100"],
+)
+def test_float16_holds_what_clip_does_to_numbers(
+    kind: Tower, change: Callable[[UPPerson], UPPerson], floor: float
+) -> None:
+    fp32 = exported(change(toy_model()), kind)
+    inputs = toy_inputs(kind)
+    found = half_arithmetic(build_variant(fp32, kind, "fp16"), inputs)
+    assert min_cosine(found, run_graph(fp32, inputs)[0]) > floor
+
+
+@each_tower
+def test_what_float16_cannot_hold_stays_float32(kind: Tower) -> None:
+    fp32 = exported(with_prefix_scale(toy_model(), 1e6), kind)
+    inputs = toy_inputs(kind)
+    largest = largest_values(fp32, [inputs[:5], inputs[5:]], threads=1)
+    assert max(largest.values()) > LIMIT
+    with pytest.raises(InputError, match="float16 ends at 65504"):
+        build_variant(fp32, kind, "fp16")
+    fp16 = build_variant(fp32, kind, "fp16", largest=largest)
+    found = half_arithmetic(fp16, inputs)
+    assert min_cosine(found, run_graph(fp32, inputs)[0]) > 0.99999
+    # Only the attention over the large values is kept, not the whole tower.
+    half_weights = [item for item in fp16.graph.initializer if item.name.endswith("weight.fp16")]
+    assert len(half_weights) > 10
+
+
+@each_tower
+def test_largest_values_are_those_of_the_tensors(kind: Tower) -> None:
+    fp32, inputs = toy_graph(kind), toy_inputs(kind)
+    largest = largest_values(fp32, [inputs[:4], inputs[4:]], threads=1)
+    for name, amax in amax_of(fp32, inputs).items():
+        # Moved tensors are left out; their sources are there.
+        assert name not in largest or largest[name] == pytest.approx(amax, rel=1e-5)
+    assert len(largest) > 50
+    with pytest.raises(InputError, match="at least one batch"):
+        largest_values(fp32, [])

@@ -1,0 +1,148 @@
+"""Each rule of the linter on the smallest graph that breaks it."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper, parser
+
+from upperson_export.lint import lint
+
+INT8_ZERO = "int8 z = {0}"
+
+
+def model(body: str, opset: int = 19, more: str = "", x: str = "float[N, 4] x") -> onnx.ModelProto:
+    return parser.parse_model(
+        f'<ir_version: 9, opset_import: ["" : {opset}]>'
+        f"g ({x}) => (y) {'<' + more + '>' if more else ''} {{ {body} }}"
+    )
+
+
+BROKEN = {
+    "zero point": (
+        model("y = QuantizeLinear(x, s, z)", more="float s = {1.0}, int8 z = {3}"),
+        "zero-point",
+    ),
+    "uint8 quantization": (
+        model("y = QuantizeLinear(x, s, z)", more="float s = {1.0}, uint8 z = {0}"),
+        "quantized-type",
+    ),
+    "int32 bias": (
+        model(
+            "b = DequantizeLinear(w, s)\n y = Add(x, b)",
+            more="int32[4] w = {1, 2, 3, 4}, float s = {1}",
+        ),
+        "int32-bias",
+    ),
+    "negative scale": (
+        model("y = QuantizeLinear(x, s, z)", more=f"float s = {{-1.0}}, {INT8_ZERO}"),
+        "scale",
+    ),
+    "scale per channel of an activation": (
+        model(
+            "y = QuantizeLinear<axis = 1>(x, s, z)",
+            more="float[4] s = {1,1,1,1}, int8[4] z = {0,0,0,0}",
+        ),
+        "scale",
+    ),
+    "computed scale": (
+        model("s = ReduceMax<keepdims = 0>(x)\n y = QuantizeLinear(x, s, z)", more=INT8_ZERO),
+        "scale",
+    ),
+    "mixed types": (
+        model("h = Cast<to = 10>(x)\n y = Add(x, h)"),
+        "mixed-types",
+    ),
+    "float64": (model("d = Cast<to = 11>(x)\n e = Exp(d)\n y = Cast<to = 1>(e)"), "double"),
+    "opset too new": (model("y = Relu(x)", opset=23), "opset"),
+    "opset too old": (model("y = Relu(x)", opset=13), "opset"),
+    "uint8 without a cast": (
+        model("t = Transpose(x)\n y = Cast<to = 1>(t)", x="uint8[N, 4] x"),
+        "uint8",
+    ),
+    "shape of uint8": (
+        model("s = Shape(x)\n y = Cast<to = 1>(s)", x="uint8[N, 4] x"),
+        "uint8",
+    ),
+    "antialias": (
+        model(
+            'y = Resize<antialias = 1, mode = "linear">(x, , s)',
+            x="float[1, 3, 4, 4] x",
+            more="float[4] s = {1, 1, 0.5, 0.5}",
+        ),
+        "antialias",
+    ),
+    "large k": (model("y, i = TopK(x, k)", more="int64[1] k = {5000}"), "topk"),
+    "dynamic quantization": (
+        model("q, s, z = DynamicQuantizeLinear(x)\n y = DequantizeLinear(q, s, z)"),
+        "operator",
+    ),
+    "norm in float16": (
+        model(
+            "y = LayerNormalization(x, w)",
+            x="float16[N, 4] x",
+            more="float16[4] w = {1, 1, 1, 1}",
+        ),
+        "half-norm",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_each_rule_finds_its_case(name: str) -> None:
+    broken, rule = BROKEN[name]
+    findings = lint(broken)
+    assert rule in {finding.rule for finding in findings}
+    assert all(finding.node and finding.message for finding in findings)
+
+
+def constants(array: np.ndarray, cast: bool = False) -> onnx.ModelProto:
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    nodes = [helper.make_node("Cast", ["c"], ["half"], name="cast", to=10)] if cast else []
+    nodes.append(helper.make_node("Add", ["x", "half" if cast else "c"], ["y"], name="add"))
+    value = helper.make_tensor_value_info
+    kind_of_x = 10 if cast else kind
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", kind_of_x, [2])],
+        [value("y", kind_of_x, [2])],
+        [numpy_helper.from_array(array, "c")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
+
+
+@pytest.mark.parametrize(
+    ("graph", "rule"),
+    [
+        (constants(np.array([0, -np.inf], np.float32)), "not-finite"),
+        (constants(np.array([0, np.nan], np.float16)), "not-finite"),
+        (constants(np.array([1e5, 1], np.float32), cast=True), "half-range"),
+        (constants(np.array([65504, 1], np.float16)), "half-range"),
+    ],
+    ids=["infinite mask", "nan", "cast to half", "clipped"],
+)
+def test_constants_that_float16_cannot_hold(graph: onnx.ModelProto, rule: str) -> None:
+    assert [finding.rule for finding in lint(graph)] == [rule]
+
+
+def test_custom_operators_and_functions_are_found() -> None:
+    graph = constants(np.ones(2, np.float32))
+    graph.graph.node[0].domain = "com.microsoft"
+    graph.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    function = helper.make_function(
+        "own", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])],
+        [helper.make_opsetid("", 19)],
+    )  # fmt: skip
+    graph.functions.append(function)
+    assert {finding.rule for finding in lint(graph)} == {"operator", "function"}
+
+
+def test_what_tensorrt_takes_is_not_complained_about() -> None:
+    good = model(
+        "f = Cast<to = 1>(x)\n q = QuantizeLinear(f, s, z)\n d = DequantizeLinear(q, s, z)\n"
+        " w = DequantizeLinear<axis = 1>(w8, ws, wz)\n y = MatMul(d, w)",
+        x="uint8[N, 2] x",
+        more=f"float s = {{0.5}}, {INT8_ZERO}, int8[2, 2] w8 = {{1, 2, 3, 4}},"
+        " float[2] ws = {1, 2}, int8[2] wz = {0, 0}",
+    )
+    assert lint(good) == []

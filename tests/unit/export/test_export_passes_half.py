@@ -1,0 +1,124 @@
+"""The float16 pass: what stays in float32, and where the Casts are."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, numpy_helper, parser
+
+from tests.helpers.toy_graphs import producers
+from upperson_export.passes.to_half import ToHalf
+from upperson_rt.errors import InputError
+
+SOURCE = """<ir_version: 9, opset_import: ["" : 19]>
+tower (uint8[N, 4] image) => (float[N, 2] embeds)
+<float centre = {128.0}, float eps = {1e-12}, int64[1] last = {-1}> {
+    pixels = Cast<to = 1>(image)
+    x = Sub(pixels, centre)
+    normed = LayerNormalization<axis = -1>(x, gain, bias)
+    again = LayerNormalization<axis = -1>(normed, gain, bias)
+    hidden = MatMul(again, weight)
+    sum = Add(x, hidden)
+    final = LayerNormalization<axis = -1>(sum, gain, bias)
+    raw = MatMul(final, projection)
+    length = ReduceL2(raw, last)
+    safe = Max(length, eps)
+    embeds = Div(raw, safe)
+}"""
+
+
+def tower(**constants: np.ndarray) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    values = {
+        "gain": np.ones(4),
+        "bias": np.zeros(4),
+        "weight": rng.standard_normal((4, 4)),
+        "projection": rng.standard_normal((4, 2)),
+    } | constants
+    proto = parser.parse_model(SOURCE)
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    for name, value in values.items():
+        proto.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    return onnx.shape_inference.infer_shapes(proto)
+
+
+def half(proto: onnx.ModelProto, largest: dict[str, float] | None = None) -> onnx.ModelProto:
+    model = ir.from_proto(proto)
+    ToHalf(largest)(model)
+    changed = ir.to_proto(model)
+    del changed.graph.value_info[:]  # inferred again, and so checked
+    onnx.checker.check_model(changed, full_check=True)
+    return onnx.shape_inference.infer_shapes(changed, strict_mode=True)
+
+
+def types_of(model: onnx.ModelProto) -> dict[str, int]:
+    graph = model.graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    found = {value.name: value.type.tensor_type.elem_type for value in values}
+    return found | {item.name: item.data_type for item in graph.initializer}
+
+
+def test_norms_and_the_length_of_the_embedding_stay_float32() -> None:
+    types = types_of(half(tower()))
+    names = ("normed", "again", "final", "raw.fp32", "length", "safe", "embeds", "gain")
+    assert {types[name] for name in names} == {TensorProto.FLOAT}
+    half_names = ("pixels", "x", "hidden", "sum", "raw", "weight.fp16", "projection.fp16")
+    assert {types[name] for name in half_names} == {TensorProto.FLOAT16}
+
+
+def test_casts_stand_at_the_borders_alone_and_once() -> None:
+    model = half(tower())
+    producer = producers(model)
+    casts = [(node.input[0], node.output[0]) for node in model.graph.node if node.op_type == "Cast"]
+    # The first cast goes straight to float16; a norm after a norm needs none.
+    assert casts == [
+        ("image", "pixels"),
+        ("x", "x.fp32"),
+        ("again", "again.fp16"),
+        ("sum", "sum.fp32"),
+        ("final", "final.fp16"),
+        ("raw", "raw.fp32"),
+    ]
+    assert not any(
+        name in producer and producer[name].op_type == "Cast"
+        for node in model.graph.node
+        if node.op_type == "Cast"
+        for name in node.input
+    )
+
+
+def test_what_is_too_large_is_computed_in_float32() -> None:
+    model = half(tower(), {"hidden": 50_000.0, "sum": 50_000.0, "x": 900.0})
+    types = types_of(model)
+    assert types["hidden"] == types["sum"] == types["weight"] == TensorProto.FLOAT
+    assert types["x"] == TensorProto.FLOAT16
+    assert (
+        Counter(node.op_type for node in model.graph.node)["Cast"] == 4
+    )  # of pixels, x, final and raw
+
+
+def test_constants_that_lose_too_much_stay_float32() -> None:
+    small = 1e-7 * np.random.default_rng(1).standard_normal((4, 4))
+    types = types_of(half(tower(weight=small)))
+    assert types["weight"] == types["hidden"] == TensorProto.FLOAT
+
+
+def test_constants_beyond_the_range_need_observed_values() -> None:
+    large = np.full((4, 4), 1e6)
+    with pytest.raises(InputError, match="'weight' reaches 1e\\+06, float16 ends at 65504"):
+        half(tower(weight=large))
+    types = types_of(half(tower(weight=large), {"hidden": 4e6, "sum": 4e6}))
+    assert types["weight"] == types["hidden"] == types["sum"] == TensorProto.FLOAT
+
+
+def test_a_graph_without_norms_keeps_the_types_of_inputs_and_outputs() -> None:
+    proto = parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 19]>'
+        "g (uint8[N] x) => (float[N] y) { f = Cast<to = 1>(x)\n y = Relu(f) }"
+    )
+    model = half(onnx.shape_inference.infer_shapes(proto))
+    assert types_of(model)["y"] == TensorProto.FLOAT
+    assert [node.op_type for node in model.graph.node] == ["Cast", "Relu", "Cast"]

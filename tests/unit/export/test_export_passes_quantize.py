@@ -1,0 +1,115 @@
+"""The Q/DQ pass on two Linears that read one tensor, one of them a row of it."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper, parser
+
+from tests.helpers.toy_graphs import run_graph
+from upperson_export.passes.quantize_linears import QuantizeLinears
+from upperson_rt.errors import InputError
+
+SOURCE = """<ir_version: 9, opset_import: ["" : 19]>
+g (float[N, 5, 4] x) => (float[N, 5, 3] kv, float[N, 1, 3] q)
+<int64[1] zero = {0}, int64[1] one = {1}> {
+    u = Relu(x)
+    row = Slice(u, zero, one, one)
+    kv = MatMul(u, kv_weight)
+    q = MatMul(row, q_weight)
+}"""
+
+
+@pytest.fixture
+def proto() -> onnx.ModelProto:
+    proto = parser.parse_model(SOURCE)
+    rng = np.random.default_rng(0)
+    for node in proto.graph.node[2:]:
+        node.name = node.output[0]
+        weight = rng.standard_normal((4, 3)).astype(np.float32) * [1, 1e-3, 0]
+        name = node.input[1]
+        proto.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), name))
+    return proto
+
+
+def quantized(proto: onnx.ModelProto, amax: dict[str, float], *linears: str) -> onnx.ModelProto:
+    model = ir.from_proto(proto)
+    assert QuantizeLinears(linears, amax)(model).modified == bool(linears)
+    changed = ir.to_proto(model)
+    onnx.checker.check_model(changed, full_check=True)
+    return changed
+
+
+def test_each_linear_has_its_own_pairs_and_all_share_one_scale(proto: onnx.ModelProto) -> None:
+    graph = quantized(proto, {"u": 4.0}, "kv", "q").graph
+    producer = {name: node for node in graph.node for name in node.output}
+    activations = []
+    for node in graph.node:
+        if node.op_type == "MatMul":
+            x, weight = (producer[name] for name in node.input)
+            assert x.op_type == weight.op_type == "DequantizeLinear"
+            assert producer[x.input[0]].op_type == "QuantizeLinear"
+            assert [a.i for a in weight.attribute if a.name == "axis"] == [1]
+            activations.append(x)
+    assert len({node.output[0] for node in activations}) == 2
+    # The row is quantized by itself, with the scale of the tensor it comes from.
+    assert [producer[node.input[0]].input[0] for node in activations] == ["u", "row"]
+    assert {node.input[1] for node in activations} == {"u.scale"}
+
+
+def test_weights_are_int8_with_a_scale_per_output_channel(proto: onnx.ModelProto) -> None:
+    constants = {
+        item.name: numpy_helper.to_array(item)
+        for item in quantized(proto, {"u": 4.0}, "kv", "q").graph.initializer
+    }
+    for name in ("kv_weight", "q_weight"):
+        w = numpy_helper.to_array(next(i for i in proto.graph.initializer if i.name == name))
+        w_int8, scale = constants[f"{name}.int8"], constants[f"{name}.scale"]
+        assert w_int8.dtype == np.int8
+        assert scale.shape == (3,)
+        assert w_int8.min() >= -127  # symmetric: -128 would have no counterpart
+        assert np.abs(w_int8[:, :2]).max(axis=0).min() > 120  # all levels are used
+        assert (np.abs(w_int8 * scale - w) <= scale / 2 + 1e-9).all()
+        assert (scale > 0).all(), "a channel of zeros needs a scale, too"
+    for name, array in constants.items():
+        if name.endswith(".scale"):
+            assert (array.astype(np.float16).astype(np.float32) == array).all()
+        if name.startswith("zero_point"):
+            assert array.dtype == np.int8
+            assert not array.any()
+
+
+def test_the_result_is_close_and_values_beyond_the_range_are_clipped(
+    proto: onnx.ModelProto,
+) -> None:
+    x = np.random.default_rng(2).uniform(-4, 4, (6, 5, 4)).astype(np.float32)
+    expected = run_graph(proto, x)
+    for found, exact in zip(
+        run_graph(quantized(proto, {"u": 4.0}, "kv", "q"), x), expected, strict=True
+    ):
+        assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+    clipped = run_graph(quantized(proto, {"u": 2.0}, "kv", "q"), x)
+    half = run_graph(proto, np.minimum(x, 2))
+    for found, exact in zip(clipped, half, strict=True):
+        assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def test_other_linears_stay_in_floating_point(proto: onnx.ModelProto) -> None:
+    changed = quantized(proto, {"u": 4.0}, "q")
+    nodes = {node.name: node for node in changed.graph.node}
+    assert list(nodes["kv"].input) == ["u", "kv_weight"]
+    assert sum(node.op_type == "QuantizeLinear" for node in changed.graph.node) == 1
+    assert not any("Quantize" in n.op_type for n in quantized(proto, {}).graph.node)
+
+
+@pytest.mark.parametrize("amax", [float("nan"), float("inf"), -1.0, 1e7])
+def test_a_range_that_is_no_usable_number_is_refused(proto: onnx.ModelProto, amax: float) -> None:
+    with pytest.raises(InputError, match="range of 'u' is"):
+        quantized(proto, {"u": amax}, "kv")
+
+
+def test_a_missing_range_is_refused_and_zero_is_taken(proto: onnx.ModelProto) -> None:
+    with pytest.raises(InputError, match="no range of the tensor 'u'"):
+        quantized(proto, {"row": 1.0}, "kv")
+    found = run_graph(quantized(proto, {"u": 0.0}, "kv", "q"), np.zeros((1, 5, 4), np.float32))
+    assert not np.any(found[0])

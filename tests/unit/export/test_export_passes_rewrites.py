@@ -1,0 +1,107 @@
+"""Passes that rename and rearrange, each on a graph of a few nodes."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper, parser
+
+from tests.helpers.toy_graphs import run_graph
+from upperson_export.passes.node_names import NameByModule
+from upperson_export.passes.shape_after_cast import ShapeAfterCast
+from upperson_export.passes.unpack_projections import UnpackProjections, unpacked
+
+HEADER = '<ir_version: 9, opset_import: ["" : 19]>'
+
+
+def scoped(node: ir.Node, scopes: str) -> None:
+    node.metadata_props["pkg.torch.onnx.name_scopes"] = scopes
+
+
+def test_nodes_and_values_are_named_after_their_module() -> None:
+    proto = parser.parse_model(
+        HEADER + "g (float[N, 4] x) => (float[N, 2] y) {"
+        " t0 = Relu(x)\n t1 = Relu(t0)\n"
+        " a, b = Split<axis = 1, num_outputs = 2>(t1)\n y = Add(a, b) }"
+    )
+    model = ir.from_proto(proto)
+    for node, scopes in zip(
+        model.graph,
+        ["['', 'mlp', 'relu']", "['', 'mlp', 'relu_1']", None, "['', 'add']"],
+        strict=True,
+    ):
+        if scopes:
+            scoped(node, scopes)
+    NameByModule()(model)
+    named = {node.name: [value.name for value in node.outputs] for node in model.graph}
+    assert named == {
+        "mlp/Relu": ["mlp/Relu"],
+        "mlp/Relu_2": ["mlp/Relu_2"],
+        "Split": ["Split", "Split.1"],  # of its reader, which is in no module
+        "Add": ["y"],
+    }
+    assert model.graph.inputs[0].name == "x"
+
+
+def test_only_the_cast_reads_a_uint8_input() -> None:
+    proto = parser.parse_model(
+        HEADER + "g (uint8[N, 4] x) => (float[N, 4] y, int64[2] s) {"
+        " s = Shape(x)\n y = Cast<to = 1>(x) }"
+    )
+    model = ir.from_proto(proto)
+    assert ShapeAfterCast()(model).modified
+    changed = ir.to_proto(model)
+    onnx.checker.check_model(changed)
+    assert [(node.op_type, list(node.input)) for node in changed.graph.node] == [
+        ("Cast", ["x"]),
+        ("Shape", ["y"]),
+    ]
+    assert not ShapeAfterCast()(model).modified
+
+
+def packed_projection() -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    proto = parser.parse_model(
+        HEADER + "g (float[N, 3] x) => (float[N, 2] q, float[N, 2] k, float[N, 2] v) {"
+        " p = MatMul(x, weight)\n s = Add(p, bias)\n"
+        " q0, k0, v0 = Split<axis = 1, num_outputs = 3>(s)\n"
+        " q = Relu(q0)\n k = Relu(k0)\n v = Relu(v0) }"
+    )
+    for node in proto.graph.node[:2]:  # The text format knows no dots in names.
+        node.input[1] = f"attention.qkv.{node.input[1]}"
+    weight = rng.standard_normal((3, 6)).astype(np.float32)
+    bias = rng.standard_normal(6).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "attention.qkv.weight"))
+    proto.graph.initializer.append(numpy_helper.from_array(bias, "attention.qkv.bias"))
+    return proto
+
+
+def test_a_packed_projection_becomes_three_that_compute_the_same() -> None:
+    proto = packed_projection()
+    model = ir.from_proto(proto)
+    assert UnpackProjections()(model).modified
+    changed = ir.to_proto(model)
+    onnx.checker.check_model(changed)
+    linears = [node for node in changed.graph.node if node.op_type == "MatMul"]
+    assert [node.name for node in linears] == unpacked("attention.qkv/MatMul")
+    assert [list(node.input) for node in linears] == [
+        ["x", f"attention.{part}.weight"] for part in "qkv"
+    ]
+    assert not any(node.op_type == "Split" for node in changed.graph.node)
+    x = np.random.default_rng(1).standard_normal((5, 3)).astype(np.float32)
+    for found, expected in zip(run_graph(changed, x), run_graph(proto, x), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not UnpackProjections()(model).modified
+
+
+@pytest.mark.parametrize(
+    ("linear", "parts"),
+    [
+        ("blocks.0.attention.qkv/MatMul", "qkv"),
+        ("blocks.0.attention.kv/MatMul", "kv"),
+        ("blocks.0.attention.q/MatMul", "q"),
+    ],
+)
+def test_the_parts_are_named_by_the_letters_of_the_whole(linear: str, parts: str) -> None:
+    assert unpacked(linear) == [f"blocks.0.attention.{part}/MatMul" for part in parts]
+    assert unpacked("blocks.0.mlp.fc1/MatMul") == ["blocks.0.mlp.fc1/MatMul"]
