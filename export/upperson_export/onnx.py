@@ -22,6 +22,8 @@ from upperson_rt.encoder import GRAPH_NAMES
 OPSET = 19
 """QuantizeLinear takes float16 since 19, which int8-fp16 needs; TensorRT 10.3 reads up to 20."""
 
+IR_VERSION = 9
+"""What opset 19 needs; ONNX Runtime 1.17 reads no later one."""
 
 DYNAMIC_AXES: dict[Tower, dict[int, str]] = {
     "image": {0: "batch"},
@@ -69,6 +71,7 @@ def export_onnx(tower: nn.Module, kind: Tower, path: Path, *, example: torch.Ten
     )(model)
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.metadata_props.clear()
+    model.ir_version = IR_VERSION
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
