@@ -412,7 +412,7 @@ def test_an_output_that_is_a_file_is_refused(work):
     assert (work / "demo").read_text() == "mine"
 
 
-@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.timeout(180, func_only=True)
 def test_int8_that_fails_the_gate_is_measured_and_left_out(copied_run, work):
     report = run_json(
         "export", copied_run, "--output", "bundle", "--calib-size", 16, "--max-r1-drop", -101
@@ -424,6 +424,13 @@ def test_int8_that_fails_the_gate_is_measured_and_left_out(copied_run, work):
     assert list(bundle.manifest.variants) == ["fp32"]
     assert not list((work / "bundle").glob("*int8*"))
     assert bundle.check_canaries()
+    result = run(
+        "export", copied_run, "--output", "second", "--calib-size", 16, "--max-r1-drop", -101,
+        "--precision", "int8",
+    )  # fmt: skip
+    assert result.exit_code == 4, result.stderr
+    assert "no safer form is left" in result.stderr
+    assert not (work / "second").exists()
 
 
 @pytest.mark.timeout(120, func_only=True)
@@ -432,9 +439,9 @@ def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, m
     import onnx
     from onnx import numpy_helper
 
-    from upperson_export import bundle
+    from upperson_export import candidates
 
-    real = bundle.export_onnx
+    real = candidates.export_onnx
 
     def broken(tower, kind, path, *, example):
         real(tower, kind, path, example=example)
@@ -445,7 +452,7 @@ def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, m
         weights.CopyFrom(numpy_helper.from_array(values, weights.name))
         onnx.save(model, path)
 
-    monkeypatch.setattr(bundle, "export_onnx", broken)
+    monkeypatch.setattr(candidates, "export_onnx", broken)
     result = run("export", copied_run, "--output", "bundle", "--calib-size", 8)
     assert result.exit_code == 6
     assert "differs from torch" in result.stderr
@@ -467,3 +474,39 @@ def test_a_folder_with_other_files_is_not_taken_for_a_bundle(demo_folder, copied
     assert result.exit_code == 3
     assert "is not an earlier result" in result.stderr
     assert snapshot(work) == before
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_typed_variants_serving_files_and_reuse_of_a_calibration(copied_run, work):
+    arguments = ["export", copied_run, "--calib-size", 16, "--max-r1-drop", 5]
+    report = run_json(*arguments, "--output", "bundle", "--trt", "--triton", "models")
+    assert list(report["variants"]) == ["fp32", "int8", "fp16", "int8-fp16"]
+    assert "upperson-rt compile bundle --variant fp16" in report["engines"]["next"]
+    assert (work / "models").is_dir()
+    for variant, row in report["variants"].items():
+        assert row["shipped"]
+        assert Bundle.open(work / "bundle", variant).check_canaries()
+        assert row["size_bytes"] < report["variants"]["fp32"]["size_bytes"] or variant == "fp32"
+    html = (work / "bundle/report.html").read_text("utf-8")
+    assert "Every form that was measured" in html
+    again = run_json(
+        *arguments, "--output", "again", "--calibration", work / "bundle/calibration.json"
+    )
+    assert again["variants"]["int8"]["rungs"] == report["variants"]["int8"]["rungs"]
+    first, second = (
+        json.loads((work / name / "calibration.json").read_text("utf-8"))
+        for name in ("bundle", "again")
+    )
+    assert first["towers"]["image"]["amax"] == second["towers"]["image"]["amax"]
+
+
+@pytest.mark.timeout(180, func_only=True)
+def test_without_the_gate_rendered_people_calibrate_and_the_bundle_says_so(copied_run, work):
+    report = run_json("export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 16)
+    assert report["split"] is None
+    assert report["calibration"]["source"] == "synthetic renderer"
+    assert report["variants"]["int8"]["rungs"] == {"image": "smoothed", "text": "smoothed"}
+    entry = Bundle.open(work / "bundle", "int8").entry
+    assert entry.calibration["gate"] == "off"
+    assert entry.metrics is None
+    assert "Accuracy was not measured" in (work / "bundle/README.md").read_text("utf-8")

@@ -96,6 +96,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson.recipe import read_recipe
     from upperson.run import load_run
     from upperson.train import train
+    from upperson_export.bundle import ExportOptions
     from upperson_rt.bundle import open_encoder
     from upperson_rt.gallery import Gallery
     from upperson_rt.indexer import index_images
@@ -142,8 +143,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
             report = export_run(
                 building / "run",
                 building / "bundle",
-                int8=True,
-                max_r1_drop=0.5,
+                ExportOptions(),
                 calib_size=size.calib_size,
                 progress=display.update,
             )

@@ -1,9 +1,11 @@
 """``upperson export``."""
 
 import math
+import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +14,12 @@ from upperson.cli.options import RunFolder
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_json, print_table, print_warning
 from upperson_rt.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from upperson_calibration.samples import CalibrationSet
+    from upperson_export.bundle import ExportOptions
+
+Progress = Callable[[str, int, int], None]
 
 
 def export(
@@ -24,44 +32,111 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8/--no-int8", help="Also write an int8 variant.")
     ] = True,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also write an fp16 variant.")] = False,
+    trt: Annotated[
+        bool,
+        typer.Option(
+            "--trt",
+            help="Write the typed variants for TensorRT (fp16, and int8-fp16 with --int8), and "
+            "build engines where a GPU is.",
+        ),
+    ] = False,
+    trt_flavor: Annotated[
+        str,
+        typer.Option(
+            help="standard, or rtx: also build TensorRT-for-RTX engines, which needs no GPU."
+        ),
+    ] = "standard",
+    rtx_capability: Annotated[
+        str, typer.Option(help="Compute capability of the GPU that rtx engines are for.")
+    ] = "8.6",
     max_r1_drop: Annotated[
-        float, typer.Option(help="Most points of R@1 that int8 may lose against fp32.")
+        float, typer.Option(help="Most points of R@1 that a variant may lose against fp32.")
     ] = 0.5,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="auto lets a tower fall back to float; int8 ends with exit code 4 instead."
+        ),
+    ] = "auto",
+    gate: Annotated[
+        bool, typer.Option("--gate/--no-gate", help="Measure accuracy and insist on it.")
+    ] = True,
     calib_size: Annotated[
-        int, typer.Option(min=1, help="Training images and captions that set int8 ranges.")
+        int, typer.Option(min=1, help="Images and captions that set int8 ranges.")
     ] = 512,
+    calib_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of images that set int8 ranges.",
+            show_default="training split; without gate, rendered people",
+        ),
+    ] = None,
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help="How ranges follow from what is seen: min-max, percentile-99.9, "
+            "percentile-99.99, percentile-99.999, entropy or mse."
+        ),
+    ] = "min-max",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="calibration.json of an earlier export, to use again."),
+    ] = None,
+    triton: Annotated[
+        Path | None, typer.Option(help="Also write a Triton model repository into this folder.")
+    ] = None,
+    deepstream: Annotated[
+        Path | None, typer.Option(help="Also write nvinfer files for DeepStream into this folder.")
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Fold a run into ONNX files, measure every one, and write a bundle.
 
-    Accuracy is measured on the run's test split (val, if it has none) through the runtime.
+    Accuracy is measured on the run's test split (val, if it has none) through the runtime. A tower
+    that loses too much in int8 is smoothed, then mixed with float, then float.
 
-    Example: `upperson export runs/jsonl/20260101_120000_run --output bundle`
+    Example: `upperson export runs/jsonl/20260101_120000_run --output bundle --trt --int8`
     """
     if not math.isfinite(max_r1_drop):
         raise UsageError(f"--max-r1-drop must be a number of points, found {max_r1_drop}")
+    if trt_flavor not in ("standard", "rtx"):
+        raise UsageError(f"--trt-flavor must be standard or rtx, found '{trt_flavor}'")
     require_extra("export", "export")
     from upperson.cli.progress import Display
+    from upperson_calibration.estimators import ESTIMATORS
+    from upperson_export.bundle import ExportOptions
 
+    if precision not in ("auto", "int8"):
+        raise UsageError(f"--precision must be auto or int8, found '{precision}'")
+    if estimator not in ESTIMATORS:
+        raise UsageError(f"--estimator must be one of {', '.join(ESTIMATORS)}, found '{estimator}'")
+    options = ExportOptions(
+        variants=variants_of(int8=int8, fp16=fp16, trt=trt),
+        max_r1_drop=max_r1_drop,
+        int8_only=precision == "int8",
+        estimator=estimator,
+    )
     with Display() as display:
         report = export_run(
             run,
             output,
+            options,
             root=root,
-            int8=int8,
-            max_r1_drop=max_r1_drop,
+            gate=gate,
             calib_size=calib_size,
+            calib_data=calib_data,
+            calibration=calibration,
             progress=display.update,
         )
+        engines = _engines(output, trt, trt_flavor, rtx_capability, display.update)
+    written = _serving(output, triton, deepstream)
     for name, row in report["variants"].items():
         if not row["shipped"]:
-            print_warning(
-                f"{name} loses {row['r1_drop']['points']:.2f} points of R@1, more than "
-                f"--max-r1-drop {max_r1_drop}: it is left out of the bundle"
-            )
+            print_warning(f"{name} is left out of the bundle: {row['reason']}")
     if json:
-        print_json({"bundle": str(output)} | report)
+        print_json({"bundle": str(output), **report, "engines": engines, "serving": written})
         return
     from upperson_export.report import accuracy_rows
 
@@ -70,43 +145,62 @@ def export(
     for row in rows:
         table.add_row(*row)
     print_table(table)
+    for line in (*engines.values(), *written.values()):
+        typer.echo(line)
     typer.echo(f"bundle {output}; next:  upperson-rt index -b {output} FOLDER")
+
+
+def variants_of(*, int8: bool, fp16: bool, trt: bool) -> tuple[Any, ...]:
+    """Return the variants beside fp32 that some switches ask for."""
+    wanted = {"int8": int8, "fp16": fp16 or trt, "int8-fp16": trt and int8}
+    return tuple(name for name, asked in wanted.items() if asked)
 
 
 def export_run(
     run: Path,
     output: Path,
+    options: "ExportOptions",
     *,
     root: Path | None = None,
-    int8: bool,
-    max_r1_drop: float,
+    gate: bool = True,
     calib_size: int,
-    progress: Callable[[str, int, int], None],
+    calib_data: Path | None = None,
+    calibration: Path | None = None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Load a run and its data set and export it; return the report. Raises as its parts do."""
     from upperson.cli.retrieval_split import retrieval_split
     from upperson.data.records import Split, read_dataset
-    from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
+    from upperson.data.vocabulary import clip_tokenizer_json
     from upperson.run import ADAPTER, load_run
-    from upperson_calibration.samples import choose_samples
-    from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
+    from upperson_calibration.calibration_file import read_calibration
+    from upperson_export.bundle import ModelIdentity, export_bundle
     from upperson_rt.bundle import sha256_of_file
 
+    reused = None if calibration is None else read_calibration(calibration)
     config, base, model = load_run(run)
-    root = root or Path(config.root)
-    splits = read_dataset(config.dataset, root)
-    measured_on: Split = "test" if splits["test"] else "val"
-    if not splits[measured_on]:
-        raise InputError(f"{root} has neither test nor val images: accuracy cannot be measured")
-    calibration = choose_samples(
-        [record.image for record in splits["train"]],
-        [caption for record in splits["train"] for caption in record.captions],
-        clip_tokenizer(model.text.context_length),
+    split = None
+    splits = None
+    if gate:
+        root = root or Path(config.root)
+        splits = read_dataset(config.dataset, root)
+        measured_on: Split = "test" if splits["test"] else "val"
+        if not splits[measured_on]:
+            raise InputError(
+                f"{root} has neither test nor val images: accuracy cannot be measured; pass "
+                "another --root, or --no-gate to export without"
+            )
+        split = retrieval_split(splits[measured_on], f"{root.name}, {measured_on}")
+    samples = _samples(
+        calib_data,
+        None if splits is None else splits["train"],
+        f"{root.name}, train" if root is not None else "",
+        context_length=model.text.context_length,
         height_px=config.height_px,
         width_px=config.width_px,
         count=calib_size,
         seed=config.seed,
-        source=f"{root.name}, train",
+        progress=progress,
     )
     return export_bundle(
         model,
@@ -118,9 +212,101 @@ def export_run(
             embed_dim=model.embed_dim,
         ),
         clip_tokenizer_json(),
-        calibration,
-        retrieval_split(splits[measured_on], f"{root.name}, {measured_on}"),
+        samples,
+        split,
         output,
-        ExportOptions(int8=int8, max_r1_drop=max_r1_drop),
+        options,
         progress,
+        reused,
     )
+
+
+def _samples(
+    folder: Path | None,
+    train: Any,
+    source: str,
+    *,
+    context_length: int,
+    count: int,
+    progress: Progress,
+    **options: Any,
+) -> "CalibrationSet":
+    """Choose calibration samples: a folder that was named, else training data, else rendered."""
+    from upperson.cli.calibration_data import (
+        from_folder,
+        from_records,
+        from_renderer,
+        rendered_records,
+    )
+    from upperson.data.vocabulary import clip_tokenizer
+
+    tokenizer = clip_tokenizer(context_length)
+    options["progress"] = lambda done, total: progress("choosing calibration images", done, total)
+    if folder is None and train is not None:
+        return from_records(train, source, tokenizer, count=count, **options)
+    if folder is None:
+        return from_renderer(count, tokenizer, **options)
+    if train is not None:
+        captions = [caption for record in train for caption in record.captions]
+    else:
+        with tempfile.TemporaryDirectory() as rendered:
+            records = rendered_records(Path(rendered) / "people", min(count, 128))
+            captions = [caption for record in records for caption in record.captions]
+    return from_folder(folder, captions, tokenizer, count=count, **options)
+
+
+def _engines(
+    bundle: Path, trt: bool, flavor: str, capability: str, progress: Progress
+) -> dict[str, str]:
+    """Build what --trt asks for as far as this machine can; return a line for each thing."""
+    from upperson_rt.backends.cuda_driver import probe_cuda_driver
+    from upperson_rt.bundle import read_manifest
+
+    if not trt:
+        return {}
+    manifest = read_manifest(bundle)
+    typed = [name for name in ("fp16", "int8-fp16") if name in manifest.variants]
+    lines = {}
+    if flavor == "rtx":
+        import onnx
+
+        from upperson_export.rtx import build_rtx_engine
+        from upperson_rt.atomic import write_atomically
+        from upperson_rt.tensorrt.profiles import tower_profile
+
+        for variant in typed:
+            entry = manifest.variants[variant]
+            for tower, file in (("image", entry.image), ("text", entry.text)):
+                progress(f"compiling {tower} {variant} for TensorRT for RTX", 0, 1)
+                profile = tower_profile(tower, manifest, max_batch=32)  # type: ignore[arg-type]
+                engine = build_rtx_engine(onnx.load(bundle / file.file), profile, capability)
+                target = bundle.with_name(f"{bundle.name}.rtx") / f"{tower}.{variant}.engine"
+                write_atomically(target, engine.content)
+                lines[target.name] = (
+                    f"{target}: TensorRT for RTX {engine.version}, compute capability {capability}"
+                )
+    if probe_cuda_driver().devices and find_spec("tensorrt") is not None:
+        from upperson_rt.tensorrt.compile import compile_bundle
+
+        for variant in typed:
+            for built in compile_bundle(bundle, variant).towers:
+                lines[f"{built.tower}.{variant}"] = f"engine {built.path}"
+    else:
+        lines["next"] = (
+            f"no GPU with TensorRT here; on the device run:  upperson-rt compile {bundle} "
+            f"--variant {typed[0] if typed else 'fp16'}"
+        )
+    return lines
+
+
+def _serving(bundle: Path, triton: Path | None, deepstream: Path | None) -> dict[str, str]:
+    if triton is None and deepstream is None:
+        return {}
+    from upperson_export.serving import write_deepstream, write_triton
+
+    lines = {}
+    if triton is not None:
+        lines["triton"] = f"triton {write_triton(bundle, triton).folder}"
+    if deepstream is not None:
+        lines["deepstream"] = f"deepstream {write_deepstream(bundle, deepstream).folder}"
+    return lines

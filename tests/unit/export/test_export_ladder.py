@@ -1,0 +1,115 @@
+"""Which form of each tower is chosen, decided on made-up embeddings."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from upperson_export.accuracy import RetrievalSplit
+from upperson_export.candidates import RUNGS
+from upperson_export.ladder import Ladder
+from upperson_export.variants import Variant
+from upperson_rt.canaries import Tower
+from upperson_rt.errors import AccuracyGateError
+
+PEOPLE = 40
+
+
+def unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+class Forms:
+    """Embeddings of one picture and one caption a person, with noise that a form adds."""
+
+    def __init__(self, noise: dict[tuple[Tower, str], float]) -> None:
+        self._exact = unit(np.eye(PEOPLE))
+        self._noise = noise
+        self.asked: list[tuple[Tower, Variant, str]] = []
+
+    def __call__(self, tower: Tower, variant: Variant, rung: str) -> npt.NDArray[np.float32]:
+        self.asked.append((tower, variant, rung))
+        direction = np.roll(self._exact, 1, axis=0)  # Towards another person.
+        return unit(self._exact + self._noise.get((tower, rung), 0.0) * direction)
+
+
+def ladder_of(forms: Forms, **options: object) -> Ladder:
+    split = RetrievalSplit(
+        name="made up",
+        image_files=[Path(f"{index}.jpg") for index in range(PEOPLE)],
+        image_pids=np.arange(PEOPLE),
+        captions=["a man"] * PEOPLE,
+        caption_pids=np.arange(PEOPLE),
+    )
+    return Ladder(split=split, source=forms, max_r1_drop=0.5, **options)  # type: ignore[arg-type]
+
+
+def test_the_first_rung_is_taken_where_it_keeps_the_accuracy() -> None:
+    ladder = ladder_of(Forms({}))
+    assert ladder.climb("int8") == {"image": "plain", "text": "plain"}
+    assert [found.tower for found in ladder.measured] == ["image", "text", "both"]
+    assert all(found.accepted for found in ladder.measured)
+    row = ladder.measured[-1].as_dict()
+    assert row["metrics"]["R@1"] == 100.0
+    assert row["top10_overlap"] == 100.0
+    assert row["cosine"]["min"] == pytest.approx(1.0)
+
+
+def test_a_tower_climbs_alone_as_far_as_it_must() -> None:
+    forms = Forms({("image", "plain"): 2.0, ("image", "smoothed"): 2.0, ("text", "plain"): 2.0})
+    ladder = ladder_of(forms)
+    assert ladder.climb("int8") == {"image": "mixed-1/8", "text": "smoothed"}
+    refused = [(found.tower, found.rung) for found in ladder.measured if not found.accepted]
+    assert refused == [("image", "plain"), ("image", "smoothed"), ("text", "plain")]
+    worst = ladder.measured[0].as_dict()
+    assert worst["r1_drop"]["points"] == 100.0
+    assert worst["cosine"]["median"] < 0.9
+    assert worst["top10_overlap"] < 100.0
+
+
+def test_towers_that_fail_only_together_climb_on() -> None:
+    # A picture's own caption scores 1 - 0.8 * 0.5 = 0.6 then, another one 0.8; alone 1 and 0.8.
+    forms = Forms({("image", "plain"): 0.8, ("text", "plain"): -0.5})
+    ladder = ladder_of(forms)
+    chosen = ladder.climb("int8")
+    rungs = [(found.tower, found.rung, found.accepted) for found in ladder.measured]
+    assert rungs[:2] == [("image", "plain", True), ("text", "plain", True)]
+    assert rungs[2][0] == "both"
+    assert not rungs[2][2]
+    assert "smoothed" in chosen.values()
+    assert ladder.measured[-1].accepted
+
+
+def test_float_is_the_last_resort_of_a_tower() -> None:
+    noise: dict[tuple[Tower, str], float] = {
+        ("image", rung): 2.0 for rung in RUNGS["int8-fp16"] if rung not in ("fp16", "fp32")
+    }
+    ladder = ladder_of(Forms(noise))
+    assert ladder.climb("int8-fp16") == {"image": "fp16", "text": "plain"}
+    assert ladder.climb("int8") == {"image": "fp32", "text": "plain"}
+
+
+def test_where_int8_is_insisted_on_float_is_no_way_out() -> None:
+    noise: dict[tuple[Tower, str], float] = {
+        ("text", rung): 2.0 for rung in RUNGS["int8"] if rung != "fp32"
+    }
+    with pytest.raises(AccuracyGateError, match=r"text: mixed-1/2.*--precision auto"):
+        ladder_of(Forms(noise), int8_only=True).climb("int8")
+
+
+def test_fp16_may_fall_back_to_fp32() -> None:
+    ladder = ladder_of(Forms({("image", "fp16"): 2.0}))
+    assert ladder.climb("fp16") == {"image": "fp32", "text": "fp16"}
+
+
+def test_float32_is_a_way_out_of_any_limit() -> None:
+    ladder = ladder_of(Forms({}))
+    ladder.max_r1_drop = -1.0
+    assert ladder.climb("int8") == {"image": "fp32", "text": "fp32"}
+
+
+def test_nothing_is_measured_that_is_not_needed() -> None:
+    forms = Forms({})
+    ladder_of(forms).climb("int8")
+    assert {rung for _, _, rung in forms.asked} == {"fp32", "plain"}
