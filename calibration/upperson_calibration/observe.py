@@ -32,11 +32,20 @@ class Observed:
     """What calibration saw of one activation tensor [N, L, C]."""
 
     histogram: AbsHistogram
-    channel_max: NDArray[np.float32]
-    """Largest absolute value by channel, [C]."""
+    half_max: NDArray[np.float32]
+    """Largest absolute value by channel, [2, C]: of every other sample, and of the rest."""
 
     rows: NDArray[np.float32]
     """A few rows [R, C], drawn evenly over samples."""
+
+    row_half: NDArray[np.int64]
+    """[R] the half, 0 or 1, of each row's sample."""
+
+    @property
+    def channel_max(self) -> NDArray[np.float32]:
+        """Largest absolute value by channel, [C]."""
+        largest: NDArray[np.float32] = self.half_max.max(axis=0)
+        return largest
 
     @property
     def amax(self) -> float:
@@ -85,29 +94,39 @@ def observe(
     for samples, batch, lengths in batches(inputs, batch_size):
         for name, value_NLC in zip(names, session.run(names, {input_name: batch}), strict=True):
             rows_RC, places = _valid_rows(value_NLC, batch, lengths)
-            channel_max = np.maximum(rows_RC.max(axis=0), -rows_RC.min(axis=0))
-            if not np.isfinite(channel_max).all():
+            if name not in observed:
+                # At once: small pieces among large passing arrays would fragment the heap.
+                observed[name] = _nothing(rows_RC.shape[1], int(drawn.sum()))
+            seen = observed[name]
+            seen.histogram.add(rows_RC)
+            for sample, own in zip(samples, places, strict=True):
+                own_RC, half = rows_RC[own], sample % 2
+                largest = np.maximum(own_RC.max(axis=0), -own_RC.min(axis=0))
+                np.maximum(seen.half_max[half], largest, out=seen.half_max[half])
+                picked = own_RC[rng.permutation(len(own_RC))[: drawn[sample]]]
+                row = slice(kept[name], kept[name] + len(picked))
+                seen.rows[row], seen.row_half[row] = picked, half
+                kept[name] = row.stop
+            if not np.isfinite(seen.half_max).all():
                 raise InputError(
                     f"{graph.name}: the activation '{name}' is not finite for a calibration "
                     "sample: the model diverged or its weights are damaged"
                 )
-            if name not in observed:
-                # At once: small pieces among large passing arrays would fragment the heap.
-                rows = np.empty((drawn.sum(), rows_RC.shape[1]), np.float32)
-                observed[name] = Observed(AbsHistogram(), np.zeros_like(channel_max), rows)
-            seen = observed[name]
-            seen.histogram.add(rows_RC)
-            np.maximum(seen.channel_max, channel_max, out=seen.channel_max)
-            for sample, own in zip(samples, places, strict=True):
-                picked = rng.permutation(own)[: drawn[sample]]
-                seen.rows[kept[name] : kept[name] + len(picked)] = rows_RC[picked]
-                kept[name] += len(picked)
         done += len(samples)
         if progress is not None:
             progress(done, len(inputs))
     for name, seen in observed.items():
-        seen.rows = seen.rows[: kept[name]]
+        seen.rows, seen.row_half = seen.rows[: kept[name]], seen.row_half[: kept[name]]
     return observed
+
+
+def _nothing(channels: int, rows: int) -> Observed:
+    return Observed(
+        AbsHistogram(),
+        np.zeros((2, channels), np.float32),
+        np.empty((rows, channels), np.float32),
+        np.empty(rows, np.int64),
+    )
 
 
 def _watched(graph: Path, threads: int | None) -> tuple["onnxruntime.InferenceSession", list[str]]:
@@ -127,7 +146,7 @@ def _watched(graph: Path, threads: int | None) -> tuple["onnxruntime.InferenceSe
 
 def _valid_rows(
     value_NLC: NDArray[np.float32], batch: NDArray[Any], lengths: NDArray[np.int64] | None
-) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
+) -> tuple[NDArray[np.float32], list[slice]]:
     """Return the rows [R, C] that are no padding, and the places of each sample's among them."""
     samples, tokens, channels = value_NLC.shape
     counts = np.full(samples, tokens)
@@ -137,4 +156,4 @@ def _valid_rows(
         counts = lengths
         rows_RC = rows_RC[(np.arange(tokens) < lengths[:, None]).reshape(-1)]
     ends = np.cumsum(counts)
-    return rows_RC, [np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return rows_RC, list(map(slice, ends - counts, ends))

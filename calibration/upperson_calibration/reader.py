@@ -11,12 +11,6 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) samples."""
 
 
-def token_lengths(input_ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return [N] tokens of each zero-padded row; a zero inside a sentence is a token (``!``)."""
-    lengths: npt.NDArray[np.int64] = input_ids.shape[1] - np.argmax(input_ids[:, ::-1] != 0, axis=1)
-    return lengths
-
-
 class BatchReader(CalibrationDataReader):  # type: ignore[misc]
     """Yields ``{name: rows}`` over an array.
 

@@ -45,7 +45,7 @@ class Smoothing:
     """log2(s) in eighths, by channel [C]."""
 
     error_before: float
-    """Relative squared error of the Linears' int8 outputs without factors."""
+    """Relative squared error of the Linears' int8 outputs without factors, on unseen samples."""
 
     error_after: float
     """The same with factors."""
@@ -53,7 +53,13 @@ class Smoothing:
     @property
     def factors(self) -> NDArray[np.float32]:
         """Divisors s of the channels, [C]."""
-        return np.exp2(self.exponents / STEPS_PER_OCTAVE).astype(np.float32)
+        return factors_of(self.exponents)
+
+
+def factors_of(exponents: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return s for its log2 in eighths."""
+    factors: NDArray[np.float32] = np.exp2(exponents / STEPS_PER_OCTAVE).astype(np.float32)
+    return factors
 
 
 def choose_smoothing(
@@ -92,29 +98,38 @@ def site_of(module: str) -> str | None:
 
 
 def _search(seen: Observed, weight_IO: NDArray[np.float32]) -> Smoothing:
-    before = output_error(seen.rows, weight_IO, seen.amax)
-    best = Smoothing(None, np.zeros(len(weight_IO), np.int64), before, before)
-    for alpha in ALPHAS:
-        exponents = _exponents(seen.channel_max, np.abs(weight_IO).max(axis=1), alpha)
-        factors = Smoothing(alpha, exponents, before, before).factors
-        error = output_error(
-            seen.rows / factors,
-            weight_IO * factors[:, None],
-            float((seen.channel_max / factors).max()),
-        )
-        if error < best.error_after:
-            best = Smoothing(alpha, exponents, before, error)
-    return best
+    """Choose alpha on samples that did not set the factors.
+
+    Factors made from the maxima of few samples leave unseen ones no room: judged on the same
+    samples, the strongest smoothing always looks best and then saturates.
+    """
+    wmax_I = np.abs(weight_IO).max(axis=1)
+
+    def error(alpha: float | None) -> float:
+        errors = []
+        for half in (0, 1):
+            rows = seen.rows[seen.row_half != half]
+            amax_I = seen.half_max[half]
+            if not len(rows) or not amax_I.any():  # There is one sample alone.
+                rows, amax_I = seen.rows, seen.channel_max
+            s_I = factors_of(_exponents(amax_I, wmax_I, alpha))
+            smoothed = rows / s_I, weight_IO * s_I[:, None]
+            errors.append(output_error(*smoothed, float((amax_I / s_I).max())))
+        return float(np.mean(errors))
+
+    errors = {alpha: error(alpha) for alpha in (None, *ALPHAS)}
+    best = min(errors, key=lambda alpha: errors[alpha])
+    return Smoothing(best, _exponents(seen.channel_max, wmax_I, best), errors[None], errors[best])
 
 
 def _exponents(
-    amax_C: NDArray[np.float32], wmax_C: NDArray[np.float32], alpha: float
+    amax_C: NDArray[np.float32], wmax_C: NDArray[np.float32], alpha: float | None
 ) -> NDArray[np.int64]:
     """Return SmoothQuant's factors with geometric mean near 1, as log2 in eighths."""
     # A channel that is never active, or never read, has no range to balance.
     live = (amax_C > 0) & (wmax_C > 0)
     octaves = np.zeros(len(amax_C))
-    if live.any():
+    if alpha is not None and live.any():
         octaves[live] = alpha * np.log2(amax_C[live], dtype=np.float64)
         octaves[live] -= (1 - alpha) * np.log2(wmax_C[live], dtype=np.float64)
         octaves[live] -= octaves[live].mean()

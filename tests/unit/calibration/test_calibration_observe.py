@@ -93,6 +93,9 @@ def test_maxima_and_counts_are_those_of_every_valid_token(
         seen = found[linear.activation]
         np.testing.assert_allclose(seen.channel_max, np.abs(rows).max(axis=0), rtol=1e-4, atol=1e-5)
         assert seen.amax == seen.channel_max.max()
+        for half in (0, 1):
+            maxima = np.abs(np.concatenate(expected[linear.module][half::2])).max(axis=0)
+            np.testing.assert_allclose(seen.half_max[half], maxima, rtol=1e-4, atol=1e-5)
         assert seen.histogram.bins()[2].sum() == rows.size
 
 
@@ -112,6 +115,11 @@ def test_kept_rows_are_rows_of_valid_tokens_from_every_sample(
         assert set(nearest) == set(range(len(samples)))
         for row, sample in zip(found[linear.activation].rows, nearest, strict=True):
             assert np.abs(samples[sample] - row).max(axis=1).min() < 1e-4
+        for row, half in zip(
+            found[linear.activation].rows, found[linear.activation].row_half, strict=True
+        ):
+            of_half = np.concatenate(samples[half::2])
+            assert np.abs(of_half - row).max(axis=1).min() < 1e-4
 
 
 def test_what_is_kept_does_not_grow_with_the_samples(towers: dict[str, Tower]) -> None:

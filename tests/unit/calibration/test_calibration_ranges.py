@@ -20,7 +20,8 @@ def observed(values: NDArray[np.float32], chunks: int = 3) -> Observed:
     histogram = AbsHistogram()
     for chunk in np.array_split(values, chunks):
         histogram.add(chunk)
-    return Observed(histogram, np.array([np.abs(values).max()], np.float32), values[:1, None])
+    largest = np.full((2, 1), np.abs(values).max())
+    return Observed(histogram, largest, values[:1, None], np.zeros(1, np.int64))
 
 
 def normal(count: int, seed: int = 0) -> NDArray[np.float32]:

@@ -8,7 +8,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from upperson_calibration.histogram import AbsHistogram
 from upperson_calibration.observe import Observed
-from upperson_calibration.rounding import output_error
 from upperson_calibration.smoothing import STEPS_PER_OCTAVE, choose_smoothing, site_of
 
 WIDTH = 32
@@ -30,7 +29,9 @@ def model_of(weights: dict[str, NDArray[np.float32]], inputs: dict[str, str]) ->
 
 
 def observed(rows: NDArray[np.float32]) -> Observed:
-    return Observed(AbsHistogram(), np.abs(rows).max(axis=0), rows)
+    half = np.arange(len(rows)) % 2
+    maxima = [np.abs(rows[half == value]).max(axis=0) for value in (0, 1)]
+    return Observed(AbsHistogram(), np.stack(maxima), rows, half)
 
 
 def weight(seed: int, out: int = 48) -> NDArray[np.float32]:
@@ -67,9 +68,9 @@ def test_loud_channels_are_evened_out() -> None:
     found = choose_smoothing(model, {"u": observed(stressed)})
     assert list(found) == ["blocks.0.ln_2"]
     smoothing = found["blocks.0.ln_2"]
-    quiet = output_error(plain, weights["blocks.0.mlp.fc1"], float(np.abs(plain).max()))
-    assert smoothing.error_before > 100 * quiet
-    assert smoothing.error_after < 1.2 * quiet
+    quiet = choose_smoothing(model_of(weights, inputs), {"u": observed(plain)})
+    assert smoothing.error_before > 100 * quiet["blocks.0.ln_2"].error_before
+    assert smoothing.error_after < 2 * quiet["blocks.0.ln_2"].error_before
     others = np.delete(smoothing.factors, [3, 17])
     np.testing.assert_allclose(smoothing.factors[[3, 17]] / np.median(others), 64, rtol=0.5)
 
@@ -89,6 +90,7 @@ def test_nothing_is_done_where_it_does_not_help() -> None:
     """One row in int8 already: any factor only coarsens some weights."""
     exact = np.random.default_rng(0).integers(-127, 128, (200, WIDTH)).astype(np.float32)
     exact[:, 0] = 127
+    exact[:2] = 127  # Both halves have the same maxima.
     whole = np.random.default_rng(1).integers(-127, 128, (WIDTH, 8)).astype(np.float32)
     whole[0] = 127
     model = model_of({"blocks.0.mlp.fc1": whole}, {"blocks.0.mlp.fc1": "u"})
@@ -122,3 +124,22 @@ def test_silent_channels_and_unread_rows_keep_factor_one() -> None:
     assert smoothing.alpha is not None
     assert smoothing.exponents[[7, 9]].tolist() == [0, 0]
     assert np.isfinite(smoothing.factors).all()
+
+
+def test_alpha_is_judged_on_samples_that_did_not_set_the_factors() -> None:
+    """Channels that are quiet in one half and loud in the other: equalising them saturates."""
+    unseen = rows(6)
+    unseen[::2, :16] *= 0.02
+    unseen[1::2, 16:] *= 0.02
+    model = model_of({"blocks.0.mlp.fc1": weight(7)}, {"blocks.0.mlp.fc1": "u"})
+    seen = observed(unseen)
+    assert choose_smoothing(model, {"u": seen})["blocks.0.ln_2"].alpha is None
+
+
+def test_a_single_sample_is_enough() -> None:
+    alone = observed(rows(0) * np.geomspace(1, 30, WIDTH).astype(np.float32))
+    alone.half_max[1] = 0
+    alone.row_half[:] = 0
+    model = model_of({"blocks.0.mlp.fc1": weight(7)}, {"blocks.0.mlp.fc1": "u"})
+    smoothing = choose_smoothing(model, {"u": alone})["blocks.0.ln_2"]
+    assert smoothing.error_after < smoothing.error_before
