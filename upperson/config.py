@@ -107,7 +107,7 @@ class TrainConfig:
         if self.warmup_epochs > self.epochs:
             raise UsageError(
                 f"warmup_epochs ({self.warmup_epochs}) must be at most epochs ({self.epochs}): "
-                "set it in the recipe"
+                "set it in the recipe, or with  --set warmup_epochs=N"
             )
         loss_names(self.loss)
         if self.batch_size < 2:

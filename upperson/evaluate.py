@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from upperson.data.dataset import ImageDataset, pad_ids, tokenize
+from upperson.data.dataset import ImageDataset, pad_ids, tokenize, usable_workers
 from upperson.data.records import Record
 from upperson.data.transforms import evaluation_transform
 from upperson.model.encoder import UPPerson
@@ -159,7 +159,7 @@ def _load_images(
         images,
         batch_size=batch_size,
         collate_fn=_stack,
-        num_workers=workers,
+        num_workers=usable_workers(workers),
         pin_memory=device.type == "cuda",
     )
     for batch in loader:

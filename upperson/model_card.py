@@ -37,7 +37,7 @@ def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
         base_sha256=results.get("base_sha256"),
         # Names only: a card is passed on, and folders of the machine it was made on are not.
         weights=Path(config.pretrained or "").name,
-        data=Path(config.root).name or config.dataset,
+        data=_data_name(config),
         metrics=metrics,
         rows=[
             [split, *(f"{values[name]:.2f}" if name in values else "-" for name in metrics)]
@@ -53,6 +53,12 @@ def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
         parameters=_parameters(results),
         parts=_parts(config),
     )
+
+
+def _data_name(config: TrainConfig) -> str:
+    """Name a published set by its name, any other by its folder."""
+    own = config.dataset in ("jsonl", "csv")
+    return (Path(config.root).name if own else "") or config.dataset
 
 
 def _selection(config: TrainConfig, results: dict[str, Any]) -> str:

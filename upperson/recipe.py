@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from upperson.config import TrainConfig
+from upperson.model.base import SMALL
 from upperson_rt._strict_json import suggestion
 from upperson_rt.errors import InputError, UsageError
 
@@ -41,12 +42,33 @@ def read_recipe(name: str, overrides: dict[str, Any], settings: Sequence[str] = 
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
+        if path.suffix and path != RECIPES / f"{name}.yaml":
+            raise UsageError(f"expected a recipe at {path}, found no such file")
         raise UsageError(f"recipe '{name}' is unknown: {suggestion(name, recipe_names())}")
     content = _read_yaml(path)
     content |= {key: value for key, value in overrides.items() if value is not None}
+    if overrides.get("base") == SMALL and overrides.get("pretrained") is None:
+        content["pretrained"] = None  # It brings its own weights, whatever the recipe's base needs.
     for setting in settings:
         _replace(content, setting)
-    return _config(content, str(path))
+    return _config(content, f"recipe {name}")
+
+
+def read_seeds(path: Path) -> tuple[TrainConfig, int]:
+    """Read what :func:`seeds_yaml` wrote: the first run's configuration and the number of runs."""
+    content = _read_yaml(path)
+    count, config = content.get("seeds"), content.get("config")
+    if type(count) is not int or count < 1 or not isinstance(config, dict):
+        raise InputError(f"{path}: expected 'seeds', a number, and 'config', found others")
+    return _config(config, str(path)), count
+
+
+def seeds_yaml(config: TrainConfig, count: int) -> str:
+    """Write down several runs that differ in their seed, counting up from the configuration's."""
+    text: str = yaml.safe_dump(
+        {"seeds": count, "config": dataclasses.asdict(config)}, sort_keys=False
+    )
+    return text
 
 
 def read_config(path: Path) -> TrainConfig:

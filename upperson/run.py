@@ -172,7 +172,7 @@ def draw_curves(rows: list[dict[str, float]]) -> bytes:
         ]
         if points:
             recall_axes.plot(*zip(*points, strict=True), color=color, label=name)
-    recall_axes.set(title=f"Text to image, {split} split (%)", xlabel="epoch", ylim=(0, 100))
+    recall_axes.set(title=f"Text to image, {split} split (%)", xlabel="epoch", ylim=(0, 102))
     if recall_axes.lines:
         recall_axes.legend(frameon=False)
     for axes in (loss_axes, recall_axes):

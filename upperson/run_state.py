@@ -35,6 +35,9 @@ class Progress:
 
     best_r1: float = -1.0
 
+    seconds: float = 0.0
+    """Spent by this process and the ones it goes on from."""
+
     rows: list[dict[str, float]] = field(default_factory=list)
     """Lines of metrics.csv so far."""
 

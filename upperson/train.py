@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from upperson.checkpoint import load_checkpoint, save_checkpoint
 from upperson.config import TrainConfig
-from upperson.data.dataset import Batch, ImageDataset, PairDataset
+from upperson.data.dataset import Batch, ImageDataset, PairDataset, usable_workers
 from upperson.data.records import SPLITS, Record, Split
 from upperson.data.sampler import BatchSampler
 from upperson.data.transforms import evaluation_transform, training_transform
@@ -64,6 +64,9 @@ class Observer(Protocol):
     def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
         """A split was evaluated after an epoch, counted from 0."""
 
+    def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None:
+        """A split was measured on the saved run, whose epoch counts from 1."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
@@ -73,7 +76,7 @@ class TrainResult:
     val: RetrievalMetrics | None
     test: RetrievalMetrics | None
     seconds: float
-    """Of this process; earlier ones of a resumed run are not in it."""
+    """Of all processes that one after the other worked at the run."""
 
 
 def train(
@@ -122,13 +125,19 @@ def train(
             for problem in problems:
                 observer.note(f"{problem}; going on from the one before it")
             at = state.progress
-            observer.note(f"resuming at epoch {at.epoch + 1}, step {at.step + 1}")
+            if checkpoint is None:
+                observer.note("no checkpoint yet: starting from the beginning")
+            elif at.epoch == config.epochs:
+                observer.note("all epochs are done: only measuring the saved run")
+            else:
+                observer.note(f"resuming at epoch {at.epoch + 1}, step {at.step + 1}")
     engine.wait_for_everyone()
     if main:
         at = state.progress
         writer.begin(state.best, at.epoch * len(sampler) + at.step + 1)
 
     progress = state.progress
+    started -= progress.seconds
     while progress.epoch < config.epochs:
         epoch = progress.epoch
         rate = set_learning_rate(optimizer, epoch, config)
@@ -164,6 +173,7 @@ def train(
                 observer.step(step)
                 writer.log_step(epoch * len(sampler) + progress.step, loss, rate, speed)
                 if progress.step % config.checkpoint_every == 0 and progress.step < len(sampler):
+                    progress.seconds = time.perf_counter() - started
                     save_checkpoint(
                         run_path / LAST, epoch * len(sampler) + progress.step, state.checkpoint()
                     )
@@ -185,6 +195,7 @@ def train(
             progress.rows.append(row)
             writer.log_epoch(progress.rows, (epoch + 1) * len(sampler))
         progress.epoch, progress.step, progress.loss_sum = epoch + 1, 0, 0.0
+        progress.seconds = time.perf_counter() - started
         if main:
             save_checkpoint(run_path / LAST, progress.epoch * len(sampler), state.checkpoint())
         engine.wait_for_everyone()
@@ -217,10 +228,16 @@ def _measure_saved_run(
     measured: dict[Split, Evaluation] = {}
     for split in SPLITS:
         if split != "train" and setup.splits[split]:
-            measured[split] = evaluate_both(
-                model, setup.tokenizer, setup.splits[split], workers=config.workers
-            )
-            observer.evaluated(progress.best_epoch - 1, split, measured[split].text_to_image)
+            try:
+                measured[split] = evaluate_both(
+                    model, setup.tokenizer, setup.splits[split], workers=config.workers
+                )
+            except InputError as error:
+                raise InputError(
+                    f"{error} ({split} split; training is done): mend it, then measure with "
+                    f"--resume {run_path}"
+                ) from error
+            observer.measured(progress.best_epoch, split, measured[split].text_to_image)
     return measured
 
 
@@ -250,7 +267,7 @@ def _training_loader(
         pairs,
         sampler=sampler,
         batch_size=None,  # The sampler gives whole batches.
-        num_workers=config.workers,
+        num_workers=usable_workers(config.workers),
         pin_memory=engine.device.type == "cuda",
     )
     return loader, sampler

@@ -87,7 +87,7 @@ class ExportOptions:
     int8_only: bool = False
     """Refuse float towers in the int8 variants: AccuracyGateError instead."""
 
-    estimator: Estimator = "min-max"
+    estimator: Estimator = "percentile-99.999"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +164,7 @@ def export_bundle(
             else:
                 ungated = UNGATED_RUNG if variant.startswith("int8") else variant
                 rungs[variant] = dict.fromkeys(TOWERS, ungated)
-        left_out = {
+        left_out: dict[Variant, str] = {
             variant: f"no tower keeps its accuracy in {variant}"
             for variant, chosen in rungs.items()
             if variant != "fp32" and not set(chosen.values()) & {*INT8_RUNGS, variant}

@@ -45,7 +45,7 @@ RUNGS: dict[Variant, tuple[str, ...]] = {
 }
 """The ladder of each variant; the last rung loses nothing."""
 
-DAMAGE_SAMPLES = 48
+DAMAGE_SAMPLES = 24
 """Enough for an order of the Linears; see `upperson_calibration.sensitivity`."""
 
 _PARITY_INPUTS = 17
@@ -94,9 +94,13 @@ class TowerCandidates:
 
     @cached_property
     def embeds(self) -> npt.NDArray[np.float32]:
-        """float32 embeddings of the first calibration samples, [n, E]."""
+        """float32 embeddings of a few calibration samples, [n, E]."""
         backend = open_backend(self.fp32, "onnxruntime")
-        return run_tower(backend, self.kind, self._inputs[:DAMAGE_SAMPLES])
+        return run_tower(backend, self.kind, self._few)
+
+    @property
+    def _few(self) -> npt.NDArray[Any]:
+        return self._inputs[:: max(1, len(self._inputs) // DAMAGE_SAMPLES)][:DAMAGE_SAMPLES]
 
     def know_other(self, other: "TowerCandidates") -> None:
         """Take the other tower's embeddings: damage is measured by their rankings."""
@@ -197,7 +201,7 @@ class TowerCandidates:
             self.kind,
             self._smoothed,
             self._smoothed_amax,
-            self._inputs[:DAMAGE_SAMPLES],
+            self._few,
             self._other.embeds,
             progress=lambda done, total: self._progress(work, done, total),
         )

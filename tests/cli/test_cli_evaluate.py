@@ -51,7 +51,9 @@ def test_every_variant_of_a_bundle_is_measured_both_ways(demo_folder, people):
 def test_the_table_has_a_row_for_each_direction(demo_folder, people):
     result = run(demo_folder / "run", "--root", people)
     assert result.exit_code == 0, result.stderr
-    head, *rows = [line.split() for line in result.stdout.splitlines()]
+    title, *lines = result.stdout.splitlines()
+    assert title == f"jsonl in {people.name}, test: 160 captions, 80 images"
+    head, *rows = [line.split() for line in lines]
     assert head == ["direction", *METRICS]
     assert rows[0][:4] == ["run", "text", "->", "image"]
     assert rows[1][:3] == ["image", "->", "text"]
@@ -74,4 +76,8 @@ def test_an_image_that_cannot_be_read_ends_with_3(demo_folder, people, tmp_path)
 def test_a_folder_that_is_neither_is_refused(people, tmp_path):
     result = run(tmp_path / "gone", "--root", people)
     assert result.exit_code == 3
-    assert "expected a run folder or a bundle" in result.stderr
+    assert "is neither a run nor a bundle" in result.stderr
+    (tmp_path / "runs/seed_1").mkdir(parents=True)
+    (tmp_path / "runs/seed_1/config.yaml").write_text("root: p")
+    result = run(tmp_path / "runs", "--root", people)
+    assert "holds seed_1: name one of them" in result.stderr

@@ -446,7 +446,7 @@ def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, m
     def broken(tower, kind, path, *, example):
         real(tower, kind, path, example=example)
         model = onnx.load(path)
-        (weights,) = (item for item in model.graph.initializer if item.name == "projection")
+        (weights,) = (item for item in model.graph.initializer if item.name == "projection.weight")
         values = numpy_helper.to_array(weights).copy()
         values[0] += np.float32(0.01)
         weights.CopyFrom(numpy_helper.from_array(values, weights.name))

@@ -39,6 +39,10 @@ class Recorder:
         """Keep the metrics."""
         self.metrics.append((epoch, split, metrics))
 
+    def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None:
+        """Keep the metrics."""
+        self.metrics.append((best_epoch - 1, split, metrics))
+
 
 def know_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make open_clip know the toy's architecture under the name ``toy``."""

@@ -65,7 +65,7 @@ def evaluate(
                 encoder = Bundle.open(target, variant).encoder()
                 image_GE = encoder.encode_images(images, progress=partial(display.update, variant))
                 found[variant] = both_directions(encoder.encode_texts(captions), image_GE, records)
-        elif target.is_dir():
+        else:
             from upperson.data.vocabulary import clip_tokenizer
             from upperson.engine import choose_device
             from upperson.run import load_run
@@ -77,11 +77,11 @@ def evaluate(
                 records,
                 progress=partial(display.update, "encoding"),
             )
-        else:
-            raise InputError(f"expected a run folder or a bundle at {target}, found no folder")
     if json:
         print_json({name: evaluation.as_dict() for name, evaluation in found.items()})
     else:
+        asked = sum(len(record.captions) for record in records)
+        typer.echo(f"{dataset} in {root.name}, {split}: {asked} captions, {len(records)} images")
         print_table(_table(found))
 
 
@@ -89,10 +89,15 @@ def _data_of(target: Path, dataset: str | None, root: Path | None) -> tuple[str,
     """Fill in what was left out from the configuration of a run."""
     from upperson.recipe import read_config
     from upperson.run import CONFIG
+    from upperson_rt.bundle import MANIFEST_FILE
 
     if (target / CONFIG).is_file():
         config = read_config(target / CONFIG)
         return dataset or config.dataset, root or Path(config.root)
+    if not (target / MANIFEST_FILE).is_file():
+        runs = sorted(path.parent.name for path in target.glob(f"*/{CONFIG}"))
+        holds = f", but it holds {', '.join(runs)}: name one of them" if runs else ""
+        raise InputError(f"{target} is neither a run nor a bundle{holds}")
     if root is None:
         raise UsageError("--root is missing: pass the folder of the data set")
     return dataset or "jsonl", root

@@ -78,7 +78,7 @@ def export(
             help="How ranges follow from what is seen: min-max, percentile-99.9, "
             "percentile-99.99, percentile-99.999, entropy or mse."
         ),
-    ] = "min-max",
+    ] = "percentile-99.999",
     calibration: Annotated[
         Path | None,
         typer.Option(help="calibration.json of an earlier export, to use again."),
@@ -134,7 +134,10 @@ def export(
     written = _serving(output, triton, deepstream)
     for name, row in report["variants"].items():
         if not row["shipped"]:
-            print_warning(f"{name} is left out of the bundle: {row['reason']}")
+            print_warning(
+                f"{name} is left out of the bundle: {row['reason']} (--max-r1-drop {max_r1_drop}); "
+                "calibrate with more images, or allow more"
+            )
     if json:
         print_json({"bundle": str(output), **report, "engines": engines, "serving": written})
         return

@@ -100,7 +100,12 @@ class TrainingDisplay:
 
     def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
         """Print the accuracy of a split."""
-        self._display.say(
-            f"epoch {epoch + 1}/{self._epochs}  {split}  "
-            + "  ".join(f"{name} {value:.2f}" for name, value in metrics.as_dict().items())
-        )
+        self._say(f"epoch {epoch + 1}/{self._epochs}", split, metrics)
+
+    def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None:
+        """Print the accuracy of the saved run."""
+        self._say(f"saved run, epoch {best_epoch}", split, metrics)
+
+    def _say(self, what: str, split: str, metrics: RetrievalMetrics) -> None:
+        values = "  ".join(f"{name} {value:.2f}" for name, value in metrics.as_dict().items())
+        self._display.say(f"{what}  {split}  {values}")

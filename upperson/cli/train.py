@@ -14,12 +14,13 @@ from upperson.cli.options import Dataset
 from upperson_rt.atomic import write_atomically
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import print_json, print_table
-from upperson_rt.errors import UsageError
+from upperson_rt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from upperson.config import TrainConfig
 
 SEEDS = "seeds.json"
+SEEDS_PLAN = "seeds.yaml"
 
 
 def train(
@@ -30,7 +31,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Named recipe of the package, or a .yaml file.",
+            help="cuhk-pedes, icfg-pedes or rstpreid, each also with -vit-l-14; synthetic; or a "
+            ".yaml file.",
             show_default="the data set's own, else synthetic",
         ),
     ] = None,
@@ -60,7 +62,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Any other key of a recipe, as KEY=VALUE.", show_default=False),
+        typer.Option(
+            "--set", help="Any other key of a recipe, as KEY=VALUE; see docs/training.md."
+        ),
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Runs with seeds counting up; mean and spread.")
@@ -107,7 +111,7 @@ def train(
         raise UsageError("--root is missing: pass the folder of the data set")
     config = _config(recipe, dataset, root, overrides, settings or ())
     if dry_run:
-        _dry_run(config, json)
+        _dry_run(config, device, json)
         return
     if output is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--output is missing: several processes must agree on the run folder")
@@ -115,6 +119,8 @@ def train(
     run = output or Path("runs") / dataset / f"{stamp}_{name}"
     if seeds == 1:
         _train_one(config, run, device, json)
+    elif run.is_dir() and any(run.iterdir()):
+        raise InputError(f"{run} is not empty: choose another --output, or  --resume {run}")
     else:
         _train_seeds(config, run, seeds, device, json)
 
@@ -133,11 +139,13 @@ def _config(
     return read_recipe(recipe, overrides | facts, settings)
 
 
-def _dry_run(config: "TrainConfig", json: bool) -> None:
+def _dry_run(config: "TrainConfig", device: str, json: bool) -> None:
     from upperson.cli.plan_table import render
+    from upperson.engine import choose_device
     from upperson.plan import LEFT_OUT, plan
     from upperson.setup import set_up
 
+    choose_device(device)
     setup = set_up(config)
     classifier = sum(parameter.numel() for parameter in setup.objective.parameters())
     planned = plan(
@@ -162,9 +170,13 @@ def _absolute_file(pretrained: str) -> str:
 
 
 def _resume(run: Path, device: str, json: bool) -> None:
-    from upperson.recipe import read_config
+    from upperson.recipe import read_config, read_seeds
     from upperson.run import CONFIG
 
+    if (run / SEEDS_PLAN).is_file():
+        config, seeds = read_seeds(run / SEEDS_PLAN)
+        _train_seeds(config, run, seeds, device, json)
+        return
     if not (run / CONFIG).is_file():
         raise UsageError(
             f"--resume wants a run folder with {CONFIG}, found none in {run}: pass the folder "
@@ -192,12 +204,17 @@ def _train_seeds(config: "TrainConfig", run: Path, seeds: int, device: str, json
     import json as json_module
 
     from upperson.cli.seeds_table import seeds_table
+    from upperson.recipe import seeds_yaml
+    from upperson.run import CONFIG
     from upperson.seeds import summarise
 
-    results = [
-        _run(replace(config, seed=seed), run / f"seed_{seed}", device)
-        for seed in range(config.seed, config.seed + seeds)
-    ]
+    if _is_main_process():
+        write_atomically(run / SEEDS_PLAN, seeds_yaml(config, seeds))
+    results = []
+    for seed in range(config.seed, config.seed + seeds):
+        folder = run / f"seed_{seed}"
+        begun = (folder / CONFIG).is_file()
+        results.append(_run(replace(config, seed=seed), folder, device, resume=begun))
     if not _is_main_process():
         return
     summary = summarise(results)
@@ -206,7 +223,7 @@ def _train_seeds(config: "TrainConfig", run: Path, seeds: int, device: str, json
         print_json({"run": str(run), "seeds": summary})
     else:
         print_table(seeds_table(summary))
-        typer.echo(f"{seeds} runs in {run}")
+        typer.echo(f"{seeds} runs in {run}; next:  upperson export {run}/seed_{config.seed}")
 
 
 def _run(config: "TrainConfig", run: Path, device: str, *, resume: bool = False) -> dict[str, Any]:
@@ -214,12 +231,17 @@ def _run(config: "TrainConfig", run: Path, device: str, *, resume: bool = False)
     import json as json_module
 
     from upperson.cli.progress import Display, TrainingDisplay
-    from upperson.run import RESULTS
+    from upperson.run import CONFIG, RESULTS
     from upperson.train import train as run_training
 
     with Display() as display:
         observer = TrainingDisplay(display, config.epochs)
-        run_training(config, run, observer, device=device, resume=resume)
+        try:
+            run_training(config, run, observer, device=device, resume=resume)
+        except KeyboardInterrupt:
+            if _is_main_process() and (run / CONFIG).is_file():
+                display.say(f"stopped; go on with:  upperson train --resume {run}")
+            raise
     if not _is_main_process():
         return {}
     results: dict[str, Any] = json_module.loads((run / RESULTS).read_text("utf-8"))

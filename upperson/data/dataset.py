@@ -3,6 +3,7 @@
 Shapes: N batch, H image height, W image width, L tokens of the longest caption in the batch.
 """
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -106,6 +107,11 @@ class PairDataset(Dataset["Batch | UppersonError"]):
             if self._mask_captions:
                 ids_L = mask_caption(ids_L, generator)
         return image_3HW, ids_L, label
+
+
+def usable_workers(wanted: int) -> int:
+    """Return how many loader processes to start: no more than CPUs, which changes no result."""
+    return min(wanted, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else wanted)
 
 
 def identity_labels(records: Sequence[Record]) -> dict[int, int]:

@@ -10,7 +10,6 @@ from PIL import Image
 from upperson.data.vocabulary import clip_tokenizer
 from upperson_calibration.coverage import cover, image_features
 from upperson_calibration.padding import token_lengths
-from upperson_calibration.reader import BatchReader
 from upperson_calibration.samples import CANDIDATES_PER_SAMPLE, CalibrationSet, choose_samples
 from upperson_rt.errors import InputError
 
@@ -153,19 +152,3 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
 def test_a_zero_inside_a_sentence_is_no_padding() -> None:
     ids = np.array([[5, 0, 9, 0, 0], [5, 7, 0, 3, 9], [9, 0, 0, 0, 0]], np.int32)
     assert token_lengths(ids).tolist() == [3, 5, 1]
-
-
-def test_the_reader_feeds_every_row_once_and_cuts_text_padding() -> None:
-    ids = np.zeros((5, 9), dtype=np.int32)
-    for row, length in enumerate([3, 2, 4, 9, 5]):
-        ids[row, :length] = row + 1
-    told: list[tuple[int, int]] = []
-    reader = BatchReader(
-        "input_ids", ids, batch_size=2, progress=lambda done, total: told.append((done, total))
-    )
-    batches = []
-    while (batch := reader.get_next()) is not None:
-        batches.append(batch["input_ids"])
-    assert [batch.shape for batch in batches] == [(2, 3), (2, 9), (1, 5)]
-    assert [row[0] for batch in batches for row in batch] == [1, 2, 3, 4, 5]
-    assert told == [(2, 5), (4, 5), (5, 5)]

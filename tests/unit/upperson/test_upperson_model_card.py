@@ -63,7 +63,7 @@ def test_the_runs_numbers_appear() -> None:
     assert "train 4,321 images and 8,642 captions of 1,234 people" in card
     assert "val 432 images and 864 captions of 123 people" in card
     for text in (
-        "seed 977", "`ViT-B-16`", RESULTS["base_sha256"], "clip.safetensors", "`My Crops`",
+        "seed 977", "`ViT-B-16`", RESULTS["base_sha256"], "clip.safetensors",
         "`rstpreid`", "288x112", "17 rows", "21.5", "rank 19", "blocks 3-9", "width / 6",
         "sdm+id", "0.00123", "batches of 53", "47 epochs, 11", "0.00077", "0.0031", "bf16",
     ):  # fmt: skip
