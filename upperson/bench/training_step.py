@@ -55,7 +55,7 @@ class TrainingStep:
     def __init__(self, spec: StepSpec, contender: str, clip: Any) -> None:
         self._literal = contender == LITERAL
         self._bf16 = contender == OURS_BF16
-        self._model = _random_model(spec, clip)
+        self._model = random_model(spec, clip)
         self._model.checkpoint_activations = contender == OURS_CHECKPOINTED
         self._image_N3HW, self._ids_NL, self._pids_N = random_batch(spec)
         # As upperson.optim builds it: the paper's eps, and biases are not decayed.
@@ -111,7 +111,7 @@ def random_batch(spec: StepSpec) -> tuple[Tensor, Tensor, Tensor]:
     return (pixels_N3HW / 255 - mean) / std, ids_NL, torch.arange(spec.batch_size) // 2
 
 
-def _random_model(spec: StepSpec, clip: Any) -> UPPerson:
+def random_model(spec: StepSpec, clip: Any) -> UPPerson:
     """Build UP-Person with no trained tensor at its start, where some do not matter yet."""
     torch.manual_seed(spec.seed)
     model = UPPerson(clip, UPPersonConfig(), (spec.height_px, spec.width_px)).train()

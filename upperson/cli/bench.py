@@ -6,12 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
+from upperson.cli.bench_towers import towers
 from upperson.cli.extras import require_extra
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.options import Debug, Json, Threads
 from upperson_rt.cli.output import new_table, print_json, print_table
 
 app = new_app("Measure what the package costs.")
+app.command(cls=Command)(towers)
 
 
 @app.callback()

@@ -7,6 +7,7 @@ import typer
 import upperson_rt
 from upperson_rt.cli import gallery
 from upperson_rt.cli.app import Command, new_app, run_app
+from upperson_rt.cli.bench import bench
 from upperson_rt.cli.compile import compile_engines
 from upperson_rt.cli.doctor import doctor
 from upperson_rt.cli.index import index
@@ -18,6 +19,7 @@ app = new_app("Find a person's pictures from a sentence.")
 app.command(cls=Command)(index)
 app.command(cls=Command)(query)
 app.command(cls=Command)(doctor)
+app.command(cls=Command)(bench)
 app.command("compile", cls=Command)(compile_engines)
 app.add_typer(gallery.app, name="gallery")
 

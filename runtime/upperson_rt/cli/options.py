@@ -6,6 +6,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from upperson_rt.errors import UsageError
+
 __all__ = [
     "BackendOption",
     "BundleOption",
@@ -21,6 +23,7 @@ __all__ = [
     "VariantOption",
     "default_bundle",
     "default_gallery",
+    "read_batch_sizes",
     "unix_seconds",
 ]
 
@@ -42,6 +45,18 @@ def unix_seconds(text: str) -> float:
             f"'{text}' is neither unix seconds nor a time such as 2026-11-24T14:00 or "
             "2026-11-24T14:00:00+01:00"
         ) from error
+
+
+def read_batch_sizes(text: str) -> list[int]:
+    """Read sizes with commas between them, such as ``1,8,32``; return them in order, each once.
+
+    Raises:
+        UsageError: A part is not a whole number from 1.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--batch must be sizes such as 1,8,32, found '{text}'")
+    return sorted({int(part) for part in parts})
 
 
 BundleOption: TypeAlias = Annotated[

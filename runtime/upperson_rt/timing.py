@@ -1,0 +1,86 @@
+"""Time contenders in turns, so that whatever else the machine does meets all of them alike."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Timing", "time_in_turns"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """The timed runs of one contender; there is at least one."""
+
+    seconds: Sequence[float]
+    """By the wall clock, one a run."""
+
+    cpu_seconds: Sequence[float]
+    """Spent by all threads of this process, one a run: other processes hardly change it."""
+
+    def percentile_s(self, percent: float) -> float:
+        """Return a percentile of the runs' wall time, interpolated between runs."""
+        return float(np.percentile(self.seconds, percent))
+
+    @property
+    def median_s(self) -> float:
+        """Median wall time of a run."""
+        return self.percentile_s(50)
+
+    @property
+    def median_cpu_s(self) -> float:
+        """Median processor time of a run."""
+        return float(np.median(self.cpu_seconds))
+
+    def as_dict(self, items: int) -> dict[str, Any]:
+        """Return percentiles, and rates for runs of ``items`` items, as plain values."""
+        return {
+            "runs": len(self.seconds),
+            "p50_ms": 1000 * self.median_s,
+            "p90_ms": 1000 * self.percentile_s(90),
+            "p99_ms": 1000 * self.percentile_s(99),
+            "items_per_s": items / self.median_s,
+            "cpu_ms": 1000 * self.median_cpu_s,
+        }
+
+
+def time_in_turns(
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    warmup: int,
+    rounds: int,
+    seconds: float = 0.0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Timing]:
+    """Run every contender once a round; each round begins with the next one.
+
+    Args:
+        contenders: What to run, by name.
+        warmup: Rounds before the timed ones.
+        rounds: Timed rounds, at least one.
+        seconds: Go on with more rounds until the timed ones took this long.
+        progress: Told the number of rounds that are over, warm-up included.
+
+    Returns:
+        Timings by name, in the order given.
+    """
+    names = list(contenders)
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
+    done, began = 0, time.perf_counter()
+    while done < warmup + rounds or time.perf_counter() - began < seconds:
+        if done == warmup:
+            began = time.perf_counter()
+        first = done % len(names)
+        for name in names[first:] + names[:first]:
+            started, cpu_started = time.perf_counter(), time.process_time()
+            contenders[name]()
+            if done >= warmup:
+                wall[name].append(time.perf_counter() - started)
+                cpu[name].append(time.process_time() - cpu_started)
+        done += 1
+        if progress is not None:
+            progress(done)
+    return {name: Timing(seconds=wall[name], cpu_seconds=cpu[name]) for name in names}

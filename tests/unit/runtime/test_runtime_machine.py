@@ -1,0 +1,40 @@
+import pytest
+
+from upperson_rt import machine
+from upperson_rt.machine import describe_machine
+
+
+@pytest.mark.parametrize(
+    ("architecture", "cpuinfo", "cpu", "sets"),
+    [
+        (
+            "x86_64",
+            "model name\t: Some CPU\nflags\t\t: fpu avx2 avx512f amx_tile\n",
+            "Some CPU",
+            {"avx2", "avx512f", "amx_tile"},
+        ),
+        (
+            "aarch64",
+            "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n",
+            "arm",
+            {"asimddp", "i8mm"},
+        ),
+    ],
+)
+def test_instruction_sets_are_those_of_the_architecture(
+    tmp_path, monkeypatch, architecture, cpuinfo, cpu, sets
+):
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
+    monkeypatch.setattr(machine.platform, "processor", lambda: "arm")
+    found = describe_machine()
+    assert found["cpu"] == cpu
+    assert {name for name, there in found["instruction_sets"].items() if there} == sets
+    assert not all(found["instruction_sets"].values())
+    assert found["cpus_available"] >= 1
+
+
+def test_a_system_that_does_not_tell_is_not_guessed(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "absent")
+    assert describe_machine()["instruction_sets"] is None
