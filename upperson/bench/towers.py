@@ -51,6 +51,9 @@ MIN_COSINE_LOW = 0.99
 
 CALIBRATION_SAMPLES = 8
 
+ENOUGH_ROWS = 1024
+"""Products of fewer rows are bound by reading weights, and would be no peak."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerGraphs:
@@ -299,6 +302,7 @@ def _flop(tower: nn.Module, item: NDArray[Any]) -> int:
 
 
 def _gemm(block: Any, rows: int) -> Mapping[Any, Callable[[], object]]:
+    rows = max(rows, ENOUGH_ROWS)
     weights = (block.attn.in_proj_weight, block.mlp.c_fc.weight, block.mlp.c_proj.weight)
     return gemm_contenders(rows, ((weight.shape[1], weight.shape[0]) for weight in weights))
 
