@@ -44,7 +44,7 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     content = save(tensors, metadata={"state": state, "sha256": _digest(tensors, state)})
     write_atomically(folder / f"step_{step:08d}.safetensors", content)
     for path in _paths(folder)[KEPT:]:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -81,7 +81,10 @@ def _read(path: Path) -> Checkpoint | str:
     state = metadata.get("state", "")
     if metadata.get("sha256") != _digest(tensors, state):
         return f"{path} is damaged: its content does not have the hash it was saved with"
-    return Checkpoint(tensors, json.loads(state))
+    content = json.loads(state)
+    if not isinstance(content, dict):
+        return f"{path} is damaged: its state is no object"
+    return Checkpoint(tensors, content)
 
 
 def _paths(folder: Path) -> list[Path]:

@@ -12,6 +12,11 @@ from upperson.model.base import SMALL
 from upperson.model.block import UPPersonConfig
 from upperson_rt.errors import UsageError
 
+LARGEST = 1e30
+"""Of a rate or epsilon: beyond it float32 overflows."""
+
+MOST_PX = 4096
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
@@ -100,8 +105,11 @@ class TrainConfig:
             raise UsageError(f"seed must be below 2**63, found {self.seed}")
         for name in ("lr", "prefix_lr", "adam_eps"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"{name} must be above 0 and finite, found {value}")
+            if value is not None and not 0 < value < LARGEST:
+                raise UsageError(f"{name} must be above 0 and below {LARGEST:g}, found {value}")
+        for name in ("height_px", "width_px"):
+            if getattr(self, name) > MOST_PX:
+                raise UsageError(f"{name} must be at most {MOST_PX}, found {getattr(self, name)}")
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"weight_decay must be 0 or more, found {self.weight_decay}")
         if self.warmup_epochs > self.epochs:

@@ -37,6 +37,12 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
 
 
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raise BackendError where a device cannot train in a precision."""
+    if precision == "fp16" and device.type == "cpu":
+        raise BackendError("precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU")
+
+
 def start_engine(precision: Precision, device: str) -> Accelerator:
     """Choose the device and join the other processes, if a launcher started some.
 
@@ -48,14 +54,13 @@ def start_engine(precision: Precision, device: str) -> Accelerator:
         UsageError: No such device.
         BackendError: The device is not there, or cannot train in this precision.
     """
-    on_cpu = choose_device(device).type == "cpu"
-    if precision == "fp16" and on_cpu:
-        raise BackendError("precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU")
+    chosen = choose_device(device)
+    check_precision(precision, chosen)
     # accelerate keeps one state a process; a second run in it may have another precision.
     AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        cpu=on_cpu,
+        cpu=chosen.type == "cpu",
     )
 
 

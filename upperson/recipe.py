@@ -79,7 +79,7 @@ def read_config(path: Path) -> TrainConfig:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, found {type(content).__name__}")
@@ -99,7 +99,7 @@ def _replace(content: dict[str, Any], setting: str) -> None:
         raise UsageError(f"--set wants KEY=VALUE such as model.lora_rank=16, found '{setting}'")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"--set {setting}: the value is not YAML") from error
     for group in groups:
         content = content.setdefault(group, {})

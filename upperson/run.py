@@ -12,11 +12,13 @@ A run is a few megabytes; the frozen base is found again by name or file and che
 """
 
 import csv
+import fcntl
 import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib
 from safetensors import SafetensorError, safe_open
@@ -69,6 +71,8 @@ class RunWriter:
         self._path = path
         self._config = config
         self._base = base
+        self._events: SummaryWriter | None = None
+        self._locked: BinaryIO | None = None
         parameters = list(trained.parameters())
         self._counts = {
             "parameters": sum(p.numel() for p in parameters),
@@ -94,7 +98,23 @@ class RunWriter:
             self.save_adapter(best)
         else:
             (self._path / ADAPTER).unlink(missing_ok=True)
+        self._lock()
         self._events = SummaryWriter(str(self._path), purge_step=first_step)
+
+    def close(self) -> None:
+        """Close the event file and let other processes write the run."""
+        if self._events is not None:
+            self._events.close()
+        if self._locked is not None:
+            self._locked.close()
+
+    def _lock(self) -> None:
+        """Take the configuration's lock, which goes with this process: one writer a run."""
+        self._locked = (self._path / CONFIG).open("rb")
+        try:
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{self._path} is being written by another process") from error
 
     def save_adapter(self, state: dict[str, Tensor]) -> None:
         """Write the trained tensors."""
@@ -103,7 +123,7 @@ class RunWriter:
     def log_step(self, step: int, loss: float, lr: float, images_per_s: float) -> None:
         """Add a step, counted from 1 over all epochs, to TensorBoard."""
         for name, value in (("loss", loss), ("lr", lr), ("images per s", images_per_s)):
-            self._events.add_scalar(f"step/{name}", value, step)
+            self._add_scalar(f"step/{name}", value, step)
 
     def log_epoch(self, rows: list[dict[str, float]], step: int) -> None:
         """Write all epochs to metrics.csv and the curves; the last, ended by a step, to events."""
@@ -114,9 +134,12 @@ class RunWriter:
         table.writerows(rows)
         write_atomically(self._path / METRICS, text.getvalue())
         for name, value in rows[-1].items():
-            self._events.add_scalar(f"epoch/{name}", value, step)
-        self._events.flush()
+            self._add_scalar(f"epoch/{name}", value, step)
         write_atomically(self._path / CURVES, draw_curves(rows))
+
+    def _add_scalar(self, name: str, value: float, step: int) -> None:
+        if self._events is not None:
+            self._events.add_scalar(name, value, step)
 
     def finish(
         self,
@@ -126,7 +149,7 @@ class RunWriter:
         splits: Mapping[Split, Sequence[Record]],
         seconds: float,
     ) -> None:
-        """Write results.json and the model card, and close the event file."""
+        """Write results.json and the model card."""
         val, test = measured.get("val"), measured.get("test")
         results = {
             "best_epoch": best_epoch,
@@ -146,7 +169,6 @@ class RunWriter:
         }
         write_atomically(self._path / RESULTS, json.dumps(results, indent=2) + "\n")
         write_atomically(self._path / CARD, model_card(self._config, results))
-        self._events.close()
 
 
 def pack_adapter(state: dict[str, Tensor], base: Base) -> bytes:

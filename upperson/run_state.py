@@ -5,6 +5,7 @@ draws random numbers, so this is all there is.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from upperson.checkpoint import Checkpoint
-from upperson.data.records import Record
-from upperson_rt.errors import IntegrityError
+from upperson.config import TrainConfig
+from upperson.data.records import Record, Split
+from upperson_rt.errors import InputError, IntegrityError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,7 +70,17 @@ class RunState:
         self._identity = dict(identity)
 
     def checkpoint(self) -> Checkpoint:
-        """Return everything as tensors and JSON values."""
+        """Return everything as tensors and JSON values.
+
+        Raises:
+            InputError: A trained tensor is not finite: such a state is not worth keeping.
+        """
+        for name, tensor in self._parameters.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(
+                    f"the run diverged: '{name}' is not finite; start a new run with a lower lr or "
+                    "prefix_scale"
+                )
         tensors: dict[str, Tensor] = {}
         tensors |= {f"trained/{name}": tensor for name, tensor in self._parameters.items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
@@ -87,12 +99,14 @@ class RunState:
         Raises:
             IntegrityError: It belongs to other data, another base, or another configuration.
         """
+        if set(checkpoint.state) != {"progress", "identity", "scaler"}:
+            raise IntegrityError("the checkpoint is of another version: start a new run")
         for fact, value in self._identity.items():
             found = checkpoint.state["identity"].get(fact)
             if found != value:
                 raise IntegrityError(
-                    f"the run to resume began with other {fact} ({str(found)[:12]}, now "
-                    f"{value[:12]}): put the original in place, or start a new run"
+                    f"the run to resume began with other {fact} ({str(found)[:40]}, now "
+                    f"{value[:40]}): put the original in place, or start a new run"
                 )
         groups: dict[str, dict[str, Tensor]] = {"trained": {}, "best": {}, "optimizer": {}}
         for key, tensor in checkpoint.tensors.items():
@@ -118,9 +132,24 @@ class RunState:
         self.progress = Progress(**checkpoint.state["progress"])
 
 
-def records_sha256(records: Sequence[Record]) -> str:
-    """Hash which image, identity and captions stand in which place; not the images' content."""
+_FREE_SETTINGS = {"root", "pretrained", "workers", "checkpoint_every"}
+"""May change between a run and its resumption: they decide where and how, not what."""
+
+
+def identity_of(
+    config: TrainConfig, base_sha256: str, splits: Mapping[Split, Sequence[Record]]
+) -> dict[str, str]:
+    """Name what makes a run what it is: data, base, and every setting that decides its result.
+
+    Of the data, which image, identity and captions stand in which place of which split; not the
+    images' content.
+    """
     digest = hashlib.sha256()
-    for record in records:
-        digest.update(repr((record.image.name, record.pid, record.captions)).encode())
-    return digest.hexdigest()
+    for split, records in splits.items():
+        for record in records:
+            image = os.path.relpath(record.image, config.root)
+            digest.update(repr((split, image, record.pid, record.captions)).encode())
+    settings = {
+        name: repr(value) for name, value in asdict(config).items() if name not in _FREE_SETTINGS
+    }
+    return {"data": digest.hexdigest(), "base": base_sha256, **settings}

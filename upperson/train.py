@@ -6,6 +6,7 @@ measured on the files it leaves behind, in float32, exactly as anyone who loads 
 
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,10 +26,10 @@ from upperson.evaluate import Evaluation, evaluate, evaluate_both
 from upperson.model.encoder import UPPerson
 from upperson.optim import build_optimizer, set_learning_rate
 from upperson.run import LAST, RunWriter, load_run
-from upperson.run_state import Progress, RunState, records_sha256
+from upperson.run_state import Progress, RunState, identity_of
 from upperson.setup import Setup, Splits, set_up
 from upperson.step import backward_through_batch
-from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.tokenizer import Tokenizer
 
@@ -99,9 +100,26 @@ def train(
         InputError: The loss is not finite, an image cannot be decoded, or the disk is full; the
             last checkpoint and the best epoch so far stay in the run folder.
     """
+    with ExitStack() as closing:
+        return _train(config, run_path, observer, device, resume, closing)
+
+
+def _train(
+    config: TrainConfig,
+    run_path: Path,
+    observer: Observer,
+    device: str,
+    resume: bool,
+    closing: ExitStack,
+) -> TrainResult:
     started = time.perf_counter()
     engine = start_engine(config.precision, device)
     main = engine.is_main_process
+    if config.batch_size < engine.num_processes:
+        raise UsageError(
+            f"batch_size ({config.batch_size}) must be at least the number of processes "
+            f"({engine.num_processes}): each needs a pair"
+        )
     setup = set_up(config)
     splits, model, tokenizer = setup.splits, setup.model, setup.tokenizer
     # Without a split to select on the last epoch is kept.
@@ -112,8 +130,8 @@ def train(
     trained = nn.ModuleDict({"model": model, "objective": objective}).to(engine.device)
     optimizer = build_optimizer(trained.named_parameters(), config)
     towers, optimizer = engine.prepare(model, optimizer)
-    data = records_sha256([record for split in splits.values() for record in split])
-    state = RunState(trained, optimizer, engine.scaler, {"data": data, "base": setup.base.sha256})
+    identity = identity_of(config, setup.base.sha256, splits)
+    state = RunState(trained, optimizer, engine.scaler, identity)
     writer = RunWriter(run_path, config, setup.base, trained, resume=resume)
     if main:
         _tell_cut_captions(splits, tokenizer, observer)
@@ -134,10 +152,18 @@ def train(
     engine.wait_for_everyone()
     if main:
         at = state.progress
+        closing.callback(writer.close)
         writer.begin(state.best, at.epoch * len(sampler) + at.step + 1)
 
     progress = state.progress
     started -= progress.seconds
+
+    def save() -> None:
+        progress.seconds = time.perf_counter() - started
+        if main:
+            done = progress.epoch * len(sampler) + progress.step
+            save_checkpoint(run_path / LAST, done, state.checkpoint())
+
     while progress.epoch < config.epochs:
         epoch = progress.epoch
         rate = set_learning_rate(optimizer, epoch, config)
@@ -147,6 +173,7 @@ def train(
         for item in loader:
             place = f"epoch {epoch + 1}, step {progress.step + 1}"
             if isinstance(item, UppersonError):
+                save()
                 raise InputError(f"{item} ({place}): mend it, then go on with --resume {run_path}")
             share = Batch(*(tensor.to(engine.device, non_blocking=True) for tensor in item))
             sizes = sampler.share_sizes(progress.step)
@@ -156,9 +183,9 @@ def train(
             )
             if not math.isfinite(loss):
                 raise InputError(
-                    f"the loss became {loss} in {place}: lower lr ({config.lr}) or prefix_scale "
-                    f"({config.model.prefix_scale}); the best epoch so far, if there is one, is "
-                    f"kept in {run_path}"
+                    f"the loss became {loss} in {place}: start a new run with a lower lr "
+                    f"({config.lr}) or prefix_scale ({config.model.prefix_scale}); the best epoch "
+                    f"so far, if there is one, is kept in {run_path}"
                 )
             optimizer.step()
             progress.step += 1
@@ -172,32 +199,31 @@ def train(
                 )  # fmt: skip
                 observer.step(step)
                 writer.log_step(epoch * len(sampler) + progress.step, loss, rate, speed)
-                if progress.step % config.checkpoint_every == 0 and progress.step < len(sampler):
-                    progress.seconds = time.perf_counter() - started
-                    save_checkpoint(
-                        run_path / LAST, epoch * len(sampler) + progress.step, state.checkpoint()
-                    )
+            # Before an evaluation, too: a picture of its split may turn out broken.
+            if progress.step % config.checkpoint_every == 0 or progress.step == len(sampler):
+                save()
 
         if main:
             row = {"epoch": epoch + 1, "lr": rate, "loss": progress.loss_sum / progress.step}
             last = epoch + 1 == config.epochs
-            due = (epoch + 1) % config.eval_every == 0 or last
-            if selecting is not None and due:
+            metrics = None
+            if selecting is not None and ((epoch + 1) % config.eval_every == 0 or last):
                 with engine.autocast():
                     metrics = evaluate(model, tokenizer, splits[selecting], workers=config.workers)
                 observer.evaluated(epoch, selecting, metrics)
                 row |= {f"{selecting} {name}": value for name, value in metrics.as_dict().items()}
-            if last if selecting is None else due and metrics.r1 > progress.best_r1:
+            if metrics is not None and metrics.r1 > progress.best_r1:
+                progress.best_epoch, progress.best_r1 = epoch + 1, metrics.r1
+                state.best = model.trained_state()
+                writer.save_adapter(state.best)
+            elif selecting is None and last:
                 progress.best_epoch = epoch + 1
-                progress.best_r1 = metrics.r1 if selecting is not None else -1.0
                 state.best = model.trained_state()
                 writer.save_adapter(state.best)
             progress.rows.append(row)
             writer.log_epoch(progress.rows, (epoch + 1) * len(sampler))
         progress.epoch, progress.step, progress.loss_sum = epoch + 1, 0, 0.0
-        progress.seconds = time.perf_counter() - started
-        if main:
-            save_checkpoint(run_path / LAST, progress.epoch * len(sampler), state.checkpoint())
+        save()
         engine.wait_for_everyone()
 
     measured = {}

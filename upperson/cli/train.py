@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from upperson.cli.extras import require_extra
-from upperson.cli.options import Dataset
+from upperson.cli.options import DATASET_HELP
 from upperson_rt.atomic import write_atomically
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import print_json, print_table
@@ -27,7 +27,9 @@ def train(
     root: Annotated[
         Path | None, typer.Option("--root", help="Folder of the data set.", show_default=False)
     ] = None,
-    dataset: Dataset = "jsonl",
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help=DATASET_HELP, show_default="jsonl")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -101,7 +103,7 @@ def train(
     }
     if resume is not None:
         given = [key for key, value in overrides.items() if value is not None]
-        if given or settings or root or recipe or output or seeds > 1 or dry_run:
+        if given or settings or root or dataset or recipe or output or seeds > 1 or dry_run:
             raise UsageError(
                 "--resume takes everything from the run: leave out other options than --device"
             )
@@ -109,6 +111,7 @@ def train(
         return
     if root is None:
         raise UsageError("--root is missing: pass the folder of the data set")
+    dataset = dataset or "jsonl"
     config = _config(recipe, dataset, root, overrides, settings or ())
     if dry_run:
         _dry_run(config, device, json)
@@ -141,11 +144,11 @@ def _config(
 
 def _dry_run(config: "TrainConfig", device: str, json: bool) -> None:
     from upperson.cli.plan_table import render
-    from upperson.engine import choose_device
+    from upperson.engine import check_precision, choose_device
     from upperson.plan import LEFT_OUT, plan
     from upperson.setup import set_up
 
-    choose_device(device)
+    check_precision(config.precision, choose_device(device))
     setup = set_up(config)
     classifier = sum(parameter.numel() for parameter in setup.objective.parameters())
     planned = plan(
@@ -154,7 +157,10 @@ def _dry_run(config: "TrainConfig", device: str, json: bool) -> None:
         setup.model,
         tokenizer=setup.tokenizer,
         extra_parameters={"classifier": classifier} if classifier else None,
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
     )
+    if not _is_main_process():
+        return
     if json:
         print_json(planned.as_dict())
         return

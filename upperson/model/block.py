@@ -11,6 +11,7 @@ to the last key, over P + L keys. (Their place does not change the result, only 
 Shapes: N batch, L tokens, D width, H heads, P prefix length.
 """
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,9 @@ from upperson.model.lora import KVLora
 from upperson.model.mlp import frozen_mlp
 from upperson.model.prefix import SPrefix
 from upperson_rt.errors import UsageError
+
+MOST_ROWS = 10_000
+"""Prefix rows or rank beyond any use: a typing mistake ends here, not in the allocator."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +60,11 @@ class UPPersonConfig:
                 raise UsageError(
                     f"{name} must be 0 (part left out) or more, found {getattr(self, name)}"
                 )
+        if not math.isfinite(self.prefix_scale):
+            raise UsageError(f"prefix_scale must be a finite number, found {self.prefix_scale}")
+        for name in ("prefix_length", "lora_rank"):
+            if getattr(self, name) > MOST_ROWS:
+                raise UsageError(f"{name} must be at most {MOST_ROWS}, found {getattr(self, name)}")
         for name in ("prefix_blocks", "lora_blocks", "adapter_blocks"):
             block_range(getattr(self, name), name)
 

@@ -1,5 +1,7 @@
 """A run that stops anywhere goes on as if it had not."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,9 @@ import torch
 from tests.helpers.toy_run import Recorder, toy_config
 from upperson.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from upperson.config import TrainConfig
+from upperson.data.records import read_dataset
 from upperson.recipe import read_config
+from upperson.run_state import RunState
 from upperson.train import Step, train
 from upperson_rt.errors import InputError, IntegrityError
 
@@ -124,10 +128,20 @@ def test_changed_data_and_configuration_are_refused(config: TrainConfig, tmp_pat
     file = run / "config.yaml"
     text = file.read_text("utf-8")
     file.write_text(text.replace("lora_rank: 4", "lora_rank: 2"), "utf-8")
-    with pytest.raises(IntegrityError, match="other trained tensors than this configuration has"):
+    with pytest.raises(IntegrityError, match="began with other model"):
         train(read_config(file), run, Recorder(), resume=True)
+    file.write_text(text.replace("lr: 0.001", "lr: 0.002"), "utf-8")
+    with pytest.raises(IntegrityError, match=r"began with other lr \(0.001, now 0.002\)"):
+        train(read_config(file), run, Recorder(), resume=True)
+    file.write_text(text, "utf-8")
     annotations = Path(config.root) / "annotations.jsonl"
-    annotations.write_text(annotations.read_text("utf-8").replace("coat", "robe"), "utf-8")
+    lines = annotations.read_text("utf-8").splitlines()
+    last = max(index for index, line in enumerate(lines) if '"split": "train"' in line)
+    moved = [
+        line.replace('"train"', '"val"') if index > last - 4 else line
+        for index, line in enumerate(lines[: last + 1])
+    ]
+    annotations.write_text("\n".join([*moved, *lines[last + 1 :]]), "utf-8")
     with pytest.raises(IntegrityError, match="the run to resume began with other data"):
         train(config, run, Recorder(), resume=True)
 
@@ -200,3 +214,54 @@ def test_an_image_that_cannot_be_decoded_names_its_place_and_training_goes_on_af
         image.write_bytes(content)
     train(config, run, Recorder(), resume=True)
     assert result_files(run) == whole
+
+
+def test_one_process_writes_a_run_at_a_time(config: TrainConfig, tmp_path: Path) -> None:
+    class Second(Recorder):
+        def step(self, step: Step) -> None:
+            with pytest.raises(InputError, match="is being written by another process"):
+                train(config, tmp_path / "run", Recorder(), resume=True)
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "run", Second())
+
+
+def test_a_broken_picture_of_the_val_split_costs_no_step(
+    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    image = read_dataset("jsonl", Path(config.root))["val"][0].image
+    content = image.read_bytes()
+    image.write_bytes(b"broken")
+    with pytest.raises(InputError, match="cannot read image"):
+        train(config, tmp_path / "run", Recorder())
+    image.write_bytes(content)
+    recorder = Recorder()
+    train(config, tmp_path / "run", recorder, resume=True)
+    assert len(recorder.losses) == STEPS * (EPOCHS - 1)
+    assert result_files(tmp_path / "run") == whole
+
+
+def test_a_diverged_state_is_not_kept(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="start a new run with a lower lr"):
+        train(replace(config, lr=1e20, warmup_epochs=0), tmp_path / "run", Recorder())
+    checkpoint, _ = load_checkpoint(tmp_path / "run/last")
+    assert checkpoint is None or all(
+        bool(torch.isfinite(tensor).all()) for tensor in checkpoint.tensors.values()
+    )
+
+
+def test_the_scaler_of_fp16_is_part_of_a_checkpoint() -> None:
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(layer.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    scaler.scale(layer(torch.ones(1, 2)).sum()).backward()
+    scaler.step(optimizer)
+    scaler.update(64.0)
+    saved = RunState(layer, optimizer, scaler, {}).checkpoint()
+    fresh = torch.amp.GradScaler("cpu", init_scale=512.0)
+    other = torch.nn.Linear(2, 2)
+    state = RunState(other, torch.optim.Adam(other.parameters()), fresh, {})
+    state.restore(Checkpoint(saved.tensors, json.loads(json.dumps(saved.state))))
+    assert fresh.state_dict()["scale"] == 64.0
+    torch.testing.assert_close(other.weight, layer.weight, atol=0, rtol=0)

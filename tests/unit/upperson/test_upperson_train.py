@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from tests.helpers.toy_clip import toy_clip
 from tests.helpers.toy_run import Recorder, toy_config
 from upperson.data.records import read_jsonl
 from upperson.data.vocabulary import clip_tokenizer
+from upperson.engine import start_engine
 from upperson.evaluate import evaluate
 from upperson.model.base import SMALL, build_clip, load_base
 from upperson.run import load_run
+from upperson.setup import set_up
 from upperson.train import train
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 
@@ -162,3 +165,51 @@ def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(InputError, match="cannot be read as weights"):
         load_base("toy", str(tmp_path / "bad.pt"))
     assert not trap.exists()
+
+
+def test_every_setting_reaches_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, monkeypatch, epochs=3, eval_every=2, lr=1e-4)
+    first = {}
+    for name, changes in {
+        "plain": {},
+        "augment": {"augment": True},
+        "masks": {"mask_captions": True},
+        "loss": {"loss": "itc"},
+    }.items():
+        recorder = Recorder()
+        train(replace(config, **changes), tmp_path / name, recorder)
+        first[name] = recorder.losses[0]
+    assert len(set(first.values())) == 4
+    rows = list(csv.DictReader((tmp_path / "plain/metrics.csv").read_text("utf-8").splitlines()))
+    assert [bool(row["val R@1"]) for row in rows] == [False, True, True]
+
+
+def test_set_up_keeps_frozen_matrices_in_half_and_recomputes_activations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, monkeypatch)
+    plain = set_up(config).model
+    lean = set_up(replace(config, precision="bf16", checkpoint_activations=True)).model
+    assert (plain.checkpoint_activations, lean.checkpoint_activations) == (False, True)
+    assert plain.image.conv1.weight.dtype == torch.float32
+    assert lean.image.conv1.weight.dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in lean.trained_state().values()} == {torch.float32}
+
+
+def test_of_equal_epochs_the_first_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, monkeypatch, epochs=3, lr=1e-12)
+    result = train(config, tmp_path / "run", Recorder())
+    assert result.best_epoch == 1
+
+
+def test_more_processes_than_pairs_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from upperson import train as train_module
+
+    config = toy_config(tmp_path, monkeypatch, batch_size=2)
+    engine = start_engine("fp32", "cpu")
+    monkeypatch.setattr(type(engine), "num_processes", property(lambda self: 3))
+    monkeypatch.setattr(train_module, "start_engine", lambda precision, device: engine)
+    with pytest.raises(UsageError, match=r"batch_size \(2\) must be at least the number of proc"):
+        train(config, tmp_path / "run", Recorder())
