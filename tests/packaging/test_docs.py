@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import shlex
 from urllib.parse import unquote
@@ -7,6 +8,8 @@ import typer
 
 from tests.helpers.command_line import ROOT
 from tests.helpers.frozen_options import APPS
+from upperson.config import TrainConfig
+from upperson.model.block import UPPersonConfig
 
 # The class of click, or of the copy of click that newer Typer releases carry.
 UsageError = typer.BadParameter.__bases__[0]
@@ -120,3 +123,15 @@ def test_commands_are_found(text, expected):
 )  # fmt: skip
 def test_wrong_commands_are_noticed(line):
     assert complaint(*line.split())
+
+
+def test_every_setting_of_a_recipe_is_explained():
+    text = read("docs/training.md")
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name != "model"]
+    names += [f"model.{field.name}" for field in dataclasses.fields(UPPersonConfig)]
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_placeholder_is_left_in_a_document(document):
+    assert not re.findall(r"^[A-Z_]{6,}$", read(document), flags=re.MULTILINE)
