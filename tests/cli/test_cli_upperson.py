@@ -112,7 +112,7 @@ def test_options_are_frozen():
         (["train", "--root", "p", "--recipe", "syntetic"], 2, "did you mean 'synthetic'"),
         (["train", "--root", "nowhere"], 3, "nowhere, found none: pass --root"),
         (["evaluate", "run", "--root", "p", "--split", "tset"], 2, "one of train, val, test"),
-        (["evaluate", "run", "--root", "nowhere"], 3, "with annotations.jsonl in nowhere"),
+        (["evaluate", "run", "--root", "nowhere"], 3, "run is neither a run nor a bundle"),
         (["export", "nowhere"], 3, "expected a run folder with config.yaml"),
         (["export", "holiday"], 3, "expected a run folder with config.yaml"),
         (["demo", "--output", "holiday"], 3, "holiday exists and is not an earlier demo"),
