@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.backends.signal_stack import same_signal_stack
 from upperson_rt.errors import BackendError, missing_extra
 
 __all__ = ["FloatType", "OpenVinoBackend"]
@@ -19,7 +20,7 @@ class OpenVinoBackend:
     """A compiled OpenVINO model on exactly one device.
 
     A float graph computes in float32. What an int8 graph leaves in float runs in bfloat16 where the
-    CPU has it, which is faster and adds an error no larger than that of int8.
+    CPU has it, which is faster and adds an error of the order of int8's own.
     """
 
     name = "openvino"
@@ -47,6 +48,18 @@ class OpenVinoBackend:
             import openvino
         except ImportError as error:
             raise missing_extra("openvino", "cpu", "the backend 'openvino'") from error
+        with same_signal_stack():
+            self._load(openvino, path, device, threads, float_type)
+        self._lock = threading.Lock()  # A request holds one set of tensors.
+
+    def _load(
+        self,
+        openvino: Any,
+        path: str | os.PathLike[str],
+        device: str,
+        threads: int | None,
+        float_type: FloatType | None,
+    ) -> None:
         self.device = device
         self.version: str = openvino.__version__.partition("-")[0]
         core = openvino.Core()
@@ -86,7 +99,6 @@ class OpenVinoBackend:
             )
         self._names = [output.get_any_name() for output in self._compiled.outputs]
         self._request = self._compiled.create_infer_request()
-        self._lock = threading.Lock()  # A request holds one set of tensors.
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph; see `Backend.run`."""

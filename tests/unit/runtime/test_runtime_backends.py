@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from tests.helpers.command_line import run_code
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt import backends
 from upperson_rt.backends import auto_order, open_backend
@@ -110,3 +111,24 @@ def test_bad_arguments(text_tower):
 def test_the_driver_probe_answers_either_way():
     driver = probe_cuda_driver()
     assert (driver.version is None) == (driver.problem is not None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="alternate signal stacks are Linux's")
+@pytest.mark.parametrize("first", ["image", "text"])
+def test_ctrl_c_after_openvino_is_an_exception_and_no_crash(text_tower, first):
+    code = """
+import gc, signal, sys
+from upperson_rt.backends import open_backend
+towers = {name: open_backend(f"{sys.argv[1]}/{name}.fp32.onnx", "openvino")
+          for name in ("image", "text")}
+del towers[sys.argv[2]]
+gc.collect()
+towers.clear()
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = run_code(code, text_tower.parent, first)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
