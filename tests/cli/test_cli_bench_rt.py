@@ -100,8 +100,8 @@ def test_what_computes_something_else_is_listed_and_not_timed(tmp_path):
     [
         (("--variant", "int4"), 2, "did you mean 'int8'"),
         (("--backend", "auto"), 2, "'auto' is no backend to measure"),
-        (("--batch", "1,none"), 2, "--batch must be sizes such as 1,8,32"),
-        (("--batch", "0"), 2, "--batch must be sizes such as 1,8,32"),
+        (("--batch", "1,none"), 2, "--batch must be sizes such as 1,2,8,32"),
+        (("--batch", "0"), 2, "--batch must be sizes such as 1,2,8,32"),
         (("--seconds", "inf"), 2, "a number of seconds from 0"),
         (("--backend", "tensorflow"), 2, "no backend 'tensorflow'"),
         (("--device", "cuda", "--backend", "onnxruntime"), 5, "device 'cuda' needs ONNX Runtime's"),

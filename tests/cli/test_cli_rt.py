@@ -9,7 +9,10 @@ from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle, repl
 from upperson_rt.cli import app, main
 from upperson_rt.gallery import Gallery
 
-COMMANDS = [["index"], ["query"], ["doctor"], ["gallery", "info"], ["gallery", "verify"]]
+COMMANDS = [
+    ["index"], ["query"], ["doctor"], ["gallery", "info"], ["gallery", "verify"], ["compile"],
+    ["bench"],
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

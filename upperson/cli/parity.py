@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from upperson.cli.extras import require_extra
-from upperson_rt.cli.options import Debug, Json, Threads
+from upperson_rt.cli.options import Debug, Json, Threads, read_batch_sizes
 from upperson_rt.cli.output import print_json
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 
@@ -60,7 +60,7 @@ def parity(
 
     Example: `upperson parity bundle --backends onnxruntime,openvino`
     """
-    batch_sizes = _read_batch_sizes(batch)
+    batch_sizes = read_batch_sizes(batch)
     if max_error is not None and not 0 < max_error < float("inf"):
         raise UsageError(f"--max-error must be above 0, found {max_error}")
     if min_cosine is not None and not 0 < min_cosine <= 1:
@@ -96,10 +96,3 @@ def parity(
         print_report(report)
     if not report.ok:
         raise IntegrityError(report.message())
-
-
-def _read_batch_sizes(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"--batch must be sizes such as 1,2,8,32, found '{text}'")
-    return sorted({int(part) for part in parts})

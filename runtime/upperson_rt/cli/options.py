@@ -55,7 +55,7 @@ def read_batch_sizes(text: str) -> list[int]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"--batch must be sizes such as 1,8,32, found '{text}'")
+        raise UsageError(f"--batch must be sizes such as 1,2,8,32, found '{text}'")
     return sorted({int(part) for part in parts})
 
 
