@@ -125,6 +125,7 @@ del towers[sys.argv[2]]
 gc.collect()
 towers.clear()
 gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A job in the background ignores it.
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
