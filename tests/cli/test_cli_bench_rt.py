@@ -1,4 +1,4 @@
-"""``upperson-rt bench`` on a toy bundle."""
+"""``upperson-rt bench towers`` on a toy bundle."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tests.helpers.command_line import run_program
 from tests.helpers.toy_bundle import CONTEXT_LENGTH, make_toy_bundle, replace_in_bundle
-from upperson_rt.bench import captions
+from upperson_rt.bench.towers import captions
 from upperson_rt.cli import app
 
 BACKENDS = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
@@ -22,7 +22,7 @@ def bundle(tmp_path_factory):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+    return CliRunner().invoke(app, ["bench", "towers", *map(str, arguments)])
 
 
 def test_json_has_every_variant_on_every_backend(bundle):
@@ -117,7 +117,7 @@ def test_errors_are_one_line_and_a_code(bundle, arguments, code, message):
 
 
 def test_a_process_that_dies_is_an_error_in_one_line(bundle, monkeypatch):
-    monkeypatch.setattr("upperson_rt.startup.sys.executable", "/bin/false")
+    monkeypatch.setattr("upperson_rt.bench.startup.sys.executable", "/bin/false")
     result = run("-b", bundle, *QUICK, "--variant", "fp32", "--backend", "onnxruntime")
     assert result.exit_code == 5
     assert "its process ended with code 1: it said nothing" in result.stderr
@@ -125,7 +125,7 @@ def test_a_process_that_dies_is_an_error_in_one_line(bundle, monkeypatch):
 
 def test_it_needs_no_torch(bundle):
     options = ("-b", bundle, *QUICK, "--variant", "fp32", "--backend", "onnxruntime", "--json")
-    done = run_program("upperson-rt", "bench", *options, without=["torch", "onnx", "open_clip"])
+    done = run_program("upperson-rt", "bench", "towers", *options, without=["torch", "onnx", "open_clip"])
     assert done.returncode == 0, done.stderr
     assert list(json.loads(done.stdout)["contenders"]) == ["fp32 on onnxruntime"]
 

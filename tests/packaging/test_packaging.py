@@ -157,7 +157,7 @@ def test_the_base_install_needs_no_torch(wheel, slim_wheel):
     for file in (wheel, slim_wheel):
         required = metadata_of(file).get_all("Requires-Dist")
         always = {line.split(">=")[0] for line in required if "extra ==" not in line}
-        assert always == {"numpy", "pillow", "rich", "tokenizers", "typer"}
+        assert always == {"faiss-cpu", "numpy", "pillow", "rich", "tokenizers", "typer"}
 
 
 def test_the_slim_wheel_is_the_runtime_and_nothing_else(wheel, slim_wheel):

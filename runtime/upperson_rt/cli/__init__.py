@@ -5,9 +5,8 @@ from typing import Annotated, NoReturn
 import typer
 
 import upperson_rt
-from upperson_rt.cli import gallery
+from upperson_rt.cli import bench, gallery
 from upperson_rt.cli.app import Command, new_app, run_app
-from upperson_rt.cli.bench import bench
 from upperson_rt.cli.compile import compile_engines
 from upperson_rt.cli.doctor import doctor
 from upperson_rt.cli.index import index
@@ -19,9 +18,9 @@ app = new_app("Find a person's pictures from a sentence.")
 app.command(cls=Command)(index)
 app.command(cls=Command)(query)
 app.command(cls=Command)(doctor)
-app.command(cls=Command)(bench)
 app.command("compile", cls=Command)(compile_engines)
 app.add_typer(gallery.app, name="gallery")
+app.add_typer(bench.app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""`upperson-rt bench`."""
+"""`upperson-rt bench towers`."""
 
 from json import dumps
 from typing import Annotated, Any
@@ -15,10 +15,10 @@ from upperson_rt.cli.options import (
 )
 from upperson_rt.cli.output import new_table, print_json, print_note, print_table, print_warning
 
-__all__ = ["bench"]
+__all__ = ["towers"]
 
 
-def bench(
+def towers(
     bundle: BundleOption = default_bundle,
     variant: Annotated[
         list[str] | None,
@@ -56,12 +56,12 @@ def bench(
     What fails a check is listed and not timed. Captions have 20 to 30 tokens; padded ones fill the
     model's context. CPU time counts all threads of this process and nothing else.
 
-    Example: `upperson-rt bench -b bundle --threads 1 --batch 1,8`
+    Example: `upperson-rt bench towers -b bundle --threads 1 --batch 1,8`
     """
     from rich.console import Console
     from rich.text import Text
 
-    from upperson_rt.bench import LEAST_RUNS, WARMUP, bench_bundle
+    from upperson_rt.bench.towers import LEAST_RUNS, WARMUP, bench_bundle
     from upperson_rt.machine import describe_machine
 
     console = Console(stderr=True)

@@ -1,0 +1,1 @@
+"""Benchmarks: contenders in turns in one run, on what the user has."""
