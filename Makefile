@@ -20,7 +20,7 @@ demo: $(STAMP)  ## Run the whole path on synthetic people into demo/.
 	$(BIN)/upperson demo $(ARGS)
 
 test: $(STAMP)  ## Run all tests.
-	$(BIN)/python -m pytest -q --durations=15 --durations-min=1 $(ARGS)
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal --durations=15 --durations-min=1 $(ARGS)
 
 check: $(STAMP)  ## Lint, format check, strict types, import rules. Changes nothing.
 	$(BIN)/python -m ruff check .

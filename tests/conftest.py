@@ -4,11 +4,13 @@ The folder decides the tier and with it the time limit of a test. A test that ne
 with its own ``pytest.mark.timeout``.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 
 from tests.helpers.command_line import run_program
 
@@ -55,12 +57,19 @@ class QuickDemo(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def quick_demo(tmp_path_factory: pytest.TempPathFactory) -> QuickDemo:
-    """Run the quick demo once a session, as a user does."""
-    folder = tmp_path_factory.mktemp("quick_demo") / "demo"
-    done = run_program("upperson", "demo", "--quick", "--json", "--output", folder, timeout_s=240)
-    assert done.returncode == 0, done.stderr
-    return QuickDemo(folder, done.stdout, done.stderr)
+def quick_demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> QuickDemo:
+    """Run the quick demo once a session, as a user does; workers of one session share it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own if worker_id == "master" else own.parent) / "quick_demo"
+    with FileLock(f"{shared}.lock"):
+        outputs = shared / "outputs.json"
+        if not outputs.exists():
+            run = run_program(
+                "upperson", "demo", "--quick", "--json", "--output", shared / "demo", timeout_s=240
+            )
+            assert run.returncode == 0, run.stderr
+            outputs.write_text(json.dumps([run.stdout, run.stderr]))
+    return QuickDemo(shared / "demo", *json.loads(outputs.read_text()))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """The ladder: per tower and variant, the smallest form whose retrieval accuracy is kept.
 
 Towers climb alone first, each beside the other tower in float32. Then the chosen two are measured
-together, and while they lose too much, the tower that loses more alone climbs on.
+together on every backend they are made for, and while they lose too much on one of them, the tower
+that loses more alone climbs on.
 """
 
 from collections.abc import Sequence
@@ -20,11 +21,18 @@ from upperson_rt.metrics import PerQueryMetrics, per_query_metrics
 
 TOP_K = 10
 
+REFERENCE = "onnxruntime"
+"""The backend of float32, and the one that towers climb on alone."""
+
+TOWERS: tuple[Tower, ...] = ("image", "text")
+
 
 class Source(Protocol):
     """Gives the embeddings of a form of a tower, measured on the built file."""
 
-    def __call__(self, tower: Tower, variant: Variant, rung: str) -> npt.NDArray[np.float32]:
+    def __call__(
+        self, tower: Tower, variant: Variant, rung: str, backend: str
+    ) -> npt.NDArray[np.float32]:
         """Return (items of the split, E), unit norm."""
 
 
@@ -38,6 +46,9 @@ class Measured:
 
     rung: str
     """As in `RUNGS`; for both, ``image rung + text rung``."""
+
+    backend: str
+    """What the files ran on; float32, which they are compared with, runs on ONNX Runtime."""
 
     metrics: PerQueryMetrics
     drop: Drop
@@ -55,6 +66,7 @@ class Measured:
             "variant": self.variant,
             "tower": self.tower,
             "rung": self.rung,
+            "backend": self.backend,
             "metrics": self.metrics.mean().as_dict(),
             "r1_drop": self.drop.as_dict(),
             "cosine": self.cosine,
@@ -72,16 +84,19 @@ class Ladder:
         source: Gives embeddings.
         max_r1_drop: Most points of R@1 a form may lose.
         int8_only: Forbid float towers as a last resort: AccuracyGateError instead.
+        also_on: More backends that the chosen towers of ``int8`` must keep their accuracy on;
+            typed variants are made for GPUs.
     """
 
     split: RetrievalSplit
     source: Source
     max_r1_drop: float
     int8_only: bool = False
+    also_on: tuple[str, ...] = ()
     measured: list[Measured] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._exact = {tower: self.source(tower, "fp32", "fp32") for tower in ("image", "text")}
+        self._exact = {tower: self.source(tower, "fp32", "fp32", REFERENCE) for tower in TOWERS}
         self.reference = self._metrics(self._exact["image"], self._exact["text"])
         self._top = _top(self._exact["text"], self._exact["image"])
 
@@ -96,8 +111,7 @@ class Ladder:
             rungs = INT8_RUNGS
         chosen: dict[Tower, str] = {}
         alone: dict[Tower, float] = {}
-        towers: tuple[Tower, ...] = ("image", "text")
-        for tower in towers:
+        for tower in TOWERS:
             found = self._climb_tower(tower, variant, rungs)
             chosen[tower], alone[tower] = found.rung, found.drop.points
         while not (both := self._measure_both(variant, chosen)).accepted:
@@ -112,32 +126,40 @@ class Ladder:
 
     def _climb_tower(self, tower: Tower, variant: Variant, rungs: Sequence[str]) -> Measured:
         for rung in rungs:
-            embeds = {**self._exact, tower: self.source(tower, variant, rung)}
-            found = self._measure(tower, variant, rung, embeds["image"], embeds["text"])
+            embeds = {**self._exact, tower: self.source(tower, variant, rung, REFERENCE)}
+            found = self._measure(tower, variant, rung, REFERENCE, embeds["image"], embeds["text"])
             if found.accepted:
                 return found
         raise self._failure(variant, found)
 
     def _measure_both(self, variant: Variant, chosen: dict[Tower, str]) -> Measured:
-        image_GE, text_QE = (
-            self.source(tower, variant, chosen[tower]) for tower in ("image", "text")
-        )
+        """Return the first backend's measurement that is refused, else ONNX Runtime's."""
         rung = f"{chosen['image']} + {chosen['text']}"
-        return self._measure("both", variant, rung, image_GE, text_QE)
+        found = []
+        for backend in (REFERENCE, *(self.also_on if variant == "int8" else ())):
+            image_GE, text_QE = (
+                self.source(tower, variant, chosen[tower], backend) for tower in TOWERS
+            )
+            found.append(self._measure("both", variant, rung, backend, image_GE, text_QE))
+            if not found[-1].accepted:
+                return found[-1]
+        return found[0]
 
     def _measure(
         self,
         tower: str,
         variant: Variant,
         rung: str,
+        backend: str,
         image_GE: npt.NDArray[np.float32],
         text_QE: npt.NDArray[np.float32],
     ) -> Measured:
         metrics = self._metrics(image_GE, text_QE)
         drop = r1_drop(self.reference, metrics)
+        embeds: dict[Tower, npt.NDArray[np.float32]] = {"image": image_GE, "text": text_QE}
         cosine = [
-            np.einsum("ne,ne->n", embeds, self._exact[name])
-            for name, embeds in (("image", image_GE), ("text", text_QE))
+            np.einsum("ne,ne->n", embeds[name], self._exact[name])
+            for name in TOWERS
             if tower in (name, "both")
         ]
         low, one, half = np.quantile(np.concatenate(cosine), [0.0, 0.01, 0.5])
@@ -145,6 +167,7 @@ class Ladder:
             variant=variant,
             tower=tower,
             rung=rung,
+            backend=backend,
             metrics=metrics,
             drop=drop,
             cosine={"min": float(low), "1 %": float(one), "median": float(half)},
@@ -162,7 +185,8 @@ class Ladder:
 
     def _failure(self, variant: Variant, last: Measured) -> AccuracyGateError:
         return AccuracyGateError(
-            f"{variant} loses {last.drop.points:.2f} points of R@1 ({last.tower}: {last.rung}), "
+            f"{variant} loses {last.drop.points:.2f} points of R@1 ({last.tower}: {last.rung}, "
+            f"on {last.backend}), "
             f"more than the {self.max_r1_drop} allowed, and no safer form is left: raise "
             "--max-r1-drop, allow float towers (--precision auto), or calibrate with more samples"
         )

@@ -21,24 +21,27 @@ th { font-weight: 600; color: #51606f } code { font-size: .9em }
 
 
 def accuracy_rows(report: dict[str, Any]) -> list[list[str]]:
-    """Return a heading and one row a variant: accuracy, paired change, form, size, time, fate."""
-    head = ["variant", *(f"{name} %" for name in _METRICS), "R@1 change (95 %)", "image", "text"]
-    rows = [[*head, "MiB", "ms/image", "shipped"]]
+    """Return a heading and one row a variant and backend: accuracy, change, form, size, time."""
+    head = ["variant", "on", *(f"{name} %" for name in _METRICS), "R@1 change (95 %)"]
+    rows = [[*head, "image", "text", "MiB", "ms/image", "shipped"]]
     for name, row in report["variants"].items():
-        metrics = row["metrics"] or {}
-        times = [times["image"] for times in row["latency"].values()]
-        rows.append(
-            [
-                name,
-                *(f"{metrics[metric]:.2f}" if metrics else "-" for metric in _METRICS),
-                _change(row["r1_drop"]),
-                row["rungs"]["image"],
-                row["rungs"]["text"],
-                f"{row['size_bytes'] / 2**20:.1f}" if row["shipped"] else "-",
-                f"{min(times):.1f}" if times else "-",
-                "yes" if row["shipped"] else "no",
-            ]
-        )
+        measured = {"onnxruntime": row, **row["elsewhere"]}
+        for backend in dict.fromkeys([*measured, *row["latency"]]):
+            found = measured.get(backend, {"metrics": None, "r1_drop": None})
+            metrics, times = found["metrics"] or {}, row["latency"].get(backend)
+            rows.append(
+                [
+                    name,
+                    backend,
+                    *(f"{metrics[metric]:.2f}" if metrics else "-" for metric in _METRICS),
+                    _change(found["r1_drop"]),
+                    row["rungs"]["image"],
+                    row["rungs"]["text"],
+                    f"{row['size_bytes'] / 2**20:.1f}" if row["shipped"] else "-",
+                    f"{times['image']:.1f}" if times else "-",
+                    "yes" if row["shipped"] else "no",
+                ]
+            )
     return rows
 
 
@@ -46,8 +49,8 @@ def ladder_rows(report: dict[str, Any]) -> list[list[str]]:
     """Return a heading and one row for every form that was measured, in order."""
     rows = [
         [
-            "variant", "towers", "form", *(f"{name} %" for name in _METRICS), "R@1 change (95 %)",
-            "cosine min / 1 % / median", "same top 10 %", "accepted",
+            "variant", "towers", "form", "on", *(f"{name} %" for name in _METRICS),
+            "R@1 change (95 %)", "cosine min / 1 % / median", "same top 10 %", "accepted",
         ]
     ]  # fmt: skip
     rows += [
@@ -55,6 +58,7 @@ def ladder_rows(report: dict[str, Any]) -> list[list[str]]:
             row["variant"],
             row["tower"],
             row["rung"],
+            row["backend"],
             *(f"{row['metrics'][metric]:.2f}" for metric in _METRICS),
             _change(row["r1_drop"]),
             " / ".join(f"{value:.4f}" for value in row["cosine"].values()),
@@ -161,7 +165,8 @@ def _gate(report: dict[str, Any]) -> str:
         return "Measure it before use:  upperson evaluate BUNDLE --root DIR"
     return (
         f"Every tower has the smallest form that loses at most {report['max_r1_drop']} points of "
-        "R@1 against fp32 on the same queries, alone and with the other tower: plain int8, "
+        "R@1 against fp32 on the same queries, alone and with the other tower, on every backend "
+        "named: plain int8, "
         "smoothed, mixed (a share of the Linears left in float), then float. The interval is a "
         "paired bootstrap over queries."
     )

@@ -11,7 +11,7 @@ from upperson_rt.gallery import Gallery
 
 COMMANDS = [
     ["index"], ["query"], ["doctor"], ["gallery", "info"], ["gallery", "verify"], ["compile"],
-    ["bench"],
+    ["bench", "towers"],
 ]  # fmt: skip
 
 

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner
 
-import upperson.cli
 import upperson_rt
 import upperson_rt.cli
 from tests.helpers.command_line import run_program
 from tests.helpers.frozen_options import APPS, GOLDEN, iter_commands, options_text
+from tests.helpers.invoke import run, run_json, snapshot
 from upperson_rt.bundle import Bundle
 from upperson_rt.gallery import Gallery
 from upperson_rt.retriever import Retriever
@@ -24,42 +23,9 @@ ONE_QUERY = 100 / 160
 """Points that one query of the quick demo is worth: ties may fall either way."""
 
 
-def run(*arguments, app=upperson.cli.app):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def run_json(*arguments, app=upperson.cli.app):
-    result = run(*arguments, "--json", app=app)
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 def one_line(text):
     """Undo the frames and line breaks of usage errors."""
     return " ".join(text.replace("│", " ").split())
-
-
-def snapshot(folder):
-    """Every file below a folder with its content."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="session")
-def people(demo_folder):
-    """The quick demo's data set."""
-    (root,) = (demo_folder / "people").iterdir()
-    return root
 
 
 @pytest.fixture
@@ -194,11 +160,6 @@ def test_a_split_without_images_is_refused(demo_folder, people):
 
 
 # --- tampered runs ---
-
-
-@pytest.fixture
-def copied_run(demo_folder, work):
-    return shutil.copytree(demo_folder / "run", work / "run")
 
 
 def test_a_truncated_adapter_is_refused(copied_run):
@@ -410,103 +371,3 @@ def test_an_output_that_is_a_file_is_refused(work):
     assert result.exit_code == 3
     assert "is a file" in result.stderr
     assert (work / "demo").read_text() == "mine"
-
-
-@pytest.mark.timeout(180, func_only=True)
-def test_int8_that_fails_the_gate_is_measured_and_left_out(copied_run, work):
-    report = run_json(
-        "export", copied_run, "--output", "bundle", "--calib-size", 16, "--max-r1-drop", -101
-    )
-    assert report["variants"]["int8"]["shipped"] is False
-    assert list(report["variants"]["int8"]["metrics"]) == METRICS
-    bundle = Bundle.open(work / "bundle")
-    assert bundle.variant == "fp32"
-    assert list(bundle.manifest.variants) == ["fp32"]
-    assert not list((work / "bundle").glob("*int8*"))
-    assert bundle.check_canaries()
-    result = run(
-        "export", copied_run, "--output", "second", "--calib-size", 16, "--max-r1-drop", -101,
-        "--precision", "int8",
-    )  # fmt: skip
-    assert result.exit_code == 4, result.stderr
-    assert "no safer form is left" in result.stderr
-    assert not (work / "second").exists()
-
-
-@pytest.mark.timeout(120, func_only=True)
-def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, monkeypatch):
-    import numpy as np
-    import onnx
-    from onnx import numpy_helper
-
-    from upperson_export import candidates
-
-    real = candidates.export_onnx
-
-    def broken(tower, kind, path, *, example):
-        real(tower, kind, path, example=example)
-        model = onnx.load(path)
-        (weights,) = (item for item in model.graph.initializer if item.name == "projection.weight")
-        values = numpy_helper.to_array(weights).copy()
-        values[0] += np.float32(0.01)
-        weights.CopyFrom(numpy_helper.from_array(values, weights.name))
-        onnx.save(model, path)
-
-    monkeypatch.setattr(candidates, "export_onnx", broken)
-    result = run("export", copied_run, "--output", "bundle", "--calib-size", 8)
-    assert result.exit_code == 6
-    assert "differs from torch" in result.stderr
-    assert {path.name for path in work.iterdir()} == {"run"}
-
-
-@pytest.mark.timeout(120, func_only=True)
-def test_one_calibration_sample_is_enough(copied_run, work):
-    run_json("export", copied_run, "--output", "bundle", "--calib-size", 1, "--max-r1-drop", 100)
-    assert Bundle.open(work / "bundle").check_canaries()
-
-
-@pytest.mark.parametrize("mine", ["thesis.txt", "bundle.json"])
-def test_a_folder_with_other_files_is_not_taken_for_a_bundle(demo_folder, copied_run, work, mine):
-    shutil.copytree(demo_folder / "bundle", work / "bundle")
-    (work / "bundle" / mine).write_text('{"tool": "mine"}')
-    before = snapshot(work)
-    result = run("export", copied_run, "--output", "bundle")
-    assert result.exit_code == 3
-    assert "is not an earlier result" in result.stderr
-    assert snapshot(work) == before
-
-
-@pytest.mark.timeout(240, func_only=True)
-def test_typed_variants_serving_files_and_reuse_of_a_calibration(copied_run, work):
-    arguments = ["export", copied_run, "--calib-size", 16, "--max-r1-drop", 5]
-    report = run_json(*arguments, "--output", "bundle", "--trt", "--triton", "models")
-    assert list(report["variants"]) == ["fp32", "int8", "fp16", "int8-fp16"]
-    assert "upperson-rt compile bundle --variant fp16" in report["engines"]["next"]
-    assert (work / "models").is_dir()
-    for variant, row in report["variants"].items():
-        assert row["shipped"]
-        assert Bundle.open(work / "bundle", variant).check_canaries()
-        assert row["size_bytes"] < report["variants"]["fp32"]["size_bytes"] or variant == "fp32"
-    html = (work / "bundle/report.html").read_text("utf-8")
-    assert "Every form that was measured" in html
-    again = run_json(
-        *arguments, "--output", "again", "--calibration", work / "bundle/calibration.json"
-    )
-    assert again["variants"]["int8"]["rungs"] == report["variants"]["int8"]["rungs"]
-    first, second = (
-        json.loads((work / name / "calibration.json").read_text("utf-8"))
-        for name in ("bundle", "again")
-    )
-    assert first["towers"]["image"]["amax"] == second["towers"]["image"]["amax"]
-
-
-@pytest.mark.timeout(180, func_only=True)
-def test_without_the_gate_rendered_people_calibrate_and_the_bundle_says_so(copied_run, work):
-    report = run_json("export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 16)
-    assert report["split"] is None
-    assert report["calibration"]["source"] == "synthetic renderer"
-    assert report["variants"]["int8"]["rungs"] == {"image": "smoothed", "text": "smoothed"}
-    entry = Bundle.open(work / "bundle", "int8").entry
-    assert entry.calibration["gate"] == "off"
-    assert entry.metrics is None
-    assert "Accuracy was not measured" in (work / "bundle/README.md").read_text("utf-8")

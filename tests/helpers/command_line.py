@@ -32,6 +32,22 @@ def run_program(
     return run_code(code, *arguments, cwd=cwd, without=without, timeout_s=timeout_s)
 
 
+def start_program(
+    program: Literal["upperson", "upperson-rt"], *arguments: str | Path, cwd: Path | None = None
+) -> "subprocess.Popen[str]":
+    """Start a command as `run_program` does, and do not wait for it."""
+    code = f"from {_MODULES[program]} import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        cwd=cwd,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
 def run_code(
     code: str,
     *arguments: str | Path,
@@ -45,10 +61,14 @@ def run_code(
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", blocked + code, *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
+        env=_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         encoding="utf-8",
         timeout=timeout_s,
     )
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, SOURCES))}

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from upperson_export.accuracy import RetrievalSplit
-from upperson_export.candidates import RUNGS
+from upperson_export.candidates import INT8_RUNGS, RUNGS
 from upperson_export.ladder import Ladder
 from upperson_export.variants import Variant
 from upperson_rt.canaries import Tower
@@ -23,15 +23,21 @@ def unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 class Forms:
     """Embeddings of one picture and one caption a person, with noise that a form adds."""
 
-    def __init__(self, noise: dict[tuple[Tower, str], float]) -> None:
+    def __init__(
+        self,
+        noise: dict[tuple[Tower, str], float],
+        elsewhere: dict[tuple[Tower, str], float] | None = None,
+    ) -> None:
         self._exact = unit(np.eye(PEOPLE))
-        self._noise = noise
-        self.asked: list[tuple[Tower, Variant, str]] = []
+        self._noise = {"onnxruntime": noise, "openvino": elsewhere or noise}
+        self.asked: list[tuple[Tower, Variant, str, str]] = []
 
-    def __call__(self, tower: Tower, variant: Variant, rung: str) -> npt.NDArray[np.float32]:
-        self.asked.append((tower, variant, rung))
+    def __call__(
+        self, tower: Tower, variant: Variant, rung: str, backend: str
+    ) -> npt.NDArray[np.float32]:
+        self.asked.append((tower, variant, rung, backend))
         direction = np.roll(self._exact, 1, axis=0)  # Towards another person.
-        return unit(self._exact + self._noise.get((tower, rung), 0.0) * direction)
+        return unit(self._exact + self._noise[backend].get((tower, rung), 0.0) * direction)
 
 
 def ladder_of(forms: Forms, **options: object) -> Ladder:
@@ -112,4 +118,34 @@ def test_float32_is_a_way_out_of_any_limit() -> None:
 def test_nothing_is_measured_that_is_not_needed() -> None:
     forms = Forms({})
     ladder_of(forms).climb("int8")
-    assert {rung for _, _, rung in forms.asked} == {"fp32", "plain"}
+    assert {rung for _, _, rung, _ in forms.asked} == {"fp32", "plain"}
+
+
+def test_what_ships_keeps_its_accuracy_on_the_other_backend_too() -> None:
+    forms = Forms({}, elsewhere={("image", "plain"): 2.0, ("image", "smoothed"): 2.0})
+    ladder = ladder_of(forms, also_on=("openvino",))
+    assert ladder.climb("int8")["image"] == "mixed-1/8"
+    together = [
+        (found.rung.split(" + ")[0], found.backend, found.accepted)
+        for found in ladder.measured
+        if found.tower == "both"
+    ]
+    assert ("plain", "onnxruntime", True) in together
+    assert ("plain", "openvino", False) in together
+    assert together[-2:] == [
+        ("mixed-1/8", "onnxruntime", True),
+        ("mixed-1/8", "openvino", True),
+    ]
+
+
+def test_graphs_for_gpus_are_not_measured_on_a_cpu_backend() -> None:
+    forms = Forms({})
+    ladder_of(forms, also_on=("openvino",)).climb("int8-fp16")
+    assert {backend for *_, backend in forms.asked} == {"onnxruntime"}
+
+
+def test_an_int8_that_only_fails_elsewhere_says_where() -> None:
+    elsewhere: dict[tuple[Tower, str], float] = {("image", rung): 2.0 for rung in INT8_RUNGS}
+    ladder = ladder_of(Forms({}, elsewhere=elsewhere), also_on=("openvino",), int8_only=True)
+    with pytest.raises(AccuracyGateError, match="on openvino"):
+        ladder.climb("int8")

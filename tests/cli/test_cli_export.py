@@ -1,0 +1,201 @@
+"""``upperson export``: what ships, what is refused, and that nothing half-done stays behind."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from tests.helpers.command_line import start_program
+from tests.helpers.invoke import run, run_json, snapshot
+from upperson_rt.bundle import Bundle
+
+METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
+
+
+@pytest.mark.timeout(180, func_only=True)
+def test_int8_that_fails_the_gate_is_measured_and_left_out(copied_run, work):
+    report = run_json(
+        "export", copied_run, "--output", "bundle", "--calib-size", 16, "--max-r1-drop", -101
+    )
+    assert report["variants"]["int8"]["shipped"] is False
+    assert list(report["variants"]["int8"]["metrics"]) == METRICS
+    bundle = Bundle.open(work / "bundle")
+    assert bundle.variant == "fp32"
+    assert list(bundle.manifest.variants) == ["fp32"]
+    assert not list((work / "bundle").glob("*int8*"))
+    assert bundle.check_canaries()
+    result = run(
+        "export", copied_run, "--output", "second", "--calib-size", 16, "--max-r1-drop", -101,
+        "--precision", "int8",
+    )  # fmt: skip
+    assert result.exit_code == 4, result.stderr
+    assert "no safer form is left" in result.stderr
+    assert not (work / "second").exists()
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, monkeypatch):
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    from upperson_export import candidates
+
+    real = candidates.export_onnx
+
+    def broken(tower, kind, path, *, example):
+        real(tower, kind, path, example=example)
+        model = onnx.load(path)
+        (weights,) = (item for item in model.graph.initializer if item.name == "projection.weight")
+        values = numpy_helper.to_array(weights).copy()
+        values[0] += np.float32(0.01)
+        weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+        onnx.save(model, path)
+
+    monkeypatch.setattr(candidates, "export_onnx", broken)
+    result = run("export", copied_run, "--output", "bundle", "--calib-size", 8)
+    assert result.exit_code == 6
+    assert "differs from torch" in result.stderr
+    assert {path.name for path in work.iterdir()} == {"run"}
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_one_calibration_sample_is_enough(copied_run, work):
+    run_json("export", copied_run, "--output", "bundle", "--calib-size", 1, "--max-r1-drop", 100)
+    assert Bundle.open(work / "bundle").check_canaries()
+
+
+@pytest.mark.parametrize("mine", ["thesis.txt", "bundle.json"])
+def test_a_folder_with_other_files_is_not_taken_for_a_bundle(demo_folder, copied_run, work, mine):
+    shutil.copytree(demo_folder / "bundle", work / "bundle")
+    (work / "bundle" / mine).write_text('{"tool": "mine"}')
+    before = snapshot(work)
+    result = run("export", copied_run, "--output", "bundle")
+    assert result.exit_code == 3
+    assert "is not an earlier result" in result.stderr
+    assert snapshot(work) == before
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_typed_variants_serving_files_and_reuse_of_a_calibration(copied_run, work):
+    arguments = ["export", copied_run, "--calib-size", 16, "--max-r1-drop", 5]
+    report = run_json(*arguments, "--output", "bundle", "--trt", "--triton", "models")
+    assert list(report["variants"]) == ["fp32", "int8", "fp16", "int8-fp16"]
+    assert "upperson-rt compile bundle --variant fp16" in report["engines"]["next"]
+    assert (work / "models").is_dir()
+    for variant, row in report["variants"].items():
+        assert row["shipped"]
+        assert Bundle.open(work / "bundle", variant).check_canaries()
+        assert row["size_bytes"] < report["variants"]["fp32"]["size_bytes"] or variant == "fp32"
+    html = (work / "bundle/report.html").read_text("utf-8")
+    assert "Every form that was measured" in html
+    again = run_json(
+        *arguments, "--output", "again", "--calibration", work / "bundle/calibration.json"
+    )
+    assert again["variants"]["int8"]["rungs"] == report["variants"]["int8"]["rungs"]
+    first, second = (
+        json.loads((work / name / "calibration.json").read_text("utf-8"))
+        for name in ("bundle", "again")
+    )
+    assert first["towers"]["image"]["amax"] == second["towers"]["image"]["amax"]
+
+
+@pytest.mark.timeout(180, func_only=True)
+def test_without_the_gate_rendered_people_calibrate_and_the_bundle_says_so(copied_run, work):
+    report = run_json("export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 16)
+    assert report["split"] is None
+    assert report["calibration"]["source"] == "synthetic renderer"
+    assert report["variants"]["int8"]["rungs"] == {"image": "smoothed", "text": "smoothed"}
+    entry = Bundle.open(work / "bundle", "int8").entry
+    assert entry.calibration["gate"] == "off"
+    assert entry.metrics is None
+    assert "Accuracy was not measured" in (work / "bundle/README.md").read_text("utf-8")
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has wheels for x86-64 only")
+    result = run(
+        "export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 16, "--trt",
+        "--trt-flavor", "rtx", "--rtx-capability", "8.9", "--deepstream", "nvinfer",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    engines = sorted(path.name for path in (work / "bundle.rtx").iterdir())
+    assert engines == [
+        "image.fp16.engine", "image.int8-fp16.engine", "text.fp16.engine", "text.int8-fp16.engine",
+    ]  # fmt: skip
+    assert all((work / "bundle.rtx" / name).stat().st_size > 100_000 for name in engines)
+    assert "compute capability 8.9" in result.stdout
+    assert "upperson-rt compile bundle --variant fp16" in result.stdout
+    written = {path.name for path in (work / "nvinfer").rglob("*") if path.is_file()}
+    assert any(name.endswith(".txt") for name in written)
+    assert Bundle.open(work / "bundle").check_canaries()
+
+
+@pytest.mark.parametrize("name", ["adapter_mlp.up.weight", "lora.key.up", "prefix.key_tokens"])
+def test_weights_that_are_not_finite_are_named(copied_run, work, name):
+    path = copied_run / "adapter.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    key = next(key for key in tensors if name in key)
+    tensors[key].flat[0] = np.nan
+    save_file(tensors, path, metadata)
+    result = run("export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 8)
+    assert result.exit_code == 3
+    assert key.partition(".")[2] in result.stderr
+    assert {path.name for path in work.iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--calib-data", "nowhere"], 3, "no such file or folder: nowhere"),
+        (["--calib-data", "empty"], 3, "no images in folder empty"),
+        (["--root", "empty"], 3, "empty"),
+        (["--calibration", "empty"], 3, "empty"),
+        (["--calib-size", "0"], 2, "calib-size"),
+        (["--estimator", "guess"], 2, "--estimator must be one of min-max"),
+        (["--precision", "int4"], 2, "--precision must be auto or int8"),
+        (["--max-r1-drop", "nan"], 2, "--max-r1-drop must be a number"),
+        (["--trt-flavor", "other"], 2, "--trt-flavor must be standard or rtx"),
+    ],
+)
+def test_bad_options_are_one_line_and_a_code(copied_run, work, options, code, message):
+    (work / "empty").mkdir()
+    result = run("export", copied_run, "--output", "bundle", *options)
+    assert result.exit_code == code, result.stderr
+    assert message in one_line(result.stderr)
+    assert {path.name for path in work.iterdir()} == {"run", "empty"}
+
+
+def test_an_output_that_cannot_be_written_is_told_at_once(copied_run, work):
+    (work / "file").write_text("mine")
+    result = run("export", copied_run, "--output", "file/bundle", "--no-gate", "--calib-size", 8)
+    assert result.exit_code == 3
+    assert "file/bundle" in result.stderr
+    assert (work / "file").read_text() == "mine"
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_a_killed_export_leaves_the_earlier_bundle(demo_folder, copied_run, work):
+    shutil.copytree(demo_folder / "bundle", work / "bundle")
+    before = snapshot(work / "bundle")
+    program = start_program("upperson", "export", copied_run, "--output", "bundle", cwd=work)
+    deadline = time.monotonic() + 60
+    while not list(work.glob(".bundle.*/.building/*.onnx")) and program.poll() is None:
+        assert time.monotonic() < deadline, sorted(path.name for path in work.iterdir())
+        time.sleep(0.05)
+    program.kill()
+    program.wait(timeout=30)
+    assert snapshot(work / "bundle") == before
+    assert Bundle.open(work / "bundle").check_canaries()
+
+
+def one_line(text):
+    """Undo the frames and line breaks of usage errors."""
+    return " ".join(text.replace("│", " ").split())
