@@ -7,18 +7,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch import Tensor
 
 from tests.conftest import QuickDemo
-from tests.helpers.stress_models import with_loud_channels, with_prefix_scale
+from tests.helpers.stress_models import with_loud_channels, with_prefix_scale, with_stream_outlier
 from upperson.cli.calibration_data import from_records
 from upperson.cli.retrieval_split import retrieval_split
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson.run import load_run
+from upperson_calibration.samples import CalibrationSet
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 
 GATE = 0.7
 """Points; one of the 160 queries is 0.625."""
+
+
+def samples(model: Any, quick_demo: QuickDemo) -> CalibrationSet:
+    (people,) = (quick_demo.folder / "people").iterdir()
+    height_px, width_px = model.image_size
+    return from_records(
+        read_dataset("jsonl", people)["train"], "train", clip_tokenizer(), height_px=height_px,
+        width_px=width_px, count=48, seed=0,
+    )  # fmt: skip
+
+
+def normalised(pixels_NHW3: Tensor) -> Tensor:
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    )
+    return (pixels_NHW3.permute(0, 3, 1, 2) / 255 - mean) / std
 
 
 def export(
@@ -26,17 +46,13 @@ def export(
 ) -> dict[str, Any]:
     (people,) = (quick_demo.folder / "people").iterdir()
     splits = read_dataset("jsonl", people)
-    height_px, width_px = model.image_size
     return export_bundle(
         model,
         ModelIdentity(
             name="stress", base="b", base_sha256="0" * 64, adapter_sha256="0" * 64, embed_dim=128
         ),
         clip_tokenizer_json(),
-        from_records(
-            splits["train"], "train", clip_tokenizer(), height_px=height_px, width_px=width_px,
-            count=48, seed=0,
-        ),
+        samples(model, quick_demo),
         retrieval_split(splits["test"], "test"),
         output,
         ExportOptions(variants=variants, max_r1_drop=GATE, **options),
@@ -45,8 +61,9 @@ def export(
 
 
 def found(report: dict[str, Any], tower: str, rung: str) -> dict[str, Any]:
-    (row,) = [row for row in report["ladder"] if (row["tower"], row["rung"]) == (tower, rung)]
-    return row
+    rows = [row for row in report["ladder"] if (row["tower"], row["rung"]) == (tower, rung)]
+    assert {row["backend"] for row in rows} == {"onnxruntime"}
+    return rows[0]
 
 
 @pytest.mark.timeout(240, func_only=True)
@@ -63,6 +80,28 @@ def test_loud_channels_ruin_plain_int8_and_not_what_ships(
     assert shipped["rungs"]["image"] not in ("plain", "fp32")
     assert shipped["r1_drop"]["points"] <= GATE
     assert found(report, "image", shipped["rungs"]["image"])["cosine"]["min"] > 0.999
+    assert shipped["elsewhere"]["openvino"]["r1_drop"]["points"] <= GATE
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_a_stream_outlier_of_1000_reaches_the_adapters_and_does_no_harm(
+    quick_demo: QuickDemo, tmp_path: Path
+) -> None:
+    _, _, model = load_run(quick_demo.folder / "run")
+    seen = samples(model, quick_demo)
+    images = normalised(torch.from_numpy(seen.images[:32]))
+    loud = with_stream_outlier(
+        model, images, torch.from_numpy(seen.input_ids[:32]).long(), magnitude=1000.0
+    )
+    report = export(loud, quick_demo, tmp_path / "b", "int8", "fp16")
+    int8, fp16 = report["variants"]["int8"], report["variants"]["fp16"]
+    assert fp16["rungs"] == {"image": "fp16", "text": "fp16"}
+    assert fp16["cosine"]["min"] > 0.999
+    assert int8["shipped"]
+    assert not set(int8["rungs"].values()) & {"fp32"}
+    for measured in (int8, int8["elsewhere"]["openvino"]):
+        assert measured["r1_drop"]["points"] <= GATE
+        assert measured["cosine"]["min"] > 0.999
 
 
 @pytest.mark.timeout(240, func_only=True)
