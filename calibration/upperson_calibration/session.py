@@ -28,6 +28,8 @@ def open_session(
     options.log_severity_level = 3
     # Its arena would keep the largest batch's memory several times over.
     options.enable_cpu_mem_arena = False
+    # Its default order runs reductions of inner tensors last, and keeps all of them until then.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if threads is not None:
         options.intra_op_num_threads = threads
     handle, name = tempfile.mkstemp(suffix=".onnx", dir=folder, prefix=".calibration.")

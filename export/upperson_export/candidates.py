@@ -18,7 +18,6 @@ from upperson_calibration.calibration_file import TowerCalibration
 from upperson_calibration.estimators import Estimator, estimate
 from upperson_calibration.observe import Observed, observe
 from upperson_calibration.sensitivity import LayerDamage, rank_by_damage
-from upperson_calibration.session import batches
 from upperson_calibration.smoothing import Smoothing, choose_smoothing
 from upperson_export.extremes import largest_values
 from upperson_export.onnx import export_onnx
@@ -120,7 +119,9 @@ class TowerCandidates:
         if not path.exists():
             graph = self.fp32 if rung == "plain" else self._smoothed
             model = onnx.load(graph)
-            largest = self._largest(graph) if variant == "int8-fp16" else None
+            largest = None
+            if variant == "int8-fp16":
+                largest = self._largest if rung == "plain" else self._smoothed_largest
             keep = self.kept_float(rung)
             amax = self._amax if rung == "plain" else self._smoothed_amax
             built = build_variant(model, self.kind, variant, amax, keep, largest=largest)
@@ -151,15 +152,18 @@ class TowerCandidates:
     @cached_property
     def _fp16(self) -> Path:
         path = self._folder / f"{self.kind}.fp16.onnx"
-        built = build_variant(
-            onnx.load(self.fp32), self.kind, "fp16", largest=self._largest(self.fp32)
-        )
+        built = build_variant(onnx.load(self.fp32), self.kind, "fp16", largest=self._largest)
         onnx.save(built, path)
         return path
 
-    def _largest(self, graph: Path) -> dict[str, float]:
-        inputs = [batch for _, batch, _ in batches(self._inputs, 8)]
-        return largest_values(onnx.load(graph), inputs)
+    @cached_property
+    def _largest(self) -> dict[str, float]:
+        return self._extremes(self.fp32, f"largest values of the {self.kind} tower")
+
+    @cached_property
+    def _smoothed_largest(self) -> dict[str, float]:
+        work = f"largest values of the smoothed {self.kind} tower"
+        return self._extremes(self._smoothed, work)
 
     @cached_property
     def _observed(self) -> dict[str, Observed]:
@@ -211,6 +215,11 @@ class TowerCandidates:
             graph,
             self._inputs,
             progress=lambda done, total: self._progress(work, done, total),
+        )
+
+    def _extremes(self, graph: Path, work: str) -> dict[str, float]:
+        return largest_values(
+            graph, self._inputs, progress=lambda done, total: self._progress(work, done, total)
         )
 
     def _export(self, tower: PlainTower, name: str) -> Path:

@@ -1,73 +1,93 @@
 """How large the numbers inside a tower become, which decides what float16 can hold."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
-from onnx import TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
+from upperson_calibration.session import batches, open_session
 from upperson_export.passes.to_half import MOVES_VALUES
 from upperson_rt.errors import InputError
 
-_SUFFIX = "/largest"
+Progress = Callable[[int, int], None]
+"""Called with (done, total) samples."""
+
+_HIGH, _LOW = "/high", "/low"
 
 
 def largest_values(
-    model: onnx.ModelProto, batches: Iterable[npt.NDArray[Any]], threads: int | None = None
+    graph: Path,
+    inputs: npt.NDArray[Any],
+    *,
+    batch_size: int = 8,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Return the largest absolute value of each computed float tensor, by name.
 
-    The maxima are taken inside the graph, so memory does not grow with the number of tensors.
+    The extremes are taken inside the graph, so memory grows neither with tensors nor with samples.
     Tensors that only move values of others are left out.
 
     Args:
-        model: A float32 tower; it is not changed.
-        batches: Inputs of the tower, padding included: an infinite number in a padded row would
-            spoil the others, too.
+        graph: The ONNX file of a float32 tower.
+        inputs: uint8 [N, H, W, 3] or zero-padded int32 [N, L]. Padding inside a batch counts: an
+            infinite number in a padded row would spoil the others, too.
+        batch_size: Samples run at a time; memory is proportional to it.
         threads: CPU threads; None lets ONNX Runtime choose.
+        progress: Told after each batch.
 
     Raises:
-        InputError: There is no batch, or a value is not finite.
+        InputError: There is no sample, or a value is not finite.
     """
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    graph = watched.graph
+    if not len(inputs):
+        raise InputError("at least one sample is needed to see how large values become")
+    model = onnx.load(graph)
+    names = _watch(model.graph)
+    session = open_session(model, graph.parent, threads)
+    input_name = session.get_inputs()[0].name
+    wanted = [name + end for name in names for end in (_HIGH, _LOW)]
+    largest = np.zeros(len(names))
+    done = 0
+    for samples, batch, _ in batches(inputs, batch_size):
+        found = np.abs(session.run(wanted, {input_name: batch})).reshape(-1, 2)
+        # NaN passes through maximum, unlike through a comparison.
+        largest = np.maximum(largest, found.max(axis=1))
+        done += len(samples)
+        if progress is not None:
+            progress(done, len(inputs))
+    for name, value in zip(names, largest, strict=True):
+        if not np.isfinite(value):
+            raise InputError(f"the tensor '{name}' is not finite: the model diverged")
+    return dict(zip(names, largest.tolist(), strict=True))
+
+
+def _watch(graph: onnx.GraphProto) -> list[str]:
+    """Add the extremes of every computed float tensor as outputs; return the tensors' names."""
     floats = {
         value.name
         for value in (*graph.value_info, *graph.output)
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     }
-    names = [
-        output
-        for node in model.graph.node
-        for output in node.output
-        if output in floats and node.op_type not in MOVES_VALUES
-    ]
-    for name in names:
-        graph.node.append(helper.make_node("Abs", [name], [f"{name}/abs"]))
-        graph.node.append(
-            helper.make_node("ReduceMax", [f"{name}/abs"], [name + _SUFFIX], keepdims=0)
-        )
-        graph.output.append(helper.make_tensor_value_info(name + _SUFFIX, TensorProto.FLOAT, []))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    del watched, graph
-    largest = np.full(len(names), -1.0)
-    for batch in batches:
-        found = session.run([name + _SUFFIX for name in names], {model.graph.input[0].name: batch})
-        # NaN passes through maximum, unlike through a comparison.
-        largest = np.maximum(largest, found)
-    if (largest == -1).any():
-        raise InputError("at least one batch is needed to see how large values become")
-    for name, value in zip(names, largest, strict=True):
-        if not np.isfinite(value):
-            raise InputError(f"the tensor '{name}' is not finite: the model diverged")
-    return dict(zip(names, largest.tolist(), strict=True))
+    names: list[str] = []
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type in MOVES_VALUES:
+            continue
+        for name in node.output:
+            if name not in floats:
+                continue
+            names.append(name)
+            for reduce, end in (("ReduceMax", _HIGH), ("ReduceMin", _LOW)):
+                # Right behind its tensor: at the end of the graph, all tensors would live until it.
+                nodes.append(helper.make_node(reduce, [name], [name + end], keepdims=0))
+                graph.output.append(
+                    helper.make_tensor_value_info(name + end, TensorProto.FLOAT, [])
+                )
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return names

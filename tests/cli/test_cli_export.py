@@ -129,7 +129,7 @@ def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work):
         "image.fp16.engine", "image.int8-fp16.engine", "text.fp16.engine", "text.int8-fp16.engine",
     ]  # fmt: skip
     assert all((work / "bundle.rtx" / name).stat().st_size > 100_000 for name in engines)
-    assert "compute capability 8.9" in result.stdout
+    assert "compute capability 8.9, 4 fused attentions, 0 int8 GEMMs" in one_line(result.stdout)
     assert "upperson-rt compile bundle --variant fp16" in result.stdout
     written = {path.name for path in (work / "nvinfer").rglob("*") if path.is_file()}
     assert any(name.endswith(".txt") for name in written)

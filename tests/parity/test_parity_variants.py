@@ -28,6 +28,7 @@ from tests.helpers.toy_graphs import (
     toy_inputs,
 )
 from upperson.model.encoder import UPPerson
+from upperson_calibration.padding import token_lengths
 from upperson_export.extremes import largest_values
 from upperson_export.passes.to_half import LIMIT
 from upperson_export.variants import Variant, build_variant
@@ -127,10 +128,12 @@ def test_float16_holds_what_clip_does_to_numbers(
 
 
 @each_tower
-def test_what_float16_cannot_hold_stays_float32(kind: Tower) -> None:
+def test_what_float16_cannot_hold_stays_float32(kind: Tower, tmp_path: Path) -> None:
     fp32 = exported(with_prefix_scale(toy_model(), 1e6), kind)
+    path = tmp_path / "fp32.onnx"
+    onnx.save(fp32, path)
     inputs = toy_inputs(kind)
-    largest = largest_values(fp32, [inputs[:5], inputs[5:]], threads=1)
+    largest = largest_values(path, inputs, batch_size=5, threads=1)
     assert max(largest.values()) > LIMIT
     with pytest.raises(InputError, match="float16 ends at 65504"):
         build_variant(fp32, kind, "fp16")
@@ -143,12 +146,16 @@ def test_what_float16_cannot_hold_stays_float32(kind: Tower) -> None:
 
 
 @each_tower
-def test_largest_values_are_those_of_the_tensors(kind: Tower) -> None:
+def test_largest_values_are_those_of_the_tensors(kind: Tower, tmp_path: Path) -> None:
     fp32, inputs = toy_graph(kind), toy_inputs(kind)
-    largest = largest_values(fp32, [inputs[:4], inputs[4:]], threads=1)
+    path = tmp_path / "fp32.onnx"
+    onnx.save(fp32, path)
+    if kind == "text":
+        inputs = inputs[:, : token_lengths(inputs).max()]  # What a batch is padded to.
+    largest = largest_values(path, inputs, batch_size=len(inputs), threads=1)
     for name, amax in amax_of(fp32, inputs).items():
         # Moved tensors are left out; their sources are there.
         assert name not in largest or largest[name] == pytest.approx(amax, rel=1e-5)
     assert len(largest) > 50
-    with pytest.raises(InputError, match="at least one batch"):
-        largest_values(fp32, [])
+    with pytest.raises(InputError, match="at least one sample"):
+        largest_values(path, inputs[:0])

@@ -3,12 +3,12 @@
 import math
 import tempfile
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from upperson.cli.engines import build_engines
 from upperson.cli.extras import require_extra
 from upperson.cli.options import RunFolder
 from upperson_rt.cli.options import Debug, Json
@@ -130,7 +130,7 @@ def export(
             calibration=calibration,
             progress=display.update,
         )
-        engines = _engines(output, trt, trt_flavor, rtx_capability, display.update)
+        engines = build_engines(output, trt, trt_flavor, rtx_capability, display.update)
     written = _serving(output, triton, deepstream)
     for name, row in report["variants"].items():
         if not row["shipped"]:
@@ -256,50 +256,6 @@ def _samples(
             records = rendered_records(Path(rendered) / "people", min(count, 128))
             captions = [caption for record in records for caption in record.captions]
     return from_folder(folder, captions, tokenizer, count=count, **options)
-
-
-def _engines(
-    bundle: Path, trt: bool, flavor: str, capability: str, progress: Progress
-) -> dict[str, str]:
-    """Build what --trt asks for as far as this machine can; return a line for each thing."""
-    from upperson_rt.backends.cuda_driver import probe_cuda_driver
-    from upperson_rt.bundle import read_manifest
-
-    if not trt:
-        return {}
-    manifest = read_manifest(bundle)
-    typed = [name for name in ("fp16", "int8-fp16") if name in manifest.variants]
-    lines = {}
-    if flavor == "rtx":
-        import onnx
-
-        from upperson_export.rtx import build_rtx_engine
-        from upperson_rt.atomic import write_atomically
-        from upperson_rt.tensorrt.profiles import tower_profile
-
-        for variant in typed:
-            entry = manifest.variants[variant]
-            for tower, file in (("image", entry.image), ("text", entry.text)):
-                progress(f"compiling {tower} {variant} for TensorRT for RTX", 0, 1)
-                profile = tower_profile(tower, manifest, max_batch=32)  # type: ignore[arg-type]
-                engine = build_rtx_engine(onnx.load(bundle / file.file), profile, capability)
-                target = bundle.with_name(f"{bundle.name}.rtx") / f"{tower}.{variant}.engine"
-                write_atomically(target, engine.content)
-                lines[target.name] = (
-                    f"{target}: TensorRT for RTX {engine.version}, compute capability {capability}"
-                )
-    if probe_cuda_driver().devices and find_spec("tensorrt") is not None:
-        from upperson_rt.tensorrt.compile import compile_bundle
-
-        for variant in typed:
-            for built in compile_bundle(bundle, variant).towers:
-                lines[f"{built.tower}.{variant}"] = f"engine {built.path}"
-    else:
-        lines["next"] = (
-            f"no GPU with TensorRT here; on the device run:  upperson-rt compile {bundle} "
-            f"--variant {typed[0] if typed else 'fp16'}"
-        )
-    return lines
 
 
 def _serving(bundle: Path, triton: Path | None, deepstream: Path | None) -> dict[str, str]:
