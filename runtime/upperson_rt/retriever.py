@@ -3,7 +3,7 @@
 from typing import overload
 
 from upperson_rt.encoder import Encoder
-from upperson_rt.gallery import Filter, GalleryStore, Hit
+from upperson_rt.gallery import Filter, Gallery, Hit
 
 __all__ = ["Retriever"]
 
@@ -16,7 +16,7 @@ class Retriever:
         hits = Retriever(encoder, gallery).query("a woman in a red coat", k=5)
     """
 
-    def __init__(self, encoder: Encoder, gallery: GalleryStore) -> None:
+    def __init__(self, encoder: Encoder, gallery: Gallery) -> None:
         """Put the two together; the gallery was opened with the encoder's fingerprint."""
         self.encoder = encoder
         self.gallery = gallery
