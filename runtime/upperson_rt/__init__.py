@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         UppersonError,
         UsageError,
     )
-    from upperson_rt.gallery import Filter, Gallery, Hit, Item
+    from upperson_rt.gallery import Filter, Gallery, GalleryInfo, Hit, Item, TrackSpan
     from upperson_rt.manifest import Manifest
     from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
     from upperson_rt.preprocess import iter_image_files, load_image, resize_image
@@ -41,6 +41,7 @@ __all__ = [
     "Encoder",
     "Filter",
     "Gallery",
+    "GalleryInfo",
     "Hit",
     "InputError",
     "IntegrityError",
@@ -49,6 +50,7 @@ __all__ = [
     "RetrievalMetrics",
     "Retriever",
     "Tokenizer",
+    "TrackSpan",
     "UppersonError",
     "UsageError",
     "__version__",
@@ -67,6 +69,7 @@ _OWNERS = {
     "Encoder": "encoder",
     "Filter": "gallery",
     "Gallery": "gallery",
+    "GalleryInfo": "gallery",
     "Hit": "gallery",
     "InputError": "errors",
     "IntegrityError": "errors",
@@ -75,6 +78,7 @@ _OWNERS = {
     "RetrievalMetrics": "metrics",
     "Retriever": "retriever",
     "Tokenizer": "tokenizer",
+    "TrackSpan": "gallery",
     "UppersonError": "errors",
     "UsageError": "errors",
     "iter_image_files": "preprocess",

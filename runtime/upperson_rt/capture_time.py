@@ -82,7 +82,7 @@ def _from_name(stem: str) -> float | None:
 def _seconds(numbers: Any, fraction: str, offset: str) -> float | None:
     year, month, day, hour, minute, second = map(int, numbers)
     try:
-        moment = datetime.datetime(year, month, day, hour, minute, min(second, 59))
+        moment = datetime.datetime(year, month, day, hour, minute, second)
         if re.fullmatch(r"[+-]\d\d:\d\d", offset):
             zone = datetime.datetime.strptime(offset, "%z").tzinfo
             moment = moment.replace(tzinfo=zone)

@@ -31,7 +31,7 @@ class Check:
 
 def diagnose(
     bundle: Path | None = None,
-    gallery: Path | None = None,
+    gallery: str | Path | None = None,
     variant: str | None = None,
     backend: str = "auto",
     device: str = "cpu",
@@ -40,7 +40,7 @@ def diagnose(
 
     Args:
         bundle: Folder of a bundle: hashes, then canaries on the backend that really runs.
-        gallery: Folder of a gallery: opens, counts, and belongs to the bundle.
+        gallery: Location of a gallery: opens, counts, and belongs to the bundle.
         variant: Of the bundle; None for its default.
         backend: See `open_backend`.
         device: See `open_backend`.
@@ -212,7 +212,7 @@ def _bundle(
     return checks, bundle.manifest.fingerprint
 
 
-def _gallery(path: Path, fingerprint: str | None) -> Check:
+def _gallery(path: str | Path, fingerprint: str | None) -> Check:
     try:
         with Gallery.open(path, fingerprint) as gallery:
             items = gallery.count()

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 import upperson_rt
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle, replace_in_bundle
 from upperson_rt.cli import app, main
-from upperson_rt.gallery import Gallery
+from upperson_rt.gallery import SqliteGallery
 
 COMMANDS = [
     ["index"], ["query"], ["doctor"], ["gallery", "info"], ["gallery", "verify"], ["compile"],
@@ -112,14 +112,14 @@ def test_bad_pictures_end_with_3_after_the_rest_is_in(work):
 
 
 def test_interrupted_index_keeps_what_is_committed(work, monkeypatch):
-    add = Gallery.add
+    add = SqliteGallery.add
 
     def interrupt_third(self, *arguments):
         if self.count() == 4:
             raise KeyboardInterrupt
         add(self, *arguments)
 
-    monkeypatch.setattr(Gallery, "add", interrupt_third)
+    monkeypatch.setattr(SqliteGallery, "add", interrupt_third)
     result = run("index", "crops", "--batch-size", 2)
     assert result.exit_code == 130
     assert "4 of 6 pictures are done and stay in the gallery" in result.stderr
@@ -200,7 +200,7 @@ def test_integrity_errors_end_with_6(work, tmp_path):
 
 def test_verify_lists_problems(work, monkeypatch):
     run("index", "crops")
-    monkeypatch.setattr(Gallery, "verify", lambda self: ["item a: vector of 3 bytes"])
+    monkeypatch.setattr(SqliteGallery, "verify", lambda self: ["item a: vector of 3 bytes"])
     result = run("gallery", "verify")
     assert result.exit_code == 6
     assert "item a: vector of 3 bytes" in result.stderr
@@ -215,7 +215,7 @@ def test_traceback_only_with_debug(work, monkeypatch):
     assert "error: no gallery" in result.stderr
 
     run("index", "crops")
-    monkeypatch.setattr(Gallery, "info", lambda self: {}["defect"])
+    monkeypatch.setattr(SqliteGallery, "info", lambda self: {}["defect"])
     result = run("gallery", "info")
     assert result.exit_code == 1
     assert result.stderr == (

@@ -31,7 +31,7 @@ def info(
         print_json(asdict(found))
         return
     period = f"{local_time(found.first_time)} to {local_time(found.last_time)}"
-    table = new_table("gallery", found.path)
+    table = new_table("gallery", found.location)
     for name, value in {
         "pictures": str(found.items),
         "cameras": _counts(found.cameras),
@@ -39,7 +39,7 @@ def info(
         "variants": _counts(found.variants),
         "dimensions": str(found.embed_dim),
         "model": found.fingerprint,
-        "size": f"{found.size_bytes / 1e6:.1f} MB",
+        "size": "not known" if found.size_bytes is None else f"{found.size_bytes / 1e6:.1f} MB",
         "created": f"{found.created} by {found.generator}",
     }.items():
         table.add_row(name, Text(value))

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 default_bundle = Path("bundle")
-default_gallery = Path("gallery")
+default_gallery = "gallery"
 
 
 def unix_seconds(text: str) -> float:
@@ -64,8 +64,14 @@ BundleOption: TypeAlias = Annotated[
     typer.Option("--bundle", "-b", envvar="UPPERSON_BUNDLE", help="Folder of the exported model."),
 ]
 GalleryOption: TypeAlias = Annotated[
-    Path,
-    typer.Option("--gallery", "-g", envvar="UPPERSON_GALLERY", help="Folder of the gallery."),
+    str,
+    typer.Option(
+        "--gallery",
+        "-g",
+        envvar="UPPERSON_GALLERY",
+        metavar="FOLDER|ADDRESS",
+        help="Folder of the gallery, or milvus://host:port/collection.",
+    ),
 ]
 OptionalBundleOption: TypeAlias = Annotated[
     Path | None,
@@ -78,11 +84,12 @@ OptionalBundleOption: TypeAlias = Annotated[
     ),
 ]
 OptionalGalleryOption: TypeAlias = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--gallery",
         "-g",
         envvar="UPPERSON_GALLERY",
+        metavar="FOLDER|ADDRESS",
         help="Gallery to check.",
         show_default="./gallery, if it is there",
     ),

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import upperson_rt
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.gallery.rows import attribute_equals
 
 __all__ = [
     "DATABASE_FILE",
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 DATABASE_FILE = "gallery.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -36,6 +37,7 @@ _TABLES = (
         time REAL,
         track TEXT,
         box TEXT,
+        crop TEXT,
         attributes TEXT NOT NULL,
         variant TEXT,
         vector BLOB NOT NULL
@@ -82,6 +84,7 @@ def connect(path: Path) -> sqlite3.Connection:
         check_same_thread=False,  # Gallery holds a lock.
     )
     connection.execute("PRAGMA synchronous = FULL")
+    connection.create_function("attribute_equals", 3, attribute_equals, deterministic=True)
     return connection
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import schema
-from upperson_rt.gallery.ranking import top_k
-from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, Item
+from upperson_rt.gallery.base import Gallery, check_prune
+from upperson_rt.gallery.ranking import best_of_tracks, top_k
+from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, IndexInfo, Item
 from upperson_rt.gallery.rows import (
     COLUMNS,
     UPSERT,
@@ -25,11 +25,10 @@ from upperson_rt.gallery.rows import (
     row_from_item,
     sql_from_filter,
 )
+from upperson_rt.gallery.vectors import STORED, check_space, unit_vectors, vector_problem
 
-__all__ = ["Gallery"]
+__all__ = ["SqliteGallery"]
 
-_STORED = np.dtype("<f2")
-_MAX_NORM_ERROR = 0.01  # Far above the rounding of float16, far below a vector not normalised.
 _SCORES_AT_A_TIME = 1 << 24
 
 
@@ -44,7 +43,7 @@ class _Matrix:
     """(N, D)."""
 
 
-class Gallery:
+class SqliteGallery(Gallery):
     """Items and their embeddings in ``FOLDER/gallery.sqlite``; a context manager.
 
     A transaction that has returned survives a power failure (WAL, synchronous=FULL). Several
@@ -66,15 +65,15 @@ class Gallery:
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str],
+        location: str | os.PathLike[str],
         fingerprint: str | None = None,
         embed_dim: int | None = None,
         create: bool = False,
-    ) -> "Gallery":
+    ) -> "SqliteGallery":
         """Open a gallery folder.
 
         Args:
-            path: The folder.
+            location: The folder.
             fingerprint: Of the embedding space, `Encoder.fingerprint`; None skips the check,
                 which suits looking at a gallery without its bundle.
             embed_dim: D; None skips the check.
@@ -85,7 +84,7 @@ class Gallery:
             InputError: There is no gallery, it cannot be opened, or its schema is newer.
             IntegrityError: The file is damaged or no gallery, or holds another embedding space.
         """
-        folder = Path(path)
+        folder = Path(location)
         file = folder / schema.DATABASE_FILE
         if create and (fingerprint is None or embed_dim is None):
             raise UsageError("creating a gallery needs its fingerprint and embed_dim")
@@ -110,11 +109,21 @@ class Gallery:
                     meta = schema.read_meta(connection, file)
                 if meta is None:
                     raise missing
-                _check_space(meta, folder, fingerprint, embed_dim)
+                check_space(str(folder), (meta.fingerprint, meta.embed_dim), fingerprint, embed_dim)
             except BaseException:
                 connection.close()
                 raise
         return cls(folder, connection, meta)
+
+    @property
+    def location(self) -> str:
+        """The folder."""
+        return str(self.path)
+
+    @property
+    def crops_dir(self) -> Path:
+        """Where `Item.crop` is found: the folder ``crops`` of the gallery."""
+        return self.path / "crops"
 
     @property
     def embed_dim(self) -> int:
@@ -132,17 +141,6 @@ class Gallery:
             self._connection.close()
             self._matrix = None
 
-    def __enter__(self) -> "Gallery":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def add(
         self, items: Sequence[Item], vectors: NDArray[np.float32], variant: str | None = None
     ) -> None:
@@ -157,7 +155,7 @@ class Gallery:
             InputError: A vector has another dimension, is not finite or not of unit length, an
                 item cannot be stored, or the database cannot be written. Nothing is added.
         """
-        stored = self._unit_vectors(vectors, len(items)).astype(_STORED)
+        stored = unit_vectors(vectors, len(items), self.embed_dim, self.location).astype(STORED)
         rows = [
             (*row_from_item(item), variant, vector.tobytes())
             for item, vector in zip(items, stored, strict=True)
@@ -179,7 +177,11 @@ class Gallery:
         return int(self._value(f"SELECT count(*) FROM items WHERE {condition}", values))
 
     def search(
-        self, vectors: NDArray[np.float32], k: int, where: Filter | None = None
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        where: Filter | None = None,
+        by_track: bool = False,
     ) -> list[list[Hit]]:
         """Find the best items for each query: exact, best first, ties by id.
 
@@ -187,6 +189,7 @@ class Gallery:
             vectors: (Q, D) queries of unit length.
             k: Hits per query; fewer come back where fewer items pass the filter.
             where: Only items that pass.
+            by_track: One hit for each camera and track.
 
         Raises:
             InputError: A query has another dimension, is not finite or not of unit length.
@@ -195,7 +198,7 @@ class Gallery:
         """
         if k < 1:
             raise UsageError(f"k must be at least 1, got {k}")
-        queries = self._unit_vectors(vectors, len(vectors))
+        queries = unit_vectors(vectors, len(vectors), self.embed_dim, self.location)
         with self._transaction("DEFERRED"):  # One snapshot for vectors, filter and metadata.
             matrix = self._load_matrix()
             rows = self._rows_passing(where, matrix)
@@ -204,24 +207,81 @@ class Gallery:
             for start in range(0, len(queries), step):
                 scores = queries[start : start + step] @ matrix.vectors.T
                 for line in scores if rows is None else scores[:, rows]:
-                    best = top_k(line, k)
+                    best = top_k(line, len(line) if by_track else k)
                     ids = matrix.ids[best if rows is None else rows[best]]
                     found.append(list(zip(ids.tolist(), line[best].tolist(), strict=True)))
             items = self._items_by_id({id_ for hits in found for id_, _ in hits})
-        return [
+        lists = [
             [Hit(id=id_, score=score, item=items[id_]) for id_, score in hits] for hits in found
         ]
+        return [best_of_tracks(hits)[:k] for hits in lists] if by_track else lists
+
+    def items(self, where: Filter | None = None) -> Iterator[Item]:
+        """Yield the items that pass, by id."""
+        for items, _ in self.vectors(where):
+            yield from items
+
+    def vectors(
+        self, where: Filter | None = None, batch_size: int = 1024
+    ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
+        """Yield items that pass, by id, and their vectors."""
+        condition, values = sql_from_filter(where)
+        sql = f"SELECT {COLUMNS}, vector FROM items WHERE {condition} ORDER BY id"
+        with self._transaction("DEFERRED"):
+            rows = self._connection.execute(sql, values).fetchall()
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            flat = np.frombuffer(b"".join(row[-1] for row in part), dtype=STORED)
+            yield (
+                [item_from_row(row[:-1]) for row in part],
+                flat.reshape(len(part), self.embed_dim).astype(np.float32),
+            )
+
+    def delete_where(self, where: Filter) -> int:
+        """Delete the items that pass."""
+        if where.is_empty:
+            raise UsageError("this filter is empty: it would delete the whole gallery")
+        return self.delete([item.key for item in self.items(where)])
+
+    def prune(
+        self,
+        older_than: float | None = None,
+        keep_newest: int | None = None,
+        camera: str | None = None,
+    ) -> int:
+        """Delete old items."""
+        check_prune(older_than, keep_newest)
+        found = list(self.items(Filter(camera=camera)))
+        found.sort(key=lambda item: -np.inf if item.time is None else item.time)
+        extra = 0 if keep_newest is None else max(0, len(found) - keep_newest)
+        return self.delete(
+            [
+                item.key
+                for place, item in enumerate(found)
+                if place < extra
+                or (older_than is not None and item.time is not None and item.time < older_than)
+            ]
+        )
+
+    def rebuild(self) -> None:
+        """Forget what is in memory."""
+        with self._lock:
+            self._matrix = None
 
     def info(self) -> GalleryInfo:
         """Return what the gallery holds."""
         by = "SELECT {0}, count(*) FROM items WHERE {0} IS NOT NULL GROUP BY {0} ORDER BY {0}"
         with self._transaction("DEFERRED"):
             execute = self._connection.execute
+            (tracks,) = execute(
+                "SELECT count(*) FROM (SELECT DISTINCT camera, track FROM items"
+                " WHERE track IS NOT NULL)"
+            ).fetchone()
             items, first, last = execute(
                 "SELECT count(*), min(time), max(time) FROM items"
             ).fetchone()
             return GalleryInfo(
-                path=str(self.path),
+                location=self.location,
                 items=items,
                 embed_dim=self.embed_dim,
                 fingerprint=self.fingerprint,
@@ -233,6 +293,8 @@ class Gallery:
                 variants=dict(execute(by.format("variant"))),
                 first_time=first,
                 last_time=last,
+                tracks=tracks,
+                index=IndexInfo(kind="exact", rows=items, recall_at_10=1.0),
             )
 
     def verify(self) -> list[str]:
@@ -251,7 +313,7 @@ class Gallery:
                     problems.append(f"SQLite: {line}")
             rows = self._connection.execute(f"SELECT {COLUMNS}, vector FROM items ORDER BY id")
             for *columns, blob in rows:
-                problem = self._vector_problem(blob)
+                problem = vector_problem(blob, self.embed_dim)
                 if problem is not None:
                     problems.append(f"item {columns[0]}: {problem}")
                 try:
@@ -280,22 +342,6 @@ class Gallery:
         with self._transaction("DEFERRED"), closing(self._connection.execute(sql, values)) as rows:
             return rows.fetchone()[0]
 
-    def _unit_vectors(self, vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-        array = np.asarray(vectors, dtype=np.float32)
-        if array.shape != (count, self.embed_dim):
-            raise InputError(
-                f"expected vectors of shape {(count, self.embed_dim)} for gallery {self.path}, "
-                f"found {array.shape}"
-            )
-        norms = np.linalg.norm(array, axis=1)
-        bad = np.flatnonzero(~(np.abs(norms - 1) <= _MAX_NORM_ERROR))  # True for NaN, too.
-        if len(bad):
-            raise InputError(
-                f"{len(bad)} of {count} vectors are not finite or not of unit length, the first at "
-                f"index {bad[0]} with length {norms[bad[0]]}: pass what the encoder returned"
-            )
-        return array
-
     def _load_matrix(self) -> _Matrix:
         """Return all vectors of the snapshot that the open transaction sees."""
         execute = self._connection.execute
@@ -304,14 +350,14 @@ class Gallery:
         state = (execute("PRAGMA data_version").fetchone()[0], self._connection.total_changes)
         if self._matrix is None or self._matrix.state != state:
             rows = execute("SELECT id, vector FROM items ORDER BY id").fetchall()
-            size = self.embed_dim * _STORED.itemsize
+            size = self.embed_dim * STORED.itemsize
             broken = [id_ for id_, blob in rows if len(blob) != size]
             if broken:
                 raise IntegrityError(
                     f"gallery {self.path} has {len(broken)} vectors of a wrong length, the first "
                     f"at id {broken[0]}: see  upperson-rt gallery verify"
                 )
-            flat = np.frombuffer(b"".join(blob for _, blob in rows), dtype=_STORED)
+            flat = np.frombuffer(b"".join(blob for _, blob in rows), dtype=STORED)
             if not np.isfinite(flat).all():
                 raise IntegrityError(
                     f"gallery {self.path} has vectors that are not finite: see "
@@ -343,24 +389,3 @@ class Gallery:
                 f"gallery {self.path} has malformed metadata ({error}): see "
                 " upperson-rt gallery verify"
             ) from error
-
-    def _vector_problem(self, blob: bytes) -> str | None:
-        size = self.embed_dim * _STORED.itemsize
-        if len(blob) != size:
-            return f"vector of {len(blob)} bytes, expected {size}"
-        norm = float(np.linalg.norm(np.frombuffer(blob, dtype=_STORED).astype(np.float32)))
-        if not abs(norm - 1) <= _MAX_NORM_ERROR:
-            return f"vector of length {norm}, expected 1"
-        return None
-
-
-def _check_space(
-    meta: schema.Meta, folder: Path, fingerprint: str | None, embed_dim: int | None
-) -> None:
-    if fingerprint not in (None, meta.fingerprint) or embed_dim not in (None, meta.embed_dim):
-        raise IntegrityError(
-            f"gallery {folder} holds embeddings of another model: the bundle's is "
-            f"{fingerprint or f'of {embed_dim} dimensions'}, the gallery's {meta.fingerprint} of "
-            f"{meta.embed_dim} dimensions. Use the bundle it was made with, or index the "
-            "pictures again into another folder with  --gallery"
-        )

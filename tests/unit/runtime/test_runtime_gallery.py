@@ -236,8 +236,8 @@ def test_foreign_files_are_never_overwritten(tmp_path, create):
 
 
 def test_a_newer_schema_is_refused(gallery, tmp_path):
-    sql(tmp_path / "gallery", "UPDATE meta SET value = '2' WHERE name = 'schema_version'")
-    with pytest.raises(InputError, match="schema version 2, this program reads up to 1: update"):
+    sql(tmp_path / "gallery", "UPDATE meta SET value = '3' WHERE name = 'schema_version'")
+    with pytest.raises(InputError, match="schema version 3, this program reads up to 2: update"):
         Gallery.open(tmp_path / "gallery", SPACE, D)
 
 
