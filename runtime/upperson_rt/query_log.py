@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,9 @@ __all__ = ["QueryLog", "describe_picture"]
 class QueryLog:
     """Appends to a file that only its owner may read. Safe to use from several threads.
 
-    Every line is flushed to disk before the query returns. Lines of several processes do not mix
-    (`O_APPEND`), and a line that a full disk cut off does not spoil the next one. Nothing here
-    keeps the owner of the file from changing it: send the lines elsewhere for that.
+    Every line is flushed to disk before the query returns. Several processes may write to one
+    file, and a line that a full disk cut off does not spoil the next one. Nothing here keeps the
+    owner of the file from changing it: send the lines elsewhere for that.
     """
 
     def __init__(self, path: str | os.PathLike[str], user: str | None = None) -> None:
@@ -89,15 +90,15 @@ class QueryLog:
             "ids": [hit.id for hit in hits],
         }
         line = (json.dumps(entry, ensure_ascii=True, default=str) + "\n").encode("ascii")
-        with self._lock:
-            try:
+        try:
+            with self._lock, _locked(self._file):
                 if self._ends_within_a_line():
                     line = b"\n" + line
                 while line:
                     line = line[os.write(self._file, line) :]
                 os.fsync(self._file)
-            except OSError as error:
-                raise self._error(error) from error
+        except OSError as error:
+            raise self._error(error) from error
 
     def close(self) -> None:
         """Close the file; the object cannot be used afterwards. May be called again."""
@@ -124,6 +125,21 @@ class QueryLog:
             f"cannot write the query log {self.path}: {error.strerror or error}; no query is "
             "answered without it"
         )
+
+
+@contextmanager
+def _locked(file: int) -> Iterator[None]:
+    """Keep other processes from writing meanwhile, where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: a short line is written in one piece anyway.
+        yield
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def describe_picture(source: "ImageSource") -> dict[str, str]:

@@ -155,7 +155,7 @@ class Retriever:
     def _hits_of(
         self, embed_1D: NDArray[np.float32], scores: dict[str, float], where: Filter | None
     ) -> list[Hit]:
-        """Return the hits of keys with known scores; an approximate index may miss some at first."""
+        """Return hits of keys with known scores; an approximate index may miss some at first."""
         hits: dict[str, Hit] = {}
         for k in (len(scores), self.gallery.count(where)):
             if len(hits) < len(scores):
