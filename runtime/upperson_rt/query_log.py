@@ -1,6 +1,7 @@
 """A log of who asked what: one line of JSON a query, written before its results are shown."""
 
 import datetime
+import errno
 import getpass
 import hashlib
 import json
@@ -91,7 +92,7 @@ class QueryLog:
         }
         line = (json.dumps(entry, ensure_ascii=True, default=str) + "\n").encode("ascii")
         try:
-            with self._lock, _locked(self._file):
+            with self._lock, _locked(self._opened()):
                 if self._ends_within_a_line():
                     line = b"\n" + line
                 while line:
@@ -112,6 +113,11 @@ class QueryLog:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _opened(self) -> int:
+        if self._file < 0:
+            raise OSError(errno.EBADF, "it has been closed")
+        return self._file
 
     def _ends_within_a_line(self) -> bool:
         end = os.lseek(self._file, 0, os.SEEK_END)

@@ -15,7 +15,9 @@ def picture(path, **tags):
     names = {"original": 0x9003, "offset": 0x9011, "fraction": 0x9291}
     if tags:
         exif[0x8769] = {names[name]: value for name, value in tags.items()}
-    Image.new("RGB", (4, 6)).save(path, exif=exif)
+    read_back = Image.Exif()  # What a TIFF can be written with.
+    read_back.load(exif.tobytes())
+    Image.new("RGB", (4, 6)).save(path, exif=read_back)
     return path
 
 

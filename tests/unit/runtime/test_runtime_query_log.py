@@ -123,7 +123,7 @@ def test_a_closed_log_refuses(tmp_path):
     log = QueryLog(tmp_path / "log")
     log.close()
     log.close()
-    with pytest.raises(InputError, match="Bad file descriptor"):
+    with pytest.raises(InputError, match="it has been closed"):
         log.write("red", HITS, k=1)
 
 
