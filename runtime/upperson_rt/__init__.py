@@ -25,9 +25,11 @@ if TYPE_CHECKING:
         UsageError,
     )
     from upperson_rt.gallery import Filter, Gallery, GalleryInfo, Hit, Item, TrackSpan
+    from upperson_rt.indexer import IndexReport, index_images
     from upperson_rt.manifest import Manifest
     from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
     from upperson_rt.preprocess import iter_image_files, load_image, resize_image
+    from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
     from upperson_rt.sheet import save_sheet
     from upperson_rt.tokenizer import Tokenizer
@@ -43,10 +45,12 @@ __all__ = [
     "Gallery",
     "GalleryInfo",
     "Hit",
+    "IndexReport",
     "InputError",
     "IntegrityError",
     "Item",
     "Manifest",
+    "QueryLog",
     "RetrievalMetrics",
     "Retriever",
     "Tokenizer",
@@ -54,6 +58,7 @@ __all__ = [
     "UppersonError",
     "UsageError",
     "__version__",
+    "index_images",
     "iter_image_files",
     "load_image",
     "open",
@@ -71,16 +76,19 @@ _OWNERS = {
     "Gallery": "gallery",
     "GalleryInfo": "gallery",
     "Hit": "gallery",
+    "IndexReport": "indexer",
     "InputError": "errors",
     "IntegrityError": "errors",
     "Item": "gallery",
     "Manifest": "manifest",
+    "QueryLog": "query_log",
     "RetrievalMetrics": "metrics",
     "Retriever": "retriever",
     "Tokenizer": "tokenizer",
     "TrackSpan": "gallery",
     "UppersonError": "errors",
     "UsageError": "errors",
+    "index_images": "indexer",
     "iter_image_files": "preprocess",
     "load_image": "preprocess",
     "open": "bundle",

@@ -127,7 +127,9 @@ def _device(backend: str, device: str) -> list[Check]:
         except UppersonError as error:
             return [_fail_from_error("device", error)]
     if outputs["y"].tolist() != [-2]:
-        wrong = f"{running.name} {running.version} on {running.device} computes -2 as {outputs['y']}"
+        wrong = (
+            f"{running.name} {running.version} on {running.device} computes -2 as {outputs['y']}"
+        )
         return [failed("device", wrong, "install the library or the driver again")]
     facts = {"backend": running.name, "version": running.version, "device": running.device}
     how = "chosen by auto" if backend == "auto" else "as asked for"

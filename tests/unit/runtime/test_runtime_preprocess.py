@@ -153,7 +153,7 @@ def test_a_reduced_jpeg_is_turned_upright(tmp_path, small_limit):
         ("a.jpg", (60, 60), {"progressive": True}),
     ],
 )
-@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_other_pictures_above_the_limit_are_refused(tmp_path, small_limit, name, size, options):
     path = save_left_red(tmp_path / name, size, **options)
     with pytest.raises(InputError, match=rf"{name} is too large to be a person's picture"):
