@@ -1,6 +1,7 @@
 """Options that several commands share, defined once."""
 
 import datetime
+import json
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -9,8 +10,10 @@ import typer
 from upperson_rt.errors import UsageError
 
 __all__ = [
+    "Attributes",
     "BackendOption",
     "BundleOption",
+    "Cameras",
     "Debug",
     "DeviceOption",
     "GalleryOption",
@@ -19,10 +22,12 @@ __all__ = [
     "OptionalGalleryOption",
     "Since",
     "Threads",
+    "Track",
     "Until",
     "VariantOption",
     "default_bundle",
     "default_gallery",
+    "read_attributes",
     "read_batch_sizes",
     "unix_seconds",
 ]
@@ -57,6 +62,27 @@ def read_batch_sizes(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--batch must be sizes such as 1,2,8,32, found '{text}'")
     return sorted({int(part) for part in parts})
+
+
+def read_attributes(texts: list[str] | None) -> dict[str, str | int | float | bool]:
+    """Read ``KEY=VALUE``; a value that is a number, true or false is one, any other is a text.
+
+    Quotes make a text of anything: ``KEY="1"``.
+
+    Raises:
+        UsageError: There is no ``=``, or the value is neither of these.
+    """
+    found: dict[str, str | int | float | bool] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--attribute must be KEY=VALUE, such as colour=red, found '{text}'")
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value
+        found[key] = parsed if isinstance(parsed, (str, int, float)) else value
+    return found
 
 
 BundleOption: TypeAlias = Annotated[
@@ -132,6 +158,24 @@ Until: TypeAlias = Annotated[
     float | None,
     typer.Option(
         "--until", parser=unix_seconds, metavar="TIME", help="Only pictures taken before this time."
+    ),
+]
+Cameras: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--camera", help="Only pictures of this camera; may be given again.", show_default="all"
+    ),
+]
+Track: TypeAlias = Annotated[
+    str | None, typer.Option("--track", help="Only pictures of the track of this name.")
+]
+Attributes: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attribute",
+        metavar="KEY=VALUE",
+        help="Only pictures whose attribute KEY is VALUE; may be given again.",
+        show_default="any",
     ),
 ]
 Json: TypeAlias = Annotated[
