@@ -101,7 +101,7 @@ def delete(
     since: Since = None,
     until: Until = None,
     track: Track = None,
-    attribute: Attributes = None,
+    where: Attributes = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -113,26 +113,26 @@ def delete(
     """
     from upperson_rt.gallery import Filter, Gallery
 
-    where = Filter(
+    passing = Filter(
         camera=camera or None,
         since=since,
         until=until,
         track=track,
-        attributes=read_attributes(attribute),
+        attributes=read_attributes(where, "--where"),
     )
-    if bool(keys) == (not where.is_empty):
+    if bool(keys) == (not passing.is_empty):
         raise UsageError("name either keys, or a filter such as --camera gate, to say what goes")
     with Gallery.open(gallery) as store:
-        _note_unknown_cameras(store, where)
+        _note_unknown_cameras(store, passing)
         if keys:
             wanted = {str(Path(key).absolute()) if Path(key).exists() else key for key in keys}
             count = sum(item.key in wanted for item in store.items()) if dry_run else len(wanted)
         else:
-            count = store.count(where)
+            count = store.count(passing)
         deleted = 0
         if count and not dry_run:
             _confirm(f"delete {count} pictures from gallery {gallery}?", yes)
-            deleted = store.delete(sorted(wanted)) if keys else store.delete_where(where)
+            deleted = store.delete(sorted(wanted)) if keys else store.delete_where(passing)
             count = deleted
         left = store.count()
     _report_deleted(gallery, count, deleted, left, dry_run, json)
@@ -242,7 +242,7 @@ def export(
     since: Since = None,
     until: Until = None,
     track: Track = None,
-    attribute: Attributes = None,
+    where: Attributes = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -253,16 +253,16 @@ def export(
     from upperson_rt.gallery import Filter, Gallery
     from upperson_rt.gallery.export import export_gallery
 
-    where = Filter(
+    passing = Filter(
         camera=camera or None,
         since=since,
         until=until,
         track=track,
-        attributes=read_attributes(attribute),
+        attributes=read_attributes(where, "--where"),
     )
     with Gallery.open(gallery) as store:
-        _note_unknown_cameras(store, where)
-        done = export_gallery(store, output, where)
+        _note_unknown_cameras(store, passing)
+        done = export_gallery(store, output, passing)
     names = [path.name for path in done.files]
     if json:
         print_json({"gallery": gallery, "items": done.items, "folder": str(output), "files": names})

@@ -2,6 +2,10 @@
 
 import datetime
 import json
+import math
+import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -20,6 +24,7 @@ __all__ = [
     "Json",
     "OptionalBundleOption",
     "OptionalGalleryOption",
+    "QueryLogOption",
     "Since",
     "Threads",
     "Track",
@@ -36,20 +41,55 @@ default_bundle = Path("bundle")
 default_gallery = "gallery"
 
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
 def unix_seconds(text: str) -> float:
-    """Read unix seconds, or an ISO 8601 time; one without an offset is local time."""
+    """Read unix seconds, an ISO 8601 time (local without an offset), or how long ago: ``90m``."""
+    ago = re.fullmatch(r"-?(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if ago is not None:
+        return time.time() - float(ago[1]) * _SECONDS[ago[2]]
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         pass  # Not a number, so it must be a time.
+    else:
+        if not math.isfinite(seconds):
+            raise typer.BadParameter(f"'{text}' is no time")
+        return seconds
     try:
         # Python 3.10 does not know the Z yet.
         return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except ValueError as error:
         raise typer.BadParameter(
             f"'{text}' is neither unix seconds nor a time such as 2026-11-24T14:00 or "
-            "2026-11-24T14:00:00+01:00"
+            "2026-11-24T14:00:00+01:00, nor how long ago, such as 90m, 24h or 7d"
         ) from error
+
+
+def read_attributes(
+    pairs: Sequence[str] | None, option: str
+) -> dict[str, str | int | float | bool]:
+    """Read ``KEY=VALUE`` pairs: numbers, true and false as such, ``"5"`` in quotes as text.
+
+    Raises:
+        UsageError: Not a pair, or a key that is there twice.
+    """
+    found: dict[str, str | int | float | bool] = {}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not key or not equals or key in found:
+            problem = "is there twice" if key in found else "is not KEY=VALUE"
+            raise UsageError(f"{option} {pair} {problem}: write for example  {option} gate=north")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        usable = isinstance(value, str | int | float) and not (
+            isinstance(value, float) and not math.isfinite(value)
+        )
+        found[key] = value if usable else text
+    return found
 
 
 def read_batch_sizes(text: str) -> list[int]:
@@ -62,27 +102,6 @@ def read_batch_sizes(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--batch must be sizes such as 1,2,8,32, found '{text}'")
     return sorted({int(part) for part in parts})
-
-
-def read_attributes(texts: list[str] | None) -> dict[str, str | int | float | bool]:
-    """Read ``KEY=VALUE``; a value that is a number, true or false is one, any other is a text.
-
-    Quotes make a text of anything: ``KEY="1"``.
-
-    Raises:
-        UsageError: There is no ``=``, or the value is neither of these.
-    """
-    found: dict[str, str | int | float | bool] = {}
-    for text in texts or ():
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--attribute must be KEY=VALUE, such as colour=red, found '{text}'")
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            parsed = value
-        found[key] = parsed if isinstance(parsed, (str, int, float)) else value
-    return found
 
 
 BundleOption: TypeAlias = Annotated[
@@ -151,7 +170,8 @@ Since: TypeAlias = Annotated[
         "--since",
         parser=unix_seconds,
         metavar="TIME",
-        help="Only pictures taken at or after this time: ISO 8601 (local) or unix seconds.",
+        help="Only pictures taken at or after this time: ISO 8601 (local), unix seconds, or how "
+        "long ago, such as 90m, 24h or 7d.",
     ),
 ]
 Until: TypeAlias = Annotated[
@@ -172,10 +192,19 @@ Track: TypeAlias = Annotated[
 Attributes: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--attribute",
+        "--where",
         metavar="KEY=VALUE",
         help="Only pictures whose attribute KEY is VALUE; may be given again.",
         show_default="any",
+    ),
+]
+QueryLogOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--query-log",
+        envvar="UPPERSON_QUERY_LOG",
+        metavar="FILE",
+        help="Append who asked what, and the ids found, to this file; without it nothing is shown.",
     ),
 ]
 Json: TypeAlias = Annotated[

@@ -7,7 +7,6 @@ import pytest
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.ranking import top_k
 
 D = 8
 SPACE = "sha256:" + "a" * 64
@@ -79,13 +78,6 @@ def test_search_equals_a_stable_sort(gallery):
 def test_ties_are_ordered_by_id(gallery):
     gallery.add(items(6), np.tile(unit(1), (6, 1)))
     assert [hit.id for hit in gallery.search(unit(1), 4)[0]] == [1, 2, 3, 4]
-
-
-def test_top_k_with_ties_at_the_edge():
-    scores = np.array([1, 3, 2, 3, 2, 2], np.float32)
-    assert top_k(scores, 4).tolist() == [1, 3, 2, 4]
-    assert top_k(scores, 99).tolist() == [1, 3, 2, 4, 5, 0]
-    assert top_k(np.empty(0, np.float32), 3).tolist() == []
 
 
 def test_the_same_key_replaces_and_keeps_its_id(gallery):
