@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ _LOG = logging.getLogger(__name__)
 
 _BLOCK_ROWS = 8192
 _SEAL_ROWS = 32768
+"""Below, rows are searched with numpy: nothing is saved, and faiss is not even loaded."""
 _MOST_SEGMENTS = 8
-_SAVE_FROM_ROWS = 20_000
 _WITNESSES = 32
 
 
@@ -128,6 +129,9 @@ class SearchIndex:
     def rebuild(self, connection: sqlite3.Connection) -> Snapshot:
         """Make the index from the vectors that a transaction sees, and save it."""
         version = version_of(connection)
+        if self._writable:
+            with suppress(OSError):  # A small gallery has none; else it is replaced anyway.
+                self.path.unlink(missing_ok=True)
         self.snapshot = self._build(connection, version)
         return self.snapshot
 
@@ -251,6 +255,13 @@ class SearchIndex:
     def _build(self, connection: sqlite3.Connection, version: tuple[int, int]) -> Snapshot:
         (count,) = connection.execute("SELECT count(*) FROM items").fetchone()
         approximate = count >= self._approximate_from and self._writable
+        if count < _SEAL_ROWS and not approximate:
+            return self._follow(
+                connection,
+                Snapshot(0, 0, (), Tail(self._embed_dim)),
+                np.empty(0, np.int64),
+                version,
+            )
         facts: dict[str, Any] = {"kind": "exact"}
         if approximate:
             trained = self._train(connection, count)
@@ -278,8 +289,7 @@ class SearchIndex:
             witnesses=witnesses,
             **facts,
         )
-        if count >= _SAVE_FROM_ROWS or approximate:
-            segment = self._saved(segment, stamp)
+        segment = self._saved(segment, stamp)
         return Snapshot(*version, (segment,), Tail(self._embed_dim), stamp)
 
     def _build_exact(self, connection: sqlite3.Connection, count: int) -> Segment:

@@ -109,8 +109,6 @@ def read_index(path: Path) -> tuple[Any, NDArray[np.int64], Stamp]:
         UnusableIndexError: It is damaged or of another version.
         OSError: It cannot be read.
     """
-    faiss = load_faiss()
-
     with open(path, "rb") as file:
         stamp, ids_at, checksum_at = _read_stamp(file)
         file.seek(checksum_at)
@@ -120,6 +118,7 @@ def read_index(path: Path) -> tuple[Any, NDArray[np.int64], Stamp]:
             raise UnusableIndexError("its checksum does not match")
         file.seek(ids_at)
         ids = np.frombuffer(file.read(8 * stamp.rows), "<i8").astype(np.int64)
+        faiss = load_faiss()
         # By descriptor: the path may lead to another process's newer file by now.
         name = f"/proc/self/fd/{file.fileno()}"
         flags = faiss.IO_FLAG_MMAP if stamp.kind != "exact" else 0
