@@ -65,6 +65,7 @@ class Segment:
                 allowed &= ~self.dead
         elif self.dead_count and self.dead is not None:
             allowed = ~self.dead
+        all_lists = k >= _ALL_LISTS_FROM
         k = min(k, len(self.ids) if allowed is None else int(np.count_nonzero(allowed)))
         if k == 0:
             return _nothing(len(queries))
@@ -77,7 +78,7 @@ class Segment:
                 selector = faiss.IDSelectorBitmap(bits)
             if self.nprobe is not None:
                 nprobe = self.nprobe if only is None else min(2 * self.nprobe, self.index.nlist)
-                if k >= _ALL_LISTS_FROM:
+                if all_lists:
                     nprobe = self.index.nlist
                 parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
             else:

@@ -92,6 +92,12 @@ class SqliteGallery(Gallery):
                     raise missing
                 check_space(str(folder), (meta.fingerprint, meta.embed_dim), fingerprint, embed_dim)
                 if meta.schema_version < schema.SCHEMA_VERSION:
+                    if read_only:
+                        raise InputError(
+                            f"gallery {folder} has schema version {meta.schema_version} and must "
+                            f"be brought to {schema.SCHEMA_VERSION}, but cannot be written to: "
+                            "open it once where it can, or copy it"
+                        )
                     schema.migrate(connection, file)
                     meta = schema.read_meta(connection, file)
                     assert meta is not None
