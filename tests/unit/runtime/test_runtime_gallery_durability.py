@@ -359,7 +359,7 @@ UNPRIVILEGED = """
 import os
 from upperson_rt.errors import InputError
 if os.getuid() == 0:
-    with Gallery.open(folder, SPACE, D) as gallery:  # Imports what it needs: root's files are its own.
+    with Gallery.open(folder, SPACE, D) as gallery:  # Imports everything: only root may.
         gallery.search(unit(1), 1)
         gallery.verify()
     os.setgid(65534)
