@@ -14,8 +14,10 @@ import typer
 from upperson_rt.errors import UsageError
 
 __all__ = [
+    "Attributes",
     "BackendOption",
     "BundleOption",
+    "Cameras",
     "Debug",
     "DeviceOption",
     "GalleryOption",
@@ -25,6 +27,7 @@ __all__ = [
     "QueryLogOption",
     "Since",
     "Threads",
+    "Track",
     "Until",
     "VariantOption",
     "default_bundle",
@@ -175,6 +178,24 @@ Until: TypeAlias = Annotated[
     float | None,
     typer.Option(
         "--until", parser=unix_seconds, metavar="TIME", help="Only pictures taken before this time."
+    ),
+]
+Cameras: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--camera", help="Only pictures of this camera; may be given again.", show_default="all"
+    ),
+]
+Track: TypeAlias = Annotated[
+    str | None, typer.Option("--track", help="Only pictures of the track of this name.")
+]
+Attributes: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="KEY=VALUE",
+        help="Only pictures whose attribute KEY is VALUE; may be given again.",
+        show_default="any",
     ),
 ]
 QueryLogOption: TypeAlias = Annotated[

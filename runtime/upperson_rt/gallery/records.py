@@ -100,12 +100,10 @@ class Filter:
             if bound is not None and math.isnan(bound):
                 raise UsageError(f"{name} must be a time in unix seconds, got {bound}")
         for key, value in self.attributes.items():
-            if not isinstance(value, (str, int, float)) or not math.isfinite(
-                0 if isinstance(value, str) else value
-            ):
+            if not _is_comparable(value):
                 raise UsageError(
-                    f"a filter compares attributes with a text, a finite number, true or false; "
-                    f"found {key}={value!r}"
+                    "a filter compares attributes with a text, a finite number of up to 64 bits, "
+                    f"true or false; found {key}={value!r}"
                 )
 
     @property
@@ -161,6 +159,14 @@ class GalleryInfo:
     last_time: float | None
     index: IndexInfo | None
     """None where no index has been made yet."""
+
+
+def _is_comparable(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 63
+    return isinstance(value, str)
 
 
 def _stays_inside(path: str) -> bool:
