@@ -7,8 +7,10 @@ import typer
 
 from upperson_rt.cli.hits import json_from_hit, print_hits
 from upperson_rt.cli.options import (
+    Attributes,
     BackendOption,
     BundleOption,
+    Cameras,
     Debug,
     DeviceOption,
     GalleryOption,
@@ -16,6 +18,7 @@ from upperson_rt.cli.options import (
     QueryLogOption,
     Since,
     Threads,
+    Track,
     Until,
     VariantOption,
     default_bundle,
@@ -48,23 +51,11 @@ def query(
         bool,
         typer.Option("--by-track", help="One hit a track, with its best picture and its period."),
     ] = False,
-    camera: Annotated[
-        list[str] | None,
-        typer.Option("--camera", help="Only pictures of this camera; may be given again."),
-    ] = None,
+    camera: Cameras = None,
     since: Since = None,
     until: Until = None,
-    track: Annotated[
-        str | None, typer.Option("--track", help="Only pictures of this track.")
-    ] = None,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--where",
-            metavar="KEY=VALUE",
-            help="Only pictures with this attribute; may be given again, all must hold.",
-        ),
-    ] = None,
+    track: Track = None,
+    where: Attributes = None,
     sheet: Annotated[
         Path | None,
         typer.Option("--sheet", metavar="FILE.png", help="Also write a contact sheet."),
