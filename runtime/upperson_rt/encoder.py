@@ -224,7 +224,7 @@ def _check_list(images: object) -> None:
             )
     elif isinstance(images, str | bytes) or not isinstance(images, Sequence):
         raise InputError(
-            f"expected a list of pictures, found a single {type(images).__name__}: put it in a list"
+            f"expected a list of pictures, found {type(images).__name__}: make it a list"
         )
 
 

@@ -1,8 +1,9 @@
 """Pictures from files into a gallery, a committed batch at a time."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -113,18 +114,19 @@ def index_images(
     labels = _Labels(camera, time_from, track_from, dict(attributes or {}))
     report = IndexReport()
     done = 0
-    for batch in _decoded(encoder, files, labels, batch_size, workers):
-        report.skipped += [one for one in batch if isinstance(one, SkippedImage)]
-        usable = [one for one in batch if not isinstance(one, SkippedImage)]
-        if usable:
-            items = [item for item, _ in usable]
-            embeds = encoder.encode_pixels(np.stack([pixels for _, pixels in usable]), batch_size)
-            gallery.add(items, embeds, encoder.variant)
-            report.indexed += len(items)
-            report.timed += sum(item.time is not None for item in items)
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(files))
+    with closing(_decoded(encoder, files, labels, batch_size, workers)) as batches:
+        for batch in batches:
+            report.skipped += [one for one in batch if isinstance(one, SkippedImage)]
+            usable = [one for one in batch if not isinstance(one, SkippedImage)]
+            if usable:
+                items = [item for item, _ in usable]
+                pixels = np.stack([pixels for _, pixels in usable])
+                gallery.add(items, encoder.encode_pixels(pixels, batch_size), encoder.variant)
+                report.indexed += len(items)
+                report.timed += sum(item.time is not None for item in items)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(files))
     return report
 
 
@@ -134,7 +136,7 @@ def _decoded(
     labels: _Labels,
     batch_size: int,
     workers: int,
-) -> Iterator[list[tuple[Item, NDArray[np.uint8]] | SkippedImage]]:
+) -> Generator[list[tuple[Item, NDArray[np.uint8]] | SkippedImage], None, None]:
     """Yield batches in order; the one after each is being decoded meanwhile, and no more."""
 
     def decode(

@@ -177,8 +177,8 @@ def test_bad_arguments(encoder, pictures, tmp_path):
     ("images", "message"),
     [
         (np.zeros((24, 8, 3), np.uint8), r"found an array \(24, 8, 3\): put a single picture in"),
-        ("picture.png", "found a single str: put it in a list"),
-        (Image.new("RGB", (8, 24)), "found a single Image: put it in a list"),
+        ("picture.png", "found str: make it a list"),
+        (Image.new("RGB", (8, 24)), "found Image: make it a list"),
         ([None], "expected a picture: .* found NoneType"),
         ([b"\xff\xd8\xff"], "expected a picture: .* found bytes"),
         ([np.full((24, 8, 3), np.nan)], "must be uint8 .* got float64"),

@@ -1,5 +1,6 @@
 import json
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_rt.bundle import open_encoder
 from upperson_rt.encoder import Encoder
-from upperson_rt.errors import InputError, UsageError
+from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.indexer import index_images
 from upperson_rt.query_log import QueryLog
@@ -221,6 +222,19 @@ def test_indexing_decodes_one_batch_ahead_and_no_further(encoder, gallery, pictu
     assert [done for done, _ in seen] == [1, 2, 3, 4, 5, 6]
     assert all(count <= done + 1 for done, count in seen)
     assert sorted(prepared) == sorted(map(str, pictures))
+
+
+def test_a_failed_run_leaves_no_thread_behind(encoder, gallery, pictures):
+    before = threading.active_count()
+
+    def fail(done, total):
+        raise BackendError("the GPU is gone")
+
+    with pytest.raises(BackendError) as raised:
+        index_images(encoder, gallery, pictures, batch_size=2, progress=fail)
+    assert raised.value.__traceback__ is not None
+    assert threading.active_count() == before
+    assert gallery.count() == 2
 
 
 def hit(id, source, **fields):
