@@ -84,7 +84,7 @@ def _ours(location: MilvusLocation, error: Exception) -> UppersonError:
             f"no gallery at {location.text}: make one with  upperson-rt index PATH...  or name "
             "another with  --gallery"
         )
-    if "larger than max" in line or "RESOURCE_EXHAUSTED" in line:
+    if "larger than max" in line:
         return InputError(
             f"gallery {location.text}: more than the server takes at once, nothing was stored: "
             f"add fewer items at a time ({line})"
@@ -98,8 +98,11 @@ def _ours(location: MilvusLocation, error: Exception) -> UppersonError:
 
 
 def _line(error: Exception) -> str:
-    text = str(getattr(error, "message", "") or error) or type(error).__name__
-    return " ".join(text.split())[:300]
+    if callable(details := getattr(error, "details", None)):  # Of a gRPC error.
+        text = str(details())
+    else:
+        text = str(getattr(error, "message", "") or error)
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def connect(location: MilvusLocation, create: bool) -> Any:
