@@ -1,6 +1,5 @@
 """Sentences and pictures in, pictures of a gallery out."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import UsageError
-from upperson_rt.gallery import Filter, Gallery, Hit
+from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.query_log import QueryLog, describe_picture
 
 if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
@@ -140,29 +139,23 @@ class Retriever:
         if not -1 <= min_score <= 1:  # True for NaN, too.
             raise UsageError(f"min_score is a cosine from -1 to 1, got {min_score}")
         embed_1D = self.encoder.encode_images([image], channels=channels)
-        scores: dict[str, float] = {}
+        found: list[tuple[float, Item]] = []
         for items, vectors_ND in self.gallery.vectors(where):
-            found = vectors_ND @ embed_1D[0]
-            scores |= {items[i].key: float(found[i]) for i in np.flatnonzero(found >= min_score)}
-        hits = self._hits_of(embed_1D, scores, where)
+            scores = vectors_ND @ embed_1D[0]
+            found += [(float(scores[i]), items[i]) for i in np.flatnonzero(scores >= min_score)]
+        ids = self.gallery.ids([item.key for _, item in found])
+        hits = [
+            Hit(id=ids[item.key], score=score, item=item)
+            for score, item in found
+            if item.key in ids  # Else it went meanwhile.
+        ]
+        hits.sort(key=lambda hit: (-hit.score, hit.id))
         asked = Path(image) if isinstance(image, str) else image
         action = "dry run of delete_like" if dry_run else "delete_like"
         self._log(asked, hits, len(hits), where, action=action)
         if not dry_run:
             self.gallery.delete([hit.item.key for hit in hits])
         return hits
-
-    def _hits_of(
-        self, embed_1D: NDArray[np.float32], scores: dict[str, float], where: Filter | None
-    ) -> list[Hit]:
-        """Return hits of keys with known scores; an approximate index may miss some at first."""
-        hits: dict[str, Hit] = {}
-        for k in (len(scores), self.gallery.count(where)):
-            if len(hits) < len(scores):
-                found = self.gallery.search(embed_1D, k, where)[0]
-                hits = {hit.item.key: hit for hit in found if hit.item.key in scores}
-        exact = [dataclasses.replace(hit, score=scores[key]) for key, hit in hits.items()]
-        return sorted(exact, key=lambda hit: (-hit.score, hit.id))
 
     def _log(
         self,

@@ -144,6 +144,10 @@ class Gallery(ABC):
         """Yield items that pass, by id, and their (N, D) vectors; at most batch_size at a time."""
 
     @abstractmethod
+    def ids(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return `Hit.id` for those of the keys that are there."""
+
+    @abstractmethod
     def delete(self, keys: Sequence[str]) -> int:
         """Delete items by key, and their crops; return how many were there."""
 

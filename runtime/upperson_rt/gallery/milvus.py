@@ -205,6 +205,14 @@ class MilvusGallery(Gallery):
                 ),
             )
 
+    def ids(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return `Hit.id` for those of the keys that are there."""
+        wanted = {rows.id_of(key): key for key in keys}
+        there = self._table.present(list(wanted))
+        return {
+            wanted[id_]: id_ for id_, key in there.items() if rows.decode_text(key) == wanted[id_]
+        }
+
     def delete(self, keys: Sequence[str]) -> int:
         """Delete items by key; return how many were there."""
         wanted = {rows.id_of(key): key for key in keys}

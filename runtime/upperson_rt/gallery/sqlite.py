@@ -195,6 +195,12 @@ class SqliteGallery(Gallery):
             sql = f"SELECT count(*) FROM items WHERE {condition}"
             return int(connection.execute(sql, values).fetchone()[0])
 
+    def ids(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return `Hit.id` for those of the keys that are there."""
+        sql = "SELECT key, id FROM items WHERE key IN (SELECT value FROM json_each(?))"
+        with self._connections.reading() as connection:
+            return dict(connection.execute(sql, [json.dumps(list(keys))]))
+
     def items(self, where: Filter | None = None) -> Iterator[Item]:
         """Yield the items that pass, by id, of one state of the gallery."""
         condition, values = sql_from_filter(where)

@@ -1,4 +1,3 @@
-import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.indexer import index_images
-from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import Retriever
 from upperson_rt.sheet import draw_sheet, save_sheet
 
@@ -141,55 +139,6 @@ def test_threads_may_share_a_retriever(encoder, gallery, pictures):
     expected = [retriever.query(query, k=3) for query in queries]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda query: retriever.query(query, k=3), queries)) == expected
-
-
-def test_deleting_what_looks_alike(encoder, gallery, pictures, tmp_path):
-    twins = [draw_person(tmp_path / f"twin{i}.png", "red", seed=i) for i in range(1, 4)]
-    index_images(encoder, gallery, [*pictures, *twins], camera="gate")
-    index_images(encoder, gallery, [draw_person(tmp_path / "hall.png", "red")], camera="hall")
-    log = QueryLog(tmp_path / "asked.log", user="officer")
-    retriever = Retriever(encoder, gallery, log)
-    at_gate = Filter(camera="gate")
-    ranked = retriever.query(pictures[0], k=20, where=at_gate)
-    least = next(hit.score for hit in ranked if Path(hit.item.source).stem == "twin1") - 1e-4
-    alike = [hit.item.key for hit in ranked if hit.score >= least]
-
-    seen = retriever.delete_like(pictures[0], least, at_gate, dry_run=True)
-    assert [hit.item.key for hit in seen] == alike
-    assert {str(pictures[0]), str(twins[0])} <= set(alike)
-    assert [hit.score for hit in seen] == pytest.approx([hit.score for hit in ranked[: len(alike)]])
-    assert gallery.count() == len(pictures) + 4
-
-    gone = retriever.delete_like(str(pictures[0]), least, at_gate)
-    assert gone == seen
-    assert gallery.count() == len(pictures) + 4 - len(alike)
-    assert gallery.count(Filter(camera="hall")) == 1
-    assert retriever.delete_like(pictures[0], least, at_gate) == []
-    actions = [
-        json.loads(line)["action"] for line in (tmp_path / "asked.log").read_text().splitlines()
-    ]
-    assert actions == ["query", "dry run of delete_like", "delete_like", "delete_like"]
-    for score in (1.5, float("nan")):
-        with pytest.raises(UsageError, match="min_score is a cosine from -1 to 1"):
-            retriever.delete_like(pictures[0], score)
-    log.close()
-    with pytest.raises(InputError, match="cannot write the query log"):
-        retriever.delete_like(tmp_path / "hall.png", -1.0)
-    assert gallery.count() == len(pictures) + 4 - len(alike)
-
-
-def test_an_approximate_index_hides_nothing_from_deletion(encoder, gallery, pictures, monkeypatch):
-    index_images(encoder, gallery, pictures)
-    search = type(gallery).search
-
-    def forgetful(self, vectors, k, where=None, by_track=False):
-        found = search(self, vectors, k, where, by_track)
-        return found if k == self.count(where) else [hits[1:] for hits in found]
-
-    monkeypatch.setattr(type(gallery), "search", forgetful)
-    gone = Retriever(encoder, gallery).delete_like(pictures[3], 0.99)
-    assert [hit.item.source for hit in gone] == [str(pictures[3])]
-    assert gallery.count() == len(pictures) - 1
 
 
 def test_indexing_reads_times_tracks_and_attributes(encoder, gallery, pictures):
