@@ -1,6 +1,7 @@
 """``upperson-rt bench query`` on a toy bundle."""
 
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -48,6 +49,10 @@ def test_processes_are_timed_in_turns(folders, tmp_path, monkeypatch):
     p50 = {name: timing["p50_ms"] for name, timing in timings.items()}
     assert p50["python"] < p50["import"] < p50["query"]
     assert p50["running"] < p50["query"]
+    if os.name == "posix":
+        cpu = {name: timing["cpu_ms"] for name, timing in timings.items()}
+        assert 0 < cpu["python"] < cpu["import"] < cpu["query"]
+        assert found["beyond_import_cpu_s"] == pytest.approx((cpu["query"] - cpu["import"]) / 1000)
     beyond = (p50["query"] - p50["import"]) / 1000
     assert found["beyond_import_s"] == pytest.approx(beyond)
     assert found["goal_met"] == (beyond <= found["goal_s"])

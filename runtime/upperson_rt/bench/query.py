@@ -17,6 +17,7 @@ from upperson_rt.timing import Timing, time_in_turns
 __all__ = ["QueryBench", "bench_query"]
 
 _PROGRAM = "from upperson_rt.cli import main; main()"
+_KNOWS_CHILDREN = os.name == "posix"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +43,13 @@ class QueryBench:
     def beyond_import_s(self) -> float:
         """What the query's process takes longer than the import: median minus median."""
         return self.process.median_s - self.imports.median_s
+
+    @property
+    def beyond_import_cpu_s(self) -> float | None:
+        """The same in processor time of all threads; None where the system does not tell."""
+        if not self.process.cpu_seconds:
+            return None
+        return self.process.median_cpu_s - self.imports.median_cpu_s
 
 
 def bench_query(
@@ -90,16 +98,28 @@ def bench_query(
     query += ["--backend", used.name, "--variant", opened.variant]
     query += [] if threads is None else ["--threads", str(threads)]
     total = rounds + 1
-    processes = time_in_turns(
-        {
-            "python": partial(_run, "pass"),
-            "imports": partial(_run, f"import {used.name}"),
-            "process": partial(_run, _PROGRAM, *query),
-        },
+    commands = {
+        "python": ["pass"],
+        "imports": [f"import {used.name}"],
+        "process": [_PROGRAM, *query],
+    }
+    cpu: dict[str, list[float]] = {name: [] for name in commands}
+
+    def run(name: str) -> None:
+        before = _children_cpu_s()
+        _run(*commands[name])
+        cpu[name].append(_children_cpu_s() - before)
+
+    timed = time_in_turns(
+        {name: partial(run, name) for name in commands},
         warmup=1,
         rounds=rounds,
         progress=None if progress is None else lambda done: progress(done, total),
     )
+    processes = {
+        name: Timing(seconds=timing.seconds, cpu_seconds=cpu[name][1:] if _KNOWS_CHILDREN else [])
+        for name, timing in timed.items()
+    }
     return QueryBench(
         backend=used.name,
         version=used.version,
@@ -109,6 +129,11 @@ def bench_query(
         running=running,
         **processes,
     )
+
+
+def _children_cpu_s() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _run(code: str, *arguments: str) -> None:

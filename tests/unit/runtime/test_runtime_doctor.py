@@ -64,6 +64,20 @@ def test_a_gallery_of_another_model_fails(bundle, tmp_path):
     assert by_name(diagnose(None, tmp_path / "g"))["gallery"].status == "ok"
 
 
+def test_a_gallery_in_milvus(bundle, tmp_path):
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra 'milvus'")
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+    manifest = parse_manifest((bundle / "bundle.json").read_text())
+    location = f"milvus://{tmp_path}/people.db/people"
+    Gallery.open(location, manifest.fingerprint, 16, create=True).close()
+    found = by_name(diagnose(bundle, location))["gallery"]
+    assert (found.status, found.facts["items"]) == ("ok", 0)
+    assert found.detail.startswith(location)
+    found = by_name(diagnose(bundle, "milvus://127.0.0.1:9/people?timeout=0.5"))["gallery"]
+    assert (found.status, found.exit_code) == ("fail", 5)
+    assert "no Milvus server answers at http://127.0.0.1:9" in found.detail
+
+
 def with_packages(monkeypatch, **versions):
     installed = {name.replace("_", "-"): version for name, version in versions.items()}
     spec = {"onnxruntime-gpu": "onnxruntime", "faiss-cpu": "faiss"}
