@@ -2,7 +2,6 @@
 
 import datetime
 import errno
-import getpass
 import hashlib
 import json
 import os
@@ -169,7 +168,14 @@ def describe_picture(source: "ImageSource") -> dict[str, str]:
 
 
 def _process_user() -> str:
+    """Return the user by the system's word: a variable such as $USER can be set to anything."""
     try:
+        import pwd
+    except ImportError:  # Windows.
+        import getpass
+
         return getpass.getuser()
-    except (ImportError, KeyError, OSError):  # A container may run under a number without a name.
-        return f"uid {os.getuid()}" if hasattr(os, "getuid") else "unknown"
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # A container may run under a number without a name.
+        return f"uid {os.getuid()}"

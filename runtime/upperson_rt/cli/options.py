@@ -151,13 +151,15 @@ BackendOption: TypeAlias = Annotated[
     str,
     typer.Option(
         "--backend",
-        help="auto, onnxruntime or openvino. auto takes the first one installed, in this order.",
+        help="auto, onnxruntime, openvino or tensorrt. auto takes the first one installed: "
+        "onnxruntime, then openvino; on cuda tensorrt, then onnxruntime.",
     ),
 ]
 DeviceOption: TypeAlias = Annotated[
     str,
     typer.Option(
-        "--device", help="cpu, cuda, cuda:N (onnxruntime), gpu or npu (openvino). Never replaced."
+        "--device",
+        help="cpu, cuda, cuda:N (tensorrt, onnxruntime), gpu or npu (openvino). Never replaced.",
     ),
 ]
 Threads: TypeAlias = Annotated[

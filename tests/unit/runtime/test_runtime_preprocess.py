@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from upperson_rt.capture_time import capture_time
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import iter_image_files, load_image, resize_image
 
@@ -194,6 +195,33 @@ def test_truncated_files_are_refused(tmp_path, name, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(InputError, match=f"cannot read image .*{name}"):
         load_image(path)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what is wrong with the files.
+def test_damaged_files_give_a_picture_or_an_input_error(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    tags[0x8769] = {0x9003: "2026:11:24 14:00:05", 0x9011: "+01:00"}
+    exif = Image.Exif()
+    exif.load(tags.tobytes())
+    refused = 0
+    for suffix in ("jpg", "png", "tiff", "webp", "gif", "bmp"):
+        path = tmp_path / f"a.{suffix}"
+        noise.save(path, exif=exif)
+        whole = path.read_bytes()
+        for _ in range(60):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, min(400, len(whole)), size=rng.integers(1, 8)):
+                damaged[place] = rng.integers(256)
+            path.write_bytes(damaged)
+            capture_time(path)  # None, or a number.
+            try:
+                assert load_image(path).dtype == np.uint8
+            except InputError:
+                refused += 1
+    assert 60 < refused < 300, "some are still pictures"
 
 
 def test_colour_orders_of_arrays():

@@ -47,6 +47,17 @@ def test_the_file_is_its_owners_and_grows(tmp_path):
     assert lines_of(path)[0]["user"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="users have numbers on POSIX only")
+def test_the_user_is_the_systems_not_a_variable(tmp_path, monkeypatch):
+    import pwd
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody else")
+    assert QueryLog(tmp_path / "log").user == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr(os, "getuid", lambda: 987_654)
+    assert QueryLog(tmp_path / "log").user == "uid 987654"
+
+
 def test_every_line_is_on_disk_before_the_call_returns(tmp_path, monkeypatch):
     synced = []
     fsync = os.fsync
