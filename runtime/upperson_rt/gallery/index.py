@@ -75,9 +75,12 @@ class Snapshot:
         With ``only`` (ascending) among those items.
         """
         found = [part.search(queries, k, only) for part in self.segments]
-        found.append(self.tail.search(queries, k, only))
-        scores = np.concatenate([part for part, _ in found], axis=1)
-        ids = np.concatenate([part for _, part in found], axis=1)
+        if self.tail.length or not found:
+            found.append(self.tail.search(queries, k, only))
+        scores, ids = found[0]
+        if len(found) > 1:
+            scores = np.concatenate([part for part, _ in found], axis=1)
+            ids = np.concatenate([part for _, part in found], axis=1)
         scores = np.where(ids < 0, -np.inf, scores)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)

@@ -290,7 +290,7 @@ def test_the_approximate_index_measures_itself(folder, monkeypatch):
         # A filter that leaves few is exact; so is one that the lists answer, with all of them.
         where = Filter(camera=["c1", "c2"])
         assert answer(gallery, queries[:3], 10, where) == truth(gallery, queries[:3], 10, where)
-        monkeypatch.setattr("upperson_rt.gallery.search._FROM_SQL", 10)
+        monkeypatch.setattr("upperson_rt.gallery.search._FROM_SQL_BESIDE_INDEX", 10)
         assert answer(gallery, queries[:3], 1000, where) == truth(gallery, queries[:3], 1000, where)
 
 
