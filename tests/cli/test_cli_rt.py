@@ -11,7 +11,7 @@ from upperson_rt.gallery import SqliteGallery
 
 COMMANDS = [
     ["index"], ["query"], ["doctor"], ["gallery", "info"], ["gallery", "verify"], ["compile"],
-    ["bench", "towers"],
+    ["bench", "towers"], ["bench", "query"],
 ]  # fmt: skip
 
 
