@@ -315,9 +315,14 @@ class SqliteGallery(Gallery):
         return problems
 
     def rebuild(self) -> None:
-        """Make the search index anew and save it: exact, or IVF-SQ8 from `APPROXIMATE_FROM` on."""
-        with self._index.lock, self._connections.reading() as connection:
-            self._index.rebuild(connection)
+        """Make the search index anew and save it: exact, or IVF-SQ8 from `APPROXIMATE_FROM` on.
+
+        Other threads may search and add meanwhile.
+        """
+        with self._connections.reading() as connection:
+            snapshot = self._index.build(connection)
+        with self._index.lock:
+            self._index.snapshot = snapshot
 
     def largest_segment(self) -> Segment | None:
         """Return the largest part of the index in memory, for measuring; None if there is none."""
