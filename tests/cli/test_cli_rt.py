@@ -11,7 +11,7 @@ from upperson_rt.gallery import SqliteGallery
 
 COMMANDS = [
     ["index"], ["query"], ["doctor"], ["gallery", "info"], ["gallery", "verify"], ["compile"],
-    ["bench"],
+    ["bench", "towers"],
 ]  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def original(tmp_path_factory):
 def work(original, tmp_path, monkeypatch):
     """A working folder with ./bundle and ./crops; no gallery yet."""
     monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
-    for name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY"):
+    for name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY", "UPPERSON_QUERY_LOG"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "work"
 
@@ -63,6 +63,7 @@ def test_json_is_the_only_thing_on_stdout(work):
     indexed = run_json("index", "crops")
     assert indexed == {
         "indexed": 6,
+        "timed": 0,
         "skipped": [],
         "gallery": "gallery",
         "items": 6,
@@ -149,7 +150,14 @@ def test_filters(work):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["query"], 2, "Missing argument"),
+        (["query"], 2, "error: describe the person, such as"),
+        (["query", "red", "--image", "crops/red.png"], 2, "exclude each other"),
+        (["query", "red", "--where", "colour"], 2, "--where colour is not KEY=VALUE"),
+        (["query", "red", "--query-log", "crops"], 3, "query log crops: not a regular file"),
+        (["query", "--image", "gone.png"], 3, "error: no gallery at gallery"),
+        (["query", "red", "--since", "nan"], 2, "'nan' is no time"),
+        (["index", "crops", "--time-from", "sun"], 2, "Invalid value for '--time-from'"),
+        (["index", "crops", "--attribute", "=5"], 2, "--attribute =5 is not KEY=VALUE"),
         (["query", "red", "--kk", "3"], 2, "No such option"),
         (["query", "red", "-k", "0"], 2, "Invalid value"),
         (["query", "red", "--since", "tomorrow"], 2, "neither unix seconds nor"),

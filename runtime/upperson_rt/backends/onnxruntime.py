@@ -15,6 +15,7 @@ class OnnxRuntimeBackend:
     """An ONNX Runtime session on exactly one device."""
 
     name = "onnxruntime"
+    max_batch: int | None = None
 
     def __init__(
         self, path: str | os.PathLike[str], device: str = "cpu", threads: int | None = None

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -163,7 +162,7 @@ class Gallery(ABC):
         keep_newest: int | None = None,
         camera: str | None = None,
     ) -> int:
-        """Delete old items, and their crops; return how many.
+        """Delete old items by age, then by number, and their crops; return how many.
 
         Args:
             older_than: Unix seconds; items taken before go. Those without a time stay.
@@ -207,14 +206,12 @@ class Gallery(ABC):
     ) -> int:
         """Return how many items `prune` would delete now."""
         check_prune(older_than, keep_newest)
-        total = self.count(Filter(camera=camera))
-        timed = self.count(Filter(camera=camera, since=-sys.float_info.max))
-        too_old = 0 if older_than is None else self.count(Filter(camera=camera, until=older_than))
-        too_many = 0 if keep_newest is None else max(0, total - keep_newest)
-        untimed = total - timed  # Last in line: after the oldest.
-        if too_many <= untimed:
-            return too_old + too_many
-        return max(too_old + untimed, too_many)
+        where = Filter(camera=camera)
+        too_many = 0 if keep_newest is None else max(0, self.count(where) - keep_newest)
+        too_old = 0
+        if older_than is not None:
+            too_old = self.count(Filter(camera=camera, until=older_than))
+        return max(too_old, too_many)
 
     def __enter__(self: _Self) -> _Self:
         return self

@@ -34,9 +34,8 @@ class Item:
     def __post_init__(self) -> None:
         if not self.key:
             raise InputError("an item needs a key that is not empty")
-        texts = (self.key, self.source, self.camera, self.track, self.crop)
         try:
-            "".join(text or "" for text in texts).encode("utf-8")
+            f"{self.key}{self.source}{self.camera}{self.track}{self.crop}".encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the name {self.key!r} is not valid Unicode: rename it") from error
         if self.time is not None and not math.isfinite(self.time):
@@ -100,12 +99,10 @@ class Filter:
             if bound is not None and math.isnan(bound):
                 raise UsageError(f"{name} must be a time in unix seconds, got {bound}")
         for key, value in self.attributes.items():
-            if not isinstance(value, (str, int, float)) or not math.isfinite(
-                0 if isinstance(value, str) else value
-            ):
+            if not _is_comparable(value):
                 raise UsageError(
-                    f"a filter compares attributes with a text, a finite number, true or false; "
-                    f"found {key}={value!r}"
+                    "a filter compares attributes with a text, a finite number of up to 64 bits, "
+                    f"true or false; found {key}={value!r}"
                 )
 
     @property
@@ -161,6 +158,14 @@ class GalleryInfo:
     last_time: float | None
     index: IndexInfo | None
     """None where no index has been made yet."""
+
+
+def _is_comparable(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 63
+    return isinstance(value, str)
 
 
 def _stays_inside(path: str) -> bool:

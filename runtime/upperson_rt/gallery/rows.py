@@ -1,6 +1,7 @@
 """Items and filters as rows and conditions of the table `items`."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ UPSERT = f"""
 """
 """Adds a row, or replaces the one with the same key and keeps its id."""
 
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .:-]+", re.ASCII)
+"""Keys that need no escapes in a JSON path; all others are compared in Python, never as SQL."""
 _encode: Callable[[Any], str] = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 
 
@@ -51,8 +54,21 @@ def sql_from_filter(where: Filter | None) -> tuple[str, list[object]]:
             conditions.append(sql)
             values.append(value)
     for key, value in where.attributes.items():
-        conditions.append("attribute_equals(attributes, ?, ?)")
-        values += (key, _encode(value))
+        if _PLAIN_KEY.fullmatch(key):
+            path = f'$."{key}"'
+            kinds = "('integer', 'real')"
+            if isinstance(value, bool):
+                kinds = f"('{_encode(value)}')"
+            elif isinstance(value, str):
+                kinds = "('text')"
+            conditions.append(
+                "CASE WHEN json_valid(attributes) THEN json_type(attributes, ?) IN "
+                f"{kinds} AND json_extract(attributes, ?) = ? ELSE 0 END"
+            )
+            values += (path, path, value)
+        else:
+            conditions.append("attribute_equals(attributes, ?, ?)")
+            values += (key, _encode(value))
     return " AND ".join(conditions) or "1", values
 
 
@@ -103,5 +119,5 @@ def item_from_row(columns: Sequence[Any]) -> Item:
         track=track,
         box=None if edges is None else (edges[0], edges[1], edges[2], edges[3]),
         crop=crop,
-        attributes=json.loads(attributes),
+        attributes={} if attributes == "{}" else json.loads(attributes),
     )
