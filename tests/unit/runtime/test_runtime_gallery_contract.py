@@ -329,7 +329,9 @@ def test_delete_where(filtered):
         ({"keep_newest": 99}, "abcdef"),
         ({"keep_newest": 1, "camera": "gate"}, "bcdef"),
         ({"older_than": 200, "camera": "door"}, "abcef"),
-        ({"older_than": 150, "keep_newest": 5}, "bcf"),
+        ({"older_than": 150, "keep_newest": 5}, "bcef"),
+        ({"older_than": 150, "keep_newest": 3}, "bcf"),
+        ({"older_than": 150, "keep_newest": 2}, "cf"),
     ],
     ids=str,
 )
