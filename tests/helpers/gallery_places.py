@@ -3,6 +3,8 @@
 import itertools
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +54,13 @@ class Milvus(Place):
     Args:
         address: For locations, ``milvus://...`` without the collection.
         uri: For `pymilvus.MilvusClient`, the same.
+        server: That runs there, for tests that stop it.
     """
 
     _numbers = itertools.count()
 
-    def __init__(self, address: str, uri: str) -> None:
+    def __init__(self, address: str, uri: str, server: MilvusServer | None = None) -> None:
+        self.server = server
         self._address = address
         self._uri = uri
         self._shared = self.unused()
@@ -66,15 +70,23 @@ class Milvus(Place):
         return f"{self._address}/contract_{next(self._numbers)}"
 
     def empty(self) -> str:
+        with self.client() as client:
+            client.delete(self._shared.rsplit("/", 1)[1], filter="id >= 0")
+        return self._shared
+
+    @contextmanager
+    def client(self) -> Iterator[Any]:
+        """Give a client that knows nothing of galleries."""
         from pymilvus import MilvusClient
 
         client = MilvusClient(self._uri, dedicated=True)
-        client.delete(self._shared.rsplit("/", 1)[1], filter="id >= 0")
-        client.close()
-        return self._shared
+        try:
+            yield client
+        finally:
+            client.close()
 
 
-def run_server(data: Path, binaries: Path) -> Any:
+def run_server(data: Path, binaries: Path) -> Iterator[MilvusServer]:
     """Yield a running server; its data is removed afterwards."""
     with MilvusServer(data, binaries) as server:
         yield server

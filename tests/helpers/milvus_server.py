@@ -31,10 +31,13 @@ from tests.helpers.command_line import ROOT
 _ISOLATED = ["unshare", "--user", "--map-root-user", "--net", "--"]
 _PORT, _HEALTH_PORT = 19530, 9091
 _START_TIMEOUT_S = 60.0
-_QUICKER = {
+_SETTINGS = {
+    # A read waits up to twice this for the writes before it.
     "timeTickInterval: 200": "timeTickInterval: 10",
     "checkInterval: 1000": "checkInterval: 50",
     "distPullInterval: 500": "distPullInterval: 50",
+    "ttl: 30 #": "ttl: 3 #",  # After a kill, as long as that is waited for the dead one.
+    "serverMaxRecvSize: 67108864": "serverMaxRecvSize: 8388608",
 }
 
 
@@ -120,10 +123,9 @@ def _milvus(data: Path, binaries: Path) -> Iterator[None]:
     settings = data / "configs" / "milvus.yaml"
     # Without an address the server looks for a network card, of which there is none.
     text = settings.read_text("utf-8").replace("  ip: # if", "  ip: 127.0.0.1 # if")
-    text = text.replace("level: info", "level: warn")
-    # How long a read may have to wait for the writes before it: 0.2 s, twice, in a default server.
-    for slow, quick in _QUICKER.items():
-        text = text.replace(slow, quick)
+    for default, ours in _SETTINGS.items():
+        assert default in text, default
+        text = text.replace(default, ours)
     settings.write_text(text, "utf-8")
     binaries.mkdir(parents=True, exist_ok=True)
     with (binaries / "lock").open("w") as lock:  # Test runs side by side share them.

@@ -286,7 +286,9 @@ def _confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError(f"{question} Add --yes to do it without being asked")
-    typer.confirm(question, abort=True, err=True)
+    typer.echo(f"{question} [y/N]: ", err=True, nl=False)  # typer.confirm would use stdout, too.
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise typer.Abort
 
 
 def _report_deleted(

@@ -39,7 +39,7 @@ __all__ = ["SearchIndex", "Snapshot", "version_of"]
 _LOG = logging.getLogger(__name__)
 
 _BLOCK_ROWS = 8192
-_SEAL_ROWS = 32768
+_SEAL_ROWS = 8192
 """Below, rows are searched with numpy: nothing is saved, and faiss is not even loaded."""
 _MOST_SEGMENTS = 8
 _WITNESSES = 32
@@ -75,9 +75,12 @@ class Snapshot:
         With ``only`` (ascending) among those items.
         """
         found = [part.search(queries, k, only) for part in self.segments]
-        found.append(self.tail.search(queries, k, only))
-        scores = np.concatenate([part for part, _ in found], axis=1)
-        ids = np.concatenate([part for _, part in found], axis=1)
+        if self.tail.length or not found:
+            found.append(self.tail.search(queries, k, only))
+        scores, ids = found[0]
+        if len(found) > 1:
+            scores = np.concatenate([part for part, _ in found], axis=1)
+            ids = np.concatenate([part for _, part in found], axis=1)
         scores = np.where(ids < 0, -np.inf, scores)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
@@ -126,14 +129,12 @@ class SearchIndex:
             )
         return self.snapshot
 
-    def rebuild(self, connection: sqlite3.Connection) -> Snapshot:
-        """Make the index from the vectors that a transaction sees, and save it."""
-        version = version_of(connection)
-        if self._writable:
-            with suppress(OSError):  # A small gallery has none; else it is replaced anyway.
-                self.path.unlink(missing_ok=True)
-        self.snapshot = self._build(connection, version)
-        return self.snapshot
+    def build(self, connection: sqlite3.Connection) -> Snapshot:
+        """Make the index from the vectors that a transaction sees, save it, and return it.
+
+        Needs no lock: searches go on with what there is until ``snapshot`` is set.
+        """
+        return self._build(connection, version_of(connection))
 
     def info(self, connection: sqlite3.Connection, items: int) -> IndexInfo | None:
         """Return what searches use, or would load."""
@@ -256,6 +257,9 @@ class SearchIndex:
         (count,) = connection.execute("SELECT count(*) FROM items").fetchone()
         approximate = count >= self._approximate_from and self._writable
         if count < _SEAL_ROWS and not approximate:
+            if self._writable:
+                with suppress(OSError):  # An earlier, larger one; it does no harm either.
+                    self.path.unlink(missing_ok=True)
             return self._follow(
                 connection,
                 Snapshot(0, 0, (), Tail(self._embed_dim)),

@@ -9,6 +9,7 @@ faiss reads its own part from the beginning and ignores what follows.
 import json
 import os
 import tempfile
+import time
 import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ FORMAT = 1
 _MAGIC = b"uprtidx1"
 _END_BYTES = 24
 _CHUNK_BYTES = 1 << 24
+_ABANDONED_S = 3600.0
 
 
 class UnusableIndexError(Exception):
@@ -65,7 +67,11 @@ def write_index(path: Path, index: Any, ids: NDArray[np.int64], stamp: Stamp) ->
     """
     faiss = load_faiss()
 
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    prefix = f".{path.name}."
+    for abandoned in path.parent.glob(f"{prefix}*"):  # By processes that were killed.
+        if time.time() - abandoned.stat().st_mtime > _ABANDONED_S:
+            abandoned.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix)
     os.close(handle)
     try:
         try:

@@ -245,15 +245,11 @@ class MilvusGallery(Gallery):
                 for row in self._table.rows(condition, ("time", "added"))
             ]
             found.sort(key=lambda pair: (pair[0], pair[1]["added"]))
-            extra = 0 if keep_newest is None else max(0, len(found) - keep_newest)
             oldest = -np.inf if older_than is None else older_than
-            return self._table.delete(
-                [
-                    row["id"]
-                    for place, (taken, row) in enumerate(found)
-                    if place < extra or -np.inf < taken < oldest
-                ]
-            )
+            old = [row["id"] for taken, row in found if -np.inf < taken < oldest]
+            left = [row["id"] for taken, row in found if not -np.inf < taken < oldest]
+            extra = 0 if keep_newest is None else max(0, len(left) - keep_newest)
+            return self._table.delete(old + left[:extra])
 
     def info(self) -> GalleryInfo:
         """Return what the gallery holds; reads four fields of every item."""

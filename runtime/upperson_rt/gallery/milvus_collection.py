@@ -127,6 +127,8 @@ def connect(location: MilvusLocation, create: bool) -> Any:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if location.file is not None:
         _prepare_lite(location, location.file, create)
+        # It has no such method as pymilvus asks for first, says so, and all is well.
+        logging.getLogger("grpc._server").addFilter(_is_worth_reading)
     try:
         client = MilvusClient(
             uri=location.uri,
@@ -152,6 +154,10 @@ def connect(location: MilvusLocation, create: bool) -> Any:
         with _lite_lock:
             _lite_users[location.file] += 1
     return client
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    return "Method not implemented" not in record.getMessage()
 
 
 def _prepare_lite(location: MilvusLocation, folder: Path, create: bool) -> None:
@@ -210,8 +216,7 @@ def open_collection(
     meta = _read_meta(location, description)
     if not client.list_indexes(name):
         make_index(client, location)
-    if "NotLoad" in str(client.get_load_state(name)["state"]):
-        client.load_collection(name, timeout=_LOAD_TIMEOUT_S)
+    client.load_collection(name, timeout=_LOAD_TIMEOUT_S)  # Waits, if that goes on already.
     return meta
 
 

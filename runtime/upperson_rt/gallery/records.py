@@ -34,9 +34,8 @@ class Item:
     def __post_init__(self) -> None:
         if not self.key:
             raise InputError("an item needs a key that is not empty")
-        texts = (self.key, self.source, self.camera, self.track, self.crop)
         try:
-            "".join(text or "" for text in texts).encode("utf-8")
+            f"{self.key}{self.source}{self.camera}{self.track}{self.crop}".encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the name {self.key!r} is not valid Unicode: rename it") from error
         if self.time is not None and not math.isfinite(self.time):

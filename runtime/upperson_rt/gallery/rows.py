@@ -119,5 +119,5 @@ def item_from_row(columns: Sequence[Any]) -> Item:
         track=track,
         box=None if edges is None else (edges[0], edges[1], edges[2], edges[3]),
         crop=crop,
-        attributes=json.loads(attributes),
+        attributes={} if attributes == "{}" else json.loads(attributes),
     )

@@ -32,6 +32,7 @@ _SINCE_2 = (
     "CREATE INDEX items_by_camera_time ON items (camera, time) WHERE camera IS NOT NULL",
     "CREATE INDEX items_by_time ON items (time)",
     "CREATE INDEX items_by_track ON items (track, camera, time) WHERE track IS NOT NULL",
+    "CREATE INDEX items_by_variant ON items (variant)",
     "CREATE INDEX items_by_crop ON items (crop) WHERE crop IS NOT NULL",
 )
 _TABLES = (

@@ -25,8 +25,11 @@ from upperson_rt.gallery.vectors import STORED
 __all__ = ["search_items"]
 
 _FROM_SQL = 10_000
-"""Items that pass a filter up to which their vectors are read from the database."""
-_EXTRA = 8
+"""Items that pass a filter up to which reading their vectors is faster than loading the index."""
+_FROM_SQL_BESIDE_INDEX = 1000
+"""The same where an approximate index is in memory."""
+_WIDER = 8
+_EXTRA = 2
 _ROUNDING = 1e-5  # Far above that of 512 products in float32.
 _MOST_TIES = 4096
 _QUERIES_AT_A_TIME = 256
@@ -108,16 +111,16 @@ def _choose(
     if where is None or where.is_empty:
         assert snapshot is not None
         return _Source(connection, snapshot.search, snapshot.is_exact)
-    if snapshot is None or not snapshot.is_exact:
+    if snapshot is None:
         ids = _passing(connection, where, _FROM_SQL + 1)
-        if len(ids) <= _FROM_SQL:
-            return _Source(connection, _in_memory(connection, ids), True)
-        if snapshot is None:
-            return None
-    ids = _passing(connection, where, -1)
-    return _Source(
-        connection, lambda queries, k: snapshot.search(queries, k, ids), snapshot.is_exact
-    )
+        return None if len(ids) > _FROM_SQL else _Source(connection, _few(connection, ids), True)
+    if snapshot.is_exact:
+        ids = _passing(connection, where, -1)
+        return _Source(connection, lambda queries, k: snapshot.search(queries, k, ids), True)
+    ids = _passing(connection, where, _FROM_SQL_BESIDE_INDEX + 1)
+    if len(ids) <= _FROM_SQL_BESIDE_INDEX:
+        return _Source(connection, _few(connection, ids), True)
+    return _Source(connection, _many(connection, snapshot, where), False)
 
 
 def _rank(
@@ -190,7 +193,7 @@ def _passing(connection: sqlite3.Connection, where: Filter, most: int) -> NDArra
     return np.sort(np.fromstring(text or "", np.int64, sep=","))
 
 
-def _in_memory(
+def _few(
     connection: sqlite3.Connection, ids: NDArray[np.int64]
 ) -> Callable[[NDArray[np.float32], int], Candidates]:
     """Return a search among few items, whose vectors are read now."""
@@ -213,6 +216,33 @@ def _in_memory(
         k = min(k, len(ids))
         best = np.argpartition(scores, len(ids) - k, axis=1)[:, len(ids) - k :]
         return np.take_along_axis(scores, best, axis=1), ids[best]
+
+    return find
+
+
+def _many(
+    connection: sqlite3.Connection, snapshot: Snapshot, where: Filter
+) -> Callable[[NDArray[np.float32], int], Candidates]:
+    """Return a search in an approximate index for a filter that many items pass.
+
+    First among the best of all items; only if too few of them pass, all that pass are listed.
+    """
+    condition, values = sql_from_filter(where)
+    listed: list[NDArray[np.int64]] = []
+
+    def find(queries: NDArray[np.float32], k: int) -> Candidates:
+        if not listed:
+            scores, ids = snapshot.search(queries, _WIDER * k)
+            sql = "SELECT id FROM items WHERE id IN (SELECT value FROM json_each(?))"
+            rows = connection.execute(
+                f"{sql} AND {condition}", (_json(np.unique(ids[ids >= 0])), *values)
+            )
+            passing = np.isin(ids, np.fromiter((id_ for (id_,) in rows), np.int64))
+            if (np.count_nonzero(passing, axis=1) >= k).all():
+                order = np.argsort(~passing, axis=1, kind="stable")[:, :k]  # They are sorted.
+                return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+            listed.append(_passing(connection, where, -1))
+        return snapshot.search(queries, k, listed[0])
 
     return find
 

@@ -20,7 +20,7 @@ Candidates: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 _GEMM_FROM_QUERIES = 20  # Measured: decoding pays off from about there on.
 _GEMM_ROWS = 4096
-_ALL_LISTS_FROM = 1000  # Candidates: the usual lists might not hold so many.
+_ALL_LISTS_FROM = 1000
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Segment:
                 allowed &= ~self.dead
         elif self.dead_count and self.dead is not None:
             allowed = ~self.dead
-        all_lists = k >= _ALL_LISTS_FROM
+        nprobe = self._lists_for(k, only)
         k = min(k, len(self.ids) if allowed is None else int(np.count_nonzero(allowed)))
         if k == 0:
             return _nothing(len(queries))
@@ -76,15 +76,23 @@ class Segment:
             if allowed is not None:
                 bits = np.packbits(allowed, bitorder="little")
                 selector = faiss.IDSelectorBitmap(bits)
-            if self.nprobe is not None:
-                nprobe = self.nprobe if only is None else min(2 * self.nprobe, self.index.nlist)
-                if all_lists:
-                    nprobe = self.index.nlist
+            if nprobe is not None:
                 parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
             else:
                 parameters = None if selector is None else faiss.SearchParameters(sel=selector)
             scores, rows = self.index.search(queries, k, params=parameters)
         return scores, np.where(rows >= 0, self.ids[rows], -1)
+
+    def _lists_for(self, k: int, only: NDArray[np.int64] | None) -> int | None:
+        """Return the lists to look into: more where items that may be found are rare in each."""
+        if self.nprobe is None:
+            return None
+        if k >= _ALL_LISTS_FROM:
+            return int(self.index.nlist)
+        if only is None:
+            return self.nprobe
+        factor = 16 if 10 * len(only) <= len(self.ids) else 2
+        return min(self.nprobe * factor, int(self.index.nlist))
 
     def _search_many(
         self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None
@@ -224,6 +232,9 @@ def _rows_of(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.in
     """Return the rows of those wanted ids that are in ``ids`` (ascending)."""
     if not len(ids):
         return np.empty(0, np.intp)
+    if ids[-1] - ids[0] + 1 == len(ids):  # Nothing is missing in between: the usual case.
+        near: NDArray[np.intp] = wanted[(wanted >= ids[0]) & (wanted <= ids[-1])] - ids[0]
+        return near
     rows: NDArray[np.intp] = np.searchsorted(ids, wanted)
     rows[rows == len(ids)] = 0
     found: NDArray[np.intp] = rows[ids[rows] == wanted]

@@ -24,6 +24,7 @@ from upperson_rt.gallery.index import SearchIndex
 from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, Item
 from upperson_rt.gallery.rows import COLUMNS, UPSERT, item_from_row, row_from_item, sql_from_filter
 from upperson_rt.gallery.search import search_items
+from upperson_rt.gallery.segments import Segment
 from upperson_rt.gallery.vectors import STORED, check_space, unit_vectors, vector_problem
 
 __all__ = ["APPROXIMATE_FROM", "SqliteGallery"]
@@ -320,9 +321,20 @@ class SqliteGallery(Gallery):
         return problems
 
     def rebuild(self) -> None:
-        """Make the search index anew and save it: exact, or IVF-SQ8 from `APPROXIMATE_FROM` on."""
-        with self._index.lock, self._connections.reading() as connection:
-            self._index.rebuild(connection)
+        """Make the search index anew and save it: exact, or IVF-SQ8 from `APPROXIMATE_FROM` on.
+
+        Other threads may search and add meanwhile.
+        """
+        with self._connections.reading() as connection:
+            snapshot = self._index.build(connection)
+        with self._index.lock:
+            self._index.snapshot = snapshot
+
+    def largest_segment(self) -> Segment | None:
+        """Return the largest part of the index in memory, for measuring; None if there is none."""
+        snapshot = self._index.snapshot
+        segments = () if snapshot is None else snapshot.segments
+        return max(segments, key=lambda part: len(part.ids), default=None)
 
     def _delete(self, steps: Sequence[tuple[str, list[object]]]) -> int:
         """Delete what meets each condition in turn, in one transaction, then the crops."""

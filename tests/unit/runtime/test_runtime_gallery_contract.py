@@ -7,14 +7,11 @@ import threading
 import numpy as np
 import pytest
 
-from tests.helpers import milvus_server
 from tests.helpers.gallery_places import (
     DIM,
     FINGERPRINT,
     Folders,
-    Milvus,
     keys_of,
-    run_server,
     some_vectors,
     unit,
 )
@@ -28,26 +25,6 @@ ODD_TEXTS = [
     '" or id >= 0 or camera == "', "' or 1=1 --", '"] or id >= 0 or camera in ["',
 ]  # fmt: skip
 ENGINES = ["sqlite", "milvus-lite", "milvus-server"]
-
-
-@pytest.fixture(scope="session")
-def server_place(tmp_path_factory, pytestconfig):
-    reason = milvus_server.reason_to_skip()
-    if reason is not None:
-        pytest.skip(reason)
-    pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra 'milvus'")
-    binaries = pytestconfig.cache.mkdir("milvus-server")
-    for server in run_server(tmp_path_factory.mktemp("milvus") / "data", binaries):
-        address = f"127.0.0.1:{server.port}"
-        yield Milvus(f"milvus://{address}", f"http://{address}")
-
-
-@pytest.fixture(scope="session")
-def lite_place(tmp_path_factory):
-    pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra 'milvus'")
-    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
-    folder = tmp_path_factory.mktemp("milvus_lite") / "people.db"
-    return Milvus(f"milvus://{folder}", str(folder))
 
 
 @pytest.fixture(params=ENGINES)
@@ -352,7 +329,9 @@ def test_delete_where(filtered):
         ({"keep_newest": 99}, "abcdef"),
         ({"keep_newest": 1, "camera": "gate"}, "bcdef"),
         ({"older_than": 200, "camera": "door"}, "abcef"),
-        ({"older_than": 150, "keep_newest": 5}, "bcf"),
+        ({"older_than": 150, "keep_newest": 5}, "bcef"),
+        ({"older_than": 150, "keep_newest": 3}, "bcf"),
+        ({"older_than": 150, "keep_newest": 2}, "cf"),
     ],
     ids=str,
 )
@@ -419,9 +398,14 @@ def test_verify_and_rebuild_leave_all_as_it_is(filtered):
     before = filtered.search(unit((1, 2, 3, 4, 5)), k=9)
     assert filtered.verify() == []
     filtered.rebuild()
-    assert filtered.search(unit((1, 2, 3, 4, 5)), k=9) == before
+    assert rounded(filtered.search(unit((1, 2, 3, 4, 5)), k=9)) == rounded(before)
     assert filtered.verify() == []
     assert filtered.info().index is not None
+
+
+def rounded(found):
+    """Leave out the last digits of scores, which depend on where a vector lies in memory."""
+    return [[(round(hit.score, 5), hit.id, hit.item, hit.span) for hit in hits] for hits in found]
 
 
 BAD = np.full((1, DIM), np.nan, np.float32)
@@ -502,7 +486,7 @@ def test_everything_is_there_after_opening_again(place):
         before = gallery.search(vectors, k=5)
         again = gallery.location
     with Gallery.open(again, FINGERPRINT, DIM) as gallery:
-        assert gallery.search(vectors, k=5) == before
+        assert rounded(gallery.search(vectors, k=5)) == rounded(before)
         assert gallery.count() == 39
         assert gallery.count(Filter(since=1000)) == 1
         assert gallery.info().variants == {"fp32": 38}

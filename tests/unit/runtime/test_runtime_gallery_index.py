@@ -1,6 +1,7 @@
 """The search index beside the database: exact, kept up, replaceable."""
 
 import logging
+import os
 import shutil
 import sqlite3
 import threading
@@ -290,7 +291,7 @@ def test_the_approximate_index_measures_itself(folder, monkeypatch):
         # A filter that leaves few is exact; so is one that the lists answer, with all of them.
         where = Filter(camera=["c1", "c2"])
         assert answer(gallery, queries[:3], 10, where) == truth(gallery, queries[:3], 10, where)
-        monkeypatch.setattr("upperson_rt.gallery.search._FROM_SQL", 10)
+        monkeypatch.setattr("upperson_rt.gallery.search._FROM_SQL_BESIDE_INDEX", 10)
         assert answer(gallery, queries[:3], 1000, where) == truth(gallery, queries[:3], 1000, where)
 
 
@@ -343,6 +344,42 @@ def test_a_failed_write_leaves_the_earlier_file(folder, small, monkeypatch):
             index.write_index(gallery._index.path, part.index, part.ids, snapshot.stamp)
         assert gallery._index.path.read_bytes() == before
         assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+
+
+def test_what_killed_processes_left_is_cleared_away(folder, small):
+    folder.mkdir()
+    old, new = folder / ".gallery.index.old", folder / ".gallery.index.new"
+    for path in (old, new):
+        path.write_bytes(b"half an index")
+    os.utime(old, (0, 0))
+    with open_(folder) as gallery:
+        gallery.add(items(0, 300), unit(300))
+        gallery.search(unit(1), 1)
+    assert not old.exists()
+    assert new.exists()  # Another process may be writing it.
+
+
+def test_searches_go_on_during_a_rebuild(folder, approximate, monkeypatch):
+    train, found = ivf.train, []
+    with open_(folder) as gallery:
+        gallery.add(items(0, 600), unit(600))
+        gallery.search(unit(1), 1)
+
+        def slow(*arguments):
+            gallery.add([Item(key="new")], unit(1, 77))
+            gallery.delete(["k0", "k1"])
+            thread = threading.Thread(target=lambda: found.append(answer(gallery, unit(1, 77), 1)))
+            thread.start()
+            thread.join(20)
+            return train(*arguments)
+
+        monkeypatch.setattr(ivf, "train", slow)
+        gallery.rebuild()
+        assert found == [truth(gallery, unit(1, 77), 1)]
+        # What happened meanwhile is followed afterwards.
+        assert answer(gallery, unit(2, 77), 1000) == truth(gallery, unit(2, 77), 1000)
+    with open_(folder) as gallery:
+        assert answer(gallery, unit(2, 77), 1000) == truth(gallery, unit(2, 77), 1000)
 
 
 def test_growing_beyond_the_limit_advises_once(folder, small, monkeypatch, caplog):
