@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from upperson_rt.bundle import Bundle
     from upperson_rt.bundle import open_encoder as open
+    from upperson_rt.camera import CameraStats, Pipeline, PipelineStats, QualityRules
     from upperson_rt.encoder import Encoder
     from upperson_rt.errors import (
         AccuracyGateError,
@@ -38,6 +39,7 @@ __all__ = [
     "AccuracyGateError",
     "BackendError",
     "Bundle",
+    "CameraStats",
     "Encoder",
     "Filter",
     "Gallery",
@@ -47,6 +49,9 @@ __all__ = [
     "IntegrityError",
     "Item",
     "Manifest",
+    "Pipeline",
+    "PipelineStats",
+    "QualityRules",
     "RetrievalMetrics",
     "Retriever",
     "Tokenizer",
@@ -66,6 +71,7 @@ _OWNERS = {
     "AccuracyGateError": "errors",
     "BackendError": "errors",
     "Bundle": "bundle",
+    "CameraStats": "camera",
     "Encoder": "encoder",
     "Filter": "gallery",
     "Gallery": "gallery",
@@ -75,6 +81,9 @@ _OWNERS = {
     "IntegrityError": "errors",
     "Item": "gallery",
     "Manifest": "manifest",
+    "Pipeline": "camera",
+    "PipelineStats": "camera",
+    "QualityRules": "camera",
     "RetrievalMetrics": "metrics",
     "Retriever": "retriever",
     "Tokenizer": "tokenizer",

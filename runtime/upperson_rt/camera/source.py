@@ -160,7 +160,9 @@ def open_reader(source: Source, timeout_s: float) -> Reader:
     return opened
 
 
-def guess_start_time(source: Source, opener: Callable[["Source", float], Reader]) -> float:
+def guess_start_time(
+    source: Source, opener: Callable[[Source, float], Reader] = open_reader
+) -> float:
     """Return the unix time of a file's first frame: its last change minus its length.
 
     Raises:

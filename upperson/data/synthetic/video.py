@@ -104,9 +104,9 @@ def write_video(
     """Writes a video in Motion JPEG, and its truth beside it with the suffix ``.json``.
 
     The truth has ``frames``, for each frame a list of ``{"box": [x0, y0, x1, y1], "person": n}``,
-    and ``people``, for each person ``captions``, ``first_frame``, ``last_frame`` and ``attributes``.
-    A person has a box while at least half of their width is inside the frame; who stands behind
-    somebody else has one, too.
+    and ``people``, for each person ``person``, ``captions``, ``first_frame``, ``last_frame`` and
+    ``attributes``. A person has a box while at least half of their width is inside the frame; who
+    stands behind somebody else has one, too.
 
     Args:
         path: The video; must end in ``.avi``.
