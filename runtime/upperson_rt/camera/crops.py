@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 
-__all__ = ["CropMaker", "safe_folder_name", "save_crops"]
+__all__ = ["CropFolder", "CropMaker", "safe_folder_name"]
 
 _LONGEST_NAME = 60
+_WRITERS = 8
 
 
 def safe_folder_name(camera: str) -> str:
@@ -113,26 +115,39 @@ class CropMaker:
         return bytes(data)
 
 
-def save_crops(crops: list[Crop], folder: Path) -> list[Path]:
-    """Write the pictures of crops that have one; each appears complete or not at all.
+class CropFolder:
+    """Where the pictures of crops are saved, several at a time: each waits for the disk."""
 
-    Returns:
-        Those files that were not there before.
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="save")
 
-    Raises:
-        InputError: A file cannot be written; those that were new are removed again.
-    """
-    written: list[Path] = []
-    try:
-        for crop in crops:
-            if crop.jpeg is not None and crop.item.crop is not None:
-                path = folder / crop.item.crop
-                is_new = not path.exists()
-                write_atomically(path, crop.jpeg)
-                if is_new:
-                    written.append(path)
-    except InputError:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
-    return written
+    def save(self, crops: list[Crop]) -> list[Path]:
+        """Write the pictures of crops that have one; each appears complete or not at all.
+
+        Returns:
+            Those files that were not there before.
+
+        Raises:
+            InputError: A file cannot be written; those that were new are removed again.
+        """
+        pictures = {
+            self.folder / crop.item.crop: crop.jpeg
+            for crop in crops
+            if crop.jpeg is not None and crop.item.crop is not None
+        }
+        new = [path for path in pictures if not path.exists()]
+        writes = [self._pool.submit(write_atomically, *picture) for picture in pictures.items()]
+        wait(writes)
+        try:
+            for write in writes:
+                write.result()
+        except InputError:
+            for path in new:
+                path.unlink(missing_ok=True)
+            raise
+        return new
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()

@@ -86,6 +86,17 @@ class BoundedQueue(Generic[T]):
             self._changed.notify_all()
             return item
 
+    def get_all(self, timeout_s: float) -> list[T]:
+        """Take everything that waits, oldest first; nothing if nothing comes in time."""
+        first = self.get(timeout_s)
+        if first is None:
+            return []
+        with self._changed:
+            items = [first, *self._items]
+            self._items.clear()
+            self._changed.notify_all()
+            return items
+
     def done(self, count: int = 1) -> None:
         """Say that items that were taken out are dealt with."""
         with self._changed:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.camera.crops import save_crops
+from upperson_rt.camera.crops import CropFolder
 from upperson_rt.camera.frames import Crop
 from upperson_rt.camera.ledger import Durations, Ledger
 from upperson_rt.camera.queues import BoundedQueue
@@ -127,7 +127,7 @@ class EncodeStage(_Stage):
 
 
 class CommitStage(_Stage):
-    """Saves the pictures of a batch, then commits its rows in one transaction."""
+    """Saves the pictures of all batches that wait, then commits their rows in one transaction."""
 
     def __init__(
         self,
@@ -143,38 +143,41 @@ class CommitStage(_Stage):
         super().__init__("commit", ledger, fail)
         self._gallery = gallery
         self._variant = variant
-        self._crops_folder = crops_folder
+        self._folder = None if crops_folder is None else CropFolder(crops_folder)
         self._batches = batches
         self._on_commit = on_commit
         self.latency = Durations()
         self.encode_latency = Durations()
 
     def _run(self) -> None:
-        while not self._batches.is_finished:
-            taken = self._batches.get(_STEP_S)
-            if taken is None:
-                continue
-            crops, embeds = taken
-            items = [crop.item for crop in crops]
-            try:
-                self._commit(crops, items, embeds)
-            except BaseException:
-                self._count(crops, "crops.dropped.failed")
-                raise
-            now = time.monotonic()
-            for crop in crops:
-                self.latency.add(now - crop.arrived)
-                self.encode_latency.add(now - crop.chosen)
-            self._count(crops, "committed")
-            if self._on_commit is not None:
-                self._on_commit(items)
-            self._batches.done()
-
-    def _commit(self, crops: list[Crop], items: list[Item], embeds: NDArray[np.float32]) -> None:
-        written = [] if self._crops_folder is None else save_crops(crops, self._crops_folder)
         try:
-            self._gallery.add(items, embeds, self._variant)
+            while not self._batches.is_finished:
+                taken = self._batches.get_all(_STEP_S)
+                if taken:
+                    crops = [crop for batch, _ in taken for crop in batch]
+                    self._commit(crops, np.concatenate([embeds for _, embeds in taken]))
+                    self._batches.done(len(taken))
+        finally:
+            if self._folder is not None:
+                self._folder.close()
+
+    def _commit(self, crops: list[Crop], embeds: NDArray[np.float32]) -> None:
+        items = [crop.item for crop in crops]
+        try:
+            written = [] if self._folder is None else self._folder.save(crops)
+            try:
+                self._gallery.add(items, embeds, self._variant)
+            except BaseException:
+                for path in written:
+                    path.unlink(missing_ok=True)
+                raise
         except BaseException:
-            for path in written:
-                path.unlink(missing_ok=True)
+            self._count(crops, "crops.dropped.failed")
             raise
+        now = time.monotonic()
+        for crop in crops:
+            self.latency.add(now - crop.arrived)
+            self.encode_latency.add(now - crop.chosen)
+        self._count(crops, "committed")
+        if self._on_commit is not None:
+            self._on_commit(items)
