@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import logging
 import re
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -16,6 +17,8 @@ from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 
 __all__ = ["CropFolder", "CropMaker", "safe_folder_name"]
+
+_log = logging.getLogger(__name__)
 
 _LONGEST_NAME = 60
 _WRITERS = 8
@@ -143,10 +146,17 @@ class CropFolder:
             for write in writes:
                 write.result()
         except InputError:
-            for path in new:
-                path.unlink(missing_ok=True)
+            self.discard(new)
             raise
         return new
+
+    def discard(self, paths: list[Path]) -> None:
+        """Remove pictures whose rows will not come; the error that prevents them comes first."""
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                _log.warning("cannot remove %s: %s", path, error.strerror)
 
     def close(self) -> None:
         """End the threads."""

@@ -168,8 +168,8 @@ class CommitStage(_Stage):
             try:
                 self._gallery.add(items, embeds, self._variant)
             except BaseException:
-                for path in written:
-                    path.unlink(missing_ok=True)
+                if self._folder is not None:
+                    self._folder.discard(written)
                 raise
         except BaseException:
             self._count(crops, "crops.dropped.failed")
