@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from upperson_rt.bundle import Bundle
     from upperson_rt.bundle import open_encoder as open
+    from upperson_rt.camera import CameraStats, Pipeline, PipelineStats, QualityRules
     from upperson_rt.encoder import Encoder
     from upperson_rt.errors import (
         AccuracyGateError,
@@ -40,6 +41,7 @@ __all__ = [
     "AccuracyGateError",
     "BackendError",
     "Bundle",
+    "CameraStats",
     "Encoder",
     "Filter",
     "Gallery",
@@ -50,6 +52,9 @@ __all__ = [
     "IntegrityError",
     "Item",
     "Manifest",
+    "Pipeline",
+    "PipelineStats",
+    "QualityRules",
     "QueryLog",
     "RetrievalMetrics",
     "Retriever",
@@ -71,6 +76,7 @@ _OWNERS = {
     "AccuracyGateError": "errors",
     "BackendError": "errors",
     "Bundle": "bundle",
+    "CameraStats": "camera",
     "Encoder": "encoder",
     "Filter": "gallery",
     "Gallery": "gallery",
@@ -81,6 +87,9 @@ _OWNERS = {
     "IntegrityError": "errors",
     "Item": "gallery",
     "Manifest": "manifest",
+    "Pipeline": "camera",
+    "PipelineStats": "camera",
+    "QualityRules": "camera",
     "QueryLog": "query_log",
     "RetrievalMetrics": "metrics",
     "Retriever": "retriever",
