@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from upperson_rt.bundle import Bundle
     from upperson_rt.bundle import open_encoder as open
+    from upperson_rt.camera import CameraStats, Pipeline, PipelineStats, QualityRules
     from upperson_rt.encoder import Encoder
     from upperson_rt.errors import (
         AccuracyGateError,
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
         UppersonError,
         UsageError,
     )
-    from upperson_rt.gallery import Filter, Gallery, Hit, Item
+    from upperson_rt.gallery import Filter, Gallery, GalleryInfo, Hit, Item, TrackSpan
+    from upperson_rt.indexer import IndexReport, index_images
     from upperson_rt.manifest import Manifest
     from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
     from upperson_rt.preprocess import iter_image_files, load_image, resize_image
+    from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
     from upperson_rt.sheet import save_sheet
     from upperson_rt.tokenizer import Tokenizer
@@ -38,20 +41,29 @@ __all__ = [
     "AccuracyGateError",
     "BackendError",
     "Bundle",
+    "CameraStats",
     "Encoder",
     "Filter",
     "Gallery",
+    "GalleryInfo",
     "Hit",
+    "IndexReport",
     "InputError",
     "IntegrityError",
     "Item",
     "Manifest",
+    "Pipeline",
+    "PipelineStats",
+    "QualityRules",
+    "QueryLog",
     "RetrievalMetrics",
     "Retriever",
     "Tokenizer",
+    "TrackSpan",
     "UppersonError",
     "UsageError",
     "__version__",
+    "index_images",
     "iter_image_files",
     "load_image",
     "open",
@@ -64,19 +76,28 @@ _OWNERS = {
     "AccuracyGateError": "errors",
     "BackendError": "errors",
     "Bundle": "bundle",
+    "CameraStats": "camera",
     "Encoder": "encoder",
     "Filter": "gallery",
     "Gallery": "gallery",
+    "GalleryInfo": "gallery",
     "Hit": "gallery",
+    "IndexReport": "indexer",
     "InputError": "errors",
     "IntegrityError": "errors",
     "Item": "gallery",
     "Manifest": "manifest",
+    "Pipeline": "camera",
+    "PipelineStats": "camera",
+    "QualityRules": "camera",
+    "QueryLog": "query_log",
     "RetrievalMetrics": "metrics",
     "Retriever": "retriever",
     "Tokenizer": "tokenizer",
+    "TrackSpan": "gallery",
     "UppersonError": "errors",
     "UsageError": "errors",
+    "index_images": "indexer",
     "iter_image_files": "preprocess",
     "load_image": "preprocess",
     "open": "bundle",

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,11 @@ def open_encoder(
 
 
 class Bundle:
-    """An opened bundle in one of its variants. A tower is loaded when it is first needed."""
+    """An opened bundle in one of its variants. Safe to use from several threads.
+
+    A tower is loaded when it is first needed, by one thread; others that need it wait. Loading
+    checks its hash and then its canaries, so that a query does not wait for the image tower.
+    """
 
     def __init__(
         self,
@@ -63,6 +68,10 @@ class Bundle:
         self._threads = threads
         self._verify = verify
         self._towers: dict[Tower, Backend] = {}
+        self._locks: dict[Tower, threading.Lock] = {
+            "image": threading.Lock(),
+            "text": threading.Lock(),
+        }
 
     @classmethod
     def open(
@@ -81,14 +90,16 @@ class Bundle:
             variant: Which precision; by default the manifest's default.
             backend: See `open_backend`.
             device: See `open_backend`.
-            verify: Check the hash of every file used now, and the canaries of a tower when it
-                is loaded. Only switch it off to look into a bundle that is known to be broken.
+            verify: Check the hashes of tokenizer and canaries now, and a tower's hash and
+                canaries when it is loaded. Only switch it off to look into a bundle that is
+                known to be broken.
             threads: CPU threads per tower; None lets the library choose.
 
         Raises:
             InputError: Not a bundle, or its manifest is malformed.
             UsageError: The variant does not exist.
-            IntegrityError: A file is missing, differs from its hash, or leaves the bundle.
+            IntegrityError: A file is missing, has another size or hash than the manifest says, or
+                leaves the bundle.
         """
         root = Path(path)
         manifest = read_manifest(root)
@@ -100,8 +111,10 @@ class Bundle:
                 f"{suggestion(variant, manifest.variants)}"
             )
         entry = manifest.variants[variant]
-        for file in (manifest.text.tokenizer, manifest.canaries, entry.image, entry.text):
+        for file in (manifest.text.tokenizer, manifest.canaries):
             _check_file(root, file, check_hash=verify)
+        for file in (entry.image, entry.text):
+            _check_file(root, file, check_hash=False)
         return cls(
             path=root,
             manifest=manifest,
@@ -126,27 +139,38 @@ class Bundle:
 
         Raises:
             BackendError: The backend or device is missing, or the graph does not load.
-            IntegrityError: The canaries do not come out as they should.
+            IntegrityError: The file was changed, or the canaries do not come out as they should.
         """
-        if tower not in self._towers:
-            loaded = self._load(tower)
-            if self._verify:
-                self._check(tower, loaded)
-            self._towers[tower] = loaded
-        return self._towers[tower]
+        with self._locks[tower]:
+            if tower not in self._towers:
+                loaded = self._load(tower)
+                if self._verify:
+                    self._check(tower, loaded)
+                self._towers[tower] = loaded
+            return self._towers[tower]
+
+    def check_files(self) -> None:
+        """Check the hashes of both towers now, for programs that use the files themselves.
+
+        Raises:
+            IntegrityError: A file is missing or was changed.
+        """
+        for file in (self.entry.image, self.entry.text):
+            _check_file(self.path, file, check_hash=True)
 
     def check_canaries(self) -> list[CanaryCheck]:
         """Run the canaries through both towers, at batch 1 and as one batch.
 
         Raises:
             BackendError: As for `backend`.
-            IntegrityError: An embedding differs from the golden one.
+            IntegrityError: A file was changed, or an embedding differs from the golden one.
         """
         checks = []
-        for tower in ("image", "text"):
-            loaded = self._towers.get(tower) or self._load(tower)
-            checks += self._check(tower, loaded)
-            self._towers[tower] = loaded
+        for tower, lock in self._locks.items():
+            with lock:
+                loaded = self._towers.get(tower) or self._load(tower)
+                checks += self._check(tower, loaded)
+                self._towers[tower] = loaded
         return checks
 
     def encoder(self) -> "Encoder":
@@ -157,6 +181,7 @@ class Bundle:
 
     def _load(self, tower: Tower) -> Backend:
         entry = self.entry.image if tower == "image" else self.entry.text
+        _check_file(self.path, entry, check_hash=self._verify)
         return open_backend(self.path / entry.file, self._backend, self._device, self._threads)
 
     def _check(self, tower: Tower, backend: Backend) -> list[CanaryCheck]:

@@ -1,37 +1,35 @@
 """Self-diagnosis: what is installed, what runs, and whether bundle and gallery are sound."""
 
-import platform
-from dataclasses import dataclass
-from importlib import metadata
+import re
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import numpy as np
+
+from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.backends.cuda_driver import probe_cuda_driver
+from upperson_rt.backends.signal_stack import same_signal_stack
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, UppersonError
 from upperson_rt.gallery import Gallery
+from upperson_rt.installed import OPTIONAL, Check, failed, installed_checks, version_of
 
 __all__ = ["Check", "diagnose"]
 
+_KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the diagnosis."""
-
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    detail: str
-    """What was found."""
-    fix: str = ""
-    """What to do about it; empty where the detail already says so."""
-    exit_code: int = 0
-    """For the command line; not 0 exactly for ``fail``."""
+_PROBE = (
+    b'\x08\x08:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01pZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01b\x0f'
+    b"\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+"""The smallest ONNX file: y = -x for one float, opset 17."""
 
 
 def diagnose(
     bundle: Path | None = None,
-    gallery: Path | None = None,
+    gallery: str | Path | None = None,
     variant: str | None = None,
     backend: str = "auto",
     device: str = "cpu",
@@ -40,12 +38,12 @@ def diagnose(
 
     Args:
         bundle: Folder of a bundle: hashes, then canaries on the backend that really runs.
-        gallery: Folder of a gallery: opens, counts, and belongs to the bundle.
+        gallery: Location of a gallery: opens, counts, and belongs to the bundle.
         variant: Of the bundle; None for its default.
         backend: See `open_backend`.
         device: See `open_backend`.
     """
-    checks = [_python(), *_packages(), *_backends(), _driver()]
+    checks = [*installed_checks(), *_backends(), _driver(), *_device(backend, device)]
     fingerprint = None
     if bundle is not None:
         bundle_checks, fingerprint = _bundle(bundle, variant, backend, device)
@@ -55,44 +53,11 @@ def diagnose(
     return checks
 
 
-def _python() -> Check:
-    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Check("python", "ok", detail)
-
-
-def _packages() -> list[Check]:
-    checks = []
-    for package in ("numpy", "pillow", "tokenizers"):
-        version = _version(package)
-        checks.append(
-            Check(package, "ok", version)
-            if version
-            else _fail(package, "not installed", f"pip install {package}")
-        )
-    whole, slim = _version("upperson"), _version("upperson-rt")
-    if whole and slim:
-        checks.append(
-            Check(
-                "upperson",
-                "warn",
-                f"both upperson {whole} and upperson-rt {slim} are installed; they own the same "
-                "files, and removing one damages the other",
-                "pip uninstall upperson upperson-rt, then install one of them",
-            )
-        )
-    else:
-        found = f"upperson {whole}" if whole else f"upperson-rt {slim}" if slim else "from source"
-        checks.append(Check("upperson", "ok", found))
-    return checks
-
-
 def _backends() -> list[Check]:
-    gpu_build, cpu_build = _version("onnxruntime-gpu"), _version("onnxruntime")
-    openvino = _version("openvino")
-    optional = "not installed (optional)"
+    gpu_build, cpu_build = version_of("onnxruntime-gpu"), version_of("onnxruntime")
     checks = []
     if find_spec("onnxruntime") is None:
-        checks.append(Check("onnxruntime", "ok", optional))
+        checks.append(Check("onnxruntime", "ok", OPTIONAL))
     elif gpu_build and cpu_build:
         checks.append(
             Check(
@@ -105,13 +70,13 @@ def _backends() -> list[Check]:
         )
     else:
         checks.append(_onnxruntime(gpu_build or cpu_build or "unknown version"))
-    checks.append(Check("openvino", "ok", openvino or optional))
+    checks.append(_openvino())
     checks.append(
-        Check("tensorrt", "ok", optional) if find_spec("tensorrt") is None else _tensorrt()
+        Check("tensorrt", "ok", OPTIONAL) if find_spec("tensorrt") is None else _tensorrt()
     )
     if not any(find_spec(name) for name in ("onnxruntime", "openvino", "tensorrt")):
         checks.append(
-            _fail("backend", "none is installed", "pip install 'upperson-rt[cpu]' or [gpu]")
+            failed("backend", "none is installed", "pip install 'upperson-rt[cpu]' or [gpu]")
         )
     return checks
 
@@ -120,9 +85,56 @@ def _onnxruntime(version: str) -> Check:
     try:
         import onnxruntime
     except ImportError as error:
-        return _fail("onnxruntime", f"{version} does not import: {error}", "install it again")
+        return failed("onnxruntime", f"{version} does not import: {error}", "install it again")
     providers = [name.removesuffix("ExecutionProvider") for name in _providers(onnxruntime)]
-    return Check("onnxruntime", "ok", f"{version} with {', '.join(providers)}")
+    return Check(
+        "onnxruntime",
+        "ok",
+        f"{version} with {', '.join(providers)}",
+        facts={"version": version, "providers": providers},
+    )
+
+
+def _openvino() -> Check:
+    version = version_of("openvino")
+    if version is None or find_spec("openvino") is None:
+        return Check("openvino", "ok", version or OPTIONAL)
+    try:
+        import openvino
+
+        with same_signal_stack():
+            devices = [str(name).lower() for name in openvino.Core().available_devices]
+    except (ImportError, RuntimeError) as error:
+        return failed("openvino", f"{version} does not start: {error}", "install it again")
+    found = f"{version} with {', '.join(devices) or 'no device'}"
+    return Check("openvino", "ok", found, facts={"version": version, "devices": devices})
+
+
+def _device(backend: str, device: str) -> list[Check]:
+    """Run the smallest graph where bundles would run, and say where that was."""
+    name = backend
+    if backend == "auto":
+        installed = (name for name in auto_order(device.lower()) if find_spec(name))
+        name = next(installed, "")
+    if name in ("", "tensorrt"):
+        return []  # None is there, or it runs engines only: other rows tell.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "probe.onnx")
+        path.write_bytes(_PROBE)
+        try:
+            running = open_backend(path, name, device)
+            outputs = running.run({"x": np.array([2], np.float32)})
+        except UppersonError as error:
+            return [_fail_from_error("device", error)]
+    if outputs["y"].tolist() != [-2]:
+        wrong = (
+            f"{running.name} {running.version} on {running.device} computes -2 as {outputs['y']}"
+        )
+        return [failed("device", wrong, "install the library or the driver again")]
+    facts = {"backend": running.name, "version": running.version, "device": running.device}
+    how = "chosen by auto" if backend == "auto" else "as asked for"
+    detail = f"{running.name} {running.version} really runs on {running.device} ({how})"
+    return [Check("device", "ok", detail, facts=facts)]
 
 
 def _tensorrt() -> Check:
@@ -134,6 +146,7 @@ def _tensorrt() -> Check:
         version = import_tensorrt().__version__
     except BackendError as error:
         return _fail_from_error("tensorrt", error)
+    facts: dict[str, Any] = {"version": version}
     driver = probe_cuda_driver()
     if not driver.devices:
         reason = driver.problem or "the driver finds no GPU"
@@ -142,6 +155,7 @@ def _tensorrt() -> Check:
             "warn",
             f"{version}, which cannot run here: {reason}",
             "install the driver, or run the container with --gpus all",
+            facts=facts,
         )
     cache = EngineCache()
     records, problems = cache.records()
@@ -150,10 +164,12 @@ def _tensorrt() -> Check:
     found = f"{version}, engines in {cache.folder}: {len(usable)} for this version ({variants})"
     if len(records) > len(usable):
         found += f", {len(records) - len(usable)} for another"
+    facts |= {"engines": len(usable), "cache": str(cache.folder)}
     if problems:
-        return Check("tensorrt", "warn", f"{found}; {'; '.join(problems)}", "compile again")
+        broken = f"{found}; {'; '.join(problems)}"
+        return Check("tensorrt", "warn", broken, "compile again", facts=facts)
     advice = "" if usable else "upperson-rt compile BUNDLE  builds them"
-    return Check("tensorrt", "ok", found, advice)
+    return Check("tensorrt", "ok", found, advice, facts=facts)
 
 
 def _providers(onnxruntime: object) -> list[str]:
@@ -163,10 +179,12 @@ def _providers(onnxruntime: object) -> list[str]:
 
 def _driver() -> Check:
     driver = probe_cuda_driver()
+    facts = {"cuda": driver.version, "gpus": list(driver.devices), "version": _kernel_driver()}
     if driver.version is not None:
         gpus = ", ".join(driver.devices) or "no GPU"
-        return Check("NVIDIA driver", "ok", f"CUDA {driver.version}, {gpus}")
-    wanted = _version("onnxruntime-gpu") or find_spec("tensorrt")
+        release = f", driver {facts['version']}" if facts["version"] else ""
+        return Check("NVIDIA driver", "ok", f"CUDA {driver.version}, {gpus}{release}", facts=facts)
+    wanted = version_of("onnxruntime-gpu") or find_spec("tensorrt")
     problem = driver.problem or "unknown"
     if wanted:
         return Check(
@@ -174,8 +192,17 @@ def _driver() -> Check:
             "warn",
             f"{problem}, but a GPU package is installed",
             "install the driver, or run the container with --gpus all",
+            facts=facts,
         )
-    return Check("NVIDIA driver", "ok", f"{problem}; only GPUs need it")
+    return Check("NVIDIA driver", "ok", f"{problem}; only GPUs need it", facts=facts)
+
+
+def _kernel_driver() -> str | None:
+    """Return the release of the driver, such as 550.54.14, where the kernel module tells."""
+    if not _KERNEL_DRIVER.is_file():
+        return None
+    found = re.search(r"Kernel Module\D*([\d.]+)", _KERNEL_DRIVER.read_text("utf-8", "replace"))
+    return found and found[1]
 
 
 def _bundle(
@@ -184,6 +211,7 @@ def _bundle(
     """Return the checks of a bundle, and its fingerprint if it opens."""
     try:
         bundle = Bundle.open(path, variant, backend, device)
+        bundle.check_files()
     except UppersonError as error:
         return [_fail_from_error("bundle", error)], None
     model = bundle.manifest.model
@@ -193,6 +221,12 @@ def _bundle(
             "ok",
             f"{path}: {model.name}, {model.base}, {model.embed_dim} dimensions, variants "
             f"{', '.join(bundle.manifest.variants)} (using {bundle.variant}, its hashes match)",
+            facts={
+                "model": model.name,
+                "variant": bundle.variant,
+                "variants": list(bundle.manifest.variants),
+                "fingerprint": bundle.manifest.fingerprint,
+            },
         )
     ]
     try:
@@ -207,30 +241,34 @@ def _bundle(
             "ok",
             f"lowest cosine {worst:.6f} (needs {bundle.entry.canary_min_cosine}) with "
             f"{running.name} {running.version} on {running.device}",
+            facts={
+                "min_cosine": worst,
+                "backend": running.name,
+                "version": running.version,
+                "device": running.device,
+            },
         )
     )
     return checks, bundle.manifest.fingerprint
 
 
-def _gallery(path: Path, fingerprint: str | None) -> Check:
+def _gallery(location: str | Path, fingerprint: str | None) -> Check:
     try:
-        with Gallery.open(path, fingerprint) as gallery:
-            items = gallery.count()
+        with Gallery.open(location, fingerprint) as gallery:
+            info = gallery.info()
     except UppersonError as error:
         return _fail_from_error("gallery", error)
     belongs = "" if fingerprint is None else ", made with this bundle's model"
-    return Check("gallery", "ok", f"{path}: {items} pictures{belongs}")
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _fail(name: str, detail: str, fix: str) -> Check:
-    return Check(name, "fail", detail, fix, BackendError.exit_code)
+    index = "" if info.index is None else f", index {info.index.kind}"
+    facts = {
+        "items": info.items,
+        "index": None if info.index is None else info.index.kind,
+        "fingerprint": info.fingerprint,
+        "size_bytes": info.size_bytes,
+    }
+    return Check(
+        "gallery", "ok", f"{info.location}: {info.items} pictures{belongs}{index}", facts=facts
+    )
 
 
 def _fail_from_error(name: str, error: UppersonError) -> Check:

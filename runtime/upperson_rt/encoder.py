@@ -1,7 +1,7 @@
 """The encoder: pictures and sentences to embeddings in one space."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,10 @@ from upperson_rt.backends import Backend
 from upperson_rt.canaries import Tower
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.manifest import Manifest
-from upperson_rt.preprocess import ImageSource, load_image, resize_image
 from upperson_rt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
+    from upperson_rt.preprocess import Channels, ImageSource
 
 __all__ = ["GRAPH_NAMES", "Encoder", "Progress", "run_tower"]
 
@@ -28,7 +30,7 @@ class Encoder:
     """Embeds pictures and sentences; the cosine of two embeddings says how well they match.
 
     Made by `Bundle.encoder` or ``upperson_rt.open``. A tower is loaded when it is first used.
-    Safe to use from several threads once each tower has been used.
+    Safe to use from several threads: a tower is loaded once, and the others wait for it.
     """
 
     def __init__(
@@ -61,39 +63,53 @@ class Encoder:
         """Identity of the embedding space; embeddings compare only within one space."""
         return self.manifest.fingerprint
 
-    def prepare_image(self, source: ImageSource) -> NDArray[np.uint8]:
+    def prepare_image(
+        self, source: "ImageSource", channels: "Channels" = "rgb"
+    ) -> NDArray[np.uint8]:
         """Load and resize a picture for `encode_pixels`: uint8 RGB [H, W, 3] of the model's size.
+
+        Args:
+            source: A file, a Pillow image or a uint8 array, of any size.
+            channels: ``bgr`` for arrays of OpenCV.
 
         Raises:
             InputError: The picture cannot be used; see `load_image`.
         """
+        from upperson_rt.preprocess import load_image, resize_image
+
         image = self.manifest.image
-        return resize_image(load_image(source), image.height_px, image.width_px)
+        return resize_image(load_image(source, channels), image.height_px, image.width_px)
 
     def encode_images(
         self,
-        images: Sequence[ImageSource],
+        images: "Sequence[ImageSource] | NDArray[np.uint8]",
         batch_size: int = 32,
         progress: Progress | None = None,
+        channels: "Channels" = "rgb",
     ) -> NDArray[np.float32]:
         """Embed pictures.
 
         Args:
-            images: N files, Pillow images or uint8 RGB arrays, of any size.
+            images: N files, Pillow images or uint8 arrays, mixed and of any size; or one array
+                [N, H, W, 3].
             batch_size: Pictures decoded and run at a time.
             progress: Called after each batch.
+            channels: Order of the colours in arrays; ``bgr`` for frames of OpenCV. Files and
+                Pillow images know theirs.
 
         Returns:
             (N, D) float32 of unit length, in the order given; (0, D) for no picture.
 
         Raises:
-            InputError: A picture cannot be used.
+            InputError: A picture cannot be used, or it is one picture instead of a list.
+            UsageError: There is no such order of channels.
             BackendError: The image tower cannot be loaded or fails.
             IntegrityError: The image tower gives wrong results.
         """
+        _check_list(images)
         embeds = np.empty((len(images), self.embed_dim), dtype=np.float32)
         for rows in _batches(len(images), batch_size):
-            pixels = np.stack([self.prepare_image(image) for image in images[rows]])
+            pixels = np.stack([self.prepare_image(image, channels) for image in images[rows]])
             embeds[rows] = self._embed("image", pixels)
             if progress is not None:
                 progress(rows.stop, len(images))
@@ -118,7 +134,7 @@ class Encoder:
         if pixels.dtype != np.uint8 or pixels.shape[1:] != size:
             raise InputError(
                 f"expected pixels uint8 (N, {size[0]}, {size[1]}, 3), found {pixels.dtype} "
-                f"{pixels.shape}: resize_image makes them"
+                f"{pixels.shape}: prepare_image makes them of any picture"
             )
         embeds = np.empty((len(pixels), self.embed_dim), dtype=np.float32)
         for rows in _batches(len(pixels), batch_size):
@@ -138,10 +154,12 @@ class Encoder:
             (N, D) float32 of unit length, in the order given; (0, D) for no sentence.
 
         Raises:
-            InputError: A sentence is empty.
+            InputError: A sentence is empty, or it is one sentence instead of a list.
             BackendError: The text tower cannot be loaded or fails.
             IntegrityError: The text tower gives wrong results.
         """
+        if isinstance(texts, str):
+            raise InputError("expected a list of sentences, found a single one: put it in a list")
         embeds = np.empty((len(texts), self.embed_dim), dtype=np.float32)
         if not texts:
             return embeds
@@ -168,12 +186,12 @@ class Encoder:
 
 
 def run_tower(backend: Backend, tower: Tower, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Run one tower as it is: no check of the result, no splitting.
+    """Run one tower as it is, without a check of the result.
 
     Args:
-        backend: The loaded tower.
+        backend: The loaded tower. More rows than its `max_batch` go in several pieces.
         tower: Which of the two it is.
-        inputs: uint8 [N, H, W, 3] for ``image``, int32 [N, L] for ``text``.
+        inputs: uint8 [N, H, W, 3] for ``image``, int32 [N, L] for ``text``; N from 1.
 
     Returns:
         (N, D) float32.
@@ -182,6 +200,10 @@ def run_tower(backend: Backend, tower: Tower, inputs: NDArray[np.generic]) -> ND
         BackendError: The backend fails.
         IntegrityError: The graph has no output of the expected name.
     """
+    most = backend.max_batch
+    if most is not None and len(inputs) > most:
+        pieces = [run_tower(backend, tower, inputs[rows]) for rows in _batches(len(inputs), most)]
+        return np.concatenate(pieces)
     input_name, output_name = GRAPH_NAMES[tower]
     outputs = backend.run({input_name: np.ascontiguousarray(inputs)})
     if output_name not in outputs:
@@ -190,6 +212,20 @@ def run_tower(backend: Backend, tower: Tower, inputs: NDArray[np.generic]) -> ND
             "export the bundle again"
         )
     return outputs[output_name].astype(np.float32, copy=False)
+
+
+def _check_list(images: object) -> None:
+    """Refuse one picture where a list is due: a loop over its rows would embed each of them."""
+    if isinstance(images, np.ndarray):
+        if images.ndim != 4 and images.dtype != np.object_:
+            raise InputError(
+                f"expected a list of pictures or an array (N, H, W, 3), found an array "
+                f"{images.shape}: put a single picture in a list"
+            )
+    elif isinstance(images, str | bytes) or not isinstance(images, Sequence):
+        raise InputError(
+            f"expected a list of pictures, found {type(images).__name__}: make it a list"
+        )
 
 
 def _all_usable(norms: NDArray[np.float32]) -> bool:

@@ -7,24 +7,39 @@ Every picture becomes uint8 RGB the same way in training, calibration and at run
 - 16-bit pictures keep their upper 8 bits; 32-bit integers and floats are read as 0 to 255 unless
   their maximum shows 16-bit content.
 - Grey, palette, CMYK and the other modes of Pillow are converted by Pillow.
+- Of an animation or a file of several pages the first picture counts.
+- A JPEG above Pillow's limit of 89 million pixels is decoded at a half, a quarter or an eighth of
+  its size, which needs little memory; other pictures of that size are refused.
 """
 
 import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
-from upperson_rt.errors import InputError
+from upperson_rt.errors import InputError, UsageError
 
-__all__ = ["IMAGE_SUFFIXES", "ImageSource", "iter_image_files", "load_image", "resize_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Channels",
+    "ImageSource",
+    "iter_image_files",
+    "load_image",
+    "resize_image",
+]
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
-"""A file, a Pillow image, or a uint8 array [H, W], [H, W, 3] RGB or [H, W, 4] RGBA."""
+"""A file, a Pillow image, or a uint8 array: grey [H, W] or [H, W, 1], colour [H, W, 3], or colour
+and opacity [H, W, 4]."""
+
+Channels: TypeAlias = Literal["rgb", "bgr"]
+"""Order of the colours in arrays; ``bgr`` is OpenCV's. Files and Pillow images know theirs."""
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -43,29 +58,38 @@ _DECODE_ERRORS = (
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def load_image(source: ImageSource) -> NDArray[np.uint8]:
+def load_image(source: ImageSource, channels: Channels = "rgb") -> NDArray[np.uint8]:
     """Read a picture as uint8 RGB [H, W, 3] of its own size, upright.
+
+    Only a JPEG above Pillow's limit of pixels comes back smaller than it is.
 
     Args:
         source: A file, a Pillow image (left open) or a uint8 array.
+        channels: Order of the colours if the source is an array.
 
     Raises:
-        InputError: The picture is missing, unreadable, truncated, larger than Pillow's
-            decompression-bomb limit, or an array of another type or shape.
+        InputError: The picture is missing, unreadable, truncated or too large, or it is an array
+            of another type or shape, or no picture at all.
+        UsageError: There is no such order of channels.
     """
+    if channels not in ("rgb", "bgr"):
+        raise UsageError(f"channels must be 'rgb' or 'bgr', got {channels!r}")
     if isinstance(source, np.ndarray):
-        return _rgb_from_array(source)
+        return _rgb_from_array(source, channels)
     if isinstance(source, Image.Image):
         return _decode(source, "the given image")
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"expected a picture: a file name, a Pillow image or a uint8 array, found "
+            f"{type(source).__name__}"
+        )
     path = os.fspath(source)
     if os.path.exists(path) and not os.path.isfile(path):
         # Opening a pipe would wait for its other end forever.
         raise InputError(f"cannot read image {path}: not a regular file")
     try:
-        with Image.open(path) as image:
+        with open(path, "rb") as file, _open(file, path) as image:
             return _decode(image, path)
-    except _BOMBS as error:
-        raise InputError(f"image {path} is too large to be a person's picture: {error}") from error
     except _DECODE_ERRORS as error:
         raise InputError(f"cannot read image {path}: {_reason(error)}") from error
 
@@ -128,17 +152,54 @@ def _folder_images(folder: Path) -> Iterator[Path]:
                 yield Path(root, name)
 
 
-def _rgb_from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _open(file: BinaryIO, path: str) -> Image.Image:
+    """Read the header, and see to it that decoding needs a bounded amount of memory."""
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        image = Image.open(file)
+        if limit is None or image.width * image.height <= limit:
+            return image
+        size = f"{image.width}x{image.height} pixels"
+    except _BOMBS as error:  # Pillow raises it from twice the limit on.
+        size = str(error)
+    too_large = InputError(f"image {path} is too large to be a person's picture: {size}")
+    file.seek(0)
+    if limit is None or file.read(2) != b"\xff\xd8":
+        raise too_large
+    file.seek(0)
+    jpeg = JpegImageFile(file)
+    # All of a progressive file has to be in memory before it can be reduced.
+    if "progressive" in jpeg.info:
+        raise too_large
+    width, height = jpeg.size
+    shrink = next((n for n in (2, 4, 8) if width * height <= limit * n * n), 8)
+    jpeg.draft(None, (width // shrink, height // shrink))
+    if jpeg.width * jpeg.height > limit:
+        raise too_large
+    return jpeg
+
+
+def _rgb_from_array(array: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise InputError(f"an image array must be uint8 with values 0 to 255, got {array.dtype}")
     if 0 in array.shape:
         raise InputError(f"an image array must not be empty, got shape {array.shape}")
+    bgr = channels == "bgr"
     match array.shape:
         case (_, _, 3):
-            return np.ascontiguousarray(array)
-        case (_, _) | (_, _, 4):
-            return _decode(Image.fromarray(np.ascontiguousarray(array)), "the given array")
-    raise InputError(f"an image array must be [H, W, 3] RGB, got shape {array.shape}")
+            return np.ascontiguousarray(array[..., ::-1] if bgr else array)
+        case (_, _, 4):
+            array = array[..., [2, 1, 0, 3]] if bgr else array
+        case (_, _, 1):
+            array = array[..., 0]
+        case (_, _):
+            pass
+        case _:
+            raise InputError(
+                "an image array must be [H, W, 3] or [H, W], one picture at a time, got shape "
+                f"{array.shape}"
+            )
+    return _decode(Image.fromarray(np.ascontiguousarray(array)), "the given array")
 
 
 def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:

@@ -1,55 +1,193 @@
-"""Sentences in, pictures out."""
+"""Sentences and pictures in, pictures of a gallery out."""
 
-from typing import overload
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from upperson_rt.encoder import Encoder
-from upperson_rt.gallery import Filter, GalleryStore, Hit
+from upperson_rt.errors import UsageError
+from upperson_rt.gallery import Filter, Gallery, Hit, Item
+from upperson_rt.query_log import QueryLog, describe_picture
 
-__all__ = ["Retriever"]
+if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
+    from PIL import Image
+
+    from upperson_rt.preprocess import Channels, ImageSource
+
+__all__ = ["Query", "Retriever"]
+
+Query: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+"""A `str` is always a sentence; a `Path`, a Pillow image or an array as for `encode_images` is a
+picture."""
+
+QueryT = TypeVar("QueryT", bound=Query)
 
 
 class Retriever:
-    """Finds the pictures of a gallery that a sentence describes.
+    """Finds the pictures of a gallery that a sentence describes or that look like a picture.
 
-    encoder = upperson_rt.open("bundle")
-    with Gallery.open("gallery", encoder.fingerprint, encoder.embed_dim) as gallery:
-        hits = Retriever(encoder, gallery).query("a woman in a red coat", k=5)
+    Safe to use from several threads.
+
+        encoder = upperson_rt.open("bundle")
+        with Gallery.open("gallery", encoder.fingerprint, encoder.embed_dim) as gallery:
+            hits = Retriever(encoder, gallery).query("a woman in a red coat", k=5)
     """
 
-    def __init__(self, encoder: Encoder, gallery: GalleryStore) -> None:
-        """Put the two together; the gallery was opened with the encoder's fingerprint."""
+    def __init__(self, encoder: Encoder, gallery: Gallery, log: QueryLog | None = None) -> None:
+        """Put the two together; the gallery was opened with the encoder's fingerprint.
+
+        Args:
+            encoder: Embeds the queries.
+            gallery: Where to look.
+            log: Gets a line a query before its hits are returned; a query whose line cannot be
+                written fails.
+        """
         self.encoder = encoder
         self.gallery = gallery
-
-    @overload
-    def query(self, text: str, k: int = 10, where: Filter | None = None) -> list[Hit]: ...
+        self.log = log
 
     @overload
     def query(
-        self, text: list[str] | tuple[str, ...], k: int = 10, where: Filter | None = None
+        self,
+        query: "list[QueryT] | tuple[QueryT, ...]",
+        k: int = 10,
+        where: Filter | None = None,
+        by_track: bool = False,
+        channels: "Channels" = "rgb",
     ) -> list[list[Hit]]: ...
 
+    @overload
     def query(
-        self, text: str | list[str] | tuple[str, ...], k: int = 10, where: Filter | None = None
+        self,
+        query: "Query",
+        k: int = 10,
+        where: Filter | None = None,
+        by_track: bool = False,
+        channels: "Channels" = "rgb",
+    ) -> list[Hit]: ...
+
+    def query(
+        self,
+        query: "Query | list[QueryT] | tuple[QueryT, ...]",
+        k: int = 10,
+        where: Filter | None = None,
+        by_track: bool = False,
+        channels: "Channels" = "rgb",
     ) -> list[Hit] | list[list[Hit]]:
         """Find the k best pictures.
 
         Args:
-            text: One sentence, or several.
-            k: Hits per sentence.
+            query: A sentence or a picture, or a list of them, which may be mixed. A `str` is
+                always a sentence; the name of a file is a `Path`.
+            k: Hits per query.
             where: Only items that pass.
+            by_track: One hit a track, with its best picture; items without a track stand alone.
+            channels: Order of the colours in arrays; ``bgr`` for frames of OpenCV.
 
         Returns:
-            The hits of the sentence, best first; for several sentences a list of such lists.
+            The hits of the query, best first; for a list of queries a list of such lists.
 
         Raises:
-            InputError: A sentence is empty.
+            InputError: A sentence is empty, or a picture or the log cannot be used.
             UsageError: k is below 1.
-            BackendError: The text tower cannot be loaded or fails.
-            IntegrityError: The text tower gives wrong results, or the gallery is damaged.
+            BackendError: A tower cannot be loaded or fails.
+            IntegrityError: A tower gives wrong results, or the gallery is damaged.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        if not texts:
+        several = isinstance(query, list | tuple)
+        queries: list[Query] = list(query) if isinstance(query, list | tuple) else [query]
+        if not queries:
             return []
-        found = self.gallery.search(self.encoder.encode_texts(texts), k, where)
-        return found[0] if isinstance(text, str) else list(found)
+        found = self.gallery.search(self._embed(queries, channels), k, where, by_track)
+        for asked, hits in zip(queries, found, strict=True):
+            self._log(asked, hits, k, where, by_track)
+        return list(found) if several else found[0]
+
+    def delete_like(
+        self,
+        image: "ImageSource",
+        min_score: float,
+        where: Filter | None = None,
+        dry_run: bool = False,
+        channels: "Channels" = "rgb",
+    ) -> list[Hit]:
+        """Delete the pictures that look like a picture, such as all of a person who asked for it.
+
+        Every item is compared exactly, whatever index the gallery has. Looks are no identity: run
+        it dry first, and look at what would go.
+
+        Args:
+            image: The picture: a file, a Pillow image or a uint8 array.
+            min_score: Cosine from which an item counts as alike, -1 to 1. What is a good value
+                depends on the model; a dry run shows the scores.
+            where: Only items that pass.
+            dry_run: Delete nothing.
+            channels: Order of the colours if the picture is an array.
+
+        Returns:
+            What was deleted, or would be, best match first.
+
+        Raises:
+            InputError: The picture or the log cannot be used, or the gallery not be written.
+            UsageError: min_score is out of range.
+            BackendError: The image tower cannot be loaded or fails.
+            IntegrityError: The image tower gives wrong results, or the gallery is damaged.
+        """
+        if not -1 <= min_score <= 1:  # True for NaN, too.
+            raise UsageError(f"min_score is a cosine from -1 to 1, got {min_score}")
+        embed_1D = self.encoder.encode_images([image], channels=channels)
+        found: list[tuple[float, Item]] = []
+        for items, vectors_ND in self.gallery.vectors(where):
+            scores = vectors_ND @ embed_1D[0]
+            found += [(float(scores[i]), items[i]) for i in np.flatnonzero(scores >= min_score)]
+        ids = self.gallery.ids([item.key for _, item in found])
+        hits = [
+            Hit(id=ids[item.key], score=score, item=item)
+            for score, item in found
+            if item.key in ids  # Else it went meanwhile.
+        ]
+        hits.sort(key=lambda hit: (-hit.score, hit.id))
+        asked = Path(image) if isinstance(image, str) else image
+        action = "dry run of delete_like" if dry_run else "delete_like"
+        self._log(asked, hits, len(hits), where, action=action)
+        if not dry_run:
+            self.gallery.delete([hit.item.key for hit in hits])
+        return hits
+
+    def _log(
+        self,
+        asked: "Query",
+        hits: list[Hit],
+        k: int,
+        where: Filter | None,
+        by_track: bool = False,
+        action: str = "query",
+    ) -> None:
+        if self.log is not None:
+            self.log.write(
+                asked if isinstance(asked, str) else describe_picture(asked),
+                hits,
+                k=k,
+                where=where,
+                by_track=by_track,
+                gallery=self.gallery.location,
+                action=action,
+            )
+
+    def _embed(self, queries: "Sequence[Query]", channels: "Channels") -> NDArray[np.float32]:
+        """Return (Q, D); each tower runs once, and only if it is needed."""
+        embeds = np.empty((len(queries), self.encoder.embed_dim), dtype=np.float32)
+        texts = {i: query for i, query in enumerate(queries) if isinstance(query, str)}
+        images: dict[int, ImageSource] = {
+            i: query for i, query in enumerate(queries) if not isinstance(query, str)
+        }
+        if texts:
+            embeds[list(texts)] = self.encoder.encode_texts(list(texts.values()))
+        if images:
+            embeds[list(images)] = self.encoder.encode_images(
+                list(images.values()), channels=channels
+            )
+        return embeds

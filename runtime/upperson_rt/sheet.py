@@ -34,7 +34,11 @@ _MISSING = (203, 207, 212)
 
 
 def save_sheet(
-    path: str | os.PathLike[str], sentence: str, hits: Sequence[Hit], columns: int = 5
+    path: str | os.PathLike[str],
+    sentence: str,
+    hits: Sequence[Hit],
+    columns: int = 5,
+    crops_dir: Path | None = None,
 ) -> None:
     """Draw a contact sheet and write it as PNG, whole or not at all.
 
@@ -43,16 +47,19 @@ def save_sheet(
         sentence: What was asked, shown on top.
         hits: In rank order.
         columns: Tiles per row, at most.
+        crops_dir: `Gallery.crops_dir`, where the saved pictures of cameras are.
 
     Raises:
         InputError: The file cannot be written.
     """
     buffer = io.BytesIO()
-    draw_sheet(sentence, hits, columns).save(buffer, format="PNG", optimize=True)
+    draw_sheet(sentence, hits, columns, crops_dir).save(buffer, format="PNG", optimize=True)
     write_atomically(Path(path), buffer.getvalue())
 
 
-def draw_sheet(sentence: str, hits: Sequence[Hit], columns: int = 5) -> Image.Image:
+def draw_sheet(
+    sentence: str, hits: Sequence[Hit], columns: int = 5, crops_dir: Path | None = None
+) -> Image.Image:
     """Draw a contact sheet: the sentence, then a tile per hit with rank, score and origin.
 
     A picture that is missing or unreadable becomes a grey tile that says so. Pillow's own font is
@@ -86,15 +93,21 @@ def draw_sheet(sentence: str, hits: Sequence[Hit], columns: int = 5) -> Image.Im
     for i, hit in enumerate(hits):
         x = _MARGIN + (i % columns) * (_TILE_WIDTH + _GAP)
         y = tiles_top + (i // columns) * (tile_height + _GAP)
-        _draw_tile(sheet, draw, x, y, i + 1, hit)
+        _draw_tile(sheet, draw, x, y, i + 1, hit, crops_dir)
     return sheet
 
 
 def _draw_tile(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, rank: int, hit: Hit
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    x: int,
+    y: int,
+    rank: int,
+    hit: Hit,
+    crops_dir: Path | None,
 ) -> None:
     frame = (x, y, x + _TILE_WIDTH - 1, y + _PICTURE_HEIGHT - 1)
-    picture = _picture(hit.item)
+    picture = _picture(hit.item, crops_dir)
     if isinstance(picture, Image.Image):
         draw.rectangle(frame, fill=_MAT)
         fitted = ImageOps.contain(picture, (_TILE_WIDTH, _PICTURE_HEIGHT), Image.Resampling.LANCZOS)
@@ -122,21 +135,24 @@ def _draw_tile(
         draw.text((x + _TILE_WIDTH, text_y + 5), camera, font=_font(18), fill=_INK, anchor="ra")
     small = _font(17)
     lines = [_local_time(item.time)] if item.time is not None else []
-    lines.append(Path(item.source or item.key).name)
+    lines.append(Path(item.crop or item.source or item.key).name)
     for i, line in enumerate(lines):
         at = (x, text_y + 33 + i * 24)
         draw.text(at, _elide(line, small, _TILE_WIDTH), font=small, fill=_MUTED)
 
 
-def _picture(item: Item) -> Image.Image | str:
+def _picture(item: Item, crops_dir: Path | None) -> Image.Image | str:
     """Return the picture of an item, cut to its box, or a word on why there is none."""
-    if item.source is None or not Path(item.source).is_file():
+    crop = None if crops_dir is None or item.crop is None else crops_dir / item.crop
+    saved = crop is not None and crop.is_file()
+    file = crop if saved else item.source
+    if file is None or not Path(file).is_file():
         return "picture\nis missing"
     try:
-        pixels = load_image(item.source)
+        pixels = load_image(file)
     except InputError:
         return "picture is\nunreadable"  # Told in the tile: the other hits are worth seeing.
-    if item.box is not None:
+    if item.box is not None and not saved:
         x0, y0, x1, y1 = item.box
         pixels = np.ascontiguousarray(pixels[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)])
     return Image.fromarray(pixels) if pixels.size else "box lies out\nof the picture"

@@ -96,17 +96,18 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str, context_length: int | None = None) -> "Tokenizer":
         """Load from the text of a `tokenizer.json`; arguments and errors as for `from_file`."""
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise IntegrityError(f"tokenizer.json is not valid JSON: {error}") from error
+        if context_length is None:  # Megabytes of JSON; a bundle knows the length already.
+            try:
+                context_length = _context_length_from_json(json.loads(text)) or 77
+            except json.JSONDecodeError as error:
+                raise IntegrityError(f"tokenizer.json is not valid JSON: {error}") from error
         try:
             tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # The Rust side raises nothing narrower.
             raise IntegrityError(
                 f"tokenizer.json is not readable by tokenizers {tokenizers.__version__}: {error}"
             ) from error
-        return cls(tokenizer, context_length or _context_length_from_json(content) or 77)
+        return cls(tokenizer, context_length)
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:
         """Encode sentences.

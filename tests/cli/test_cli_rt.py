@@ -7,11 +7,13 @@ from typer.testing import CliRunner
 import upperson_rt
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle, replace_in_bundle
 from upperson_rt.cli import app, main
-from upperson_rt.gallery import Gallery
+from upperson_rt.gallery import SqliteGallery
 
 COMMANDS = [
     ["index"], ["query"], ["doctor"], ["gallery", "info"], ["gallery", "verify"], ["compile"],
-    ["bench", "towers"],
+    ["bench", "towers"], ["bench", "query"], ["bench", "gallery"], ["bench", "pipeline"],
+    ["gallery", "delete"], ["gallery", "prune"], ["gallery", "rebuild"], ["gallery", "export"],
+    ["watch"],
 ]  # fmt: skip
 
 
@@ -29,7 +31,7 @@ def original(tmp_path_factory):
 def work(original, tmp_path, monkeypatch):
     """A working folder with ./bundle and ./crops; no gallery yet."""
     monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
-    for name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY"):
+    for name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY", "UPPERSON_QUERY_LOG"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "work"
 
@@ -63,6 +65,7 @@ def test_json_is_the_only_thing_on_stdout(work):
     indexed = run_json("index", "crops")
     assert indexed == {
         "indexed": 6,
+        "timed": 0,
         "skipped": [],
         "gallery": "gallery",
         "items": 6,
@@ -112,14 +115,14 @@ def test_bad_pictures_end_with_3_after_the_rest_is_in(work):
 
 
 def test_interrupted_index_keeps_what_is_committed(work, monkeypatch):
-    add = Gallery.add
+    add = SqliteGallery.add
 
     def interrupt_third(self, *arguments):
         if self.count() == 4:
             raise KeyboardInterrupt
         add(self, *arguments)
 
-    monkeypatch.setattr(Gallery, "add", interrupt_third)
+    monkeypatch.setattr(SqliteGallery, "add", interrupt_third)
     result = run("index", "crops", "--batch-size", 2)
     assert result.exit_code == 130
     assert "4 of 6 pictures are done and stay in the gallery" in result.stderr
@@ -149,7 +152,14 @@ def test_filters(work):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["query"], 2, "Missing argument"),
+        (["query"], 2, "error: describe the person, such as"),
+        (["query", "red", "--image", "crops/red.png"], 2, "exclude each other"),
+        (["query", "red", "--where", "colour"], 2, "--where colour is not KEY=VALUE"),
+        (["query", "red", "--query-log", "crops"], 3, "query log crops: not a regular file"),
+        (["query", "--image", "gone.png"], 3, "error: no gallery at gallery"),
+        (["query", "red", "--since", "nan"], 2, "'nan' is no time"),
+        (["index", "crops", "--time-from", "sun"], 2, "Invalid value for '--time-from'"),
+        (["index", "crops", "--attribute", "=5"], 2, "--attribute =5 is not KEY=VALUE"),
         (["query", "red", "--kk", "3"], 2, "No such option"),
         (["query", "red", "-k", "0"], 2, "Invalid value"),
         (["query", "red", "--since", "tomorrow"], 2, "neither unix seconds nor"),
@@ -200,7 +210,7 @@ def test_integrity_errors_end_with_6(work, tmp_path):
 
 def test_verify_lists_problems(work, monkeypatch):
     run("index", "crops")
-    monkeypatch.setattr(Gallery, "verify", lambda self: ["item a: vector of 3 bytes"])
+    monkeypatch.setattr(SqliteGallery, "verify", lambda self: ["item a: vector of 3 bytes"])
     result = run("gallery", "verify")
     assert result.exit_code == 6
     assert "item a: vector of 3 bytes" in result.stderr
@@ -215,7 +225,7 @@ def test_traceback_only_with_debug(work, monkeypatch):
     assert "error: no gallery" in result.stderr
 
     run("index", "crops")
-    monkeypatch.setattr(Gallery, "info", lambda self: {}["defect"])
+    monkeypatch.setattr(SqliteGallery, "info", lambda self: {}["defect"])
     result = run("gallery", "info")
     assert result.exit_code == 1
     assert result.stderr == (

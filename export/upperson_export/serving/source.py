@@ -49,7 +49,9 @@ def open_variant(bundle: Path, variant: str | None) -> Bundle:
                 f"bundle {bundle} has neither of the variants {' and '.join(GPU_VARIANTS)}: name "
                 f"one of its own with  --variant  ({', '.join(variants)})"
             )
-    return Bundle.open(bundle, variant)
+    opened = Bundle.open(bundle, variant)
+    opened.check_files()
+    return opened
 
 
 def signature(manifest: Manifest, tower: Tower) -> Signature:

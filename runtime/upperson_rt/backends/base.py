@@ -25,6 +25,10 @@ class Backend(Protocol):
     def version(self) -> str:
         """Version of the library."""
 
+    @property
+    def max_batch(self) -> int | None:
+        """Most rows that run at once; None for any number. `run_tower` splits what is larger."""
+
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph.
 

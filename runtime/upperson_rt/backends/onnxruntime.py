@@ -1,7 +1,9 @@
 """ONNX Runtime on a CPU or an NVIDIA GPU."""
 
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
 from numpy.typing import NDArray
@@ -12,9 +14,14 @@ __all__ = ["OnnxRuntimeBackend"]
 
 
 class OnnxRuntimeBackend:
-    """An ONNX Runtime session on exactly one device."""
+    """An ONNX Runtime session on exactly one device.
+
+    Left to itself, ONNX Runtime goes on with the CPU when a GPU does not start, and again when it
+    fails later on, with a line on stdout. Both are off here: they end in a BackendError.
+    """
 
     name = "onnxruntime"
+    max_batch: int | None = None
 
     def __init__(
         self, path: str | os.PathLike[str], device: str = "cpu", threads: int | None = None
@@ -60,13 +67,18 @@ class OnnxRuntimeBackend:
                 f"{ort.__version__} here has only {', '.join(available)}: install "
                 "'upperson[gpu]' in place of 'upperson[cpu]', or choose the device 'cpu'"
             )
+        if provider == "CUDAExecutionProvider":
+            _preload_cuda(ort)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # What matters comes back as an exception.
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
             self._session = ort.InferenceSession(
-                os.fspath(path), options, providers=[(provider, provider_options)]
+                os.fspath(path),
+                options,
+                providers=[(provider, provider_options)],
+                enable_fallback=0,
             )
         except self._errors as error:
             raise BackendError(
@@ -87,6 +99,13 @@ class OnnxRuntimeBackend:
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
         except self._errors as error:
             raise BackendError(f"onnxruntime {self.version} failed: {error}") from error
+
+
+def _preload_cuda(ort: Any) -> None:
+    """Load CUDA and cuDNN from NVIDIA's Python packages, where the linker does not look."""
+    if hasattr(ort, "preload_dlls"):  # From 1.21 on.
+        with redirect_stdout(sys.stderr):  # It prints what it does not find.
+            ort.preload_dlls()
 
 
 def _provider(device: str) -> tuple[str, dict[str, str]]:

@@ -24,6 +24,7 @@ class OpenVinoBackend:
     """
 
     name = "openvino"
+    max_batch: int | None = None
 
     def __init__(
         self,

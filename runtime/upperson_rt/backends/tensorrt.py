@@ -57,6 +57,7 @@ class TensorRtBackend:
         self.record = store.find(Path(path), onnx_sha256, target)
         """What is known about the engine."""
         self._session = EngineSession(trt, cuda, store.load(self.record), cuda_graphs)
+        self.max_batch: int | None = self._session.max_shape[0]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the engine; see `Backend.run`. Batches larger than it was built for are split."""

@@ -17,7 +17,7 @@ from upperson_rt.errors import (
     UsageError,
 )
 
-__all__ = ["Contender", "Startup", "measure_startup"]
+__all__ = ["Contender", "Startup", "measure_startup", "peak_rss_bytes"]
 
 _STATUS = Path("/proc/self/status")
 _ERRORS: dict[int, type[UppersonError]] = {
@@ -99,12 +99,13 @@ def _start(contender: Contender) -> Startup:
         device=backend.device,
         float_type=getattr(backend, "float_type", None),
         start_s=time.perf_counter() - started,
-        peak_rss_bytes=_peak_rss_bytes(),
+        peak_rss_bytes=peak_rss_bytes(),
         canary_min_cosine=worst,
     )
 
 
-def _peak_rss_bytes() -> int | None:
+def peak_rss_bytes() -> int | None:
+    """Return the most memory this process ever had resident; None where nothing tells."""
     # Not getrusage: on Linux its maximum survives exec, and would be the parent's.
     if _STATUS.is_file():
         for line in _STATUS.read_text("ascii", errors="replace").splitlines():

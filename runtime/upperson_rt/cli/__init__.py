@@ -11,12 +11,14 @@ from upperson_rt.cli.compile import compile_engines
 from upperson_rt.cli.doctor import doctor
 from upperson_rt.cli.index import index
 from upperson_rt.cli.query import query
+from upperson_rt.cli.watch import watch
 
 __all__ = ["app", "main"]
 
 app = new_app("Find a person's pictures from a sentence.")
 app.command(cls=Command)(index)
 app.command(cls=Command)(query)
+app.command(cls=Command)(watch)
 app.command(cls=Command)(doctor)
 app.command("compile", cls=Command)(compile_engines)
 app.add_typer(gallery.app, name="gallery")

@@ -1,6 +1,7 @@
 """`upperson-rt doctor`."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import typer
 from rich.text import Text
@@ -40,7 +41,7 @@ def doctor(
 
     if bundle is None and default_bundle.exists():
         bundle = default_bundle
-    if gallery is None and default_gallery.exists():
+    if gallery is None and Path(default_gallery).exists():
         gallery = default_gallery
     for name, given in {"bundle": bundle, "gallery": gallery}.items():
         if given is None:

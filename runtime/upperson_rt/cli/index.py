@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ from upperson_rt.cli.options import (
     VariantOption,
     default_bundle,
     default_gallery,
+    read_attributes,
 )
 from upperson_rt.cli.output import backend_line, print_json, print_note, print_warning
 from upperson_rt.errors import InputError
@@ -33,6 +34,27 @@ def index(
     gallery: GalleryOption = default_gallery,
     camera: Annotated[
         str | None, typer.Option("--camera", help="Name of the camera that took the pictures.")
+    ] = None,
+    time_from: Annotated[
+        Literal["exif", "mtime", "name", "none"],
+        typer.Option(
+            "--time-from",
+            help="Where the time of a picture comes from: exif, the camera's clock in the file; "
+            "name, such as gate_20261124_140000.jpg; mtime, when the file was written. Local time "
+            "where the file does not name an offset.",
+        ),
+    ] = "exif",
+    track_from: Annotated[
+        Literal["folder", "none"],
+        typer.Option("--track-from", help="folder: the name of its folder is a picture's track."),
+    ] = "none",
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attribute",
+            metavar="KEY=VALUE",
+            help="Attribute of all these pictures, for  query --where ; may be given again.",
+        ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Pictures run and committed at a time.")
@@ -53,8 +75,9 @@ def index(
     everything else has been added. Batches are committed one by one, so an interrupted run keeps
     what it has done.
 
-    Example: `upperson-rt index crops/ --camera gate`
+    Example: `upperson-rt index crops/ --camera gate --time-from name`
     """
+    attributes = read_attributes(attribute, "--attribute")
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
@@ -84,6 +107,9 @@ def index(
                     camera,
                     batch_size,
                     progress=lambda done, _: bar.update(task, completed=done),
+                    time_from=time_from,
+                    track_from=track_from,
+                    attributes=attributes,
                 )
             except KeyboardInterrupt:
                 done = int(bar.tasks[0].completed)
@@ -93,10 +119,16 @@ def index(
 
     for skipped in report.skipped:
         print_warning(f"skipped: {skipped.reason}")
+    if report.timed < report.indexed and time_from != "none":
+        print_note(
+            f"{report.indexed - report.timed} of {report.indexed} pictures have no time "
+            f"(--time-from {time_from}): --since and --until will not find them"
+        )
     if json:
         print_json(
             {
                 "indexed": report.indexed,
+                "timed": report.timed,
                 "skipped": [asdict(skipped) for skipped in report.skipped],
                 "gallery": str(gallery),
                 "items": total,

@@ -1,6 +1,11 @@
 """Options that several commands share, defined once."""
 
 import datetime
+import json
+import math
+import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -9,42 +14,82 @@ import typer
 from upperson_rt.errors import UsageError
 
 __all__ = [
+    "Attributes",
     "BackendOption",
     "BundleOption",
+    "Cameras",
     "Debug",
     "DeviceOption",
     "GalleryOption",
     "Json",
     "OptionalBundleOption",
     "OptionalGalleryOption",
+    "QueryLogOption",
     "Since",
     "Threads",
+    "Track",
     "Until",
     "VariantOption",
     "default_bundle",
     "default_gallery",
+    "read_attributes",
     "read_batch_sizes",
     "unix_seconds",
 ]
 
 default_bundle = Path("bundle")
-default_gallery = Path("gallery")
+default_gallery = "gallery"
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def unix_seconds(text: str) -> float:
-    """Read unix seconds, or an ISO 8601 time; one without an offset is local time."""
+    """Read unix seconds, an ISO 8601 time (local without an offset), or how long ago: ``90m``."""
+    ago = re.fullmatch(r"-?(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if ago is not None:
+        return time.time() - float(ago[1]) * _SECONDS[ago[2]]
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         pass  # Not a number, so it must be a time.
+    else:
+        if not math.isfinite(seconds):
+            raise typer.BadParameter(f"'{text}' is no time")
+        return seconds
     try:
         # Python 3.10 does not know the Z yet.
         return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
     except ValueError as error:
         raise typer.BadParameter(
             f"'{text}' is neither unix seconds nor a time such as 2026-11-24T14:00 or "
-            "2026-11-24T14:00:00+01:00"
+            "2026-11-24T14:00:00+01:00, nor how long ago, such as 90m, 24h or 7d"
         ) from error
+
+
+def read_attributes(
+    pairs: Sequence[str] | None, option: str
+) -> dict[str, str | int | float | bool]:
+    """Read ``KEY=VALUE`` pairs: numbers, true and false as such, ``"5"`` in quotes as text.
+
+    Raises:
+        UsageError: Not a pair, or a key that is there twice.
+    """
+    found: dict[str, str | int | float | bool] = {}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not key or not equals or key in found:
+            problem = "is there twice" if key in found else "is not KEY=VALUE"
+            raise UsageError(f"{option} {pair} {problem}: write for example  {option} gate=north")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        usable = isinstance(value, str | int | float) and not (
+            isinstance(value, float) and not math.isfinite(value)
+        )
+        found[key] = value if usable else text
+    return found
 
 
 def read_batch_sizes(text: str) -> list[int]:
@@ -64,8 +109,14 @@ BundleOption: TypeAlias = Annotated[
     typer.Option("--bundle", "-b", envvar="UPPERSON_BUNDLE", help="Folder of the exported model."),
 ]
 GalleryOption: TypeAlias = Annotated[
-    Path,
-    typer.Option("--gallery", "-g", envvar="UPPERSON_GALLERY", help="Folder of the gallery."),
+    str,
+    typer.Option(
+        "--gallery",
+        "-g",
+        envvar="UPPERSON_GALLERY",
+        metavar="FOLDER|ADDRESS",
+        help="Folder of the gallery, or milvus://host:port/collection.",
+    ),
 ]
 OptionalBundleOption: TypeAlias = Annotated[
     Path | None,
@@ -78,11 +129,12 @@ OptionalBundleOption: TypeAlias = Annotated[
     ),
 ]
 OptionalGalleryOption: TypeAlias = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--gallery",
         "-g",
         envvar="UPPERSON_GALLERY",
+        metavar="FOLDER|ADDRESS",
         help="Gallery to check.",
         show_default="./gallery, if it is there",
     ),
@@ -99,13 +151,15 @@ BackendOption: TypeAlias = Annotated[
     str,
     typer.Option(
         "--backend",
-        help="auto, onnxruntime or openvino. auto takes the first one installed, in this order.",
+        help="auto, onnxruntime, openvino or tensorrt. auto takes the first one installed: "
+        "onnxruntime, then openvino; on cuda tensorrt, then onnxruntime.",
     ),
 ]
 DeviceOption: TypeAlias = Annotated[
     str,
     typer.Option(
-        "--device", help="cpu, cuda, cuda:N (onnxruntime), gpu or npu (openvino). Never replaced."
+        "--device",
+        help="cpu, cuda, cuda:N (tensorrt, onnxruntime), gpu or npu (openvino). Never replaced.",
     ),
 ]
 Threads: TypeAlias = Annotated[
@@ -118,13 +172,41 @@ Since: TypeAlias = Annotated[
         "--since",
         parser=unix_seconds,
         metavar="TIME",
-        help="Only pictures taken at or after this time: ISO 8601 (local) or unix seconds.",
+        help="Only pictures taken at or after this time: ISO 8601 (local), unix seconds, or how "
+        "long ago, such as 90m, 24h or 7d.",
     ),
 ]
 Until: TypeAlias = Annotated[
     float | None,
     typer.Option(
         "--until", parser=unix_seconds, metavar="TIME", help="Only pictures taken before this time."
+    ),
+]
+Cameras: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--camera", help="Only pictures of this camera; may be given again.", show_default="all"
+    ),
+]
+Track: TypeAlias = Annotated[
+    str | None, typer.Option("--track", help="Only pictures of the track of this name.")
+]
+Attributes: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="KEY=VALUE",
+        help="Only pictures whose attribute KEY is VALUE; may be given again.",
+        show_default="any",
+    ),
+]
+QueryLogOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--query-log",
+        envvar="UPPERSON_QUERY_LOG",
+        metavar="FILE",
+        help="Append who asked what, and the ids found, to this file; without it nothing is shown.",
     ),
 ]
 Json: TypeAlias = Annotated[

@@ -5,54 +5,62 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from upperson_rt.cli.hits import json_from_hit, print_hits
 from upperson_rt.cli.options import (
+    Attributes,
     BackendOption,
     BundleOption,
+    Cameras,
     Debug,
     DeviceOption,
     GalleryOption,
     Json,
+    QueryLogOption,
     Since,
     Threads,
+    Track,
     Until,
     VariantOption,
     default_bundle,
     default_gallery,
+    read_attributes,
 )
-from upperson_rt.cli.output import (
-    backend_line,
-    local_time,
-    new_table,
-    print_json,
-    print_note,
-    print_table,
-    print_warning,
-    short_path,
-)
+from upperson_rt.cli.output import backend_line, print_json, print_note, print_warning
 from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
-    from upperson_rt.gallery import Hit
+    from upperson_rt.gallery import Filter, Gallery
 
 __all__ = ["query"]
 
 
 def query(
     sentence: Annotated[
-        str, typer.Argument(metavar="SENTENCE", help="What the person looks like.")
-    ],
+        str | None, typer.Argument(metavar="SENTENCE", help="What the person looks like.")
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            "--image", metavar="FILE", help="Search with a picture of the person instead."
+        ),
+    ] = None,
     bundle: BundleOption = default_bundle,
     gallery: GalleryOption = default_gallery,
-    k: Annotated[int, typer.Option("-k", "--top", min=1, help="Pictures to return.")] = 10,
-    camera: Annotated[
-        str | None, typer.Option("--camera", help="Only pictures of this camera.")
-    ] = None,
+    k: Annotated[int, typer.Option("-k", "--top", min=1, help="Hits to return.")] = 10,
+    by_track: Annotated[
+        bool,
+        typer.Option("--by-track", help="One hit a track, with its best picture and its period."),
+    ] = False,
+    camera: Cameras = None,
     since: Since = None,
     until: Until = None,
+    track: Track = None,
+    where: Attributes = None,
     sheet: Annotated[
         Path | None,
         typer.Option("--sheet", metavar="FILE.png", help="Also write a contact sheet."),
     ] = None,
+    query_log: QueryLogOption = None,
     variant: VariantOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "cpu",
@@ -62,25 +70,38 @@ def query(
 ) -> None:
     """Find the pictures that a sentence describes, best match first.
 
-    Scores are cosines; compare them within one query only.
+    Scores are cosines; compare them within one query only. Those of --image are higher than those
+    of sentences.
 
-    Example: `upperson-rt query "woman in red coat" -k 5 --camera gate --sheet found.png`
+    Example: `upperson-rt query "woman in red coat" -k 5 --camera gate --since 24h`
     """
-    if not sentence.strip():
-        raise UsageError("the sentence is empty: describe the person in a few words")
+    asked = _one_of(sentence, image)
+    from contextlib import nullcontext
+
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Filter, Gallery
+    from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
 
-    where = Filter(camera=camera, since=since, until=until)
-    opened = Bundle.open(bundle, variant, backend, device, threads=threads)
-    encoder = opened.encoder()
-    with Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim) as store:
-        running = opened.backend("text")
-        print_note(backend_line(running.name, running.version, running.device, backend))
-        truncated = bool(encoder.tokenizer.encode([sentence]).truncated)
-        hits = Retriever(encoder, store).query(sentence, k, where)
-        total = store.count()
+    conditions = Filter(
+        camera=camera or None,
+        since=since,
+        until=until,
+        track=track,
+        attributes=read_attributes(where, "--where"),
+    )
+    # The log first: no model is loaded for a query that may not be answered.
+    with nullcontext() if query_log is None else QueryLog(query_log) as log:
+        opened = Bundle.open(bundle, variant, backend, device, threads=threads)
+        encoder = opened.encoder()
+        with Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim) as store:
+            _warn_of_unknown_cameras(store, camera or [])
+            running = opened.backend("text" if isinstance(asked, str) else "image")
+            print_note(backend_line(running.name, running.version, running.device, backend))
+            truncated = isinstance(asked, str) and bool(encoder.tokenizer.encode([asked]).truncated)
+            hits = Retriever(encoder, store, log).query(asked, k, conditions, by_track)
+            total = store.count()
+            crops_dir = store.crops_dir
     if truncated:
         print_warning(
             f"the sentence is longer than the model's {encoder.tokenizer.context_length} tokens; "
@@ -89,17 +110,22 @@ def query(
     if sheet is not None:
         from upperson_rt.sheet import save_sheet
 
-        save_sheet(sheet, sentence, hits)
+        title = asked if isinstance(asked, str) else f"like {asked.name}"
+        save_sheet(sheet, title, hits, crops_dir=crops_dir)
         print_note(f"contact sheet: {sheet}")
     if json:
         print_json(
             {
                 "query": sentence,
+                "image": None if image is None else str(image),
                 "truncated": truncated,
-                "hits": [_json_from_hit(rank, hit) for rank, hit in enumerate(hits, start=1)],
-                "gallery": str(gallery),
+                "by_track": by_track,
+                "filter": _json_from_filter(conditions),
+                "hits": [json_from_hit(rank, hit) for rank, hit in enumerate(hits, start=1)],
+                "gallery": gallery,
                 "items": total,
                 "sheet": None if sheet is None else str(sheet),
+                "query_log": None if query_log is None else str(query_log),
                 "bundle": str(bundle),
                 "variant": opened.variant,
                 "backend": running.name,
@@ -107,43 +133,47 @@ def query(
             }
         )
     elif hits:
-        _print_hits(hits)
+        print_hits(hits)
     else:
         print_note(
-            f"nothing found: none of the {total} pictures passes --camera, --since and --until"
+            f"nothing found: none of the {total} pictures passes --camera, --since, --until, "
+            "--track and --where"
             if total
             else f"nothing found: gallery {gallery} is empty"
         )
 
 
-def _print_hits(hits: "list[Hit]") -> None:
-    """Print a table; a column that is empty for all hits is left out."""
-    columns: dict[str, list[Any]] = {
-        "rank": [str(rank) for rank in range(1, len(hits) + 1)],
-        "score": [f"{hit.score:.3f}" for hit in hits],
-        "camera": [hit.item.camera or "" for hit in hits],
-        "time": [local_time(hit.item.time) for hit in hits],
-        "track": [hit.item.track or "" for hit in hits],
-        "picture": [short_path(hit.item.source or hit.item.key) for hit in hits],
-    }
-    shown = {name: cells for name, cells in columns.items() if any(cells)}
-    table = new_table(*shown, right=("rank", "score"))
-    for row in zip(*shown.values(), strict=True):
-        table.add_row(*row)
-    print_table(table)
+def _one_of(sentence: str | None, image: Path | None) -> str | Path:
+    if sentence is not None and image is not None:
+        raise UsageError("a sentence and --image exclude each other: give one of them")
+    if image is not None:
+        return image
+    if sentence is None:
+        raise UsageError(
+            'describe the person, such as  upperson-rt query "woman in red coat" , or name a '
+            "picture with  --image FILE"
+        )
+    if not sentence.strip():
+        raise UsageError("the sentence is empty: describe the person in a few words")
+    return sentence
 
 
-def _json_from_hit(rank: int, hit: "Hit") -> dict[str, Any]:
-    item = hit.item
+def _warn_of_unknown_cameras(store: "Gallery", cameras: list[str]) -> None:
+    from upperson_rt.gallery import Filter
+
+    unknown = [name for name in cameras if store.count(Filter(camera=name)) == 0]
+    if unknown:
+        known = ", ".join(store.cameras()) or "none that has a name"
+        for name in unknown:
+            print_warning(f"no picture of the camera '{name}'; the gallery's cameras are: {known}")
+
+
+def _json_from_filter(where: "Filter") -> dict[str, Any]:
+    cameras = where.cameras
     return {
-        "rank": rank,
-        "score": hit.score,
-        "id": hit.id,
-        "key": item.key,
-        "source": item.source,
-        "camera": item.camera,
-        "time": item.time,
-        "track": item.track,
-        "box": item.box,
-        "attributes": dict(item.attributes),
+        "cameras": None if cameras is None else list(cameras),
+        "since": where.since,
+        "until": where.until,
+        "track": where.track,
+        "attributes": dict(where.attributes),
     }

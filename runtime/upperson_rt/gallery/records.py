@@ -1,16 +1,14 @@
-"""What goes into a gallery, what comes out, and what a gallery must be able to do."""
+"""What goes into a gallery, what comes out, and what it tells about itself."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
 
 from upperson_rt.errors import InputError, UsageError
 
-__all__ = ["Filter", "GalleryInfo", "GalleryStore", "Hit", "Item"]
+__all__ = ["Filter", "GalleryInfo", "Hit", "IndexInfo", "Item", "TrackSpan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +26,8 @@ class Item:
     """Name of the track: pictures of one person in one sequence of one camera."""
     box: tuple[int, int, int, int] | None = None
     """Where the person is in the source: x0, y0, x1, y1 in pixels, the last two exclusive."""
+    crop: str | None = None
+    """The saved picture, as a path with forward slashes relative to `Gallery.crops_dir`."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Anything else, as JSON."""
 
@@ -35,13 +35,28 @@ class Item:
         if not self.key:
             raise InputError("an item needs a key that is not empty")
         try:
-            "".join((self.key, self.source or "")).encode("utf-8")
+            f"{self.key}{self.source}{self.camera}{self.track}{self.crop}".encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the name {self.key!r} is not valid Unicode: rename it") from error
         if self.time is not None and not math.isfinite(self.time):
             raise InputError(f"item {self.key}: time must be finite, got {self.time}")
         if self.box is not None and len(self.box) != 4:
             raise InputError(f"item {self.key}: box must be x0, y0, x1, y1, got {self.box}")
+        if self.crop is not None and not _stays_inside(self.crop):
+            raise InputError(
+                f"item {self.key}: crop must be a relative path inside the folder of crops, such "
+                f"as gate/000001.jpg, got '{self.crop}'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackSpan:
+    """The pictures of a track that passed the filter of a search."""
+
+    first_time: float | None
+    """Unix seconds of the earliest one; None if no picture of the track has a time."""
+    last_time: float | None
+    pictures: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,52 +68,113 @@ class Hit:
     score: float
     """Cosine of query and picture, -1 to 1. Compare scores within one query only."""
     item: Item
+    span: TrackSpan | None = None
+    """The whole track, in searches by track; None for an item without a track."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
     """Which items to look at; conditions that are not None must all hold."""
 
-    camera: str | None = None
+    camera: str | Sequence[str] | None = None
+    """A camera, or several of which any will do."""
     since: float | None = None
     """Unix seconds, inclusive. Items without a time never match."""
     until: float | None = None
     """Unix seconds, exclusive, so that periods can follow each other without overlap."""
     track: str | None = None
+    attributes: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """Top-level keys of the items' attributes and the values they must have. Texts equal texts,
+    numbers equal numbers (1 and 1.0 alike), true and false only themselves."""
 
     def __post_init__(self) -> None:
+        if self.cameras == ():
+            raise UsageError("a filter by camera needs at least one name; leave it out for all")
         if self.since is not None and self.until is not None and self.since >= self.until:
             raise UsageError(
                 f"nothing lies between since={self.since} and until={self.until}: "
                 "since must be earlier than until"
             )
+        for name, bound in {"since": self.since, "until": self.until}.items():
+            if bound is not None and math.isnan(bound):
+                raise UsageError(f"{name} must be a time in unix seconds, got {bound}")
+        for key, value in self.attributes.items():
+            if not _is_comparable(value):
+                raise UsageError(
+                    "a filter compares attributes with a text, a finite number of up to 64 bits, "
+                    f"true or false; found {key}={value!r}"
+                )
+
+    @property
+    def cameras(self) -> tuple[str, ...] | None:
+        """The cameras of which any will do, or None for all."""
+        if self.camera is None:
+            return None
+        return (self.camera,) if isinstance(self.camera, str) else tuple(self.camera)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every item passes."""
+        bounds = (self.camera, self.since, self.until, self.track)
+        return all(bound is None for bound in bounds) and not self.attributes
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexInfo:
+    """What answers a search without a filter."""
+
+    kind: str
+    """``exact`` or the name of an approximate index, such as ``ivf-sq8``."""
+    rows: int
+    """Items in it."""
+    beside: int = 0
+    """Items added since, searched exactly beside it."""
+    parameters: Mapping[str, int | float | str] = field(default_factory=dict)
+    recall_at_10: float | None = None
+    """Share of the exact ten best that it finds, measured when it was made; 1.0 if it is exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryInfo:
     """A gallery at a glance."""
 
-    path: str
+    location: str
     items: int
     embed_dim: int
     fingerprint: str
     created: str
     generator: str
     schema_version: int
-    size_bytes: int
+    size_bytes: int | None
+    """Bytes on disk without the crops; None where the engine does not tell."""
     cameras: dict[str, int]
     """Items per camera; those without one are left out."""
     variants: dict[str, int]
     """Items per variant of the bundle that embedded them."""
+    tracks: int
+    """Number of different tracks, counted per camera."""
     first_time: float | None
     """Unix seconds of the earliest item that has a time."""
     last_time: float | None
+    index: IndexInfo | None
+    """None where no index has been made yet."""
 
 
-class GalleryStore(Protocol):
-    """What searching needs of a gallery, wherever it is stored."""
+def _is_comparable(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 63
+    return isinstance(value, str)
 
-    def search(
-        self, vectors: NDArray[np.float32], k: int, where: Filter | None = None
-    ) -> Sequence[list[Hit]]:
-        """Find the k best items for each of (Q, D) unit vectors, best first."""
+
+def _stays_inside(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    return (
+        bool(parts)
+        and ".." not in parts
+        and not PurePosixPath(path).is_absolute()
+        and not PureWindowsPath(path).anchor
+        and "\\" not in path
+        and "\0" not in path
+    )

@@ -1,32 +1,43 @@
-"""The SQLite file of a gallery: connecting, creating, and telling it from anything else."""
+"""The tables of a gallery's SQLite file: made, brought up to date, and read."""
 
 import datetime
+import logging
 import sqlite3
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import upperson_rt
 from upperson_rt.errors import InputError, IntegrityError
 
-__all__ = [
-    "DATABASE_FILE",
-    "SCHEMA_VERSION",
-    "Meta",
-    "connect",
-    "create",
-    "read_meta",
-    "translated",
-]
+__all__ = ["SCHEMA_VERSION", "Meta", "create", "migrate", "read_meta"]
 
-DATABASE_FILE = "gallery.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
+_LOG = logging.getLogger(__name__)
+
+_SINCE_2 = (
+    # The log of what is no longer as it was: indexes beside the table read on from where they were.
+    "CREATE TABLE changes (seq INTEGER PRIMARY KEY AUTOINCREMENT, id INTEGER NOT NULL)",
+    """
+    CREATE TRIGGER items_replaced AFTER UPDATE OF id, vector ON items
+    BEGIN INSERT INTO changes (id) VALUES (old.id); END
+    """,
+    """
+    CREATE TRIGGER items_deleted AFTER DELETE ON items
+    BEGIN INSERT INTO changes (id) VALUES (old.id); END
+    """,
+    "CREATE INDEX items_by_camera_time ON items (camera, time) WHERE camera IS NOT NULL",
+    "CREATE INDEX items_by_time ON items (time)",
+    "CREATE INDEX items_by_track ON items (track, camera, time) WHERE track IS NOT NULL",
+    "CREATE INDEX items_by_variant ON items (variant)",
+    "CREATE INDEX items_by_crop ON items (crop) WHERE crop IS NOT NULL",
+)
 _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    # AUTOINCREMENT: an id is never used again, so indexes built beside the table stay right.
+    # AUTOINCREMENT: an id is never used again, so what is newer than an index has a higher one.
     """
     CREATE TABLE items (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -36,14 +47,20 @@ _TABLES = (
         time REAL,
         track TEXT,
         box TEXT,
+        crop TEXT,
         attributes TEXT NOT NULL,
         variant TEXT,
         vector BLOB NOT NULL
     )
     """,
-    "CREATE INDEX items_by_camera_time ON items (camera, time)",
-    "CREATE INDEX items_by_time ON items (time)",
-    "CREATE INDEX items_by_track ON items (track)",
+    *_SINCE_2,
+)
+_FROM_1_TO_2 = (
+    "DROP INDEX IF EXISTS items_by_camera_time",
+    "DROP INDEX IF EXISTS items_by_time",
+    "DROP INDEX IF EXISTS items_by_track",
+    "ALTER TABLE items ADD COLUMN crop TEXT",
+    *_SINCE_2,
 )
 
 
@@ -52,59 +69,47 @@ class Meta:
     """The table `meta`."""
 
     schema_version: int
+    identity: str
+    """Of this one gallery; empty before version 2."""
     fingerprint: str
     embed_dim: int
     created: str
     generator: str
 
 
-@contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn errors of SQLite into ours, naming the file."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:  # Locked, disk full, read-only.
-        raise InputError(f"cannot use gallery {path}: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise IntegrityError(
-            f"gallery {path} is damaged or not a gallery ({error}); it was left as it is: restore "
-            "it from a copy, or index again into another folder"
-        ) from error
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """Open an existing database file for reading and writing; errors are SQLite's own."""
-    connection = sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?mode=rw",
-        uri=True,
-        timeout=30.0,
-        isolation_level=None,  # Transactions are written out.
-        check_same_thread=False,  # Gallery holds a lock.
-    )
-    connection.execute("PRAGMA synchronous = FULL")
-    return connection
-
-
 def create(connection: sqlite3.Connection, fingerprint: str, embed_dim: int) -> None:
     """Make the tables in a database that has none, all or nothing; errors are SQLite's own."""
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        if not _tables(connection):  # Else another process was faster.
-            for statement in _TABLES:
-                connection.execute(statement)
-            meta = {
-                "schema_version": str(SCHEMA_VERSION),
-                "fingerprint": fingerprint,
-                "embed_dim": str(embed_dim),
-                "created": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
-                "generator": f"upperson-rt {upperson_rt.__version__}",
-            }
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
+    with _transaction(connection):
+        if _tables(connection):
+            return  # Another process was faster.
+        for statement in _TABLES:
+            connection.execute(statement)
+        meta = {
+            "schema_version": str(SCHEMA_VERSION),
+            "identity": uuid.uuid4().hex,
+            "fingerprint": fingerprint,
+            "embed_dim": str(embed_dim),
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
+            "generator": f"upperson-rt {upperson_rt.__version__}",
+        }
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring an older schema up to date in one transaction; errors are SQLite's own."""
+    with _transaction(connection):
+        meta = read_meta(connection, path)
+        if meta is None or meta.schema_version >= SCHEMA_VERSION:
+            return  # Another process was faster.
+        for statement in _FROM_1_TO_2:
+            connection.execute(statement)
+        meta_rows = {"schema_version": str(SCHEMA_VERSION), "identity": uuid.uuid4().hex}
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta_rows.items())
+    _LOG.warning(
+        "gallery %s was brought from schema version %d to %d", path, meta.schema_version,
+        SCHEMA_VERSION,
+    )  # fmt: skip
 
 
 def read_meta(connection: sqlite3.Connection, path: Path) -> Meta | None:
@@ -133,13 +138,30 @@ def read_meta(connection: sqlite3.Connection, path: Path) -> Meta | None:
             )
         return Meta(
             schema_version=version,
+            identity=rows["identity"] if version > 1 else "",
             fingerprint=rows["fingerprint"],
             embed_dim=int(rows["embed_dim"]),
             created=rows["created"],
             generator=rows["generator"],
         )
-    except (KeyError, ValueError, sqlite3.OperationalError) as error:
+    except (KeyError, ValueError) as error:
         raise foreign from error
+    except sqlite3.OperationalError as error:
+        if "no such column" in str(error):
+            raise foreign from error
+        raise
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _tables(connection: sqlite3.Connection) -> set[str]:

@@ -105,6 +105,7 @@ def compile_bundle(
     # The reference: it checks hashes and canaries, and that ONNX Runtime is there, before minutes
     # go into building.
     opened = Bundle.open(bundle, variant, "onnxruntime", "cpu")
+    opened.check_files()
     store, target = EngineCache(cache), Target.here(trt, cuda)
     note(f"{target}; engines go to {store.folder}")
     with store.lock(lambda: note("another process is compiling, waiting for it")):

@@ -1,6 +1,7 @@
 import builtins
 import sys
 from importlib.util import find_spec
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -95,10 +96,58 @@ def test_silent_fall_back_of_onnx_runtime_is_noticed(text_tower, monkeypatch):
     monkeypatch.setattr(
         ort,
         "InferenceSession",
-        lambda path, options, providers: session(path, options, providers=["CPUExecutionProvider"]),
+        lambda path, options, providers, **others: session(
+            path, options, providers=["CPUExecutionProvider"], **others
+        ),
     )
     with pytest.raises(BackendError, match=r"fell back from CUDA.* to CPU"):
         open_backend(text_tower, "onnxruntime", device="cuda")
+
+
+class FakeCuda:
+    """ONNX Runtime as it behaves with a GPU: the session is a real one on the CPU."""
+
+    def __init__(self, monkeypatch):
+        self.ort = pytest.importorskip("onnxruntime")
+        self.session, self.asked, self.preloaded = self.ort.InferenceSession, [], 0
+        available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(self.ort, "get_available_providers", lambda: available)
+        monkeypatch.setattr(self.ort, "InferenceSession", self.open)
+        monkeypatch.setattr(self.ort, "preload_dlls", self.preload, raising=False)
+
+    def preload(self):
+        print("Failed to load libcudnn.so.9")
+        self.preloaded += 1
+
+    def open(self, path, options, providers, enable_fallback=1):
+        self.asked.append((providers, enable_fallback))
+        session = self.session(path, options, providers=["CPUExecutionProvider"])
+        session.get_providers = lambda: [name for name, _ in providers]
+        return session
+
+
+def test_the_cuda_provider_is_used_and_nothing_else(text_tower, monkeypatch, capsys):
+    cuda = FakeCuda(monkeypatch)
+    backend = open_backend(text_tower, "onnxruntime", device="cuda:1")
+    assert (backend.name, backend.device, backend.max_batch) == ("onnxruntime", "cuda:1", None)
+    assert cuda.asked == [([("CUDAExecutionProvider", {"device_id": "1"})], 0)]
+    assert cuda.preloaded == 1
+    assert capsys.readouterr() == ("", "Failed to load libcudnn.so.9\n")
+    open_backend(text_tower, "onnxruntime", device="cpu")
+    assert cuda.preloaded == 1
+
+
+def test_a_gpu_that_fails_later_is_an_error_and_not_the_cpu(text_tower):
+    ort = pytest.importorskip("onnxruntime")
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    backend = open_backend(text_tower, "onnxruntime", threads=1)
+    broken = Mock(wraps=backend._session._sess)
+    broken.run.side_effect = state.EPFail("CUDA failure 719")
+    backend._session._sess = broken
+    with pytest.raises(BackendError, match=f"onnxruntime {ort.__version__} failed: .*719"):
+        backend.run({"input_ids": np.array([[3]], np.int32)})
+    assert broken.run.call_count == 1
 
 
 def test_bad_arguments(text_tower):

@@ -1,13 +1,17 @@
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import upperson_rt
 from tests.helpers.toy_bundle import EMBED_DIM, make_toy_bundle, replace_in_bundle
+from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
-from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +88,53 @@ def test_changed_files_are_noticed(folder, name):
         Bundle.open(folder)
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(IntegrityError, match=f"{name} has sha256 .*, expected .*copy the bundle"):
-        Bundle.open(folder)
+        Bundle.open(folder).check_files()
     path.unlink()
     with pytest.raises(IntegrityError, match=f"{name} is missing"):
         Bundle.open(folder)
+
+
+def test_a_towers_hash_is_checked_when_it_is_loaded(folder):
+    path = folder / "text.int8.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    encoder = Bundle.open(folder, threads=1).encoder()
+    assert encoder.encode_pixels(np.zeros((1, 24, 8, 3), np.uint8)).shape == (1, EMBED_DIM)
+    with pytest.raises(IntegrityError, match=r"text\.int8\.onnx has sha256"):
+        encoder.encode_texts(["red"])
+
+
+def test_threads_that_need_a_tower_at_once_load_it_once(folder, monkeypatch):
+    bundle = Bundle.open(folder, threads=1)
+    load, loaded = bundle._load, []
+    together = threading.Barrier(8)
+
+    def slowly(tower):
+        loaded.append(tower)
+        time.sleep(0.05)
+        return load(tower)
+
+    def embed(number):
+        together.wait()
+        if number % 2:
+            return bundle.encoder().encode_texts(["red"])
+        return bundle.encoder().encode_pixels(np.full((1, 24, 8, 3), 200, np.uint8))
+
+    monkeypatch.setattr(bundle, "_load", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(embed, range(8)))
+    assert sorted(loaded) == ["image", "text"]
+    for number, embeds in enumerate(results):
+        np.testing.assert_array_equal(embeds, results[number % 2])
+
+
+def test_a_tower_that_failed_to_load_is_tried_again(folder, monkeypatch):
+    bundle = Bundle.open(folder, threads=1)
+    load = bundle._load
+    monkeypatch.setattr(bundle, "_load", lambda tower: open_backend(folder / "gone.onnx"))
+    with pytest.raises(BackendError, match="cannot load"):
+        bundle.backend("text")
+    monkeypatch.setattr(bundle, "_load", load)
+    assert bundle.backend("text").device == "cpu"
 
 
 def test_files_of_other_variants_are_not_needed(folder):
@@ -126,7 +173,7 @@ def test_another_model_behind_right_hashes_is_caught_by_the_canaries(folder, tmp
 
 
 class FakeBackend:
-    name, version, device = "fake", "1", "cpu"
+    name, version, device, max_batch = "fake", "1", "cpu", None
 
     def __init__(self, answer):
         self.answer = answer

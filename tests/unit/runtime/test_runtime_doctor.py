@@ -1,7 +1,12 @@
+import sqlite3
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt import doctor
+from upperson_rt import installed as packages
 from upperson_rt.backends.cuda_driver import CudaDriver
 from upperson_rt.doctor import diagnose
 from upperson_rt.gallery import Gallery
@@ -28,6 +33,14 @@ def test_a_healthy_installation(bundle, tmp_path):
     assert "onnxruntime" in found["canaries"].detail
     assert "0 pictures, made with this bundle's model" in found["gallery"].detail
     assert "CPU" in found["onnxruntime"].detail
+    assert found["device"].detail.startswith("onnxruntime ")
+    assert found["device"].detail.endswith(" really runs on cpu (chosen by auto)")
+    assert found["device"].facts["device"] == "cpu"
+    assert found["onnxruntime"].facts["providers"][-1] == "CPU"
+    assert found["sqlite"].facts == {"version": sqlite3.sqlite_version}
+    assert found["gallery"].facts["items"] == 0
+    assert found["canaries"].facts["min_cosine"] > 0.9999
+    assert found["bundle"].facts["variants"] == ["fp32", "int8"]
 
 
 def test_failures_are_rows_not_exceptions(bundle, tmp_path):
@@ -51,12 +64,27 @@ def test_a_gallery_of_another_model_fails(bundle, tmp_path):
     assert by_name(diagnose(None, tmp_path / "g"))["gallery"].status == "ok"
 
 
+def test_a_gallery_in_milvus(bundle, tmp_path):
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra 'milvus'")
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+    manifest = parse_manifest((bundle / "bundle.json").read_text())
+    location = f"milvus://{tmp_path}/people.db/people"
+    Gallery.open(location, manifest.fingerprint, 16, create=True).close()
+    found = by_name(diagnose(bundle, location))["gallery"]
+    assert (found.status, found.facts["items"]) == ("ok", 0)
+    assert found.detail.startswith(location)
+    found = by_name(diagnose(bundle, "milvus://127.0.0.1:9/people?timeout=0.5"))["gallery"]
+    assert (found.status, found.exit_code) == ("fail", 5)
+    assert "no Milvus server answers at http://127.0.0.1:9" in found.detail
+
+
 def with_packages(monkeypatch, **versions):
     installed = {name.replace("_", "-"): version for name, version in versions.items()}
-    monkeypatch.setattr(doctor, "_version", installed.get)
-    spec = {"onnxruntime-gpu": "onnxruntime"}
+    spec = {"onnxruntime-gpu": "onnxruntime", "faiss-cpu": "faiss"}
     modules = {spec.get(name, name) for name in installed}
-    monkeypatch.setattr(doctor, "find_spec", lambda name: name if name in modules else None)
+    for module in (doctor, packages):
+        monkeypatch.setattr(module, "version_of", installed.get)
+        monkeypatch.setattr(module, "find_spec", lambda name: name if name in modules else None)
 
 
 def test_clashing_distributions_are_warned_about(monkeypatch):
@@ -74,6 +102,103 @@ def test_no_backend_fails(monkeypatch):
     with_packages(monkeypatch, upperson="1")
     found = by_name(diagnose())
     assert (found["backend"].status, found["backend"].exit_code) == ("fail", 5)
+
+
+def test_a_device_that_is_not_there_fails_without_a_bundle():
+    found = by_name(diagnose(device="cuda:3", backend="onnxruntime"))["device"]
+    assert (found.status, found.exit_code) == ("fail", 5)
+    assert "device 'cuda:3' needs ONNX Runtime's CUDAExecutionProvider" in found.detail
+    found = by_name(diagnose(backend="tensorflow"))["device"]
+    assert (found.status, found.exit_code) == ("fail", 2)
+
+
+def test_a_backend_that_is_asked_for_is_the_one_that_is_tried():
+    pytest.importorskip("openvino")
+    found = by_name(diagnose(backend="openvino"))
+    assert "really runs on cpu (as asked for)" in found["device"].detail
+    assert found["device"].facts["backend"] == "openvino"
+    assert "cpu" in found["openvino"].facts["devices"]
+
+
+def test_a_device_that_computes_wrongly_fails(monkeypatch):
+    broken = SimpleNamespace(
+        name="onnxruntime",
+        version="1",
+        device="cpu",
+        run=lambda inputs: {"y": np.zeros(1, np.float32)},
+    )
+    monkeypatch.setattr(doctor, "open_backend", lambda path, backend, device: broken)
+    found = by_name(diagnose())["device"]
+    assert (found.status, found.exit_code) == ("fail", 5)
+    assert "onnxruntime 1 on cpu computes -2 as [0.]" in found.detail
+
+
+def test_a_changed_tower_fails(bundle):
+    path = bundle / "text.int8.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    found = by_name(diagnose(bundle))["bundle"]
+    assert (found.status, found.exit_code) == ("fail", 6)
+    assert "text.int8.onnx has sha256" in found.detail
+
+
+def test_packages_that_do_not_import_say_why(monkeypatch):
+    with_packages(monkeypatch, numpy="2", opencv_python="4.14", faiss_cpu="1.15", onnxruntime="1")
+    real = packages.import_module
+
+    def broken(name):
+        if name in ("cv2", "faiss", "numpy"):
+            raise ImportError("libGL.so.1: cannot open shared\nobject file")
+        return real(name)
+
+    monkeypatch.setattr(packages, "import_module", broken)
+    found = by_name(packages.installed_checks())
+    assert (found["numpy"].status, found["numpy"].exit_code) == ("fail", 5)
+    assert found["faiss"].status == "fail"
+    assert found["opencv"].status == "warn"
+    assert found["opencv"].detail == (
+        "opencv-python 4.14 does not import: libGL.so.1: cannot open shared object file"
+    )
+    assert "upperson-rt[camera]" in found["opencv"].fix
+
+
+def test_optional_packages_say_how_to_get_them(monkeypatch):
+    with_packages(monkeypatch, upperson="1")
+    found = by_name(packages.installed_checks())
+    for name, extra in (
+        ("opencv", "camera"),
+        ("pymilvus", "milvus"),
+        ("prometheus-client", "metrics"),
+    ):
+        assert (found[name].status, found[name].facts.get("version")) == ("ok", None)
+        assert f"pip install 'upperson-rt[{extra}]'" in found[name].detail
+    assert (found["faiss"].status, found["faiss"].fix) == ("warn", "pip install faiss-cpu")
+
+    with_packages(monkeypatch, opencv_python="4.14", opencv_python_headless="4.13", pymilvus="3")
+    monkeypatch.setattr(packages, "import_module", lambda name: None)
+    found = by_name(packages.installed_checks())
+    assert found["opencv"].status == "warn"
+    assert "overwrite each other" in found["opencv"].detail
+    assert found["pymilvus"].detail == "3"
+
+
+def test_the_kernel_driver_and_a_jetson_are_named(monkeypatch, tmp_path):
+    release = tmp_path / "nv_tegra_release"
+    release.write_text("# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic\n")
+    monkeypatch.setattr(packages, "_TEGRA", release)
+    assert packages.installed_checks()[0].facts["jetson"] == "R36 (release), REVISION: 4.0"
+    kernel = tmp_path / "version"
+    kernel.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22\n")
+    monkeypatch.setattr(doctor, "_KERNEL_DRIVER", kernel)
+    monkeypatch.setattr(doctor, "probe_cuda_driver", lambda: CudaDriver("12.4", ("L4",)))
+    found = by_name(diagnose())["NVIDIA driver"]
+    assert found.detail == "CUDA 12.4, L4, driver 550.54.14"
+    assert found.facts == {"cuda": "12.4", "gpus": ["L4"], "version": "550.54.14"}
+
+
+def test_an_old_sqlite_fails(monkeypatch):
+    monkeypatch.setattr(packages.sqlite3, "sqlite_version_info", (3, 22, 0))
+    monkeypatch.setattr(packages.sqlite3, "sqlite_version", "3.22.0")
+    assert by_name(packages.installed_checks())["sqlite"].status == "fail"
 
 
 @pytest.mark.parametrize(

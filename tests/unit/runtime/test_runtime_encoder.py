@@ -5,7 +5,7 @@ from PIL import Image
 from tests.helpers.toy_bundle import COLOURS, EMBED_DIM, draw_person, make_toy_bundle
 from upperson_rt.bundle import Bundle, open_encoder
 from upperson_rt.encoder import Encoder
-from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,70 @@ def test_sources_of_all_kinds_agree(encoder, pictures):
     np.testing.assert_array_equal(embeds, np.tile(embeds[:1], (4, 1)))
 
 
+def test_pictures_of_any_kind_and_size_go_together(encoder, pictures):
+    with Image.open(pictures[1]) as image:
+        rgb = np.asarray(image.convert("RGB"))
+    crops = [pictures[0], rgb, Image.fromarray(rgb[50:150]), rgb[::2, 10:50], rgb[..., 0]]
+    embeds = encoder.encode_images(crops, batch_size=2)
+    for crop, embed in zip(crops, embeds, strict=True):
+        np.testing.assert_allclose(encoder.encode_images([crop])[0], embed, atol=1e-6)
+    stacked = np.stack([rgb, rgb[::-1]])
+    np.testing.assert_array_equal(
+        encoder.encode_images(stacked), encoder.encode_images(list(stacked))
+    )
+
+
+def test_frames_of_opencv_are_bgr(encoder, pictures):
+    with Image.open(pictures[0]) as image:
+        rgb = np.asarray(image.convert("RGB"))
+    bgr = rgb[..., ::-1]  # A view with a negative stride, as cameras hand out.
+    expected = encoder.encode_images([rgb])
+    np.testing.assert_array_equal(encoder.encode_images([bgr], channels="bgr"), expected)
+    bgra = np.dstack([bgr, np.full(bgr.shape[:2], 255, np.uint8)])
+    np.testing.assert_array_equal(encoder.encode_images([bgra], channels="bgr"), expected)
+    # A file knows its colours, whatever the order in arrays.
+    np.testing.assert_array_equal(encoder.encode_images(pictures[:1], channels="bgr"), expected)
+    assert not np.allclose(encoder.encode_images([bgr]), expected, atol=0.1)
+    with pytest.raises(UsageError, match="channels must be 'rgb' or 'bgr', got 'hsv'"):
+        encoder.encode_images([rgb], channels="hsv")
+
+
+class Limited:
+    """A backend such as a TensorRT engine: it refuses more rows than its profile has."""
+
+    def __init__(self, backend, max_batch):
+        self.name, self.version, self.device = backend.name, backend.version, backend.device
+        self.max_batch, self.backend, self.sizes = max_batch, backend, []
+
+    def run(self, inputs):
+        (rows,) = inputs.values()
+        if not 1 <= len(rows) <= self.max_batch:
+            raise BackendError(f"a batch of {len(rows)} does not fit {self.max_batch}")
+        self.sizes.append(len(rows))
+        return self.backend.run(inputs)
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "sizes"), [(4, [4, 3, 4]), (3, [3, 3, 1, 3, 1]), (16, [7, 4])]
+)
+def test_batches_are_split_to_what_a_backend_takes(bundle_folder, max_batch, sizes):
+    bundle = Bundle.open(bundle_folder, threads=1)
+    towers = {name: Limited(bundle.backend(name), max_batch) for name in ("image", "text")}
+    limited = Encoder(bundle.manifest, bundle.variant, bundle.tokenizer, towers.__getitem__)
+    pixels = np.random.default_rng(0).integers(0, 256, (11, 24, 8, 3), dtype=np.uint8)
+    np.testing.assert_allclose(
+        limited.encode_pixels(pixels, batch_size=7),
+        bundle.encoder().encode_pixels(pixels),
+        atol=1e-6,
+    )
+    assert towers["image"].sizes == sizes
+    texts = ["red", "a man in blue", "green coat", "the woman with the yellow coat", "black"]
+    np.testing.assert_allclose(
+        limited.encode_texts(texts), bundle.encoder().encode_texts(texts), atol=1e-6
+    )
+    assert max(towers["text"].sizes) == min(max_batch, len(texts))
+
+
 def test_pixels_are_what_images_become(encoder, pictures):
     pixels = np.stack([encoder.prepare_image(picture) for picture in pictures])
     np.testing.assert_array_equal(
@@ -67,6 +131,7 @@ def test_texts_keep_their_order_and_each_batch_its_length(bundle_folder):
 
     class Spy:
         name, version, device = backend.name, backend.version, backend.device
+        max_batch = None
 
         def run(self, inputs):
             shapes.append(inputs["input_ids"].shape)
@@ -104,13 +169,35 @@ def test_bad_arguments(encoder, pictures, tmp_path):
         encoder.encode_texts(["red"], batch_size=0)
     with pytest.raises(InputError, match="sentence 0 is empty"):
         encoder.encode_texts(["  "])
+    with pytest.raises(InputError, match="found a single one: put it in a list"):
+        encoder.encode_texts("red")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((24, 8, 3), np.uint8), r"found an array \(24, 8, 3\): put a single picture in"),
+        ("picture.png", "found str: make it a list"),
+        (Image.new("RGB", (8, 24)), "found Image: make it a list"),
+        ([None], "expected a picture: .* found NoneType"),
+        ([b"\xff\xd8\xff"], "expected a picture: .* found bytes"),
+        ([np.full((24, 8, 3), np.nan)], "must be uint8 .* got float64"),
+        ([np.zeros((24, 8, 3), np.float32)], "must be uint8 .* got float32"),
+        ([np.zeros((0, 8, 3), np.uint8)], "must not be empty"),
+        ([np.zeros((3, 24, 8), np.uint8)], r"must be \[H, W, 3\] .* got shape \(3, 24, 8\)"),
+        ([np.zeros((2, 24, 8, 3), np.uint8)], "one picture at a time"),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_pictures_is_refused(encoder, images, message):
+    with pytest.raises(InputError, match=message):
+        encoder.encode_images(images)
 
 
 def test_useless_output_is_never_returned(bundle_folder):
     bundle = Bundle.open(bundle_folder)
 
     class Broken:
-        name, version, device = "broken", "1", "cpu"
+        name, version, device, max_batch = "broken", "1", "cpu", None
         output = "image_embeds"
 
         def run(self, inputs):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from upperson_rt.capture_time import capture_time
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import iter_image_files, load_image, resize_image
 
@@ -72,7 +73,8 @@ def test_grey_array_becomes_rgb():
     [
         (np.zeros((2, 2, 3), np.float32), "must be uint8.*got float32"),
         (np.zeros((2, 0, 3), np.uint8), "must not be empty"),
-        (np.zeros((3, 2, 2), np.uint8), r"must be \[H, W, 3\] RGB"),
+        (np.zeros((3, 2, 2), np.uint8), r"must be \[H, W, 3\] or \[H, W\]"),
+        (np.zeros(12, np.uint8), r"got shape \(12,\)"),
     ],
 )
 def test_other_arrays_are_refused(array, message):
@@ -100,6 +102,133 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(InputError, match=r"bomb\.png is too large"):
         load_image(path)
+
+
+@pytest.fixture
+def small_limit(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+
+
+def save_left_red(path, size, **options):
+    image = Image.new("RGB", size, (255, 255, 255))
+    image.paste((255, 0, 0), (0, 0, size[0] // 2, size[1]))
+    image.save(path, **options)
+    return path
+
+
+def test_a_jpeg_of_20000_pixels_is_decoded_at_a_quarter(tmp_path):
+    path = tmp_path / "huge.jpg"
+    # A small file whose header claims the size; the decoder fills up what is missing with grey.
+    save_left_red(path, (16, 16))
+    content = bytearray(path.read_bytes())
+    start = content.index(b"\xff\xc0") + 5
+    content[start : start + 4] = struct.pack(">HH", 20_000, 20_000)
+    path.write_bytes(content)
+    assert load_image(path).shape == (5_000, 5_000, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((30, 30), (30, 30)), ((48, 40), (20, 24)), ((160, 160), (20, 20))]
+)
+def test_a_jpeg_above_the_limit_is_reduced_until_it_fits(tmp_path, small_limit, size, expected):
+    pixels = load_image(save_left_red(tmp_path / "large.jpg", size))
+    assert pixels.shape == (*expected, 3)
+    assert pixels[:, 0].mean(axis=0) == pytest.approx([254, 0, 0], abs=4)
+    assert pixels[:, -1].mean(axis=0) == pytest.approx([255, 255, 255], abs=4)
+
+
+def test_a_reduced_jpeg_is_turned_upright(tmp_path, small_limit):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # Upside down, so left becomes right.
+    pixels = load_image(save_left_red(tmp_path / "large.jpg", (160, 80), exif=exif))
+    assert pixels.shape == (20, 40, 3)
+    assert pixels[:, 0].mean(axis=0) == pytest.approx([255, 255, 255], abs=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("a.png", (40, 40), {}),
+        ("a.png", (60, 60), {}),
+        ("a.jpg", (300, 300), {}),  # Too large even at an eighth.
+        ("a.jpg", (60, 60), {"progressive": True}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_other_pictures_above_the_limit_are_refused(tmp_path, small_limit, name, size, options):
+    path = save_left_red(tmp_path / name, size, **options)
+    with pytest.raises(InputError, match=rf"{name} is too large to be a person's picture"):
+        load_image(path)
+
+
+def test_the_first_picture_of_an_animation_counts(tmp_path):
+    frames = [Image.new("RGB", (4, 6), colour) for colour in ("red", "lime", "blue")]
+    for name in ("a.gif", "a.png", "a.webp", "a.tiff"):
+        path = tmp_path / name
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+        with Image.open(path) as image:
+            assert image.n_frames == 3
+        assert load_image(path)[3, 2].tolist() == pytest.approx([255, 0, 0], abs=5)
+
+
+def test_files_in_other_colours_become_rgb(tmp_path):
+    red = Image.new("RGB", (8, 8), (250, 0, 0))
+    red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    red.convert("CMYK").save(tmp_path / "cmyk.tiff")
+    red.convert("L").save(tmp_path / "grey.jpg", quality=95)
+    red.convert("1").save(tmp_path / "lines.png")
+    Image.fromarray(np.full((8, 8), 0x4C4C, np.uint16)).save(tmp_path / "deep.tiff")
+    found = {path.name: load_image(path)[4, 4].tolist() for path in tmp_path.iterdir()}
+    for name in ("cmyk.jpg", "cmyk.tiff"):
+        assert found[name] == pytest.approx([250, 0, 0], abs=4)
+    assert found["grey.jpg"] == pytest.approx([75] * 3, abs=2)
+    assert found["deep.tiff"] == [0x4C] * 3
+    assert found["lines.png"] in ([0] * 3, [255] * 3)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
+def test_truncated_files_are_refused(tmp_path, name, share):
+    path = tmp_path / name
+    noise = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(InputError, match=f"cannot read image .*{name}"):
+        load_image(path)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what is wrong with the files.
+def test_damaged_files_give_a_picture_or_an_input_error(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    tags[0x8769] = {0x9003: "2026:11:24 14:00:05", 0x9011: "+01:00"}
+    exif = Image.Exif()
+    exif.load(tags.tobytes())
+    refused = 0
+    for suffix in ("jpg", "png", "tiff", "webp", "gif", "bmp"):
+        path = tmp_path / f"a.{suffix}"
+        noise.save(path, exif=exif)
+        whole = path.read_bytes()
+        for _ in range(60):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, min(400, len(whole)), size=rng.integers(1, 8)):
+                damaged[place] = rng.integers(256)
+            path.write_bytes(damaged)
+            capture_time(path)  # None, or a number.
+            try:
+                assert load_image(path).dtype == np.uint8
+            except InputError:
+                refused += 1
+    assert 60 < refused < 300, "some are still pictures"
+
+
+def test_colour_orders_of_arrays():
+    array = gradient()
+    np.testing.assert_array_equal(load_image(array[..., ::-1], "bgr"), array)
+    grey = np.full((3, 2, 1), 9, np.uint8)
+    np.testing.assert_array_equal(load_image(grey, "bgr"), np.full((3, 2, 3), 9))
 
 
 def test_resize_is_pillow_bilinear_with_antialias():

@@ -57,15 +57,16 @@ def render_person(
     slant = between(rng, (-1.0, 1.0)) * look.shadow * half
     ground = (feet[0] / OVERSAMPLING, feet[1] / OVERSAMPLING - 1)
     draw_shadow(scene, ground, half, look.shadow, slant)
-    body = _draw_body(person, pose).reduce(OVERSAMPLING)
-    lit = _light(body, between(rng, look.light), 1 if chance(rng, 0.5) else -1)
+    body = draw_body(person, pose).reduce(OVERSAMPLING)
+    lit = light_body(body, between(rng, look.light), 1 if chance(rng, 0.5) else -1)
     scene.paste(lit, mask=body.getchannel("A"))
     if chance(rng, look.occluders):
         draw_occluder(scene, rng)
     return photograph(scene, camera, look.light_jitter, rng)
 
 
-def _draw_body(person: Person, pose: Pose) -> Image.Image:
+def draw_body(person: Person, pose: Pose) -> Image.Image:
+    """Draws a person on a transparent canvas of the pose's size; returns RGBA."""
     image = Image.new("RGBA", (pose.width, pose.height))
     draw = ImageDraw.Draw(image)
     draw_behind(draw, person, pose)
@@ -76,7 +77,7 @@ def _draw_body(person: Person, pose: Pose) -> Image.Image:
     return image
 
 
-def _light(body: Image.Image, dark: float, side: int) -> Image.Image:
+def light_body(body: Image.Image, dark: float, side: int) -> Image.Image:
     """Shades a body from one side; returns RGB."""
     width = body.width
     ramp = np.linspace(dark, 1.0, width, dtype=np.float32)[::side]

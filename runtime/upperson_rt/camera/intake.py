@@ -1,0 +1,134 @@
+"""Where the frames of a camera come in, from its capture or from anybody's loop."""
+
+import math
+import threading
+import time as time_module
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.camera.boxes import Boxes, clean_boxes
+from upperson_rt.camera.capture import Capture
+from upperson_rt.camera.clock import SteadyClock
+from upperson_rt.camera.frames import Frame
+from upperson_rt.camera.ledger import Ledger
+from upperson_rt.camera.queues import DropPolicy
+from upperson_rt.camera.worker import CameraWorker
+from upperson_rt.errors import InputError, UsageError
+
+__all__ = ["CameraIntake"]
+
+
+class CameraIntake:
+    """Numbers and times the frames of one camera, and puts them in line for its worker."""
+
+    def __init__(self, name: str, worker: CameraWorker, policy: DropPolicy, ledger: Ledger) -> None:
+        self.name = name
+        self.worker = worker
+        self.policy = policy
+        self.capture: Capture | None = None
+        """Set for a camera that reads its own source."""
+        self._ledger = ledger
+        self._clock = SteadyClock()
+        self._count = 0
+        self._lock = threading.Lock()  # Numbers and times must rise in the order of the queue.
+
+    def start(self) -> None:
+        """Start its threads."""
+        self.worker.start()
+        if self.capture is not None:
+            self.capture.start()
+
+    @property
+    def state(self) -> str:
+        """As in `CameraStats`."""
+        if self.worker.error is not None:
+            return "failed"
+        if self.capture is not None:
+            return self.capture.state
+        if self.worker.is_alive:
+            return "running"
+        return "stopped" if self.worker.frames.closed else "waiting"
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed, or was lost last."""
+        if self.worker.error is not None:
+            return self.worker.error
+        return None if self.capture is None else self.capture.error
+
+    def receive(self, image: NDArray[np.uint8] | None, unix_time: float, clock: float) -> None:
+        """Take a frame from the capture."""
+        if self.worker.error is not None and self.capture is not None:
+            self.capture.stop()
+        if image is None:
+            image = np.zeros((0, 0, 3), np.uint8)
+        elif image.ndim == 2:  # Infrared cameras may give one channel.
+            image = np.repeat(image[:, :, None], 3, axis=2)
+        self._enter(image, unix_time, clock, time_module.monotonic(), None, None)
+
+    def submit(
+        self,
+        frame: NDArray[np.uint8],
+        boxes: Any,
+        time: float | None,
+        tracks: Sequence[str | int] | None,
+        rgb: bool,
+    ) -> bool:
+        """Take a frame from outside; see `Pipeline.submit`."""
+        now = time_module.monotonic()
+        if self.capture is not None:
+            raise UsageError(f"camera {self.name} reads its own source")
+        if frame.dtype != np.uint8 or frame.ndim != 3 or (frame.size and frame.shape[2] != 3):
+            raise InputError(
+                f"a frame must be uint8 [H, W, 3], found {frame.dtype} {list(frame.shape)}"
+            )
+        if time is not None and not math.isfinite(time):
+            raise InputError(f"the time of a frame must be finite, got {time}")
+        if boxes is None and not self.worker.has_detector:
+            raise UsageError(
+                f"camera {self.name} has no detector: pass boxes with each frame, or a detector "
+                "to add_camera"
+            )
+        names = None if tracks is None else tuple(map(str, tracks))
+        if names is not None and (boxes is None or len(names) != len(boxes)):
+            raise InputError(f"{len(names)} tracks need as many boxes")
+        height, width = frame.shape[:2]
+        cleaned = None if boxes is None else clean_boxes(boxes, width, height)
+        copy = frame[:, :, ::-1].copy() if rgb else frame.copy()
+        if time is None:
+            return self._enter(copy, time_module.time(), now, now, cleaned, names)
+        return self._enter(copy, time, time, now, cleaned, names)
+
+    def _enter(
+        self,
+        image: NDArray[np.uint8],
+        unix_time: float,
+        clock: float,
+        now: float,
+        boxes: Boxes | None,
+        tracks: tuple[str, ...] | None,
+    ) -> bool:
+        with self._lock:
+            self._ledger.count(self.name, "frames.read")
+            steady, index = self._clock.advance(clock, now), self._count
+            self._count += 1
+            if not image.size:
+                self._ledger.count(self.name, "frames.dropped.empty")
+                return False
+            frame = Frame(
+                image=image,
+                index=index,
+                time=unix_time,
+                clock=steady,
+                arrived=now,
+                boxes=boxes,
+                tracks=tracks,
+            )
+            dropped = self.worker.frames.put(frame, self.policy)
+        if dropped is not None:
+            reason = "stopped" if self.worker.frames.closed else "queue_full"
+            self._ledger.count(self.name, f"frames.dropped.{reason}")
+        return dropped is not frame

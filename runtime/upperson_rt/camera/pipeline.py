@@ -1,0 +1,479 @@
+"""Camera pipelines: from pictures in any thread to rows in a gallery."""
+
+import datetime
+import logging
+import math
+import secrets
+import threading
+import time as time_module
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.camera.capture import Capture, CaptureRules, Opener
+from upperson_rt.camera.crops import CropMaker
+from upperson_rt.camera.detectors import Detector
+from upperson_rt.camera.frames import Crop
+from upperson_rt.camera.intake import CameraIntake
+from upperson_rt.camera.ledger import Durations, Ledger
+from upperson_rt.camera.queues import BoundedQueue, DropPolicy, check_policy
+from upperson_rt.camera.selection import QualityRules
+from upperson_rt.camera.source import (
+    Source,
+    guess_start_time,
+    import_cv2,
+    open_reader,
+    parse_source,
+)
+from upperson_rt.camera.stages import Batch, CommitStage, EncodeStage
+from upperson_rt.camera.stats import Latency, PipelineStats, camera_stats
+from upperson_rt.camera.worker import CameraWorker
+from upperson_rt.encoder import Encoder
+from upperson_rt.errors import IntegrityError, UsageError
+from upperson_rt.gallery import Gallery, Item
+
+__all__ = ["Pipeline"]
+
+_log = logging.getLogger(__name__)
+
+_STEP_S = 0.02
+_CAPTURE_JOIN_S = 3.0
+_COMMITS_WAITING = 4
+
+
+class Pipeline:
+    """Watches cameras, or takes your frames, and fills a gallery with the people in them.
+
+        with upperson_rt.Pipeline(encoder, gallery) as pipeline:
+            pipeline.add_camera("gate", "rtsp://10.0.0.5/stream", detector=my_detector)
+            pipeline.add_camera("hall")
+            ...
+            pipeline.submit("hall", frame, boxes)      # from your own loop, in any thread
+
+    Between a picture and its row lie four stages in threads of their own: capture and detection,
+    tracking and choice for each camera, then one encoder and one writer for all. The queues between
+    them are bounded. What gives way when one is full is the drop policy, and everything that was
+    dropped is counted in `stats`.
+
+    A camera that fails leaves the others alone. If the encoder or the gallery fails, the pipeline
+    stops, and every later call raises that error.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        gallery: Gallery,
+        *,
+        every_s: float = 2.0,
+        min_views: int = 2,
+        lost_after_s: float = 2.0,
+        quality: QualityRules | None = None,
+        save_crops: bool = True,
+        jpeg_quality: int = 90,
+        batch_size: int = 16,
+        max_delay_s: float = 0.5,
+        frame_queue: int = 4,
+        crop_queue: int = 256,
+        drop: DropPolicy = "oldest",
+        on_commit: Callable[[Sequence[Item]], None] | None = None,
+        capture_rules: CaptureRules | None = None,
+        opener: Opener = open_reader,
+    ) -> None:
+        """Put a pipeline together; it starts as a context manager or with `start`.
+
+        Args:
+            encoder: Whose image tower to use.
+            gallery: Opened with the encoder's fingerprint; stays open.
+            every_s: At most one crop of a track in so many seconds, the best one; 0 takes all.
+            min_views: A track seen in fewer frames is taken for a mistake of the detector.
+            lost_after_s: A person not seen for so long, and then again, is a new track.
+            quality: What views must have; the defaults of `QualityRules` if left out.
+            save_crops: Save the pictures under ``gallery.crops_dir``.
+            jpeg_quality: Of saved pictures, 1 to 100.
+            batch_size: Crops embedded and committed at a time.
+            max_delay_s: Longest wait for a batch to fill up.
+            frame_queue: Frames of a camera that may wait.
+            crop_queue: Crops of all cameras that may wait for the encoder.
+            drop: What gives way in a full queue, ``oldest`` or ``newest``. Files wait instead.
+            on_commit: Told the items of each batch once it is durable, from the writer's thread; an
+                error in it stops the pipeline.
+            capture_rules: When a live source counts as stalled, and how it is opened again.
+            opener: Opens sources, instead of OpenCV.
+
+        Raises:
+            UsageError: A number is out of range, or the gallery has no place for pictures.
+            IntegrityError: The gallery holds the embeddings of another model.
+        """
+        if gallery.fingerprint != encoder.fingerprint:
+            raise IntegrityError(
+                f"gallery {gallery.location} holds embeddings of another model "
+                f"({gallery.fingerprint}) than the encoder's ({encoder.fingerprint})"
+            )
+        if save_crops and gallery.crops_dir is None:
+            raise UsageError(
+                f"gallery {gallery.location} has no place for pictures: keep vectors only "
+                "(save_crops=False, or  --vectors-only )"
+            )
+        if min(every_s, max_delay_s) < 0 or lost_after_s <= 0 or min(batch_size, min_views) < 1:
+            raise UsageError(
+                "every_s and max_delay_s must be at least 0, lost_after_s above 0, batch_size and "
+                "min_views at least 1"
+            )
+        if not 1 <= jpeg_quality <= 100:
+            raise UsageError(f"jpeg_quality must be 1 to 100, got {jpeg_quality}")
+        if check_policy(drop) == "block":
+            raise UsageError("only files can wait; the policy of live cameras drops something")
+        self._encoder = encoder
+        self._gallery = gallery
+        self._every_s = every_s
+        self._min_views = min_views
+        self._lost_after_s = lost_after_s
+        self._quality = quality or QualityRules()
+        self._save_crops = save_crops
+        self._jpeg_quality = jpeg_quality
+        self._frame_queue = frame_queue
+        self._drop: DropPolicy = drop
+        self._capture_rules = capture_rules or CaptureRules()
+        self._opener = opener
+        now = datetime.datetime.now(datetime.timezone.utc)
+        # The random part tells runs apart on devices that boot with the same wrong time.
+        self.run_name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        """Unique to this run; begins the names of its tracks."""
+        self._ledger = Ledger()
+        self._crops: BoundedQueue[Crop] = BoundedQueue(crop_queue)
+        self._batches: BoundedQueue[Batch] = BoundedQueue(_COMMITS_WAITING)
+        self._encode = EncodeStage(
+            encoder, self._crops, self._batches, batch_size, max_delay_s, self._ledger, self._fail
+        )
+        self._commit = CommitStage(
+            gallery,
+            encoder.variant,
+            gallery.crops_dir if save_crops else None,
+            self._batches,
+            self._ledger,
+            self._fail,
+            on_commit,
+        )
+        self._cameras: dict[str, CameraIntake] = {}
+        self._detector_locks: dict[int, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._started: float | None = None
+        self._stopped: float | None = None
+        self._stopping = False
+        self._failure: BaseException | None = None
+
+    def add_camera(
+        self,
+        name: str,
+        source: str | Source | None = None,
+        detector: Detector | None = None,
+        *,
+        drop: DropPolicy | None = None,
+        start_time: float | None = None,
+        realtime: bool = False,
+    ) -> None:
+        """Add a camera, before or after the start.
+
+        Args:
+            name: Any name; rows, folders and statistics go by it.
+            source: A file, rtsp:// or http:// address, device or GStreamer pipeline, read by the
+                pipeline. None for a camera whose frames you `submit`.
+            detector: Gets a frame, uint8 **BGR** [H, W, 3], and returns rows of x0, y0, x1, y1 and
+                perhaps a score. Needed for a source, and for frames submitted without boxes. One
+                that several cameras share is called by one of them at a time.
+            drop: ``oldest`` or ``newest``, or for a file ``block``, its default: the file waits.
+            start_time: Unix time of a file's first frame; by default its last change minus its
+                length, which is right for recordings that were never copied.
+            realtime: Play a file no faster than it was taken, as a live camera would.
+
+        Raises:
+            UsageError: The name is taken, a source has no detector, or a policy does not fit.
+            InputError: The source is nothing that can be read.
+            BackendError: OpenCV is missing, or it cannot read such a source.
+        """
+        import_cv2()
+        parsed = parse_source(source) if isinstance(source, str) else source
+        if not name:
+            raise UsageError("a camera needs a name")
+        if parsed is not None and detector is None:
+            raise UsageError(f"camera {name} has a source and so needs a detector")
+        is_file = parsed is not None and not parsed.is_live
+        policy = check_policy(drop or ("block" if is_file else self._drop))
+        if policy == "block" and not is_file:
+            raise UsageError(f"camera {name} cannot wait, only a file can: drop oldest or newest")
+        if is_file and parsed is not None and start_time is None:
+            start_time = guess_start_time(parsed, self._opener)
+        with self._lock:
+            if name in self._cameras:
+                raise UsageError(f"there is a camera {name} already")
+            if self._stopping:
+                raise UsageError("the pipeline has been stopped")
+            camera = self._cameras[name] = self._make_camera(
+                name, parsed, detector, policy, start_time, realtime
+            )
+            if self._started is not None:
+                camera.start()
+
+    def start(self) -> None:
+        """Load the image tower and start all threads.
+
+        Raises:
+            UsageError: It was started before.
+            BackendError: The image tower cannot be loaded.
+            IntegrityError: The image tower gives wrong results.
+        """
+        self._encoder.backend("image")
+        with self._lock:
+            if self._started is not None:
+                raise UsageError("a pipeline can be started once")
+            self._started = time_module.monotonic()
+            self._encode.start()
+            self._commit.start()
+            for camera in self._cameras.values():
+                camera.start()
+
+    def submit(
+        self,
+        camera: str,
+        frame: NDArray[np.uint8],
+        boxes: Any = None,
+        time: float | None = None,
+        *,
+        tracks: Sequence[str | int] | None = None,
+        rgb: bool = False,
+    ) -> bool:
+        """Hand over a frame; returns at once, from any thread.
+
+        Args:
+            camera: Name of a camera that was added without a source.
+            frame: uint8 BGR [H, W, 3]; copied, so its memory is yours again.
+            boxes: Rows of x0, y0, x1, y1 and perhaps a score in pixels; an empty list if nobody is
+                there. None has the camera's detector look.
+            time: When it was taken, unix seconds; now, if left out. Frames of a camera come in the
+                order of their times.
+            tracks: Names of your own tracks, one a box; None has the pipeline track.
+            rgb: The frame is RGB instead.
+
+        Returns:
+            Whether the frame is in line. False means that it was dropped, and counted.
+
+        Raises:
+            UsageError: No such camera, or the pipeline does not run.
+            InputError: Not such a frame, time or tracks.
+            UppersonError: What stopped the pipeline.
+        """
+        self._raise_failure()
+        known = self._cameras.get(camera)
+        if known is None:
+            raise UsageError(f"no camera '{camera}': add it first")
+        if self._started is None or self._stopping:
+            raise UsageError("the pipeline does not run: start it first")
+        return known.submit(frame, boxes, time, tracks, rgb)
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Have the best views so far chosen, and wait until all that came in is committed.
+
+        The pipeline goes on; while frames keep coming, it may never be without work.
+
+        Returns:
+            Whether that was reached in time.
+
+        Raises:
+            UppersonError: What stopped the pipeline.
+        """
+        until = math.inf if timeout_s is None else time_module.monotonic() + timeout_s
+        for camera in list(self._cameras.values()):
+            if camera.worker.is_alive:
+                camera.worker.flush()
+        while not self._is_idle():
+            self._raise_failure()
+            if time_module.monotonic() > until:
+                return False
+            time_module.sleep(_STEP_S)
+        self._raise_failure()
+        return True
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until every source has ended, which live ones never do; return whether they have.
+
+        Raises:
+            UppersonError: What stopped the pipeline.
+        """
+        until = math.inf if timeout_s is None else time_module.monotonic() + timeout_s
+        while True:
+            self._raise_failure()
+            cameras = list(self._cameras.values())
+            if cameras and all(c.capture is not None and c.capture.is_over for c in cameras):
+                return True
+            left = until - time_module.monotonic()
+            if left <= 0:
+                return False
+            time_module.sleep(min(_STEP_S, left))
+
+    def stop(self) -> None:
+        """Take no more frames, finish and commit what was accepted, and end all threads.
+
+        Raises:
+            UppersonError: What had stopped the pipeline; some of what was accepted is then lost.
+        """
+        with self._lock:
+            self._stopping = True
+            cameras = list(self._cameras.values())
+        captures = [camera.capture for camera in cameras if camera.capture is not None]
+        for capture in captures:
+            capture.stop()
+        until = time_module.monotonic() + _CAPTURE_JOIN_S
+        for camera in cameras:
+            if camera.policy == "block":
+                # A file that waits for room gets the answer that there will be none.
+                camera.worker.frames.close()
+        for capture in captures:
+            capture.join(max(0.1, until - time_module.monotonic()))
+        for camera in cameras:
+            camera.worker.frames.close()
+        for camera in cameras:
+            camera.worker.join()
+        self._crops.close()
+        self._encode.join()
+        self._batches.close()
+        self._commit.join()
+        if self._stopped is None:
+            self._stopped = time_module.monotonic()
+        self._raise_failure()
+
+    def stats(self) -> PipelineStats:
+        """Return what was done so far; works at any time, also after the end."""
+        cameras = list(self._cameras.values())
+        ended = self._stopped or time_module.monotonic()
+        seconds = 0.0 if self._started is None else ended - self._started
+        busy_s = self._encode.busy_s
+        return PipelineStats(
+            seconds=seconds,
+            cameras={
+                camera.name: camera_stats(self._ledger.of(camera.name), camera.state, camera.error)
+                for camera in cameras
+            },
+            batches=self._encode.count,
+            encoder_busy_s=busy_s,
+            encoder_busy_share=min(1.0, busy_s / seconds) if seconds else 0.0,
+            frame_queues={camera.name: len(camera.worker.frames) for camera in cameras},
+            crop_queue=len(self._crops),
+            commit_queue=len(self._batches),
+            latency=_latency(self._commit.latency),
+            encode_latency=_latency(self._commit.encode_latency),
+        )
+
+    @property
+    def durations(self) -> dict[str, Durations]:
+        """The histograms behind the latencies, by the names of `PipelineStats`."""
+        return {"latency": self._commit.latency, "encode_latency": self._commit.encode_latency}
+
+    def __enter__(self) -> "Pipeline":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.stop()
+        except BaseException as failure:
+            if error is None:
+                raise
+            _log.error("the pipeline had failed as well: %s", failure)
+
+    def _make_camera(
+        self,
+        name: str,
+        source: Source | None,
+        detector: Detector | None,
+        policy: DropPolicy,
+        start_time: float | None,
+        realtime: bool,
+    ) -> CameraIntake:
+        maker = CropMaker(
+            self._encoder,
+            name,
+            None if source is None else source.shown,
+            is_file=source is not None and not source.is_live,
+            save=self._save_crops,
+            jpeg_quality=self._jpeg_quality,
+        )
+        worker = CameraWorker(
+            camera=name,
+            run=self.run_name,
+            frames=BoundedQueue(self._frame_queue),
+            detector=detector,
+            detector_lock=self._detector_locks.setdefault(id(detector), threading.Lock()),
+            quality=self._quality,
+            every_s=self._every_s,
+            min_views=self._min_views,
+            lost_after_s=self._lost_after_s,
+            maker=maker,
+            give=lambda crop: self._give(crop, policy),
+            count=lambda what, number: self._ledger.count(name, what, number),
+        )
+        camera = CameraIntake(name, worker, policy, self._ledger)
+        if source is not None:
+            camera.capture = Capture(
+                name,
+                source,
+                self._capture_rules,
+                self._opener,
+                camera.receive,
+                lambda what: self._ledger.count(name, what),
+                start_time,
+                realtime,
+            )
+        return camera
+
+    def _give(self, crop: Crop, policy: DropPolicy) -> None:
+        """Put a crop in line for the encoder."""
+        self._ledger.count(crop.camera, "accepted")
+        dropped = self._crops.put(crop, policy)
+        if dropped is not None:
+            reason = "failed" if self._crops.closed else "queue_full"
+            self._ledger.count(dropped.camera, f"crops.dropped.{reason}")
+
+    def _fail(self, error: BaseException) -> None:
+        """Stop everything: without encoder and gallery nothing has a use."""
+        self._failure = self._failure or error
+        _log.error("the pipeline stops: %s", error, extra={"event": "failed"})
+        for camera in list(self._cameras.values()):
+            if camera.capture is not None:
+                camera.capture.stop()
+            camera.worker.frames.close()
+        self._crops.close()
+        self._batches.close()
+        for crop in self._crops.clear():
+            self._ledger.count(crop.camera, "crops.dropped.failed")
+        for crops, _ in self._batches.clear():
+            for crop in crops:
+                self._ledger.count(crop.camera, "crops.dropped.failed")
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _is_idle(self) -> bool:
+        """Look from the first stage to the last, so that nothing slips past between two looks."""
+        workers = [camera.worker for camera in list(self._cameras.values())]
+        return (
+            all(worker.is_idle or not worker.is_alive for worker in workers)
+            and self._crops.is_idle
+            and self._batches.is_idle
+        )
+
+
+def _latency(durations: Durations) -> Latency:
+    return Latency(
+        p50_s=durations.quantile_s(0.5),
+        p90_s=durations.quantile_s(0.9),
+        p99_s=durations.quantile_s(0.99),
+    )

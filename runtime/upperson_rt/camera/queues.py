@@ -1,0 +1,138 @@
+"""A bounded queue that says what it dropped."""
+
+import threading
+import time
+from collections import deque
+from typing import Generic, Literal, TypeAlias, TypeVar, get_args
+
+from upperson_rt.errors import UsageError
+
+__all__ = ["DROP_POLICIES", "BoundedQueue", "DropPolicy", "check_policy"]
+
+T = TypeVar("T")
+
+DropPolicy: TypeAlias = Literal["oldest", "newest", "block"]
+"""What gives way when a queue is full: what waits longest, what comes, or nobody (wait)."""
+
+DROP_POLICIES: tuple[DropPolicy, ...] = get_args(DropPolicy)
+
+
+def check_policy(policy: str) -> DropPolicy:
+    """Return the policy of that name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    for known in DROP_POLICIES:
+        if policy == known:
+            return known
+    raise UsageError(f"no drop policy '{policy}': it is one of {', '.join(DROP_POLICIES)}")
+
+
+class BoundedQueue(Generic[T]):
+    """First in, first out, for any number of threads; never holds more than ``capacity``.
+
+    What was put in counts as unfinished until it was dropped or `done` was called for it, so that
+    `is_idle` also covers what a consumer holds in its hands.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise UsageError(f"a queue must hold at least 1, got {capacity}")
+        self.capacity = capacity
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._unfinished = 0
+        self._closed = False
+
+    def put(self, item: T, policy: DropPolicy) -> T | None:
+        """Add an item.
+
+        Args:
+            item: What to add.
+            policy: What to do if the queue is full.
+
+        Returns:
+            What was dropped for it: None, an older item, or the item itself. After `close` it is
+            always the item itself.
+        """
+        with self._changed:
+            if policy == "block":
+                while len(self._items) >= self.capacity and not self._closed:
+                    self._changed.wait()
+            if self._closed:
+                return item
+            dropped: T | None = None
+            if len(self._items) >= self.capacity:
+                if policy == "newest":
+                    return item
+                dropped = self._items.popleft()
+                self._unfinished -= 1
+            self._items.append(item)
+            self._unfinished += 1
+            self._changed.notify_all()
+            return dropped
+
+    def get(self, timeout_s: float | None = None) -> T | None:
+        """Take the oldest item; None if there is none in time, or never will be any."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while not self._items:
+                left = None if until is None else until - time.monotonic()
+                if self._closed or (left is not None and left <= 0):
+                    return None
+                self._changed.wait(left)
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def get_all(self, timeout_s: float) -> list[T]:
+        """Take everything that waits, oldest first; nothing if nothing comes in time."""
+        first = self.get(timeout_s)
+        if first is None:
+            return []
+        with self._changed:
+            items = [first, *self._items]
+            self._items.clear()
+            self._changed.notify_all()
+            return items
+
+    def done(self, count: int = 1) -> None:
+        """Say that items that were taken out are dealt with."""
+        with self._changed:
+            self._unfinished -= count
+            assert self._unfinished >= 0
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let nothing in any more; what waits can still be taken out."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def clear(self) -> list[T]:
+        """Take everything out at once."""
+        with self._changed:
+            items = list(self._items)
+            self._items.clear()
+            self._unfinished -= len(items)
+            self._changed.notify_all()
+            return items
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is being worked on."""
+        return self._unfinished == 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is closed and empty."""
+        return self._closed and not self._items
+
+    def __len__(self) -> int:
+        return len(self._items)

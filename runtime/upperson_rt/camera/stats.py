@@ -1,0 +1,124 @@
+"""What a pipeline did so far, as plain values."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["CameraStats", "Latency", "PipelineStats", "camera_stats"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Quantiles in seconds, exact to 19 %; None before the first crop."""
+
+    p50_s: float | None
+    p90_s: float | None
+    p99_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraStats:
+    """One camera. Nothing is lost without a number: two sums always hold.
+
+    ``frames_read`` = ``frames_processed`` + all of ``frames_dropped`` + ``frames_waiting``, and
+    ``detections`` = ``committed`` + all of ``crops_dropped`` + ``crops_waiting``.
+    """
+
+    state: str
+    """``running``, ``connecting``, ``reconnecting``, ``ended``, ``failed``, ``stopped`` or, before
+    the start and without a source, ``waiting``."""
+    error: str | None
+    """Why the camera failed, or was lost last."""
+    frames_read: int
+    frames_processed: int
+    frames_waiting: int
+    frames_dropped: Mapping[str, int]
+    """By reason: ``queue_full``, ``empty``, ``detector_error``, ``camera_failed``, ``stopped``."""
+    detections: int
+    """Boxes that came from the detector or with the frames."""
+    tracks: int
+    accepted: int
+    """Crops that were chosen and put in line for the encoder; some may be dropped there."""
+    embedded: int
+    committed: int
+    crops_waiting: int
+    crops_dropped: Mapping[str, int]
+    """By reason: ``empty``, ``outside``, ``duplicate``, ``too_many``, ``too_small``, ``blurred``,
+    ``at_border``, ``not_best``, ``seen_once``, ``unusable``, ``queue_full``, ``failed``."""
+    reconnects: int
+    stalls: int
+    resolution_changes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineStats:
+    """A whole pipeline."""
+
+    seconds: float
+    """Since the start."""
+    cameras: Mapping[str, CameraStats]
+    batches: int
+    encoder_busy_s: float
+    encoder_busy_share: float
+    """Of the time since the start."""
+    frame_queues: Mapping[str, int]
+    """Frames that wait, by camera."""
+    crop_queue: int
+    """Crops that wait for the encoder."""
+    commit_queue: int
+    """Batches that wait for the gallery."""
+    latency: Latency
+    """From a frame's arrival to its crop in the gallery, the wait for a better view included."""
+    encode_latency: Latency
+    """From the choice of a crop to the gallery."""
+
+    def total(self, name: str) -> int:
+        """Return the sum of a number of all cameras, such as ``committed``."""
+        return sum(int(getattr(camera, name)) for camera in self.cameras.values())
+
+    def dropped(self, name: str) -> dict[str, int]:
+        """Return ``frames_dropped`` or ``crops_dropped`` of all cameras together."""
+        together: Counter[str] = Counter()
+        for camera in self.cameras.values():
+            together.update(getattr(camera, name))
+        return dict(sorted(together.items()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON would have it."""
+        return asdict(self)
+
+
+def camera_stats(counts: Counter[str], state: str, error: str | None) -> CameraStats:
+    """Sort the counters of a camera, as of one moment."""
+    frames_dropped = _below(counts, "frames.dropped.")
+    crops_dropped = _below(counts, "crops.dropped.")
+    gone = counts["committed"] + sum(crops_dropped.values())
+    return CameraStats(
+        state=state,
+        error=error,
+        frames_read=counts["frames.read"],
+        frames_processed=counts["frames.processed"],
+        frames_waiting=counts["frames.read"]
+        - counts["frames.processed"]
+        - sum(frames_dropped.values()),
+        frames_dropped=frames_dropped,
+        detections=counts["crops.offered"],
+        tracks=counts["tracks"],
+        accepted=counts["accepted"],
+        embedded=counts["embedded"],
+        committed=counts["committed"],
+        crops_waiting=counts["crops.offered"] - gone,
+        crops_dropped=crops_dropped,
+        reconnects=counts["reconnects"],
+        stalls=counts["stalls"],
+        resolution_changes=counts["resolution_changes"],
+    )
+
+
+def _below(counts: Counter[str], prefix: str) -> dict[str, int]:
+    return {
+        name.removeprefix(prefix): number
+        for name, number in sorted(counts.items())
+        if name.startswith(prefix)
+    }

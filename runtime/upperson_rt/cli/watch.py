@@ -1,0 +1,314 @@
+"""`upperson-rt watch`."""
+
+import logging
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from upperson_rt.cli.options import (
+    BackendOption,
+    BundleOption,
+    Debug,
+    DeviceOption,
+    GalleryOption,
+    Json,
+    Threads,
+    VariantOption,
+    default_bundle,
+    default_gallery,
+    unix_seconds,
+)
+from upperson_rt.cli.output import backend_line, local_time, print_json, print_note, print_warning
+from upperson_rt.cli.watch_status import print_summary, status_table
+from upperson_rt.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from upperson_rt.camera import Pipeline, PipelineStats, Source
+
+__all__ = ["watch"]
+
+_NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
+_REDRAW_S = 0.5
+
+
+def watch(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Video file, rtsp:// or http:// address, /dev/video0, or GStreamer pipeline; "
+            "with NAME= in front to name the camera.",
+        ),
+    ],
+    bundle: BundleOption = default_bundle,
+    gallery: GalleryOption = default_gallery,
+    camera: Annotated[
+        str | None,
+        typer.Option("--camera", help="Name of the camera, if there is one source."),
+    ] = None,
+    detector: Annotated[
+        str,
+        typer.Option(
+            "--detector",
+            help="hog (OpenCV's, weak), FILE.onnx (YOLO), or FILE.json (boxes of this very video).",
+        ),
+    ] = "hog",
+    every: Annotated[
+        float,
+        typer.Option("--every", min=0.0, help="Seconds between two pictures of one person."),
+    ] = 2.0,
+    min_height: Annotated[
+        int, typer.Option("--min-height", min=1, help="Lowest person in pixels.")
+    ] = 64,
+    vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Pictures run and committed at a time.")
+    ] = 16,
+    drop: Annotated[
+        str | None,
+        typer.Option(
+            "--drop",
+            help="What gives way when the machine is too slow: oldest, newest, or block (files).",
+            show_default="oldest; files wait",
+        ),
+    ] = None,
+    start: Annotated[
+        float | None,
+        typer.Option(
+            "--start",
+            parser=unix_seconds,
+            metavar="TIME",
+            help="When files begin: ISO 8601 (local) or unix seconds.",
+            show_default="a file's last change minus its length",
+        ),
+    ] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Play files no faster than they were taken.")
+    ] = False,
+    stall: Annotated[
+        float,
+        typer.Option("--stall", min=0.1, help="Seconds without a picture until it reconnects."),
+    ] = 10.0,
+    duration: Annotated[
+        float | None, typer.Option("--duration", min=0.0, help="Stop after so many seconds.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65535, help="Serve Prometheus metrics on 127.0.0.1."
+        ),
+    ] = None,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option("--metrics-file", metavar="FILE.prom", help="Write them into a file."),
+    ] = None,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log as JSON lines on stderr, without a display.")
+    ] = False,
+    variant: VariantOption = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "cpu",
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Watch cameras or videos, and add the people in them to the gallery.
+
+    Each person crossing the view becomes a track, and every few seconds the best picture of it is
+    added. Live cameras are opened again whenever they fail. Ctrl-C or SIGTERM ends it: what was
+    accepted is committed first. A second Ctrl-C ends it at once. A camera that had to be given up
+    makes the exit code 3, after all others have ended.
+
+    Example: `upperson-rt watch gate=rtsp://10.0.0.5/stream hall=/dev/video0 --detector yolo.onnx`
+    """
+    named = _named_sources(sources, camera)
+    with ExitStack() as stack:
+        stack.enter_context(_logging_to_stderr(log_json))
+        pipeline, closing = _open(
+            named,
+            stack,
+            bundle=bundle,
+            gallery=gallery,
+            detector=detector,
+            drop=drop,
+            start=start,
+            realtime=realtime,
+            backend=(variant, backend, device, threads),
+            options={
+                "every_s": every,
+                "batch_size": batch_size,
+                "save_crops": not vectors_only,
+            },
+            min_height=min_height,
+            stall_s=stall,
+        )
+        if metrics_port is not None or metrics_file is not None:
+            _publish(pipeline, metrics_port, metrics_file, stack)
+        with _stop_signals() as stopped:
+            _run(pipeline, stopped, duration, show=not log_json)
+        stats = pipeline.stats()
+        items = closing()
+    failed = {n: c.error for n, c in stats.cameras.items() if c.state == "failed"}
+    if json:
+        print_json({"gallery": str(gallery), "items": items, **stats.as_dict()})
+    else:
+        print_summary(stats, str(gallery), items)
+    if failed:
+        reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise InputError(f"{len(failed)} of {len(stats.cameras)} cameras were given up: {reasons}")
+
+
+def _named_sources(texts: list[str], camera: str | None) -> "dict[str, Source]":
+    """Return the sources by the names of their cameras.
+
+    Raises:
+        UsageError: A name is there twice, or one name was given for several sources.
+    """
+    from upperson_rt.camera import parse_source
+
+    if camera is not None and len(texts) > 1:
+        raise UsageError("--camera names one source; with several write  NAME=SOURCE  for each")
+    named: dict[str, Source] = {}
+    for text in texts:
+        match = None if Path(text).is_file() else _NAMED.fullmatch(text)
+        source = parse_source(match[2] if match else text)
+        name = camera or (match[1] if match else source.default_name)
+        if name in named:
+            raise UsageError(f"two cameras are called {name}: write  NAME=SOURCE  for each")
+        named[name] = source
+    return named
+
+
+def _open(
+    named: "dict[str, Source]",
+    stack: ExitStack,
+    *,
+    bundle: Path,
+    gallery: Any,
+    detector: str,
+    drop: str | None,
+    start: float | None,
+    realtime: bool,
+    backend: tuple[str | None, str, str, int | None],
+    options: dict[str, Any],
+    min_height: int,
+    stall_s: float,
+) -> "tuple[Pipeline, Callable[[], int]]":
+    """Open model, gallery and cameras; return the pipeline and what counts the gallery's rows."""
+    from upperson_rt.bundle import Bundle
+    from upperson_rt.camera import CaptureRules, Pipeline, QualityRules, open_detector
+    from upperson_rt.camera.queues import check_policy
+    from upperson_rt.camera.source import guess_start_time
+    from upperson_rt.gallery import Gallery
+
+    policy = None if drop is None else check_policy(drop)
+    found = open_detector(detector)
+    variant, wanted, device, threads = backend
+    opened = Bundle.open(bundle, variant, wanted, device, threads=threads)
+    running = opened.backend("image")
+    print_note(backend_line(running.name, running.version, running.device, wanted))
+    encoder = opened.encoder()
+    store = stack.enter_context(
+        Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim, create=True)
+    )
+    pipeline = Pipeline(
+        encoder,
+        store,
+        quality=QualityRules(min_height_px=min_height),
+        capture_rules=CaptureRules(stall_s=stall_s),
+        **options,
+    )
+    for name, source in named.items():
+        begins = start
+        if not source.is_live and begins is None:
+            begins = guess_start_time(source)
+            print_note(
+                f"{name}: the file begins at {local_time(begins)}, going by its last change; "
+                "--start  sets it"
+            )
+        pipeline.add_camera(name, source, found, drop=policy, start_time=begins, realtime=realtime)
+    if detector == "hog":
+        print_warning("hog misses many people and finds some where nobody is: use a YOLO model")
+    return pipeline, store.count
+
+
+def _publish(pipeline: "Pipeline", port: int | None, file: Path | None, stack: ExitStack) -> None:
+    from upperson_rt.camera.metrics import MetricsFile, MetricsServer
+
+    if port is not None:
+        server = MetricsServer(pipeline, port)
+        stack.callback(server.close)
+        print_note(f"metrics: {server.url}")
+    if file is not None:
+        stack.callback(MetricsFile(pipeline, file).close)
+
+
+def _run(pipeline: "Pipeline", stopped: list[int], duration: float | None, show: bool) -> None:
+    """Run until every source has ended, a signal has come or time is up; then finish the work."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    until = float("inf") if duration is None else time.monotonic() + duration
+    with ExitStack() as stack:
+        live = None
+        if show and console.is_terminal:
+            live = stack.enter_context(Live(console=console, transient=True, auto_refresh=False))
+        earlier: PipelineStats | None = None
+        with pipeline:
+            while not stopped and time.monotonic() < until:
+                if pipeline.wait(min(_REDRAW_S, max(0.0, until - time.monotonic()))):
+                    break
+                if live is not None:
+                    now = pipeline.stats()
+                    live.update(status_table(now, earlier), refresh=True)
+                    earlier = now
+            if live is not None:
+                live.update("committing what was accepted", refresh=True)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Give a list that the first SIGINT or SIGTERM is put into; the second one interrupts."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, note) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _logging_to_stderr(as_json: bool) -> Iterator[None]:
+    """Send the pipeline's log to stderr: warnings as text, or everything as JSON lines."""
+    from upperson_rt.camera.json_logs import JsonFormatter
+
+    logger = logging.getLogger("upperson_rt")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonFormatter() if as_json else logging.Formatter("%(levelname)s: %(message)s")
+    )
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if as_json else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

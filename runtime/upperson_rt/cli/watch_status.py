@@ -1,0 +1,73 @@
+"""How `upperson-rt watch` shows what is going on, and what was done."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from upperson_rt.cli.output import new_table
+
+if TYPE_CHECKING:
+    from upperson_rt.camera import PipelineStats
+
+__all__ = ["print_summary", "status_table"]
+
+_OK = {"running", "ended"}
+
+
+def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> Table:
+    """Return a line a camera, and one for the encoder; rates are those since ``earlier``."""
+    right = ("frames/s", "dropped", "people", "added")
+    table = new_table("camera", "", *right, right=right)
+    for name, camera in now.cameras.items():
+        table.add_row(
+            Text(name),
+            Text(camera.state, "green" if camera.state in _OK else "yellow"),
+            f"{_rate(now, earlier, name):.1f}",
+            str(sum(camera.frames_dropped.values())),
+            str(camera.tracks),
+            str(camera.committed),
+        )
+    seconds, busy_s = now.seconds, now.encoder_busy_s
+    if earlier is not None:
+        seconds, busy_s = seconds - earlier.seconds, busy_s - earlier.encoder_busy_s
+    share = min(1.0, busy_s / seconds) if seconds > 0 else 0.0
+    table.add_row("encoder", f"{share:.0%} busy", "", "", "", f"{now.crop_queue} wait")
+    return table
+
+
+def print_summary(stats: "PipelineStats", gallery: str, items: int) -> None:
+    """Print what was done: a few lines on stdout."""
+    typer.echo(
+        f"added {stats.total('committed')} pictures of {stats.total('tracks')} tracks in "
+        f"{stats.seconds:.1f} s; gallery {gallery} now holds {items}"
+    )
+    typer.echo(
+        f"frames: {stats.total('frames_read')} read, {stats.total('frames_processed')} searched, "
+        f"dropped {_reasons(stats.dropped('frames_dropped'))}"
+    )
+    typer.echo(
+        f"people: {stats.total('detections')} boxes, {stats.total('accepted')} accepted, "
+        f"left out {_reasons(stats.dropped('crops_dropped'))}"
+    )
+    if stats.total("reconnects") or stats.total("stalls"):
+        typer.echo(f"reconnects: {stats.total('reconnects')}, stalls: {stats.total('stalls')}")
+    if stats.latency.p50_s is not None and stats.latency.p99_s is not None:
+        typer.echo(
+            f"from frame to gallery: {stats.latency.p50_s:.2f} s median, "
+            f"{stats.latency.p99_s:.2f} s p99; encoder busy {stats.encoder_busy_share:.0%}"
+        )
+
+
+def _rate(now: "PipelineStats", earlier: "PipelineStats | None", camera: str) -> float:
+    frames, seconds = now.cameras[camera].frames_read, now.seconds
+    if earlier is not None and camera in earlier.cameras:
+        frames -= earlier.cameras[camera].frames_read
+        seconds -= earlier.seconds
+    return frames / seconds if seconds > 0 else 0.0
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"

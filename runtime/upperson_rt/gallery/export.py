@@ -1,0 +1,139 @@
+"""A gallery as plain files: vectors for numpy, metadata as CSV and, with pyarrow, as Parquet."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from upperson_rt.atomic import new_folder
+from upperson_rt.errors import InputError
+from upperson_rt.gallery.base import Gallery
+from upperson_rt.gallery.records import Filter, Item
+
+__all__ = ["EXPORTED_FILES", "Exported", "export_gallery"]
+
+COLUMNS = (
+    "key", "source", "camera", "time", "track", "x0", "y0", "x1", "y1", "crop", "attributes",
+)  # fmt: skip
+_FACTS, _VECTORS, _CSV, _PARQUET = "gallery.json", "vectors.npy", "items.csv", "items.parquet"
+EXPORTED_FILES = frozenset((_FACTS, _VECTORS, _CSV, _PARQUET))
+_NPY_HEADER_BYTES = 128
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export_gallery` wrote."""
+
+    items: int
+    files: list[Path]
+
+
+def export_gallery(
+    gallery: Gallery,
+    folder: Path,
+    where: Filter | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Exported:
+    """Write the items that pass into a folder, completely or not at all.
+
+    ``vectors.npy`` is (N, D) float32; row n belongs to line n of ``items.csv`` (after its header)
+    and of ``items.parquet``, which is written where pyarrow is installed. ``gallery.json`` says
+    where they are from.
+
+    Args:
+        gallery: What to export; it may be added to meanwhile.
+        folder: New, empty, or an earlier export, which is replaced.
+        where: Only items that pass.
+        progress: Told the number of items that are written.
+
+    Raises:
+        InputError: The folder holds something else, or cannot be written to.
+        IntegrityError: The gallery is damaged.
+    """
+    try:
+        with new_folder(folder, is_earlier=_is_export) as temporary, ExitStack() as stack:
+            done = 0
+            vectors = stack.enter_context(open(temporary / _VECTORS, "wb"))
+            vectors.write(b"\0" * _NPY_HEADER_BYTES)
+            table = csv.writer(
+                stack.enter_context(open(temporary / _CSV, "w", encoding="utf-8", newline=""))
+            )
+            table.writerow(COLUMNS)
+            parquet = _parquet_writer(temporary / _PARQUET, stack)
+            for items, rows in gallery.vectors(where):
+                vectors.write(rows.astype("<f4").tobytes())
+                values = [_values(item) for item in items]
+                table.writerows(values)
+                if parquet is not None:
+                    parquet(values)
+                done += len(items)
+                if progress is not None:
+                    progress(done)
+            vectors.seek(0)
+            vectors.write(_npy_header(done, gallery.embed_dim))
+            facts = {
+                "gallery": gallery.location,
+                "fingerprint": gallery.fingerprint,
+                "embed_dim": gallery.embed_dim,
+                "items": done,
+            }
+            (temporary / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+    return Exported(done, sorted(folder.iterdir()))
+
+
+def _values(item: Item) -> tuple[Any, ...]:
+    return (
+        item.key,
+        item.source,
+        item.camera,
+        item.time,
+        item.track,
+        *(item.box or (None,) * 4),
+        item.crop,
+        json.dumps(dict(item.attributes), ensure_ascii=False),
+    )
+
+
+def _npy_header(rows: int, columns: int) -> bytes:
+    """Return the header of a file of format 1.0, always as long: the number of rows comes last.
+
+    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}"
+    start = b"\x93NUMPY\x01\x00" + (_NPY_HEADER_BYTES - 10).to_bytes(2, "little")
+    return start + text.ljust(_NPY_HEADER_BYTES - 11).encode("ascii") + b"\n"
+
+
+def _parquet_writer(
+    path: Path, stack: ExitStack
+) -> Callable[[Sequence[tuple[Any, ...]]], None] | None:
+    """Return a function that writes rows, or None without pyarrow."""
+    if find_spec("pyarrow") is None:
+        return None
+    pa: Any = import_module("pyarrow")
+    pq: Any = import_module("pyarrow.parquet")
+
+    kinds = {"time": pa.float64(), **dict.fromkeys(("x0", "y0", "x1", "y1"), pa.int64())}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    writer = stack.enter_context(pq.ParquetWriter(path, schema))
+
+    def write(rows: Sequence[tuple[Any, ...]]) -> None:
+        columns = [
+            pa.array(column, kind)
+            for column, kind in zip(zip(*rows, strict=True), schema.types, strict=True)
+        ]
+        writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+    return write
+
+
+def _is_export(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir()}
+    return {_FACTS, _VECTORS, _CSV} <= names <= EXPORTED_FILES

@@ -1,0 +1,396 @@
+"""The search index in memory: kept up with the database row by row, never the truth itself."""
+
+import logging
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.errors import IntegrityError
+from upperson_rt.gallery import ivf
+from upperson_rt.gallery.index_file import (
+    INDEX_FILE,
+    Stamp,
+    UnusableIndexError,
+    read_index,
+    read_stamp,
+    write_index,
+)
+from upperson_rt.gallery.records import IndexInfo
+from upperson_rt.gallery.segments import (
+    Candidates,
+    Segment,
+    Tail,
+    flat_index,
+    merge_flat,
+    stored_rows,
+)
+from upperson_rt.gallery.vectors import STORED
+
+__all__ = ["SearchIndex", "Snapshot", "version_of"]
+
+_LOG = logging.getLogger(__name__)
+
+_BLOCK_ROWS = 8192
+_SEAL_ROWS = 8192
+"""Below, rows are searched with numpy: nothing is saved, and faiss is not even loaded."""
+_MOST_SEGMENTS = 8
+_WITNESSES = 32
+
+
+def version_of(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the last entry of the log of changes, and the highest id ever given."""
+    rows = dict(connection.execute("SELECT name, seq FROM sqlite_sequence"))
+    return rows.get("changes", 0), rows.get("items", 0)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The index as of one state of the database; does not change."""
+
+    seq: int
+    last_id: int
+    segments: tuple[Segment, ...]
+    tail: Tail
+    stamp: Stamp | None = None
+    """Of the file that the first segment came from."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the candidates are the best rows for certain."""
+        return all(segment.nprobe is None for segment in self.segments)
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None = None
+    ) -> Candidates:
+        """Find at least the k best items for (Q, D) queries, if there are so many.
+
+        With ``only`` (ascending) among those items.
+        """
+        found = [part.search(queries, k, only) for part in self.segments]
+        if self.tail.length or not found:
+            found.append(self.tail.search(queries, k, only))
+        scores, ids = found[0]
+        if len(found) > 1:
+            scores = np.concatenate([part for part, _ in found], axis=1)
+            ids = np.concatenate([part for _, part in found], axis=1)
+        scores = np.where(ids < 0, -np.inf, scores)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+
+
+class SearchIndex:
+    """Makes, loads, saves and refreshes the snapshot."""
+
+    def __init__(
+        self, folder: Path, identity: str, embed_dim: int, approximate_from: int, writable: bool
+    ) -> None:
+        """Remember where things are; nothing is loaded before the first `refresh`.
+
+        Args:
+            folder: Of the gallery.
+            identity: Of the gallery, `Meta.identity`.
+            embed_dim: D.
+            approximate_from: Rows from which on IVF-SQ8 is made instead of an exact index.
+            writable: Whether the index may be saved in the folder.
+        """
+        self.path = folder / INDEX_FILE
+        self.lock = threading.Lock()
+        """Hold it around the beginning of a transaction and `refresh`."""
+        self.snapshot: Snapshot | None = None
+        self._identity = identity
+        self._embed_dim = embed_dim
+        self._approximate_from = approximate_from
+        self._writable = writable
+        self._advised = False
+
+    def refresh(self, connection: sqlite3.Connection) -> Snapshot:
+        """Bring the index to the state that a transaction sees, and return it.
+
+        Raises:
+            IntegrityError: A stored vector is damaged.
+        """
+        version = version_of(connection)
+        if self.snapshot is None:
+            self.snapshot = self._load(connection, version)
+        elif (self.snapshot.seq, self.snapshot.last_id) != version:
+            changed = _changed_since(connection, self.snapshot.seq)
+            self.snapshot = (
+                self._load(connection, version)
+                if changed is None
+                else self._compact(self._follow(connection, self.snapshot, changed, version))
+            )
+        return self.snapshot
+
+    def build(self, connection: sqlite3.Connection) -> Snapshot:
+        """Make the index from the vectors that a transaction sees, save it, and return it.
+
+        Needs no lock: searches go on with what there is until ``snapshot`` is set.
+        """
+        return self._build(connection, version_of(connection))
+
+    def info(self, connection: sqlite3.Connection, items: int) -> IndexInfo | None:
+        """Return what searches use, or would load."""
+        snapshot = self.snapshot
+        stamp: Stamp | None = None
+        if snapshot is not None:
+            stamp = snapshot.stamp
+        else:
+            try:
+                stamp = read_stamp(self.path)
+                self._check(connection, version_of(connection), stamp)
+            except (UnusableIndexError, OSError):
+                stamp = None
+        if stamp is None or stamp.kind == "exact":
+            if items >= self._approximate_from and snapshot is None:
+                return None
+            return IndexInfo(kind="exact", rows=items, recall_at_10=1.0)
+        (beside,) = connection.execute(
+            "SELECT count(*) FROM items WHERE id > ?", (stamp.last_id,)
+        ).fetchone()
+        return IndexInfo(
+            kind=stamp.kind,
+            rows=items - beside,
+            beside=beside,
+            parameters={"nlist": stamp.nlist, "nprobe": stamp.nprobe},
+            recall_at_10=stamp.recall_at_10,
+        )
+
+    def problem(self, connection: sqlite3.Connection) -> str | None:
+        """Say what is wrong with the file, or return None; a missing file is fine."""
+        try:
+            self._check(connection, version_of(connection), read_index(self.path)[2])
+        except FileNotFoundError:
+            return None
+        except (UnusableIndexError, OSError) as error:
+            return f"index {self.path}: {error}: run  upperson-rt gallery rebuild"
+        return None
+
+    def _load(self, connection: sqlite3.Connection, version: tuple[int, int]) -> Snapshot:
+        """Read the file and what has changed since; without a usable file make the index."""
+        try:
+            index, ids, stamp = read_index(self.path)
+            changed = self._check(connection, version, stamp)
+        except FileNotFoundError:
+            return self._build(connection, version)
+        except (UnusableIndexError, OSError) as error:
+            _LOG.warning(
+                "search index %s cannot be used (%s): making it again from the database",
+                self.path, error,
+            )  # fmt: skip
+            return self._build(connection, version)
+        segment = Segment(ids=ids, index=index, nprobe=stamp.nprobe or None)
+        loaded = Snapshot(stamp.seq, stamp.last_id, (segment,), Tail(self._embed_dim), stamp)
+        snapshot = self._compact(self._follow(connection, loaded, changed, version))
+        alive = sum(part.alive for part in snapshot.segments) + snapshot.tail.length
+        if snapshot.segments and snapshot.segments[0].alive < alive // 2:
+            _LOG.info("search index %s is outdated: making it again", self.path)
+            return self._build(connection, version)
+        return snapshot
+
+    def _check(
+        self, connection: sqlite3.Connection, version: tuple[int, int], stamp: Stamp
+    ) -> NDArray[np.int64]:
+        """Return the items that changed since; UnusableIndexError if it is of another state."""
+        if (stamp.identity, stamp.embed_dim) != (self._identity, self._embed_dim):
+            raise UnusableIndexError("it belongs to another gallery")
+        if stamp.seq > version[0] or stamp.last_id > version[1]:
+            raise UnusableIndexError("it is newer than the database")
+        changed = _changed_since(connection, stamp.seq)
+        if changed is None:
+            raise UnusableIndexError("the database has changed too much since")
+        gone = set(changed.tolist())
+        for id_, checksum in stamp.witnesses:
+            row = connection.execute("SELECT vector FROM items WHERE id = ?", (id_,)).fetchone()
+            if id_ not in gone and (row is None or zlib.crc32(row[0]) != checksum):
+                raise UnusableIndexError("the database is another one than it was made from")
+        return changed
+
+    def _follow(
+        self,
+        connection: sqlite3.Connection,
+        snapshot: Snapshot,
+        changed: NDArray[np.int64],
+        version: tuple[int, int],
+    ) -> Snapshot:
+        """Return the snapshot with what is new and without what is gone."""
+        segments, tail = list(snapshot.segments), snapshot.tail
+        if len(changed):
+            segments = [segment.without(changed) for segment in segments]
+            tail = tail.without(changed)
+        again = changed[changed <= snapshot.last_id]
+        for ids, vectors in _blocks(
+            connection, self._embed_dim, since=snapshot.last_id, also=again
+        ):
+            tail = tail.plus(ids, vectors)
+            if tail.length >= _SEAL_ROWS:
+                segments.append(tail.sealed())
+                tail = Tail(self._embed_dim)
+        return replace(
+            snapshot, seq=version[0], last_id=version[1], segments=tuple(segments), tail=tail
+        )
+
+    def _compact(self, snapshot: Snapshot) -> Snapshot:
+        """Merge exact segments where there are many or much of them is gone."""
+        segments = [part for part in snapshot.segments if part.alive or part.nprobe is not None]
+        exact = [part for part in segments if part.nprobe is None]
+        rows, alive = sum(len(part.ids) for part in exact), sum(part.alive for part in exact)
+        if len(exact) > _MOST_SEGMENTS or rows > 2 * alive:
+            kept = [part for part in segments if part.nprobe is not None]
+            segments = [*kept, merge_flat(exact, self._embed_dim)] if alive else kept
+        if alive >= 2 * self._approximate_from and not self._advised:
+            self._advised = True
+            _LOG.warning(
+                "%d pictures of gallery %s are searched one by one: upperson-rt gallery rebuild "
+                "makes searches faster", alive, self.path.parent,
+            )  # fmt: skip
+        return replace(snapshot, segments=tuple(segments))
+
+    def _build(self, connection: sqlite3.Connection, version: tuple[int, int]) -> Snapshot:
+        (count,) = connection.execute("SELECT count(*) FROM items").fetchone()
+        approximate = count >= self._approximate_from and self._writable
+        if count < _SEAL_ROWS and not approximate:
+            if self._writable:
+                with suppress(OSError):  # An earlier, larger one; it does no harm either.
+                    self.path.unlink(missing_ok=True)
+            return self._follow(
+                connection,
+                Snapshot(0, 0, (), Tail(self._embed_dim)),
+                np.empty(0, np.int64),
+                version,
+            )
+        facts: dict[str, Any] = {"kind": "exact"}
+        if approximate:
+            trained = self._train(connection, count)
+            segment = Segment(ids=trained.ids, index=trained.index, nprobe=trained.nprobe)
+            facts = {
+                "kind": "ivf-sq8",
+                "nlist": trained.nlist,
+                "nprobe": trained.nprobe,
+                "recall_at_10": trained.recall_at_10,
+            }
+        else:
+            segment = self._build_exact(connection, count)
+        witnesses = [
+            [id_, zlib.crc32(blob)]
+            for id_, blob in connection.execute(
+                "SELECT id, vector FROM items ORDER BY id DESC LIMIT ?", (_WITNESSES,)
+            )
+        ]
+        stamp = Stamp(
+            identity=self._identity,
+            seq=version[0],
+            last_id=version[1],
+            embed_dim=self._embed_dim,
+            rows=len(segment.ids),
+            witnesses=witnesses,
+            **facts,
+        )
+        segment = self._saved(segment, stamp)
+        return Snapshot(*version, (segment,), Tail(self._embed_dim), stamp)
+
+    def _build_exact(self, connection: sqlite3.Connection, count: int) -> Segment:
+        index, ids = flat_index(self._embed_dim, count), np.empty(count, np.int64)
+        target, done = stored_rows(index), 0
+        for block_ids, stored in _stored_blocks(connection, self._embed_dim, since=0):
+            part = slice(done, done + len(block_ids))
+            ids[part], target[part] = block_ids, stored.view(np.uint8)
+            done += len(block_ids)
+        return Segment(ids=ids, index=index)
+
+    def _train(self, connection: sqlite3.Connection, count: int) -> ivf.Trained:
+        _LOG.warning(
+            "making the search index of %d pictures in %s: this takes a while",
+            count, self.path.parent,
+        )  # fmt: skip
+
+        def sample(most: int) -> NDArray[np.float32]:
+            ids = _all_ids(connection)
+            chosen = np.random.default_rng(0).choice(ids, min(most, len(ids)), replace=False)
+            parts = _blocks(connection, self._embed_dim, since=None, also=np.sort(chosen))
+            return np.concatenate([vectors for _, vectors in parts])
+
+        return ivf.train(
+            count, self._embed_dim, sample, lambda: _blocks(connection, self._embed_dim, since=0)
+        )
+
+    def _saved(self, segment: Segment, stamp: Stamp) -> Segment:
+        """Write the file; an approximate index is then read from there, without its copy here."""
+        if not self._writable:
+            return segment
+        try:
+            write_index(self.path, segment.index, segment.ids, stamp)
+            if segment.nprobe is not None:
+                index, ids, _ = read_index(self.path)
+                return replace(segment, index=index, ids=ids)
+        except (OSError, UnusableIndexError) as error:
+            _LOG.warning("search index %s cannot be saved: %s", self.path, error)
+        return segment
+
+
+def _changed_since(connection: sqlite3.Connection, seq: int) -> NDArray[np.int64] | None:
+    """Return the ids in the log after an entry, ascending; None if the log begins later."""
+    last = version_of(connection)[0]
+    if last == seq:
+        return np.empty(0, np.int64)
+    (first,) = connection.execute("SELECT min(seq) FROM changes").fetchone()
+    if first is None or first > seq + 1 or last < seq:
+        return None
+    rows = connection.execute("SELECT DISTINCT id FROM changes WHERE seq > ?", (seq,))
+    return np.sort(np.fromiter((id_ for (id_,) in rows), np.int64))
+
+
+def _all_ids(connection: sqlite3.Connection) -> NDArray[np.int64]:
+    (text,) = connection.execute("SELECT group_concat(id) FROM items").fetchone()
+    return np.fromstring(text or "", np.int64, sep=",")
+
+
+def _blocks(
+    connection: sqlite3.Connection,
+    embed_dim: int,
+    since: int | None,
+    also: NDArray[np.int64] | None = None,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    for ids, stored in _stored_blocks(connection, embed_dim, since, also):
+        yield ids, stored.astype(np.float32)
+
+
+def _stored_blocks(
+    connection: sqlite3.Connection,
+    embed_dim: int,
+    since: int | None,
+    also: NDArray[np.int64] | None = None,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+    """Yield (N,) ids and (N, D) vectors: of the items named, then of those newer than an id."""
+    queries: list[tuple[str, tuple[object, ...]]] = []
+    if also is not None and len(also):
+        for start in range(0, len(also), _BLOCK_ROWS):
+            wanted = ",".join(map(str, also[start : start + _BLOCK_ROWS].tolist()))
+            sql = "SELECT id, vector FROM items WHERE id IN (SELECT value FROM json_each(?))"
+            queries.append((sql + " ORDER BY id", (f"[{wanted}]",)))
+    if since is not None:
+        queries.append(("SELECT id, vector FROM items WHERE id > ? ORDER BY id", (since,)))
+    size = embed_dim * STORED.itemsize
+    for sql, values in queries:
+        cursor = connection.execute(sql, values)
+        while rows := cursor.fetchmany(_BLOCK_ROWS):
+            broken = [id_ for id_, blob in rows if len(blob) != size]
+            if broken:
+                raise IntegrityError(
+                    f"the gallery has vectors of a wrong length, the first at id {broken[0]}: see "
+                    " upperson-rt gallery verify"
+                )
+            flat = np.frombuffer(b"".join(blob for _, blob in rows), STORED)
+            if not np.isfinite(flat).all():
+                raise IntegrityError(
+                    "the gallery has vectors that are not finite: see  upperson-rt gallery verify"
+                )
+            ids = np.fromiter((id_ for id_, _ in rows), np.int64, len(rows))
+            yield ids, flat.reshape(len(rows), embed_dim)

@@ -1,0 +1,245 @@
+"""Parts of the search index: faiss indexes that do not change, and a growing tail beside them.
+
+Shapes: Q queries, N rows, K candidates, D dimensions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.gallery.faiss_module import load_faiss
+from upperson_rt.gallery.vectors import STORED
+
+__all__ = ["Candidates", "Segment", "Tail", "flat_index", "merge_flat", "stored_rows"]
+
+Candidates: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Scores and item ids, (Q, K) each, in no order; where there is none the id is -1."""
+
+_GEMM_FROM_QUERIES = 20  # Measured: decoding pays off from about there on.
+_GEMM_ROWS = 4096
+_ALL_LISTS_FROM = 1000
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A faiss index over rows 0 to N - 1, and which items they are."""
+
+    ids: NDArray[np.int64]
+    """(N,) ascending."""
+    index: Any
+    """IndexScalarQuantizer of float16 (exact), or IndexIVFScalarQuantizer."""
+    nprobe: int | None = None
+    """Lists to look into; None for an exact index."""
+    dead: NDArray[np.bool_] | None = None
+    """(N,) rows that are gone or have been replaced."""
+    dead_count: int = 0
+
+    @property
+    def alive(self) -> int:
+        """Rows that count."""
+        return len(self.ids) - self.dead_count
+
+    def without(self, ids: NDArray[np.int64]) -> "Segment":
+        """Return the segment with these items marked as gone."""
+        rows = _rows_of(self.ids, ids)
+        if not len(rows):
+            return self
+        dead = np.zeros(len(self.ids), np.bool_) if self.dead is None else self.dead.copy()
+        dead[rows] = True
+        return replace(self, dead=dead, dead_count=int(np.count_nonzero(dead)))
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None
+    ) -> Candidates:
+        """Find the best rows for (Q, D) queries; with ``only`` (ascending) among those items."""
+        faiss = load_faiss()
+
+        allowed: NDArray[np.bool_] | None = None
+        if only is not None:
+            allowed = np.zeros(len(self.ids), np.bool_)
+            allowed[_rows_of(self.ids, only)] = True
+            if self.dead is not None:
+                allowed &= ~self.dead
+        elif self.dead_count and self.dead is not None:
+            allowed = ~self.dead
+        nprobe = self._lists_for(k, only)
+        k = min(k, len(self.ids) if allowed is None else int(np.count_nonzero(allowed)))
+        if k == 0:
+            return _nothing(len(queries))
+        if self.nprobe is None and len(queries) >= _GEMM_FROM_QUERIES:
+            scores, rows = self._search_many(queries, k, allowed)
+        else:
+            bits, selector = None, None
+            if allowed is not None:
+                bits = np.packbits(allowed, bitorder="little")
+                selector = faiss.IDSelectorBitmap(bits)
+            if nprobe is not None:
+                parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
+            else:
+                parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+            scores, rows = self.index.search(queries, k, params=parameters)
+        return scores, np.where(rows >= 0, self.ids[rows], -1)
+
+    def _lists_for(self, k: int, only: NDArray[np.int64] | None) -> int | None:
+        """Return the lists to look into: more where items that may be found are rare in each."""
+        if self.nprobe is None:
+            return None
+        if k >= _ALL_LISTS_FROM:
+            return int(self.index.nlist)
+        if only is None:
+            return self.nprobe
+        factor = 16 if 10 * len(only) <= len(self.ids) else 2
+        return min(self.nprobe * factor, int(self.index.nlist))
+
+    def _search_many(
+        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Same for many queries: matrix products of blocks; faiss goes pair by pair."""
+        codes = stored_rows(self.index)
+        best = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int64)
+        for start in range(0, len(self.ids), _GEMM_ROWS):
+            part = slice(start, start + _GEMM_ROWS)
+            scores = queries @ self.index.sa_decode(codes[part]).T
+            if allowed is not None:
+                scores[:, ~allowed[part]] = -np.inf
+            threshold = best.min(axis=1, keepdims=True)
+            better = scores > threshold
+            for query in np.flatnonzero(better.any(axis=1)):
+                found = np.flatnonzero(better[query])
+                merged = np.concatenate([best[query], scores[query, found]])
+                names = np.concatenate([rows[query], found + start])
+                keep = np.argpartition(merged, len(merged) - k)[len(merged) - k :]
+                best[query], rows[query] = merged[keep], names[keep]
+        return best, rows
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The newest rows, in arrays with room to grow: a later tail appends behind an earlier one."""
+
+    embed_dim: int
+    length: int = 0
+    ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """(capacity,)"""
+    vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """(capacity, D)"""
+    dead: NDArray[np.bool_] | None = None
+    """(length,)"""
+
+    def without(self, ids: NDArray[np.int64]) -> "Tail":
+        """Return the tail with these items marked as gone."""
+        gone = np.isin(self.ids[: self.length], ids)
+        if not gone.any():
+            return self
+        return replace(self, dead=gone if self.dead is None else self.dead | gone)
+
+    def plus(self, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> "Tail":
+        """Return the tail with (N,) items and their (N, D) vectors behind it."""
+        if not len(ids):
+            return self
+        length = self.length + len(ids)
+        all_ids, all_vectors = self.ids, self.vectors
+        if length > len(all_ids):
+            capacity = max(1024, 2 * length)
+            all_ids = np.empty(capacity, np.int64)
+            all_vectors = np.empty((capacity, self.embed_dim), np.float32)
+            all_ids[: self.length] = self.ids[: self.length]
+            if self.length:
+                all_vectors[: self.length] = self.vectors[: self.length]
+        all_ids[self.length : length] = ids
+        all_vectors[self.length : length] = vectors
+        dead = self.dead
+        if dead is not None:
+            dead = np.concatenate([dead, np.zeros(len(ids), np.bool_)])
+        return Tail(self.embed_dim, length, all_ids, all_vectors, dead)
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None
+    ) -> Candidates:
+        """See `Segment.search`."""
+        if not self.length:
+            return _nothing(len(queries))
+        ids = self.ids[: self.length]
+        scores = queries @ self.vectors[: self.length].T
+        bad = self.dead
+        if only is not None:
+            outside = ~np.isin(ids, only)
+            bad = outside if bad is None else bad | outside
+        if bad is not None:
+            scores[:, bad] = -np.inf
+        if k < self.length:
+            rows = np.argpartition(scores, self.length - k, axis=1)[:, self.length - k :]
+            scores = np.take_along_axis(scores, rows, axis=1)
+        else:
+            rows = np.broadcast_to(np.arange(self.length), scores.shape)
+        return scores, np.where(np.isneginf(scores), -1, ids[rows])
+
+    def sealed(self) -> Segment:
+        """Return its rows as a segment."""
+        rows = np.arange(self.length) if self.dead is None else np.flatnonzero(~self.dead)
+        rows = rows[np.argsort(self.ids[rows])]
+        index = flat_index(self.embed_dim, len(rows))
+        stored_rows(index)[:] = self.vectors[rows].astype(STORED).view(np.uint8)
+        return Segment(ids=self.ids[rows], index=index)
+
+
+def flat_index(embed_dim: int, count: int) -> Any:
+    """Return an exact index of float16 with room for ``count`` rows, see `stored_rows`."""
+    faiss = load_faiss()
+
+    index = faiss.IndexScalarQuantizer(
+        embed_dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    )
+    index.codes.resize(count * embed_dim * STORED.itemsize)
+    index.ntotal = count
+    return index
+
+
+def stored_rows(index: Any) -> NDArray[np.uint8]:
+    """Return the rows of an exact index, to read or to fill: (N, 2 * D) bytes of float16."""
+    faiss = load_faiss()
+
+    width = index.d * STORED.itemsize
+    if index.ntotal == 0:
+        return np.empty((0, width), np.uint8)
+    flat: NDArray[np.uint8] = faiss.rev_swig_ptr(index.codes.data(), index.ntotal * width)
+    return flat.reshape(index.ntotal, width)
+
+
+def merge_flat(segments: Sequence[Segment], embed_dim: int) -> Segment:
+    """Return exact segments as one, without the rows that are gone."""
+    kept = [
+        np.arange(len(part.ids)) if part.dead is None else np.flatnonzero(~part.dead)
+        for part in segments
+    ]
+    ids = np.concatenate([part.ids[rows] for part, rows in zip(segments, kept, strict=True)])
+    order = np.argsort(ids, kind="stable")
+    places = np.empty(len(ids), np.int64)
+    places[order] = np.arange(len(ids))
+    index = flat_index(embed_dim, len(ids))
+    target, done = stored_rows(index), 0
+    for part, rows in zip(segments, kept, strict=True):
+        target[places[done : done + len(rows)]] = stored_rows(part.index)[rows]
+        done += len(rows)
+    return Segment(ids=ids[order], index=index)
+
+
+def _rows_of(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return the rows of those wanted ids that are in ``ids`` (ascending)."""
+    if not len(ids):
+        return np.empty(0, np.intp)
+    if ids[-1] - ids[0] + 1 == len(ids):  # Nothing is missing in between: the usual case.
+        near: NDArray[np.intp] = wanted[(wanted >= ids[0]) & (wanted <= ids[-1])] - ids[0]
+        return near
+    rows: NDArray[np.intp] = np.searchsorted(ids, wanted)
+    rows[rows == len(ids)] = 0
+    found: NDArray[np.intp] = rows[ids[rows] == wanted]
+    return found
+
+
+def _nothing(count: int) -> Candidates:
+    return np.empty((count, 0), np.float32), np.empty((count, 0), np.int64)

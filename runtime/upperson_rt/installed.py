@@ -1,0 +1,164 @@
+"""What is installed: Python, SQLite and packages, as rows of the diagnosis."""
+
+import platform
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from upperson_rt.errors import BackendError
+
+__all__ = ["OPTIONAL", "Check", "failed", "installed_checks", "version_of"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the diagnosis."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    detail: str
+    """What was found."""
+    fix: str = ""
+    """What to do about it; empty where the detail already says so."""
+    exit_code: int = 0
+    """For the command line; not 0 exactly for ``fail``."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What was found as plain values for programs, such as ``version``."""
+
+
+OPTIONAL = "not installed (optional)"
+"""Of a package that some installations do without."""
+
+_OLDEST_SQLITE = (3, 24, 0)  # The first with UPSERT.
+_TEGRA = Path("/etc/nv_tegra_release")
+_OPENCV = (
+    "opencv-python", "opencv-python-headless", "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)  # fmt: skip
+
+
+def installed_checks() -> list[Check]:
+    """Check everything that needs neither a model nor a GPU."""
+    return [
+        _python(),
+        *_packages(),
+        _sqlite(),
+        _faiss(),
+        _opencv(),
+        _optional("pymilvus", "milvus"),
+        _optional("prometheus-client", "metrics"),
+    ]
+
+
+def version_of(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def failed(name: str, detail: str, fix: str) -> Check:
+    """Return a row that ends the command with the exit code of a missing backend."""
+    return Check(name, "fail", detail, fix, BackendError.exit_code)
+
+
+def _python() -> Check:
+    system = f"{platform.system()} {platform.machine()}"
+    facts = {"version": platform.python_version(), "system": system}
+    detail = f"{platform.python_version()} on {system}"
+    if _TEGRA.is_file():
+        facts["jetson"] = (
+            _TEGRA.read_text("utf-8", errors="replace").split(", GCID")[0].strip("# \n")
+        )
+        detail += f", Jetson Linux {facts['jetson']}"
+    return Check("python", "ok", detail, facts=facts)
+
+
+def _packages() -> list[Check]:
+    checks = [
+        _installed(name, module, f"pip install {name}")
+        for name, module in (("numpy", "numpy"), ("pillow", "PIL"), ("tokenizers", "tokenizers"))
+    ]
+    whole, slim = version_of("upperson"), version_of("upperson-rt")
+    if whole and slim:
+        checks.append(
+            Check(
+                "upperson",
+                "warn",
+                f"both upperson {whole} and upperson-rt {slim} are installed; they own the same "
+                "files, and removing one damages the other",
+                "pip uninstall upperson upperson-rt, then install one of them",
+            )
+        )
+    else:
+        found = f"upperson {whole}" if whole else f"upperson-rt {slim}" if slim else "from source"
+        checks.append(Check("upperson", "ok", found, facts={"version": whole or slim}))
+    return checks
+
+
+def _installed(name: str, module: str, fix: str) -> Check:
+    """Check a package that is needed: it is there, and it really imports."""
+    version = version_of(name)
+    if version is None:
+        return failed(name, "not installed", fix)
+    problem = _import_problem(module)
+    if problem is not None:
+        return failed(name, f"{version} does not import: {problem}", f"{fix} --force-reinstall")
+    return Check(name, "ok", version, facts={"version": version})
+
+
+def _sqlite() -> Check:
+    version = sqlite3.sqlite_version
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        return failed("sqlite", f"{version}, galleries need 3.24", "use a newer build of Python")
+    return Check("sqlite", "ok", version, facts={"version": version})
+
+
+def _faiss() -> Check:
+    version = version_of("faiss-cpu") or version_of("faiss-gpu") or version_of("faiss")
+    if version is None and find_spec("faiss") is None:
+        fix = "pip install faiss-cpu"
+        return Check("faiss", "warn", "not installed; large galleries need it", fix)
+    problem = _import_problem("faiss")
+    if problem is not None:
+        return failed("faiss", f"{version} does not import: {problem}", "pip install faiss-cpu")
+    return Check("faiss", "ok", version or "unknown version", facts={"version": version})
+
+
+def _opencv() -> Check:
+    """Check OpenCV; several of its distributions overwrite each other's files."""
+    found = {name: version for name in _OPENCV if (version := version_of(name)) is not None}
+    facts = {"distributions": found}
+    if not found and find_spec("cv2") is None:
+        return Check("opencv", "ok", f"{OPTIONAL}: pip install 'upperson-rt[camera]'", facts=facts)
+    detail = ", ".join(f"{name} {version}" for name, version in found.items()) or "system package"
+    headless = "pip uninstall opencv-python, then  pip install 'upperson-rt[camera]'"
+    problem = _import_problem("cv2")
+    if problem is not None:
+        return Check(
+            "opencv", "warn", f"{detail} does not import: {problem}", headless, facts=facts
+        )
+    if len(found) > 1:
+        clash = f"{detail} are installed together and overwrite each other"
+        return Check("opencv", "warn", clash, "pip uninstall all but one of them", facts=facts)
+    return Check("opencv", "ok", detail, facts=facts)
+
+
+def _optional(package: str, extra: str) -> Check:
+    version = version_of(package)
+    detail = version or f"{OPTIONAL}: pip install 'upperson-rt[{extra}]'"
+    return Check(package, "ok", detail, facts={"version": version})
+
+
+def _import_problem(module: str) -> str | None:
+    """Import a module and return why it does not, in one line, or None."""
+    try:
+        import_module(module)
+    except Exception as error:  # Packages in pieces raise anything, not only ImportError.
+        return " ".join(str(error).split()) or type(error).__name__
+    return None

@@ -1,0 +1,181 @@
+"""A log of who asked what: one line of JSON a query, written before its results are shown."""
+
+import datetime
+import errno
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from upperson_rt.errors import InputError
+
+if TYPE_CHECKING:
+    from upperson_rt.gallery import Filter, Hit
+    from upperson_rt.preprocess import ImageSource
+
+__all__ = ["QueryLog", "describe_picture"]
+
+
+class QueryLog:
+    """Appends to a file that only its owner may read. Safe to use from several threads.
+
+    Every line is flushed to disk before the query returns. Several processes may write to one
+    file, and a line that a full disk cut off does not spoil the next one. Nothing here keeps the
+    owner of the file from changing it: send the lines elsewhere for that.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], user: str | None = None) -> None:
+        """Open a log, or make it with the permissions 0600.
+
+        Args:
+            path: The file; its folder must exist.
+            user: Who asks; by default the user of the process. A service that answers several
+                people opens the log once for each.
+
+        Raises:
+            InputError: The file cannot be opened for writing, or is no regular file.
+        """
+        self.path = Path(path)
+        self.user = _process_user() if user is None else user
+        self._lock = threading.Lock()
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(f"cannot write the query log {self.path}: not a regular file")
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def write(
+        self,
+        query: str | Mapping[str, str],
+        hits: "Sequence[Hit]",
+        *,
+        k: int,
+        where: "Filter | None" = None,
+        by_track: bool = False,
+        gallery: str = "",
+        action: str = "query",
+    ) -> None:
+        """Append a line and flush it to disk.
+
+        Args:
+            query: The sentence, or `describe_picture`.
+            hits: What is about to be shown; their ids are logged.
+            k: Hits asked for.
+            where: Conditions of the query; those that are None are left out.
+            by_track: Whether a track counted as one hit.
+            gallery: Where the pictures are.
+            action: ``query``, or what else was done with the hits, such as ``delete``.
+
+        Raises:
+            InputError: The line cannot be written.
+        """
+        conditions = {} if where is None else asdict(where)
+        entry: dict[str, Any] = {
+            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
+            "user": self.user,
+            "action": action,
+            **({"sentence": query} if isinstance(query, str) else {"picture": dict(query)}),
+            "filter": {name: value for name, value in conditions.items() if value},
+            "k": k,
+            "by_track": by_track,
+            "gallery": gallery,
+            "ids": [hit.id for hit in hits],
+        }
+        line = (json.dumps(entry, ensure_ascii=True, default=str) + "\n").encode("ascii")
+        try:
+            with self._lock, _locked(self._opened()):
+                if self._ends_within_a_line():
+                    line = b"\n" + line
+                while line:
+                    line = line[os.write(self._file, line) :]
+                os.fsync(self._file)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def close(self) -> None:
+        """Close the file; the object cannot be used afterwards. May be called again."""
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> "QueryLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _opened(self) -> int:
+        if self._file < 0:
+            raise OSError(errno.EBADF, "it has been closed")
+        return self._file
+
+    def _ends_within_a_line(self) -> bool:
+        end = os.lseek(self._file, 0, os.SEEK_END)
+        if end == 0:
+            return False
+        os.lseek(self._file, end - 1, os.SEEK_SET)
+        return os.read(self._file, 1) != b"\n"
+
+    def _error(self, error: OSError) -> InputError:
+        return InputError(
+            f"cannot write the query log {self.path}: {error.strerror or error}; no query is "
+            "answered without it"
+        )
+
+
+@contextmanager
+def _locked(file: int) -> Iterator[None]:
+    """Keep other processes from writing meanwhile, where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: a short line is written in one piece anyway.
+        yield
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def describe_picture(source: "ImageSource") -> dict[str, str]:
+    """Return what the log says of a picture that was asked for, without the picture itself.
+
+    Of a file its name and the SHA-256 of its content; of an image or array the SHA-256 of its
+    pixels as they are.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    if isinstance(source, str | os.PathLike):
+        from upperson_rt.bundle import sha256_of_file
+
+        path = os.fspath(source)
+        try:
+            return {"file": os.path.abspath(path), "sha256": sha256_of_file(path)}
+        except OSError as error:
+            raise InputError(f"cannot read image {path}: {error.strerror}") from error
+    return {"sha256": hashlib.sha256(np.ascontiguousarray(source).tobytes()).hexdigest()}
+
+
+def _process_user() -> str:
+    """Return the user by the system's word: a variable such as $USER can be set to anything."""
+    try:
+        import pwd
+    except ImportError:  # Windows.
+        import getpass
+
+        return getpass.getuser()
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # A container may run under a number without a name.
+        return f"uid {os.getuid()}"

@@ -1,0 +1,280 @@
+"""`upperson-rt gallery ...` and `upperson-rt bench gallery`."""
+
+import csv
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.helpers.command_line import SOURCES
+from upperson_rt.cli import app
+from upperson_rt.gallery import Gallery, Item
+
+D = 8
+COMMANDS = ["info", "delete", "prune", "verify", "rebuild", "export"]
+WITH_HELP = [*(["gallery", name] for name in COMMANDS), ["bench", "gallery"]]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["gallery", *map(str, arguments)])
+
+
+def run_json(*arguments):
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def unit(count, seed=0):
+    rows = np.random.default_rng(seed).normal(size=(count, D))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A working folder with ./gallery: a to d of camera gate, hours old, and e of hall, new."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UPPERSON_GALLERY", raising=False)
+    now = time.time()
+    with Gallery.open("gallery", "sha256:a", D, create=True) as gallery:
+        gallery.crops_dir.mkdir()
+        for key in "abcd":
+            (gallery.crops_dir / f"{key}.jpg").write_bytes(b"picture")
+        gallery.add(
+            [
+                Item(
+                    key=key, camera="gate", time=now - 3600 * (10 - i), crop=f"{key}.jpg",
+                    track=f"t{i // 2}", attributes={"colour": "red" if i else "blue", "n": i},
+                )
+                for i, key in enumerate("abcd")
+            ]
+            + [Item(key="e", camera="hall", time=now), Item(key="f")],
+            unit(6),
+        )  # fmt: skip
+    return tmp_path
+
+
+def left():
+    with Gallery.open("gallery") as gallery:
+        return "".join(item.key for item in gallery.items())
+
+
+@pytest.mark.parametrize(
+    "command", [*(["gallery", name] for name in COMMANDS), ["bench", "gallery"]]
+)
+def test_every_command_has_help_with_an_example(command):
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: upperson-rt {' '.join(command)}" in " ".join(result.stdout.split())
+
+
+def test_info(work):
+    found = run_json("info")
+    assert (found["items"], found["tracks"], found["schema_version"]) == (6, 2, 2)
+    assert found["cameras"] == {"gate": 4, "hall": 1}
+    assert found["index"] == {
+        "kind": "exact", "rows": 6, "beside": 0, "parameters": {}, "recall_at_10": 1.0,
+    }  # fmt: skip
+    text = run("info").stdout
+    assert "exact, 6 pictures" in text
+    assert "gate (4), hall (1)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "gone"),
+    [
+        (["a", "nobody", "f"], "bcde", 2),
+        (["--camera", "gate"], "ef", 4),
+        (["--camera", "gate", "--camera", "hall"], "f", 5),
+        (["--track", "t1"], "abef", 2),
+        (["--where", "colour=red", "--where", "n=2"], "abdef", 1),
+        (["--where", 'n="2"'], "abcdef", 0),
+        (["--until", "8.5h"], "cdef", 2),
+        (["--since", "8.5h", "--camera", "gate"], "abef", 2),
+        (["--camera", "nowhere"], "abcdef", 0),
+    ],
+)
+def test_delete(work, arguments, expected, gone):
+    found = run_json("delete", *arguments, "--dry-run")
+    assert found == {
+        "gallery": "gallery", "dry_run": True, "matching": gone, "deleted": 0, "items": 6,
+    }  # fmt: skip
+    assert left() == "abcdef"
+    found = run_json("delete", *arguments, "--yes")
+    assert found == {
+        "gallery": "gallery", "dry_run": False, "matching": gone, "deleted": gone,
+        "items": 6 - gone,
+    }  # fmt: skip
+    assert left() == expected
+    crops = sorted(path.stem for path in (work / "gallery" / "crops").iterdir())
+    assert crops == sorted(set("abcd") & set(expected))
+
+
+def test_delete_takes_relative_paths(work):
+    (work / "picture.jpg").touch()
+    with Gallery.open("gallery") as gallery:
+        gallery.add([Item(key=str(work / "picture.jpg"))], unit(1))
+    result = run("delete", "picture.jpg", "--yes")
+    assert result.stdout == "deleted 1 pictures; gallery gallery now holds 6\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["delete"], 2, "name either keys, or a filter"),
+        (["delete", "a", "--camera", "gate"], 2, "name either keys, or a filter"),
+        (["delete", "--camera", "gate"], 2, "delete 4 pictures from gallery gallery? Add --yes"),
+        (["delete", "--where", "red", "--yes"], 2, "--where red is not KEY=VALUE"),
+        (["delete", "--since", "5", "--until", "5", "--yes"], 2, "since must be earlier"),
+        (["prune"], 2, "needs an age, a number of pictures to keep, or both"),
+        (["prune", "--older-than", "30"], 2, "'30' is no age"),
+        (["prune", "--older-than", "-3d"], 2, "'-3d' is no age"),
+        (["prune", "--keep", "-1"], 2, "Invalid value"),
+        (["export"], 2, "Missing argument"),
+        (["export", "gallery"], 3, "is not an earlier result"),
+        *(([name, *(["out"] if name == "export" else []), "-g", "none",
+            *(["--keep", "1"] if name == "prune" else []),
+            *(["x", "-y"] if name == "delete" else [])], 3, "no gallery at none")
+          for name in COMMANDS),
+    ],
+)  # fmt: skip
+def test_errors(work, arguments, code, message):
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert result.stdout == ""
+    assert left() == "abcdef"
+
+
+def test_an_unknown_camera_is_told(work):
+    result = run("delete", "--camera", "gat", "--yes")
+    assert "no picture is from the camera 'gat'; cameras: gate, hall" in result.stderr
+    assert "no picture matches" in result.stderr
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--older-than", "8.5h"], "cdef"),
+        (["--older-than", "510m"], "cdef"),
+        (["--older-than", "3d"], "abcdef"),
+        (["--keep", "2"], "de"),
+        (["--keep", "2", "--camera", "gate"], "cdef"),
+        (["--older-than", "9.5h", "--keep", "4"], "bcde"),
+        (["--keep", "0"], ""),
+    ],
+)
+def test_prune(work, arguments, expected):
+    gone = 6 - len(expected)
+    result = run("prune", *arguments, "--dry-run")
+    assert result.stdout == f"would delete {gone} of 6 pictures of gallery gallery\n"
+    assert left() == "abcdef"
+    found = run_json("prune", *arguments)
+    assert (found["matching"], found["deleted"], found["items"]) == (gone, gone, len(expected))
+    assert left() == expected
+
+
+@pytest.mark.parametrize(("typed", "expected"), [("y", "abef"), ("n", "abcdef")])
+def test_a_terminal_is_asked(work, typed, expected):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from upperson_rt.cli import main; main()",
+         "gallery", "delete", "--track", "t1"],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
+    )  # fmt: skip
+    os.write(ours, f"{typed}\n".encode())
+    out, err = process.communicate()
+    os.close(theirs)
+    os.close(ours)
+    assert "delete 2 pictures from gallery gallery?" in err
+    assert process.returncode == (0 if typed == "y" else 1)
+    assert out == ("deleted 2 pictures; gallery gallery now holds 4\n" if typed == "y" else "")
+    assert left() == expected
+
+
+def test_rebuild_and_verify(work, monkeypatch):
+    result = run("rebuild")
+    assert result.exit_code == 0
+    assert "exact, 6 pictures" in result.stdout
+    assert run_json("rebuild")["index"]["rows"] == 6
+    assert run_json("verify")["ok"]
+    (work / "gallery" / "crops" / "b.jpg").unlink()
+    result = run("verify")
+    assert result.exit_code == 6
+    assert "item b: its crop b.jpg is missing" in result.stderr
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.APPROXIMATE_FROM", 5)
+    assert "ivf-sq8, 6 pictures" in run("rebuild").stdout
+    assert "recall@10 1.000 when it was made" in run("info").stdout
+    (work / "gallery" / "gallery.index").unlink()
+    assert "none yet: the next search or" in run("info").stdout
+
+
+def test_export(work):
+    found = run_json("export", "out", "--camera", "gate", "--where", "colour=red")
+    assert found["items"] == 3
+    assert {"vectors.npy", "items.csv", "gallery.json"} <= set(found["files"])
+    assert np.load("out/vectors.npy").shape == (3, D)
+    with open("out/items.csv", encoding="utf-8", newline="") as file:
+        assert [row["key"] for row in csv.DictReader(file)] == ["b", "c", "d"]
+    assert "exported 6 pictures to out: " in run("export", "out").stdout
+
+
+def test_a_location_of_a_server_stays_whole(work, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Gallery, "open", lambda location, *_, **__: seen.append(location) or 1 / 0)
+    for arguments in (["info"], ["verify"], ["rebuild"], ["export", "out"], ["prune", "--keep=1"]):
+        run(*arguments, "-g", "milvus://127.0.0.1:19530/people")
+    assert seen == ["milvus://127.0.0.1:19530/people"] * 5
+
+
+def test_bench_gallery(work):
+    result = CliRunner().invoke(
+        app, ["bench", "gallery", "--rows", "1500", "--dim", "32", "--seconds", "0.05",
+              "--folder", str(work)],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    *_, line = result.stdout.splitlines()
+    found = json.loads(line)
+    assert (found["benchmark"], found["rows"], found["dim"], found["k"]) == (
+        "gallery",
+        1500,
+        32,
+        10,
+    )
+    assert found["recall_at_10"] == 1.0
+    assert list(found["single"])[:2] == ["gallery", "faiss flat fp16 alone"]
+    assert found["single"]["gallery"]["ratio"] == 1
+    assert [one["rows_per_commit"] for one in found["insertions"]] == [256, 1]
+    assert sum(one["rows"] for one in found["insertions"]) == 1500
+    for one in found["insertions"]:
+        assert one["rows_per_s"] == pytest.approx(one["rows"] / one["seconds"])
+    start = found["start"]
+    assert 0 < start["open_s"] < 60
+    assert start["first_search_s"] > 0
+    assert start["peak_rss_bytes"] is None or start["peak_rss_bytes"] > 10e6
+    assert "gallery, one camera (1 %)" in result.stdout
+    assert sorted(path.name for path in work.iterdir()) == ["gallery"]  # Nothing is left behind.
+
+
+def test_bench_of_an_approximate_index_counts_what_it_misses(work, monkeypatch):
+    """Recall comes from comparing answers: one list of many finds little."""
+    from upperson_rt.bench.gallery import bench_gallery
+    from upperson_rt.gallery import ivf
+
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.APPROXIMATE_FROM", 1000)
+    monkeypatch.setattr(ivf, "_NPROBES", (1,))
+    notes = []
+    found = bench_gallery(2000, 32, seconds=0, folder=work, progress=notes.append)
+    assert "faiss IVF-SQ8 alone" in found.single
+    assert 0.05 < found.recall_at_10 < 0.95
+    assert found.info.index.kind == "ivf-sq8"
+    assert abs(found.recall_at_10 - found.info.index.recall_at_10) < 0.25
+    assert "making the index" in notes

@@ -1,0 +1,115 @@
+"""Places where a gallery can be, one for each engine, so that one suite runs on all of them."""
+
+import itertools
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.helpers.milvus_server import MilvusServer
+from upperson_rt.gallery import Gallery, Item
+
+DIM = 16
+FINGERPRINT = "fp-of-the-suite"
+
+
+class Place(ABC):
+    """Locations of one engine."""
+
+    @abstractmethod
+    def empty(self) -> str:
+        """Return the location of a gallery of DIM and FINGERPRINT that holds nothing."""
+
+    @abstractmethod
+    def unused(self) -> str:
+        """Return the location of a gallery that has not been made."""
+
+    def open(self, location: str, **options: Any) -> Gallery:
+        return Gallery.open(location, FINGERPRINT, DIM, **options)
+
+
+class Folders(Place):
+    """SQLite: a folder for each gallery."""
+
+    def __init__(self, folder: Path) -> None:
+        self._names = (str(folder / str(number)) for number in itertools.count())
+
+    def unused(self) -> str:
+        return next(self._names)
+
+    def empty(self) -> str:
+        location = self.unused()
+        self.open(location, create=True).close()
+        return location
+
+
+class Milvus(Place):
+    """One collection, emptied for each test: making one takes seconds.
+
+    Args:
+        address: For locations, ``milvus://...`` without the collection.
+        uri: For `pymilvus.MilvusClient`, the same.
+        server: That runs there, for tests that stop it.
+    """
+
+    _numbers = itertools.count()
+
+    def __init__(self, address: str, uri: str, server: MilvusServer | None = None) -> None:
+        self.server = server
+        self._address = address
+        self._uri = uri
+        self._shared = self.unused()
+        self.open(self._shared, create=True).close()
+
+    def unused(self) -> str:
+        return f"{self._address}/contract_{next(self._numbers)}"
+
+    def empty(self) -> str:
+        with self.client() as client:
+            client.delete(self._shared.rsplit("/", 1)[1], filter="id >= 0")
+        return self._shared
+
+    @contextmanager
+    def client(self) -> Iterator[Any]:
+        """Give a client that knows nothing of galleries."""
+        from pymilvus import MilvusClient
+
+        client = MilvusClient(self._uri, dedicated=True)
+        try:
+            yield client
+        finally:
+            client.close()
+
+
+def run_server(data: Path, binaries: Path) -> Iterator[MilvusServer]:
+    """Yield a running server; its data is removed afterwards."""
+    with MilvusServer(data, binaries) as server:
+        yield server
+    shutil.rmtree(data)
+
+
+def unit(*rows: Any) -> NDArray[np.float32]:
+    """Return rows as (N, DIM) unit vectors; a number is an axis, a tuple the first coordinates."""
+    vectors = np.zeros((len(rows), DIM), np.float32)
+    for vector, row in zip(vectors, rows, strict=True):
+        if isinstance(row, int):
+            vector[row] = 1
+        else:
+            vector[: len(row)] = row
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def some_vectors(count: int, seed: int = 0) -> NDArray[np.float32]:
+    """Return (count, DIM) random unit vectors."""
+    vectors = np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def keys_of(items: Any) -> list[str]:
+    """Return the sorted keys of items or hits."""
+    return sorted(entry.key if isinstance(entry, Item) else entry.item.key for entry in items)

@@ -1,0 +1,212 @@
+"""Reading sources: ends, losses, stalls, changes of resolution, and a real network stream."""
+
+import http.server
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers.fake_camera import FakeOpener, person_frame
+from upperson_rt.camera.capture import Capture, CaptureRules
+from upperson_rt.camera.source import Source, guess_start_time, open_reader, parse_source
+from upperson_rt.errors import InputError
+
+FILE = Source(address="clip.avi", kind="file")
+LIVE = Source(address="rtsp://cam/s", kind="network")
+RULES = CaptureRules(stall_s=0.4, first_wait_s=0.02, longest_wait_s=0.1)
+FRAME = person_frame()
+
+
+class Watched:
+    """A capture, and what it delivered and counted."""
+
+    def __init__(self, source, opener, rules=RULES, start_time=None, realtime=False):
+        self.frames, self.counts = [], []
+        self.capture = Capture(
+            "gate", source, rules, opener, self.deliver, self.counts.append, start_time, realtime
+        )
+        self.capture.start()
+
+    def deliver(self, image, unix_time, clock):
+        self.frames.append((image, unix_time, clock))
+
+    def until(self, condition, timeout_s=5.0):
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, (self.capture.state, self.capture.error, self.counts)
+            time.sleep(0.005)
+
+    def stop(self):
+        self.capture.stop()
+        self.capture.join(5)
+        assert self.capture.is_over
+
+
+def test_the_end_of_a_file_ends_it():
+    watched = Watched(FILE, FakeOpener([FRAME] * 5), start_time=1000.0)
+    watched.until(lambda: watched.capture.is_over)
+    assert watched.capture.state == "ended"
+    assert [round(t, 3) for _, t, _ in watched.frames] == [1000.0, 1000.1, 1000.2, 1000.3, 1000.4]
+    assert watched.counts == []
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ([], "holds no frame"),
+        (InputError("cannot open clip.avi"), "cannot open"),
+        ([FRAME, RuntimeError("broken")], "RuntimeError: broken"),
+    ],
+)
+def test_a_file_that_cannot_be_read_fails(script, message, caplog):
+    watched = Watched(FILE, FakeOpener(script))
+    watched.until(lambda: watched.capture.is_over)
+    assert watched.capture.state == "failed"
+    assert message in watched.capture.error
+    assert "camera gate: " in caplog.text
+
+
+def test_a_file_in_real_time_takes_its_time():
+    began = time.monotonic()
+    watched = Watched(FILE, FakeOpener([FRAME] * 4), realtime=True)
+    watched.until(lambda: watched.capture.is_over)
+    assert 0.3 <= time.monotonic() - began < 2
+
+
+def test_a_live_source_is_opened_again_and_again(caplog):
+    opener = FakeOpener([FRAME] * 2, InputError("unplugged"), InputError("unplugged"), [FRAME] * 3)
+    watched = Watched(LIVE, opener)
+    watched.until(lambda: len(watched.frames) == 5)
+    watched.stop()
+    assert watched.counts.count("reconnects") >= 3
+    assert all(reader.released.is_set() for reader in opener.readers)
+    waits = [record.wait_s for record in caplog.records if hasattr(record, "wait_s")]
+    # After pictures the wait is short, and doubles with each failure up to its limit.
+    assert waits[:3] == pytest.approx([0.02, 0.04, 0.08])
+    assert max(waits) <= 0.1
+    clocks = [clock for _, _, clock in watched.frames]
+    assert clocks == sorted(clocks)
+    assert abs(watched.frames[-1][1] - time.time()) < 5
+
+
+def test_a_stalled_stream_is_left_alone_and_opened_again():
+    hang = threading.Event()
+    opener = FakeOpener([FRAME, hang], [FRAME] * 3 + [hang])
+    watched = Watched(LIVE, opener)
+    began = time.monotonic()
+    watched.until(lambda: len(watched.frames) == 4)
+    assert 0.35 < time.monotonic() - began < 3
+    assert watched.counts.count("stalls") == 1
+    assert watched.capture.state == "running"
+    assert not opener.readers[0].released.is_set(), "it still hangs"
+    watched.stop()
+    hang.set()
+    watched.until(lambda: all(reader.released.is_set() for reader in opener.readers))
+    assert len(watched.frames) == 4, "a reader that was given up delivers nothing more"
+
+
+def test_only_a_few_readers_may_hang_at_a_time():
+    hang = threading.Event()
+    opener = FakeOpener(*[[hang]] * 20)
+    rules = CaptureRules(stall_s=0.05, first_wait_s=0.01, longest_wait_s=0.01)
+    watched = Watched(LIVE, opener, rules)
+    watched.until(lambda: watched.capture.error is not None and "hang" in watched.capture.error)
+    assert len(opener.readers) == 4
+    hang.set()
+    watched.until(lambda: len(opener.readers) > 4)
+    watched.stop()
+
+
+def test_a_hanging_source_does_not_hold_up_the_end():
+    hang = threading.Event()
+    watched = Watched(LIVE, FakeOpener([FRAME, hang]), CaptureRules(stall_s=60))
+    watched.until(lambda: len(watched.frames) == 1)
+    began = time.monotonic()
+    watched.stop()
+    assert time.monotonic() - began < 2
+    assert watched.capture.state == "stopped"
+    hang.set()
+
+
+def test_other_resolutions_are_counted_and_empty_frames_handed_on():
+    small = person_frame(size=(120, 160), box=(10, 10, 60, 100))
+    empty = np.zeros((0, 0, 3), np.uint8)
+    watched = Watched(FILE, FakeOpener([FRAME, small, empty, small, FRAME]))
+    watched.until(lambda: watched.capture.is_over)
+    assert watched.counts == ["resolution_changes"] * 2
+    assert len(watched.frames) == 5
+
+
+def write_video(path, frames, fps=5.0):
+    writer = cv2.VideoWriter(
+        str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, frames[0].shape[1::-1]
+    )
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_a_real_file_has_its_own_times(tmp_path):
+    path = write_video(tmp_path / "clip.avi", [FRAME] * 6)
+    source = parse_source(str(path))
+    assert guess_start_time(source) == pytest.approx(path.stat().st_mtime - 6 / 5, abs=0.01)
+    watched = Watched(source, open_reader, start_time=50.0)
+    watched.until(lambda: watched.capture.is_over)
+    assert [t for _, t, _ in watched.frames] == pytest.approx([50 + i / 5 for i in range(6)])
+    assert watched.frames[0][0].shape == FRAME.shape
+
+
+def test_a_file_that_is_no_video_is_an_error(tmp_path):
+    (tmp_path / "text.avi").write_text("hello")
+    with pytest.raises(InputError, match="cannot open .*text.avi as a video"):
+        open_reader(parse_source(str(tmp_path / "text.avi")), 1.0)
+
+
+class _Stream(http.server.BaseHTTPRequestHandler):
+    """Motion JPEG: a few pictures, then the connection ends, or hangs."""
+
+    def do_GET(self):  # noqa: N802
+        self.server.connections += 1
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        jpeg = cv2.imencode(".jpg", FRAME)[1].tobytes()
+        head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
+        try:
+            for _ in range(30):
+                self.wfile.write(head + jpeg + b"\r\n")
+                self.wfile.flush()
+                time.sleep(0.01)
+            if self.server.connections == 2:
+                self.server.hang.wait(10)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_real_stream_is_read_lost_stalled_and_found_again():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Stream)
+    server.daemon_threads = True
+    server.connections, server.hang = 0, threading.Event()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        source = parse_source(f"http://127.0.0.1:{server.server_port}/stream.mjpg")
+        assert source.is_live
+        rules = CaptureRules(stall_s=1.0, first_wait_s=0.02)
+        watched = Watched(source, open_reader, rules)
+        # Connection 1 ends by itself, 2 hangs, 3 comes after that.
+        watched.until(lambda: server.connections >= 3 and len(watched.frames) > 60, timeout_s=20)
+        watched.stop()
+    finally:
+        server.hang.set()
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+    assert watched.counts.count("reconnects") >= 2
+    assert watched.frames[0][0].shape == FRAME.shape

@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_rt.bundle import open_encoder
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.indexer import index_images
+from upperson_rt.query_log import QueryLog
+from upperson_rt.retriever import Retriever
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return open_encoder(make_toy_bundle(tmp_path_factory.mktemp("like") / "bundle"), threads=1)
+
+
+@pytest.fixture(params=["sqlite", "milvus-lite"])
+def gallery(request, tmp_path, encoder):
+    """Six colours and three more in red at the gate, one in red in the hall."""
+    location = str(tmp_path / "gallery")
+    if request.param == "milvus-lite":
+        pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra 'milvus'")
+        pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+        location = f"milvus://{tmp_path}/people.db/people"
+    pictures = [draw_person(tmp_path / f"{colour}.png", colour) for colour in COLOURS]
+    twins = [draw_person(tmp_path / f"twin{i}.png", "red", seed=i) for i in range(1, 4)]
+    with Gallery.open(location, encoder.fingerprint, encoder.embed_dim, create=True) as store:
+        index_images(encoder, store, [*pictures, *twins], camera="gate")
+        index_images(encoder, store, [draw_person(tmp_path / "hall.png", "red")], camera="hall")
+        yield store
+
+
+def test_what_looks_alike_goes_after_a_dry_run_that_tells(encoder, gallery, tmp_path):
+    log = QueryLog(tmp_path / "asked.log", user="officer")
+    retriever = Retriever(encoder, gallery, log)
+    red, at_gate = tmp_path / "red.png", Filter(camera="gate")
+    ranked = retriever.query(red, k=20, where=at_gate)
+    least = next(hit.score for hit in ranked if Path(hit.item.source).stem == "twin1") - 1e-3
+    alike = [(hit.id, hit.item.key) for hit in ranked if hit.score >= least]
+
+    seen = retriever.delete_like(red, least, at_gate, dry_run=True)
+    assert sorted((hit.id, hit.item.key) for hit in seen) == sorted(alike)
+    assert {str(red), str(tmp_path / "twin1.png")} <= {key for _, key in alike}
+    scores = [hit.score for hit in seen]
+    assert scores == sorted(scores, reverse=True)
+    assert scores == pytest.approx([hit.score for hit in ranked[: len(alike)]], abs=2e-3)
+    assert gallery.count() == len(COLOURS) + 4
+
+    assert retriever.delete_like(str(red), least, at_gate) == seen
+    assert gallery.count() == len(COLOURS) + 4 - len(alike)
+    assert gallery.count(Filter(camera="hall")) == 1
+    assert retriever.delete_like(red, least, at_gate) == []
+
+    lines = [json.loads(line) for line in (tmp_path / "asked.log").read_text().splitlines()]
+    actions = ["query", "dry run of delete_like", "delete_like", "delete_like"]
+    assert [line["action"] for line in lines] == actions
+    assert lines[2]["ids"] == [hit.id for hit in seen]
+    assert lines[2]["picture"]["file"] == str(red)
+    log.close()
+    with pytest.raises(InputError, match="cannot write the query log"):
+        retriever.delete_like(tmp_path / "hall.png", -1.0)
+    assert gallery.count() == len(COLOURS) + 4 - len(alike)
+
+
+@pytest.mark.parametrize("score", [1.5, -1.5, float("nan")])
+def test_scores_out_of_range_are_refused(encoder, gallery, tmp_path, score):
+    with pytest.raises(UsageError, match="min_score is a cosine from -1 to 1"):
+        Retriever(encoder, gallery).delete_like(tmp_path / "red.png", score)
+
+
+def test_an_approximate_index_hides_nothing(encoder, gallery, tmp_path, monkeypatch):
+    def forgetful(*arguments, **options):
+        raise AssertionError("an index may miss what has to go")
+
+    monkeypatch.setattr(type(gallery), "search", forgetful)
+    gone = Retriever(encoder, gallery).delete_like(tmp_path / "yellow.png", 0.99)
+    assert [hit.item.source for hit in gone] == [str(tmp_path / "yellow.png")]
+    assert gallery.count() == len(COLOURS) + 3
+
+
+def test_what_goes_meanwhile_is_no_error(encoder, gallery, tmp_path, monkeypatch):
+    vectors = type(gallery).vectors
+
+    def another_process_deletes(self, where=None, batch_size=1024):
+        found = list(vectors(self, where, batch_size))
+        self.delete([str(tmp_path / "red.png")])
+        yield from found
+
+    monkeypatch.setattr(type(gallery), "vectors", another_process_deletes)
+    gone = Retriever(encoder, gallery).delete_like(tmp_path / "hall.png", 0.9999)
+    sources = {hit.item.source for hit in gone}
+    assert str(tmp_path / "hall.png") in sources
+    assert str(tmp_path / "red.png") not in sources, "the same picture in another camera"
+
+
+def test_ids_are_those_of_hits(encoder, gallery):
+    hits = gallery.search(encoder.encode_texts(["red"]), 20)[0]
+    keys = [hit.item.key for hit in hits]
+    assert gallery.ids([*keys, "never there"]) == {hit.item.key: hit.id for hit in hits}
+    assert gallery.ids([]) == {}
+    vector = np.eye(1, encoder.embed_dim, dtype=np.float32)
+    gallery.add([Item(key='quo"te \N{SNOWMAN}')], vector)
+    assert list(gallery.ids(['quo"te \N{SNOWMAN}'])) == ['quo"te \N{SNOWMAN}']

@@ -1,0 +1,556 @@
+"""What a gallery promises, on every engine. Differences are in docs/milvus.md, not here."""
+
+import math
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from tests.helpers.gallery_places import (
+    DIM,
+    FINGERPRINT,
+    Folders,
+    keys_of,
+    some_vectors,
+    unit,
+)
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.gallery import Filter, Gallery, Item, TrackSpan
+
+ODD_TEXTS = [
+    'quo"te', "apo'strophe", "back\\slash", "\\", '\\"', "new\nline", "\r", "tab\t", "\x01", "\x7f",
+    "%", "_", "*", "{a}", "$.a", "a.b", "[0]", "~1", "/", "\\n", "\\u0041", "ü", "u\u0308", "人 😀",
+    "\u2028", "\ufeff", " ", "", "null", "true", "1",
+    '" or id >= 0 or camera == "', "' or 1=1 --", '"] or id >= 0 or camera in ["',
+]  # fmt: skip
+ENGINES = ["sqlite", "milvus-lite", "milvus-server"]
+
+
+@pytest.fixture(params=ENGINES)
+def place(request, tmp_path):
+    if request.param == "sqlite":
+        return Folders(tmp_path)
+    return request.getfixturevalue(f"{request.param.removeprefix('milvus-')}_place")
+
+
+@pytest.fixture
+def gallery(place):
+    with place.open(place.empty()) as opened:
+        yield opened
+
+
+FULL = Item(
+    key="/crops/ünï 人😀.jpg",
+    source='rtsp://cam/1?a="b"\\c',
+    camera="gate 'north'",
+    time=1_700_000_000.123456,
+    track="t-7",
+    box=(-3, 0, 12345, 70000),
+    crop="gate/000001.jpg",
+    attributes={
+        "colour": "röd",
+        "sub": {"deep": [1, None, "x"], "quo\"te": True},
+        "score": 0.1,
+        "large": 2**53 + 1,
+        "negative": -(2**62),
+        "whole": 3.0,
+        "none": None,
+        "on": True,
+        "": "empty name",
+    },
+)  # fmt: skip
+EMPTY_TEXTS = Item(key=" ", source="", camera="", track="", attributes={"a": ""})
+BARE = Item(key="bare", time=-0.5)
+
+
+def test_items_come_back_as_they_were_added(gallery):
+    added = [FULL, EMPTY_TEXTS, BARE]
+    gallery.add(added, unit(0, 1, 2), variant="fp16")
+    for item, (hit,) in zip(added, gallery.search(unit(0, 1, 2), k=1), strict=True):
+        assert hit.item == item
+        assert hit.score == pytest.approx(1, abs=1e-3)
+        assert hit.span is None
+        assert isinstance(hit.id, int)
+    assert {item.key: item for item in gallery.items()} == {item.key: item for item in added}
+    whole = gallery.search(unit(0), k=1)[0][0].item.attributes["whole"]
+    assert isinstance(whole, float)
+
+
+def test_an_empty_gallery_answers(gallery):
+    gallery.add([], np.empty((0, DIM), np.float32))
+    assert gallery.search(unit(0, 1), k=3) == [[], []]
+    assert gallery.search(unit(0), k=3, by_track=True) == [[]]
+    assert gallery.search(np.empty((0, DIM), np.float32), k=3) == []
+    assert gallery.count() == 0
+    assert list(gallery.items()) == []
+    assert list(gallery.vectors()) == []
+    assert gallery.delete(["nothing"]) == 0
+    assert gallery.delete([]) == 0
+    assert gallery.prune(keep_newest=1) == 0
+    assert gallery.cameras() == []
+    assert gallery.verify() == []
+    assert gallery.info().first_time is None
+
+
+def test_search_ranks_by_cosine(gallery):
+    vectors, queries = some_vectors(300), some_vectors(5, seed=1)
+    gallery.add([Item(key=str(n)) for n in range(300)], vectors)
+    scores = queries @ vectors.T
+    for line, hits in zip(scores, gallery.search(queries, k=20), strict=True):
+        found = [hit.score for hit in hits]
+        assert found == sorted(found, reverse=True)
+        assert found == pytest.approx(np.sort(line)[::-1][:20].tolist(), abs=2e-3)
+        assert found == pytest.approx([line[int(hit.item.key)] for hit in hits], abs=2e-3)
+
+
+def test_equal_scores_are_ordered_by_id(gallery):
+    gallery.add([Item(key=f"same{n}") for n in range(30)], unit(*[0] * 30))
+    gallery.add([Item(key="better")], unit((1, 0.01)))
+    query = unit((1, 0.01))
+    everything = gallery.search(query, k=31)[0]
+    assert everything[0].item.key == "better"
+    ids = [hit.id for hit in everything[1:]]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 30
+    for k in (1, 2, 3, 7, 30):
+        assert gallery.search(query, k=k)[0] == everything[:k]
+
+
+def test_fewer_hits_come_back_where_there_are_fewer(gallery):
+    gallery.add([Item(key="a"), Item(key="b")], unit(0, 1))
+    assert keys_of(gallery.search(unit(0), k=5)[0]) == ["a", "b"]
+    with pytest.raises(UsageError, match="k must be"):
+        gallery.search(unit(0), k=0)
+
+
+def test_the_same_key_replaces(gallery):
+    gallery.add([Item(key="a", camera="gate", time=1, track="x", attributes={"n": 1})], unit(0))
+    (before,) = gallery.search(unit(0), k=1)[0]
+    gallery.add([Item(key="a", source="s", attributes={"n": 2})], unit(1))
+    ((after,),) = gallery.search(unit(1), k=5)
+    assert after.id == before.id
+    assert after.score == pytest.approx(1, abs=1e-3)
+    assert after.item == Item(key="a", source="s", camera="gate", attributes={"n": 2})
+    assert gallery.count() == 1
+    assert gallery.count(Filter(attributes={"n": 1})) == 0
+    gallery.add([Item(key="a", camera="door")], unit(2))
+    assert next(gallery.items()).camera == "door"
+
+
+def test_a_key_twice_in_one_call_is_stored_once(gallery):
+    gallery.add([Item(key="a", camera="gate"), Item(key="b"), Item(key="a", time=2)], unit(0, 1, 2))
+    assert gallery.count() == 2
+    (hit, _) = gallery.search(unit(2), k=2)[0]
+    assert hit.item == Item(key="a", camera="gate", time=2)
+    assert hit.score == pytest.approx(1, abs=1e-3)
+
+
+def test_what_was_deleted_leaves_no_trace(gallery):
+    gallery.add([Item(key="a", camera="gate")], unit(0))
+    assert gallery.delete(["a"]) == 1
+    gallery.add([Item(key="a")], unit(1))
+    assert list(gallery.items()) == [Item(key="a")]
+
+
+@pytest.fixture
+def filtered(gallery):
+    gallery.add(
+        [
+            Item(key="a", camera="gate", time=100.0, track="1", attributes={"n": 1, "c": "red"}),
+            Item(key="b", camera="gate", time=200.5, track="2", attributes={"n": 1.0, "c": "Red"}),
+            Item(key="c", camera="door", time=300.0, track="1", attributes={"n": True, "c": ""}),
+            Item(key="d", camera="door", time=-5.0, attributes={"n": "1", "c": None}),
+            Item(key="e", track="1", attributes={"n": [1], "c": {"red": 1}}),
+            Item(key="f", camera="", track="", time=1e9, attributes={"n": 2**53 + 1}),
+        ],
+        unit(0, 1, 2, 3, 4, 5),
+    )
+    return gallery
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (Filter(), "abcdef"),
+        (Filter(camera="gate"), "ab"),
+        (Filter(camera="GATE"), ""),
+        (Filter(camera=""), "f"),
+        (Filter(camera=["gate"]), "ab"),
+        (Filter(camera=("gate", "door", "nowhere")), "abcd"),
+        (Filter(track="1"), "ace"),
+        (Filter(track=""), "f"),
+        (Filter(camera="door", track="1"), "c"),
+        (Filter(since=200.5), "bcf"),
+        (Filter(since=math.nextafter(200.5, math.inf)), "cf"),
+        (Filter(until=200.5), "ad"),
+        (Filter(until=math.nextafter(200.5, math.inf)), "abd"),
+        (Filter(since=-5, until=300), "abd"),
+        (Filter(since=-1e300), "abcdf"),
+        (Filter(since=-sys.float_info.max), "abcdf"),
+        (Filter(since=-math.inf), "abcdf"),
+        (Filter(since=math.inf), ""),
+        (Filter(until=math.inf), "abcdf"),
+        (Filter(until=sys.float_info.max), "abcdf"),
+        (Filter(until=-math.inf), ""),
+        (Filter(attributes={"n": 1}), "ab"),
+        (Filter(attributes={"n": 1.0}), "ab"),
+        (Filter(attributes={"n": True}), "c"),
+        (Filter(attributes={"n": False}), ""),
+        (Filter(attributes={"n": "1"}), "d"),
+        (Filter(attributes={"n": 2**53 + 1}), "f"),
+        (Filter(attributes={"n": float(2**53)}), ""),
+        (Filter(attributes={"c": "red"}), "a"),
+        (Filter(attributes={"c": ""}), "c"),
+        (Filter(attributes={"missing": 0}), ""),
+        (Filter(attributes={"n": 1, "c": "Red"}), "b"),
+        (Filter(camera="gate", since=150, until=250, track="2", attributes={"c": "Red"}), "b"),
+    ],
+    ids=repr,
+)
+def test_filters(filtered, where, expected):
+    expected = list(expected)
+    assert keys_of(filtered.items(where)) == expected
+    assert filtered.count(where) == len(expected)
+    assert keys_of(filtered.search(unit(9), k=10, where=where)[0]) == expected
+    assert keys_of(item for items, _ in filtered.vectors(where) for item in items) == expected
+
+
+def test_odd_texts_match_themselves_only(gallery):
+    names = list(dict.fromkeys(ODD_TEXTS))
+    gallery.add(
+        [Item(key=f"k{text}", camera=text, track=text, attributes={text: text}) for text in names],
+        some_vectors(len(names)),
+    )
+    for text in names:
+        for where in (
+            Filter(camera=text),
+            Filter(track=text),
+            Filter(attributes={text: text}),
+            Filter(camera=[text, "nowhere"], track=text),
+        ):
+            assert keys_of(gallery.items(where)) == [f"k{text}"], where
+    assert gallery.count(Filter(camera=names)) == len(names)
+    assert gallery.info().cameras == dict.fromkeys(sorted(names), 1)
+
+
+def test_a_filter_cannot_break_out_of_its_text(gallery):
+    gallery.add([Item(key="a", camera="gate", track="t", attributes={"n": 1})], unit(0))
+    for text in ODD_TEXTS:
+        for where in (Filter(camera=text), Filter(track=text), Filter(attributes={text: 1})):
+            assert gallery.delete_where(where) == 0
+        assert gallery.delete([text]) == 0
+        if text:
+            assert gallery.prune(keep_newest=0, camera=text) == 0
+    assert gallery.count() == 1
+
+
+@pytest.fixture
+def tracks(gallery):
+    gallery.add(
+        [
+            Item(key="a1", camera="a", track="1", time=10),
+            Item(key="a2", camera="a", track="1", time=5),
+            Item(key="a3", camera="a", track="1"),
+            Item(key="b1", camera="b", track="1", time=7),
+            Item(key="n1", track="1"),
+            Item(key="alone", camera="a", time=1),
+            Item(key="alone too", camera="a", time=2),
+        ],
+        unit((1, 0.3), (1, 0.1), (1, 0.5), (1, 0.2), (1, 0.9), (1, 0.4), (1, 0.6)),
+    )
+    return gallery
+
+
+def test_by_track_gives_the_best_picture_of_each(tracks):
+    (hits,) = tracks.search(unit(0), k=10, by_track=True)
+    assert [(hit.item.key, hit.span) for hit in hits] == [
+        ("a2", TrackSpan(first_time=5, last_time=10, pictures=3)),
+        ("b1", TrackSpan(first_time=7, last_time=7, pictures=1)),
+        ("alone", None),
+        ("alone too", None),
+        ("n1", TrackSpan(first_time=None, last_time=None, pictures=1)),
+    ]
+    assert tracks.search(unit(0), k=2, by_track=True) == [hits[:2]]
+    assert hits[0].id == tracks.search(unit(0), k=1)[0][0].id
+
+
+def test_spans_are_of_what_passes_the_filter(tracks):
+    (hits,) = tracks.search(unit(0), k=10, where=Filter(camera="a", since=6), by_track=True)
+    assert [(hit.item.key, hit.span) for hit in hits] == [
+        ("a1", TrackSpan(first_time=10, last_time=10, pictures=1))
+    ]
+
+
+def test_by_track_answers_each_query_on_its_own(tracks):
+    first, second = tracks.search(unit(0, 1), k=1, by_track=True)
+    assert [hit.item.key for hit in first] == ["a2"]
+    assert [hit.item.key for hit in second] == ["n1"]
+
+
+def test_a_long_track_does_not_hide_the_others(gallery):
+    near = unit(*[(1, n / 1000) for n in range(400)])
+    gallery.add([Item(key=f"near{n}", camera="a", track="long") for n in range(400)], near)
+    gallery.add(
+        [Item(key="far", camera="a", track="2"), Item(key="alone", camera="a")],
+        unit((1, 2), (1, 3)),
+    )
+    (hits,) = gallery.search(unit(0), k=3, by_track=True)
+    assert [hit.item.key for hit in hits] == ["near0", "far", "alone"]
+    assert hits[0].span.pictures == 400
+
+
+def test_delete_says_how_many_were_there(filtered):
+    assert filtered.delete(["a", "nothing", "b", "a"]) == 2
+    assert filtered.delete(["a"]) == 0
+    assert keys_of(filtered.items()) == ["c", "d", "e", "f"]
+    assert keys_of(filtered.search(unit(0), k=9)[0]) == ["c", "d", "e", "f"]
+
+
+def test_delete_where(filtered):
+    assert filtered.delete_where(Filter(camera="gate", since=150)) == 1
+    assert filtered.delete_where(Filter(camera="gate", since=150)) == 0
+    assert filtered.delete_where(Filter(track="1")) == 3
+    assert keys_of(filtered.items()) == ["d", "f"]
+    with pytest.raises(UsageError, match="empty"):
+        filtered.delete_where(Filter())
+    assert filtered.count() == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"older_than": 200.5}, "bcef"),
+        ({"older_than": -5.0}, "abcdef"),
+        ({"older_than": 1e300}, "e"),
+        ({"keep_newest": 2}, "cf"),
+        ({"keep_newest": 5}, "abcdf"),
+        ({"keep_newest": 0}, ""),
+        ({"keep_newest": 99}, "abcdef"),
+        ({"keep_newest": 1, "camera": "gate"}, "bcdef"),
+        ({"older_than": 200, "camera": "door"}, "abcef"),
+        ({"older_than": 150, "keep_newest": 5}, "bcef"),
+        ({"older_than": 150, "keep_newest": 3}, "bcf"),
+        ({"older_than": 150, "keep_newest": 2}, "cf"),
+    ],
+    ids=str,
+)
+def test_prune(filtered, options, left):
+    expected = 6 - len(left)
+    assert filtered.count_prunable(**options) == expected
+    assert filtered.prune(**options) == expected
+    assert keys_of(filtered.items()) == list(left)
+    assert filtered.count_prunable(**options) == 0
+
+
+def test_prune_keeps_what_was_added_later_among_equals(gallery):
+    for number in range(6):
+        gallery.add([Item(key=str(number), time=7.0)], unit(number))
+    gallery.add([Item(key="9"), Item(key="8")], unit(8, 9))
+    gallery.add([Item(key="0", time=7.0)], unit(0))  # Replaced: not newer than it was.
+    assert gallery.prune(keep_newest=7) == 1
+    assert keys_of(gallery.items()) == list("0123458")
+    assert gallery.prune(keep_newest=3) == 4
+    assert keys_of(gallery.items()) == list("345")
+
+
+def test_prune_needs_sense(gallery):
+    for options in ({}, {"keep_newest": -1}, {"older_than": math.nan}):
+        with pytest.raises(UsageError):
+            gallery.prune(**options)
+
+
+def test_items_and_vectors_come_by_id(gallery):
+    added, vectors = [Item(key=f"k{n}", camera=f"c{n % 3}") for n in range(50)], some_vectors(50)
+    gallery.add(added, vectors)
+    by_key = dict(zip([item.key for item in added], vectors, strict=True))
+    by_id = sorted((hit.id, hit.item.key) for hit in gallery.search(some_vectors(1), k=50)[0])
+    order = [key for _, key in by_id]
+    assert [item.key for item in gallery.items()] == order
+    for batch_size in (1, 7, 25, 50, 1000):
+        pages = list(gallery.vectors(batch_size=batch_size))
+        assert [item.key for items, _ in pages for item in items] == order
+        assert max(len(items) for items, _ in pages) <= batch_size
+        for items, part in pages:
+            assert part.dtype == np.float32
+            assert part.shape == (len(items), DIM)
+            np.testing.assert_allclose(part, [by_key[i.key] for i in items], atol=1e-3)
+    only = [items for items, _ in gallery.vectors(Filter(camera="c1"), batch_size=10)]
+    assert {item.camera for items in only for item in items} == {"c1"}
+
+
+def test_info_tells_what_is_there(filtered):
+    filtered.add([Item(key="g", camera="gate", track="9")], unit(6), variant="int8")
+    info = filtered.info()
+    assert (info.items, info.embed_dim, info.fingerprint) == (7, DIM, FINGERPRINT)
+    assert info.location == filtered.location
+    assert info.cameras == {"": 1, "door": 2, "gate": 3}
+    assert info.variants == {"int8": 1}
+    assert info.tracks == 6
+    assert (info.first_time, info.last_time) == (-5.0, 1e9)
+    assert info.schema_version >= 1
+    assert info.created
+    assert "upperson-rt" in info.generator
+    assert filtered.cameras() == ["", "door", "gate"]
+
+
+def test_verify_and_rebuild_leave_all_as_it_is(filtered):
+    before = filtered.search(unit((1, 2, 3, 4, 5)), k=9)
+    assert filtered.verify() == []
+    filtered.rebuild()
+    assert rounded(filtered.search(unit((1, 2, 3, 4, 5)), k=9)) == rounded(before)
+    assert filtered.verify() == []
+    assert filtered.info().index is not None
+
+
+def rounded(found):
+    """Leave out the last digits of scores, which depend on where a vector lies in memory."""
+    return [[(round(hit.score, 5), hit.id, hit.item, hit.span) for hit in hits] for hits in found]
+
+
+BAD = np.full((1, DIM), np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        np.concatenate([unit(0), BAD]),
+        np.concatenate([unit(0), np.full((1, DIM), np.inf, np.float32)]),
+        np.concatenate([unit(0), unit(1) * 1.1]),
+        np.concatenate([unit(0), unit(1) * 0]),
+        unit(0),
+        unit(0, 1, 2),
+        unit(0, 1)[:, :-1],
+        unit(0, 1)[None],
+    ],
+    ids=["nan", "infinite", "long", "zero", "too few", "too many", "other dimension", "shape"],
+)
+def test_bad_vectors_are_refused_and_nothing_is_stored(gallery, vectors):
+    with pytest.raises(InputError, match="vector"):
+        gallery.add([Item(key="good"), Item(key="bad")], vectors)
+    assert gallery.count() == 0
+
+
+@pytest.mark.parametrize("query", [BAD, unit(0) * 2, unit(0)[:, :-1]], ids=["nan", "long", "dim"])
+@pytest.mark.parametrize("by_track", [False, True])
+def test_bad_queries_are_refused(gallery, query, by_track):
+    with pytest.raises(InputError, match="vector"):
+        gallery.search(query, k=1, by_track=by_track)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"a": {1, 2}}, {"a": math.nan}, {"a": [math.inf]}, {"a": b"x"}, {"a": "\ud800"}],
+    ids=["set", "nan", "infinite", "bytes", "surrogate"],
+)
+def test_bad_attributes_are_refused_and_nothing_is_stored(gallery, attributes):
+    with pytest.raises(InputError, match="bad"):
+        gallery.add([Item(key="good"), Item(key="bad", attributes=attributes)], unit(0, 1))
+    assert gallery.count() == 0
+
+
+def test_another_space_is_refused(place):
+    location = place.empty()
+    for fingerprint, dim in (("other", DIM), (FINGERPRINT, DIM + 1), ("other", None)):
+        for create in (False, True):
+            if create and dim is None:
+                continue
+            with pytest.raises(IntegrityError, match="another model"):
+                Gallery.open(location, fingerprint, dim, create=create)
+    with Gallery.open(location) as gallery:
+        assert (gallery.fingerprint, gallery.embed_dim) == (FINGERPRINT, DIM)
+        assert gallery.count() == 0
+
+
+def test_a_gallery_is_made_only_when_asked_for(place):
+    location = place.unused()
+    with pytest.raises(InputError, match="no gallery at"):
+        place.open(location)
+    with pytest.raises(UsageError, match="needs its fingerprint"):
+        Gallery.open(location, create=True)
+    with pytest.raises(InputError, match="no gallery at"):
+        place.open(location)
+    with place.open(location, create=True) as gallery:
+        gallery.add([FULL], unit(0))
+    with place.open(location, create=True) as gallery:  # Once more is no harm.
+        assert list(gallery.items()) == [FULL]
+
+
+def test_everything_is_there_after_opening_again(place):
+    location = place.empty()
+    vectors = some_vectors(40)
+    with place.open(location) as gallery:
+        gallery.add([Item(key=f"k{n}", camera="gate", time=n) for n in range(40)], vectors, "fp32")
+        assert gallery.delete(["k0"]) == 1
+        gallery.add([Item(key="k1", time=1000)], vectors[1:2])
+        before = gallery.search(vectors, k=5)
+        again = gallery.location
+    with Gallery.open(again, FINGERPRINT, DIM) as gallery:
+        assert rounded(gallery.search(vectors, k=5)) == rounded(before)
+        assert gallery.count() == 39
+        assert gallery.count(Filter(since=1000)) == 1
+        assert gallery.info().variants == {"fp32": 38}
+
+
+def test_a_closed_gallery_says_so(place):
+    gallery = place.open(place.empty())
+    gallery.close()
+    gallery.close()
+    for use in (
+        lambda: gallery.count(),
+        lambda: gallery.search(unit(0), k=1),
+        lambda: gallery.add([BARE], unit(0)),
+        lambda: list(gallery.items()),
+        lambda: gallery.delete(["a"]),
+        lambda: gallery.info(),
+    ):
+        with pytest.raises(UsageError, match="closed"):
+            use()
+
+
+def test_two_objects_see_each_others_changes_at_once(place):
+    location = place.empty()
+    with place.open(location) as writer, place.open(location) as reader:
+        for number in range(5):
+            writer.add([Item(key=f"k{number}", camera="gate")], unit(number))
+            assert reader.count() == number + 1
+            assert reader.search(unit(number), k=1)[0][0].item.key == f"k{number}"
+        assert writer.delete(["k0"]) == 1
+        assert reader.count() == 4
+        assert keys_of(reader.search(unit(0), k=9)[0]) == ["k1", "k2", "k3", "k4"]
+        reader.add([Item(key="k1")], unit(9))
+        assert next(iter(writer.search(unit(9), k=1)[0])).item == Item(key="k1", camera="gate")
+
+
+def test_threads_share_a_gallery(gallery):
+    errors: list[BaseException] = []
+
+    def write(worker):
+        for number in range(10):
+            gallery.add([Item(key=f"{worker}-{number}", camera=str(worker))], unit(worker))
+
+    def read(worker):
+        for _ in range(10):
+            for hit in gallery.search(unit(worker), k=5)[0]:
+                assert hit.item.camera == hit.item.key.split("-")[0]
+            gallery.count(Filter(camera=str(worker)))
+
+    def guarded(work, worker):
+        try:
+            work(worker)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=guarded, args=(work, worker))
+        for worker in range(3)
+        for work in (write, read)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=25)
+    assert errors == []
+    assert gallery.count() == 30
+    assert gallery.info().cameras == {"0": 10, "1": 10, "2": 10}
+    assert gallery.verify() == []

@@ -1,0 +1,430 @@
+"""What a gallery survives: kills, full disks, locks, folders that cannot be written to."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack, closing
+
+import numpy as np
+import pytest
+
+from tests.helpers.command_line import SOURCES
+from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.gallery import Filter, Gallery, Item, connections, schema
+
+D = 16
+SPACE = "sha256:" + "a" * 64
+KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "4"))
+"""More make a longer test: UPPERSON_TEST_KILLS=100 pytest -k killed --timeout 600."""
+
+
+def unit(count, seed=0):
+    rows = np.random.default_rng(seed).normal(size=(count, D))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+PREFIX = f"""
+import sys, numpy as np
+from upperson_rt.gallery import Filter, Gallery, Item
+D, SPACE = {D}, {SPACE!r}
+def unit(count, seed=0):
+    rows = np.random.default_rng(seed).normal(size=(count, D))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+folder = sys.argv[1]
+"""
+
+
+@pytest.fixture
+def start():
+    """Runs code in a process of its own, with the names above."""
+    with ExitStack() as stack:
+
+        def run(code, *arguments):
+            process = subprocess.Popen(
+                [sys.executable, "-c", PREFIX + code, *map(str, arguments)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield run
+
+
+WRITER = """
+gallery = Gallery.open(folder, SPACE, D, create=True)
+number = int(sys.argv[2])
+while True:
+    size = number % 37 + 1
+    items = [
+        Item(key=f"{number}-{i}", camera=f"c{i}", time=float(number), attributes={"n": number})
+        for i in range(size)
+    ]
+    gallery.add(items, unit(size, number), "int8")
+    if number % 5 == 4:
+        gallery.delete([f"{number - 1}-0"])
+        gallery.add([Item(key=f"{number - 2}-0", camera="again")], unit(1, -number + 10**6))
+    if number % 20 == 10:
+        gallery.search(unit(1), 1)
+    print(number, flush=True)
+    number += 1
+"""
+
+
+def expected_rows(acknowledged):
+    """Keys and (camera, vector) after these numbers were acknowledged."""
+    rows = {}
+    for number in range(acknowledged + 1):
+        for i, vector in enumerate(unit(number % 37 + 1, number)):
+            rows[f"{number}-{i}"] = (f"c{i}", vector)
+        if number % 5 == 4:
+            del rows[f"{number - 1}-0"]
+            rows[f"{number - 2}-0"] = ("again", unit(1, -number + 10**6)[0])
+    return rows
+
+
+def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start):
+    """The kill comes at a random moment of the writing, each time another one."""
+    rng = np.random.default_rng()
+    next_number = 0
+    for _ in range(KILLS):
+        writer = start(WRITER, tmp_path / "gallery", next_number)
+        lines = list(itertools.islice(writer.stdout, int(rng.integers(1, 40))))
+        writer.send_signal(signal.SIGKILL)
+        lines += writer.stdout.readlines()
+        assert writer.wait() == -signal.SIGKILL, writer.stderr.read()
+        acknowledged = int([line for line in lines if line.endswith("\n")][-1])
+        assert acknowledged >= next_number
+        with Gallery.open(tmp_path / "gallery", SPACE, D) as gallery:
+            assert gallery.verify() == []
+            expected = expected_rows(acknowledged)
+            stored = {
+                item.key: (item, row)
+                for items, rows in gallery.vectors()
+                for item, row in zip(items, rows, strict=True)
+            }
+            half_done = {
+                key for key in stored.keys() | expected.keys()
+                if int(key.partition("-")[0]) == acknowledged + 1
+            } | {f"{acknowledged}-0", f"{acknowledged - 1}-0"}  # fmt: skip
+            for key in expected.keys() - half_done:
+                item, row = stored[key]
+                camera, vector = expected[key]
+                assert item.camera == camera
+                assert np.array_equal(row, vector.astype(np.float16).astype(np.float32))
+            assert stored.keys() - half_done == expected.keys() - half_done
+            # The commit that was under way is there completely or not at all.
+            begun = sum(key.startswith(f"{acknowledged + 1}-") for key in stored)
+            assert begun in (0, (acknowledged + 1) % 37 + 1)
+            found = gallery.search(unit(3), 10**6)
+            assert all(len(hits) == len(stored) for hits in found)
+            gallery.delete([key for key in stored if key not in expected])
+            gallery.add(
+                [Item(key=key, camera=camera) for key, (camera, _) in expected.items()],
+                np.stack([vector for _, vector in expected.values()]),
+            )
+        next_number = acknowledged + 1
+
+
+READER = """
+gallery = Gallery.open(folder, SPACE, D)
+print("ready", flush=True)
+for line in sys.stdin:
+    number = int(line)
+    hits = gallery.search(unit(1, number), 2)[0]
+    print(hits[0].item.key, gallery.count(), len(gallery.search(unit(1), 10**6)[0]), flush=True)
+"""
+
+
+def test_readers_in_other_processes_see_every_commit(tmp_path, start):
+    with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
+        gallery.add([Item(key=f"old{i}") for i in range(50)], unit(50, 10**6))
+        readers = [start(READER, tmp_path) for _ in range(2)]
+        for reader in readers:
+            assert reader.stdout.readline() == "ready\n"
+        for number in range(30):
+            gallery.add([Item(key=f"n{number}")], unit(1, number))
+            if number % 3 == 2:
+                gallery.delete([f"old{number}"])
+            left = 50 + number + 1 - (number + 1) // 3
+            for reader in readers:
+                reader.stdin.write(f"{number}\n")
+                reader.stdin.flush()
+                assert reader.stdout.readline() == f"n{number} {left} {left}\n"
+        for reader in readers:
+            reader.communicate()
+            assert reader.returncode == 0
+
+
+SCHEMA_1 = """
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE items (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT NOT NULL UNIQUE,
+        source TEXT,
+        camera TEXT,
+        time REAL,
+        track TEXT,
+        box TEXT,
+        attributes TEXT NOT NULL,
+        variant TEXT,
+        vector BLOB NOT NULL
+    );
+    CREATE INDEX items_by_camera_time ON items (camera, time);
+    CREATE INDEX items_by_time ON items (time);
+    CREATE INDEX items_by_track ON items (track);
+"""
+"""As version 0.1.0 made it."""
+
+
+@pytest.fixture
+def version_1(tmp_path):
+    """A gallery of version 1 with 40 items, one of them deleted."""
+    with closing(sqlite3.connect(tmp_path / "gallery.sqlite")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(SCHEMA_1)
+        meta = {
+            "schema_version": "1", "fingerprint": SPACE, "embed_dim": str(D),
+            "created": "2026-01-01T00:00:00+00:00", "generator": "upperson-rt 0.1.0",
+        }  # fmt: skip
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        for i, vector in enumerate(unit(40)):
+            connection.execute(
+                "INSERT INTO items (key, source, camera, time, track, box, attributes, variant,"
+                " vector) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (f"k{i}", f"s{i}", "gate", float(i), f"t{i // 4}", "1,2,3,4",
+                 json.dumps({"ü": i}), "int8", vector.astype("<f2").tobytes()),
+            )  # fmt: skip
+        connection.execute("DELETE FROM items WHERE key = 'k39'")
+        connection.commit()
+    return tmp_path
+
+
+def check_migrated(folder):
+    with Gallery.open(folder, SPACE, D) as gallery:
+        assert gallery.info().schema_version == 2
+        assert gallery.verify() == []
+        for i, vector in enumerate(unit(39)):
+            (hit,) = gallery.search(vector[None], 1)[0]
+            assert hit.id == i + 1
+            assert hit.item == Item(
+                key=f"k{i}", source=f"s{i}", camera="gate", time=float(i), track=f"t{i // 4}",
+                box=(1, 2, 3, 4), attributes={"ü": i},
+            )  # fmt: skip
+        assert [item.key for item in gallery.items(Filter(attributes={"ü": 7}))] == ["k7"]
+        gallery.add([Item(key="k39", crop="a.jpg")], unit(1, 5))
+        assert gallery.search(unit(1, 5), 1)[0][0].id == 41  # 40 was given before.
+        gallery.delete(["k39", "k0"])
+        assert len(gallery.search(unit(1), 99)[0]) == 38
+
+
+def test_version_1_is_brought_up_to_date(version_1, caplog):
+    check_migrated(version_1)
+    assert "from schema version 1 to 2" in caplog.text
+    fresh = version_1 / "fresh"
+    Gallery.open(fresh, SPACE, D, create=True).close()
+    assert schema_of(version_1) == schema_of(fresh)
+
+
+def schema_of(folder):
+    """Columns and what else there is; the order of columns is that of their making."""
+    with closing(sqlite3.connect(folder / "gallery.sqlite")) as connection:
+        columns = sorted(row[1:] for row in connection.execute("PRAGMA table_info(items)"))
+        others = connection.execute(
+            "SELECT type, name, sql FROM sqlite_master WHERE name NOT IN ('items') ORDER BY name"
+        ).fetchall()
+    return [column[:4] for column in columns], others
+
+
+MIGRATION = """
+import os
+from upperson_rt.gallery import schema
+done, statements = int(sys.argv[2]), schema._FROM_1_TO_2
+class Killing(tuple):
+    def __iter__(self):
+        for number, statement in enumerate(tuple.__iter__(self)):
+            if number == done:
+                os.kill(os.getpid(), 9)
+            yield statement
+        os.kill(os.getpid(), 9)
+schema._FROM_1_TO_2 = Killing(statements)
+Gallery.open(folder, SPACE, D)
+"""
+
+
+@pytest.mark.parametrize("done", [0, 5, len(schema._FROM_1_TO_2)])
+def test_a_migration_that_is_killed_leaves_version_1(version_1, done, start):
+    killed = start(MIGRATION, version_1, done)
+    assert killed.wait() == -signal.SIGKILL, killed.stderr.read()
+    with closing(sqlite3.connect(version_1 / "gallery.sqlite")) as connection:
+        (version,) = connection.execute(
+            "SELECT value FROM meta WHERE name = 'schema_version'"
+        ).fetchone()
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        assert version == "1"
+        assert "changes" not in names
+        assert connection.execute("SELECT count(*) FROM items").fetchone() == (39,)
+    check_migrated(version_1)
+
+
+def test_version_1_of_another_model_is_left_alone(version_1):
+    before = (version_1 / "gallery.sqlite").read_bytes()
+    with pytest.raises(IntegrityError, match="of another model"):
+        Gallery.open(version_1, "sha256:other", D)
+    assert (version_1 / "gallery.sqlite").read_bytes() == before
+
+
+def test_a_full_database_keeps_what_it_has(tmp_path):
+    with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
+        gallery.add([Item(key="kept")], unit(1))
+        writer = gallery._connections._writer
+        (pages,) = writer.execute("PRAGMA page_count").fetchone()
+        writer.execute(f"PRAGMA max_page_count = {pages + 2}")
+        many = [Item(key=f"{'long' * 50}{i}") for i in range(200)]
+        with pytest.raises(InputError, match=r"database or disk is full; .*gallery prune"):
+            gallery.add(many, unit(200))
+        assert [item.key for item in gallery.items()] == ["kept"]
+        writer.execute("PRAGMA max_page_count = 100000")
+        gallery.add(many, unit(200))
+        assert gallery.count() == 201
+        assert gallery.verify() == []
+
+
+LIMITED = """
+import resource
+from upperson_rt.errors import InputError
+gallery = Gallery.open(folder, SPACE, D)
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+number = 0
+try:
+    while True:
+        gallery.add([Item(key=f"{number}-{i}") for i in range(20)], unit(20, number))
+        print(number, flush=True)
+        number += 1
+except InputError as error:
+    print(error, file=sys.stderr, flush=True)
+    assert gallery.count() == 20 * number, (gallery.count(), number)
+    assert len(gallery.search(unit(1), 10**6)[0]) == 20 * number
+"""
+
+
+def test_a_disk_that_takes_no_more_loses_nothing(tmp_path, start):
+    """The system refuses to let files grow, as it does when a disk is full."""
+    Gallery.open(tmp_path, SPACE, D, create=True).close()
+    process = start(LIMITED, tmp_path)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "cannot use gallery" in err
+    assert "nothing was changed: " in err
+    done = [int(line) for line in out.splitlines()]
+    assert len(done) > 3
+    with Gallery.open(tmp_path, SPACE, D) as gallery:
+        assert gallery.verify() == []
+        assert gallery.count() == 20 * len(done)
+        gallery.add([Item(key="goes on")], unit(1))
+        assert gallery.count() == 20 * len(done) + 1
+
+
+def test_a_lock_ends_with_advice(tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "LOCK_TIMEOUT_S", 0.05)
+    with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
+        gallery.add([Item(key="a")], unit(1))
+        with closing(sqlite3.connect(tmp_path / "gallery.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for change in (
+                lambda: gallery.add([Item(key="b")], unit(1)),
+                lambda: gallery.delete(["a"]),
+                lambda: gallery.prune(keep_newest=0),
+            ):
+                with pytest.raises(
+                    InputError, match=r"database is locked; another process .*try again"
+                ):
+                    change()
+            assert len(gallery.search(unit(1), 9)[0]) == 1  # Reading goes on.
+        gallery.add([Item(key="b")], unit(1))
+        assert gallery.count() == 2
+
+
+UNPRIVILEGED = """
+import os
+from upperson_rt.errors import InputError
+if os.getuid() == 0:
+    with Gallery.open(folder, SPACE, D) as gallery:  # Imports everything: only root may.
+        gallery.search(unit(1), 1)
+        gallery.verify()
+    os.setgid(65534)
+    os.setuid(65534)
+gallery = Gallery.open(folder, SPACE, D)
+assert len(gallery.search(unit(1), 99)[0]) == 40
+assert gallery.verify() == [], gallery.verify()
+for change in (lambda: gallery.add([Item(key="new")], unit(1)), lambda: gallery.delete(["k1"])):
+    try:
+        change()
+    except InputError as error:
+        print(error)
+assert gallery.count() == 40
+"""
+
+
+def test_a_folder_that_cannot_be_written_to_can_be_searched(start):
+    with tempfile.TemporaryDirectory() as parent:  # pytest's own folders are private.
+        os.chmod(parent, 0o755)
+        folder = os.path.join(parent, "gallery")
+        with Gallery.open(folder, SPACE, D, create=True) as gallery:
+            gallery.add([Item(key=f"k{i}") for i in range(40)], unit(40))
+        os.chmod(os.path.join(folder, "gallery.sqlite"), 0o444)
+        os.chmod(folder, 0o555)
+        try:
+            process = start(UNPRIVILEGED, folder)
+            out, err = process.communicate()
+            assert process.returncode == 0, err
+            lines = out.splitlines()
+            assert len(lines) == 2
+            assert all("readonly" in line and "check the permissions" in line for line in lines)
+            assert sorted(os.listdir(folder)) == ["gallery.sqlite"]
+        finally:
+            os.chmod(folder, 0o755)
+
+
+def test_an_old_schema_that_cannot_be_written_is_an_error(version_1, monkeypatch):
+    from upperson_rt.gallery import sqlite
+
+    with closing(sqlite3.connect(version_1 / "gallery.sqlite")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    monkeypatch.setattr(sqlite, "is_writable", lambda path: False)
+    with pytest.raises(InputError, match=r"schema version 1.*cannot be written"):
+        Gallery.open(version_1, SPACE, D)
+
+
+def use_everything(folder):
+    with Gallery.open(folder, SPACE, D, create=True) as gallery:
+        gallery.search(unit(1), 5)
+        problems = gallery.verify()
+        if problems:
+            raise IntegrityError(f"damaged: {problems[0]}")
+
+
+def test_damage_is_reported_and_left_as_it_is(tmp_path):
+    with Gallery.open(tmp_path / "g", SPACE, D, create=True) as gallery:
+        gallery.add([Item(key=f"k{i}" * 20) for i in range(500)], unit(500))
+    path = tmp_path / "g" / "gallery.sqlite"
+    healthy = path.read_bytes()
+    for start_at, stop_at in ((0, 100), (4096, 8192), (20480, 28672), (8192, len(healthy))):
+        content = bytearray(healthy)
+        content[start_at:stop_at] = b"\x5a" * (stop_at - start_at)
+        shutil.rmtree(tmp_path / "g")
+        path.parent.mkdir()
+        path.write_bytes(content)
+        with pytest.raises(IntegrityError, match=r"damaged|not a gallery|malformed|wrong length"):
+            use_everything(tmp_path / "g")
+        assert path.read_bytes() == content

@@ -1,0 +1,99 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery.export import export_gallery
+
+D = 8
+ITEMS = [
+    Item(
+        key='a "quoted", ünï\nkey', source="rtsp://x#1", camera="gate", time=1764000000.25,
+        track="t1", box=(1, 2, 3, 4), crop="a.jpg", attributes={"n": 1, "text": 'x,"y"'},
+    ),
+    Item(key="bare"),
+    Item(key="c", camera="hall", time=-1.0),
+]  # fmt: skip
+
+
+def unit(count, seed=0):
+    rows = np.random.default_rng(seed).normal(size=(count, D))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    with Gallery.open(tmp_path / "gallery", "sha256:a", D, create=True) as store:
+        store.add(ITEMS, unit(3))
+        yield store
+
+
+def test_rows_of_all_files_belong_together(gallery, tmp_path):
+    seen = []
+    done = export_gallery(gallery, tmp_path / "out", progress=seen.append)
+    assert (done.items, seen) == (3, [3])
+    assert [path.name for path in done.files][:3] == ["gallery.json", "items.csv", "items.parquet"]
+    vectors = np.load(tmp_path / "out" / "vectors.npy")
+    assert vectors.dtype == np.float32
+    assert np.array_equal(vectors, unit(3).astype(np.float16).astype(np.float32))
+    with open(tmp_path / "out" / "items.csv", encoding="utf-8", newline="") as file:
+        first, bare, other = csv.DictReader(file)
+    assert first["key"] == ITEMS[0].key
+    assert (first["camera"], float(first["time"]), first["crop"]) == (
+        "gate",
+        ITEMS[0].time,
+        "a.jpg",
+    )
+    assert [first[name] for name in ("x0", "y0", "x1", "y1")] == ["1", "2", "3", "4"]
+    assert json.loads(first["attributes"]) == ITEMS[0].attributes
+    assert (bare["camera"], bare["time"], bare["x0"]) == ("", "", "")
+    assert float(other["time"]) == -1
+    facts = json.loads((tmp_path / "out" / "gallery.json").read_text("utf-8"))
+    assert facts == {
+        "gallery": gallery.location, "fingerprint": "sha256:a", "embed_dim": D, "items": 3,
+    }  # fmt: skip
+
+
+def test_parquet_has_the_same_rows(gallery, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
+    export_gallery(gallery, tmp_path / "out")
+    rows = parquet.read_table(tmp_path / "out" / "items.parquet").to_pylist()
+    assert [row["key"] for row in rows] == [item.key for item in ITEMS]
+    assert (rows[0]["time"], rows[0]["x1"], rows[1]["time"]) == (ITEMS[0].time, 3, None)
+
+
+def test_without_pyarrow_there_is_no_parquet(gallery, tmp_path, monkeypatch):
+    export_gallery(gallery, tmp_path / "out")
+    monkeypatch.setattr("upperson_rt.gallery.export.find_spec", lambda name: None)
+    done = export_gallery(gallery, tmp_path / "out")  # Replaces the earlier one.
+    assert [path.name for path in done.files] == ["gallery.json", "items.csv", "vectors.npy"]
+
+
+def test_filters_and_empty_exports(gallery, tmp_path):
+    export_gallery(gallery, tmp_path / "out", Filter(camera="hall"))
+    assert np.load(tmp_path / "out" / "vectors.npy").shape == (1, D)
+    export_gallery(gallery, tmp_path / "out", Filter(camera="nowhere"))
+    assert np.load(tmp_path / "out" / "vectors.npy").shape == (0, D)
+    assert len((tmp_path / "out" / "items.csv").read_text("utf-8").splitlines()) == 1
+
+
+def test_what_is_not_an_export_is_not_replaced(gallery, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "diary.txt").write_text("mine")
+    with pytest.raises(InputError, match="is not an earlier result"):
+        export_gallery(gallery, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["diary.txt"]
+
+
+def test_a_failed_export_leaves_nothing(gallery, tmp_path, monkeypatch):
+    def broken(self, where=None):
+        yield [ITEMS[0]], unit(1)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(gallery), "vectors", broken)
+    with pytest.raises(InputError, match=r"cannot write .*No space left on device"):
+        export_gallery(gallery, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gallery"]

@@ -1,0 +1,416 @@
+"""What is Milvus's own; what all galleries promise is in test_runtime_gallery_contract.py."""
+
+import json
+import socket
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.helpers.command_line import run_code
+from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, unit
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
+from upperson_rt.gallery import Filter, Gallery, Item, milvus_rows, milvus_search, milvus_table
+from upperson_rt.gallery.milvus_location import TOKEN_VARIABLE, parse
+from upperson_rt.gallery.milvus_recent import Known, RecentWrites
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+
+
+@pytest.fixture(params=["lite", "server"])
+def place(request):
+    return request.getfixturevalue(f"{request.param}_place")
+
+
+@pytest.fixture
+def gallery(place):
+    with place.open(place.empty()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def lite(lite_place):
+    with lite_place.open(lite_place.empty()) as opened:
+        yield opened
+
+
+# Locations
+
+
+def test_a_location_of_a_server():
+    place = parse("milvus://host/people")
+    assert (place.uri, place.collection, place.database) == ("http://host:19530", "people", "")
+    assert place.text == "milvus://host:19530/people"
+    assert place.token == ""
+    assert place.file is None
+    place = parse("milvus://[::1]:7/shop/people?tls=true&index=hnsw&timeout=2.5")
+    assert (place.uri, place.collection, place.database) == ("https://[::1]:7", "people", "shop")
+    assert place.text == "milvus://[::1]:7/shop/people?tls=true&index=hnsw&timeout=2.5"
+    assert (place.options.index, place.options.timeout_s) == ("hnsw", 2.5)
+
+
+def test_a_location_of_a_folder():
+    place = parse("milvus:///data/a%20b/people.db/front?index=ivf_sq8")
+    assert str(place.file) == place.uri == "/data/a b/people.db"
+    assert place.collection == "front"
+    assert parse(place.text) == place
+
+
+def test_passwords_are_taken_and_never_shown(monkeypatch):
+    place = parse("milvus://ann:s3%3Acret@host/people")
+    assert place.token == "ann:s3:cret"
+    assert place.text == "milvus://ann@host:19530/people"
+    assert "cret" not in repr(place)
+    with pytest.raises(UsageError, match=f"{TOKEN_VARIABLE}=ann:PASSWORD"):
+        parse(place.text)
+    monkeypatch.setenv(TOKEN_VARIABLE, "ann:other")
+    assert parse(place.text).token == "ann:other"
+    assert parse("milvus://host/people").token == "ann:other"
+    with pytest.raises(UsageError, match="no password for the Milvus user 'bob'"):
+        parse("milvus://bob@host/people")
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("milvus://host", "not the name of a Milvus collection"),
+        ("milvus://host/", "not the name of a Milvus collection"),
+        ("milvus://host/a-b", "not the name of a Milvus collection"),
+        ("milvus://host/1a", "not the name of a Milvus collection"),
+        ("milvus://host/a/b/c", "milvus://host/database/collection"),
+        ("milvus://host:port/a", "malformed address"),
+        ("milvus://host:99999/a", "malformed address"),
+        ("milvus:///people.db", "not the name of a Milvus collection"),
+        ("milvus:///data/people/front", "ends in .db"),
+        ("milvus://host/a?colour=red", "unknown option 'colour'"),
+        ("milvus://host/a?index=tree", "option index .* not 'tree'"),
+        ("milvus://host/a?consistency=eventually", "option consistency"),
+        ("milvus://host/a?tls=yes", "option tls"),
+        ("milvus://host/a?timeout=soon", "option timeout"),
+        ("milvus://host/a?timeout=0", "option timeout"),
+        ("milvus://host/a?timeout=nan", "option timeout"),
+    ],
+)
+def test_malformed_locations(location, message):
+    with pytest.raises(UsageError, match=message):
+        Gallery.open(location)
+
+
+# What is stored
+
+
+def test_ids_and_hashes_stay_what_they_are():
+    """They are stored: another value here would orphan every collection there is."""
+    assert milvus_rows.id_of("/crops/000001.jpg") == 7121284735137225458
+    assert milvus_rows.hashes_of({"n": 1, "c": "röd", "on": True, "x": 0.5}) == [
+        "5a645e5c04933eb3a4f639e0b6b66818",
+        "e4bc34212defbb240c42d54ac46de7c1",
+        "f05505814787bee455519e64a192f803",
+        "b838b7388f6811fdbd3d5b706212e679",
+    ]
+
+
+def test_hashes_tell_types_apart_as_filters_do():
+    def hash_of(value, name="n"):
+        return milvus_rows.hashes_of({name: value})[0]
+
+    assert hash_of(1) == hash_of(1.0)
+    assert hash_of(0) == hash_of(-0.0)
+    different = [1, True, "1", "true", "True", 0, False, "", 0.1, 2**53, 2**53 + 1, '["number"]']
+    assert len({hash_of(value) for value in different}) == len(different)
+    assert hash_of(1, "a") != hash_of(1, "b")
+    assert milvus_rows.hashes_of({"a": None, "b": [1], "c": {"d": 1}}) == []
+
+
+@pytest.mark.parametrize("text", [None, "", "\x01", "\x01\x01", "a\x01", "\x01a", " ", "a"])
+def test_texts_come_back(text):
+    stored = milvus_rows.encode_text(text, "text")
+    assert milvus_rows.decode_text(stored) == text
+    assert (stored == "") == (text is None)
+
+
+def test_float16_vectors_come_back_from_bytes():
+    vectors = some_vectors(3)
+    sent = milvus_rows.encode_vectors(vectors, "float16")
+    assert [row.dtype for row in sent] == [np.float16] * 3
+    for received in ([row.tobytes() for row in sent], [[row.tobytes()] for row in sent]):
+        back = milvus_rows.decode_vectors(received, "float16", DIM)
+        assert back.dtype == np.float32
+        np.testing.assert_array_equal(back, vectors.astype(np.float16).astype(np.float32))
+
+
+def test_recent_writes_correct_what_was_read():
+    recent = RecentWrites()
+    recent.record({1: Known("a", "gate", 5), 2: Known("b", "", 6)})
+    recent.record({2: None})
+    read = {2: Known("b", "stale", 6), 3: Known("c", "old", 7)}
+    recent.update(read, [1, 2, 3])
+    assert read == {1: Known("a", "gate", 5), 3: Known("c", "old", 7)}
+    forgetful = RecentWrites(seconds=-1)
+    forgetful.record({1: Known("a", "gate", 5)})
+    read = {}
+    forgetful.update(read, [1])
+    assert read == {}
+
+
+# Limits
+
+
+def test_two_keys_with_one_id_are_noticed(lite, monkeypatch):
+    monkeypatch.setattr(milvus_rows, "id_of", lambda key: 7)
+    lite.add([Item(key="a")], unit(0))
+    with pytest.raises(IntegrityError, match="'b' and 'a' have the same id 7"):
+        lite.add([Item(key="b")], unit(1))
+    with pytest.raises(IntegrityError, match="have the same id"):
+        lite.add([Item(key="a"), Item(key="b")], unit(0, 1))
+    assert lite.delete(["b"]) == 0
+    assert list(lite.items()) == [Item(key="a")]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (Item(key="x" * 65536), "key has 65536 bytes"),
+        (Item(key="bad", camera="ü" * 32768), "camera has 65536 bytes"),
+        (Item(key="bad", attributes={"a": "x" * 65536}), "bytes of them as JSON"),
+        (Item(key="bad", attributes={str(n): 1 for n in range(4097)}), "up to 4096 attributes"),
+        (Item(key="bad", attributes={"a": 2**64}), "64-bit"),
+        (Item(key="bad", box=(0, 0, 2**64, 1)), "64-bit"),
+    ],
+    ids=["key", "camera", "attributes", "number of attributes", "integer", "box"],
+)
+def test_what_milvus_cannot_keep_is_refused(gallery, item, message):
+    with pytest.raises(InputError, match=message):
+        gallery.add([Item(key="good"), item], unit(0, 1))
+    assert gallery.count() == 0
+
+
+def test_the_longest_texts_fit(gallery):
+    longest = Item(key="ü" * 32767, camera="c" * 65535, attributes={"a": "x" * 65000})
+    gallery.add([longest], unit(0))
+    assert list(gallery.items(Filter(camera="c" * 65535))) == [longest]
+
+
+def test_k_has_a_limit(lite):
+    assert lite.search(unit(0), k=milvus_search.MOST_HITS - 1) == [[]]
+    with pytest.raises(UsageError, match="k must be from 1 to 16383"):
+        lite.search(unit(0), k=milvus_search.MOST_HITS)
+
+
+def test_a_batch_that_is_too_large_is_refused_as_a_whole(server_place):
+    with server_place.open(server_place.empty()) as gallery:
+        items = [Item(key=str(n), source="s" * 60_000) for n in range(150)]
+        with pytest.raises(InputError, match="add fewer items at a time"):
+            gallery.add(items, unit(*[0] * 150))
+        assert gallery.count() == 0
+
+
+# Many rows
+
+
+def test_pages_join_up(gallery, monkeypatch):
+    monkeypatch.setattr(milvus_table, "_AT_A_TIME", 7)
+    items = [Item(key=f"k{n}", camera=f"c{n % 2}", track=str(n % 5), time=n) for n in range(30)]
+    gallery.add(items, some_vectors(30))
+    assert keys_of(gallery.items()) == keys_of(items)
+    assert gallery.info().items == 30
+    assert gallery.verify() == []
+    (hits,) = gallery.search(unit(0), k=10, by_track=True)
+    assert sum(hit.span.pictures for hit in hits) == 30
+    gallery.add(items, some_vectors(30, seed=1))
+    assert gallery.count() == 30
+    assert gallery.prune(keep_newest=22) == 8
+    assert gallery.delete_where(Filter(camera="c0")) == 11
+    assert gallery.delete([item.key for item in items]) == 11
+
+
+def test_tracks_longer_than_a_search_may_return(gallery, monkeypatch):
+    for module in (milvus_search, milvus_table):
+        monkeypatch.setattr(module, "MOST_HITS", 8)
+    near = [Item(key=f"n{n}", camera="a", track='lo"ng') for n in range(20)]
+    same = [Item(key=f"s{n}", track="same") for n in range(20)]
+    gallery.add(near, unit(*[(1, n / 1000) for n in range(20)]))
+    gallery.add(same, unit(*[(1, 1)] * 20))
+    gallery.add([Item(key="alone"), Item(key="far", track="f")], unit((1, 2), (1, 3)))
+    (hits,) = gallery.search(unit(0), k=5, by_track=True)
+    first = min(milvus_rows.id_of(item.key) for item in same)
+    assert [hit.item.key for hit in hits] == ["n0", hits[1].item.key, "alone", "far"]
+    assert hits[1].id in [milvus_rows.id_of(item.key) for item in same]
+    assert hits[1].id >= first
+    assert [hit.span and hit.span.pictures for hit in hits] == [20, 20, None, 1]
+
+
+# Collections
+
+
+@pytest.mark.parametrize("index", ["hnsw", "ivf_sq8"])
+def test_an_index_is_chosen_in_the_location(lite_place, index):
+    location = lite_place.unused()
+    with lite_place.open(f"{location}?index={index}", create=True) as gallery:
+        gallery.add([Item(key=str(n)) for n in range(100)], some_vectors(100))
+        gallery.rebuild()
+        found = gallery.info().index
+        assert (found.kind, found.rows, found.recall_at_10) == (index.replace("_", "-"), 100, None)
+        assert gallery.search(some_vectors(100)[5:6], k=1)[0][0].item.key == "5"
+    with lite_place.open(location) as gallery:
+        assert gallery.info().index.kind == index.replace("_", "-")
+        gallery.rebuild()
+        assert (gallery.info().index.kind, gallery.info().index.recall_at_10) == ("exact", 1.0)
+        assert gallery.count() == 100
+
+
+def test_float16_is_refused_where_it_does_not_work(place):
+    location = f"{place.unused()}?vectors=float16"
+    with pytest.raises(BackendError, match=r"needs Milvus 2\.4 or newer, found"):
+        place.open(location, create=True)
+    with pytest.raises(InputError, match="no gallery at"):
+        place.open(location)
+
+
+def test_other_collections_are_left_alone(place):
+    location = place.unused()
+    with place.client() as client:
+        client.create_collection(location.rsplit("/", 1)[1], dimension=DIM)
+        for create in (False, True):
+            with pytest.raises(IntegrityError, match="a collection, but not a gallery"):
+                place.open(location, create=create)
+    with place.client() as client:
+        assert client.has_collection(location.rsplit("/", 1)[1])
+
+
+def test_a_newer_schema_is_refused(lite_place, monkeypatch):
+    location = lite_place.unused()
+    with monkeypatch.context() as newer:
+        newer.setattr("upperson_rt.gallery.milvus_collection.SCHEMA_VERSION", 2)
+        lite_place.open(location, create=True).close()
+    with pytest.raises(InputError, match="schema version 2, this program reads up to 1"):
+        lite_place.open(location)
+
+
+def test_an_interrupted_creation_is_completed(place, monkeypatch):
+    location = place.unused()
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr("upperson_rt.gallery.milvus_collection.make_index", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            place.open(location, create=True)
+    with place.open(location) as gallery:
+        gallery.add([Item(key="a")], unit(0))
+        assert keys_of(gallery.search(unit(0), k=1)[0]) == ["a"]
+
+
+def test_verify_finds_what_is_wrong(lite_place):
+    location = lite_place.empty()
+    with lite_place.open(location) as gallery, lite_place.client() as client:
+        gallery.add([Item(key=k, attributes={"n": 1}) for k in "abcde"], unit(0, 1, 2, 3, 4))
+        name = location.rsplit("/", 1)[1]
+        rows = {
+            row["key"]: row for row in client.query(name, filter="id >= 0", output_fields=["*"])
+        }
+        rows["b"]["vector"] = [0.5] * DIM
+        rows["c"]["attributes"] = {"n": 2}
+        rows["d"]["box"] = {"x0": 1}
+        rows["e"]["key"] = "f"
+        client.upsert(name, [rows[key] for key in "bcde"])
+        problems = sorted(gallery.verify())
+        assert [problem.split(":")[0] for problem in problems] == [
+            "item b", "item c", "item d", "item f",
+        ]  # fmt: skip
+        for problem, text in zip(
+            problems,
+            ["length 2", "filters do not see", "malformed", "not that of its key"],
+            strict=True,
+        ):
+            assert text in problem
+        with pytest.raises(IntegrityError, match="gallery verify"):
+            list(gallery.items())
+
+
+def test_a_folder_belongs_to_one_process_until_it_is_closed(lite_place):
+    location = lite_place.empty()
+    code = (
+        "from upperson_rt.gallery import Gallery\n"
+        "from upperson_rt.errors import InputError\n"
+        f"try: print(Gallery.open({location!r}).count())\n"
+        "except InputError as error: print(error)"
+    )
+
+    def elsewhere():
+        done = run_code(code, timeout_s=25)
+        assert done.stderr == ""
+        return done.stdout.strip()
+
+    with lite_place.open(location) as first:
+        first.add([Item(key="a")], unit(0))
+        with lite_place.open(location) as second:
+            assert second.count() == 1
+        assert first.count() == 1
+        assert "another process has it open" in elsewhere()
+    assert elsewhere() == "1"
+
+
+# Trouble on the way
+
+
+def test_a_server_that_is_away():
+    pytest.importorskip("pymilvus")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(BackendError, match=rf"no Milvus server answers at .*{port}") as error:
+        Gallery.open(f"milvus://ann:secret@127.0.0.1:{port}/people?timeout=1")
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "location"),
+    [("pymilvus", "milvus://host/people"), ("milvus_lite", "milvus:///tmp/people.db/people")],
+)
+def test_a_missing_package_is_told_with_its_command(monkeypatch, package, location):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(BackendError, match="which is not installed: run  pip install"):
+        Gallery.open(location)
+
+
+def test_a_server_that_dies_and_comes_back(server_place):
+    location = server_place.empty()
+    server = server_place.server
+    vectors = some_vectors(60)
+    gallery = server_place.open(f"{location}?timeout=1")
+    with gallery:
+        for start in range(0, 50, 5):
+            part = range(start, start + 5)
+            gallery.add([Item(key=f"k{n}", camera="gate", time=n) for n in part], vectors[part])
+        assert gallery.delete(["k0"]) == 1
+        server.kill()  # Nothing is flushed.
+        try:
+            for use in (
+                lambda: gallery.add([Item(key="late")], unit(0)),
+                lambda: gallery.search(unit(0), k=1),
+                gallery.count,
+            ):
+                begin = time.monotonic()
+                with pytest.raises(BackendError, match="Milvus failed for gallery") as error:
+                    use()
+                assert time.monotonic() - begin < 10
+                assert "\n" not in str(error.value)
+        finally:
+            server.start()
+    with server_place.open(location) as gallery:
+        assert gallery.count() == 49
+        assert gallery.verify() == []
+        gallery.add([Item(key="k1", time=1000)], vectors[1:2])
+        assert next(gallery.items(Filter(since=1000))).camera == "gate"
+
+
+def test_meta_says_what_made_it(lite_place):
+    location = lite_place.empty()
+    with lite_place.client() as client:
+        described = client.describe_collection(location.rsplit("/", 1)[1])
+    meta = json.loads(described["properties"]["upperson"])["upperson"]
+    assert meta["fingerprint"] == FINGERPRINT
+    assert meta["embed_dim"] == DIM
+    assert (meta["schema_version"], meta["vectors"]) == (1, "float32")

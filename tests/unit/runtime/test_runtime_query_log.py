@@ -1,0 +1,149 @@
+import json
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.command_line import run_code
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Filter, Hit, Item
+from upperson_rt.query_log import QueryLog, describe_picture
+
+HITS = [Hit(id=number, score=0.5, item=Item(key=str(number))) for number in (7, 3)]
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_line_says_who_asked_what_and_what_came_out(tmp_path):
+    with QueryLog(tmp_path / "log", user="ann") as log:
+        where = Filter(camera=["gate", "hall"], since=5.0, attributes={"floor": 2})
+        log.write("woman\nin \N{BLACK HEART SUIT}", HITS, k=2, where=where, gallery="g")
+    (line,) = lines_of(tmp_path / "log")
+    assert line.pop("time").endswith("+00:00")
+    assert line == {
+        "user": "ann",
+        "action": "query",
+        "sentence": "woman\nin \N{BLACK HEART SUIT}",
+        "filter": {"camera": ["gate", "hall"], "since": 5.0, "attributes": {"floor": 2}},
+        "k": 2,
+        "by_track": False,
+        "gallery": "g",
+        "ids": [7, 3],
+    }
+
+
+def test_the_file_is_its_owners_and_grows(tmp_path):
+    path = tmp_path / "log"
+    for sentence in ("red", "blue"):
+        with QueryLog(path) as log:
+            log.write(sentence, HITS, k=10)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [line["sentence"] for line in lines_of(path)] == ["red", "blue"]
+    assert lines_of(path)[0]["user"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="users have numbers on POSIX only")
+def test_the_user_is_the_systems_not_a_variable(tmp_path, monkeypatch):
+    import pwd
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody else")
+    assert QueryLog(tmp_path / "log").user == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr(os, "getuid", lambda: 987_654)
+    assert QueryLog(tmp_path / "log").user == "uid 987654"
+
+
+def test_every_line_is_on_disk_before_the_call_returns(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(fsync(file)))
+    log = QueryLog(tmp_path / "log")
+    for count in (1, 2):
+        log.write("red", HITS, k=1)
+        assert len(synced) == count
+        assert len(lines_of(tmp_path / "log")) == count
+    log.close()
+
+
+def test_lines_of_threads_and_processes_do_not_mix(tmp_path):
+    code = """
+import sys
+from upperson_rt.query_log import QueryLog
+log = QueryLog(sys.argv[1], user=sys.argv[2])
+for _ in range(50):
+    log.write("x" * 5000, [], k=1)
+"""
+
+    def in_a_process(name):
+        done = run_code(code, tmp_path / "log", name)
+        assert done.returncode == 0, done.stderr
+
+    log = QueryLog(tmp_path / "log", user="threads")
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [pool.submit(in_a_process, name) for name in ("a", "b")]
+        jobs += [pool.submit(log.write, "x" * 5000, HITS, k=1) for _ in range(50)]
+        for job in jobs:
+            job.result()
+    users = [line["user"] for line in lines_of(tmp_path / "log")]
+    assert sorted(users) == ["a"] * 50 + ["b"] * 50 + ["threads"] * 50
+
+
+def test_a_line_cut_off_by_a_full_disk_spoils_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    log = QueryLog(path)
+    write = os.write
+
+    monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:9]))
+    log.write("red", HITS, k=1)  # In pieces, but whole.
+    calls = iter([write, None])
+
+    def fails_second(file, content):
+        if next(calls) is None:
+            raise OSError(28, "No space left on device")
+        return write(file, content[:20])
+
+    monkeypatch.setattr(os, "write", fails_second)
+    with pytest.raises(InputError, match="No space left on device; no query is answered without"):
+        log.write("green", HITS, k=1)
+    monkeypatch.setattr(os, "write", write)
+    log.write("blue", HITS, k=1)
+    first, torn, last = path.read_text().splitlines()
+    assert (json.loads(first)["sentence"], json.loads(last)["sentence"]) == ("red", "blue")
+    assert len(torn) == 20
+
+
+@pytest.mark.parametrize("kind", ["no folder", "folder", "fifo"])
+def test_what_cannot_be_written_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "log"
+    if kind == "no folder":
+        path = tmp_path / "nowhere" / "log"
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(InputError, match="cannot write the query log"):
+        QueryLog(path)
+
+
+def test_a_closed_log_refuses(tmp_path):
+    log = QueryLog(tmp_path / "log")
+    log.close()
+    log.close()
+    with pytest.raises(InputError, match="it has been closed"):
+        log.write("red", HITS, k=1)
+
+
+def test_pictures_are_named_by_their_hash(tmp_path):
+    pixels = np.full((4, 3, 3), 7, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = describe_picture(tmp_path / "a.png")
+    assert (found["file"], len(found["sha256"])) == (str(tmp_path / "a.png"), 64)
+    assert describe_picture(pixels) == describe_picture(Image.fromarray(pixels))
+    assert describe_picture(pixels) != describe_picture(pixels + 1)
+    with pytest.raises(InputError, match=r"cannot read image .*gone\.png: No such file"):
+        describe_picture(tmp_path / "gone.png")
