@@ -9,6 +9,7 @@ from onnx_ir.passes import common
 
 from upperson_calibration.block_linears import block_linears
 from upperson_export.passes.quantize_linears import QuantizeLinears
+from upperson_export.passes.simulate_half import SimulateHalf
 from upperson_export.passes.to_half import ToHalf
 from upperson_export.passes.unpack_projections import UnpackProjections, unpacked
 from upperson_rt.canaries import Tower
@@ -61,6 +62,15 @@ def build_variant(
     if variant in ("fp16", "int8-fp16"):
         ToHalf(largest)(model)
     common.RemoveUnusedNodesPass()(model)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto)
+    return proto
+
+
+def simulated(typed: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a typed graph as one that a CPU computes with float16's range and rounding."""
+    model = ir.from_proto(typed)
+    SimulateHalf()(model)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
     return proto

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from tests.helpers.stress_models import with_prefix_scale, with_stream_outlier
+from tests.helpers.stress_models import with_loud_channels, with_prefix_scale, with_stream_outlier
 from tests.helpers.toy_clip import normalised, toy_ids, toy_model, toy_pixels
 from tests.helpers.toy_graphs import (
     TOWERS,
@@ -31,7 +31,7 @@ from upperson.model.encoder import UPPerson
 from upperson_calibration.padding import token_lengths
 from upperson_export.extremes import largest_values
 from upperson_export.passes.to_half import LIMIT
-from upperson_export.variants import Variant, build_variant
+from upperson_export.variants import Variant, build_variant, simulated
 from upperson_rt.backends import open_backend
 from upperson_rt.canaries import Tower
 from upperson_rt.encoder import run_tower
@@ -110,6 +110,27 @@ def outlier(magnitude: float) -> Callable[[UPPerson], UPPerson]:
         return with_stream_outlier(model, images, ids, magnitude=magnitude)
 
     return put
+
+
+@each_tower
+@pytest.mark.parametrize("variant", ["fp16", "int8-fp16"])
+def test_simulated_float16_rounds_like_strict_arithmetic(kind: Tower, variant: Variant) -> None:
+    inputs = toy_inputs(kind)
+    typed = variant_of(kind, variant)
+    strict, simulated_half = half_arithmetic(typed, inputs), run_graph(simulated(typed), inputs)[0]
+    # With int8, a value near the middle of two steps may fall to either side.
+    assert min_cosine(simulated_half, strict) > (0.99999 if variant == "fp16" else 0.999)
+    # What ONNX Runtime makes of the typed graph itself is float32.
+    assert not np.array_equal(simulated_half, run_graph(typed, inputs)[0])
+
+
+@each_tower
+def test_an_overflow_that_onnxruntime_hides_shows_in_the_simulation(kind: Tower) -> None:
+    fp32 = exported(with_loud_channels(toy_model(), largest=2.0**18), kind)
+    inputs = toy_inputs(kind)
+    trusting = build_variant(fp32, kind, "fp16", largest={})
+    assert np.isfinite(run_graph(trusting, inputs)[0]).all()
+    assert not np.isfinite(run_graph(simulated(trusting), inputs)[0]).any()
 
 
 @each_tower
