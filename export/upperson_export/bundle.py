@@ -29,7 +29,7 @@ from upperson_export.bundle_files import (
 from upperson_export.candidates import INT8_RUNGS, TowerCandidates
 from upperson_export.embeddings import FormEmbeddings
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
-from upperson_export.ladder import REFERENCE, TOWERS, Ladder, Measured
+from upperson_export.ladder import TOWERS, Ladder, Measured, backend_of
 from upperson_export.latency import latencies
 from upperson_export.lint import lint
 from upperson_export.plain import PlainImageTower, PlainTextTower
@@ -278,7 +278,7 @@ def _accuracy(
         for row in ladder.measured
         if (row.variant, row.tower, row.rung) == (variant, "both", chosen)
     }
-    return {**found.pop(REFERENCE), "elsewhere": found}
+    return {**found.pop(backend_of(variant)), "elsewhere": found}
 
 
 def _kept(measured: Measured) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from upperson_export.accuracy import RetrievalSplit
 from upperson_export.candidates import TowerCandidates
-from upperson_export.variants import Variant
-from upperson_rt.backends import open_backend
+from upperson_export.ladder import REFERENCE, SIMULATED
+from upperson_export.variants import Variant, simulated
+from upperson_rt.backends import Backend, open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.canaries import Tower
 from upperson_rt.encoder import Encoder
@@ -46,8 +48,10 @@ class FormEmbeddings:
     ) -> npt.NDArray[np.float32]:
         """Return (items of the split, E), unit norm."""
         path = self._towers[tower].build(variant, rung)
+        if backend == SIMULATED and rung == "fp32":
+            backend = REFERENCE  # Nothing in it is float16.
         if (path, backend) not in self._known:
-            loaded = open_backend(path, backend)
+            loaded = _open(path, backend)
             encoder = Encoder(
                 self._exact.manifest, variant, self._exact.tokenizer, lambda _: loaded
             )
@@ -63,3 +67,14 @@ class FormEmbeddings:
                 self._progress(work, 1, 1)
             self._known[path, backend] = embeds
         return self._known[path, backend]
+
+
+def _open(path: Path, backend: str) -> Backend:
+    if backend != SIMULATED:
+        return open_backend(path, backend)
+    half = path.with_suffix(".simulated.onnx")
+    try:
+        onnx.save(simulated(onnx.load(path)), half)
+        return open_backend(half, REFERENCE)
+    finally:
+        half.unlink(missing_ok=True)

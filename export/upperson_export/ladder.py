@@ -1,10 +1,11 @@
 """The ladder: per tower and variant, the smallest form whose retrieval accuracy is kept.
 
 Towers climb alone first, each beside the other tower in float32. Then the chosen two are measured
-together on every backend they are made for, and while they lose too much on one of them, the tower
-that loses more alone climbs on.
+together on every backend they are made for. While they lose too much on one of them, the tower
+climbs on whose replacement by float32 leaves less of the loss there.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,13 +17,16 @@ from upperson_export.accuracy import Drop, RetrievalSplit, r1_drop
 from upperson_export.candidates import INT8_RUNGS, RUNGS
 from upperson_export.variants import Variant
 from upperson_rt.canaries import Tower
-from upperson_rt.errors import AccuracyGateError
+from upperson_rt.errors import AccuracyGateError, BackendError, IntegrityError
 from upperson_rt.metrics import PerQueryMetrics, per_query_metrics
 
 TOP_K = 10
 
 REFERENCE = "onnxruntime"
 """The backend of float32, and the one that towers climb on alone."""
+
+SIMULATED = "onnxruntime, float16 simulated"
+"""For typed variants: a CPU computes them in float32, which would hide what float16 does."""
 
 TOWERS: tuple[Tower, ...] = ("image", "text")
 
@@ -33,7 +37,12 @@ class Source(Protocol):
     def __call__(
         self, tower: Tower, variant: Variant, rung: str, backend: str
     ) -> npt.NDArray[np.float32]:
-        """Return (items of the split, E), unit norm."""
+        """Return (items of the split, E), unit norm.
+
+        Raises:
+            BackendError: The form does not run there.
+            IntegrityError: An embedding is not finite.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,15 +59,21 @@ class Measured:
     backend: str
     """What the files ran on; float32, which they are compared with, runs on ONNX Runtime."""
 
-    metrics: PerQueryMetrics
-    drop: Drop
-    cosine: dict[str, float]
+    accepted: bool
+
+    metrics: PerQueryMetrics | None
+    """None if the form does not work at all; then the three below are None, too."""
+
+    drop: Drop | None
+
+    cosine: dict[str, float] | None
     """Quantiles of the cosine to float32: min, 1 % and median."""
 
-    top10_overlap: float
+    top10_overlap: float | None
     """Percent of the first ten pictures that are float32's, mean over captions."""
 
-    accepted: bool
+    failure: str | None = None
+    """Why it does not work at all."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what a report stores."""
@@ -67,11 +82,12 @@ class Measured:
             "tower": self.tower,
             "rung": self.rung,
             "backend": self.backend,
-            "metrics": self.metrics.mean().as_dict(),
-            "r1_drop": self.drop.as_dict(),
+            "metrics": self.metrics and self.metrics.mean().as_dict(),
+            "r1_drop": self.drop and self.drop.as_dict(),
             "cosine": self.cosine,
             "top10_overlap": self.top10_overlap,
             "accepted": self.accepted,
+            "failure": self.failure,
         }
 
 
@@ -109,74 +125,79 @@ class Ladder:
         rungs = RUNGS[variant]
         if self.int8_only and variant.startswith("int8"):
             rungs = INT8_RUNGS
-        chosen: dict[Tower, str] = {}
-        alone: dict[Tower, float] = {}
-        for tower in TOWERS:
-            found = self._climb_tower(tower, variant, rungs)
-            chosen[tower], alone[tower] = found.rung, found.drop.points
-        while not (both := self._measure_both(variant, chosen)).accepted:
-            movable = [tower for tower in chosen if chosen[tower] != rungs[-1]]
+        chosen = {tower: self._climb_tower(tower, variant, rungs) for tower in TOWERS}
+        while (refused := self._measure_both(variant, chosen)) is not None:
+            movable = [tower for tower in TOWERS if chosen[tower] != rungs[-1]]
             if not movable:
-                raise self._failure(variant, both)
-            tower = max(movable, key=lambda name: alone[name])
+                raise self._failure(variant, refused)
+            tower = min(movable, key=lambda name: self._lost_without(name, chosen, refused))
             above = rungs[rungs.index(chosen[tower]) + 1 :]
-            found = self._climb_tower(tower, variant, above)
-            chosen[tower], alone[tower] = found.rung, found.drop.points
+            chosen[tower] = self._climb_tower(tower, variant, above)
         return chosen
 
-    def _climb_tower(self, tower: Tower, variant: Variant, rungs: Sequence[str]) -> Measured:
+    def _climb_tower(self, tower: Tower, variant: Variant, rungs: Sequence[str]) -> str:
         for rung in rungs:
-            embeds = {**self._exact, tower: self.source(tower, variant, rung, REFERENCE)}
-            found = self._measure(tower, variant, rung, REFERENCE, embeds["image"], embeds["text"])
+            found = self._measure({tower: rung}, variant, backend_of(variant))
             if found.accepted:
-                return found
+                return rung
         raise self._failure(variant, found)
 
-    def _measure_both(self, variant: Variant, chosen: dict[Tower, str]) -> Measured:
-        """Return the first backend's measurement that is refused, else ONNX Runtime's."""
-        rung = f"{chosen['image']} + {chosen['text']}"
-        found = []
-        for backend in (REFERENCE, *(self.also_on if variant == "int8" else ())):
-            image_GE, text_QE = (
-                self.source(tower, variant, chosen[tower], backend) for tower in TOWERS
-            )
-            found.append(self._measure("both", variant, rung, backend, image_GE, text_QE))
-            if not found[-1].accepted:
-                return found[-1]
-        return found[0]
+    def _measure_both(self, variant: Variant, chosen: dict[Tower, str]) -> Measured | None:
+        """Measure on each backend; return the first that is refused."""
+        for backend in (backend_of(variant), *(self.also_on if variant == "int8" else ())):
+            found = self._measure(chosen, variant, backend)
+            if not found.accepted:
+                return found
+        return None
 
-    def _measure(
-        self,
-        tower: str,
-        variant: Variant,
-        rung: str,
-        backend: str,
-        image_GE: npt.NDArray[np.float32],
-        text_QE: npt.NDArray[np.float32],
-    ) -> Measured:
-        metrics = self._metrics(image_GE, text_QE)
-        drop = r1_drop(self.reference, metrics)
-        embeds: dict[Tower, npt.NDArray[np.float32]] = {"image": image_GE, "text": text_QE}
-        cosine = [
-            np.einsum("ne,ne->n", embeds[name], self._exact[name])
-            for name in TOWERS
-            if tower in (name, "both")
-        ]
-        low, one, half = np.quantile(np.concatenate(cosine), [0.0, 0.01, 0.5])
-        measured = Measured(
-            variant=variant,
-            tower=tower,
-            rung=rung,
-            backend=backend,
-            metrics=metrics,
-            drop=drop,
-            cosine={"min": float(low), "1 %": float(one), "median": float(half)},
-            top10_overlap=_overlap(self._top, _top(text_QE, image_GE)),
-            # Float32 is what the others are compared with: it is always a way out.
-            accepted=drop.points <= self.max_r1_drop or set(rung.split(" + ")) == {"fp32"},
-        )
+    def _lost_without(self, tower: Tower, chosen: dict[Tower, str], refused: Measured) -> float:
+        """Return the points that are still lost where a form was refused, without one tower."""
+        others = {name: rung for name, rung in chosen.items() if name != tower}
+        try:
+            embeds = self._embeds(others, refused.variant, refused.backend)
+        except (BackendError, IntegrityError):
+            return math.inf
+        return r1_drop(self.reference, self._metrics(embeds["image"], embeds["text"])).points
+
+    def _measure(self, forms: dict[Tower, str], variant: Variant, backend: str) -> Measured:
+        """Measure forms of one tower or both; a tower that is not named is float32."""
+        rung = " + ".join(forms[tower] for tower in TOWERS if tower in forms)
+        tower = "both" if len(forms) == len(TOWERS) else next(iter(forms))
+        all_float = set(forms.values()) == {"fp32"}
+        try:
+            embeds = self._embeds(forms, variant, backend)
+        except (BackendError, IntegrityError) as error:
+            if all_float:
+                raise
+            measured = Measured(
+                variant=variant, tower=tower, rung=rung, backend=backend, accepted=False,
+                metrics=None, drop=None, cosine=None, top10_overlap=None, failure=str(error),
+            )  # fmt: skip
+        else:
+            metrics = self._metrics(embeds["image"], embeds["text"])
+            drop = r1_drop(self.reference, metrics)
+            cosine = [np.einsum("ne,ne->n", embeds[name], self._exact[name]) for name in forms]
+            low, one, half = np.quantile(np.concatenate(cosine), [0.0, 0.01, 0.5])
+            measured = Measured(
+                variant=variant,
+                tower=tower,
+                rung=rung,
+                backend=backend,
+                # Float32 is what the others are compared with: it is always a way out.
+                accepted=drop.points <= self.max_r1_drop or all_float,
+                metrics=metrics,
+                drop=drop,
+                cosine={"min": float(low), "1 %": float(one), "median": float(half)},
+                top10_overlap=_overlap(self._top, _top(embeds["text"], embeds["image"])),
+            )
         self.measured.append(measured)
         return measured
+
+    def _embeds(
+        self, forms: dict[Tower, str], variant: Variant, backend: str
+    ) -> dict[Tower, npt.NDArray[np.float32]]:
+        found = {tower: self.source(tower, variant, rung, backend) for tower, rung in forms.items()}
+        return {**self._exact, **found}
 
     def _metrics(
         self, image_GE: npt.NDArray[np.float32], text_QE: npt.NDArray[np.float32]
@@ -184,12 +205,23 @@ class Ladder:
         return per_query_metrics(text_QE, image_GE, self.split.caption_pids, self.split.image_pids)
 
     def _failure(self, variant: Variant, last: Measured) -> AccuracyGateError:
+        where = f"{last.tower}: {last.rung}, on {last.backend}"
+        if last.drop is None:
+            problem = f"{variant} does not work ({where}: {last.failure})"
+        else:
+            problem = (
+                f"{variant} loses {last.drop.points:.2f} points of R@1 ({where}), more than the "
+                f"{self.max_r1_drop} allowed"
+            )
         return AccuracyGateError(
-            f"{variant} loses {last.drop.points:.2f} points of R@1 ({last.tower}: {last.rung}, "
-            f"on {last.backend}), "
-            f"more than the {self.max_r1_drop} allowed, and no safer form is left: raise "
-            "--max-r1-drop, allow float towers (--precision auto), or calibrate with more samples"
+            f"{problem}, and no safer form is left: raise --max-r1-drop, allow float towers "
+            "(--precision auto), or calibrate with more samples"
         )
+
+
+def backend_of(variant: Variant) -> str:
+    """Return what a variant's towers are measured on first."""
+    return SIMULATED if "fp16" in variant else REFERENCE
 
 
 def _top(text_QE: npt.NDArray[np.float32], image_GE: npt.NDArray[np.float32]) -> npt.NDArray[Any]:

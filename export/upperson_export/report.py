@@ -3,6 +3,7 @@
 from html import escape
 from typing import Any
 
+from upperson_export.ladder import backend_of
 from upperson_rt.manifest import Manifest
 
 _METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
@@ -25,7 +26,7 @@ def accuracy_rows(report: dict[str, Any]) -> list[list[str]]:
     head = ["variant", "on", *(f"{name} %" for name in _METRICS), "R@1 change (95 %)"]
     rows = [[*head, "image", "text", "MiB", "ms/image", "shipped"]]
     for name, row in report["variants"].items():
-        measured = {"onnxruntime": row, **row["elsewhere"]}
+        measured = {backend_of(name): row, **row["elsewhere"]}
         for backend in dict.fromkeys([*measured, *row["latency"]]):
             found = measured.get(backend, {"metrics": None, "r1_drop": None})
             metrics, times = found["metrics"] or {}, row["latency"].get(backend)
@@ -59,15 +60,23 @@ def ladder_rows(report: dict[str, Any]) -> list[list[str]]:
             row["tower"],
             row["rung"],
             row["backend"],
-            *(f"{row['metrics'][metric]:.2f}" for metric in _METRICS),
-            _change(row["r1_drop"]),
-            " / ".join(f"{value:.4f}" for value in row["cosine"].values()),
-            f"{row['top10_overlap']:.1f}",
-            "yes" if row["accepted"] else "no",
+            *_measurements(row),
         ]
         for row in report["ladder"]
     ]
     return rows
+
+
+def _measurements(row: dict[str, Any]) -> list[str]:
+    if row["failure"] is not None:
+        return [*("-" for _ in _METRICS), "-", "-", "-", f"no: {row['failure']}"]
+    return [
+        *(f"{row['metrics'][metric]:.2f}" for metric in _METRICS),
+        _change(row["r1_drop"]),
+        " / ".join(f"{value:.4f}" for value in row["cosine"].values()),
+        f"{row['top10_overlap']:.1f}",
+        "yes" if row["accepted"] else "no",
+    ]
 
 
 def _change(lost: dict[str, float] | None) -> str:

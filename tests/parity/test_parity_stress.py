@@ -20,6 +20,7 @@ from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson.run import load_run
 from upperson_calibration.samples import CalibrationSet
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
+from upperson_export.candidates import TowerCandidates
 
 GATE = 0.7
 """Points; one of the 160 queries is 0.625."""
@@ -111,3 +112,22 @@ def test_large_prefix_values_stay_inside_float16(quick_demo: QuickDemo, tmp_path
     shipped = report["variants"]["fp16"]
     assert shipped["rungs"] == {"image": "fp16", "text": "fp16"}
     assert shipped["cosine"]["min"] > 0.9999
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_the_gate_sees_what_float16_cannot_hold(
+    quick_demo: QuickDemo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, model = load_run(quick_demo.folder / "run")
+    loud = with_loud_channels(model, largest=2.0**18)
+    sound = export(loud, quick_demo, tmp_path / "sound", "fp16")["variants"]["fp16"]
+    assert sound["rungs"] == {"image": "fp16", "text": "fp16"}
+    assert sound["cosine"]["min"] > 0.999
+    # Without the ranges that decide what stays float32, the graphs overflow.
+    monkeypatch.setattr(TowerCandidates, "_extremes", lambda self, graph, work: {})
+    report = export(loud, quick_demo, tmp_path / "broken", "fp16")
+    assert report["variants"]["fp16"]["rungs"] == {"image": "fp32", "text": "fp32"}
+    assert not report["variants"]["fp16"]["shipped"]
+    assert {row["failure"] is not None for row in report["ladder"] if row["rung"] == "fp16"} == {
+        True
+    }

@@ -153,11 +153,15 @@ class CropFolder:
     def discard(self, paths: list[Path]) -> None:
         """Remove pictures whose rows will not come; the error that prevents them comes first."""
         for path in paths:
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                _log.warning("cannot remove %s: %s", path, error.strerror)
+            _remove(path)
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("cannot remove %s: %s", path, error.strerror)

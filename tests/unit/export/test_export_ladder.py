@@ -8,10 +8,10 @@ import pytest
 
 from upperson_export.accuracy import RetrievalSplit
 from upperson_export.candidates import INT8_RUNGS, RUNGS
-from upperson_export.ladder import Ladder
+from upperson_export.ladder import REFERENCE, SIMULATED, Ladder
 from upperson_export.variants import Variant
 from upperson_rt.canaries import Tower
-from upperson_rt.errors import AccuracyGateError
+from upperson_rt.errors import AccuracyGateError, IntegrityError
 
 PEOPLE = 40
 
@@ -29,15 +29,18 @@ class Forms:
         elsewhere: dict[tuple[Tower, str], float] | None = None,
     ) -> None:
         self._exact = unit(np.eye(PEOPLE))
-        self._noise = {"onnxruntime": noise, "openvino": elsewhere or noise}
+        self._noise = {REFERENCE: noise, SIMULATED: noise, "openvino": elsewhere or noise}
         self.asked: list[tuple[Tower, Variant, str, str]] = []
 
     def __call__(
         self, tower: Tower, variant: Variant, rung: str, backend: str
     ) -> npt.NDArray[np.float32]:
         self.asked.append((tower, variant, rung, backend))
+        noise = self._noise[backend].get((tower, rung), 0.0)
+        if not np.isfinite(noise):
+            raise IntegrityError(f"{tower} {rung} gives values that are not finite")
         direction = np.roll(self._exact, 1, axis=0)  # Towards another person.
-        return unit(self._exact + self._noise[backend].get((tower, rung), 0.0) * direction)
+        return unit(self._exact + noise * direction)
 
 
 def ladder_of(forms: Forms, **options: object) -> Ladder:
@@ -141,7 +144,7 @@ def test_what_ships_keeps_its_accuracy_on_the_other_backend_too() -> None:
 def test_graphs_for_gpus_are_not_measured_on_a_cpu_backend() -> None:
     forms = Forms({})
     ladder_of(forms, also_on=("openvino",)).climb("int8-fp16")
-    assert {backend for *_, backend in forms.asked} == {"onnxruntime"}
+    assert {backend for *_, backend in forms.asked} == {REFERENCE, SIMULATED}
 
 
 def test_an_int8_that_only_fails_elsewhere_says_where() -> None:
@@ -149,3 +152,29 @@ def test_an_int8_that_only_fails_elsewhere_says_where() -> None:
     ladder = ladder_of(Forms({}, elsewhere=elsewhere), also_on=("openvino",), int8_only=True)
     with pytest.raises(AccuracyGateError, match="on openvino"):
         ladder.climb("int8")
+
+
+def test_a_form_that_gives_no_numbers_is_refused_and_the_next_one_tried() -> None:
+    ladder = ladder_of(Forms({("image", "plain"): np.nan}))
+    assert ladder.climb("int8") == {"image": "smoothed", "text": "plain"}
+    broken = ladder.measured[0].as_dict()
+    assert not broken["accepted"]
+    assert broken["metrics"] is None
+    assert "not finite" in broken["failure"]
+    with pytest.raises(AccuracyGateError, match=r"does not work .*not finite"):
+        ladder_of(Forms({("image", rung): np.nan for rung in INT8_RUNGS}), int8_only=True).climb(
+            "int8"
+        )
+
+
+def test_float32_that_gives_no_numbers_is_an_error_of_its_own() -> None:
+    with pytest.raises(IntegrityError, match="not finite"):
+        ladder_of(Forms({("text", "fp32"): np.nan}))
+
+
+def test_the_tower_that_fails_on_the_other_backend_climbs_there() -> None:
+    # Captions lose a little everywhere; pictures fail, but on OpenVINO alone.
+    noise: dict[tuple[Tower, str], float] = {("text", rung): -0.6 for rung in INT8_RUNGS}
+    broken: dict[tuple[Tower, str], float] = {("image", "plain"): np.nan, ("image", "smoothed"): 2}
+    ladder = ladder_of(Forms(noise, elsewhere={**noise, **broken}), also_on=("openvino",))
+    assert ladder.climb("int8") == {"image": "mixed-1/8", "text": "plain"}

@@ -161,14 +161,14 @@ def test_a_real_file_has_its_own_times(tmp_path):
 
 def test_a_file_that_is_no_video_is_an_error(tmp_path):
     (tmp_path / "text.avi").write_text("hello")
-    with pytest.raises(InputError, match="cannot open .*text.avi as a video"):
+    with pytest.raises(InputError, match=r"cannot open .*text\.avi as a video"):
         open_reader(parse_source(str(tmp_path / "text.avi")), 1.0)
 
 
 class _Stream(http.server.BaseHTTPRequestHandler):
     """Motion JPEG: a few pictures, then the connection ends, or hangs."""
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self.server.connections += 1
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")

@@ -449,9 +449,9 @@ def test_a_live_camera_that_comes_back(encoder, gallery):
 
 
 def test_what_cannot_work_is_refused_at_once(encoder, gallery, bundle, tmp_path, monkeypatch):
-    with Gallery.open(tmp_path / "other", "f" * 64, encoder.embed_dim, create=True) as other:
-        with pytest.raises(IntegrityError, match="another model"):
-            Pipeline(encoder, other)
+    foreign = Gallery.open(tmp_path / "other", "f" * 64, encoder.embed_dim, create=True)
+    with foreign, pytest.raises(IntegrityError, match="another model"):
+        Pipeline(encoder, foreign)
     for options, message in (
         ({"every_s": -1}, "at least 0"),
         ({"batch_size": 0}, "at least 1"),

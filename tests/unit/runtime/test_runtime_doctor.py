@@ -135,7 +135,8 @@ def test_a_device_that_computes_wrongly_fails(monkeypatch):
 
 def test_a_changed_tower_fails(bundle):
     path = bundle / "text.int8.onnx"
-    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    *kept, last = path.read_bytes()
+    path.write_bytes(bytes([*kept, last ^ 1]))
     found = by_name(diagnose(bundle))["bundle"]
     assert (found.status, found.exit_code) == ("fail", 6)
     assert "text.int8.onnx has sha256" in found.detail
