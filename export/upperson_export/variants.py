@@ -11,6 +11,7 @@ from upperson_calibration.block_linears import block_linears
 from upperson_export.passes.quantize_linears import QuantizeLinears
 from upperson_export.passes.simulate_half import SimulateHalf
 from upperson_export.passes.to_half import ToHalf
+from upperson_export.passes.transpose_packed import TransposePacked
 from upperson_export.passes.unpack_projections import UnpackProjections, unpacked
 from upperson_rt.canaries import Tower
 from upperson_rt.encoder import GRAPH_NAMES
@@ -59,6 +60,8 @@ def build_variant(
         if amax is None:
             raise InputError(f"the variant '{variant}' needs calibrated ranges: calibrate first")
         QuantizeLinears(linears, amax)(model)
+    if variant == "int8":
+        TransposePacked()(model)
     if variant in ("fp16", "int8-fp16"):
         ToHalf(largest)(model)
     common.RemoveUnusedNodesPass()(model)

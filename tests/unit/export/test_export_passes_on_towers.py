@@ -112,6 +112,22 @@ def test_queries_keys_and_values_share_one_scale(kind: Tower, variant: Variant) 
     assert all(len(found) == 1 for found in scales.values()), scales
 
 
+@each_tower
+@each_variant
+def test_only_the_int8_of_cpus_splits_heads_that_are_in_place(
+    kind: Tower, variant: Variant
+) -> None:
+    model = variant_of(kind, variant)
+    producer = producers(model)
+    splits = [node for node in model.graph.node if node.op_type == "Split"]
+    sources = {producer[node.input[0]].op_type for node in splits}
+    if variant == "int8-fp16":
+        assert not splits  # Projections are unpacked.
+    else:
+        assert len(splits) == BLOCKS
+        assert sources == ({"Transpose"} if variant == "int8" else {"Add"})
+
+
 def listed_casts(kind: Tower) -> set[tuple[str, str]]:
     """Return (tensor, type) of the Casts that an fp16 variant has: around norms, L2 included."""
     stream = {

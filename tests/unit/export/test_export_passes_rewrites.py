@@ -9,6 +9,7 @@ from onnx import numpy_helper, parser
 from tests.helpers.toy_graphs import run_graph
 from upperson_export.passes.node_names import NameByModule
 from upperson_export.passes.shape_after_cast import ShapeAfterCast
+from upperson_export.passes.transpose_packed import TransposePacked
 from upperson_export.passes.unpack_projections import UnpackProjections, unpacked
 
 HEADER = '<ir_version: 9, opset_import: ["" : 19]>'
@@ -105,3 +106,43 @@ def test_a_packed_projection_becomes_three_that_compute_the_same() -> None:
 def test_the_parts_are_named_by_the_letters_of_the_whole(linear: str, parts: str) -> None:
     assert unpacked(linear) == [f"blocks.0.attention.{part}/MatMul" for part in parts]
     assert unpacked("blocks.0.mlp.fc1/MatMul") == ["blocks.0.mlp.fc1/MatMul"]
+
+
+def packed_heads(*perms: str) -> ir.Model:
+    """Two heads of three: each part of a Split reshaped, and transposed as given."""
+    parts = [f"p{number}" for number in range(len(perms))]
+    body = f"{', '.join(parts)} = Split<axis = 2, num_outputs = {len(parts)}>(x)\n"
+    for part, perm in zip(parts, perms, strict=True):
+        body += f"r_{part} = Reshape({part}, shape)\n"
+        body += f"t_{part} = Transpose<perm = [{perm}]>(r_{part})\n"
+        body += f"y_{part} = Relu(t_{part})\n"
+    outputs = ", ".join(f"float[N, ?, ?, ?] y_{part}" for part in parts)
+    proto = parser.parse_model(
+        HEADER + f"g (float[N, L, {6 * len(parts)}] x) => ({outputs})"
+        f"<int64[4] shape = {{0, 0, 2, 3}}> {{ {body} }}"
+    )
+    for number, node in enumerate(proto.graph.node):
+        node.name = node.op_type if node.op_type == "Split" else f"{node.op_type}_{number}"
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_heads_of_a_packed_projection_are_transposed_together(count: int) -> None:
+    model = packed_heads(*["0, 2, 1, 3"] * count)
+    before = ir.to_proto(model)
+    assert TransposePacked()(model).modified
+    changed = ir.to_proto(model)
+    onnx.checker.check_model(changed, full_check=True)
+    kinds = [node.op_type for node in changed.graph.node]
+    assert kinds == ["Reshape", "Transpose", "Split", *["Relu"] * count]
+    x = np.random.default_rng(2).standard_normal((4, 5, 6 * count)).astype(np.float32)
+    for found, expected in zip(run_graph(changed, x), run_graph(before, x), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert not TransposePacked()(model).modified
+
+
+def test_parts_that_are_turned_differently_are_left_alone() -> None:
+    model = packed_heads("0, 2, 1, 3", "0, 2, 3, 1")
+    before = ir.to_proto(model)
+    assert not TransposePacked()(model).modified
+    assert ir.to_proto(model) == before
