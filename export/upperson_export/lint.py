@@ -252,6 +252,6 @@ def _type_name(elem_type: int) -> str:
 
 
 _RULES: tuple[Callable[[_Graph], Iterator[Finding]], ...] = (
-    _opset, _operators, _subgraphs, _zero_points, _quantized_types, _scales, _mixed_types, _double, _uint8,
-    _resize, _topk, _constants, _norms,
+    _opset, _operators, _subgraphs, _zero_points, _quantized_types, _scales, _mixed_types, _double,
+    _uint8, _resize, _topk, _constants, _norms,
 )  # fmt: skip
