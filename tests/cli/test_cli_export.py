@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import time
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tests.helpers.command_line import start_program
 from tests.helpers.invoke import run, run_json, snapshot
 from upperson_rt.bundle import Bundle
 
@@ -179,21 +177,6 @@ def test_an_output_that_cannot_be_written_is_told_at_once(copied_run, work):
     assert result.exit_code == 3
     assert "file/bundle" in result.stderr
     assert (work / "file").read_text() == "mine"
-
-
-@pytest.mark.timeout(120, func_only=True)
-def test_a_killed_export_leaves_the_earlier_bundle(demo_folder, copied_run, work):
-    shutil.copytree(demo_folder / "bundle", work / "bundle")
-    before = snapshot(work / "bundle")
-    program = start_program("upperson", "export", copied_run, "--output", "bundle", cwd=work)
-    deadline = time.monotonic() + 60
-    while not list(work.glob(".bundle.*/.building/*.onnx")) and program.poll() is None:
-        assert time.monotonic() < deadline, sorted(path.name for path in work.iterdir())
-        time.sleep(0.05)
-    program.kill()
-    program.wait(timeout=30)
-    assert snapshot(work / "bundle") == before
-    assert Bundle.open(work / "bundle").check_canaries()
 
 
 def one_line(text):

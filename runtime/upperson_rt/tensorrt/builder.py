@@ -49,7 +49,7 @@ def build_engine(
     targets: Sequence[str] = (),
     progress: BuildProgress | None = None,
 ) -> BuiltEngine:
-    """Build the engine of one tower. On Ctrl-C the build is cancelled at its next step.
+    """Build the engine of one tower. Ctrl-C and SIGTERM cancel it at its next step.
 
     Args:
         trt: The bindings: `tensorrt`, or `tensorrt_rtx` with ``targets``.
@@ -64,7 +64,7 @@ def build_engine(
     Raises:
         BackendError: TensorRT does not start, cannot parse the graph, or cannot build it.
         IntegrityError: The graph is not a tower: its input or output has another name.
-        KeyboardInterrupt: Ctrl-C.
+        KeyboardInterrupt: Ctrl-C, or what the program's handlers raise.
     """
     logger, log = trt_log(trt)
     log.take_errors()
@@ -87,13 +87,13 @@ def build_engine(
         for index, target in enumerate(targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, target), index)
 
-    cancelled = threading.Event()
-    monitor = _new_monitor(trt, progress, cancelled)
-    config.progress_monitor = monitor
-    with _interrupt_sets(cancelled):
+    with _signals_wait() as received:
+        monitor = _new_monitor(trt, progress, received)
+        config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
-    if cancelled.is_set():
-        raise KeyboardInterrupt
+    if received:
+        signal.raise_signal(received[0])
+        raise KeyboardInterrupt  # For handlers that do not raise.
     if plan is None:
         raise BackendError(
             f"{about} cannot build {os.fspath(onnx_file)}: {log.take_errors()}. If memory ran out, "
@@ -174,9 +174,7 @@ def _set_timing_cache(config: Any, content: bytes) -> bool:
     return False
 
 
-def _new_monitor(
-    trt: ModuleType, progress: BuildProgress | None, cancelled: threading.Event
-) -> Any:
+def _new_monitor(trt: ModuleType, progress: BuildProgress | None, received: list[int]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -191,7 +189,7 @@ def _new_monitor(
             if progress is not None:
                 steps = self.steps.get(phase_name, step + 1)
                 progress(phase_name, step + 1, steps)
-            return not cancelled.is_set()
+            return not received
 
         def phase_finish(self, phase_name: str) -> None:
             pass
@@ -200,17 +198,28 @@ def _new_monitor(
 
 
 @contextmanager
-def _interrupt_sets(cancelled: threading.Event) -> Iterator[None]:
-    """Turn Ctrl-C into a cancelled build: an exception must not pass through TensorRT's C++."""
+def _signals_wait() -> Iterator[list[int]]:
+    """Give a list of signals that end a build: an exception must not pass through TensorRT's C++.
+
+    Ctrl-C is one of them, and SIGTERM where the program handles it.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield  # Signals never arrive here.
+        yield received  # Signals never arrive here.
         return
 
     def note(signum: int, frame: FrameType | None) -> None:
-        cancelled.set()
+        received.append(signum)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(handler := signal.getsignal(number))
+    }
+    for number in before:
+        signal.signal(number, note)
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
