@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from upperson_rt.errors import InputError
 
-__all__ = ["all_names", "new_folder", "require_place", "write_atomically"]
+__all__ = ["all_names", "new_folder", "require_place", "require_writable", "write_atomically"]
 
 Foreign: TypeAlias = Callable[[Path], Collection[str]]
 """Tells what a folder holds beside an older result; nothing, if it may be replaced."""
@@ -74,11 +74,21 @@ def require_place(path: Path, foreign: Foreign = all_names) -> None:
             f"{path} exists and is not an earlier result, or holds other files as well ({shown}): "
             "choose another output, or move it away"
         )
-    parent = next(folder for folder in path.parents if os.path.lexists(folder))
-    if not parent.is_dir():
-        raise InputError(f"cannot write {path}: {parent} is not a folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write {path}: folder {parent} is not writable")
+    require_writable(path.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, or could not be made; nothing is made.
+
+    Raises:
+        InputError: Neither it nor what is there of its parents is a folder that can be written to.
+    """
+    folder = folder.resolve()
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise InputError(f"cannot write to {folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {folder}: folder {there} is not writable")
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from upperson_rt.errors import BackendError, IntegrityError
 from upperson_rt.tensorrt.bindings import trt_log
 from upperson_rt.tensorrt.profiles import InputProfile
 
-__all__ = ["BuildProgress", "BuiltEngine", "build_engine"]
+__all__ = ["DEFAULT_WORKSPACE_MIB", "BuildProgress", "BuiltEngine", "build_engine"]
+
+DEFAULT_WORKSPACE_MIB = 1024
 
 BuildProgress: TypeAlias = Callable[[str, int, int], None]
 """Called as ``progress(phase, step, steps)``, from any thread; phases are nested."""
@@ -37,6 +39,8 @@ class BuiltEngine:
     timing_cache_used: bool
     """False if the one given did not fit or could not be read."""
     seconds: float
+    layers: str
+    """What was fused, a line a layer; only with ``targets``."""
 
 
 def build_engine(
@@ -68,7 +72,8 @@ def build_engine(
     """
     logger, log = trt_log(trt)
     log.take_errors()
-    about = f"TensorRT {trt.__version__}"
+    log.layers = ""
+    about = f"TensorRT{' for RTX' if targets else ''} {trt.__version__}"
     start = time.perf_counter()
     try:
         builder = trt.Builder(logger)
@@ -83,6 +88,7 @@ def build_engine(
     _add_profile(builder, config, profile, about)
     cache_used = timing_cache is not None and _set_timing_cache(config, timing_cache)
     if targets:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # It names the ONNX nodes.
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, target), index)
@@ -100,7 +106,8 @@ def build_engine(
             f"use a smaller --max-batch or --workspace-mib; else {_ADVICE}"
         )
     grown = None if timing_cache is None else bytes(config.get_timing_cache().serialize())
-    return BuiltEngine(bytes(plan), grown, cache_used, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return BuiltEngine(bytes(plan), grown, cache_used, seconds, log.layers)
 
 
 def _parse(

@@ -128,12 +128,12 @@ def test_without_a_driver_nothing_crashes(bundle, profile, monkeypatch):
         build(trt, bundle, profile)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """What a program's own handler of a signal raises."""
 
 
 @pytest.mark.parametrize(
-    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)]
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, StoppedError)]
 )
 def test_a_signal_cancels_the_build_and_goes_on_to_its_handler(
     trt, bundle, profile, number, raised
