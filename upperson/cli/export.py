@@ -77,12 +77,15 @@ def export(
         typer.Option("--gate/--no-gate", help="Measure accuracy and insist on it, or do neither."),
     ] = True,
     calib_size: Annotated[
-        int, typer.Option(min=1, help="Images and captions that set int8 ranges.")
+        int,
+        typer.Option(
+            min=1, help="Images and captions that set ranges; the first 8 become canaries."
+        ),
     ] = 512,
     calib_data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of images that set int8 ranges.",
+            help="Folder of images that set ranges.",
             show_default="training split; without gate, rendered people",
         ),
     ] = None,
@@ -167,7 +170,10 @@ def export(
             calibration=calibration,
             progress=display.update,
         )
-        engines = build_engines(output, capability, display) if trt else {}
+        engines = {}
+        if trt:
+            display.say(f"bundle {output} is complete")  # Whatever becomes of its engines.
+            engines = build_engines(output, capability, display)
     written = _serving(output, triton, deepstream)
     for name, row in report["variants"].items():
         if not row["shipped"]:
