@@ -184,16 +184,24 @@ def export(
     if json:
         print_json({"bundle": str(output), **report, "engines": engines, "serving": written})
         return
-    from upperson_export.report import accuracy_rows
-
-    head, *rows = accuracy_rows(report)
-    table = new_table(*head, right=tuple(head[1:]))
-    for row in rows:
-        table.add_row(*row)
-    print_table(table)
+    _print_report(report)
     for line in (*engines.values(), *written.values()):
         typer.echo(line)
     typer.echo(f"bundle {output}; next:  upperson-rt index -b {output} FOLDER")
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """Print accuracy, size and time of each variant, without columns that are empty."""
+    from upperson_export.report import accuracy_rows
+
+    head, *rows = accuracy_rows(report)
+    filled = [column for column in zip(head, *rows, strict=True) if set(column[1:]) != {"-"}]
+    names = [column[0] for column in filled]
+    words = ("variant", "on", "image", "text", "shipped")
+    table = new_table(*names, right=tuple(name for name in names if name not in words))
+    for row in zip(*(column[1:] for column in filled), strict=True):
+        table.add_row(*row)
+    print_table(table)
 
 
 def _refuse_ignored(
