@@ -34,22 +34,19 @@ from upperson_export.latency import latencies
 from upperson_export.lint import lint
 from upperson_export.plain import PlainImageTower, PlainTextTower
 from upperson_export.variants import Variant
-from upperson_rt.atomic import new_folder
+from upperson_rt.atomic import all_names, new_folder
 from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest, sha256_of_file
 from upperson_rt.canaries import Tower
 from upperson_rt.errors import IntegrityError, UppersonError
 
-__all__ = ["ExportOptions", "ModelIdentity", "export_bundle"]
+__all__ = ["ExportOptions", "ModelIdentity", "export_bundle", "foreign_to_bundle"]
 
 Report = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""
 
 CALIBRATION = "calibration.json"
 
-_FILES = {
-    MANIFEST_FILE, "tokenizer.json", "canaries.npz", "report.json", "report.html", "README.md",
-    CALIBRATION,
-}  # fmt: skip
+_NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md"}
 
 _WORK = ".building"
 
@@ -106,7 +103,7 @@ def export_bundle(
         IntegrityError: ONNX and torch disagree, a typed graph would be refused by TensorRT, a
             reused calibration is of another model, or a file does not work in the runtime.
     """
-    with new_folder(output, is_earlier=_is_bundle) as folder:
+    with new_folder(output, foreign_to_bundle) as folder:
         work = folder / _WORK
         work.mkdir()
         towers = _towers(model, calibration, work, options, progress, reused)
@@ -237,13 +234,17 @@ def _towers(
     return towers
 
 
-def _is_bundle(folder: Path) -> bool:
-    """Whether a folder is a bundle and holds no file that is not of one."""
+def foreign_to_bundle(folder: Path) -> set[str]:
+    """Return the names in a folder that are of no bundle: all, if it is none."""
+    names = set(all_names(folder))
     try:
-        read_manifest(folder)
-    except UppersonError:
-        return False
-    return all(path.suffix == ".onnx" or path.name in _FILES for path in folder.iterdir())
+        manifest = read_manifest(folder)
+    except UppersonError:  # Not a bundle.
+        return names
+    entries = [manifest.text.tokenizer, manifest.canaries, manifest.report]
+    for variant in manifest.variants.values():
+        entries += [variant.image, variant.text]
+    return names - _NOT_IN_MANIFEST - {entry.file for entry in entries if entry is not None}
 
 
 def _place(folder: Path, built: Path, tower: Tower, name: str) -> Path:

@@ -125,6 +125,18 @@ def _operators(graph: _Graph) -> Iterator[Finding]:
             yield Finding("operator", _name(node), f"the parser does not know {node.op_type}")
 
 
+def _subgraphs(graph: _Graph) -> Iterator[Finding]:
+    for node in graph.nodes():
+        bodies = [
+            attribute.name
+            for attribute in node.attribute
+            if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+        ]
+        if bodies:
+            message = f"a plain graph expected, found {node.op_type} with {', '.join(bodies)}"
+            yield Finding("subgraph", _name(node), f"{message}, which no other rule looks into")
+
+
 def _zero_points(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes("QuantizeLinear", "DequantizeLinear"):
         zero = graph.array(node, 2)
@@ -240,6 +252,6 @@ def _type_name(elem_type: int) -> str:
 
 
 _RULES: tuple[Callable[[_Graph], Iterator[Finding]], ...] = (
-    _opset, _operators, _zero_points, _quantized_types, _scales, _mixed_types, _double, _uint8,
-    _resize, _topk, _constants, _norms,
+    _opset, _operators, _subgraphs, _zero_points, _quantized_types, _scales, _mixed_types, _double,
+    _uint8, _resize, _topk, _constants, _norms,
 )  # fmt: skip

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from types import ModuleType
 
-import onnx
-
-from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_rt.errors import BackendError, UsageError
+from upperson_rt.tensorrt.builder import DEFAULT_WORKSPACE_MIB, BuildProgress, build_engine
 from upperson_rt.tensorrt.profiles import InputProfile
 
 _LAYER = re.compile(
@@ -61,50 +61,66 @@ class RtxEngine:
         ]
 
 
+def rtx_target(compute_capability: str) -> tuple[ModuleType, str]:
+    """Return the bindings and the compiler's name of a GPU; cheap, so it may come before any work.
+
+    Args:
+        compute_capability: Of the GPU, such as 8.6.
+
+    Raises:
+        BackendError: The package is missing.
+        UsageError: The compiler knows no such GPU.
+    """
+    try:
+        trt = import_module("tensorrt_rtx")
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"TensorRT for RTX is not installed ({error}): run  pip install tensorrt-rtx-cu13 "
+            "(x86-64 Linux)"
+        ) from error
+    names = {
+        f"{name[2:-1]}.{name[-1]}": name for name in dir(trt.ComputeCapability) if name[:2] == "SM"
+    }
+    if compute_capability not in names:
+        known = ", ".join(sorted(names, key=float))
+        raise UsageError(
+            f"TensorRT for RTX {trt.__version__} compiles for the compute capabilities {known}, "
+            f"not for {compute_capability}: a Jetson or a data centre GPU builds its own engine "
+            "with  upperson-rt compile"
+        )
+    return trt, names[compute_capability]
+
+
 def build_rtx_engine(
-    model: onnx.ModelProto, profile: InputProfile, compute_capability: str = "8.6"
+    onnx_file: Path,
+    profile: InputProfile,
+    compute_capability: str = "8.6",
+    progress: BuildProgress | None = None,
 ) -> RtxEngine:
     """Compile a tower for a GPU that need not be there.
 
     Args:
-        model: The tower, best a typed one (``fp16`` or ``int8-fp16``).
+        onnx_file: The tower, best a typed one (``fp16`` or ``int8-fp16``).
         profile: Its input and the shapes it must take.
         compute_capability: Of the GPU: 7.5, 8.0, 8.6, 8.9, 12.0 or 12.1.
+        progress: Told about each step.
 
     Raises:
-        BackendError: The package is missing, or the compiler fails.
-        InputError: The compiler refuses the graph; the message names the node.
+        BackendError: The package is missing, or the compiler refuses the graph or fails; the
+            message names the node.
+        IntegrityError: The graph is not a tower.
         UsageError: The compiler knows no such GPU.
     """
-    trt = _import()
-    target = f"SM{compute_capability.replace('.', '')}"
-    if target in ("NONE", "CURRENT") or not hasattr(trt.ComputeCapability, target):
-        known = sorted(name for name in dir(trt.ComputeCapability) if name.startswith("SM"))
-        raise UsageError(
-            f"TensorRT for RTX {trt.__version__} compiles for {', '.join(known)}, not for "
-            f"{compute_capability}: a Jetson or a data centre GPU builds its own engine with "
-            "upperson-rt compile"
-        )
-    log = _log(trt)
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(model.SerializeToString()):
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        reasons = (f"{e.node_name()} ({e.node_operator()}): {e.desc()}" for e in errors)
-        raise InputError(f"TensorRT for RTX refuses the graph: {'; '.join(reasons)}")
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
-    shapes = builder.create_optimization_profile()
-    shapes.set_shape(profile.name, profile.min, profile.opt, profile.max)
-    if config.add_optimization_profile(shapes) < 0:
-        raise InputError(f"TensorRT for RTX refuses the profile {profile} for this graph")
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise BackendError(f"TensorRT for RTX could not build: {'; '.join(log.problems)}")
-    return RtxEngine(bytes(plan), str(trt.__version__), tuple(parse_layers(log.layers)))
+    trt, target = rtx_target(compute_capability)
+    built = build_engine(
+        trt,
+        onnx_file,
+        profile,
+        workspace_bytes=DEFAULT_WORKSPACE_MIB << 20,
+        targets=(target,),
+        progress=progress,
+    )
+    return RtxEngine(built.plan, str(trt.__version__), tuple(parse_layers(built.layers)))
 
 
 def parse_layers(text: str) -> Iterator[FusedLayer]:
@@ -119,31 +135,3 @@ def parse_layers(text: str) -> Iterator[FusedLayer]:
                 types=frozenset(re.findall(r"Datatype: (\w+)", tensors)),
                 nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", match["nodes"])),
             )
-
-
-def _import() -> Any:
-    try:
-        return import_module("tensorrt_rtx")
-    except (ImportError, OSError) as error:
-        raise BackendError(
-            f"TensorRT for RTX is not installed ({error}): run  pip install tensorrt-rtx-cu13 "
-            "(x86-64 Linux)"
-        ) from error
-
-
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps problems and the table of layers, which only the verbose log has."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.problems: list[str] = []
-            self.layers = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.problems.append(" ".join(message.split()))
-            elif message.startswith("Layers:"):
-                self.layers = message
-
-    return Log()

@@ -1,15 +1,26 @@
 """Writes that either happen completely or not at all: a temporary name, then a rename."""
 
+import ctypes
+import errno
 import os
+import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
 
 from upperson_rt.errors import InputError
 
-__all__ = ["new_folder", "write_atomically"]
+__all__ = ["all_names", "new_folder", "require_place", "require_writable", "write_atomically"]
+
+Foreign: TypeAlias = Callable[[Path], Collection[str]]
+"""Tells what a folder holds beside an older result; nothing, if it may be replaced."""
+
+_RENAME_EXCHANGE = 2  # renameat2(2)
+_AT_FDCWD = -100
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -39,17 +50,13 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-@contextmanager
-def new_folder(path: Path, *, is_earlier: Callable[[Path], bool]) -> Iterator[Path]:
-    """Give a temporary folder to fill; on success it takes the place of ``path``.
+def all_names(folder: Path) -> list[str]:
+    """Return the names in a folder: what is foreign where no older result is known."""
+    return [path.name for path in folder.iterdir()]
 
-    A folder that is there is replaced only if it is empty or ``is_earlier`` says that all of it is
-    an older result of the same kind; anything else is refused, so nothing of the user's is lost. On
-    an error the temporary folder goes and ``path`` stays as it was.
 
-    Args:
-        path: Final place.
-        is_earlier: Tells whether a folder is an older result, and nothing else.
+def require_place(path: Path, foreign: Foreign = all_names) -> None:
+    """Refuse what `new_folder` would refuse. It makes nothing, so it may come before long work.
 
     Raises:
         InputError: ``path`` holds something else, or cannot be written to.
@@ -57,33 +64,171 @@ def new_folder(path: Path, *, is_earlier: Callable[[Path], bool]) -> Iterator[Pa
     path = path.resolve()
     if path == Path.cwd():
         raise InputError(f"{path} is the working folder: choose a folder inside it as output")
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not is_earlier(path))):
+    if path.is_mount():
+        raise InputError(f"{path} is a mount point: choose a folder inside it as output")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, expected a folder: choose another output")
+    if path.exists() and (others := sorted(foreign(path))):
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise InputError(
-            f"{path} exists and is not an earlier result, or holds other files as well: "
+            f"{path} exists and is not an earlier result, or holds other files as well ({shown}): "
             "choose another output, or move it away"
         )
+    require_writable(path.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, or could not be made; nothing is made.
+
+    Raises:
+        InputError: Neither it nor what is there of its parents is a folder that can be written to.
+    """
+    folder = folder.resolve()
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise InputError(f"cannot write to {folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {folder}: folder {there} is not writable")
+
+
+@contextmanager
+def new_folder(path: Path, foreign: Foreign = all_names) -> Iterator[Path]:
+    """Give a temporary folder to fill; on success it takes the place of ``path``.
+
+    A folder that is there is replaced only if nothing in it is foreign, so nothing of the user's
+    is lost; it goes after the new one is in place. On an error the temporary folder goes and
+    ``path`` stays as it was. What a killed process left behind goes, or comes back, the next time.
+
+    Args:
+        path: Final place.
+        foreign: Tells what a folder holds that no older result of the same kind does.
+
+    Raises:
+        InputError: ``path`` holds something else, or cannot be written to.
+    """
+    path = path.resolve()
+    require_place(path, foreign)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        _sweep(path)
+        temporary, lock = _own_folder(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
-        if path.exists():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-            os.replace(path, retired / path.name)
-            try:
-                os.replace(temporary, path)
-            except BaseException:  # Ctrl-C, too: the older result comes back.
-                os.replace(retired / path.name, path)
-                raise
-            finally:
-                shutil.rmtree(retired)
-        else:
-            os.replace(temporary, path)
+        require_place(path, foreign)  # Again: the work may have taken hours.
+        _put_in_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _unlock(lock)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a folder; an older one at its new place ends up in the temporary place."""
+    try:
+        if not path.exists():
+            os.rename(temporary, path)
+        elif not _exchange(temporary, path):
+            _swap(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):  # It is younger than some C libraries.
+        return False
+    paths = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    if libc.renameat2(*paths, _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # Not with this file system.
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    """Let two folders change places in three steps; `_sweep` repairs what ends in between."""
+    retired = temporary.with_suffix(".old")
+    lock = _locked(path)
+    try:
+        os.rename(path, retired)
+        try:
+            os.rename(temporary, path)
+        except BaseException:  # Ctrl-C, too: the older one comes back.
+            os.rename(retired, path)
+            raise
+        os.rename(retired, temporary)
+    finally:
+        _unlock(lock)
+
+
+def _own_folder(path: Path) -> tuple[Path, int | None]:
+    """Make a folder beside ``path`` and lock it: the lock ends with the process, however it ends.
+
+    Returns:
+        The folder and the open handle that holds the lock.
+    """
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        if sys.platform == "win32":  # Folders cannot be opened there; nothing is swept either.
+            return folder, None
+        with suppress(FileNotFoundError):  # Another process swept it before it was locked.
+            handle = os.open(folder, os.O_RDONLY)
+            _lock(handle, wait=True)
+            if folder.exists():
+                return folder, handle
+            os.close(handle)
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporary folders of dead processes; an older result that one had moved comes back."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.(tmp|old)")
+    for folder in list(path.parent.iterdir()):
+        if not (pattern.fullmatch(folder.name) and folder.is_dir()):
+            continue
+        lock = _locked(folder)
+        if lock is None:
+            continue
+        try:
+            if folder.suffix == ".old" and not path.exists():
+                os.rename(folder, path)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            _unlock(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """Lock a folder; None if a live process has it, or nobody can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # It is gone, or another user's.
+        return None
+    if _lock(handle, wait=False):
+        return handle
+    os.close(handle)
+    return None
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Lock an open folder; False if that fails: some network file systems have no locks."""
+    import fcntl  # Not on Windows, which never comes here.
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
 
 
 def _umask() -> int:

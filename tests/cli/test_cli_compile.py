@@ -74,6 +74,15 @@ def test_json(work, driver, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_terminal_shows_how_far_the_build_is(work, driver, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # What makes rich take a pipe for a terminal.
+    result = run("compile", "--variant", "int8", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "text tower: Building engine" in result.stderr
+    assert "3/3" in result.stderr
+    assert json.loads(result.stdout)["variant"] == "int8"
+
+
 def test_the_bundle_defaults_like_everywhere(work, driver, monkeypatch):
     assert run("compile", "--variant", "int8").exit_code == 0
     monkeypatch.setenv("UPPERSON_BUNDLE", "elsewhere")

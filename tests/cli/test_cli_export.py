@@ -2,18 +2,32 @@
 
 import json
 import shutil
-import time
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tests.helpers.command_line import start_program
+from tests.helpers.fake_tensorrt import install_fake_tensorrt
 from tests.helpers.invoke import run, run_json, snapshot
+from upperson.cli.engines import build_engines
+from upperson.cli.progress import Display
+from upperson_export import rtx_folder
 from upperson_rt.bundle import Bundle
+from upperson_rt.errors import InputError
 
 METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
+
+
+@pytest.fixture
+def worked(monkeypatch):
+    """The runs that were loaded, which every export begins with."""
+    loaded = []
+    monkeypatch.setattr("upperson.run.load_run", loaded.append)
+    return loaded
 
 
 @pytest.mark.timeout(180, func_only=True)
@@ -69,15 +83,21 @@ def test_one_calibration_sample_is_enough(copied_run, work):
     assert Bundle.open(work / "bundle").check_canaries()
 
 
-@pytest.mark.parametrize("mine", ["thesis.txt", "bundle.json"])
-def test_a_folder_with_other_files_is_not_taken_for_a_bundle(demo_folder, copied_run, work, mine):
+@pytest.mark.parametrize("mine", ["thesis.txt", "mine.onnx", "notes/todo.txt", "bundle.json"])
+def test_a_folder_with_other_files_is_not_taken_for_a_bundle(
+    demo_folder, copied_run, work, worked, mine
+):
     shutil.copytree(demo_folder / "bundle", work / "bundle")
+    (work / "bundle" / mine).parent.mkdir(exist_ok=True)
     (work / "bundle" / mine).write_text('{"tool": "mine"}')
     before = snapshot(work)
     result = run("export", copied_run, "--output", "bundle")
     assert result.exit_code == 3
-    assert "is not an earlier result" in result.stderr
+    assert "is not an earlier result, or holds other files as well" in result.stderr
+    named = "README.md, bundle.json, " if mine == "bundle.json" else f"({mine.partition('/')[0]})"
+    assert named in result.stderr
     assert snapshot(work) == before
+    assert worked == []
 
 
 @pytest.mark.timeout(240, func_only=True)
@@ -85,7 +105,7 @@ def test_typed_variants_serving_files_and_reuse_of_a_calibration(copied_run, wor
     arguments = ["export", copied_run, "--calib-size", 16, "--max-r1-drop", 5]
     report = run_json(*arguments, "--output", "bundle", "--trt", "--triton", "models")
     assert list(report["variants"]) == ["fp32", "int8", "fp16", "int8-fp16"]
-    assert "upperson-rt compile bundle --variant fp16" in report["engines"]["next"]
+    assert "upperson-rt compile bundle --variant int8-fp16" in report["engines"]["next"]
     assert (work / "models").is_dir()
     for variant, row in report["variants"].items():
         assert row["shipped"]
@@ -117,23 +137,67 @@ def test_without_the_gate_rendered_people_calibrate_and_the_bundle_says_so(copie
 
 
 @pytest.mark.timeout(240, func_only=True)
-def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work):
+def test_on_a_gpu_engines_are_built_compared_and_talked_about(copied_run, work, monkeypatch):
+    install_fake_tensorrt(monkeypatch)
+    monkeypatch.setenv("UPPERSON_CACHE", str(work / "cache"))
+    result = run(
+        "export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 8, "--trt",
+        "--no-int8",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    built = sorted((work / "cache/engines").glob("*.engine"))
+    assert [path.name.partition("-")[0] for path in built] == ["image", "text"]
+    assert all(f"engine {path}\n" in result.stdout for path in built)
+    assert "building the engine of the image tower (fp16); this can take minutes" in result.stderr
+    assert "comparing the engine of the text tower with ONNX Runtime" in result.stderr
+    assert "on the device run" not in result.stdout
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work, monkeypatch):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has wheels for x86-64 only")
     result = run(
         "export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 16, "--trt",
         "--trt-flavor", "rtx", "--rtx-capability", "8.9", "--deepstream", "nvinfer",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    engines = sorted(path.name for path in (work / "bundle.rtx").iterdir())
-    assert engines == [
+    engines = [
         "image.fp16.engine", "image.int8-fp16.engine", "text.fp16.engine", "text.int8-fp16.engine",
     ]  # fmt: skip
-    assert all((work / "bundle.rtx" / name).stat().st_size > 100_000 for name in engines)
+    before = snapshot(work / "bundle.rtx")
+    assert sorted(before) == ["engines.json", *engines]
+    assert all(len(before[name]) > 100_000 for name in engines)
+    record = json.loads(before["engines.json"])
+    assert sorted(record["files"]) == engines
+    assert {engine["compute_capability"] for engine in record["engines"]} == {"8.9"}
+    manifest = Bundle.open(work / "bundle", "fp16").manifest
+    assert record["fingerprint"] == manifest.fingerprint
+    assert record["engines"][0]["onnx_sha256"] == manifest.variants["fp16"].image.sha256
+    assert "compiling image.fp16.engine with TensorRT for RTX" in result.stderr
     assert "compute capability 8.9, 4 fused attentions, 0 int8 GEMMs" in one_line(result.stdout)
-    assert "upperson-rt compile bundle --variant fp16" in result.stdout
     written = {path.name for path in (work / "nvinfer").rglob("*") if path.is_file()}
     assert any(name.endswith(".txt") for name in written)
     assert Bundle.open(work / "bundle").check_canaries()
+
+    def stop_at_the_second(name):
+        if "image.int8" in name:
+            raise KeyboardInterrupt
+
+    def write(note):
+        rtx_folder.write_rtx_engines(
+            work / "bundle", ["fp16", "int8-fp16"], "7.5", note=note, progress=lambda *_: None
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        write(stop_at_the_second)
+    assert snapshot(work / "bundle.rtx") == before
+    assert {path.name for path in work.iterdir()} == {"run", "bundle", "bundle.rtx", "nvinfer"}
+    write(lambda _: None)
+    after = snapshot(work / "bundle.rtx")
+    assert all(after[name] != before[name] for name in before)
+    (work / "bundle.rtx/image.fp16.engine").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"holds other files as well \(image\.fp16\.engine\)"):
+        write(lambda _: None)
 
 
 @pytest.mark.parametrize("name", ["adapter_mlp.up.weight", "lora.key.up", "prefix.key_tokens"])
@@ -156,44 +220,118 @@ def test_weights_that_are_not_finite_are_named(copied_run, work, name):
     [
         (["--calib-data", "nowhere"], 3, "no such file or folder: nowhere"),
         (["--calib-data", "empty"], 3, "no images in folder empty"),
-        (["--root", "empty"], 3, "empty"),
         (["--calibration", "empty"], 3, "empty"),
         (["--calib-size", "0"], 2, "calib-size"),
         (["--estimator", "guess"], 2, "--estimator must be one of min-max"),
         (["--precision", "int4"], 2, "--precision must be auto or int8"),
         (["--max-r1-drop", "nan"], 2, "--max-r1-drop must be a number"),
         (["--trt-flavor", "other"], 2, "--trt-flavor must be standard or rtx"),
+        (["--no-gate", "--root", "empty"], 2, "--root has no effect with --no-gate"),
+        (["--no-gate", "--max-r1-drop", "0.5"], 2, "--max-r1-drop has no effect with --no-gate"),
+        (["--no-gate", "--precision", "int8"], 2, "--precision has no effect with --no-gate"),
+        (["--no-int8", "--precision", "int8"], 2, "--precision has no effect with --no-int8"),
+        (["--no-int8", "--estimator", "mse"], 2, "--estimator has no effect with --no-int8"),
+        (["--no-int8", "--calibration", "c"], 2, "--calibration has no effect on fp32 alone"),
+        (["--trt-flavor", "rtx"], 2, "--trt-flavor has no effect without --trt"),
+        (
+            ["--trt", "--rtx-capability", "8.9"],
+            2,
+            "--rtx-capability has no effect without --trt --trt-flavor rtx",
+        ),
+        (["--triton", "bundle/models"], 2, "lie in each other: name folders beside each other"),
+        (["--triton", "a", "--deepstream", "./a"], 2, "are the same folder"),
+        (["--trt", "--trt-flavor", "rtx", "--triton", "bundle.rtx"], 2, "the engines' folder"),
+        (["--output", "file/bundle"], 3, "file is not a folder"),
+        (["--output", "file"], 3, "file is a file, expected a folder"),
+        (["--output", "."], 3, "is the working folder"),
+        (["--triton", "mine"], 3, "mine exists and is not an earlier result"),
+        (["--deepstream", "mine"], 3, "mine exists and is not an earlier result"),
     ],
 )
-def test_bad_options_are_one_line_and_a_code(copied_run, work, options, code, message):
+def test_bad_options_are_one_line_and_a_code_before_any_work(
+    copied_run, work, worked, options, code, message
+):
     (work / "empty").mkdir()
-    result = run("export", copied_run, "--output", "bundle", *options)
+    (work / "mine").mkdir()
+    (work / "mine/config.txt").write_text("mine")
+    (work / "file").write_text("mine")
+    before = snapshot(work)
+    result = run("export", copied_run, *options)
     assert result.exit_code == code, result.stderr
     assert message in one_line(result.stderr)
+    assert result.stdout == ""
+    assert worked == []
+    assert snapshot(work) == before
+    assert {path.name for path in work.iterdir()} == {"run", "empty", "mine", "file"}
+
+
+def test_a_data_set_without_pictures_is_told(copied_run, work):
+    (work / "empty").mkdir()
+    result = run("export", copied_run, "--root", "empty")
+    assert result.exit_code == 3
+    assert "empty" in one_line(result.stderr)
     assert {path.name for path in work.iterdir()} == {"run", "empty"}
 
 
-def test_an_output_that_cannot_be_written_is_told_at_once(copied_run, work):
-    (work / "file").write_text("mine")
-    result = run("export", copied_run, "--output", "file/bundle", "--no-gate", "--calib-size", 8)
+@pytest.mark.parametrize("package", ["onnxscript", "jinja2", "matplotlib"])
+def test_a_missing_package_is_told_before_any_work(copied_run, work, worked, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    result = run("export", copied_run)
+    assert result.exit_code == 5
+    assert f"needs the package '{package}'" in result.stderr
+    assert "pip install 'upperson[export]'" in result.stderr
+    assert worked == []
+
+
+def test_rtx_without_its_compiler_is_told_before_any_work(copied_run, work, worked, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    result = run("export", copied_run, "--trt", "--trt-flavor", "rtx")
+    assert result.exit_code == 5
+    assert "TensorRT for RTX is not installed" in result.stderr
+    assert worked == []
+
+
+def test_what_rtx_cannot_do_is_told_before_any_work(copied_run, work, worked):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has wheels for x86-64 only")
+    rtx = ["export", copied_run, "--trt", "--trt-flavor", "rtx"]
+    result = run(*rtx, "--rtx-capability", "8.7")
+    assert result.exit_code == 2
+    assert "not for 8.7: a Jetson or a data centre GPU builds its own" in one_line(result.stderr)
+    (work / "bundle.rtx").mkdir()
+    (work / "bundle.rtx/image.fp16.engine").write_text("took an hour")
+    result = run(*rtx)
     assert result.exit_code == 3
-    assert "file/bundle" in result.stderr
-    assert (work / "file").read_text() == "mine"
+    assert "bundle.rtx exists and is not an earlier result" in one_line(result.stderr)
+    assert (work / "bundle.rtx/image.fp16.engine").read_text() == "took an hour"
+    assert worked == []
 
 
-@pytest.mark.timeout(120, func_only=True)
-def test_a_killed_export_leaves_the_earlier_bundle(demo_folder, copied_run, work):
-    shutil.copytree(demo_folder / "bundle", work / "bundle")
-    before = snapshot(work / "bundle")
-    program = start_program("upperson", "export", copied_run, "--output", "bundle", cwd=work)
-    deadline = time.monotonic() + 60
-    while not list(work.glob(".bundle.*/.building/*.onnx")) and program.poll() is None:
-        assert time.monotonic() < deadline, sorted(path.name for path in work.iterdir())
-        time.sleep(0.05)
-    program.kill()
-    program.wait(timeout=30)
-    assert snapshot(work / "bundle") == before
-    assert Bundle.open(work / "bundle").check_canaries()
+def test_a_gpu_that_cannot_build_is_told_before_any_work(copied_run, work, worked, monkeypatch):
+    _, trt = install_fake_tensorrt(monkeypatch)
+    (work / "file").write_text("mine")
+    monkeypatch.setenv("UPPERSON_CACHE", str(work / "file"))
+    result = run("export", copied_run, "--trt")
+    assert result.exit_code == 3
+    assert "file is not a folder" in one_line(result.stderr)
+    monkeypatch.setattr(trt, "__version__", "8.6.1")
+    result = run("export", copied_run, "--trt")
+    assert result.exit_code == 5
+    assert "TensorRT 8.6.1 is too old" in result.stderr
+    assert worked == []
+
+
+@pytest.mark.parametrize(
+    ("variants", "next_step"),
+    [
+        (["fp32", "fp16", "int8-fp16"], "upperson-rt compile bundle --variant int8-fp16"),
+        (["fp32", "int8", "fp16"], "upperson-rt compile bundle --variant fp16"),
+        (["fp32", "int8"], "no variant for TensorRT kept its accuracy"),
+    ],
+)
+def test_the_next_step_names_a_variant_that_is_there(work, monkeypatch, variants, next_step):
+    manifest = SimpleNamespace(variants=dict.fromkeys(variants))
+    monkeypatch.setattr("upperson_rt.bundle.read_manifest", lambda _: manifest)
+    assert next_step in build_engines(Path("bundle"), None, Display())["next"]
 
 
 def one_line(text):

@@ -40,7 +40,7 @@ def start_program(
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
         cwd=cwd,
-        env=_environment(),
+        env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -61,7 +61,7 @@ def run_code(
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", blocked + code, *map(str, arguments)],
         cwd=cwd,
-        env=_environment(),
+        env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -70,5 +70,6 @@ def run_code(
     )
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the environment in which an interpreter finds our packages."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, SOURCES))}

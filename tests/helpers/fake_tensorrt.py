@@ -10,6 +10,7 @@ import json
 import sys
 import types
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ def make_fake_tensorrt(version, driver, behaviour=None):
     behaviour = behaviour or FakeBehaviour()
     is_10, is_late = version.startswith("10."), not version.startswith("10.3.")
     trt = types.ModuleType("tensorrt")
+    trt.__spec__ = ModuleSpec("tensorrt", None)
     trt.__version__ = version
     trt.behaviour = behaviour
     Severity = _enum("Severity", "INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")

@@ -10,7 +10,6 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from onnx import helper
 from torch import Tensor, nn
 
 from tests.helpers.toy_graphs import TOWERS, toy_graph
@@ -28,10 +27,10 @@ from upperson_export.plain import (
     PlainImageTower,
     PlainTextTower,
 )
-from upperson_export.rtx import RtxEngine, build_rtx_engine, parse_layers
+from upperson_export.rtx import RtxEngine, build_rtx_engine, parse_layers, rtx_target
 from upperson_export.variants import Variant, build_variant
 from upperson_rt.canaries import Tower
-from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_rt.tensorrt.profiles import InputProfile
 
 pytestmark = pytest.mark.timeout(300)  # Two exports of ViT-B/16, four builds.
@@ -126,19 +125,28 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
-def compiled(graphs: dict[str, Path], kind: Tower, variant: Variant) -> RtxEngine:
+def build(
+    model: onnx.ModelProto, folder: Path, profile: InputProfile, capability: str = "8.6"
+) -> RtxEngine:
+    onnx.save(model, folder / "tower.onnx")
+    return build_rtx_engine(folder / "tower.onnx", profile, capability)
+
+
+def compiled(graphs: dict[str, Path], kind: Tower, variant: Variant, folder: Path) -> RtxEngine:
     fp32 = onnx.load(graphs[kind])
     amax = {item.activation: 8.0 for item in block_linears(fp32)}
     model = build_variant(fp32, kind, variant, amax)
     del fp32
     assert lint(model) == []
-    return build_rtx_engine(model, PROFILES[kind])
+    return build(model, folder, PROFILES[kind])
 
 
 @needs_rtx
 @pytest.mark.parametrize("kind", TOWERS)
-def test_attention_of_the_fp16_graph_is_fused(graphs: dict[str, Path], kind: Tower) -> None:
-    engine = compiled(graphs, kind, "fp16")
+def test_attention_of_the_fp16_graph_is_fused(
+    graphs: dict[str, Path], kind: Tower, tmp_path: Path
+) -> None:
+    engine = compiled(graphs, kind, "fp16", tmp_path)
     # That of the last block has one query row, and no kernel for it.
     assert len(engine.fused_attentions()) >= LAYERS - 1
     assert not engine.int8_gemms()
@@ -148,9 +156,9 @@ def test_attention_of_the_fp16_graph_is_fused(graphs: dict[str, Path], kind: Tow
 @needs_rtx
 @pytest.mark.parametrize("kind", TOWERS)
 def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(
-    graphs: dict[str, Path], kind: Tower
+    graphs: dict[str, Path], kind: Tower, tmp_path: Path
 ) -> None:
-    engine = compiled(graphs, kind, "int8-fp16")
+    engine = compiled(graphs, kind, "int8-fp16", tmp_path)
     assert len(engine.fused_attentions()) >= LAYERS - 1
     gemms = engine.int8_gemms()
     # qkv, out, fc1 and fc2 in each block; the last one has queries of their own.
@@ -175,16 +183,18 @@ def toy_fp16() -> onnx.ModelProto:
 
 
 @needs_rtx
-def test_one_build_makes_one_engine() -> None:
-    first = build_rtx_engine(toy_fp16(), TOY_PROFILE, "8.9")
-    assert first.content == build_rtx_engine(toy_fp16(), TOY_PROFILE, "8.9").content
-    assert first.content != build_rtx_engine(toy_fp16(), TOY_PROFILE, "7.5").content
+def test_one_build_makes_one_engine(tmp_path: Path) -> None:
+    first = build(toy_fp16(), tmp_path, TOY_PROFILE, "8.9")
+    assert first.content == build(toy_fp16(), tmp_path, TOY_PROFILE, "8.9").content
+    assert first.content != build(toy_fp16(), tmp_path, TOY_PROFILE, "7.5").content
     assert first.version
     assert len(first.layers) > 10
 
 
 @needs_rtx
-def test_a_graph_that_the_linter_finds_fault_with_is_refused_by_the_compiler() -> None:
+def test_a_graph_that_the_linter_finds_fault_with_is_refused_by_the_compiler(
+    tmp_path: Path,
+) -> None:
     broken = onnx.ModelProto()
     broken.CopyFrom(toy_fp16())
     add = next(node for node in broken.graph.node if node.name == "blocks.0/Add_2")
@@ -192,28 +202,28 @@ def test_a_graph_that_the_linter_finds_fault_with_is_refused_by_the_compiler() -
     assert {(finding.rule, finding.node) for finding in lint(broken)} == {
         ("mixed-types", "blocks.0/Add_2")
     }
-    with pytest.raises(InputError, match=r"blocks\.0/Add_2 \(Add\)"):
-        build_rtx_engine(broken, TOY_PROFILE)
+    with pytest.raises(BackendError, match=r"TensorRT for RTX .* 'blocks\.0/Add_2' \(Add\)"):
+        build(broken, tmp_path, TOY_PROFILE)
 
 
 @needs_rtx
 @pytest.mark.parametrize("capability", ["8.7", "9.0", "current"])
 def test_a_gpu_it_does_not_compile_for_is_a_usage_error(capability: str) -> None:
-    with pytest.raises(UsageError, match=r"SM86.*upperson-rt compile"):
-        build_rtx_engine(toy_fp16(), TOY_PROFILE, capability)
+    with pytest.raises(UsageError, match=r"8\.6.*12\.0.*upperson-rt compile"):
+        rtx_target(capability)
 
 
 @needs_rtx
-def test_a_profile_that_does_not_fit_the_graph_is_refused() -> None:
+def test_a_profile_that_does_not_fit_the_graph_is_refused(tmp_path: Path) -> None:
     wrong = InputProfile("image", (1, 40, 32, 3), (8, 48, 32, 3), (32, 48, 32, 3))
-    with pytest.raises((InputError, BackendError), match="TensorRT for RTX"):
-        build_rtx_engine(toy_fp16(), wrong)
+    with pytest.raises(IntegrityError, match=r"found inputs \{'image': \(-1, 48, 32, 3\)\}"):
+        build(toy_fp16(), tmp_path, wrong)
 
 
 @without_rtx
 def test_a_missing_package_is_a_clear_error() -> None:
     with pytest.raises(BackendError, match="pip install tensorrt-rtx-cu13"):
-        build_rtx_engine(helper.make_model(helper.make_graph([], "g", [], [])), TOY_PROFILE)
+        rtx_target("8.6")
 
 
 def test_the_table_of_layers_is_read() -> None:

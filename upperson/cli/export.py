@@ -3,12 +3,13 @@
 import math
 import tempfile
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson.cli.engines import build_engines
+from upperson.cli.engines import build_engines, require_engines
 from upperson.cli.extras import require_extra
 from upperson.cli.options import RunFolder
 from upperson_rt.cli.options import Debug, Json
@@ -23,32 +24,44 @@ Progress = Callable[[str, int, int], None]
 
 
 def export(
+    context: typer.Context,
     run: RunFolder,
-    output: Annotated[Path, typer.Option("--output", help="Bundle to write.")] = Path("bundle"),
+    output: Annotated[
+        Path,
+        typer.Option("--output", help="Bundle to write; an earlier one there is replaced."),
+    ] = Path("bundle"),
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder of the data set.", show_default="where the run was trained"),
+        typer.Option(
+            help="Folder of the data set to measure on.", show_default="where the run was trained"
+        ),
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8/--no-int8", help="Also write an int8 variant.")
+        bool, typer.Option("--int8/--no-int8", help="Also write an int8 variant, for processors.")
     ] = True,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Also write an fp16 variant.")] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Also write an fp16 variant, for GPUs.")
+    ] = False,
     trt: Annotated[
         bool,
         typer.Option(
             "--trt",
-            help="Write the typed variants for TensorRT (fp16, and int8-fp16 with --int8), and "
-            "build engines where a GPU is.",
+            help="Also write the variants for TensorRT (fp16 and, unless --no-int8, int8-fp16), "
+            "and build their engines where a GPU is.",
         ),
     ] = False,
     trt_flavor: Annotated[
         str,
         typer.Option(
-            help="standard, or rtx: also build TensorRT-for-RTX engines, which needs no GPU."
+            help="With --trt: standard, or rtx to build TensorRT-for-RTX engines as well, which "
+            "needs no GPU; they go beside the bundle, into OUTPUT.rtx."
         ),
     ] = "standard",
     rtx_capability: Annotated[
-        str, typer.Option(help="Compute capability of the GPU that rtx engines are for.")
+        str,
+        typer.Option(
+            help="With --trt-flavor rtx: compute capability of the GPU that the engines are for."
+        ),
     ] = "8.6",
     max_r1_drop: Annotated[
         float, typer.Option(help="Most points of R@1 that a variant may lose against fp32.")
@@ -60,28 +73,32 @@ def export(
         ),
     ] = "auto",
     gate: Annotated[
-        bool, typer.Option("--gate/--no-gate", help="Measure accuracy and insist on it.")
+        bool,
+        typer.Option("--gate/--no-gate", help="Measure accuracy and insist on it, or do neither."),
     ] = True,
     calib_size: Annotated[
-        int, typer.Option(min=1, help="Images and captions that set int8 ranges.")
+        int,
+        typer.Option(
+            min=1, help="Images and captions that set ranges; the first 8 become canaries."
+        ),
     ] = 512,
     calib_data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of images that set int8 ranges.",
+            help="Folder of images that set ranges.",
             show_default="training split; without gate, rendered people",
         ),
     ] = None,
     estimator: Annotated[
         str,
         typer.Option(
-            help="How ranges follow from what is seen: min-max, percentile-99.9, "
+            help="How int8 ranges follow from what is seen: min-max, percentile-99.9, "
             "percentile-99.99, percentile-99.999, entropy or mse."
         ),
     ] = "percentile-99.999",
     calibration: Annotated[
         Path | None,
-        typer.Option(help="calibration.json of an earlier export, to use again."),
+        typer.Option(help="calibration.json of an earlier export of this run, to use again."),
     ] = None,
     triton: Annotated[
         Path | None, typer.Option(help="Also write a Triton model repository into this folder.")
@@ -95,7 +112,8 @@ def export(
     """Fold a run into ONNX files, measure every one, and write a bundle.
 
     Accuracy is measured on the run's test split (val, if it has none) through the runtime. A tower
-    that loses too much in int8 is smoothed, then mixed with float, then float.
+    that loses too much in int8 is smoothed, then mixed with float, then float. Options, packages
+    and output folders are checked before any work.
 
     Example: `upperson export runs/jsonl/20260101_120000_run --output bundle --trt --int8`
     """
@@ -103,15 +121,37 @@ def export(
         raise UsageError(f"--max-r1-drop must be a number of points, found {max_r1_drop}")
     if trt_flavor not in ("standard", "rtx"):
         raise UsageError(f"--trt-flavor must be standard or rtx, found '{trt_flavor}'")
+    if precision not in ("auto", "int8"):
+        raise UsageError(f"--precision must be auto or int8, found '{precision}'")
+    from upperson_export.rtx_folder import rtx_folder
+
+    rtx = trt and trt_flavor == "rtx"
+    _refuse_ignored(context, gate=gate, int8=int8, half=fp16 or trt, trt=trt, rtx=rtx)
+    _refuse_nested(
+        {
+            "--output": output,
+            "the engines' folder": rtx_folder(output) if rtx else None,
+            "--triton": triton,
+            "--deepstream": deepstream,
+        }
+    )
     require_extra("export", "export")
     from upperson.cli.progress import Display
     from upperson_calibration.estimators import ESTIMATORS
-    from upperson_export.bundle import ExportOptions
+    from upperson_export.bundle import ExportOptions, foreign_to_bundle
+    from upperson_export.serving import require_serving_place
+    from upperson_rt.atomic import require_place
 
-    if precision not in ("auto", "int8"):
-        raise UsageError(f"--precision must be auto or int8, found '{precision}'")
     if estimator not in ESTIMATORS:
         raise UsageError(f"--estimator must be one of {', '.join(ESTIMATORS)}, found '{estimator}'")
+    require_place(output, foreign_to_bundle)
+    if triton is not None:
+        require_serving_place(triton, "triton")
+    if deepstream is not None:
+        require_serving_place(deepstream, "deepstream")
+    capability = rtx_capability if rtx else None
+    if trt:
+        require_engines(output, capability)
     options = ExportOptions(
         variants=variants_of(int8=int8, fp16=fp16, trt=trt),
         max_r1_drop=max_r1_drop,
@@ -130,7 +170,10 @@ def export(
             calibration=calibration,
             progress=display.update,
         )
-        engines = build_engines(output, trt, trt_flavor, rtx_capability, display.update)
+        engines = {}
+        if trt:
+            display.say(f"bundle {output} is complete")  # Whatever becomes of its engines.
+            engines = build_engines(output, capability, display)
     written = _serving(output, triton, deepstream)
     for name, row in report["variants"].items():
         if not row["shipped"]:
@@ -141,16 +184,54 @@ def export(
     if json:
         print_json({"bundle": str(output), **report, "engines": engines, "serving": written})
         return
-    from upperson_export.report import accuracy_rows
-
-    head, *rows = accuracy_rows(report)
-    table = new_table(*head, right=tuple(head[1:]))
-    for row in rows:
-        table.add_row(*row)
-    print_table(table)
+    _print_report(report)
     for line in (*engines.values(), *written.values()):
         typer.echo(line)
     typer.echo(f"bundle {output}; next:  upperson-rt index -b {output} FOLDER")
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """Print accuracy, size and time of each variant, without columns that are empty."""
+    from upperson_export.report import accuracy_rows
+
+    head, *rows = accuracy_rows(report)
+    filled = [column for column in zip(head, *rows, strict=True) if set(column[1:]) != {"-"}]
+    names = [column[0] for column in filled]
+    words = ("variant", "on", "image", "text", "shipped")
+    table = new_table(*names, right=tuple(name for name in names if name not in words))
+    for row in zip(*(column[1:] for column in filled), strict=True):
+        table.add_row(*row)
+    print_table(table)
+
+
+def _refuse_ignored(
+    context: typer.Context, *, gate: bool, int8: bool, half: bool, trt: bool, rtx: bool
+) -> None:
+    """Refuse options that were given and would change nothing."""
+    for option, used, without in (
+        ("--root", gate, "with --no-gate: leave one of them out"),
+        ("--max-r1-drop", gate, "with --no-gate: leave one of them out"),
+        ("--precision", gate, "with --no-gate: leave one of them out"),
+        ("--precision", int8, "with --no-int8: leave one of them out"),
+        ("--estimator", int8, "with --no-int8: leave one of them out"),
+        ("--calibration", int8 or half, "on fp32 alone: leave out --no-int8, or add --fp16"),
+        ("--trt-flavor", trt, "without --trt: add that, or leave it out"),
+        ("--rtx-capability", rtx, "without --trt --trt-flavor rtx: add these, or leave it out"),
+    ):
+        source = context.get_parameter_source(option.removeprefix("--").replace("-", "_"))
+        if not used and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"{option} has no effect {without}")
+
+
+def _refuse_nested(folders: dict[str, Path | None]) -> None:
+    """Refuse folders of which one would be written into another, or over it."""
+    named = [(name, path.resolve()) for name, path in folders.items() if path is not None]
+    for (one, first), (other, second) in combinations(named, 2):
+        if first.is_relative_to(second) or second.is_relative_to(first):
+            raise UsageError(
+                f"{one} {first} and {other} {second} are the same folder or lie in each other: "
+                "name folders beside each other"
+            )
 
 
 def variants_of(*, int8: bool, fp16: bool, trt: bool) -> tuple[Any, ...]:
@@ -179,9 +260,14 @@ def export_run(
     from upperson_calibration.calibration_file import read_calibration
     from upperson_export.bundle import ModelIdentity, export_bundle
     from upperson_rt.bundle import sha256_of_file
+    from upperson_rt.preprocess import iter_image_files
 
     reused = None if calibration is None else read_calibration(calibration)
+    if calib_data is not None:
+        next(iter_image_files([calib_data]))  # Raises now rather than after minutes.
+    progress("loading the run", 0, 1)
     config, base, model = load_run(run)
+    progress("loading the run", 1, 1)
     split = None
     splits = None
     if gate:

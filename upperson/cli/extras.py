@@ -5,13 +5,11 @@ from typing import Literal
 
 from upperson_rt.errors import missing_extra
 
-_PACKAGES = {
-    "train": (
-        "accelerate", "torch", "torchvision", "open_clip", "safetensors", "yaml", "jinja2",
-        "matplotlib", "tensorboard",
-    ),
-    "export": ("torch", "open_clip", "onnx", "onnxruntime", "onnxscript"),
-}  # fmt: skip
+_TRAIN = (
+    "accelerate", "torch", "torchvision", "open_clip", "safetensors", "yaml", "jinja2",
+    "matplotlib", "tensorboard",
+)  # fmt: skip
+_PACKAGES = {"train": _TRAIN, "export": (*_TRAIN, "onnx", "onnx_ir", "onnxruntime", "onnxscript")}
 
 
 def require_extra(extra: Literal["train", "export"], purpose: str) -> None:

@@ -63,6 +63,11 @@ class Display:
                 self._logged = now
         self._work = work
 
+    def step(self, work: str, done: int, total: int) -> None:
+        """Show a step of work that has many short parts: logs get one in ten seconds."""
+        if not self._bar.disable or time.monotonic() - self._logged > _LOG_EVERY_S:
+            self.update(work, done, total)
+
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._console.print(text, soft_wrap=True)

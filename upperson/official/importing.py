@@ -92,7 +92,7 @@ def import_checkpoint(
         width_px=image_size[1],
         model=model.config,
     )
-    with new_folder(run, is_earlier=lambda _: False) as folder:
+    with new_folder(run) as folder:
         _write_tensors(folder / BASE, model.clip)
         # Read back as later commands will: what they are going to find is what gets hashed.
         loaded = load_base(model.base, str(folder / BASE), image_size)

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import onnx
 
-from upperson_export.serving.folder import ServingFolder, render, serving_folder, write_record
+from upperson_export.serving.folder import (
+    ServingFolder,
+    render,
+    serving_folder,
+    write_serving_record,
+)
 from upperson_export.serving.nvinfer_graph import planar_float_input
 from upperson_export.serving.source import file_name, load_tower, open_variant, signature
 
@@ -68,4 +73,4 @@ def write_deepstream(bundle: Path, output: Path, variant: str | None = None) -> 
         onnx.save(adapted, folder / f"{stem}.planar.onnx")
         (folder / CONFIG).write_text(render("nvinfer.txt.j2", **values), "utf-8")
         (folder / "README.md").write_text(render("deepstream.md.j2", **values), "utf-8")
-        return write_record(folder, output, "deepstream", opened)
+        return write_serving_record(folder, output, "deepstream", opened)

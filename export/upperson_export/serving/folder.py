@@ -1,18 +1,16 @@
 """The folder a server format is written to: complete or not at all, and known again later."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
 
-from upperson_rt import __version__
-from upperson_rt.atomic import new_folder
-from upperson_rt.bundle import Bundle, sha256_of_file
+from upperson_export.recorded_folder import foreign_to_record, write_record
+from upperson_rt.atomic import new_folder, require_place
+from upperson_rt.bundle import Bundle
 
 Format = Literal["triton", "deepstream"]
 
@@ -34,8 +32,12 @@ class ServingFolder:
     """Relative POSIX paths, sorted, without the record itself."""
 
 
-@contextmanager
-def serving_folder(output: Path, kind: Format) -> Iterator[Path]:
+def require_serving_place(output: Path, kind: Format) -> None:
+    """Refuse what `serving_folder` would refuse, before any work; see `require_place`."""
+    require_place(output, foreign_to_record(RECORD, kind))
+
+
+def serving_folder(output: Path, kind: Format) -> AbstractContextManager[Path]:
     """Give a temporary folder to fill that takes the place of ``output`` in the end.
 
     An earlier result of the same format is replaced if nobody changed it or put a file beside it,
@@ -44,33 +46,25 @@ def serving_folder(output: Path, kind: Format) -> Iterator[Path]:
     Raises:
         InputError: ``output`` holds something else, or cannot be written to.
     """
-    with new_folder(output, is_earlier=partial(_is_untouched, kind=kind)) as folder:
-        yield folder
+    return new_folder(output, foreign_to_record(RECORD, kind))
 
 
-def write_record(folder: Path, output: Path, kind: Format, bundle: Bundle) -> ServingFolder:
+def write_serving_record(folder: Path, output: Path, kind: Format, bundle: Bundle) -> ServingFolder:
     """Write the record of a filled folder, and return what it says."""
-    written = (path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): path for path in written}
     manifest = bundle.manifest
-    record = {
-        "format": kind,
-        "generator": f"upperson {__version__}",
+    facts = {
         "model": manifest.model.name,
         "variant": bundle.variant,
         "precision": bundle.entry.precision,
         "fingerprint": manifest.fingerprint,
         "embed_dim": manifest.model.embed_dim,
-        "files": {name: sha256_of_file(files[name]) for name in sorted(files)},
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / RECORD).write_text(text, "utf-8")
     return ServingFolder(
         format=kind,
         folder=output,
         variant=bundle.variant,
         fingerprint=manifest.fingerprint,
-        files=tuple(sorted(files)),
+        files=write_record(folder, RECORD, kind, facts),
     )
 
 
@@ -89,16 +83,3 @@ def render(template: str, **values: Any) -> str:
 def quoted(text: str) -> str:
     """Return a string literal that Python and protobuf's text format both read back unchanged."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def _is_untouched(folder: Path, kind: Format) -> bool:
-    try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-        written = dict(record["files"]) if record["format"] == kind else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # Not a record of ours, so not a folder of ours.
-    paths = [path for path in folder.rglob("*") if path != folder / RECORD]
-    if any(path.is_symlink() for path in paths):
-        return False
-    found = {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
-    return written == {name: sha256_of_file(path) for name, path in found.items()}

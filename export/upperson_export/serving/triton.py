@@ -14,7 +14,7 @@ from upperson_export.serving.folder import (
     quoted,
     render,
     serving_folder,
-    write_record,
+    write_serving_record,
 )
 from upperson_export.serving.source import (
     Signature,
@@ -84,7 +84,7 @@ def write_triton(bundle: Path, output: Path, variant: str | None = None) -> Serv
             length_step=LENGTH_STEP,
         )
         (folder / "README.md").write_text(readme, "utf-8")
-        return write_record(folder, output, "triton", opened)
+        return write_serving_record(folder, output, "triton", opened)
 
 
 def model_config(bundle: Bundle, tower: Tower, name: str) -> str:

@@ -8,11 +8,14 @@
     def main() -> None:
         run_app(app, "upperson-rt")
 
-Exit codes are those of `upperson_rt.errors`, 1 for a defect of the program, 130 for Ctrl-C.
+Exit codes are those of `upperson_rt.errors`, 1 for a defect of the program, 130 for Ctrl-C, 143
+for SIGTERM.
 """
 
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Any, NoReturn
 
 import typer
@@ -20,10 +23,17 @@ from typer.core import TyperCommand
 
 from upperson_rt.errors import InputError, UppersonError
 
-__all__ = ["INTERRUPTED", "Command", "new_app", "run_app"]
+__all__ = ["INTERRUPTED", "TERMINATED", "Command", "new_app", "run_app"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+TERMINATED = 143
+"""Exit code after SIGTERM, such as from ``docker stop``."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: a command cleans up after it as after Ctrl-C."""
 
 
 class Command(TyperCommand):
@@ -39,8 +49,10 @@ class Command(TyperCommand):
             _report(str(error), debug=ctx.params.get("debug", False))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            _report("interrupted", debug=ctx.params.get("debug", False))
-            raise typer.Exit(INTERRUPTED) from error
+            terminated = isinstance(error, _Terminated)
+            message = "terminated" if terminated else "interrupted"
+            _report(message, debug=ctx.params.get("debug", False))
+            raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from error
         except OSError as error:  # Such as a full disk under stdout.
             _report(str(error), debug=ctx.params.get("debug", False))
             raise typer.Exit(InputError.exit_code) from error
@@ -65,12 +77,18 @@ def new_app(help: str) -> typer.Typer:
 
 def run_app(app: typer.Typer, name: str) -> NoReturn:
     """Run an application on the arguments of the process, and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app(prog_name=name)
     except KeyboardInterrupt:  # Outside of a command: while it is being imported.
         typer.echo("error: interrupted", err=True)
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A second one would cut the cleaning up short.
+    raise _Terminated
 
 
 def _report(message: str, debug: bool) -> None:

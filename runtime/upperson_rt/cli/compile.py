@@ -50,14 +50,19 @@ def compile_engines(
     Example: `upperson-rt compile bundle --variant fp16`
     """
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeElapsedColumn as TimeElapsed
     from rich.text import Text
 
     from upperson_rt.tensorrt.compile import compile_bundle
 
+    work = TextColumn("{task.description}", markup=False)
+    columns = (work, BarColumn(), MofNCompleteColumn(), TimeElapsed())
     console = Console(stderr=True)
-    with console.status("starting") as status:
-        if not console.is_terminal:
-            status.stop()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("starting", total=None)
         compiled = compile_bundle(
             bundle,
             variant,
@@ -66,7 +71,9 @@ def compile_engines(
             workspace_mib=workspace_mib,
             cache=cache,
             note=lambda text: console.print(Text(text), soft_wrap=True),
-            progress=lambda phase, step, steps: status.update(f"{phase} {step}/{steps}"),
+            progress=lambda phase, step, steps: bar.update(
+                task, description=phase, completed=step, total=steps
+            ),
         )
     if json:
         print_json(

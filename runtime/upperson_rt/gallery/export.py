@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from upperson_rt.atomic import new_folder
+from upperson_rt.atomic import all_names, new_folder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery.base import Gallery
 from upperson_rt.gallery.records import Filter, Item
@@ -56,7 +56,7 @@ def export_gallery(
         IntegrityError: The gallery is damaged.
     """
     try:
-        with new_folder(folder, is_earlier=_is_export) as temporary, ExitStack() as stack:
+        with new_folder(folder, _foreign) as temporary, ExitStack() as stack:
             done = 0
             vectors = stack.enter_context(open(temporary / _VECTORS, "wb"))
             vectors.write(b"\0" * _NPY_HEADER_BYTES)
@@ -134,6 +134,6 @@ def _parquet_writer(
     return write
 
 
-def _is_export(folder: Path) -> bool:
-    names = {path.name for path in folder.iterdir()}
-    return {_FACTS, _VECTORS, _CSV} <= names <= EXPORTED_FILES
+def _foreign(folder: Path) -> set[str]:
+    names = set(all_names(folder))
+    return names - EXPORTED_FILES if names >= {_FACTS, _VECTORS, _CSV} else names

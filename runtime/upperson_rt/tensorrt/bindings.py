@@ -104,6 +104,8 @@ class TensorRtLog:
     def __init__(self) -> None:
         """Start empty."""
         self._messages: deque[str] = deque(maxlen=20)
+        self.layers = ""
+        """The latest table of an engine's layers, a line each; TensorRT for RTX logs it."""
 
     def add(self, message: str, is_error: bool) -> None:
         """Keep an error; hand a warning on to logging."""
@@ -133,5 +135,7 @@ def trt_log(trt: ModuleType) -> tuple[Any, TensorRtLog]:
                 log.add(message, is_error=True)
             elif severity == trt.ILogger.WARNING:
                 log.add(message, is_error=False)
+            elif message.startswith("Layers:"):
+                log.layers = message
 
     return Logger(), log

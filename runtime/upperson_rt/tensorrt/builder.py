@@ -18,7 +18,9 @@ from upperson_rt.errors import BackendError, IntegrityError
 from upperson_rt.tensorrt.bindings import trt_log
 from upperson_rt.tensorrt.profiles import InputProfile
 
-__all__ = ["BuildProgress", "BuiltEngine", "build_engine"]
+__all__ = ["DEFAULT_WORKSPACE_MIB", "BuildProgress", "BuiltEngine", "build_engine"]
+
+DEFAULT_WORKSPACE_MIB = 1024
 
 BuildProgress: TypeAlias = Callable[[str, int, int], None]
 """Called as ``progress(phase, step, steps)``, from any thread; phases are nested."""
@@ -37,6 +39,8 @@ class BuiltEngine:
     timing_cache_used: bool
     """False if the one given did not fit or could not be read."""
     seconds: float
+    layers: str
+    """What was fused, a line a layer; only with ``targets``."""
 
 
 def build_engine(
@@ -49,7 +53,7 @@ def build_engine(
     targets: Sequence[str] = (),
     progress: BuildProgress | None = None,
 ) -> BuiltEngine:
-    """Build the engine of one tower. On Ctrl-C the build is cancelled at its next step.
+    """Build the engine of one tower. Ctrl-C and SIGTERM cancel it at its next step.
 
     Args:
         trt: The bindings: `tensorrt`, or `tensorrt_rtx` with ``targets``.
@@ -64,11 +68,12 @@ def build_engine(
     Raises:
         BackendError: TensorRT does not start, cannot parse the graph, or cannot build it.
         IntegrityError: The graph is not a tower: its input or output has another name.
-        KeyboardInterrupt: Ctrl-C.
+        KeyboardInterrupt: Ctrl-C, or what the program's handlers raise.
     """
     logger, log = trt_log(trt)
     log.take_errors()
-    about = f"TensorRT {trt.__version__}"
+    log.layers = ""
+    about = f"TensorRT{' for RTX' if targets else ''} {trt.__version__}"
     start = time.perf_counter()
     try:
         builder = trt.Builder(logger)
@@ -83,24 +88,26 @@ def build_engine(
     _add_profile(builder, config, profile, about)
     cache_used = timing_cache is not None and _set_timing_cache(config, timing_cache)
     if targets:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # It names the ONNX nodes.
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, target), index)
 
-    cancelled = threading.Event()
-    monitor = _new_monitor(trt, progress, cancelled)
-    config.progress_monitor = monitor
-    with _interrupt_sets(cancelled):
+    with _signals_wait() as received:
+        monitor = _new_monitor(trt, progress, received)
+        config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
-    if cancelled.is_set():
-        raise KeyboardInterrupt
+    if received:
+        signal.raise_signal(received[0])
+        raise KeyboardInterrupt  # For handlers that do not raise.
     if plan is None:
         raise BackendError(
             f"{about} cannot build {os.fspath(onnx_file)}: {log.take_errors()}. If memory ran out, "
             f"use a smaller --max-batch or --workspace-mib; else {_ADVICE}"
         )
     grown = None if timing_cache is None else bytes(config.get_timing_cache().serialize())
-    return BuiltEngine(bytes(plan), grown, cache_used, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return BuiltEngine(bytes(plan), grown, cache_used, seconds, log.layers)
 
 
 def _parse(
@@ -174,9 +181,7 @@ def _set_timing_cache(config: Any, content: bytes) -> bool:
     return False
 
 
-def _new_monitor(
-    trt: ModuleType, progress: BuildProgress | None, cancelled: threading.Event
-) -> Any:
+def _new_monitor(trt: ModuleType, progress: BuildProgress | None, received: list[int]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -191,7 +196,7 @@ def _new_monitor(
             if progress is not None:
                 steps = self.steps.get(phase_name, step + 1)
                 progress(phase_name, step + 1, steps)
-            return not cancelled.is_set()
+            return not received
 
         def phase_finish(self, phase_name: str) -> None:
             pass
@@ -200,17 +205,28 @@ def _new_monitor(
 
 
 @contextmanager
-def _interrupt_sets(cancelled: threading.Event) -> Iterator[None]:
-    """Turn Ctrl-C into a cancelled build: an exception must not pass through TensorRT's C++."""
+def _signals_wait() -> Iterator[list[int]]:
+    """Give a list of signals that end a build: an exception must not pass through TensorRT's C++.
+
+    Ctrl-C is one of them, and SIGTERM where the program handles it.
+    """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield  # Signals never arrive here.
+        yield received  # Signals never arrive here.
         return
 
     def note(signum: int, frame: FrameType | None) -> None:
-        cancelled.set()
+        received.append(signum)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(handler := signal.getsignal(number))
+    }
+    for number in before:
+        signal.signal(number, note)
     try:
-        yield
+        yield received
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -18,7 +18,7 @@ from upperson_rt.canaries import Tower
 from upperson_rt.encoder import run_tower
 from upperson_rt.errors import IntegrityError, UsageError
 from upperson_rt.tensorrt.bindings import import_tensorrt, open_gpu
-from upperson_rt.tensorrt.builder import BuildProgress, build_engine
+from upperson_rt.tensorrt.builder import DEFAULT_WORKSPACE_MIB, BuildProgress, build_engine
 from upperson_rt.tensorrt.cache import EngineCache, EngineRecord, Target
 from upperson_rt.tensorrt.compare import compare_engine
 from upperson_rt.tensorrt.cuda import Cuda
@@ -26,8 +26,6 @@ from upperson_rt.tensorrt.profiles import InputProfile, tower_profile
 from upperson_rt.tensorrt.session import EngineSession
 
 __all__ = ["CompiledBundle", "CompiledTower", "compile_bundle"]
-
-DEFAULT_WORKSPACE_MIB = 1024
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def compile_bundle(
     workspace_mib: int = DEFAULT_WORKSPACE_MIB,
     cache: Path | None = None,
     note: Callable[[str], None] = lambda text: None,
-    progress: BuildProgress | None = None,
+    progress: BuildProgress = lambda work, step, steps: None,
 ) -> CompiledBundle:
     """Build the engines of a variant, compare them with ONNX Runtime, and write them to the cache.
 
@@ -128,7 +126,7 @@ def _compile_tower(
     workspace_mib: int,
     store: EngineCache,
     note: Callable[[str], None],
-    progress: BuildProgress | None,
+    progress: BuildProgress,
 ) -> CompiledTower:
     entry = opened.entry.image if tower == "image" else opened.entry.text
     wanted = (target, entry.sha256, profile, workspace_mib)
@@ -152,7 +150,7 @@ def _compile_tower(
             profile,
             workspace_bytes=workspace_mib << 20,
             timing_cache=timings,
-            progress=progress,
+            progress=lambda phase, step, steps: progress(f"{tower} tower: {phase}", step, steps),
         )
     if timings and not built.timing_cache_used:
         note("the timings of earlier builds could not be used; kernels were measured anew")

@@ -137,6 +137,47 @@ def test_custom_operators_and_functions_are_found() -> None:
     assert {finding.rule for finding in lint(graph)} == {"operator", "function"}
 
 
+LOOP = """
+    n = Constant<value = int64 {2}>()
+    go = Constant<value = bool {1}>()
+    y = Loop<body = b (int64 i, bool c, float[N, 4] a) => (bool d, float[N, 4] e) {
+        d = Identity(c)
+        q = QuantizeLinear(a, s, z)
+        e = DequantizeLinear(q, s, z)
+    }>(n, go, x)
+"""
+IF = """
+    m = ReduceMax<keepdims = 0>(x)
+    c = Cast<to = 9>(m)
+    y = If<
+        then_branch = t () => (float[N, 4] a) { a = Relu(x) },
+        else_branch = f () => (float[N, 4] b) { b = Neg(x) }
+    >(c)
+"""
+SCAN = """
+    f, y = Scan<num_scan_inputs = 1, body = b (float a, float[4] r) => (float h, float[4] e) {
+        h = Identity(a)
+        e = Relu(r)
+    }>(o, x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (LOOP, "found Loop with body"),
+        (IF, "found If with then_branch, else_branch"),
+        (SCAN, "found Scan with body"),
+    ],
+    ids=["loop", "if", "scan"],
+)
+def test_a_node_with_a_graph_inside_is_refused(body: str, found: str) -> None:
+    graph = model(body, more="float s = {1.0}, uint8 z = {3}, float o = {0}")
+    (finding,) = (finding for finding in lint(graph) if finding.rule == "subgraph")
+    assert finding.node == graph.graph.node[-1].output[0]
+    assert found in finding.message
+
+
 def test_what_tensorrt_takes_is_not_complained_about() -> None:
     good = model(
         "f = Cast<to = 1>(x)\n q = QuantizeLinear(f, s, z)\n d = DequantizeLinear(q, s, z)\n"

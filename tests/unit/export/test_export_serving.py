@@ -490,8 +490,8 @@ def test_a_failed_write_leaves_nothing(bundle, tmp_path, write, monkeypatch):
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("upperson_export.serving.triton.write_record", full_disk)
-    monkeypatch.setattr("upperson_export.serving.deepstream.write_record", full_disk)
+    monkeypatch.setattr("upperson_export.serving.triton.write_serving_record", full_disk)
+    monkeypatch.setattr("upperson_export.serving.deepstream.write_serving_record", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write(bundle, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before

@@ -1,10 +1,76 @@
+import errno
 import os
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from upperson_rt.atomic import new_folder, write_atomically
+from tests.helpers.command_line import environment
+from upperson_rt import atomic
+from upperson_rt.atomic import new_folder, require_place, write_atomically
 from upperson_rt.errors import InputError
+
+FILLING = """
+import sys
+from upperson_rt.atomic import new_folder
+
+with new_folder(sys.argv[1], lambda _: []) as folder:
+    (folder / "half").write_text("half")
+    print(folder.name, flush=True)
+    sys.stdin.read()
+"""
+SWAPPING = """
+import os, sys
+from upperson_rt import atomic
+
+atomic._exchange = lambda *_: False
+real = os.rename
+
+def rename(source, target):
+    real(source, target)
+    print("moved", flush=True)
+    sys.stdin.read()
+
+os.rename = rename
+with atomic.new_folder(sys.argv[1], lambda _: []) as folder:
+    (folder / "new").write_text("new")
+"""
+
+
+def nothing(_):
+    return []
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def out(tmp_path):
+    """An older result."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    return tmp_path / "out"
+
+
+@contextmanager
+def running(code, path):
+    """A process that is in the middle of ``new_folder``; yields it and the first line it says."""
+    code = code.replace("sys.argv[1]", "__import__('pathlib').Path(sys.argv[1])")
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code, str(path)],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -20,32 +86,133 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.txt"]
 
 
-def test_an_interrupted_swap_brings_the_older_folder_back(tmp_path, monkeypatch):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("old")
-    real = os.replace
+@pytest.mark.parametrize("exchange", [True, False], ids=["one step", "renames"])
+def test_an_older_folder_is_replaced(tmp_path, out, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    with new_folder(out, nothing) as folder:
+        assert names(out) == ["old"]
+        (folder / "new").write_text("new")
+    assert names(tmp_path) == ["out", "out/new"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_linux_exchanges_folders_in_one_step(tmp_path, out):
+    (tmp_path / "other").mkdir()
+    assert atomic._exchange(tmp_path / "other", out)
+    assert names(tmp_path) == ["other", "other/old", "out"]
+    with pytest.raises(OSError, match="No such file") as raised:
+        atomic._exchange(tmp_path / "nothing", out)
+    assert raised.value.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError(13, "Permission denied")])
+def test_an_interrupted_swap_brings_the_older_folder_back(tmp_path, out, monkeypatch, error):
+    real = os.rename
 
     def interrupted(source, target):
-        if Path(target) == tmp_path / "out" and Path(source).parent == tmp_path:
-            raise KeyboardInterrupt
+        if Path(target) == out and Path(source).suffix == ".tmp":
+            raise error
         real(source, target)
 
-    monkeypatch.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    monkeypatch.setattr(os, "rename", interrupted)
     with (
-        pytest.raises(KeyboardInterrupt),
-        new_folder(tmp_path / "out", is_earlier=lambda _: True) as folder,
+        pytest.raises((KeyboardInterrupt, InputError)),
+        new_folder(out, nothing) as folder,
     ):
         (folder / "new").write_text("new")
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["out", "out/old"]
+    assert names(tmp_path) == ["out", "out/old"]
 
 
-@pytest.mark.parametrize("name", ["file", "folder", "."])
-def test_what_is_not_ours_is_refused(tmp_path, monkeypatch, name):
+def test_an_exchange_that_fails_leaves_the_older_folder(tmp_path, out, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(atomic, "_exchange", fail)
+    with pytest.raises(InputError, match="Input/output error"), new_folder(out, nothing) as folder:
+        (folder / "new").write_text("new")
+    assert names(tmp_path) == ["out", "out/old"]
+
+
+def test_what_comes_into_the_older_folder_meanwhile_is_not_lost(tmp_path, out):
+    with (
+        pytest.raises(InputError, match=r"holds other files as well \(mine\)"),
+        new_folder(out, lambda folder: {path.name for path in folder.iterdir()} - {"old"}),
+    ):
+        (out / "mine").write_text("mine")
+    assert names(tmp_path) == ["out", "out/mine", "out/old"]
+
+
+@pytest.mark.parametrize("make", [require_place, lambda path: new_folder(path).__enter__()])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file", "is a file, expected a folder"),
+        ("file/bundle", "file is not a folder"),
+        ("folder", r"\(a, b, c, \.\.\.\)"),
+        (".", "is the working folder"),
+        ("/proc", "is a mount point"),
+    ],
+)
+def test_what_is_not_ours_is_refused(tmp_path, monkeypatch, make, name, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "mine").write_text("mine")
-    with pytest.raises(InputError), new_folder(Path(name), is_earlier=lambda _: False):
-        pass
-    assert (tmp_path / "folder" / "mine").read_text() == "mine"
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+    for mine in "abcd":
+        (tmp_path / "folder" / mine).write_text("mine")
+    before = names(tmp_path)
+    with pytest.raises(InputError, match=message):
+        make(Path(name))
+    assert names(tmp_path) == before
+
+
+def test_a_folder_that_is_not_writable_is_told_and_nothing_is_made(tmp_path, monkeypatch):
+    asked = []
+
+    def access(path, mode):
+        asked.append((path, mode))
+        return False
+
+    monkeypatch.setattr(os, "access", access)  # The tests may run as root, who may write anywhere.
+    with pytest.raises(InputError, match=f"folder {tmp_path} is not writable"):
+        require_place(tmp_path / "deep" / "out")
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+    assert names(tmp_path) == []
+
+
+def test_what_a_dead_process_left_is_swept_and_what_a_live_one_fills_is_not(tmp_path, out):
+    (tmp_path / ".out.backup").mkdir()  # Mine, and so is the file.
+    (tmp_path / ".out.abcdefgh.tmp").write_text("mine")
+    mine = names(tmp_path)
+    with running(FILLING, out) as (dead, left):
+        dead.kill()
+        dead.wait(30)
+    assert (tmp_path / left / "half").exists()
+    with running(FILLING, out) as (_, filling):
+        with new_folder(out, nothing) as folder:
+            (folder / "old").write_text("new")
+        assert names(tmp_path) == sorted([*mine, filling, f"{filling}/half"])
+    with new_folder(out, nothing) as folder:
+        (folder / "old").write_text("newer")
+    assert names(tmp_path) == mine
+
+
+def seen_at(path):
+    """What is at a place while a folder for it is filled, which then stops; None for nothing."""
+    found = None
+    with suppress(KeyboardInterrupt), new_folder(path, nothing):
+        found = names(path) if path.exists() else None
+        raise KeyboardInterrupt
+    return found
+
+
+def test_a_process_that_dies_between_two_renames_loses_nothing(tmp_path, out):
+    with running(SWAPPING, out) as (process, said):
+        assert said == "moved"
+        assert seen_at(out) is None  # The process is alive and will go on.
+        process.kill()
+        process.wait(30)
+    assert not out.exists()
+    assert seen_at(out) == ["old"]
+    assert names(tmp_path) == ["out", "out/old"]

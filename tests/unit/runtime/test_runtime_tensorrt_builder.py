@@ -128,20 +128,35 @@ def test_without_a_driver_nothing_crashes(bundle, profile, monkeypatch):
         build(trt, bundle, profile)
 
 
-def test_ctrl_c_cancels_the_build(trt, bundle, profile):
+class StoppedError(Exception):
+    """What a program's own handler of a signal raises."""
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, StoppedError)]
+)
+def test_a_signal_cancels_the_build_and_goes_on_to_its_handler(
+    trt, bundle, profile, number, raised
+):
     seen = []
 
     def interrupt(step):
         seen.append(step)
         if step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
+
+    def stop(signum, frame):
+        raise raised
 
     trt.behaviour.on_step = interrupt
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        build(trt, bundle, profile)
-    assert seen == [0, 1]
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(raised):
+            build(trt, bundle, profile)
+        assert seen == [0, 1]
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
 
 
 def test_builds_in_other_threads(trt, bundle, profile):

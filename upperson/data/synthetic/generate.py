@@ -149,7 +149,7 @@ def write_dataset(
         InputError: If ``root`` exists and is not this very data set, or cannot be written.
     """
     if not _is_written(root, spec):
-        with new_folder(root, is_earlier=lambda _: False) as folder:
+        with new_folder(root) as folder:
             _write_content(folder, spec, progress)
     return root
 
