@@ -396,6 +396,77 @@ def test_a_folder_that_cannot_be_written_to_can_be_searched(start):
             os.chmod(folder, 0o755)
 
 
+UNPRIVILEGED_READER = """
+import os
+from upperson_rt.errors import InputError
+with Gallery.open(folder, SPACE, D) as gallery:  # Imports everything: only root may.
+    gallery.search(unit(1), 1)
+if os.getuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+else:
+    from upperson_rt.gallery import sqlite
+    sqlite.is_writable = lambda path: False
+gallery = Gallery.open(folder, SPACE, D)
+assert gallery._connections.read_only
+for line in sys.stdin:
+    if line.startswith("begin"):
+        batches = gallery.vectors(batch_size=10)
+        print(len(next(batches)[0]), flush=True)
+    elif line.startswith("end"):
+        try:
+            print(sum(len(items) for items, _ in batches), flush=True)
+        except InputError as error:
+            print(error, flush=True)
+    else:
+        number = int(line)
+        hits = gallery.search(unit(1, number), 1)[0]
+        print(hits[0].item.key, gallery.count(), len(gallery.search(unit(1), 99)[0]), flush=True)
+"""
+
+
+def test_a_reader_that_may_not_write_sees_every_commit(start):
+    """Whether a writer is there or not: without one, it reads without locks."""
+    with tempfile.TemporaryDirectory() as parent:
+        os.chmod(parent, 0o755)
+        folder = os.path.join(parent, "gallery")
+        with Gallery.open(folder, SPACE, D, create=True) as gallery:
+            gallery.add([Item(key=f"k{i}") for i in range(40)], unit(40, 99))
+        os.chmod(folder, 0o755)
+        reader = start(UNPRIVILEGED_READER, folder)
+
+        def ask(line):
+            reader.stdin.write(f"{line}\n")
+            reader.stdin.flush()
+            answer = reader.stdout.readline()
+            assert answer, reader.stderr.read()
+            return answer.strip()
+
+        assert ask(0).endswith("40 40")
+        for number in range(1, 4):
+            with Gallery.open(folder, SPACE, D) as writer:
+                for part in range(2):
+                    key = 10 * number + part
+                    writer.add([Item(key=f"n{key}")], unit(1, key))
+                    count = 40 + 2 * number - 1 + part
+                    assert ask(key) == f"n{key} {count} {count}"
+            assert ask(10 * number) == f"n{10 * number} {count} {count}"
+        reader.communicate()
+        assert reader.returncode == 0
+        # A new one, since the former kept the log from being removed.
+        with Gallery.open(folder, SPACE, D) as writer:
+            writer.add([Item(key="last")], unit(1))
+        assert not os.path.exists(os.path.join(folder, "gallery.sqlite-wal"))
+        reader = start(UNPRIVILEGED_READER, folder)
+        assert ask("begin") == "10"
+        with Gallery.open(folder, SPACE, D) as writer:
+            writer.add([Item(key=f"m{i}") for i in range(200)], unit(200, 5))
+        assert "was written to while it was read" in ask("end")
+        assert ask(0).endswith("247 99")
+        reader.communicate()
+        assert reader.returncode == 0
+
+
 def test_an_old_schema_that_cannot_be_written_is_an_error(version_1, monkeypatch):
     from upperson_rt.gallery import sqlite
 
