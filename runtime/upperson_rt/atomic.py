@@ -1,4 +1,4 @@
-"""Writes that either happen completely or not at all: a temporary name, then a rename."""
+"""Writes that either happen completely or not at all: a temporary name, then a rename; locks."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from upperson_rt.errors import InputError
 
-__all__ = ["new_folder", "write_atomically"]
+__all__ = ["locked", "locked_folder", "new_folder", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -84,6 +84,36 @@ def new_folder(path: Path, *, is_earlier: Callable[[Path], bool]) -> Iterator[Pa
             os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(file: int) -> Iterator[None]:
+    """Keep other processes that lock the same file waiting meanwhile, where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: short writes are whole, and a rename replaces nothing.
+        yield
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Do the same with a folder; what was renamed in it meanwhile is on disk at the end."""
+    if os.name == "nt":  # Folders cannot be opened.
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with locked(descriptor):
+            yield
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

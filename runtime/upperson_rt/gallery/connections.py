@@ -40,15 +40,21 @@ def translated(path: Path) -> Iterator[None]:
     except sqlite3.ProgrammingError as error:
         raise UsageError(f"gallery {path.parent} has been closed") from error
     except sqlite3.OperationalError as error:
+        if "decode" in str(error):  # A text is not UTF-8.
+            raise _damaged(path, error) from error
         advice = next((text for name, text in _ADVICE.items() if name in str(error)), "")
         raise InputError(
             f"cannot use gallery {path}: {error}{'; ' if advice else ''}{advice}"
         ) from error
     except sqlite3.DatabaseError as error:
-        raise IntegrityError(
-            f"gallery {path} is damaged or not a gallery ({error}); it was left as it is: restore "
-            "it from a copy, or index again into another folder"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: sqlite3.Error) -> IntegrityError:
+    return IntegrityError(
+        f"gallery {path} is damaged or not a gallery ({error}); it was left as it is: restore it "
+        "from a copy, or index again into another folder"
+    )
 
 
 def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
@@ -64,6 +70,7 @@ def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
         check_same_thread=False,  # One thread at a time: `Connections` sees to it.
     )
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = ON")  # What was deleted is overwritten.
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -108,13 +115,14 @@ class Connections:
                 connection.execute("BEGIN DEFERRED")
                 yield connection
                 self._check_unchanged(state)
-            except (sqlite3.DatabaseError, IntegrityError):
-                self._check_unchanged(state)
+                connection.execute("ROLLBACK")
+            except BaseException as error:
+                # A statement that is kept alive by the error would keep its snapshot, too.
+                connection.close()
+                if isinstance(error, sqlite3.DatabaseError | IntegrityError):
+                    self._check_unchanged(state)
                 raise
-            finally:
-                if not self._closed and connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                self._give_back(connection, state)
+            self._give_back(connection, state)
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:

@@ -368,7 +368,8 @@ def test_recall_is_that_of_the_lists_looked_into(monkeypatch):
         yield np.arange(1000, 3000), rows[1000:]
 
     trained = ivf.train(3000, 32, lambda most: rows[:most], blocks)
-    queries = ivf._far_queries(rows[: trained.nlist * 50])
+    queries, others = ivf._held_out(rows[: trained.nlist * 50 + 200])
+    assert len(others) == min(3000, trained.nlist * 50 + 200) - len(queries)
     assert np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
     best = np.argsort(-(queries @ rows.T), axis=1)[:, :10]
     import faiss
