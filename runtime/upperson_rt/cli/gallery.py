@@ -98,8 +98,8 @@ def verify(
         for problem in problems:
             typer.echo(problem, err=True)
         raise IntegrityError(
-            f"gallery {gallery} has {len(problems)} problems (listed above): restore it from a "
-            "copy, or index those pictures again"
+            f"gallery {gallery} has {len(problems)} problems (listed above). Where a line names no "
+            "command: restore the gallery from a copy, or index those pictures again"
         )
 
 
@@ -110,7 +110,8 @@ def rebuild(
     """Make the search index anew from the stored vectors, and measure it if it is approximate.
 
     Worth it after a gallery has grown a lot; `gallery info` shows what is searched beside the
-    index.
+    index. Also after a deletion that must leave nothing behind: until then the file of the index
+    keeps the vectors of what was deleted.
 
     Example: `upperson-rt gallery rebuild -g gallery`
     """

@@ -153,7 +153,8 @@ def prune(
 ) -> None:
     """Delete old pictures by age, by number or both, and their saved crops; asks nothing.
 
-    Pictures without a time are never too old, but the first to go where there are too many.
+    Pictures without a time are never too old, but the first to go where there are too many. By age,
+    and of all cameras, saved crops that belong to no picture go as well.
 
     Example: `upperson-rt gallery prune --older-than 30d --keep 1000000`
     """

@@ -129,7 +129,7 @@ def read_index(path: Path) -> tuple[Any, NDArray[np.int64], Stamp]:
         faiss = load_faiss()
         # By descriptor: the path may lead to another process's newer file by now.
         name = f"/proc/self/fd/{file.fileno()}"
-        # faiss before 1.11 reads exact indexes into memory.
+        # Older releases of faiss read exact indexes into memory.
         exact = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
         flags = exact if stamp.kind == "exact" else faiss.IO_FLAG_MMAP
         try:
