@@ -1,4 +1,4 @@
-"""Writes that either happen completely or not at all: a temporary name, then a rename."""
+"""Writes that either happen completely or not at all: a temporary name, then a rename; locks."""
 
 import ctypes
 import errno
@@ -14,7 +14,10 @@ from typing import TypeAlias
 
 from upperson_rt.errors import InputError
 
-__all__ = ["all_names", "new_folder", "require_place", "require_writable", "write_atomically"]
+__all__ = [
+    "all_names", "locked", "locked_folder", "new_folder", "require_place", "require_writable",
+    "write_atomically",
+]  # fmt: skip
 
 Foreign: TypeAlias = Callable[[Path], Collection[str]]
 """Tells what a folder holds beside an older result; nothing, if it may be replaced."""
@@ -229,6 +232,36 @@ def _lock(handle: int, *, wait: bool) -> bool:
 def _unlock(lock: int | None) -> None:
     if lock is not None:
         os.close(lock)
+
+
+@contextmanager
+def locked(file: int) -> Iterator[None]:
+    """Keep other processes that lock the same file waiting meanwhile, where the system can."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: short writes are whole, and a rename replaces nothing.
+        yield
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Do the same with a folder; what was renamed in it meanwhile is on disk at the end."""
+    if os.name == "nt":  # Folders cannot be opened.
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with locked(descriptor):
+            yield
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

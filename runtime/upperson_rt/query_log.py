@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from upperson_rt.atomic import locked
 from upperson_rt.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class QueryLog:
         }
         line = (json.dumps(entry, ensure_ascii=True, default=str) + "\n").encode("ascii")
         try:
-            with self._lock, _locked(self._opened()):
+            with self._lock, locked(self._opened()):
                 if self._ends_within_a_line():
                     line = b"\n" + line
                 while line:
@@ -130,21 +130,6 @@ class QueryLog:
             f"cannot write the query log {self.path}: {error.strerror or error}; no query is "
             "answered without it"
         )
-
-
-@contextmanager
-def _locked(file: int) -> Iterator[None]:
-    """Keep other processes from writing meanwhile, where the system can."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: a short line is written in one piece anyway.
-        yield
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def describe_picture(source: "ImageSource") -> dict[str, str]:

@@ -127,8 +127,8 @@ def test_delete_takes_relative_paths(work):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["delete"], 2, "name either keys, or a filter"),
-        (["delete", "a", "--camera", "gate"], 2, "name either keys, or a filter"),
+        (["delete"], 2, "name keys, a filter such as --camera gate, or"),
+        (["delete", "a", "--camera", "gate"], 2, "keys go alone"),
         (["delete", "--camera", "gate"], 2, "delete 4 pictures from gallery gallery? Add --yes"),
         (["delete", "--where", "red", "--yes"], 2, "--where red is not KEY=VALUE"),
         (["delete", "--since", "5", "--until", "5", "--yes"], 2, "since must be earlier"),
@@ -154,7 +154,7 @@ def test_errors(work, arguments, code, message):
 
 def test_an_unknown_camera_is_told(work):
     result = run("delete", "--camera", "gat", "--yes")
-    assert "no picture is from the camera 'gat'; cameras: gate, hall" in result.stderr
+    assert "no picture of the camera 'gat'; the gallery's cameras are: gate, hall" in result.stderr
     assert "no picture matches" in result.stderr
     assert result.exit_code == 0
 

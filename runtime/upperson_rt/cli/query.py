@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from upperson_rt.cli.conditions import read_filter, warn_of_unknown_cameras
 from upperson_rt.cli.hits import json_from_hit, print_hits
 from upperson_rt.cli.options import (
     Attributes,
@@ -23,13 +24,12 @@ from upperson_rt.cli.options import (
     VariantOption,
     default_bundle,
     default_gallery,
-    read_attributes,
 )
 from upperson_rt.cli.output import backend_line, print_json, print_note, print_warning
 from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
-    from upperson_rt.gallery import Filter, Gallery
+    from upperson_rt.gallery import Filter
 
 __all__ = ["query"]
 
@@ -79,23 +79,17 @@ def query(
     from contextlib import nullcontext
 
     from upperson_rt.bundle import Bundle
-    from upperson_rt.gallery import Filter, Gallery
+    from upperson_rt.gallery import Gallery
     from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
 
-    conditions = Filter(
-        camera=camera or None,
-        since=since,
-        until=until,
-        track=track,
-        attributes=read_attributes(where, "--where"),
-    )
+    conditions = read_filter(camera, since, until, track, where)
     # The log first: no model is loaded for a query that may not be answered.
     with nullcontext() if query_log is None else QueryLog(query_log) as log:
         opened = Bundle.open(bundle, variant, backend, device, threads=threads)
         encoder = opened.encoder()
         with Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim) as store:
-            _warn_of_unknown_cameras(store, camera or [])
+            warn_of_unknown_cameras(store, conditions)
             running = opened.backend("text" if isinstance(asked, str) else "image")
             print_note(backend_line(running.name, running.version, running.device, backend))
             truncated = isinstance(asked, str) and bool(encoder.tokenizer.encode([asked]).truncated)
@@ -156,16 +150,6 @@ def _one_of(sentence: str | None, image: Path | None) -> str | Path:
     if not sentence.strip():
         raise UsageError("the sentence is empty: describe the person in a few words")
     return sentence
-
-
-def _warn_of_unknown_cameras(store: "Gallery", cameras: list[str]) -> None:
-    from upperson_rt.gallery import Filter
-
-    unknown = [name for name in cameras if store.count(Filter(camera=name)) == 0]
-    if unknown:
-        known = ", ".join(store.cameras()) or "none that has a name"
-        for name in unknown:
-            print_warning(f"no picture of the camera '{name}'; the gallery's cameras are: {known}")
 
 
 def _json_from_filter(where: "Filter") -> dict[str, Any]:

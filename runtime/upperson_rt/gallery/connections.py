@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import quote
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
@@ -39,24 +40,28 @@ def translated(path: Path) -> Iterator[None]:
     except sqlite3.ProgrammingError as error:
         raise UsageError(f"gallery {path.parent} has been closed") from error
     except sqlite3.OperationalError as error:
+        if "decode" in str(error):  # A text is not UTF-8.
+            raise _damaged(path, error) from error
         advice = next((text for name, text in _ADVICE.items() if name in str(error)), "")
         raise InputError(
             f"cannot use gallery {path}: {error}{'; ' if advice else ''}{advice}"
         ) from error
     except sqlite3.DatabaseError as error:
-        raise IntegrityError(
-            f"gallery {path} is damaged or not a gallery ({error}); it was left as it is: restore "
-            "it from a copy, or index again into another folder"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: sqlite3.Error) -> IntegrityError:
+    return IntegrityError(
+        f"gallery {path} is damaged or not a gallery ({error}); it was left as it is: restore it "
+        "from a copy, or index again into another folder"
+    )
 
 
 def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
     """Open an existing database file; errors are SQLite's own."""
     mode = "mode=rw"
     if read_only:
-        # Without its -wal file nobody writes, and the files beside it could not be made anyway.
-        wal = path.with_name(path.name + "-wal")
-        mode = "mode=ro" if wal.exists() else "mode=ro&immutable=1"
+        mode = "mode=ro" if _unlocked_state(path) is None else "mode=ro&immutable=1"
     connection = sqlite3.connect(
         f"file:{quote(str(path.absolute()))}?{mode}",
         uri=True,
@@ -65,11 +70,27 @@ def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
         check_same_thread=False,  # One thread at a time: `Connections` sees to it.
     )
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = ON")  # What was deleted is overwritten.
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     connection.create_function("attribute_equals", 3, attribute_equals, deterministic=True)
     return connection
+
+
+_State: TypeAlias = tuple[int, int, int] | None
+
+
+def _unlocked_state(path: Path) -> _State:
+    """Return what tells whether a file that is read without locks has changed; None with locks.
+
+    Locks are kept beside the log. Without one nobody writes, and where the folder cannot be written
+    to none can be made.
+    """
+    if path.with_name(path.name + "-wal").exists():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class Connections:
@@ -82,21 +103,26 @@ class Connections:
         self._writer = first
         self._write_lock = threading.Lock()
         self._pool_lock = threading.Lock()
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[tuple[sqlite3.Connection, _State]] = []
         self._closed = False
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Give a connection whose first statement takes a snapshot that lasts to the end."""
         with translated(self.path):
-            connection = self._take()
+            connection, state = self._take()
             try:
                 connection.execute("BEGIN DEFERRED")
                 yield connection
-            finally:
-                if not self._closed and connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                self._give_back(connection)
+                self._check_unchanged(state)
+                connection.execute("ROLLBACK")
+            except BaseException as error:
+                # A statement that is kept alive by the error would keep its snapshot, too.
+                connection.close()
+                if isinstance(error, sqlite3.DatabaseError | IntegrityError):
+                    self._check_unchanged(state)
+                raise
+            self._give_back(connection, state)
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -115,24 +141,35 @@ class Connections:
         """Close all connections."""
         with self._write_lock, self._pool_lock:
             self._closed = True
-            for connection in (*self._idle, self._writer):
+            for connection, _ in (*self._idle, (self._writer, None)):
                 connection.close()
             self._idle.clear()
 
-    def _take(self) -> sqlite3.Connection:
+    def _take(self) -> tuple[sqlite3.Connection, _State]:
         with self._pool_lock:
             if self._closed:
                 raise UsageError(f"gallery {self.path.parent} has been closed")
-            if self._idle:
-                return self._idle.pop()
-        return connect(self.path, self.read_only)
+            state = _unlocked_state(self.path) if self.read_only else None
+            while self._idle:
+                connection, opened_at = self._idle.pop()
+                if opened_at == state:
+                    return connection, state
+                connection.close()  # It would not see, or mix, what has been written since.
+        return connect(self.path, self.read_only), state
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
+    def _check_unchanged(self, state: _State) -> None:
+        if state is not None and _unlocked_state(self.path) != state:
+            raise InputError(
+                f"gallery {self.path} was written to while it was read; this user cannot write to "
+                "the folder, so it was read without locks: try again"
+            )
+
+    def _give_back(self, connection: sqlite3.Connection, state: _State) -> None:
         with self._pool_lock:
             if self._closed:
                 connection.close()
             else:
-                self._idle.append(connection)
+                self._idle.append((connection, state))
 
 
 def is_writable(path: Path) -> bool:

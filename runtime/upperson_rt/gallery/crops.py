@@ -2,13 +2,20 @@
 
 import json
 import logging
+import os
 import sqlite3
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
-__all__ = ["crop_path", "remove_crops", "unused_crops"]
+__all__ = ["crop_path", "remove_crops", "stray_crops", "unused_crops"]
 
 _LOG = logging.getLogger(__name__)
+
+_UNNAMED_YET_S = 3600.0
+"""A crop is saved before its item is; a younger file may be one of those."""
+_FILES_AT_A_TIME = 10_000
 
 
 def crop_path(folder: Path, crop: str) -> Path | None:
@@ -28,6 +35,33 @@ def unused_crops(connection: sqlite3.Connection, crops: Iterable[str]) -> list[s
             (json.dumps(list(crops)),),
         )
     ]
+
+
+def stray_crops(
+    connection: sqlite3.Connection, folder: Path, before: float | None = None
+) -> Iterator[str]:
+    """Yield files in the folder that no item names, last changed before a time in unix seconds.
+
+    Those of the last hour are left out. Links are not followed.
+    """
+    limit = min(time.time() - _UNNAMED_YET_S, float("inf") if before is None else before)
+    old = (
+        path.relative_to(folder).as_posix()
+        for place, _, names in os.walk(folder)
+        for path in (Path(place, name) for name in names)
+        if _last_change(path) < limit
+    )
+    while part := list(islice(old, _FILES_AT_A_TIME)):
+        sql = "SELECT crop FROM items WHERE crop IN (SELECT value FROM json_each(?))"
+        named = {crop for (crop,) in connection.execute(sql, (json.dumps(part),))}
+        yield from (crop for crop in part if crop not in named)
+
+
+def _last_change(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:  # It went meanwhile.
+        return float("inf")
 
 
 def remove_crops(folder: Path, crops: Iterable[str]) -> None:

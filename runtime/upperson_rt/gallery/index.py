@@ -42,6 +42,9 @@ _BLOCK_ROWS = 8192
 _SEAL_ROWS = 8192
 """Below, rows are searched with numpy: nothing is saved, and faiss is not even loaded."""
 _MOST_SEGMENTS = 8
+"""Exact segments below `_LARGE_ROWS` that may be there before they are merged."""
+_LARGE_ROWS = 131_072
+"""Exact segments from there on are not merged: that would need their memory twice."""
 _WITNESSES = 32
 
 
@@ -149,7 +152,7 @@ class SearchIndex:
             except (UnusableIndexError, OSError):
                 stamp = None
         if stamp is None or stamp.kind == "exact":
-            if items >= self._approximate_from and snapshot is None:
+            if self._is_approximate(items) and snapshot is None:
                 return None
             return IndexInfo(kind="exact", rows=items, recall_at_10=1.0)
         (beside,) = connection.execute(
@@ -174,7 +177,7 @@ class SearchIndex:
         return None
 
     def _load(self, connection: sqlite3.Connection, version: tuple[int, int]) -> Snapshot:
-        """Read the file and what has changed since; without a usable file make the index."""
+        """Read the file and what has changed since; without a file worth it make the index."""
         try:
             index, ids, stamp = read_index(self.path)
             changed = self._check(connection, version, stamp)
@@ -187,13 +190,13 @@ class SearchIndex:
             )  # fmt: skip
             return self._build(connection, version)
         segment = Segment(ids=ids, index=index, nprobe=stamp.nprobe or None)
-        loaded = Snapshot(stamp.seq, stamp.last_id, (segment,), Tail(self._embed_dim), stamp)
-        snapshot = self._compact(self._follow(connection, loaded, changed, version))
-        alive = sum(part.alive for part in snapshot.segments) + snapshot.tail.length
-        if snapshot.segments and snapshot.segments[0].alive < alive // 2:
+        (count,) = connection.execute("SELECT count(*) FROM items").fetchone()
+        outgrown = segment.nprobe is None and self._is_approximate(count)
+        if outgrown or segment.without(changed).alive < count // 2:
             _LOG.info("search index %s is outdated: making it again", self.path)
             return self._build(connection, version)
-        return snapshot
+        loaded = Snapshot(stamp.seq, stamp.last_id, (segment,), Tail(self._embed_dim), stamp)
+        return self._compact(self._follow(connection, loaded, changed, version))
 
     def _check(
         self, connection: sqlite3.Connection, version: tuple[int, int], stamp: Stamp
@@ -238,24 +241,33 @@ class SearchIndex:
         )
 
     def _compact(self, snapshot: Snapshot) -> Snapshot:
-        """Merge exact segments where there are many or much of them is gone."""
+        """Merge small exact segments where there are many, and clear those that are mostly gone."""
         segments = [part for part in snapshot.segments if part.alive or part.nprobe is not None]
         exact = [part for part in segments if part.nprobe is None]
-        rows, alive = sum(len(part.ids) for part in exact), sum(part.alive for part in exact)
-        if len(exact) > _MOST_SEGMENTS or rows > 2 * alive:
-            kept = [part for part in segments if part.nprobe is not None]
-            segments = [*kept, merge_flat(exact, self._embed_dim)] if alive else kept
-        if alive >= 2 * self._approximate_from and not self._advised:
+        crowded = sum(len(part.ids) < _LARGE_ROWS for part in exact) > _MOST_SEGMENTS
+
+        def is_due(part: Segment) -> bool:
+            small = crowded and len(part.ids) < _LARGE_ROWS
+            return part.nprobe is None and (small or part.dead_count > part.alive)
+
+        if due := list(filter(is_due, segments)):
+            segments = [part for part in segments if not is_due(part)]
+            segments.append(merge_flat(due, self._embed_dim))
+        if not self._advised and self._is_approximate(sum(part.alive for part in exact)):
             self._advised = True
             _LOG.warning(
                 "%d pictures of gallery %s are searched one by one: upperson-rt gallery rebuild "
-                "makes searches faster", alive, self.path.parent,
+                "makes searches faster", sum(part.alive for part in exact), self.path.parent,
             )  # fmt: skip
         return replace(snapshot, segments=tuple(segments))
 
+    def _is_approximate(self, count: int) -> bool:
+        """Whether an index of so many rows would be approximate; unsaved it would be for once."""
+        return count >= self._approximate_from and self._writable
+
     def _build(self, connection: sqlite3.Connection, version: tuple[int, int]) -> Snapshot:
         (count,) = connection.execute("SELECT count(*) FROM items").fetchone()
-        approximate = count >= self._approximate_from and self._writable
+        approximate = self._is_approximate(count)
         if count < _SEAL_ROWS and not approximate:
             if self._writable:
                 with suppress(OSError):  # An earlier, larger one; it does no harm either.

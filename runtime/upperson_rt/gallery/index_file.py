@@ -108,7 +108,9 @@ def read_stamp(path: Path) -> Stamp:
 
 
 def read_index(path: Path) -> tuple[Any, NDArray[np.int64], Stamp]:
-    """Read the file after checking all of it; lists of an approximate index stay on disk (mmap).
+    """Read the file after checking all of it; the vectors stay there (mmap).
+
+    So processes share them, and the system may drop them where memory is short.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -127,7 +129,9 @@ def read_index(path: Path) -> tuple[Any, NDArray[np.int64], Stamp]:
         faiss = load_faiss()
         # By descriptor: the path may lead to another process's newer file by now.
         name = f"/proc/self/fd/{file.fileno()}"
-        flags = faiss.IO_FLAG_MMAP if stamp.kind != "exact" else 0
+        # Older releases of faiss read exact indexes into memory.
+        exact = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+        flags = exact if stamp.kind == "exact" else faiss.IO_FLAG_MMAP
         try:
             index = faiss.read_index(name if os.path.exists(name) else str(path), flags)
         except RuntimeError as error:

@@ -2,17 +2,21 @@
 
 import datetime
 import logging
+import os
 import sqlite3
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import upperson_rt
+from upperson_rt.atomic import locked_folder
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.gallery.connections import connect, translated
 
-__all__ = ["SCHEMA_VERSION", "Meta", "create", "migrate", "read_meta"]
+__all__ = ["SCHEMA_VERSION", "Meta", "make", "migrate", "read_meta"]
 
 SCHEMA_VERSION = 2
 
@@ -77,30 +81,31 @@ class Meta:
     generator: str
 
 
-def create(connection: sqlite3.Connection, fingerprint: str, embed_dim: int) -> None:
-    """Make the tables in a database that has none, all or nothing; errors are SQLite's own."""
-    connection.execute("PRAGMA journal_mode = WAL")
-    with _transaction(connection):
-        if _tables(connection):
-            return  # Another process was faster.
-        for statement in _TABLES:
-            connection.execute(statement)
-        meta = {
-            "schema_version": str(SCHEMA_VERSION),
-            "identity": uuid.uuid4().hex,
-            "fingerprint": fingerprint,
-            "embed_dim": str(embed_dim),
-            "created": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
-            "generator": f"upperson-rt {upperson_rt.__version__}",
-        }
-        connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+def make(file: Path, fingerprint: str, embed_dim: int) -> None:
+    """Make a gallery's database, completely or not at all; one that is there is left alone.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as name:
+            temporary = Path(name, file.name)
+            temporary.touch()
+            with translated(temporary), closing(connect(temporary)) as connection:
+                _create(connection, fingerprint, embed_dim)
+            with locked_folder(file.parent):
+                if not file.exists():  # Else another process was faster.
+                    os.rename(temporary, file)
+    except OSError as error:
+        raise InputError(f"cannot make gallery {file.parent}: {error.strerror}") from error
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Bring an older schema up to date in one transaction; errors are SQLite's own."""
     with _transaction(connection):
         meta = read_meta(connection, path)
-        if meta is None or meta.schema_version >= SCHEMA_VERSION:
+        if meta.schema_version >= SCHEMA_VERSION:
             return  # Another process was faster.
         for statement in _FROM_1_TO_2:
             connection.execute(statement)
@@ -112,16 +117,14 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
     )  # fmt: skip
 
 
-def read_meta(connection: sqlite3.Connection, path: Path) -> Meta | None:
-    """Return the content of `meta`, or None for a database without any table.
+def read_meta(connection: sqlite3.Connection, path: Path) -> Meta:
+    """Return the content of `meta`.
 
     Raises:
         InputError: A newer schema than this program knows.
         IntegrityError: Some other database.
     """
     tables = _tables(connection)
-    if not tables:
-        return None
     foreign = IntegrityError(
         f"{path} is a database, but not a gallery; it was left as it is: name another folder "
         "with  --gallery"
@@ -150,6 +153,23 @@ def read_meta(connection: sqlite3.Connection, path: Path) -> Meta | None:
         if "no such column" in str(error):
             raise foreign from error
         raise
+
+
+def _create(connection: sqlite3.Connection, fingerprint: str, embed_dim: int) -> None:
+    """Make the tables in an empty database; errors are SQLite's own."""
+    connection.execute("PRAGMA journal_mode = WAL")
+    with _transaction(connection):
+        for statement in _TABLES:
+            connection.execute(statement)
+        meta = {
+            "schema_version": str(SCHEMA_VERSION),
+            "identity": uuid.uuid4().hex,
+            "fingerprint": fingerprint,
+            "embed_dim": str(embed_dim),
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds"),
+            "generator": f"upperson-rt {upperson_rt.__version__}",
+        }
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from upperson_rt.gallery.index import SearchIndex, Snapshot, version_of
 from upperson_rt.gallery.ivf import candidates_for
 from upperson_rt.gallery.records import Filter, Hit, Item, TrackSpan
 from upperson_rt.gallery.rows import COLUMNS, sql_from_filter
-from upperson_rt.gallery.segments import Candidates
+from upperson_rt.gallery.segments import ALL_LISTS_FROM, Candidates
 from upperson_rt.gallery.vectors import STORED
 
 __all__ = ["search_items"]
@@ -142,7 +142,8 @@ def _rank(
             if by_track:
                 ranked = _first_of_tracks(ranked)
             found[query] = ranked[:k]
-            everything = len(own) < count
+            # A few lists of an approximate index may hold few items that pass.
+            everything = len(own) < count and (source.is_exact or count >= ALL_LISTS_FROM)
             lowest = float(query_scores[there].min(initial=np.inf))
             # What was not looked at may equal the last one that is returned, and have a lower id.
             ties = source.is_exact and len(ranked) >= k and lowest > ranked[k - 1][0] - _ROUNDING

@@ -13,14 +13,23 @@ from numpy.typing import NDArray
 from upperson_rt.gallery.faiss_module import load_faiss
 from upperson_rt.gallery.vectors import STORED
 
-__all__ = ["Candidates", "Segment", "Tail", "flat_index", "merge_flat", "stored_rows"]
+__all__ = [
+    "ALL_LISTS_FROM",
+    "Candidates",
+    "Segment",
+    "Tail",
+    "flat_index",
+    "merge_flat",
+    "stored_rows",
+]
 
 Candidates: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Scores and item ids, (Q, K) each, in no order; where there is none the id is -1."""
 
 _GEMM_FROM_QUERIES = 20  # Measured: decoding pays off from about there on.
 _GEMM_ROWS = 4096
-_ALL_LISTS_FROM = 1000
+ALL_LISTS_FROM = 1000
+"""Candidates from which on an approximate index looks into all of its lists."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ class Segment:
         """Return the lists to look into: more where items that may be found are rare in each."""
         if self.nprobe is None:
             return None
-        if k >= _ALL_LISTS_FROM:
+        if k >= ALL_LISTS_FROM:
             return int(self.index.nlist)
         if only is None:
             return self.nprobe

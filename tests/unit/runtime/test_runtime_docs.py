@@ -1,23 +1,48 @@
-"""The Python of docs/runtime.md runs as it stands."""
+"""The Python of the pages about the runtime runs as it stands."""
 
 import re
 
+import pytest
+
 from tests.helpers.command_line import ROOT
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_rt.gallery import Gallery
 
 
-def test_the_page_runs(tmp_path, monkeypatch, capsys):
+def run_page(name, **names):
+    """Run the blocks of a page in order; return how many, and the names they leave."""
+    page = (ROOT / "docs" / name).read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for number, block in enumerate(blocks, start=1):
+        exec(compile(block, f"{name}, block {number}", "exec"), names)
+    return len(blocks), names
+
+
+def test_the_page_of_the_runtime(tmp_path, monkeypatch, capsys):
     make_toy_bundle(tmp_path / "bundle")
     (tmp_path / "crops").mkdir()
     for colour in COLOURS:
         draw_person(tmp_path / "crops" / f"{colour}.png", colour)
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "runtime.md").read_text("utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
-    names: dict[str, object] = {}
-    for number, block in enumerate(blocks, start=1):
-        exec(compile(block, f"block {number}", "exec"), names)
+    count, names = run_page("runtime.md")
+    assert count == 4
     assert capsys.readouterr().out.startswith(f"{len(COLOURS)} [(")
     assert len(names["hits"]) == 3
     assert len((tmp_path / "asked.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_page_of_galleries(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    count, _ = run_page("gallery.md")
+    assert count == 6
+    with Gallery.open("gallery") as gallery:
+        assert gallery.count() == 600 - 100 - 1 - 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "exported", "gallery"]
+
+
+def test_the_page_of_milvus(tmp_path):
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra 'milvus'")
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+    count, names = run_page("milvus.md", folder=tmp_path)
+    assert count == 1
+    assert names["gallery"].location == f"milvus://{tmp_path}/people.db/people"

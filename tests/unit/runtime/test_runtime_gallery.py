@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery import Filter, Gallery, Item, schema
 
 D = 8
 SPACE = "sha256:" + "a" * 64
@@ -204,12 +204,46 @@ def test_there_must_be_a_gallery(tmp_path):
         Gallery.open(tmp_path / "file", SPACE, D, create=True)
 
 
-def test_an_interrupted_creation_is_finished(tmp_path):
-    (tmp_path / "gallery.sqlite").touch()
-    with pytest.raises(InputError, match="no gallery at"):
-        Gallery.open(tmp_path, SPACE, D)
+def test_a_creation_happens_completely_or_not_at_all(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Gallery.open(tmp_path, SPACE, D, create=True)
+    assert list(tmp_path.iterdir()) == []
     with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
         assert gallery.count() == 0
+
+
+def test_a_creation_leaves_a_faster_one_alone(tmp_path, monkeypatch):
+    made = schema._create
+
+    def slow(connection, *space):
+        made(connection, *space)
+        with monkeypatch.context() as patch:
+            patch.setattr(schema, "_create", made)
+            with Gallery.open(tmp_path, SPACE, D, create=True) as faster:
+                faster.add(items(3), unit(3))
+
+    monkeypatch.setattr(schema, "_create", slow)
+    with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
+        assert gallery.count() == 3
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_an_empty_file_is_damage(tmp_path, create):
+    """Whatever was in it: its log may still be there, and SQLite would remove it."""
+    with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
+        gallery.add(items(3), unit(3))
+        log = (tmp_path / "gallery.sqlite-wal").read_bytes()
+    (tmp_path / "gallery.sqlite").write_bytes(b"")
+    (tmp_path / "gallery.sqlite-wal").write_bytes(log)
+    with pytest.raises(IntegrityError, match=r"is empty: it is damaged, .* left as it is"):
+        Gallery.open(tmp_path, SPACE, D, create=create)
+    assert (tmp_path / "gallery.sqlite").read_bytes() == b""
+    assert (tmp_path / "gallery.sqlite-wal").read_bytes() == log
 
 
 @pytest.mark.parametrize("create", [False, True])
@@ -269,12 +303,41 @@ def test_verify_names_what_is_wrong(gallery, tmp_path):
     assert "malformed metadata: box" in problems[3]
     with pytest.raises(IntegrityError, match="vectors of a wrong length, the first at id 2"):
         gallery.search(unit(1), 1)
+    sql(folder, "UPDATE items SET camera = CAST(x'67c3' AS TEXT) WHERE key = 'k2'")
+    sql(folder, "UPDATE items SET key = CAST(x'c36b' AS TEXT) WHERE key = 'k4'")
+    problems = gallery.verify()
+    assert "item k2: malformed metadata: not UTF-8" in problems
+    assert problems[-1] == "item ?k: malformed metadata: not UTF-8"
+    with pytest.raises(IntegrityError, match="decode"):
+        list(gallery.items())
     gallery.delete(["k1"])
     with pytest.raises(IntegrityError, match="not finite"):
         gallery.search(unit(1), 1)
     gallery.delete(["k0"])
+    with pytest.raises(IntegrityError, match="decode"):
+        gallery.search(unit(1), 9)
+    gallery.delete(["k2"])
+    sql(folder, "DELETE FROM items WHERE attributes = '{'")
     with pytest.raises(IntegrityError, match="malformed metadata"):
         gallery.search(unit(1), 9)
+
+
+def test_an_error_that_is_kept_does_not_keep_the_state_it_saw(gallery, tmp_path):
+    gallery.add(items(5), unit(5))
+    sql(tmp_path / "gallery", "UPDATE items SET box = '1,2' WHERE key = 'k1'")
+    errors = []
+    for _ in range(3):
+        with pytest.raises(IntegrityError, match="malformed metadata") as error:
+            list(gallery.items())
+        errors.append(error)
+    gallery.delete(["k1"])
+    assert [item.key for item in gallery.items()] == ["k0", "k2", "k3", "k4"]
+    walk = gallery.items()
+    next(walk)
+    gallery.delete(["k2"])
+    walk.close()
+    assert [item.key for item in gallery.items()] == ["k0", "k3", "k4"]
+    assert len(errors) == 3
 
 
 def test_info(gallery):

@@ -349,3 +349,42 @@ def test_a_crop_that_cannot_be_removed_is_told(gallery, caplog):
     gallery.add([Item(key="a", crop="a.jpg")], unit(1))
     assert gallery.delete(["a"]) == 1
     assert "could not be removed" in caplog.text
+
+
+def test_what_killed_processes_left_among_the_crops_goes_by_age(gallery):
+    """A process may end between saving a crop and its item, or between deleting the two."""
+    save(gallery, "gate/a.jpg", "gate/old.jpg", "gate/.old.jpg.x1", "gate/young.jpg", "\udcffo")
+    for name, time in (("a", 100), ("old", 100), ("young", 300)):
+        os.utime(gallery.crops_dir / f"gate/{name}.jpg", (time, time))
+    os.utime(gallery.crops_dir / "gate/.old.jpg.x1", (100, 100))
+    os.utime(gallery.crops_dir / "\udcffo", (100, 100))
+    (gallery.crops_dir / "link").symlink_to("gate")
+    gallery.add([Item(key="a", camera="gate", crop="gate/a.jpg", time=400.0)], unit(1))
+    (problem,) = gallery.verify()
+    assert problem.startswith("4 files in")
+    assert "prune --older-than" in problem
+    gallery.prune(keep_newest=1)
+    gallery.prune(older_than=200, camera="gate")
+    assert len(crops(gallery)) == 5
+    assert gallery.prune(older_than=200) == 0
+    assert crops(gallery) == ["gate/a.jpg", "gate/young.jpg"]
+    save(gallery, "gate/in-the-making.jpg")
+    assert gallery.prune(older_than=1e300) == 1
+    assert crops(gallery) == ["gate/in-the-making.jpg"]
+
+
+def test_what_is_deleted_is_not_left_in_the_database(gallery):
+    secret, vectors = "marker-of-a-person", unit(200)
+    gallery.add([Item(key=f"{i}-{secret}", source=secret * 4) for i in range(200)], vectors)
+    stored = vectors.astype("<f2")[7].tobytes()
+
+    def content():
+        with closing(sqlite3.connect(gallery.path / "gallery.sqlite")) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return b"".join(path.read_bytes() for path in gallery.path.glob("gallery.sqlite*"))
+
+    assert secret.encode() in content()
+    assert stored in content()
+    gallery.prune(keep_newest=0)
+    assert secret.encode() not in content()
+    assert stored not in content()

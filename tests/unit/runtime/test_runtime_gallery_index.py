@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from upperson_rt.errors import IntegrityError
-from upperson_rt.gallery import Filter, Gallery, Item, index, ivf, segments, sqlite
+from upperson_rt.gallery import Filter, Gallery, Item, index, ivf, search, segments, sqlite
 
 D = 16
 SPACE = "sha256:" + "a" * 64
@@ -198,6 +198,50 @@ def test_a_missing_index_file_is_made_again(folder, approximate):
         assert gallery._index.path.exists()
 
 
+def test_an_outgrown_exact_index_becomes_approximate_at_the_next_start(folder, approximate):
+    with open_(folder) as gallery:
+        gallery.add(items(0, 400), unit(400))
+        gallery.search(unit(1), 1)
+        gallery.add(items(400, 600), unit(200, 1))
+        gallery.search(unit(1), 1)
+        assert set(kinds(gallery)) == {"exact"}
+    with open_(folder) as gallery:
+        assert gallery.info().index is None
+        assert answer(gallery, unit(2, 5), 1000) == truth(gallery, unit(2, 5), 1000)
+        assert kinds(gallery) == ["ivf"]
+
+
+def test_an_index_file_that_holds_little_is_written_again(folder, small):
+    with open_(folder) as gallery:
+        gallery.add(items(0, 100), unit(100))
+        gallery.search(unit(1), 1)
+        gallery.add(items(100, 1000), unit(900, 1))
+        gallery.search(unit(1), 1)
+    size = (folder / "gallery.index").stat().st_size
+    with open_(folder) as gallery:
+        assert answer(gallery, unit(2, 5), 20) == truth(gallery, unit(2, 5), 20)
+        assert [len(part.ids) for part in gallery._index.snapshot.segments] == [1000]
+    assert (folder / "gallery.index").stat().st_size > 5 * size
+
+
+def test_large_exact_segments_are_not_copied(folder, small, monkeypatch):
+    monkeypatch.setattr(index, "_LARGE_ROWS", 256)
+    with open_(folder) as gallery:
+        gallery.add(items(0, 1000), unit(1000))
+        gallery.search(unit(1), 1)
+        first = gallery._index.snapshot.segments[0]
+        for start in range(1000, 3000, 100):
+            gallery.add(items(start, start + 100), unit(100, start))
+            assert answer(gallery, unit(2, 5), 20) == truth(gallery, unit(2, 5), 20)
+        parts = gallery._index.snapshot.segments
+        assert parts[0].index is first.index
+        assert sum(len(part.ids) < 256 for part in parts) <= 3
+        assert len(parts) < 2000 / 256 + 3 + 1
+        gallery.delete([f"k{i}" for i in range(700)])
+        assert answer(gallery, unit(2, 5), 20) == truth(gallery, unit(2, 5), 20)
+        assert sum(part.dead_count for part in gallery._index.snapshot.segments) == 0
+
+
 def test_an_index_of_another_state_is_not_used(folder, tmp_path, small, caplog):
     """A copy of the database was put back and the gallery went on from there."""
     with open_(folder) as gallery:
@@ -295,6 +339,25 @@ def test_the_approximate_index_measures_itself(folder, monkeypatch):
         assert answer(gallery, queries[:3], 1000, where) == truth(gallery, queries[:3], 1000, where)
 
 
+@pytest.mark.parametrize("by_track", [False, True])
+def test_a_filter_that_passes_far_items_only_gets_them_all(folder, monkeypatch, by_track):
+    """They lie in lists that a search for this query does not look into."""
+    monkeypatch.setattr(sqlite, "APPROXIMATE_FROM", 3000)
+    monkeypatch.setattr(ivf, "_NPROBES", (1,))
+    monkeypatch.setattr(search, "_FROM_SQL_BESIDE_INDEX", 10)
+    rows = np.tile(np.eye(2, D, dtype=np.float32), (1500, 1)) + 0.3 * unit(3000, 3)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    with open_(folder) as gallery:
+        gallery.add(
+            [Item(key=str(i), camera=f"c{i % 2}", track=f"t{i // 100}") for i in range(3000)], rows
+        )
+        gallery.rebuild()
+        assert kinds(gallery) == ["ivf"]
+        (hits,) = gallery.search(np.eye(1, D, dtype=np.float32), 25, Filter(camera="c1"), by_track)
+        assert len(hits) == 25
+        assert {hit.item.camera for hit in hits} == {"c1"}
+
+
 def test_recall_is_that_of_the_lists_looked_into(monkeypatch):
     """Measured against numpy on the same queries."""
     monkeypatch.setattr(ivf, "_NPROBES", (1,))
@@ -305,7 +368,8 @@ def test_recall_is_that_of_the_lists_looked_into(monkeypatch):
         yield np.arange(1000, 3000), rows[1000:]
 
     trained = ivf.train(3000, 32, lambda most: rows[:most], blocks)
-    queries = ivf._far_queries(rows[: trained.nlist * 50])
+    queries, others = ivf._held_out(rows[: trained.nlist * 50 + 200])
+    assert len(others) == min(3000, trained.nlist * 50 + 200) - len(queries)
     assert np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
     best = np.argsort(-(queries @ rows.T), axis=1)[:, :10]
     import faiss

@@ -1,0 +1,255 @@
+"""`upperson-rt gallery delete` and `upperson-rt gallery prune`."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from upperson_rt.cli.conditions import read_filter, warn_of_unknown_cameras
+from upperson_rt.cli.hits import json_from_hit, print_hits
+from upperson_rt.cli.options import (
+    Attributes,
+    BackendOption,
+    BundleOption,
+    Cameras,
+    Debug,
+    DeviceOption,
+    GalleryOption,
+    Json,
+    QueryLogOption,
+    Since,
+    Track,
+    Until,
+    VariantOption,
+    default_bundle,
+    default_gallery,
+)
+from upperson_rt.cli.output import backend_line, print_json, print_note
+from upperson_rt.errors import UsageError
+
+if TYPE_CHECKING:
+    from upperson_rt.gallery import Filter
+    from upperson_rt.retriever import Retriever
+
+__all__ = ["delete", "prune"]
+
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")]
+
+
+def _read_age(text: str) -> float:
+    """Read an age such as ``30d``, ``12h`` or ``1.5w``; return seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if match is None:
+        raise typer.BadParameter(
+            f"'{text}' is no age: expected a number and s, m, h, d or w, such as 30d"
+        )
+    return float(match[1]) * _UNIT_SECONDS[match[2]]
+
+
+def delete(
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY...", help="Keys of pictures; for files their paths."),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like", metavar="FILE", help="Delete what looks like this picture; needs the bundle."
+        ),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            "--min-score",
+            min=-1.0,
+            max=1.0,
+            metavar="S",
+            help="With --like: the cosine from which a picture goes; a dry run shows the scores.",
+        ),
+    ] = None,
+    gallery: GalleryOption = default_gallery,
+    camera: Cameras = None,
+    since: Since = None,
+    until: Until = None,
+    track: Track = None,
+    where: Attributes = None,
+    bundle: BundleOption = default_bundle,
+    variant: VariantOption = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "cpu",
+    query_log: QueryLogOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Delete pictures by key, by a filter, or by their looks, and their saved crops.
+
+    With --like every picture that passes the filter is compared exactly. Looks are no identity:
+    another person in the same coat scores high, and the same person in another coat does not. Look
+    at a dry run first.
+
+    Example: `upperson-rt gallery delete --camera gate --until 2026-11-01 --dry-run`
+
+    Example: `upperson-rt gallery delete --like person.jpg --min-score 0.9 --dry-run`
+    """
+    from upperson_rt.gallery import Gallery
+
+    passing = read_filter(camera, since, until, track, where)
+    if (like is None) != (min_score is None):
+        raise UsageError("--like and --min-score belong together: --like FILE --min-score 0.9")
+    if keys and (like is not None or not passing.is_empty):
+        raise UsageError("keys go alone: leave out --like and the filter, or the keys")
+    if not keys and like is None and passing.is_empty:
+        raise UsageError(
+            "name keys, a filter such as --camera gate, or a picture with --like, to say what goes"
+        )
+    if like is not None and min_score is not None:
+        with _retriever(bundle, variant, backend, device, gallery, query_log) as retriever:
+            _delete_like(retriever, like, min_score, passing, yes, dry_run, json)
+        return
+    with Gallery.open(gallery) as store:
+        warn_of_unknown_cameras(store, passing)
+        wanted = {str(Path(key).absolute()) if Path(key).exists() else key for key in keys or ()}
+        count = len(store.ids(sorted(wanted))) if keys else store.count(passing)
+        deleted = 0
+        if count and not dry_run:
+            _confirm(f"delete {count} pictures from gallery {gallery}?", yes)
+            deleted = store.delete(sorted(wanted)) if keys else store.delete_where(passing)
+            count = deleted
+        left = store.count()
+    _report_deleted(gallery, count, deleted, left, dry_run, json)
+
+
+def prune(
+    gallery: GalleryOption = default_gallery,
+    older_than: Annotated[
+        float | None,
+        typer.Option(
+            "--older-than",
+            parser=_read_age,
+            metavar="AGE",
+            help="Delete pictures taken longer ago than this, such as 30d, 12h or 90m.",
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option("--keep", min=0, metavar="N", help="Keep only the newest N pictures."),
+    ] = None,
+    camera: Annotated[
+        str | None,
+        typer.Option("--camera", help="Of this camera only.", show_default="all together"),
+    ] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Delete old pictures by age, by number or both, and their saved crops; asks nothing.
+
+    Pictures without a time are never too old, but the first to go where there are too many. By age,
+    and of all cameras, saved crops that belong to no picture go as well.
+
+    Example: `upperson-rt gallery prune --older-than 30d --keep 1000000`
+    """
+    from upperson_rt.gallery import Filter, Gallery
+    from upperson_rt.gallery.base import check_prune
+
+    before = None if older_than is None else time.time() - older_than
+    check_prune(before, keep)
+    with Gallery.open(gallery) as store:
+        warn_of_unknown_cameras(store, Filter(camera=camera))
+        count = store.count_prunable(before, keep, camera)
+        deleted = 0 if dry_run else store.prune(before, keep, camera)
+        left = store.count()
+    _report_deleted(gallery, count, deleted, left, dry_run, json)
+
+
+@contextmanager
+def _retriever(
+    bundle: Path,
+    variant: str | None,
+    backend: str,
+    device: str,
+    gallery: str,
+    query_log: Path | None,
+) -> Iterator["Retriever"]:
+    from upperson_rt.bundle import Bundle
+    from upperson_rt.gallery import Gallery
+    from upperson_rt.query_log import QueryLog
+    from upperson_rt.retriever import Retriever
+
+    # The log first: no model is loaded for a query that may not be answered.
+    with nullcontext() if query_log is None else QueryLog(query_log) as log:
+        opened = Bundle.open(bundle, variant, backend, device)
+        encoder = opened.encoder()
+        with Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim) as store:
+            running = opened.backend("image")
+            print_note(backend_line(running.name, running.version, running.device, backend))
+            yield Retriever(encoder, store, log)
+
+
+def _delete_like(
+    retriever: "Retriever",
+    like: Path,
+    min_score: float,
+    passing: "Filter",
+    yes: bool,
+    dry_run: bool,
+    json: bool,
+) -> None:
+    store = retriever.gallery
+    warn_of_unknown_cameras(store, passing)
+    hits = retriever.delete_like(like, min_score, passing, dry_run=dry_run or not yes)
+    if hits and not json:
+        print_hits(hits)
+    if hits and not dry_run and not yes:
+        _confirm(f"delete {len(hits)} pictures from gallery {store.location}?", yes)
+        hits = retriever.delete_like(like, min_score, passing)
+    deleted = 0 if dry_run else len(hits)
+    shown = [json_from_hit(rank, hit) for rank, hit in enumerate(hits, start=1)]
+    _report_deleted(store.location, len(hits), deleted, store.count(), dry_run, json, hits=shown)
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Add --yes to do it without being asked")
+    typer.echo(f"{question} [y/N]: ", err=True, nl=False)  # typer.confirm would use stdout, too.
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise typer.Abort
+
+
+def _report_deleted(
+    gallery: str,
+    count: int,
+    deleted: int,
+    left: int,
+    dry_run: bool,
+    json: bool,
+    **more: Any,
+) -> None:
+    if json:
+        print_json(
+            {
+                "gallery": gallery,
+                "dry_run": dry_run,
+                "matching": count,
+                "deleted": deleted,
+                "items": left,
+                **more,
+            }
+        )
+    elif dry_run:
+        typer.echo(f"would delete {count} of {left} pictures of gallery {gallery}")
+    else:
+        typer.echo(f"deleted {deleted} pictures; gallery {gallery} now holds {left}")
+    if not json and not count:
+        print_note("no picture matches")

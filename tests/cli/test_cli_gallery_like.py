@@ -1,0 +1,132 @@
+"""`upperson-rt gallery delete --like`."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.helpers.command_line import SOURCES
+from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_rt.bundle import open_encoder
+from upperson_rt.cli import app
+from upperson_rt.gallery import Gallery
+from upperson_rt.indexer import index_images
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("like")
+    encoder = open_encoder(make_toy_bundle(folder / "bundle"), threads=1)
+    files = [draw_person(folder / f"{colour}.png", colour) for colour in COLOURS]
+    with Gallery.open(
+        folder / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
+    ) as gallery:
+        index_images(encoder, gallery, [*files, draw_person(folder / "r2.png", "red")], "gate")
+        index_images(encoder, gallery, [draw_person(folder / "r3.png", "red", seed=3)], "hall")
+    return folder
+
+
+@pytest.fixture
+def work(original, tmp_path, monkeypatch):
+    """./gallery of each colour and a copy of red at the gate, and another red in the hall."""
+    monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
+    for name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY", "UPPERSON_QUERY_LOG"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "work"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["gallery", "delete", *map(str, arguments)])
+
+
+def left():
+    with Gallery.open("gallery") as gallery:
+        return sorted(os.path.basename(item.key) for item in gallery.items())
+
+
+ALIKE = ["--like", "red.png", "--min-score", "0.9"]
+ALL = sorted([*(f"{colour}.png" for colour in COLOURS), "r2.png", "r3.png"])
+
+
+def test_a_dry_run_shows_what_would_go(work):
+    result = run(*ALIKE, "--dry-run")
+    assert result.exit_code == 0, result.output
+    *table, last = result.stdout.splitlines()
+    assert last == "would delete 3 of 8 pictures of gallery gallery"
+    assert table[0].split() == ["rank", "score", "camera", "picture"]
+    assert [line.split()[-1].rsplit("/", 1)[-1] for line in table[1:3]] == ["red.png", "r2.png"]
+    assert "1.000" in table[1]
+    assert "backend: onnxruntime" in result.stderr
+    assert left() == ALL
+
+
+def test_what_looks_alike_goes(work):
+    result = run(*ALIKE, "--camera", "gate", "--yes", "--json", "--query-log", "asked.log")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    hits = found.pop("hits")
+    assert found == {
+        "gallery": "gallery", "dry_run": False, "matching": 2, "deleted": 2, "items": 6,
+    }  # fmt: skip
+    assert [os.path.basename(hit["key"]) for hit in hits] == ["red.png", "r2.png"]
+    assert left() == sorted(set(ALL) - {"red.png", "r2.png"})
+    (line,) = (work / "asked.log").read_text().splitlines()
+    entry = json.loads(line)
+    assert (entry["action"], entry["ids"]) == ("delete_like", [hit["id"] for hit in hits])
+    assert run(*ALIKE, "--yes").stdout.endswith("deleted 1 pictures; gallery gallery now holds 5\n")
+    result = run(*ALIKE, "--yes")
+    assert result.stdout == "deleted 0 pictures; gallery gallery now holds 5\n"
+    assert "no picture matches" in result.stderr
+
+
+@pytest.mark.parametrize("typed", ["y", "n"])
+def test_a_terminal_sees_them_and_is_asked(work, typed):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from upperson_rt.cli import main; main()",
+         "gallery", "delete", *ALIKE],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
+    )  # fmt: skip
+    os.write(ours, f"{typed}\n".encode())
+    out, err = process.communicate()
+    os.close(theirs)
+    os.close(ours)
+    assert "delete 3 pictures from gallery gallery? [y/N]" in err
+    assert "r2.png" in out
+    assert process.returncode == (0 if typed == "y" else 1)
+    assert ("deleted 3 pictures" in out) == (typed == "y")
+    assert len(left()) == (5 if typed == "y" else 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--like", "red.png"], 2, "--like and --min-score belong together"),
+        (["--min-score", "0.9"], 2, "--like and --min-score belong together"),
+        ([*ALIKE, "key"], 2, "keys go alone"),
+        (["--like", "red.png", "--min-score", "1.5"], 2, "Invalid value"),
+        (ALIKE, 2, "delete 3 pictures from gallery gallery? Add --yes"),
+        (["--like", "none.png", "--min-score", "0", "-y"], 3, "cannot read image none.png"),
+        ([*ALIKE, "-y", "-b", "nowhere"], 3, "nowhere"),
+        ([*ALIKE, "-y", "--query-log", "no/log"], 3, "cannot write the query log no/log"),
+    ],
+)
+def test_mistakes_delete_nothing(work, arguments, code, message):
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert left() == ALL
+
+
+def test_another_bundle_is_refused(work):
+    make_toy_bundle(work / "other", seed=1)
+    result = run(*ALIKE, "--yes", "--bundle", "other")
+    assert result.exit_code == 6
+    assert "holds embeddings of another model" in result.stderr
+    assert left() == ALL
