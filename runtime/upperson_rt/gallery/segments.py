@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.gallery.faiss_module import load_faiss
+from upperson_rt.gallery.ivf import candidates_for
 from upperson_rt.gallery.vectors import STORED
 
 __all__ = [
@@ -93,15 +94,18 @@ class Segment:
         return scores, np.where(rows >= 0, self.ids[rows], -1)
 
     def _lists_for(self, k: int, only: NDArray[np.int64] | None) -> int | None:
-        """Return the lists to look into: more where items that may be found are rare in each."""
+        """Return the lists to look into.
+
+        ``nprobe`` finds the ten best. The more rows are wanted, and the fewer may be found, the
+        more lists the best of them are spread over, and the less there is to look at in each.
+        """
         if self.nprobe is None:
             return None
-        if k >= ALL_LISTS_FROM:
-            return int(self.index.nlist)
-        if only is None:
-            return self.nprobe
-        factor = 16 if 10 * len(only) <= len(self.ids) else 2
-        return min(self.nprobe * factor, int(self.index.nlist))
+        every = int(self.index.nlist)
+        if k >= ALL_LISTS_FROM or (only is not None and 10 * len(only) <= len(self.ids)):
+            return every
+        wider = max(1, k // candidates_for(10)) if only is None else 16
+        return min(self.nprobe * wider, every)
 
     def _search_many(
         self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None

@@ -32,7 +32,7 @@ __all__ = ["APPROXIMATE_FROM", "SqliteGallery"]
 
 APPROXIMATE_FROM = 1_000_000
 """Pictures from which on searches without a filter use an approximate index: until there an exact
-one takes up to 1 GB at 512 dimensions, and about 70 ms on one core of a server."""
+one takes up to 1 GB at 512 dimensions, and about 0.1 s on one core of a server."""
 _LOG_ENTRIES = 1_000_000
 
 

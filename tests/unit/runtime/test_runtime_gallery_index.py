@@ -358,6 +358,27 @@ def test_a_filter_that_passes_far_items_only_gets_them_all(folder, monkeypatch, 
         assert {hit.item.camera for hit in hits} == {"c1"}
 
 
+@pytest.mark.parametrize(
+    ("cameras", "least"), [(["c1"], 9.8), (["c1", "c2", "c3", "c4", "c5"], 8.5)]
+)
+def test_filtered_searches_look_into_more_lists(folder, monkeypatch, cameras, least):
+    """The best that pass are spread over more lists than the best of all: in 4, 6.2 of them."""
+    monkeypatch.setattr(sqlite, "APPROXIMATE_FROM", 3000)
+    monkeypatch.setattr(search, "_FROM_SQL_BESIDE_INDEX", 10)
+    monkeypatch.setattr(ivf, "_NPROBES", (4,))
+    groups = unit(400, 2, 32)
+    rows = groups[np.arange(6000) // 15] + 0.8 * unit(6000, 3, 32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    where, queries = Filter(camera=cameras), unit(50, 9, 32)
+    with Gallery.open(folder, SPACE, 32, create=True) as gallery:
+        gallery.add([Item(key=f"k{i}", camera=f"c{i // 15 % 10}") for i in range(6000)], rows)
+        gallery.rebuild()
+        found, expected = answer(gallery, queries, 10, where), truth(gallery, queries, 10, where)
+        assert kinds(gallery) == ["ivf"]
+    same = [len(set(a) & set(b)) for a, b in zip(found, expected, strict=True)]
+    assert np.mean(same) >= least
+
+
 def test_recall_is_that_of_the_lists_looked_into(monkeypatch):
     """Measured against numpy on the same queries."""
     monkeypatch.setattr(ivf, "_NPROBES", (1,))
