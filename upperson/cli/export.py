@@ -73,15 +73,19 @@ def export(
         ),
     ] = None,
     estimator: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="How ranges follow from what is seen: min-max, percentile-99.9, "
-            "percentile-99.99, percentile-99.999, entropy or mse."
+            "percentile-99.99, percentile-99.999, entropy or mse.",
+            show_default="percentile-99.999, or that of --calibration",
         ),
-    ] = "percentile-99.999",
+    ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="calibration.json of an earlier export, to use again."),
+        typer.Option(
+            help="calibration.json of an earlier export of this run: what it holds is not "
+            "measured again."
+        ),
     ] = None,
     triton: Annotated[
         Path | None, typer.Option(help="Also write a Triton model repository into this folder.")
@@ -110,7 +114,7 @@ def export(
 
     if precision not in ("auto", "int8"):
         raise UsageError(f"--precision must be auto or int8, found '{precision}'")
-    if estimator not in ESTIMATORS:
+    if estimator is not None and estimator not in ESTIMATORS:
         raise UsageError(f"--estimator must be one of {', '.join(ESTIMATORS)}, found '{estimator}'")
     options = ExportOptions(
         variants=variants_of(int8=int8, fp16=fp16, trt=trt),
@@ -141,7 +145,7 @@ def export(
     if json:
         print_json({"bundle": str(output), **report, "engines": engines, "serving": written})
         return
-    from upperson_export.report import accuracy_rows
+    from upperson_export.report_rows import accuracy_rows
 
     head, *rows = accuracy_rows(report)
     table = new_table(*head, right=tuple(head[1:]))
@@ -181,6 +185,8 @@ def export_run(
     from upperson_rt.bundle import sha256_of_file
 
     reused = None if calibration is None else read_calibration(calibration)
+    if reused is not None:
+        reused.require_estimator(options.estimator)  # Before any work.
     config, base, model = load_run(run)
     split = None
     splits = None
@@ -236,6 +242,7 @@ def _samples(
 ) -> "CalibrationSet":
     """Choose calibration samples: a folder that was named, else training data, else rendered."""
     from upperson.cli.calibration_data import (
+        RENDERER,
         from_folder,
         from_records,
         from_renderer,
@@ -255,7 +262,8 @@ def _samples(
         with tempfile.TemporaryDirectory() as rendered:
             records = rendered_records(Path(rendered) / "people", min(count, 128))
             captions = [caption for record in records for caption in record.captions]
-    return from_folder(folder, captions, tokenizer, count=count, **options)
+        source = RENDERER
+    return from_folder(folder, captions, source, tokenizer, count=count, **options)
 
 
 def _serving(bundle: Path, triton: Path | None, deepstream: Path | None) -> dict[str, str]:
