@@ -34,6 +34,7 @@ from upperson.model.encoder import UPPerson
 from upperson.model_card import model_card
 from upperson.plan import count_split
 from upperson.recipe import read_config
+from upperson_rt._strict_json import StrictObject
 from upperson_rt.atomic import write_atomically
 from upperson_rt.errors import InputError, IntegrityError
 
@@ -222,7 +223,9 @@ def load_run(path: Path) -> tuple[TrainConfig, Base, UPPerson]:
     config = read_config(path / CONFIG)
     try:
         with safe_open(adapter, framework="pt") as file:
-            trained_on = json.loads((file.metadata() or {}).get("base", "{}"))
+            trained_on = StrictObject(
+                json.loads((file.metadata() or {}).get("base", "{}")), f"{adapter}: base"
+            ).content
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{adapter} cannot be read: {error}") from error

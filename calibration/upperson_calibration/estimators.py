@@ -22,6 +22,7 @@ Estimator = Literal[
     "min-max", "percentile-99.9", "percentile-99.99", "percentile-99.999", "entropy", "mse"
 ]
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+DEFAULT_ESTIMATOR: Estimator = "percentile-99.999"
 
 LEVELS = 127
 """Positive steps of symmetric int8."""

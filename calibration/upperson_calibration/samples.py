@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +31,10 @@ class CalibrationSet:
     input_ids: npt.NDArray[np.int32]
     """[M, L], zero-padded to the longest."""
 
-    source: str
-    """Where they came from, for the report."""
+    image_source: str
+    """Where the pictures came from, for the report."""
+
+    text_source: str
 
     @property
     def image_sha256(self) -> list[str]:
@@ -47,21 +48,6 @@ class CalibrationSet:
             hashlib.sha256(np.trim_zeros(ids, "b").tobytes()).hexdigest() for ids in self.input_ids
         ]
 
-    @property
-    def sha256(self) -> str:
-        """Hash over all inputs: tells whether two calibrations saw the same data."""
-        lines = "\n".join([*self.image_sha256, "", *self.text_sha256])
-        return hashlib.sha256(lines.encode()).hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        """Return what a manifest records of the calibration."""
-        return {
-            "images": len(self.images),
-            "texts": len(self.input_ids),
-            "sha256": self.sha256,
-            "source": self.source,
-        }
-
 
 def choose_samples(
     image_files: Sequence[Path],
@@ -72,7 +58,8 @@ def choose_samples(
     width_px: int,
     count: int,
     seed: int,
-    source: str,
+    image_source: str,
+    text_source: str,
     cameras: Sequence[str | None] | None = None,
     progress: Progress | None = None,
 ) -> CalibrationSet:
@@ -90,7 +77,8 @@ def choose_samples(
         width_px: Width of the model's input.
         count: Number of pictures, and of captions.
         seed: Equal seeds give equal samples.
-        source: Recorded with the samples.
+        image_source: Where the pictures come from; recorded with the samples.
+        text_source: The same of the captions.
         cameras: None, or a camera (or None) for each picture.
         progress: Told after each picture looked at.
 
@@ -99,8 +87,9 @@ def choose_samples(
     """
     if not image_files or not texts:
         raise InputError(
-            f"calibration needs images and texts, found {len(image_files)} and {len(texts)} in "
-            f"{source}: pass a data set with a training split"
+            f"calibration needs images and texts, found {len(image_files)} images in "
+            f"{image_source} and {len(texts)} texts in {text_source}: pass a data set with a "
+            "training split"
         )
     rng = np.random.default_rng(seed)
     looked_at = np.sort(rng.permutation(len(image_files))[: CANDIDATES_PER_SAMPLE * count])
@@ -111,10 +100,11 @@ def choose_samples(
             progress(done, len(looked_at))
     groups = None if cameras is None else [cameras[row] for row in looked_at]
     chosen = looked_at[cover(np.array(features), count, rng, groups)]
-    images = np.stack(
-        [resize_image(load_image(image_files[row]), height_px, width_px) for row in chosen]
-    )
+    # Filled in place: a list of pictures beside their stack would be all of them twice.
+    images = np.empty((len(chosen), height_px, width_px, 3), np.uint8)
+    for place, row in enumerate(chosen):
+        images[place] = resize_image(load_image(image_files[row]), height_px, width_px)
     input_ids = tokenizer.encode(texts).input_ids
     lengths = token_lengths(input_ids)
     rows = cover(lengths[:, None].astype(np.float64), count, rng)
-    return CalibrationSet(images, input_ids[rows, : lengths[rows].max()], source)
+    return CalibrationSet(images, input_ids[rows, : lengths[rows].max()], image_source, text_source)

@@ -25,11 +25,10 @@ from upperson_calibration.rounding import round_weight
 from upperson_calibration.session import batches, open_session
 from upperson_rt.canaries import Tower
 from upperson_rt.errors import InputError
+from upperson_rt.metrics import TOP_K
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) Linears."""
-
-TOP_K = 10
 
 _NO_STEP = 2.0**-40
 """Rounding to this changes no activation: a power of two, far below what float32 resolves."""
@@ -43,7 +42,8 @@ class LayerDamage:
     """Name of the MatMul node."""
 
     order_loss: float
-    """Percent of pairs of pictures that change their order for a caption, mean over captions."""
+    """Percent of pairs of pictures that change their order for a caption, mean over captions; 0
+    where there is one picture alone, which has no order."""
 
     overlap_loss: float
     """Percent of the first 10 pictures that are others, mean over captions."""
@@ -189,4 +189,5 @@ def _rank_changes(
         tops = [
             set(np.argsort(-row, kind="stable")[:TOP_K].tolist()) for row in (exact_I, scores_I)
         ]
-        yield float((before != after).mean()), 1 - len(tops[0] & tops[1]) / len(tops[0])
+        swapped = float((before != after).mean()) if len(first) else 0.0
+        yield swapped, 1 - len(tops[0] & tops[1]) / len(tops[0])

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,8 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
-from upperson_calibration.calibration_file import (
-    Calibration,
-    Samples,
-    TowerCalibration,
-    write_calibration,
-)
-from upperson_calibration.estimators import Estimator
+from upperson_calibration.calibration_file import Calibration, Samples, write_calibration
+from upperson_calibration.estimators import DEFAULT_ESTIMATOR, Estimator
 from upperson_calibration.samples import CalibrationSet
 from upperson_export.accuracy import RetrievalSplit
 from upperson_export.bundle_files import (
@@ -29,14 +24,14 @@ from upperson_export.bundle_files import (
 from upperson_export.candidates import INT8_RUNGS, TowerCandidates
 from upperson_export.embeddings import FormEmbeddings
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
-from upperson_export.ladder import TOWERS, Ladder, Measured, backend_of
-from upperson_export.latency import latencies
+from upperson_export.ladder import Ladder, Measured, backend_of
+from upperson_export.latency import Stopwatch
 from upperson_export.lint import lint
 from upperson_export.plain import PlainImageTower, PlainTextTower
 from upperson_export.variants import Variant
 from upperson_rt.atomic import all_names, new_folder
 from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest, sha256_of_file
-from upperson_rt.canaries import Tower
+from upperson_rt.canaries import TOWERS, Tower
 from upperson_rt.errors import IntegrityError, UppersonError
 
 __all__ = ["ExportOptions", "ModelIdentity", "export_bundle", "foreign_to_bundle"]
@@ -67,7 +62,8 @@ class ExportOptions:
     int8_only: bool = False
     """Refuse float towers in the int8 variants: AccuracyGateError instead."""
 
-    estimator: Estimator = "percentile-99.999"
+    estimator: Estimator | None = None
+    """None: that of a calibration that is reused, else `DEFAULT_ESTIMATOR`."""
 
 
 def export_bundle(
@@ -89,24 +85,30 @@ def export_bundle(
         model: A trained dual encoder in evaluation mode.
         identity: Recorded in the manifest; decides the fingerprint.
         tokenizer_json: Content of ``tokenizer.json``.
-        calibration: Sets int8 ranges; its first samples become the canaries.
+        calibration: Sets ranges; its first samples become the canaries.
         split: Every form is measured on it, through the runtime. None switches the gate off, which
             manifest and report record.
         output: Folder to write; an older bundle there is replaced.
         options: What to export.
         progress: Told what goes on.
-        reused: An earlier calibration of this model: its smoothing and damage are taken over.
+        reused: An earlier calibration of this model: what it holds is not measured again, and its
+            samples are recorded in place of ``calibration``.
 
     Raises:
-        InputError: NaN weights, or ``output`` holds something that is not a bundle.
+        UsageError: A reused calibration has another estimator than the options.
+        InputError: NaN weights, ``output`` holds something that is not a bundle, or a reused
+            calibration saw other samples and lacks what is needed.
         AccuracyGateError: No form that is allowed keeps the accuracy.
         IntegrityError: ONNX and torch disagree, a typed graph would be refused by TensorRT, a
             reused calibration is of another model, or a file does not work in the runtime.
     """
+    estimator = options.estimator or DEFAULT_ESTIMATOR
+    if reused is not None:
+        estimator = reused.require_estimator(options.estimator)
     with new_folder(output, foreign_to_bundle) as folder:
         work = folder / _WORK
         work.mkdir()
-        towers = _towers(model, calibration, work, options, progress, reused)
+        towers = _towers(model, calibration, work, estimator, progress, reused)
         if reused is not None:
             reused.for_graphs({t: sha256_of_file(towers[t].fp32) for t in TOWERS})
         (folder / "tokenizer.json").write_text(tokenizer_json, "utf-8")
@@ -150,19 +152,25 @@ def export_bundle(
                     files[variant][tower] = files[float_rung][tower]
                 else:
                     files[variant][tower] = _place(folder, built, tower, float_rung or variant)
-        calibrated = any(variant.startswith("int8") for variant in rungs)
-        if calibrated:
-            found = {str(tower): towers[tower].calibration() for tower in TOWERS}
-            write_calibration(
-                folder / CALIBRATION, Calibration(samples=Samples.of(calibration), towers=found)
+        calibrated = None
+        if options.variants:
+            calibrated = Calibration(
+                samples=Samples.of(calibration) if reused is None else reused.samples,
+                estimator=estimator,
+                towers={str(tower): towers[tower].calibrator.found() for tower in TOWERS},
             )
+            write_calibration(folder / CALIBRATION, calibrated)
         kept_float = {
-            variant: {tower: towers[tower].kept_float(chosen[tower]) for tower in TOWERS}
+            variant: {
+                tower: [asdict(layer) for layer in towers[tower].kept_float(chosen[tower])]
+                for tower in TOWERS
+            }
             for variant, chosen in rungs.items()
         }
         shutil.rmtree(work)
         write_canaries(folder, calibration, files)
         progress("measuring latency", 0, 1)
+        stopwatch = Stopwatch(calibration)
         report = {
             "model": identity.name,
             "split": split
@@ -182,16 +190,20 @@ def export_bundle(
                     "size_bytes": sum(
                         path.stat().st_size for path in files.get(variant, {}).values()
                     ),
-                    "latency": latencies(files[variant], variant, calibration)
+                    "latency": stopwatch.measure(files[variant], variant)
                     if variant in files
                     else {},
                 }
                 for variant in rungs
             },
             "ladder": [] if ladder is None else [found.as_dict() for found in ladder.measured],
-            "calibration": calibration.describe() | {"estimator": options.estimator}
-            if calibrated
-            else None,
+            "latency_conditions": stopwatch.conditions(),
+            "calibration": calibrated
+            and {
+                **calibrated.samples.describe(),
+                "estimator": estimator,
+                "reused_file_sha256": reused and reused.sha256,
+            },
         }
         progress("measuring latency", 1, 1)
         finish(folder, identity, model, files, report)
@@ -204,11 +216,10 @@ def _towers(
     model: TrainedModel,
     calibration: CalibrationSet,
     work: Path,
-    options: ExportOptions,
+    estimator: Estimator,
     progress: Report,
     reused: Calibration | None,
 ) -> dict[Tower, TowerCandidates]:
-    known: Mapping[str, TowerCalibration] = {} if reused is None else reused.towers
     inputs: dict[Tower, npt.NDArray[Any]] = {
         "image": calibration.images,
         "text": calibration.input_ids,
@@ -223,14 +234,15 @@ def _towers(
             plain[tower],
             inputs[tower],
             work,
-            estimator=options.estimator,
-            reused=known.get(tower),
+            estimator=estimator,
+            reused=None if reused is None else reused.towers.get(tower),
+            same_samples=reused is not None and reused.samples.same_as(calibration),
             progress=progress,
         )
         for tower in TOWERS
     }
-    towers["image"].know_other(towers["text"])
-    towers["text"].know_other(towers["image"])
+    towers["image"].calibrator.know_other(towers["text"].calibrator)
+    towers["text"].calibrator.know_other(towers["image"].calibrator)
     return towers
 
 
@@ -269,10 +281,11 @@ def _accuracy(
 ) -> dict[str, Any]:
     """Return what the chosen towers were measured to do together, on ONNX Runtime and elsewhere."""
     if ladder is None:
-        return {"metrics": None, "r1_drop": None, "elsewhere": {}}
+        return {"metrics": None, "r1_drop": None, "float_types": {}, "elsewhere": {}}
     if variant == "fp32":
         metrics = ladder.reference.mean().as_dict()
-        return {"metrics": metrics, "r1_drop": None, "elsewhere": {}}
+        types = dict.fromkeys(TOWERS, "f32")
+        return {"metrics": metrics, "r1_drop": None, "float_types": types, "elsewhere": {}}
     chosen = " + ".join(rungs[tower] for tower in TOWERS)
     found = {
         row.backend: _kept(row)
@@ -282,6 +295,9 @@ def _accuracy(
     return {**found.pop(backend_of(variant)), "elsewhere": found}
 
 
+_KEPT = ("metrics", "r1_drop", "cosine", "top10_overlap", "float_types")
+
+
 def _kept(measured: Measured) -> dict[str, Any]:
     row = measured.as_dict()
-    return {name: row[name] for name in ("metrics", "r1_drop", "cosine", "top10_overlap")}
+    return {name: row[name] for name in _KEPT}

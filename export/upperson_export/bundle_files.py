@@ -118,8 +118,10 @@ def describe(
 def _recorded(report: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     """Return what the manifest keeps of how a variant came about."""
     recorded: dict[str, Any] = {"rungs": report["variants"][variant]["rungs"]}
-    if variant.startswith("int8"):
+    if variant != "fp32":
         recorded |= report["calibration"]
+    if not variant.startswith("int8"):
+        recorded.pop("estimator", None)  # Float variants have no ranges.
     if report["split"] is None:
         recorded["gate"] = "off"
     return recorded

@@ -3,15 +3,12 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import onnx
-
 from upperson_export.accuracy import RetrievalSplit
 from upperson_export.candidates import TowerCandidates
-from upperson_export.ladder import REFERENCE, SIMULATED
-from upperson_export.variants import Variant, simulated
-from upperson_rt.backends import Backend, open_backend
+from upperson_export.float_types import float_type_of, open_simulated
+from upperson_export.ladder import REFERENCE, SIMULATED, Embeds
+from upperson_export.variants import Variant
+from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.canaries import Tower
 from upperson_rt.encoder import Encoder
@@ -41,17 +38,16 @@ class FormEmbeddings:
         self._towers = towers
         self._split = split
         self._progress = progress
-        self._known: dict[tuple[Path, str], npt.NDArray[np.float32]] = {}
+        self._known: dict[tuple[Path, str], Embeds] = {}
 
-    def __call__(
-        self, tower: Tower, variant: Variant, rung: str, backend: str
-    ) -> npt.NDArray[np.float32]:
-        """Return (items of the split, E), unit norm."""
+    def __call__(self, tower: Tower, variant: Variant, rung: str, backend: str) -> Embeds:
+        """Embed the split; see `upperson_export.ladder.Source`."""
         path = self._towers[tower].build(variant, rung)
         if backend == SIMULATED and rung == "fp32":
             backend = REFERENCE  # Nothing in it is float16.
         if (path, backend) not in self._known:
-            loaded = _open(path, backend)
+            on_half = backend == SIMULATED
+            loaded = open_simulated(path) if on_half else open_backend(path, backend)
             encoder = Encoder(
                 self._exact.manifest, variant, self._exact.tokenizer, lambda _: loaded
             )
@@ -65,16 +61,5 @@ class FormEmbeddings:
                 self._progress(work, 0, 1)
                 embeds = encoder.encode_texts(list(self._split.captions))
                 self._progress(work, 1, 1)
-            self._known[path, backend] = embeds
+            self._known[path, backend] = Embeds(embeds, "f16" if on_half else float_type_of(loaded))
         return self._known[path, backend]
-
-
-def _open(path: Path, backend: str) -> Backend:
-    if backend != SIMULATED:
-        return open_backend(path, backend)
-    half = path.with_suffix(".simulated.onnx")
-    try:
-        onnx.save(simulated(onnx.load(path)), half)
-        return open_backend(half, REFERENCE)
-    finally:
-        half.unlink(missing_ok=True)

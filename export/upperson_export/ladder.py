@@ -8,7 +8,7 @@ climbs on whose replacement by float32 leaves less of the loss there.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,9 @@ import numpy.typing as npt
 from upperson_export.accuracy import Drop, RetrievalSplit, r1_drop
 from upperson_export.candidates import INT8_RUNGS, RUNGS
 from upperson_export.variants import Variant
-from upperson_rt.canaries import Tower
+from upperson_rt.canaries import TOWERS, Tower
 from upperson_rt.errors import AccuracyGateError, BackendError, IntegrityError
-from upperson_rt.metrics import PerQueryMetrics, per_query_metrics
-
-TOP_K = 10
+from upperson_rt.metrics import TOP_K, PerQueryMetrics, per_query_metrics
 
 REFERENCE = "onnxruntime"
 """The backend of float32, and the one that towers climb on alone."""
@@ -28,16 +26,22 @@ REFERENCE = "onnxruntime"
 SIMULATED = "onnxruntime, float16 simulated"
 """For typed variants: a CPU computes them in float32, which would hide what float16 does."""
 
-TOWERS: tuple[Tower, ...] = ("image", "text")
+
+class Embeds(NamedTuple):
+    """What a form of a tower makes of the split."""
+
+    rows: npt.NDArray[np.float32]
+    """(items of the split, E), unit norm."""
+
+    float_type: str
+    """What the backend computed floats in, such as ``f32`` or ``bf16``."""
 
 
 class Source(Protocol):
     """Gives the embeddings of a form of a tower, measured on the built file."""
 
-    def __call__(
-        self, tower: Tower, variant: Variant, rung: str, backend: str
-    ) -> npt.NDArray[np.float32]:
-        """Return (items of the split, E), unit norm.
+    def __call__(self, tower: Tower, variant: Variant, rung: str, backend: str) -> Embeds:
+        """Embed the split.
 
         Raises:
             BackendError: The form does not run there.
@@ -61,6 +65,9 @@ class Measured:
 
     accepted: bool
 
+    float_types: dict[Tower, str]
+    """What the backend computed the floats of each form in; empty if it does not work at all."""
+
     metrics: PerQueryMetrics | None
     """None if the form does not work at all; then the three below are None, too."""
 
@@ -82,6 +89,7 @@ class Measured:
             "tower": self.tower,
             "rung": self.rung,
             "backend": self.backend,
+            "float_types": self.float_types,
             "metrics": self.metrics and self.metrics.mean().as_dict(),
             "r1_drop": self.drop and self.drop.as_dict(),
             "cosine": self.cosine,
@@ -112,7 +120,9 @@ class Ladder:
     measured: list[Measured] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._exact = {tower: self.source(tower, "fp32", "fp32", REFERENCE) for tower in TOWERS}
+        self._exact = {
+            tower: self.source(tower, "fp32", "fp32", REFERENCE).rows for tower in TOWERS
+        }
         self.reference = self._metrics(self._exact["image"], self._exact["text"])
         self._top = _top(self._exact["text"], self._exact["image"])
 
@@ -154,7 +164,7 @@ class Ladder:
         """Return the points that are still lost where a form was refused, without one tower."""
         others = {name: rung for name, rung in chosen.items() if name != tower}
         try:
-            embeds = self._embeds(others, refused.variant, refused.backend)
+            embeds, _ = self._embeds(others, refused.variant, refused.backend)
         except (BackendError, IntegrityError):
             return math.inf
         return r1_drop(self.reference, self._metrics(embeds["image"], embeds["text"])).points
@@ -165,13 +175,14 @@ class Ladder:
         tower = "both" if len(forms) == len(TOWERS) else next(iter(forms))
         all_float = set(forms.values()) == {"fp32"}
         try:
-            embeds = self._embeds(forms, variant, backend)
+            embeds, float_types = self._embeds(forms, variant, backend)
         except (BackendError, IntegrityError) as error:
             if all_float:
                 raise
             measured = Measured(
                 variant=variant, tower=tower, rung=rung, backend=backend, accepted=False,
-                metrics=None, drop=None, cosine=None, top10_overlap=None, failure=str(error),
+                float_types={}, metrics=None, drop=None, cosine=None, top10_overlap=None,
+                failure=str(error),
             )  # fmt: skip
         else:
             metrics = self._metrics(embeds["image"], embeds["text"])
@@ -185,6 +196,7 @@ class Ladder:
                 backend=backend,
                 # Float32 is what the others are compared with: it is always a way out.
                 accepted=drop.points <= self.max_r1_drop or all_float,
+                float_types=float_types,
                 metrics=metrics,
                 drop=drop,
                 cosine={"min": float(low), "1 %": float(one), "median": float(half)},
@@ -195,9 +207,11 @@ class Ladder:
 
     def _embeds(
         self, forms: dict[Tower, str], variant: Variant, backend: str
-    ) -> dict[Tower, npt.NDArray[np.float32]]:
+    ) -> tuple[dict[Tower, npt.NDArray[np.float32]], dict[Tower, str]]:
+        """Return rows, of float32 where no form is named, and float types of the forms."""
         found = {tower: self.source(tower, variant, rung, backend) for tower, rung in forms.items()}
-        return {**self._exact, **found}
+        rows = {**self._exact, **{tower: embeds.rows for tower, embeds in found.items()}}
+        return rows, {tower: embeds.float_type for tower, embeds in found.items()}
 
     def _metrics(
         self, image_GE: npt.NDArray[np.float32], text_QE: npt.NDArray[np.float32]

@@ -3,115 +3,73 @@
 from html import escape
 from typing import Any
 
-from upperson_export.ladder import backend_of
+from upperson_export.report_rows import accuracy_rows, float_linear_rows, ladder_rows
 from upperson_rt.manifest import Manifest
-
-_METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 84rem; margin: 3rem auto;
        padding: 0 1.5rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: right; padding: .45rem .7rem; border-bottom: 1px solid #dde3ea }
-th:first-child, td:first-child { text-align: left }
-th { font-weight: 600; color: #51606f } code { font-size: .9em }
-.facts td { text-align: left } .wide { overflow-x: auto } td, th { white-space: nowrap }
-.facts td { white-space: normal }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2.2rem } p { max-width: 60rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem }
+th, td { text-align: left; padding: .35rem .55rem; border-bottom: 1px solid #dde3ea;
+         vertical-align: top }
+th { font-weight: 600; color: #51606f; vertical-align: bottom }
+.wide { overflow-x: auto } .wide td { white-space: nowrap } .wide td:last-child { min-width: 5rem;
+        white-space: normal } .number { text-align: right } .no td { color: #7a8592 }
 """
 
+_NUMBER = "+-0123456789"
+"""What a number, or a dash in its place, begins with."""
 
-def accuracy_rows(report: dict[str, Any]) -> list[list[str]]:
-    """Return a heading and one row a variant and backend: accuracy, change, form, size, time."""
-    head = ["variant", "on", *(f"{name} %" for name in _METRICS), "R@1 change (95 %)"]
-    rows = [[*head, "image", "text", "MiB", "ms/image", "shipped"]]
-    for name, row in report["variants"].items():
-        measured = {backend_of(name): row, **row["elsewhere"]}
-        for backend in dict.fromkeys([*measured, *row["latency"]]):
-            found = measured.get(backend, {"metrics": None, "r1_drop": None})
-            metrics, times = found["metrics"] or {}, row["latency"].get(backend)
-            rows.append(
-                [
-                    name,
-                    backend,
-                    *(f"{metrics[metric]:.2f}" if metrics else "-" for metric in _METRICS),
-                    _change(found["r1_drop"]),
-                    row["rungs"]["image"],
-                    row["rungs"]["text"],
-                    f"{row['size_bytes'] / 2**20:.1f}" if row["shipped"] else "-",
-                    f"{times['image']:.1f}" if times else "-",
-                    "yes" if row["shipped"] else "no",
-                ]
-            )
-    return rows
-
-
-def ladder_rows(report: dict[str, Any]) -> list[list[str]]:
-    """Return a heading and one row for every form that was measured, in order."""
-    rows = [
-        [
-            "variant", "towers", "form", "on", *(f"{name} %" for name in _METRICS),
-            "R@1 change (95 %)", "cosine min / 1 % / median", "same top 10 %", "accepted",
-        ]
-    ]  # fmt: skip
-    rows += [
-        [
-            row["variant"],
-            row["tower"],
-            row["rung"],
-            row["backend"],
-            *_measurements(row),
-        ]
-        for row in report["ladder"]
-    ]
-    return rows
-
-
-def _measurements(row: dict[str, Any]) -> list[str]:
-    if row["failure"] is not None:
-        return [*("-" for _ in _METRICS), "-", "-", "-", f"no: {row['failure']}"]
-    return [
-        *(f"{row['metrics'][metric]:.2f}" for metric in _METRICS),
-        _change(row["r1_drop"]),
-        " / ".join(f"{value:.4f}" for value in row["cosine"].values()),
-        f"{row['top10_overlap']:.1f}",
-        "yes" if row["accepted"] else "no",
-    ]
-
-
-def _change(lost: dict[str, float] | None) -> str:
-    if lost is None:
-        return "-"
-    # Subtracted from 0, so that no change has no sign of its own.
-    low, high = 0 - lost["high"], 0 - lost["low"]
-    return f"{0 - lost['points']:+.2f} ({low:+.2f} to {high:+.2f})"
+_FLOAT_LINEARS = (
+    "Int8 in one of these alone does the most harm to the rankings of a few samples. The cosine "
+    "decides where no order changes."
+)
 
 
 def report_html(report: dict[str, Any], manifest: Manifest) -> str:
-    """Render the accuracy table and the facts of the bundle as one HTML file."""
-    table = _html_table(accuracy_rows(report))
-    ladder = ""
-    if report["ladder"]:
-        ladder = f"<h2>Every form that was measured</h2>{_html_table(ladder_rows(report))}"
+    """Render the tables and the facts of the bundle as one HTML file."""
     facts = "".join(f"<tr><td>{escape(k)}<td>{escape(v)}" for k, v in _facts(report, manifest))
-    return (
+    parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(report['model'])}"
-        f"</title><style>{_STYLE}</style>"
-        f"<h1>Bundle {escape(report['model'])}</h1>"
-        f"<p>{escape(_measured_on(report))}</p><h2>Accuracy of the exported files</h2>{table}"
-        f"<p>{escape(_gate(report))}</p>{ladder}"
-        f"<h2>Facts</h2><table class=facts>{facts}</table></html>\n"
-    )
+        f"</title><style>{_STYLE}</style><h1>Bundle {escape(report['model'])}</h1>",
+        _paragraph(_measured_on(report)),
+        "<h2>Accuracy of the exported files</h2>",
+        _html_table(accuracy_rows(report)),
+        *map(_paragraph, _notes(report)),
+    ]
+    if report["ladder"]:
+        parts += ["<h2>Every form that was measured</h2>", _html_table(ladder_rows(report))]
+    if len(rows := float_linear_rows(report)) > 1:
+        parts += ["<h2>Linears left in float</h2>", _paragraph(_FLOAT_LINEARS), _html_table(rows)]
+    parts.append(f"<h2>Facts</h2><table>{facts}</table></html>\n")
+    return "\n".join(parts)
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}"
 
 
 def _html_table(rows: list[list[str]]) -> str:
+    """Render rows; columns of numbers align to the right, rows that end with a no are grey."""
     head, *body = rows
+    align = [
+        " class=number" if all(cell[0] in _NUMBER for cell in column) else ""
+        for column in zip(*body, strict=True)
+    ]
+
+    def cells(tag: str, row: list[str]) -> str:
+        return "".join(
+            f"<{tag}{kind}>{escape(cell)}" for kind, cell in zip(align, row, strict=True)
+        )
+
     return "\n".join(
         [
-            "<div class=wide><table><thead><tr>",
-            *(f"<th>{escape(cell)}" for cell in head),
-            "</thead>",
-            *("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in body),
+            f"<div class=wide><table><thead><tr>{cells('th', head)}</thead>",
+            *(
+                f"<tr{' class=no' if row[-1].startswith('no') else ''}>{cells('td', row)}"
+                for row in body
+            ),
             "</table></div>",
         ]
     )
@@ -135,8 +93,7 @@ def model_card(report: dict[str, Any], manifest: Manifest) -> str:
         "|" + "---|" * len(head),
         *("| " + " | ".join(row) + " |" for row in body),
         "",
-        _gate(report),
-        "",
+        *(line for note in _notes(report) for line in (note, "")),
         "## Inputs and outputs",
         "",
         f"- image: `image` uint8 [N, {manifest.image.height_px}, {manifest.image.width_px}, 3] "
@@ -169,15 +126,36 @@ def _measured_on(report: dict[str, Any]) -> str:
     )
 
 
-def _gate(report: dict[str, Any]) -> str:
+def _notes(report: dict[str, Any]) -> list[str]:
+    """Return what has to be known to read the accuracy table."""
+    notes = [
+        f"{variant} is not in the bundle: {row['reason']}."
+        for variant, row in report["variants"].items()
+        if not row["shipped"]
+    ]
     if report["split"] is None:
-        return "Measure it before use:  upperson evaluate BUNDLE --root DIR"
+        notes.append("Measure it before use:  upperson evaluate BUNDLE --root DIR")
+    else:
+        notes += [
+            f"Every tower has the smallest form that loses at most {report['max_r1_drop']} points "
+            "of R@1 against fp32 on the same queries, alone and with the other tower, on every "
+            "backend named: plain int8, smoothed, mixed (a share of the Linears left in float), "
+            "then float. The interval is a paired bootstrap over queries.",
+            "Forms are chosen and measured on the same queries, so the accuracy of what ships is "
+            "slightly optimistic; upperson evaluate BUNDLE measures it on another split.",
+        ]
+    return [*notes, _times(report["latency_conditions"])]
+
+
+def _times(conditions: dict[str, Any]) -> str:
+    """Say what the times depend on."""
+    machine, batch = conditions["machine"], conditions["batch"]
+    versions = ", ".join(f"{name} {found}" for name, found in conditions["backends"].items())
     return (
-        f"Every tower has the smallest form that loses at most {report['max_r1_drop']} points of "
-        "R@1 against fp32 on the same queries, alone and with the other tower, on every backend "
-        "named: plain int8, "
-        "smoothed, mixed (a share of the Linears left in float), then float. The interval is a "
-        "paired bootstrap over queries."
+        f"Times are a hint, not a benchmark: median of {conditions['repeats']} runs of "
+        f"{batch['image']} images, and of {batch['text']} captions of up to "
+        f"{conditions['caption_tokens']} tokens, on {machine['cpu']} with {conditions['threads']} "
+        f"threads, {versions}."
     )
 
 
@@ -189,12 +167,18 @@ def _facts(report: dict[str, Any], manifest: Manifest) -> list[tuple[str, str]]:
         ("made", f"{manifest.created} by {manifest.generator}"),
     ]
     if calibration := report["calibration"]:
-        facts.append(
-            (
-                "int8 calibration",
-                f"{calibration['images']} images and {calibration['texts']} texts from "
-                f"{calibration['source']}, {calibration['estimator']} ranges, "
-                f"sha256 {calibration['sha256'][:16]}",
-            )
-        )
+        facts.append(("calibration", _calibrated(report, calibration)))
     return facts
+
+
+def _calibrated(report: dict[str, Any], calibration: dict[str, Any]) -> str:
+    parts = [
+        f"{calibration['images']} images from {calibration['image_source']} and "
+        f"{calibration['texts']} texts from {calibration['text_source']}, "
+        f"sha256 {calibration['sha256'][:16]}"
+    ]
+    if any(variant.startswith("int8") for variant in report["variants"]):
+        parts.append(f"{calibration['estimator']} ranges")
+    if (reused := calibration["reused_file_sha256"]) is not None:
+        parts.append(f"taken over from a calibration file, sha256 {reused[:16]}")
+    return "; ".join(parts)

@@ -8,7 +8,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from upperson_rt.errors import IntegrityError
 from upperson_rt.manifest import Manifest
 
-__all__ = ["Canaries", "CanaryCheck", "Tower", "check_tower"]
+__all__ = ["TOWERS", "Canaries", "CanaryCheck", "Tower", "check_tower"]
 
 Tower: TypeAlias = Literal["image", "text"]
+
+TOWERS: tuple[Tower, ...] = get_args(Tower)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """``upperson export``: what ships, what is refused, and that nothing half-done stays behind."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -42,6 +44,14 @@ def test_int8_that_fails_the_gate_is_measured_and_left_out(copied_run, work):
     assert list(bundle.manifest.variants) == ["fp32"]
     assert not list((work / "bundle").glob("*int8*"))
     assert bundle.check_canaries()
+    for page in ("report.html", "README.md"):
+        text = (work / "bundle" / page).read_text("utf-8")
+        assert "int8 is not in the bundle: no tower keeps its accuracy in int8." in text
+        assert "slightly optimistic" in text
+        assert f"onnxruntime {onnxruntime.__version__}" in text
+    assert "Linears left in float" not in text
+    types = {(row["backend"], *row["float_types"].values()) for row in report["ladder"]}
+    assert types >= {("onnxruntime", "f32")}
     result = run(
         "export", copied_run, "--output", "second", "--calib-size", 16, "--max-r1-drop", -101,
         "--precision", "int8",
@@ -79,7 +89,16 @@ def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, m
 
 @pytest.mark.timeout(120, func_only=True)
 def test_one_calibration_sample_is_enough(copied_run, work):
-    run_json("export", copied_run, "--output", "bundle", "--calib-size", 1, "--max-r1-drop", 100)
+    report = run_json(
+        "export", copied_run, "--output", "bundle", "--calib-size", 1, "--max-r1-drop", -101
+    )
+    assert "mixed-1/2" in {row["rung"] for row in report["ladder"]}
+    # One picture has no order, so cosines alone rank the Linears.
+    damage = calibration_of(work / "bundle")["towers"]["image"]["damage"]
+    assert {layer["order_loss"] for layer in damage} == {0}
+    cosines = [layer["cosine_loss"] for layer in damage]
+    assert cosines == sorted(cosines, reverse=True)
+    assert cosines[0] > cosines[-1]
     assert Bundle.open(work / "bundle").check_canaries()
 
 
@@ -113,22 +132,84 @@ def test_typed_variants_serving_files_and_reuse_of_a_calibration(copied_run, wor
         assert row["size_bytes"] < report["variants"]["fp32"]["size_bytes"] or variant == "fp32"
     html = (work / "bundle/report.html").read_text("utf-8")
     assert "Every form that was measured" in html
-    again = run_json(
-        *arguments, "--output", "again", "--calibration", work / "bundle/calibration.json"
-    )
-    assert again["variants"]["int8"]["rungs"] == report["variants"]["int8"]["rungs"]
-    first, second = (
-        json.loads((work / name / "calibration.json").read_text("utf-8"))
-        for name in ("bundle", "again")
-    )
-    assert first["towers"]["image"]["amax"] == second["towers"]["image"]["amax"]
+    # Only the largest values count for fp16, and they are kept, too.
+    assert Bundle.open(work / "bundle", "fp16").entry.calibration["images"] == 16
+    assert calibration_of(work / "bundle")["towers"]["text"]["forms"]["plain"]["largest_anywhere"]
+
+
+@pytest.mark.timeout(240, func_only=True)
+def test_a_calibration_that_is_reused_decides_everything(copied_run, people, work):
+    file = work / "bundle/calibration.json"
+    first = run_json("export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 12)
+    assert first["calibration"]["reused_file_sha256"] is None
+    (work / "others").mkdir()
+    for image in sorted(people.rglob("*.jpg"))[:4]:
+        shutil.copy(image, work / "others")
+    others = ["--calib-data", "others", "--calib-size", 4, "--no-gate", "--calibration", file]
+    second = run_json("export", copied_run, "--output", "again", *others)
+    # The graphs are the same to the last bit, though they saw none of these pictures.
+    for name in ("calibration.json", "image.int8.onnx", "text.int8.onnx"):
+        assert (work / "again" / name).read_bytes() == (work / "bundle" / name).read_bytes()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert second["calibration"] == first["calibration"] | {"reused_file_sha256": digest}
+    entry = Bundle.open(work / "again", "int8").entry
+    assert entry.calibration["reused_file_sha256"] == digest
+    assert entry.calibration["image_source"] == "synthetic renderer"
+    assert f"taken over from a calibration file, sha256 {digest[:16]}" in (
+        work / "again/report.html"
+    ).read_text("utf-8")
+    # What it lacks could only come from other samples.
+    result = run("export", copied_run, "--output", "third", *others, "--fp16")
+    assert result.exit_code == 3, result.stderr
+    assert "has no largest values of the plain image tower" in one_line(result.stderr)
+    result = run("export", copied_run, "--output", "third", *others, "--estimator", "entropy")
+    assert result.exit_code == 2
+    assert "ranges are percentile-99.999" in one_line(result.stderr)
+    file.write_text(file.read_text("utf-8").replace('"alpha"', '"beta"'), "utf-8")
+    result = run("export", copied_run, "--output", "third", *others)
+    assert result.exit_code == 3
+    assert "calibration.json" in result.stderr
+    assert not (work / "third").exists()
+
+
+@pytest.mark.timeout(180, func_only=True)
+def test_what_a_calibration_lacks_is_measured_on_the_same_samples(copied_run, work):
+    arguments = ["export", copied_run, "--calib-size", 8]
+    run_json(*arguments, "--output", "bundle", "--max-r1-drop", 100)
+    before = calibration_of(work / "bundle")
+    assert set(before["towers"]["image"]["forms"]) == {"plain"}
+    run_json(
+        *arguments, "--output", "again", "--max-r1-drop", -101,
+        "--calibration", work / "bundle/calibration.json",
+    )  # fmt: skip
+    after = calibration_of(work / "again")
+    assert after["samples"] == before["samples"]
+    for tower in ("image", "text"):
+        forms = after["towers"][tower]["forms"]
+        assert forms["plain"] == before["towers"][tower]["forms"]["plain"]
+        assert forms["smoothed"]["amax"].keys() == forms["plain"]["amax"].keys()
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_pictures_of_a_folder_come_with_captions_from_elsewhere(copied_run, people, work):
+    (work / "crops").mkdir()
+    for image in sorted(people.rglob("*.jpg"))[:3]:
+        shutil.copy(image, work / "crops")
+    report = run_json(
+        "export", copied_run, "--output", "bundle", "--max-r1-drop", 100, "--calib-data", "crops",
+        "--calib-size", 8,
+    )  # fmt: skip
+    assert report["calibration"]["image_source"] == "folder crops"
+    assert report["calibration"]["text_source"] == f"{people.name}, train"
+    assert (report["calibration"]["images"], report["calibration"]["texts"]) == (3, 8)
 
 
 @pytest.mark.timeout(180, func_only=True)
 def test_without_the_gate_rendered_people_calibrate_and_the_bundle_says_so(copied_run, work):
     report = run_json("export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 16)
     assert report["split"] is None
-    assert report["calibration"]["source"] == "synthetic renderer"
+    assert report["calibration"]["image_source"] == "synthetic renderer"
+    assert report["calibration"]["text_source"] == "synthetic renderer"
     assert report["variants"]["int8"]["rungs"] == {"image": "smoothed", "text": "smoothed"}
     entry = Bundle.open(work / "bundle", "int8").entry
     assert entry.calibration["gate"] == "off"
@@ -212,6 +293,16 @@ def test_weights_that_are_not_finite_are_named(copied_run, work, name):
     result = run("export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 8)
     assert result.exit_code == 3
     assert key.partition(".")[2] in result.stderr
+    assert {path.name for path in work.iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize("base", ["[1]", "null", "7", '"small"', "{", "{}"])
+def test_an_adapter_that_names_no_base_is_refused(copied_run, work, base):
+    path = copied_run / "adapter.safetensors"
+    save_file(load_file(path), path, {"base": base})
+    result = run("export", copied_run, "--output", "bundle", "--no-gate")
+    assert result.exit_code == (6 if base == "{}" else 3), result.stderr
+    assert "adapter.safetensors" in result.stderr or base == "{}"
     assert {path.name for path in work.iterdir()} == {"run"}
 
 
@@ -332,6 +423,10 @@ def test_the_next_step_names_a_variant_that_is_there(work, monkeypatch, variants
     manifest = SimpleNamespace(variants=dict.fromkeys(variants))
     monkeypatch.setattr("upperson_rt.bundle.read_manifest", lambda _: manifest)
     assert next_step in build_engines(Path("bundle"), None, Display())["next"]
+
+
+def calibration_of(bundle):
+    return json.loads((bundle / "calibration.json").read_text("utf-8"))
 
 
 def one_line(text):

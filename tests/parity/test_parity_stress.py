@@ -19,8 +19,8 @@ from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson.run import load_run
 from upperson_calibration.samples import CalibrationSet
+from upperson_export import calibrator
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
-from upperson_export.candidates import TowerCandidates
 
 GATE = 0.7
 """Points; one of the 160 queries is 0.625."""
@@ -124,7 +124,7 @@ def test_the_gate_sees_what_float16_cannot_hold(
     assert sound["rungs"] == {"image": "fp16", "text": "fp16"}
     assert sound["cosine"]["min"] > 0.999
     # Without the ranges that decide what stays float32, the graphs overflow.
-    monkeypatch.setattr(TowerCandidates, "_extremes", lambda self, graph, work: {})
+    monkeypatch.setattr(calibrator, "largest_values", lambda *arguments, **options: {})
     report = export(loud, quick_demo, tmp_path / "broken", "fp16")
     assert report["variants"]["fp16"]["rungs"] == {"image": "fp32", "text": "fp32"}
     assert not report["variants"]["fp16"]["shipped"]

@@ -13,6 +13,9 @@ from upperson_rt.preprocess import iter_image_files
 if TYPE_CHECKING:
     from upperson_rt.tokenizer import Tokenizer
 
+RENDERER = "synthetic renderer"
+"""What reports call it."""
+
 RENDERED_VIEWS = 2
 
 
@@ -25,17 +28,27 @@ def from_records(
         [caption for record in records for caption in record.captions],
         tokenizer,
         cameras=[record.camera for record in records],
-        source=source,
+        image_source=source,
+        text_source=source,
         **options,
     )
 
 
 def from_folder(
-    folder: Path, captions: Sequence[str], tokenizer: "Tokenizer", **options: Any
+    folder: Path,
+    captions: Sequence[str],
+    text_source: str,
+    tokenizer: "Tokenizer",
+    **options: Any,
 ) -> CalibrationSet:
     """Choose among the pictures of a folder, with captions from elsewhere."""
     return choose_samples(
-        list(iter_image_files([folder])), captions, tokenizer, source=folder.name, **options
+        list(iter_image_files([folder])),
+        captions,
+        tokenizer,
+        image_source=f"folder {folder.resolve().name}",
+        text_source=text_source,
+        **options,
     )
 
 
@@ -43,7 +56,7 @@ def from_renderer(count: int, tokenizer: "Tokenizer", **options: Any) -> Calibra
     """Render people for it: the last resort, since real cameras look otherwise."""
     with tempfile.TemporaryDirectory() as folder:
         records = rendered_records(Path(folder) / "people", count)
-        return from_records(records, "synthetic renderer", tokenizer, count=count, **options)
+        return from_records(records, RENDERER, tokenizer, count=count, **options)
 
 
 def rendered_records(folder: Path, count: int) -> list[Record]:

@@ -90,15 +90,19 @@ def export(
         ),
     ] = None,
     estimator: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="How int8 ranges follow from what is seen: min-max, percentile-99.9, "
-            "percentile-99.99, percentile-99.999, entropy or mse."
+            help="How ranges follow from what is seen: min-max, percentile-99.9, "
+            "percentile-99.99, percentile-99.999, entropy or mse.",
+            show_default="percentile-99.999, or that of --calibration",
         ),
-    ] = "percentile-99.999",
+    ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="calibration.json of an earlier export of this run, to use again."),
+        typer.Option(
+            help="calibration.json of an earlier export of this run: what it holds is not "
+            "measured again."
+        ),
     ] = None,
     triton: Annotated[
         Path | None, typer.Option(help="Also write a Triton model repository into this folder.")
@@ -142,7 +146,7 @@ def export(
     from upperson_export.serving import require_serving_place
     from upperson_rt.atomic import require_place
 
-    if estimator not in ESTIMATORS:
+    if estimator is not None and estimator not in ESTIMATORS:
         raise UsageError(f"--estimator must be one of {', '.join(ESTIMATORS)}, found '{estimator}'")
     require_place(output, foreign_to_bundle)
     if triton is not None:
@@ -192,7 +196,7 @@ def export(
 
 def _print_report(report: dict[str, Any]) -> None:
     """Print accuracy, size and time of each variant, without columns that are empty."""
-    from upperson_export.report import accuracy_rows
+    from upperson_export.report_rows import accuracy_rows
 
     head, *rows = accuracy_rows(report)
     filled = [column for column in zip(head, *rows, strict=True) if set(column[1:]) != {"-"}]
@@ -263,6 +267,8 @@ def export_run(
     from upperson_rt.preprocess import iter_image_files
 
     reused = None if calibration is None else read_calibration(calibration)
+    if reused is not None:
+        reused.require_estimator(options.estimator)  # Before any work.
     if calib_data is not None:
         next(iter_image_files([calib_data]))  # Raises now rather than after minutes.
     progress("loading the run", 0, 1)
@@ -322,6 +328,7 @@ def _samples(
 ) -> "CalibrationSet":
     """Choose calibration samples: a folder that was named, else training data, else rendered."""
     from upperson.cli.calibration_data import (
+        RENDERER,
         from_folder,
         from_records,
         from_renderer,
@@ -341,7 +348,8 @@ def _samples(
         with tempfile.TemporaryDirectory() as rendered:
             records = rendered_records(Path(rendered) / "people", min(count, 128))
             captions = [caption for record in records for caption in record.captions]
-    return from_folder(folder, captions, tokenizer, count=count, **options)
+        source = RENDERER
+    return from_folder(folder, captions, source, tokenizer, count=count, **options)
 
 
 def _serving(bundle: Path, triton: Path | None, deepstream: Path | None) -> dict[str, str]:

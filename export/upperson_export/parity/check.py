@@ -19,8 +19,8 @@ from upperson_export.parity.closeness import (
 )
 from upperson_export.parity.inputs import Case, ParityInputs, iter_cases, length_buckets
 from upperson_export.parity.ranking import RankingAgreement, compare_rankings
-from upperson_export.parity.subjects import TOWERS, RunTower, Subject
-from upperson_rt.canaries import Tower
+from upperson_export.parity.subjects import RunTower, Subject
+from upperson_rt.canaries import TOWERS, Tower
 from upperson_rt.errors import IntegrityError
 
 Embeds = npt.NDArray[np.float32]

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-TOP_K = 10
-"""What people look at first."""
+from upperson_rt.metrics import TOP_K
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,16 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from upperson_export.float_types import open_simulated
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
 from upperson_export.onnx import export_onnx
 from upperson_export.parity.backend_choice import BackendChoice
 from upperson_export.parity.inputs import ParityInputs
 from upperson_export.parity.written_file import TOLERANCE
 from upperson_rt.backends import Backend, open_backend
-from upperson_rt.canaries import Tower
+from upperson_rt.canaries import TOWERS, Tower
 from upperson_rt.encoder import run_tower
-
-TOWERS: tuple[Tower, ...] = ("image", "text")
 
 RunTower = Callable[[Tower, npt.NDArray[Any]], npt.NDArray[np.float32]]
 """Embeds prepared inputs, uint8 [N, H, W, 3] or int32 [N, L], as one batch: [N, E]."""
@@ -93,18 +92,25 @@ def open_subject(
 ) -> tuple[Subject, dict[Tower, Backend]]:
     """Load two ONNX files and return them also as they were loaded.
 
+    ONNX Runtime on a CPU would compute a float16 variant in float32, which says nothing about what
+    float16 does to it: its range and rounding are simulated there, as in the gate.
+
     Raises:
         UsageError: There is no such backend.
         BackendError: The backend is missing or cannot run them.
     """
+    on_half = "fp16" in variant and (choice.name, choice.device) == ("onnxruntime", "cpu")
     towers = {
-        tower: open_backend(path, choice.name, choice.device, threads)
+        tower: open_simulated(path, threads)
+        if on_half
+        else open_backend(path, choice.name, choice.device, threads)
         for tower, path in paths.items()
     }
     backend = towers["image"]
     subject = Subject(
         variant=variant,
-        backend=f"{backend.name} {backend.version} on {backend.device}",
+        backend=f"{backend.name} {backend.version} on {backend.device}"
+        + (", float16 simulated" if on_half else ""),
         tolerance=tolerance,
         run=lambda tower, inputs: run_tower(towers[tower], tower, inputs),
     )

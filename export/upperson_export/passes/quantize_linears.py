@@ -7,11 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from upperson_calibration.estimators import LEVELS
 from upperson_rt.errors import InputError
-
-LEVELS = 127
-"""Symmetric int8 uses -127 to 127."""
-
 
 _ROW_SELECTION = ("Slice", "Gather", "GatherElements")
 

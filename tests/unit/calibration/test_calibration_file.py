@@ -1,7 +1,7 @@
 """The calibration file: read back, compared line by line, refused where it does not belong."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 
 from upperson_calibration.calibration_file import (
     Calibration,
+    FormRanges,
     Samples,
     TowerCalibration,
     read_calibration,
@@ -19,7 +20,7 @@ from upperson_calibration.calibration_file import (
 from upperson_calibration.samples import CalibrationSet
 from upperson_calibration.sensitivity import LayerDamage
 from upperson_calibration.smoothing import Smoothing
-from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.errors import InputError, IntegrityError, UsageError
 
 IMAGE_GRAPH, TEXT_GRAPH = "1" * 64, "2" * 64
 
@@ -29,9 +30,14 @@ def calibration() -> Calibration:
     none = Smoothing(None, np.zeros(3, np.int64), error_before=1e-5, error_after=1e-5)
     image = TowerCalibration(
         graph_sha256=IMAGE_GRAPH,
-        estimator="mse",
-        amax={"add_2": 3.25, "add_1": 0.0},
-        largest={"add_2": 60.5, "add_1": 0.0},
+        forms={
+            "plain": FormRanges(
+                amax={"add_2": 3.25, "add_1": 0.0}, largest={"add_2": 60.5, "add_1": 0.0}
+            ),
+            "smoothed": FormRanges(
+                amax={"add_2": 3.0}, largest={"add_2": 4.0}, largest_anywhere={"add": 999.5}
+            ),
+        },
         smoothing={"blocks.0.ln_1": smoothing, "blocks.0.attention.out": none},
         damage=(
             LayerDamage("blocks.0.mlp.fc1/MatMul", 1.5, 3.0, 2e-4),
@@ -39,10 +45,17 @@ def calibration() -> Calibration:
         ),
     )
     text = TowerCalibration(
-        graph_sha256=TEXT_GRAPH, estimator="min-max", amax={"a": 1.0}, largest={"a": 1.0}
+        graph_sha256=TEXT_GRAPH,
+        forms={"plain": FormRanges(amax={"a": 1.0}, largest={"a": 1.0})},
     )
     return Calibration(
-        samples=Samples(source="people, train", images=("a" * 64, "b" * 64), texts=("c" * 64,)),
+        samples=Samples(
+            image_source="folder crops",
+            images=("a" * 64, "b" * 64),
+            text_source="people, train",
+            texts=("c" * 64,),
+        ),
+        estimator="mse",
         towers={"image": image, "text": text},
     )
 
@@ -54,7 +67,9 @@ def test_reading_gives_what_was_written(tmp_path: Path) -> None:
     assert found.to_json() == path.read_text("utf-8") == calibration().to_json()
     assert found.samples == calibration().samples
     image = found.towers["image"]
-    assert image.amax == {"add_1": 0.0, "add_2": 3.25}
+    assert found.estimator == "mse"
+    assert image.forms == calibration().towers["image"].forms
+    assert list(image.forms["plain"].amax) == ["add_1", "add_2"]
     assert image.damage == calibration().towers["image"].damage
     smoothing = image.smoothing["blocks.0.ln_1"]
     assert smoothing.alpha == 0.5
@@ -68,20 +83,35 @@ def test_reading_gives_what_was_written(tmp_path: Path) -> None:
 
 def test_a_changed_range_is_one_line_of_a_difference() -> None:
     one = calibration()
-    image = replace(one.towers["image"], amax={"add_1": 0.0, "add_2": 3.2500004})
-    assert replace(one, towers=one.towers | {"image": image}).to_json() == one.to_json()
-    image = replace(one.towers["image"], amax={"add_1": 0.0, "add_2": 3.26})
-    other = replace(one, towers={"text": one.towers["text"], "image": image})
-    lines = [text.to_json().splitlines() for text in (one, other)]
-    assert [a for a, b in zip(*lines, strict=True) if a != b] == ['    "add_2": 3.25']
+
+    def with_range(value: float) -> str:
+        image = one.towers["image"]
+        plain = replace(image.forms["plain"], amax={"add_1": 0.0, "add_2": value})
+        changed = replace(image, forms={**image.forms, "plain": plain})
+        return replace(one, towers={**one.towers, "image": changed}).to_json()
+
+    assert with_range(3.2500004) == one.to_json()
+    lines = one.to_json().splitlines(), with_range(3.26).splitlines()
+    assert [a.strip() for a, b in zip(*lines, strict=True) if a != b] == ['"add_2": 3.25']
 
 
 def test_samples_are_recorded_by_hash_in_any_order() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 2, 3), dtype=np.uint8)
     ids = np.array([[5, 9, 0], [5, 6, 9]], np.int32)
-    one = Samples.of(CalibrationSet(images, ids, "x"))
-    assert one == Samples.of(CalibrationSet(images[::-1], ids[::-1], "x"))
-    assert (len(one.images), len(one.texts), one.source) == (3, 2, "x")
+    one = Samples.of(CalibrationSet(images, ids, "x", "y"))
+    turned = CalibrationSet(images[::-1], ids[::-1], "elsewhere", "y")
+    assert one.sha256 == Samples.of(turned).sha256
+    assert one.same_as(turned)
+    assert not one.same_as(CalibrationSet(images[:2], ids, "x", "y"))
+    assert one.describe() == {
+        "images": 3, "image_source": "x", "texts": 2, "text_source": "y", "sha256": one.sha256
+    }  # fmt: skip
+
+
+def test_another_estimator_than_the_files_is_a_usage_error() -> None:
+    assert calibration().require_estimator(None) == calibration().require_estimator("mse") == "mse"
+    with pytest.raises(UsageError, match=r"--estimator entropy does not go .* ranges are mse"):
+        calibration().require_estimator("entropy")
 
 
 def test_it_is_refused_for_another_graph() -> None:
@@ -96,19 +126,25 @@ def test_it_is_refused_for_another_graph() -> None:
 Change = Callable[[dict[str, Any]], object]
 
 
+def plain(content: dict[str, Any]) -> dict[str, Any]:
+    ranges: dict[str, Any] = content["towers"]["text"]["forms"]["plain"]
+    return ranges
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(schema_version=9), "schema version 1, found 9"),
+        (lambda c: c.update(schema_version=9), "schema version 2, found 9"),
         (lambda c: c.update(extra=1), "unknown key 'extra'"),
         (lambda c: c.pop("samples"), "samples: missing"),
-        (lambda c: c["samples"].update(images="a"), r"samples\.images: expected a list"),
-        (lambda c: c["samples"].update(images=["a"]), "expected SHA-256 hashes, found 'a'"),
+        (lambda c: c["samples"]["images"].update(sha256="a"), r"images\.sha256: expected a list"),
+        (lambda c: c["samples"]["texts"].update(sha256=["a"]), "SHA-256 hashes, found 'a'"),
         (lambda c: c["towers"].update(audio={}), "unknown key 'audio'"),
-        (lambda c: c["towers"]["text"].update(estimator="ms"), "did you mean 'mse'"),
-        (lambda c: c["towers"]["text"]["amax"].update(a=-1), r"amax\.a: expected a range"),
-        (lambda c: c["towers"]["text"]["amax"].update(a="1"), "expected a number"),
-        (lambda c: c["towers"]["text"]["amax"].update(b=1.0), "'b' .* not the same tensors"),
+        (lambda c: c.update(estimator="ms"), "did you mean 'mse'"),
+        (lambda c: plain(c)["amax"].update(a=-1), r"amax\.a: expected a range"),
+        (lambda c: plain(c)["amax"].update(a="1"), "expected a number"),
+        (lambda c: plain(c)["amax"].update(b=1.0), "'b' .* not the same tensors"),
+        (lambda c: c["towers"]["text"]["forms"].update(mixed={}), "unknown key 'mixed'"),
         (lambda c: c["towers"]["text"].pop("damage"), "expected a list"),
         (lambda c: c["towers"]["image"]["damage"][0].pop("node"), "node: missing"),
         (
@@ -122,6 +158,12 @@ Change = Callable[[dict[str, Any]], object]
                 log2_factors_in_eighths="1 2000"
             ),
             "from -100 to 100",
+        ),
+        (
+            lambda c: c["towers"]["image"]["smoothing"]["blocks.0.ln_1"].update(
+                log2_factors_in_eighths=" "
+            ),
+            "expected numbers, found none",
         ),
     ],
 )
@@ -147,3 +189,47 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read calibration"):
         read_calibration(tmp_path / "none.json")
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield where every value of a JSON document stands, but for the document itself."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in inside:
+        yield (*path, key)
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+
+
+NEVER_RIGHT = {"removed": None, "NaN": float("nan"), "1e999": float("inf"), "a bool": True}
+SELDOM_RIGHT = {"null": None, "blank": " ", "-1": -1, "a list": [None], "an object": {"x": None}}
+
+FREE_NAMES = ("amax", "largest", "largest_anywhere", "smoothing", "towers", "forms")
+"""Objects that may lack a key."""
+
+
+@pytest.mark.parametrize("how", [*NEVER_RIGHT, *SELDOM_RIGHT])
+def test_whatever_is_wrong_with_one_field_is_an_input_error(tmp_path: Path, how: str) -> None:
+    """Or the file still reads, and then it can be written again."""
+    text = calibration().to_json()
+    path = tmp_path / "calibration.json"
+    for place in places(json.loads(text)):
+        content = json.loads(text)
+        parent, key = content, place[-1]
+        for step in place[:-1]:
+            parent = parent[step]
+        if how == "removed":
+            del parent[key]
+        else:
+            parent[key] = (NEVER_RIGHT | SELDOM_RIGHT)[how]
+        path.write_text(json.dumps(content).replace("Infinity", "1e999"), "utf-8")
+        may_lack = isinstance(key, int) or (len(place) > 1 and place[-2] in FREE_NAMES)
+        if how in NEVER_RIGHT and not (how == "removed" and may_lack):
+            with pytest.raises(InputError, match=r"calibration\.json"):
+                read_calibration(path)
+            continue
+        try:
+            found = read_calibration(path)
+        except InputError:
+            continue
+        write_calibration(path, found)
+        assert read_calibration(path).to_json() == found.to_json()

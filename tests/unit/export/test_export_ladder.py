@@ -8,7 +8,7 @@ import pytest
 
 from upperson_export.accuracy import RetrievalSplit
 from upperson_export.candidates import INT8_RUNGS, RUNGS
-from upperson_export.ladder import REFERENCE, SIMULATED, Ladder
+from upperson_export.ladder import REFERENCE, SIMULATED, Embeds, Ladder
 from upperson_export.variants import Variant
 from upperson_rt.canaries import Tower
 from upperson_rt.errors import AccuracyGateError, IntegrityError
@@ -32,15 +32,14 @@ class Forms:
         self._noise = {REFERENCE: noise, SIMULATED: noise, "openvino": elsewhere or noise}
         self.asked: list[tuple[Tower, Variant, str, str]] = []
 
-    def __call__(
-        self, tower: Tower, variant: Variant, rung: str, backend: str
-    ) -> npt.NDArray[np.float32]:
+    def __call__(self, tower: Tower, variant: Variant, rung: str, backend: str) -> Embeds:
         self.asked.append((tower, variant, rung, backend))
         noise = self._noise[backend].get((tower, rung), 0.0)
         if not np.isfinite(noise):
             raise IntegrityError(f"{tower} {rung} gives values that are not finite")
         direction = np.roll(self._exact, 1, axis=0)  # Towards another person.
-        return unit(self._exact + noise * direction)
+        float_type = "bf16" if backend == "openvino" and rung != "fp32" else "f32"
+        return Embeds(unit(self._exact + noise * direction), float_type)
 
 
 def ladder_of(forms: Forms, **options: object) -> Ladder:
@@ -128,6 +127,7 @@ def test_what_ships_keeps_its_accuracy_on_the_other_backend_too() -> None:
     forms = Forms({}, elsewhere={("image", "plain"): 2.0, ("image", "smoothed"): 2.0})
     ladder = ladder_of(forms, also_on=("openvino",))
     assert ladder.climb("int8")["image"] == "mixed-1/8"
+    assert ladder.measured[-1].as_dict()["float_types"] == {"image": "bf16", "text": "bf16"}
     together = [
         (found.rung.split(" + ")[0], found.backend, found.accepted)
         for found in ladder.measured
@@ -160,6 +160,7 @@ def test_a_form_that_gives_no_numbers_is_refused_and_the_next_one_tried() -> Non
     broken = ladder.measured[0].as_dict()
     assert not broken["accepted"]
     assert broken["metrics"] is None
+    assert broken["float_types"] == {}
     assert "not finite" in broken["failure"]
     with pytest.raises(AccuracyGateError, match=r"does not work .*not finite"):
         ladder_of(Forms({("image", rung): np.nan for rung in INT8_RUNGS}), int8_only=True).climb(

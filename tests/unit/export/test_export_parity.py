@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from tests.helpers.toy_bundle import (
     replace_in_bundle,
 )
 from tests.helpers.toy_clip import toy_model
+from tests.helpers.toy_graphs import TOWERS, min_cosine, run_graph, toy_graph, toy_inputs
 from upperson_export.parity.backend_choice import BackendChoice, choose_backends
 from upperson_export.parity.bundle_subjects import bundle_reference, iter_bundle_subjects
 from upperson_export.parity.check import (
@@ -45,6 +47,7 @@ from upperson_export.parity.subjects import (
     torch_subject,
 )
 from upperson_export.parity.verdict import judge
+from upperson_export.variants import build_variant
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.tokenizer import Tokenizer
 
@@ -590,3 +593,20 @@ def test_a_trained_model_its_folded_towers_and_its_export_agree(
     report = report_on(exported, given, reference)
     assert report.ok, report.message()
     assert "torch " + torch.__version__ in report.reference
+
+
+def test_a_cpu_compares_what_float16_does_to_a_typed_variant(tmp_path: Path) -> None:
+    exact, paths = toy_graph("image"), {}
+    for kind in TOWERS:
+        paths[kind] = tmp_path / f"{kind}.fp16.onnx"
+        onnx.save(build_variant(toy_graph(kind), kind, "fp16"), paths[kind])
+    subject, _ = open_subject("fp16", paths, BackendChoice("onnxruntime", "cpu"), threads=1)
+    assert subject.backend.endswith("on cpu, float16 simulated")
+    images = toy_inputs("image")
+    expected, computed_in_float32 = (
+        run_graph(model, images)[0] for model in (exact, onnx.load(paths["image"]))
+    )
+    found = subject.run("image", images)
+    # Rounded weights alone are closer than rounded weights and results.
+    assert min_cosine(found, expected) > 0.999
+    assert np.abs(found - expected).max() > 1.2 * np.abs(computed_in_float32 - expected).max()
