@@ -386,8 +386,8 @@ def test_a_failure_of_what_all_share_stops_the_pipeline(encoder, gallery, where,
     elif where == "gallery":
         monkeypatch.setattr(gallery, "add", lambda *a: (_ for _ in ()).throw(error))
     elif where == "disk":
-        (gallery.crops_dir).parent.mkdir(exist_ok=True)
-        gallery.crops_dir.write_text("a file where a folder should be")
+        gallery.crops_dir.mkdir()
+        (gallery.crops_dir / "gate").write_text("a file where a folder should be")
     else:
         options["on_commit"] = lambda items: (_ for _ in ()).throw(error)
     pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1, **options)
