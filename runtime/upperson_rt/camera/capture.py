@@ -249,7 +249,7 @@ class Capture:
             reader.release()
 
     def _hand_on(self, image: NDArray[np.uint8] | None, unix_time: float, clock: float) -> None:
-        if image is not None and image.size:
+        if image is not None and image.size and image.ndim >= 2:
             size = image.shape[1], image.shape[0]
             if self._size not in (None, size):
                 self._count("resolution_changes")

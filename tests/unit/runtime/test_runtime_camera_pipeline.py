@@ -219,6 +219,7 @@ def test_ones_own_tracks_and_memory_are_respected(encoder, gallery):
         (("hall", person_frame(), [BOX]), UsageError, "no camera 'hall'"),
         (("gate", person_frame()), UsageError, "has no detector"),
         (("gate", person_frame()[:, :, 0], [BOX]), InputError, "a frame must be uint8"),
+        (("gate", person_frame().tolist(), [BOX]), InputError, "found list"),
         (("gate", person_frame().astype(float), [BOX]), InputError, "found float64"),
         (("gate", person_frame(), [[1, 2, 3]]), InputError, "rows of x0"),
         (("gate", person_frame(), [BOX], float("nan")), InputError, "must be finite"),
