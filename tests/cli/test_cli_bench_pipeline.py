@@ -40,7 +40,8 @@ def slow_encoder(monkeypatch):
 def test_what_goes_in_comes_out_or_is_counted(bundle, options, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    result = run(bundle, "--json", *options)
+    # In so short a time the queue for crops takes up a lot.
+    result = run(bundle, "--json", "--overload", "8", *options)
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     frames, crops = found["frames"], found["crops"]
