@@ -33,19 +33,31 @@ def run_program(
 
 
 def start_program(
-    program: Literal["upperson", "upperson-rt"], *arguments: str | Path, cwd: Path | None = None
+    program: Literal["upperson", "upperson-rt"],
+    *arguments: object,
+    cwd: Path | None = None,
+    output: Path = Path(os.devnull),
 ) -> "subprocess.Popen[str]":
-    """Start a command as `run_program` does, and do not wait for it."""
+    """Start a command as `run_program` does, and do not wait for it.
+
+    Args:
+        program: Which command line.
+        arguments: What follows its name.
+        cwd: Working folder.
+        output: File for its stdout; stderr goes to the same name with ``.err``.
+    """
     code = f"from {_MODULES[program]} import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
-        cwd=cwd,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    errors = output if output == Path(os.devnull) else output.with_name(f"{output.name}.err")
+    with output.open("w") as out, errors.open("w") as err:
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+            cwd=cwd,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            text=True,
+        )
 
 
 def run_code(

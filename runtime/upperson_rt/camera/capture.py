@@ -108,18 +108,21 @@ class Capture:
         return self._ended.is_set()
 
     def _run_file(self) -> None:
+        cv2 = import_cv2()
         try:
             reader = self._opener(self.source, self._rules.stall_s)
         except InputError as error:
             self._fail(str(error))
             return
-        cv2 = import_cv2()
+        except Exception as error:
+            self._fail(f"{type(error).__name__}: {error}")
+            return
         self.state = "running"
         began = time.monotonic()
-        position, rate = 0.0, reader.get(cv2.CAP_PROP_FPS)
-        expected = reader.get(cv2.CAP_PROP_FRAME_COUNT)
         frames = 0
         try:
+            position, rate = 0.0, reader.get(cv2.CAP_PROP_FPS)
+            expected = reader.get(cv2.CAP_PROP_FRAME_COUNT)
             for index in itertools.count():
                 ok, image = reader.read()
                 if not ok or self._stop.is_set():
@@ -220,6 +223,7 @@ class Capture:
             session.error = f"{type(error).__name__}: {error}"
             return
         try:
+            session.alive = time.monotonic()
             while not self._stop.is_set():
                 ok, image = reader.read()
                 with session.lock:  # A reader that was given up must not deliver any more.
@@ -245,7 +249,7 @@ class Capture:
             reader.release()
 
     def _hand_on(self, image: NDArray[np.uint8] | None, unix_time: float, clock: float) -> None:
-        if image is not None and image.size:
+        if image is not None and image.size and image.ndim >= 2:
             size = image.shape[1], image.shape[0]
             if self._size not in (None, size):
                 self._count("resolution_changes")

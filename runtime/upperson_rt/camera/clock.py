@@ -1,8 +1,26 @@
-"""Time that only goes forward, made from times that may jump."""
+"""Times of pictures: which can be used, and a clock that only goes forward."""
 
 import time
 
-__all__ = ["SteadyClock"]
+from upperson_rt.errors import InputError
+
+__all__ = ["SteadyClock", "check_unix_time"]
+
+_LATEST_S = 1e11
+"""The year 5138; unix times in milliseconds are beyond."""
+
+
+def check_unix_time(given: float | None) -> None:
+    """Check the time of a picture; None is no time.
+
+    Raises:
+        InputError: It is no time in unix seconds.
+    """
+    if given is not None and not 0 <= given < _LATEST_S:
+        raise InputError(
+            f"a time must be finite and in unix seconds, not milliseconds, such as "
+            f"{time.time():.0f}; found {given}"
+        )
 
 
 class SteadyClock:
@@ -27,6 +45,6 @@ class SteadyClock:
         arrived = time.monotonic() if arrived is None else arrived
         if self._given is not None:
             step = given - self._given
-            self._seconds += step if step >= 0 else max(0.0, arrived - self._arrived)
+            self._seconds += step if step > 0 else max(0.0, arrived - self._arrived)
         self._given, self._arrived = given, arrived
         return self._seconds

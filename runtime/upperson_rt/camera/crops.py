@@ -4,7 +4,9 @@ import datetime
 import hashlib
 import logging
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from upperson_rt.atomic import write_atomically
 from upperson_rt.camera.frames import Crop, View
 from upperson_rt.camera.source import import_cv2
+from upperson_rt.camera.unfinished import Unfinished
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
@@ -43,8 +46,7 @@ class CropMaker:
         shown_source: str | None,
         *,
         is_file: bool,
-        save: bool,
-        jpeg_quality: int,
+        jpeg_quality: int | None,
     ) -> None:
         """Put a maker together.
 
@@ -53,15 +55,13 @@ class CropMaker:
             camera: Name of the camera.
             shown_source: Where its pictures come from, without secrets; None if unknown.
             is_file: Whether that is a file, whose frames can be found again by number.
-            save: Whether to make JPEG files.
-            jpeg_quality: 1 to 100.
+            jpeg_quality: 1 to 100; None makes no JPEG files.
         """
         self._encoder = encoder
         self._camera = camera
         self._folder = safe_folder_name(camera)
         self._source = shown_source
         self._is_file = is_file
-        self._save = save
         self._jpeg_quality = jpeg_quality
 
     def make(self, view: View, now: float) -> Crop:
@@ -83,8 +83,8 @@ class CropMaker:
             place = f"{self._source or self._camera}#time={moment}"
             key = f"{self._camera}|{view.track}|{view.index}|{box}"
         name, jpeg = None, None
-        if self._save:
-            jpeg = self._jpeg(view)
+        if self._jpeg_quality is not None:
+            jpeg = self._jpeg(view, self._jpeg_quality)
             local = stamp.astimezone()
             unique = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12]
             file = f"{local:%H%M%S}-{local.microsecond // 1000:03d}-{unique}.jpg"
@@ -110,29 +110,42 @@ class CropMaker:
             chosen=now,
         )
 
-    def _jpeg(self, view: View) -> bytes:
+    def _jpeg(self, view: View, quality: int) -> bytes:
         cv2 = import_cv2()
-        ok, data = cv2.imencode(".jpg", view.image, [cv2.IMWRITE_JPEG_QUALITY, self._jpeg_quality])
+        try:
+            ok, data = cv2.imencode(".jpg", view.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        except cv2.error:
+            ok = False
         if not ok:
-            raise InputError(f"camera {self._camera}: a picture cannot be written as JPEG")
+            height, width = view.image.shape[:2]
+            raise InputError(
+                f"camera {self._camera}: {width} x {height} pixels cannot be written as JPEG"
+            )
         return bytes(data)
 
 
 class CropFolder:
     """Where the pictures of crops are saved, several at a time: each waits for the disk."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="save")
-
-    def save(self, crops: list[Crop]) -> list[Path]:
-        """Write the pictures of crops that have one; each appears complete or not at all.
-
-        Returns:
-            Those files that were not there before.
+    def __init__(self, folder: Path, run_name: str) -> None:
+        """Make the folder.
 
         Raises:
-            InputError: A file cannot be written; those that were new are removed again.
+            InputError: It cannot be written to.
+        """
+        self.folder = folder
+        self._unfinished = Unfinished(folder, run_name)
+        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="save")
+
+    @contextmanager
+    def saved(self, crops: list[Crop]) -> Iterator[None]:
+        """Write the pictures of crops; each appears complete or not at all.
+
+        Those that were not there before are removed again after an error, also one of what is done
+        in the context: it commits their rows.
+
+        Raises:
+            InputError: A file cannot be written.
         """
         pictures = {
             self.folder / crop.item.crop: crop.jpeg
@@ -140,24 +153,22 @@ class CropFolder:
             if crop.jpeg is not None and crop.item.crop is not None
         }
         new = [path for path in pictures if not path.exists()]
-        writes = [self._pool.submit(write_atomically, *picture) for picture in pictures.items()]
-        wait(writes)
-        try:
-            for write in writes:
-                write.result()
-        except InputError:
-            self.discard(new)
-            raise
-        return new
-
-    def discard(self, paths: list[Path]) -> None:
-        """Remove pictures whose rows will not come; the error that prevents them comes first."""
-        for path in paths:
-            _remove(path)
+        with self._unfinished.noted([crop.item for crop in crops]):
+            writes = [self._pool.submit(write_atomically, *picture) for picture in pictures.items()]
+            wait(writes)
+            try:
+                for write in writes:
+                    write.result()
+                yield
+            except BaseException:
+                for path in new:
+                    _remove(path)
+                raise
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
+        self._unfinished.close()
 
 
 def _remove(path: Path) -> None:

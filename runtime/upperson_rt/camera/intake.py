@@ -1,6 +1,5 @@
 """Where the frames of a camera come in, from its capture or from anybody's loop."""
 
-import math
 import threading
 import time as time_module
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.camera.boxes import Boxes, clean_boxes
 from upperson_rt.camera.capture import Capture
-from upperson_rt.camera.clock import SteadyClock
+from upperson_rt.camera.clock import SteadyClock, check_unix_time
 from upperson_rt.camera.frames import Frame
 from upperson_rt.camera.ledger import Ledger
 from upperson_rt.camera.queues import DropPolicy
@@ -59,15 +58,11 @@ class CameraIntake:
             return self.worker.error
         return None if self.capture is None else self.capture.error
 
-    def receive(self, image: NDArray[np.uint8] | None, unix_time: float, clock: float) -> None:
-        """Take a frame from the capture."""
+    def receive(self, image: NDArray[np.generic] | None, unix_time: float, clock: float) -> None:
+        """Take a frame from the capture; one that is no picture counts as empty."""
         if self.worker.error is not None and self.capture is not None:
             self.capture.stop()
-        if image is None:
-            image = np.zeros((0, 0, 3), np.uint8)
-        elif image.ndim == 2:  # Infrared cameras may give one channel.
-            image = np.repeat(image[:, :, None], 3, axis=2)
-        self._enter(image, unix_time, clock, time_module.monotonic(), None, None)
+        self._enter(_as_bgr(image), unix_time, clock, time_module.monotonic(), None, None)
 
     def submit(
         self,
@@ -81,12 +76,13 @@ class CameraIntake:
         now = time_module.monotonic()
         if self.capture is not None:
             raise UsageError(f"camera {self.name} reads its own source")
+        if not isinstance(frame, np.ndarray):
+            raise InputError(f"a frame must be uint8 [H, W, 3], found {type(frame).__name__}")
         if frame.dtype != np.uint8 or frame.ndim != 3 or (frame.size and frame.shape[2] != 3):
             raise InputError(
                 f"a frame must be uint8 [H, W, 3], found {frame.dtype} {list(frame.shape)}"
             )
-        if time is not None and not math.isfinite(time):
-            raise InputError(f"the time of a frame must be finite, got {time}")
+        check_unix_time(time)
         if boxes is None and not self.worker.has_detector:
             raise UsageError(
                 f"camera {self.name} has no detector: pass boxes with each frame, or a detector "
@@ -132,3 +128,19 @@ class CameraIntake:
             reason = "stopped" if self.worker.frames.closed else "queue_full"
             self._ledger.count(self.name, f"frames.dropped.{reason}")
         return dropped is not frame
+
+
+def _as_bgr(image: NDArray[np.generic] | None) -> NDArray[np.uint8]:
+    """Return BGR [H, W, 3] of what OpenCV may give; without pixels if it is no picture.
+
+    Infrared and depth cameras have one channel or 16 bits, GStreamer may give a fourth channel.
+    """
+    if image is None or image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3):
+        return np.zeros((0, 0, 3), np.uint8)
+    upper = np.right_shift(image, 8) if image.dtype == np.uint16 else image
+    pixels: NDArray[np.uint8] = upper.astype(np.uint8, copy=False)
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    if pixels.shape[2] in (3, 4):
+        return np.ascontiguousarray(pixels[:, :, :3])
+    return np.zeros((0, 0, 3), np.uint8)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.camera.capture import Capture, CaptureRules, Opener
-from upperson_rt.camera.crops import CropMaker
+from upperson_rt.camera.assembly import CameraAssembly
+from upperson_rt.camera.capture import CaptureRules, Opener
+from upperson_rt.camera.clock import check_unix_time
 from upperson_rt.camera.detectors import Detector
 from upperson_rt.camera.frames import Crop
 from upperson_rt.camera.intake import CameraIntake
@@ -30,7 +31,6 @@ from upperson_rt.camera.source import (
 )
 from upperson_rt.camera.stages import Batch, CommitStage, EncodeStage
 from upperson_rt.camera.stats import Latency, PipelineStats, camera_stats
-from upperson_rt.camera.worker import CameraWorker
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import IntegrityError, UsageError
 from upperson_rt.gallery import Gallery, Item
@@ -117,32 +117,32 @@ class Pipeline:
                 f"gallery {gallery.location} has no place for pictures: keep vectors only "
                 "(save_crops=False, or  --vectors-only )"
             )
-        if min(every_s, max_delay_s) < 0 or lost_after_s <= 0 or min(batch_size, min_views) < 1:
-            raise UsageError(
-                "every_s and max_delay_s must be at least 0, lost_after_s above 0, batch_size and "
-                "min_views at least 1"
-            )
-        if not 1 <= jpeg_quality <= 100:
-            raise UsageError(f"jpeg_quality must be 1 to 100, got {jpeg_quality}")
+        if not max_delay_s >= 0 or batch_size < 1:  # NaN is refused, too.
+            raise UsageError("max_delay_s must be at least 0, batch_size at least 1")
         if check_policy(drop) == "block":
             raise UsageError("only files can wait; the policy of live cameras drops something")
         self._encoder = encoder
-        self._gallery = gallery
-        self._every_s = every_s
-        self._min_views = min_views
-        self._lost_after_s = lost_after_s
-        self._quality = quality or QualityRules()
-        self._save_crops = save_crops
-        self._jpeg_quality = jpeg_quality
-        self._frame_queue = frame_queue
         self._drop: DropPolicy = drop
-        self._capture_rules = capture_rules or CaptureRules()
         self._opener = opener
         now = datetime.datetime.now(datetime.timezone.utc)
         # The random part tells runs apart on devices that boot with the same wrong time.
         self.run_name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         """Unique to this run; begins the names of its tracks."""
         self._ledger = Ledger()
+        self._assembly = CameraAssembly(
+            encoder,
+            self.run_name,
+            every_s=every_s,
+            min_views=min_views,
+            lost_after_s=lost_after_s,
+            quality=quality or QualityRules(),
+            jpeg_quality=jpeg_quality if save_crops else None,
+            frame_queue=frame_queue,
+            capture_rules=capture_rules or CaptureRules(),
+            opener=opener,
+            ledger=self._ledger,
+            give=self._give,
+        )
         self._crops: BoundedQueue[Crop] = BoundedQueue(crop_queue)
         self._batches: BoundedQueue[Batch] = BoundedQueue(_COMMITS_WAITING)
         self._encode = EncodeStage(
@@ -152,13 +152,13 @@ class Pipeline:
             gallery,
             encoder.variant,
             gallery.crops_dir if save_crops else None,
+            self.run_name,
             self._batches,
             self._ledger,
             self._fail,
             on_commit,
         )
         self._cameras: dict[str, CameraIntake] = {}
-        self._detector_locks: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
         self._started: float | None = None
         self._stopped: float | None = None
@@ -191,7 +191,7 @@ class Pipeline:
 
         Raises:
             UsageError: The name is taken, a source has no detector, or a policy does not fit.
-            InputError: The source is nothing that can be read.
+            InputError: The source is nothing that can be read, or the time none in unix seconds.
             BackendError: OpenCV is missing, or it cannot read such a source.
         """
         import_cv2()
@@ -206,12 +206,13 @@ class Pipeline:
             raise UsageError(f"camera {name} cannot wait, only a file can: drop oldest or newest")
         if is_file and parsed is not None and start_time is None:
             start_time = guess_start_time(parsed, self._opener)
+        check_unix_time(start_time)
         with self._lock:
             if name in self._cameras:
                 raise UsageError(f"there is a camera {name} already")
             if self._stopping:
                 raise UsageError("the pipeline has been stopped")
-            camera = self._cameras[name] = self._make_camera(
+            camera = self._cameras[name] = self._assembly.make(
                 name, parsed, detector, policy, start_time, realtime
             )
             if self._started is not None:
@@ -221,17 +222,18 @@ class Pipeline:
         """Load the image tower and start all threads.
 
         Raises:
-            UsageError: It was started before.
+            UsageError: It was started or stopped before.
+            InputError: The gallery's folder of pictures cannot be written to.
             BackendError: The image tower cannot be loaded.
             IntegrityError: The image tower gives wrong results.
         """
         self._encoder.backend("image")
         with self._lock:
-            if self._started is not None:
+            if self._started is not None or self._stopping:
                 raise UsageError("a pipeline can be started once")
-            self._started = time_module.monotonic()
-            self._encode.start()
             self._commit.start()
+            self._encode.start()
+            self._started = time_module.monotonic()
             for camera in self._cameras.values():
                 camera.start()
 
@@ -362,8 +364,8 @@ class Pipeline:
             frame_queues={camera.name: len(camera.worker.frames) for camera in cameras},
             crop_queue=len(self._crops),
             commit_queue=len(self._batches),
-            latency=_latency(self._commit.latency),
-            encode_latency=_latency(self._commit.encode_latency),
+            latency=Latency.of(self._commit.latency),
+            encode_latency=Latency.of(self._commit.encode_latency),
         )
 
     @property
@@ -387,51 +389,6 @@ class Pipeline:
             if error is None:
                 raise
             _log.error("the pipeline had failed as well: %s", failure)
-
-    def _make_camera(
-        self,
-        name: str,
-        source: Source | None,
-        detector: Detector | None,
-        policy: DropPolicy,
-        start_time: float | None,
-        realtime: bool,
-    ) -> CameraIntake:
-        maker = CropMaker(
-            self._encoder,
-            name,
-            None if source is None else source.shown,
-            is_file=source is not None and not source.is_live,
-            save=self._save_crops,
-            jpeg_quality=self._jpeg_quality,
-        )
-        worker = CameraWorker(
-            camera=name,
-            run=self.run_name,
-            frames=BoundedQueue(self._frame_queue),
-            detector=detector,
-            detector_lock=self._detector_locks.setdefault(id(detector), threading.Lock()),
-            quality=self._quality,
-            every_s=self._every_s,
-            min_views=self._min_views,
-            lost_after_s=self._lost_after_s,
-            maker=maker,
-            give=lambda crop: self._give(crop, policy),
-            count=lambda what, number: self._ledger.count(name, what, number),
-        )
-        camera = CameraIntake(name, worker, policy, self._ledger)
-        if source is not None:
-            camera.capture = Capture(
-                name,
-                source,
-                self._capture_rules,
-                self._opener,
-                camera.receive,
-                lambda what: self._ledger.count(name, what),
-                start_time,
-                realtime,
-            )
-        return camera
 
     def _give(self, crop: Crop, policy: DropPolicy) -> None:
         """Put a crop in line for the encoder."""
@@ -469,11 +426,3 @@ class Pipeline:
             and self._crops.is_idle
             and self._batches.is_idle
         )
-
-
-def _latency(durations: Durations) -> Latency:
-    return Latency(
-        p50_s=durations.quantile_s(0.5),
-        p90_s=durations.quantile_s(0.9),
-        p99_s=durations.quantile_s(0.99),
-    )

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +14,7 @@ from upperson_rt.camera.crops import CropFolder
 from upperson_rt.camera.frames import Crop
 from upperson_rt.camera.ledger import Durations, Ledger
 from upperson_rt.camera.queues import BoundedQueue
+from upperson_rt.camera.unfinished import remove_left_behind
 from upperson_rt.encoder import Encoder
 from upperson_rt.gallery import Gallery, Item
 
@@ -133,7 +135,8 @@ class CommitStage(_Stage):
         self,
         gallery: Gallery,
         variant: str,
-        crops_folder: Path | None,
+        crops_dir: Path | None,
+        run_name: str,
         batches: BoundedQueue[Batch],
         ledger: Ledger,
         fail: Callable[[BaseException], None],
@@ -143,11 +146,24 @@ class CommitStage(_Stage):
         super().__init__("commit", ledger, fail)
         self._gallery = gallery
         self._variant = variant
-        self._folder = None if crops_folder is None else CropFolder(crops_folder)
+        self._crops_dir = crops_dir
+        self._run_name = run_name
+        self._folder: CropFolder | None = None
         self._batches = batches
         self._on_commit = on_commit
         self.latency = Durations()
         self.encode_latency = Durations()
+
+    def start(self) -> None:
+        """Clear up after processes that were killed, then begin to work.
+
+        Raises:
+            InputError: The folder of pictures cannot be written to.
+        """
+        if self._crops_dir is not None:
+            remove_left_behind(self._gallery, self._crops_dir)
+            self._folder = CropFolder(self._crops_dir, self._run_name)
+        super().start()
 
     def _run(self) -> None:
         try:
@@ -164,13 +180,8 @@ class CommitStage(_Stage):
     def _commit(self, crops: list[Crop], embeds: NDArray[np.float32]) -> None:
         items = [crop.item for crop in crops]
         try:
-            written = [] if self._folder is None else self._folder.save(crops)
-            try:
+            with nullcontext() if self._folder is None else self._folder.saved(crops):
                 self._gallery.add(items, embeds, self._variant)
-            except BaseException:
-                if self._folder is not None:
-                    self._folder.discard(written)
-                raise
         except BaseException:
             self._count(crops, "crops.dropped.failed")
             raise

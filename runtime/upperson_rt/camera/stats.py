@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from upperson_rt.camera.ledger import Durations
+
 __all__ = ["CameraStats", "Latency", "PipelineStats", "camera_stats"]
 
 
@@ -15,6 +17,15 @@ class Latency:
     p50_s: float | None
     p90_s: float | None
     p99_s: float | None
+
+    @classmethod
+    def of(cls, durations: Durations) -> "Latency":
+        """Read them from a histogram."""
+        return cls(
+            p50_s=durations.quantile_s(0.5),
+            p90_s=durations.quantile_s(0.9),
+            p99_s=durations.quantile_s(0.99),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

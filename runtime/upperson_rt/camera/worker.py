@@ -14,7 +14,6 @@ from upperson_rt.camera.frames import Crop, Frame, View
 from upperson_rt.camera.queues import BoundedQueue
 from upperson_rt.camera.selection import QualityRules, Selection, sharpness
 from upperson_rt.camera.tracker import Tracker
-from upperson_rt.errors import InputError
 
 __all__ = ["CameraWorker"]
 
@@ -121,6 +120,8 @@ class CameraWorker:
             last = time.monotonic()
             try:
                 self._work(frame)
+            except Exception as error:  # Whatever it is: the other cameras go on.
+                self._give_up(f"{type(error).__name__}: {error}")
             finally:
                 self.frames.done()
         self._choose(self._selection.end_all())
@@ -201,8 +202,15 @@ class CameraWorker:
         for view in views:
             try:
                 crop = self._maker.make(view, time.monotonic())
-            except InputError as error:
-                _log.warning("%s", error, extra={"camera": self.camera, "event": "bad_crop"})
+            except Exception as error:  # One picture that cannot be made must not cost the others.
+                _log.warning(
+                    "camera %s: frame %d gives no picture: %s: %s",
+                    self.camera,
+                    view.index,
+                    type(error).__name__,
+                    error,
+                    extra={"camera": self.camera, "event": "bad_crop"},
+                )
                 self._drop("unusable")
                 continue
             self._give(crop)
@@ -231,10 +239,13 @@ class CameraWorker:
                 extra={"camera": self.camera, "event": "detector_error"},
             )
         if self._errors >= _MOST_ERRORS:
-            self.error = f"the detector failed on {self._errors} frames in a row: {problem}"
-            _log.error(
-                "camera %s is given up: %s",
-                self.camera,
-                self.error,
-                extra={"camera": self.camera, "event": "failed"},
-            )
+            self._give_up(f"the detector failed on {self._errors} frames in a row: {problem}")
+
+    def _give_up(self, problem: str) -> None:
+        self.error = problem
+        _log.error(
+            "camera %s is given up: %s",
+            self.camera,
+            problem,
+            extra={"camera": self.camera, "event": "failed"},
+        )

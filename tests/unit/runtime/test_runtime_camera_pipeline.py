@@ -219,6 +219,7 @@ def test_ones_own_tracks_and_memory_are_respected(encoder, gallery):
         (("hall", person_frame(), [BOX]), UsageError, "no camera 'hall'"),
         (("gate", person_frame()), UsageError, "has no detector"),
         (("gate", person_frame()[:, :, 0], [BOX]), InputError, "a frame must be uint8"),
+        (("gate", person_frame().tolist(), [BOX]), InputError, "found list"),
         (("gate", person_frame().astype(float), [BOX]), InputError, "found float64"),
         (("gate", person_frame(), [[1, 2, 3]]), InputError, "rows of x0"),
         (("gate", person_frame(), [BOX], float("nan")), InputError, "must be finite"),
@@ -386,8 +387,8 @@ def test_a_failure_of_what_all_share_stops_the_pipeline(encoder, gallery, where,
     elif where == "gallery":
         monkeypatch.setattr(gallery, "add", lambda *a: (_ for _ in ()).throw(error))
     elif where == "disk":
-        (gallery.crops_dir).parent.mkdir(exist_ok=True)
-        gallery.crops_dir.write_text("a file where a folder should be")
+        gallery.crops_dir.mkdir()
+        (gallery.crops_dir / "gate").write_text("a file where a folder should be")
     else:
         options["on_commit"] = lambda items: (_ for _ in ()).throw(error)
     pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1, **options)

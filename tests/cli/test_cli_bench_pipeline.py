@@ -1,0 +1,100 @@
+"""``upperson-rt bench pipeline`` on a toy bundle."""
+
+import json
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_rt.bench import pipeline as bench
+from upperson_rt.cli import app
+from upperson_rt.encoder import Encoder
+from upperson_rt.gallery import SqliteGallery
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("bench") / "bundle")
+
+
+def run(bundle, *arguments):
+    options = ("-b", bundle, "--threads", "1", "--seconds", "1", *arguments)
+    return CliRunner().invoke(app, ["bench", "pipeline", *map(str, options)])
+
+
+@pytest.fixture(autouse=True)
+def slow_encoder(monkeypatch):
+    """The toy tower takes longer than everything around it, as real ones do."""
+    encode_pixels = Encoder.encode_pixels
+
+    def slow(self, pixels, batch_size=32):
+        time.sleep(0.01 * len(pixels))
+        return encode_pixels(self, pixels, batch_size)
+
+    monkeypatch.setattr(Encoder, "encode_pixels", slow)
+    monkeypatch.setattr(bench, "_CAPACITY_S", 0.05)
+
+
+@pytest.mark.parametrize("options", [(), ("--vectors-only", "--drop", "newest", "--cameras", "1")])
+def test_what_goes_in_comes_out_or_is_counted(bundle, options, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    # In so short a time the queue for crops takes up a lot.
+    result = run(bundle, "--json", "--overload", "8", *options)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    frames, crops = found["frames"], found["crops"]
+    assert frames["submitted"] == frames["processed"] + sum(frames["dropped"].values())
+    assert crops["detections"] == crops["committed"] + sum(crops["dropped"].values())
+    assert crops["detections"] == found["people_per_frame"] * frames["processed"]
+    assert found["acknowledged"] == found["rows"] == crops["committed"] > 0
+    assert sum(frames["dropped"].values()) + sum(crops["dropped"].values()) > 0
+    assert 4 <= found["people_per_frame"] <= 200
+    assert 0 < found["encoder_busy_share"] <= 1
+    assert 0 < found["submit_ms"]["p50"] <= found["submit_ms"]["p99"] <= found["submit_ms"]["max"]
+    assert found["cameras"] == (1 if options else 2)
+    assert found["pictures_saved"] == (not options)
+    assert found["problems"] == []
+    assert list(tmp_path.glob("upperson-bench-*")) == [], "nothing is left behind"
+
+
+def test_people_get_a_table_and_the_last_line_is_json(bundle):
+    result = run(bundle)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "int8 on onnxruntime" in lines[0]
+    found = json.loads(lines[-1])
+    (frames,) = [line.split() for line in lines if line.startswith("frames ")]
+    assert frames[1] == str(found["frames"]["submitted"])
+    (promises,) = [line for line in lines if line.startswith("promises")]
+    assert promises.split()[1:] == ["all", "kept"]
+
+
+def test_a_broken_promise_is_printed_and_ends_with_6(bundle, monkeypatch):
+    add = SqliteGallery.add
+
+    def forgetful(self, items, vectors, variant=None):
+        add(self, items[1:], vectors[1:], variant)
+
+    monkeypatch.setattr(SqliteGallery, "add", forgetful)
+    result = run(bundle, "--json")
+    assert result.exit_code == 6
+    assert "acknowledged rows are not in the gallery" in json.loads(result.stdout)["problems"][0]
+    assert "error: the pipeline broke its promises: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--drop", "block"), 2, "only files can wait"),
+        (("--drop", "some"), 2, "no drop policy 'some'"),
+        (("--overload", "inf"), 2, "overload above 0"),
+        (("--variant", "int4"), 2, "int4"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(bundle, options, code, message):
+    result = run(bundle, *options)
+    assert result.exit_code == code, result.stderr
+    assert message in " ".join(result.stderr.split())
+    assert result.stdout == ""

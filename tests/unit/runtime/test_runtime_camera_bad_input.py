@@ -1,0 +1,288 @@
+"""Frames, times, vectors and disks that are not as they should be: an error or a counted skip."""
+
+import logging
+import sqlite3
+import time
+from contextlib import closing
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import upperson_rt
+from tests.helpers.command_line import run_code
+from tests.helpers.fake_camera import FakeOpener, person_frame
+from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_rt.camera import CaptureRules, Pipeline, QualityRules, Source
+from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.gallery import Gallery, connections
+
+BOX = [100, 40, 160, 220]
+START = 1_800_000_000.0
+LIVE = Source(address="rtsp://cam", kind="network")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("bad") / "bundle")
+
+
+@pytest.fixture
+def encoder(bundle):
+    return upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
+
+
+@pytest.fixture
+def gallery(tmp_path, encoder):
+    folder = tmp_path / "gallery"
+    with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as opened:
+        yield opened
+
+
+def check_all_counted(stats):
+    for camera in stats.cameras.values():
+        assert camera.frames_waiting == camera.crops_waiting == 0
+        frames = camera.frames_processed + sum(camera.frames_dropped.values())
+        assert camera.frames_read == frames
+        assert camera.detections == camera.committed + sum(camera.crops_dropped.values())
+
+
+def test_a_person_20000_pixels_wide_is_a_row_and_one_too_large_for_jpeg_is_counted(
+    encoder, gallery, caplog
+):
+    rules = QualityRules(min_sharpness=0.0)
+    with Pipeline(encoder, gallery, every_s=0, min_views=1, quality=rules) as pipeline:
+        pipeline.add_camera("gate")
+        for width in (20_000, 70_000):
+            frame = np.zeros((70, width, 3), np.uint8)
+            pipeline.submit("gate", frame, [[0, 0, width, 70]], START + width)
+            pipeline.drain(20)
+    stats = pipeline.stats()
+    check_all_counted(stats)
+    assert stats.cameras["gate"].crops_dropped == {"unusable": 1}
+    assert "camera gate: frame 1 gives no picture: InputError" in caplog.text
+    (item,) = gallery.items()
+    with Image.open(gallery.crops_dir / item.crop) as picture:
+        assert picture.size == (20_000, 70)
+
+
+@pytest.mark.parametrize(
+    ("convert", "same_colours"),
+    [
+        (lambda frame: np.dstack([frame, frame[:, :, :1]]), True),  # BGRx
+        (lambda frame: frame[:, :, 0], False),  # infrared
+        (lambda frame: frame[:, :, :1], False),
+        (lambda frame: frame[:, :, 0].astype(np.uint16) << 8, False),  # 16 bits
+    ],
+)
+def test_frames_of_other_kinds_from_a_source_are_brought_into_form(
+    encoder, gallery, convert, same_colours
+):
+    frame = person_frame()
+    seen = []
+
+    def detector(image):
+        seen.append(image)
+        return [BOX]
+
+    rules = CaptureRules(first_wait_s=60)
+    opener = FakeOpener([convert(frame)])
+    with Pipeline(encoder, gallery, opener=opener, capture_rules=rules) as pipeline:
+        pipeline.add_camera("gate", LIVE, detector)
+        wait_for(lambda: pipeline.stats().cameras["gate"].frames_processed == 1)
+    expected = frame if same_colours else np.repeat(frame[:, :, :1], 3, axis=2)
+    np.testing.assert_array_equal(seen[0], expected)
+    assert seen[0].flags.c_contiguous
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 3), (4, 4, 2), (4,), (2, 4, 4, 3)])
+def test_frames_from_a_source_that_are_no_pictures_are_counted(encoder, gallery, shape):
+    frames = [np.zeros(shape, np.uint8), np.zeros((4, 4), np.float32), person_frame()]
+    opener = FakeOpener(frames)
+    rules = CaptureRules(first_wait_s=60)
+    with Pipeline(encoder, gallery, opener=opener, capture_rules=rules) as pipeline:
+        pipeline.add_camera("gate", LIVE, lambda frame: [])
+        wait_for(lambda: pipeline.stats().cameras["gate"].frames_read == 3)
+    stats = pipeline.stats()
+    check_all_counted(stats)
+    assert stats.cameras["gate"].frames_dropped == {"empty": 2}
+    assert stats.cameras["gate"].frames_processed == 1
+
+
+def wait_for(condition, timeout_s=10.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("moment", [START * 1000, -1.0, float("inf"), float("nan")])
+def test_times_that_are_none_are_refused(encoder, gallery, moment):
+    with Pipeline(encoder, gallery) as pipeline:
+        pipeline.add_camera("gate")
+        with pytest.raises(InputError, match=r"unix seconds, not milliseconds, such as 1\d{9}"):
+            pipeline.submit("gate", person_frame(), [BOX], moment)
+        with pytest.raises(InputError, match="unix seconds"):
+            pipeline.add_camera("film", start_time=moment)
+    assert pipeline.stats().total("frames_read") == 0
+
+
+def test_a_stream_that_changes_its_resolution_goes_on(encoder, gallery):
+    small = person_frame(size=(120, 160), box=(20, 10, 60, 110))
+    frames = [person_frame(), person_frame(), small, small, person_frame()]
+    boxes = {(240, 320): [BOX], (120, 160): [[20, 10, 60, 110]]}
+    with Pipeline(
+        encoder, gallery, every_s=0, min_views=1, frame_queue=8, opener=FakeOpener(frames),
+        capture_rules=CaptureRules(first_wait_s=60),
+    ) as pipeline:  # fmt: skip
+        pipeline.add_camera("gate", LIVE, lambda frame: boxes[frame.shape[:2]])
+        wait_for(lambda: pipeline.stats().cameras["gate"].frames_processed == 5)
+    stats = pipeline.stats()
+    check_all_counted(stats)
+    assert stats.cameras["gate"].resolution_changes == 2
+    assert stats.cameras["gate"].committed == 5
+
+
+def test_a_tower_that_gives_nan_stops_the_pipeline(encoder, gallery, monkeypatch):
+    from upperson_rt import encoder as module
+
+    encoder.backend("image")  # What is wrong when it is loaded is found by its canaries.
+    bad = np.full((1, encoder.embed_dim), np.nan, np.float32)
+    monkeypatch.setattr(module, "run_tower", lambda backend, tower, pixels: bad)
+    pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1)
+    pipeline.start()
+    pipeline.add_camera("gate")
+    pipeline.submit("gate", person_frame(), [BOX], START)
+    with pytest.raises(IntegrityError, match="values that cannot be used"):
+        pipeline.stop()
+    check_all_counted(pipeline.stats())
+    assert pipeline.stats().cameras["gate"].crops_dropped == {"failed": 1}
+    assert gallery.count() == 0
+
+
+def test_vectors_of_another_dimension_stop_the_pipeline(encoder, tmp_path):
+    folder = tmp_path / "narrow"
+    with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim + 1, create=True) as narrow:
+        pipeline = Pipeline(encoder, narrow, every_s=0, min_views=1)
+        pipeline.start()
+        pipeline.add_camera("gate")
+        pipeline.submit("gate", person_frame(), [BOX], START)
+        with pytest.raises(InputError, match=rf"shape \(1, {encoder.embed_dim + 1}\)"):
+            pipeline.stop()
+        check_all_counted(pipeline.stats())
+        assert [path for path in narrow.crops_dir.rglob("*") if path.is_file()] == []
+
+
+def test_a_database_locked_for_a_while_costs_nothing(encoder, gallery):
+    path = gallery.path / connections.DATABASE_FILE
+    with Pipeline(encoder, gallery, every_s=0, min_views=1) as pipeline:
+        pipeline.add_camera("gate")
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for second in range(3):
+                pipeline.submit("gate", person_frame(), [BOX], START + second)
+                wait_for(lambda: pipeline.stats().frame_queues["gate"] == 0)
+            assert not pipeline.drain(0.2)
+            assert gallery.count() == 0
+        assert pipeline.drain(20)
+        assert gallery.count() == 3
+    check_all_counted(pipeline.stats())
+
+
+def test_a_database_that_stays_locked_stops_the_pipeline(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "LOCK_TIMEOUT_S", 0.05)
+    folder = tmp_path / "locked"
+    with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
+        with closing(
+            sqlite3.connect(folder / connections.DATABASE_FILE, isolation_level=None)
+        ) as other:
+            other.execute("BEGIN IMMEDIATE")
+            pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1)
+            pipeline.start()
+            pipeline.add_camera("gate")
+            pipeline.submit("gate", person_frame(), [BOX], START)
+            with pytest.raises(
+                InputError, match=r"database is locked; another process .*try again"
+            ):
+                pipeline.stop()
+        check_all_counted(pipeline.stats())
+        assert gallery.count() == 0
+        assert [path for path in gallery.crops_dir.rglob("*") if path.is_file()] == []
+
+
+FULL = """
+import resource
+import upperson_rt
+from tests.helpers.fake_camera import person_frame
+from upperson_rt.camera import Pipeline
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Gallery
+
+encoder = upperson_rt.open(sys.argv[1], "fp32", "onnxruntime", threads=1)
+with Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
+    told = []
+    pipeline = Pipeline(
+        encoder, gallery, every_s=0, min_views=1, batch_size=1, on_commit=told.extend
+    )
+    pipeline.start()
+    pipeline.add_camera("gate")
+    # The system refuses to let files grow, as it does when a disk is full.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    try:
+        for number in range(10_000):
+            frame, box = person_frame(), [100, 40, 160, 220]
+            pipeline.submit("gate", frame, [box], 1e9 + number)
+            pipeline.drain()
+    except InputError as error:
+        print(error)
+    stats = pipeline.stats().cameras["gate"]
+    assert stats.crops_waiting == 0, stats
+    assert stats.detections == stats.committed + sum(stats.crops_dropped.values()), stats
+    assert {item.key for item in gallery.items()} == {item.key for item in told}
+    print(len(told))
+"""
+
+
+def test_a_full_disk_is_told_and_loses_nothing_that_was_acknowledged(bundle, encoder, tmp_path):
+    done = run_code(FULL, bundle, tmp_path / "gallery")
+    assert done.returncode == 0, done.stderr
+    message, told = done.stdout.splitlines()
+    assert "nothing was changed: " in message
+    assert int(told) > 3
+    with Gallery.open(tmp_path / "gallery", encoder.fingerprint) as gallery:
+        assert gallery.count() == int(told)
+        assert gallery.verify() == []
+        pictures = [path for path in gallery.crops_dir.rglob("*") if path.is_file()]
+        assert len(pictures) == int(told)
+
+
+def test_a_defect_in_one_camera_leaves_the_others_alone(encoder, gallery, monkeypatch, caplog):
+    with Pipeline(encoder, gallery, every_s=0, min_views=1) as pipeline:
+        for name in ("broken", "gate"):
+            pipeline.add_camera(name)
+        worker = pipeline._cameras["broken"].worker
+        monkeypatch.setattr(worker._tracker, "update", lambda *given: 1 / 0)
+        for second in range(2):
+            for name in ("broken", "gate"):
+                pipeline.submit(name, person_frame(), [BOX], START + second)
+            pipeline.drain(10)
+    cameras = pipeline.stats().cameras
+    assert cameras["broken"].state == "failed"
+    assert "ZeroDivisionError" in cameras["broken"].error
+    assert cameras["broken"].frames_dropped == {"camera_failed": 1}
+    assert cameras["gate"].committed == gallery.count() == 2
+    assert "camera broken is given up: ZeroDivisionError" in caplog.text
+
+
+def test_an_opener_that_fails_in_its_own_way_fails_its_camera(encoder, gallery, caplog):
+    caplog.set_level(logging.ERROR)
+
+    def opener(source, timeout_s):
+        raise RuntimeError("no licence")
+
+    with Pipeline(encoder, gallery, opener=opener) as pipeline:
+        film = Source(address="film.avi", kind="file")
+        pipeline.add_camera("film", film, lambda frame: [], start_time=START)
+        assert pipeline.wait(10)
+    assert pipeline.stats().cameras["film"].state == "failed"
+    assert pipeline.stats().cameras["film"].error == "RuntimeError: no licence"

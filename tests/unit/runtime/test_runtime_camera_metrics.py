@@ -1,0 +1,119 @@
+"""Metrics of a pipeline: what Prometheus would read is what the statistics say."""
+
+import socket
+import sys
+import time
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import upperson_rt
+from tests.helpers.fake_camera import person_frame
+from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_rt.camera import Pipeline
+from upperson_rt.camera.metrics import MetricsFile, MetricsServer
+from upperson_rt.errors import BackendError, InputError
+from upperson_rt.gallery import Gallery
+
+BOX = [100, 40, 160, 220]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A pipeline that has worked and ended: three frames, a box outside, a frame without pixels."""
+    folder = tmp_path_factory.mktemp("metrics")
+    encoder = upperson_rt.open(make_toy_bundle(folder / "bundle"), "fp32", "onnxruntime", threads=1)
+    with Gallery.open(
+        folder / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
+    ) as gallery:
+        with Pipeline(encoder, gallery, every_s=0, min_views=1) as found:
+            found.add_camera('gate "1"\n')
+            for second in range(3):
+                boxes = [BOX, [900, 900, 950, 990]]
+                found.submit('gate "1"\n', person_frame(), boxes, 1e9 + second)
+                found.drain()
+            found.submit('gate "1"\n', person_frame()[:0], [])
+        yield found
+
+
+def until(condition):
+    while not condition():
+        time.sleep(0.005)
+
+
+def read(text):
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def check(text):
+    found = read(text)
+    camera = ("camera", 'gate "1"\n')
+    for name, value in {
+        "frames_read": 4, "frames_processed": 3, "detections": 6, "tracks": 1, "accepted": 3,
+        "embedded": 3, "committed": 3, "reconnects": 0, "stalls": 0, "resolution_changes": 0,
+    }.items():  # fmt: skip
+        assert found[f"upperson_{name}_total", camera] == value, name
+    assert found["upperson_frames_dropped_total", camera, ("reason", "empty")] == 1
+    assert found["upperson_crops_dropped_total", camera, ("reason", "outside")] == 3
+    assert found["upperson_camera_up", camera] == 0
+    assert found["upperson_queue_depth", camera, ("queue", "frames")] == 0
+    assert found["upperson_encoder_busy_seconds_total",] > 0
+    for name in ("latency", "encode_latency"):
+        buckets = [
+            value for key, value in found.items() if key[0] == f"upperson_{name}_seconds_bucket"
+        ]
+        assert buckets == sorted(buckets)
+        assert buckets[-1] == found[f"upperson_{name}_seconds_count",] == 3
+
+
+def test_the_server_answers_on_this_machine_only(pipeline):
+    server = MetricsServer(pipeline, 0)
+    try:
+        assert server.url.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(server.url) as answer:
+            check(answer.read().decode())
+        port = int(server.url.rpartition(":")[2].partition("/")[0])
+        with pytest.raises(InputError, match=rf"cannot be served at 127\.0\.0\.1:{port}: .*in use"):
+            MetricsServer(pipeline, port)
+    finally:
+        server.close()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, "nothing listens any more"
+
+
+def test_the_file_is_written_at_once_again_and_at_the_end(pipeline, tmp_path):
+    path = tmp_path / "upperson.prom"
+    file = MetricsFile(pipeline, path, every_s=0.01)
+    check(path.read_text())
+    first = path.stat().st_mtime_ns
+    until(lambda: path.stat().st_mtime_ns != first)
+    path.unlink()
+    file.close()
+    check(path.read_text())
+    assert [p.name for p in tmp_path.iterdir()] == ["upperson.prom"]
+
+
+def test_a_file_that_cannot_be_written_is_an_error_at_the_start_and_a_log_line_later(
+    pipeline, tmp_path, caplog
+):
+    with pytest.raises(InputError, match=r"cannot write metrics .*No such file"):
+        MetricsFile(pipeline, tmp_path / "none" / "a.prom")
+    (tmp_path / "there").mkdir()
+    file = MetricsFile(pipeline, tmp_path / "there" / "a.prom", every_s=0.01)
+    (tmp_path / "there" / "a.prom").unlink()
+    (tmp_path / "there").rename(tmp_path / "gone")
+    until(lambda: "cannot write metrics" in caplog.text)
+    (tmp_path / "gone").rename(tmp_path / "there")
+    file.close()
+    check((tmp_path / "there" / "a.prom").read_text())
+
+
+def test_without_the_package_it_says_what_to_install(pipeline, monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(BackendError, match=r"pip install 'upperson-rt\[metrics\]'"):
+        MetricsServer(pipeline, 0)

@@ -1,0 +1,117 @@
+"""Pictures of a process that was killed between saving them and committing their rows."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+import upperson_rt
+from tests.helpers.command_line import run_code
+from tests.helpers.fake_camera import person_frame
+from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_rt.camera import Pipeline
+from upperson_rt.camera.unfinished import Unfinished
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Gallery, Item
+
+KILLED = """
+import os, signal
+import upperson_rt
+from tests.helpers.fake_camera import person_frame
+from upperson_rt.camera import Pipeline
+from upperson_rt.gallery import Gallery
+
+encoder = upperson_rt.open(sys.argv[1], "fp32", "onnxruntime", threads=1)
+with Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
+    with Pipeline(encoder, gallery, every_s=0, min_views=1) as pipeline:
+        pipeline.add_camera("gate")
+        for number in range(6):
+            if number == 3:
+                gallery.add = lambda *items: os.kill(os.getpid(), signal.SIGKILL)
+            pipeline.submit("gate", person_frame(), [[100, 40, 160, 220]], 1e9 + number)
+            pipeline.drain()
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("unfinished") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def encoder(bundle):
+    return upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
+
+
+@pytest.fixture
+def gallery(tmp_path, encoder):
+    folder = tmp_path / "gallery"
+    with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as opened:
+        yield opened
+
+
+def files(gallery):
+    return sorted(path for path in gallery.crops_dir.rglob("*") if path.is_file())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and locks of POSIX")
+def test_the_next_run_removes_what_a_killed_one_left(bundle, encoder, gallery, caplog):
+    done = run_code(KILLED, bundle, gallery.path)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    note, *pictures = files(gallery)
+    assert len(pictures) == 4
+    assert gallery.count() == 3
+    left = json.loads(note.read_bytes())["pictures"]
+    assert len(left) == 1
+    half = gallery.crops_dir / os.path.dirname(left[0]) / f".{os.path.basename(left[0])}.x7"
+    half.write_bytes(b"half a picture")
+
+    with Pipeline(encoder, gallery) as pipeline:
+        assert len(files(gallery)) == 4, "three pictures, and the note of this run"
+        pipeline.drain(10)
+    assert files(gallery) == sorted(gallery.crops_dir / item.crop for item in gallery.items())
+    assert len(files(gallery)) == 3
+    assert "removed 1 pictures that a killed process had not committed" in caplog.text
+    assert gallery.verify() == []
+
+
+def test_the_note_of_a_process_that_lives_is_respected(encoder, gallery):
+    gallery.crops_dir.mkdir()
+    picture = gallery.crops_dir / "a.jpg"
+    picture.write_bytes(b"x")
+    note = Unfinished(gallery.crops_dir, "other")
+    with note.noted([Item(key="a", camera="gate", time=1e9, crop="a.jpg")]):
+        with Pipeline(encoder, gallery):
+            pass
+        assert picture.is_file()
+    note.close()
+    assert files(gallery) == [picture], "a picture that no note names is somebody else's"
+
+
+def test_half_a_note_and_an_empty_one_are_removed(encoder, gallery):
+    gallery.crops_dir.mkdir()
+    picture = gallery.crops_dir / "a.jpg"
+    for name, content in (("a", ""), ("b", '{"cameras": ["gate"], "pictures": ["a.j')):
+        (gallery.crops_dir / f".unfinished-{name}.json").write_text(content)
+    picture.write_bytes(b"x")
+    with Pipeline(encoder, gallery):
+        pass
+    assert files(gallery) == [picture]
+
+
+def test_without_pictures_nothing_is_written(encoder, gallery):
+    with Pipeline(encoder, gallery, every_s=0, min_views=1, save_crops=False) as pipeline:
+        pipeline.add_camera("gate")
+        pipeline.submit("gate", person_frame(), [[100, 40, 160, 220]])
+    assert gallery.count() == 1
+    assert not gallery.crops_dir.exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error_at_the_start(encoder, gallery):
+    gallery.crops_dir.write_text("a file where a folder should be")
+    pipeline = Pipeline(encoder, gallery)
+    with pytest.raises(InputError, match=r"cannot write .*\.unfinished-"):
+        pipeline.start()
+    pipeline.stop()
