@@ -49,7 +49,7 @@ def test_int8_that_fails_the_gate_is_measured_and_left_out(copied_run, work):
         assert "int8 is not in the bundle: no tower keeps its accuracy in int8." in text
         assert "slightly optimistic" in text
         assert f"onnxruntime {onnxruntime.__version__}" in text
-    assert "Linears left in float" not in text
+    assert "<h2>Linears left in float" not in (work / "bundle/report.html").read_text("utf-8")
     types = {(row["backend"], *row["float_types"].values()) for row in report["ladder"]}
     assert types >= {("onnxruntime", "f32")}
     result = run(
@@ -158,10 +158,6 @@ def test_a_calibration_that_is_reused_decides_everything(copied_run, people, wor
     assert f"taken over from a calibration file, sha256 {digest[:16]}" in (
         work / "again/report.html"
     ).read_text("utf-8")
-    # What it lacks could only come from other samples.
-    result = run("export", copied_run, "--output", "third", *others, "--fp16")
-    assert result.exit_code == 3, result.stderr
-    assert "has no largest values of the plain image tower" in one_line(result.stderr)
     result = run("export", copied_run, "--output", "third", *others, "--estimator", "entropy")
     assert result.exit_code == 2
     assert "ranges are percentile-99.999" in one_line(result.stderr)
@@ -170,24 +166,6 @@ def test_a_calibration_that_is_reused_decides_everything(copied_run, people, wor
     assert result.exit_code == 3
     assert "calibration.json" in result.stderr
     assert not (work / "third").exists()
-
-
-@pytest.mark.timeout(180, func_only=True)
-def test_what_a_calibration_lacks_is_measured_on_the_same_samples(copied_run, work):
-    arguments = ["export", copied_run, "--calib-size", 8]
-    run_json(*arguments, "--output", "bundle", "--max-r1-drop", 100)
-    before = calibration_of(work / "bundle")
-    assert set(before["towers"]["image"]["forms"]) == {"plain"}
-    run_json(
-        *arguments, "--output", "again", "--max-r1-drop", -101,
-        "--calibration", work / "bundle/calibration.json",
-    )  # fmt: skip
-    after = calibration_of(work / "again")
-    assert after["samples"] == before["samples"]
-    for tower in ("image", "text"):
-        forms = after["towers"][tower]["forms"]
-        assert forms["plain"] == before["towers"][tower]["forms"]["plain"]
-        assert forms["smoothed"]["amax"].keys() == forms["plain"]["amax"].keys()
 
 
 @pytest.mark.timeout(120, func_only=True)
