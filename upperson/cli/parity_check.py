@@ -78,6 +78,7 @@ def check_bundle(
     """Compare every variant of a bundle on each backend, with its fp32 or with its run."""
     backends = choose_backends(options.backends)
     bundle = Bundle.open(root)
+    bundle.check_files()  # Damage is told as damage, not as a difference.
     manifest, tokenizer = bundle.manifest, bundle.tokenizer
     subjects = iter_bundle_subjects(
         root,
