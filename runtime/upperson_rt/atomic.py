@@ -1,4 +1,4 @@
-"""Writes that either happen completely or not at all: a temporary name, then a rename; locks."""
+"""Writes that either happen completely or not at all: a temporary name, then a rename."""
 
 import ctypes
 import errno
@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from upperson_rt.errors import InputError
+from upperson_rt.locks import lock_until_closed
 
-__all__ = [
-    "all_names", "locked", "locked_folder", "new_folder", "require_place", "require_writable",
-    "write_atomically",
-]  # fmt: skip
+__all__ = ["all_names", "new_folder", "require_place", "require_writable", "write_atomically"]
 
 Foreign: TypeAlias = Callable[[Path], Collection[str]]
 """Tells what a folder holds beside an older result; nothing, if it may be replaced."""
@@ -182,7 +180,7 @@ def _own_folder(path: Path) -> tuple[Path, int | None]:
             return folder, None
         with suppress(FileNotFoundError):  # Another process swept it before it was locked.
             handle = os.open(folder, os.O_RDONLY)
-            _lock(handle, wait=True)
+            lock_until_closed(handle, wait=True)
             if folder.exists():
                 return folder, handle
             os.close(handle)
@@ -212,56 +210,15 @@ def _locked(folder: Path) -> int | None:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # It is gone, or another user's.
         return None
-    if _lock(handle, wait=False):
+    if lock_until_closed(handle):
         return handle
     os.close(handle)
     return None
 
 
-def _lock(handle: int, *, wait: bool) -> bool:
-    """Lock an open folder; False if that fails: some network file systems have no locks."""
-    import fcntl  # Not on Windows, which never comes here.
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
-
-
 def _unlock(lock: int | None) -> None:
     if lock is not None:
         os.close(lock)
-
-
-@contextmanager
-def locked(file: int) -> Iterator[None]:
-    """Keep other processes that lock the same file waiting meanwhile, where the system can."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: short writes are whole, and a rename replaces nothing.
-        yield
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
-
-
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Do the same with a folder; what was renamed in it meanwhile is on disk at the end."""
-    if os.name == "nt":  # Folders cannot be opened.
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with locked(descriptor):
-            yield
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from upperson_rt.atomic import locked
 from upperson_rt.errors import InputError
+from upperson_rt.locks import locked
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter, Hit

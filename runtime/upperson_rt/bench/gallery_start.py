@@ -4,8 +4,6 @@ python -m upperson_rt.bench.gallery_start FOLDER QUERIES.npy
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -13,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from upperson_rt.bench.fresh_process import run_module
 from upperson_rt.bench.startup import peak_rss_bytes
-from upperson_rt.errors import BackendError
 
 __all__ = ["GalleryStart", "measure_gallery_start"]
 
@@ -37,18 +35,7 @@ def measure_gallery_start(folder: Path, queries: Path) -> GalleryStart:
     Raises:
         BackendError: The process ends with an error.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, str(folder), str(queries)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise BackendError(f"its process ended with code {done.returncode}: {last}")
-    return GalleryStart(**json.loads(done.stdout))
+    return GalleryStart(**run_module(__name__, str(folder), str(queries)))
 
 
 def _main(folder: str, queries: str) -> None:

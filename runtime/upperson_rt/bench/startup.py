@@ -1,14 +1,13 @@
 """What it takes to start: a fresh process opens a bundle, checks it, and loads both towers."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from upperson_rt.bench.fresh_process import run_module
 from upperson_rt.errors import (
     BackendError,
     InputError,
@@ -64,18 +63,7 @@ def measure_startup(contender: Contender) -> Startup:
         UsageError: There is no such backend.
         InputError: Not a bundle.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, json.dumps(asdict(contender))],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise BackendError(f"its process ended with code {done.returncode}: {last}")
-    found = json.loads(done.stdout)
+    found = run_module(__name__, json.dumps(asdict(contender)))
     if "error" in found:
         raise _ERRORS.get(found["exit_code"], BackendError)(found["error"])
     return Startup(**found)

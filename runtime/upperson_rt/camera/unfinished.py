@@ -5,14 +5,14 @@ import json
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.locks import lock_until_closed
 
 __all__ = ["Unfinished", "remove_left_behind"]
 
@@ -40,7 +40,7 @@ class Unfinished:
             self._file = self._path.open("wb", buffering=0)
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}") from error
-        _lock(self._file)
+        lock_until_closed(self._file.fileno())
 
     @contextmanager
     def noted(self, items: Sequence[Item]) -> Iterator[None]:
@@ -78,8 +78,8 @@ def remove_left_behind(gallery: Gallery, crops_dir: Path) -> int:
     removed = 0
     for path in sorted(crops_dir.glob(f"{_PREFIX}*.json")):
         with path.open("r+b") as file:
-            if not _lock(file):
-                continue  # Its process lives.
+            if not lock_until_closed(file.fileno()):
+                continue  # Its process lives, or nobody can tell.
             content = file.read()
             # Half a note was never acted upon: its pictures were not begun.
             if content.endswith(b"}"):
@@ -111,16 +111,3 @@ def _remove(gallery: Gallery, crops_dir: Path, note: dict[str, Any]) -> int:
             path.unlink()
             removed += 1
     return removed
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Lock a file until it is closed or the process ends; return whether nobody else has."""
-    if sys.platform == "win32":  # Without such locks nothing is known to be left behind.
-        return False
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

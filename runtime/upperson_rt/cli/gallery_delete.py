@@ -1,10 +1,7 @@
 """`upperson-rt gallery delete` and `upperson-rt gallery prune`."""
 
-import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,10 +23,12 @@ from upperson_rt.cli.options import (
     Track,
     Until,
     VariantOption,
+    age_seconds,
     default_bundle,
     default_gallery,
 )
-from upperson_rt.cli.output import backend_line, print_json, print_note
+from upperson_rt.cli.output import print_json, print_note
+from upperson_rt.cli.retrieval import open_retriever, print_backend
 from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,19 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["delete", "prune"]
 
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")]
-
-
-def _read_age(text: str) -> float:
-    """Read an age such as ``30d``, ``12h`` or ``1.5w``; return seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
-    if match is None:
-        raise typer.BadParameter(
-            f"'{text}' is no age: expected a number and s, m, h, d or w, such as 30d"
-        )
-    return float(match[1]) * _UNIT_SECONDS[match[2]]
 
 
 def delete(
@@ -112,7 +99,10 @@ def delete(
             "name keys, a filter such as --camera gate, or a picture with --like, to say what goes"
         )
     if like is not None and min_score is not None:
-        with _retriever(bundle, variant, backend, device, gallery, query_log) as retriever:
+        with open_retriever(
+            bundle, gallery, query_log, variant=variant, backend=backend, device=device
+        ) as (opened, retriever):
+            print_backend(opened.backend("image"), backend)
             _delete_like(retriever, like, min_score, passing, yes, dry_run, json)
         return
     with Gallery.open(gallery) as store:
@@ -134,7 +124,7 @@ def prune(
         float | None,
         typer.Option(
             "--older-than",
-            parser=_read_age,
+            parser=age_seconds,
             metavar="AGE",
             help="Delete pictures taken longer ago than this, such as 30d, 12h or 90m.",
         ),
@@ -169,30 +159,6 @@ def prune(
         deleted = 0 if dry_run else store.prune(before, keep, camera)
         left = store.count()
     _report_deleted(gallery, count, deleted, left, dry_run, json)
-
-
-@contextmanager
-def _retriever(
-    bundle: Path,
-    variant: str | None,
-    backend: str,
-    device: str,
-    gallery: str,
-    query_log: Path | None,
-) -> Iterator["Retriever"]:
-    from upperson_rt.bundle import Bundle
-    from upperson_rt.gallery import Gallery
-    from upperson_rt.query_log import QueryLog
-    from upperson_rt.retriever import Retriever
-
-    # The log first: no model is loaded for a query that may not be answered.
-    with nullcontext() if query_log is None else QueryLog(query_log) as log:
-        opened = Bundle.open(bundle, variant, backend, device)
-        encoder = opened.encoder()
-        with Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim) as store:
-            running = opened.backend("image")
-            print_note(backend_line(running.name, running.version, running.device, backend))
-            yield Retriever(encoder, store, log)
 
 
 def _delete_like(

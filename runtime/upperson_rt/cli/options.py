@@ -30,6 +30,7 @@ __all__ = [
     "Track",
     "Until",
     "VariantOption",
+    "age_seconds",
     "default_bundle",
     "default_gallery",
     "read_attributes",
@@ -41,14 +42,29 @@ default_bundle = Path("bundle")
 default_gallery = "gallery"
 
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def age_seconds(text: str) -> float:
+    """Read an age such as ``30d``, ``12h`` or ``1.5w``; return seconds."""
+    age = _age(text.strip())
+    if age is None:
+        raise typer.BadParameter(
+            f"'{text}' is no age: expected a number and s, m, h, d or w, such as 30d"
+        )
+    return age
+
+
+def _age(text: str) -> float | None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    return None if match is None else float(match[1]) * _UNIT_SECONDS[match[2]]
 
 
 def unix_seconds(text: str) -> float:
     """Read unix seconds, an ISO 8601 time (local without an offset), or how long ago: ``90m``."""
-    ago = re.fullmatch(r"-?(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    ago = _age(text.strip().removeprefix("-"))
     if ago is not None:
-        return time.time() - float(ago[1]) * _SECONDS[ago[2]]
+        return time.time() - ago
     try:
         seconds = float(text)
     except ValueError:

@@ -25,7 +25,8 @@ from upperson_rt.cli.options import (
     default_bundle,
     default_gallery,
 )
-from upperson_rt.cli.output import backend_line, print_json, print_note, print_warning
+from upperson_rt.cli.output import print_json, print_note, print_warning
+from upperson_rt.cli.retrieval import open_retriever, print_backend
 from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,29 +77,21 @@ def query(
     Example: `upperson-rt query "woman in red coat" -k 5 --camera gate --since 24h`
     """
     asked = _one_of(sentence, image)
-    from contextlib import nullcontext
-
-    from upperson_rt.bundle import Bundle
-    from upperson_rt.gallery import Gallery
-    from upperson_rt.query_log import QueryLog
-    from upperson_rt.retriever import Retriever
-
     conditions = read_filter(camera, since, until, track, where)
-    # The log first: no model is loaded for a query that may not be answered.
-    with nullcontext() if query_log is None else QueryLog(query_log) as log:
-        opened = Bundle.open(bundle, variant, backend, device, threads=threads)
-        encoder = opened.encoder()
-        with Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim) as store:
-            warn_of_unknown_cameras(store, conditions)
-            running = opened.backend("text" if isinstance(asked, str) else "image")
-            print_note(backend_line(running.name, running.version, running.device, backend))
-            truncated = isinstance(asked, str) and bool(encoder.tokenizer.encode([asked]).truncated)
-            hits = Retriever(encoder, store, log).query(asked, k, conditions, by_track)
-            total = store.count()
-            crops_dir = store.crops_dir
+    with open_retriever(
+        bundle, gallery, query_log, variant=variant, backend=backend, device=device, threads=threads
+    ) as (opened, retriever):
+        store, tokenizer = retriever.gallery, retriever.encoder.tokenizer
+        warn_of_unknown_cameras(store, conditions)
+        running = opened.backend("text" if isinstance(asked, str) else "image")
+        print_backend(running, backend)
+        truncated = isinstance(asked, str) and bool(tokenizer.encode([asked]).truncated)
+        hits = retriever.query(asked, k, conditions, by_track)
+        total = store.count()
+        crops_dir = store.crops_dir
     if truncated:
         print_warning(
-            f"the sentence is longer than the model's {encoder.tokenizer.context_length} tokens; "
+            f"the sentence is longer than the model's {tokenizer.context_length} tokens; "
             "its end was cut off"
         )
     if sheet is not None:

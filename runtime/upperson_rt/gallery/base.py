@@ -229,6 +229,18 @@ class Gallery(ABC):
         self.close()
 
 
+def check_condition(where: Filter) -> None:
+    """Check the filter of `Gallery.delete_where`.
+
+    Raises:
+        UsageError: It is empty.
+    """
+    if where.is_empty:
+        raise UsageError(
+            "this filter is empty and would delete the whole gallery: name a condition"
+        )
+
+
 def check_prune(older_than: float | None, keep_newest: int | None) -> None:
     """Check the arguments of `Gallery.prune`.
 

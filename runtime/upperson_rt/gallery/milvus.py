@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import milvus_collection as collection
 from upperson_rt.gallery import milvus_rows as rows
-from upperson_rt.gallery.base import Gallery, check_prune
+from upperson_rt.gallery.base import Gallery, check_condition, check_prune
 from upperson_rt.gallery.milvus_location import MilvusLocation, parse
 from upperson_rt.gallery.milvus_recent import Known
 from upperson_rt.gallery.milvus_search import (
@@ -224,8 +224,7 @@ class MilvusGallery(Gallery):
 
     def delete_where(self, where: Filter) -> int:
         """Delete the items that pass; return how many."""
-        if where.is_empty:
-            raise UsageError("this filter is empty: it would delete the whole gallery")
+        check_condition(where)
         with self._table.writing:
             condition = rows.expression_of_filter(where)
             return self._table.delete([row["id"] for row in self._table.rows(condition, ())])

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import upperson_rt
-from upperson_rt.atomic import locked_folder
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery.connections import connect, translated
+from upperson_rt.locks import locked_folder
 
 __all__ = ["SCHEMA_VERSION", "Meta", "make", "migrate", "read_meta"]
 

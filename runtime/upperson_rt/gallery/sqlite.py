@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import schema
-from upperson_rt.gallery.base import Gallery, check_prune
+from upperson_rt.gallery.base import Gallery, check_condition, check_prune
 from upperson_rt.gallery.check import problems_of
 from upperson_rt.gallery.connections import (
     DATABASE_FILE,
@@ -157,10 +157,7 @@ class SqliteGallery(Gallery):
 
     def delete_where(self, where: Filter) -> int:
         """Delete the items that pass in one transaction, then their crops; return how many."""
-        if where.is_empty:
-            raise UsageError(
-                "this filter is empty and would delete the whole gallery: name a condition"
-            )
+        check_condition(where)
         return self._delete([sql_from_filter(where)])
 
     def prune(
