@@ -33,8 +33,8 @@ def towers(
     A model with random weights is folded, exported and quantized as `upperson export` does it, and
     embeds rendered people and random captions of 20 to 30 tokens. Contenders take turns in one
     process, and must give equal embeddings. Matrix products of a block's shapes run in the same
-    turns: their best is the peak that the shares refer to. int8 may exceed that of bf16, since
-    its own is twice as high.
+    turns: the best run of any is the peak, and shares are what the best run of a contender achieves
+    of it. int8 may exceed that of bf16, since its own is twice as high.
 
     Example: `upperson bench towers --threads 1`
     """
@@ -118,7 +118,10 @@ def _summary(towers: dict[str, Any]) -> dict[str, float]:
 
     image, text = towers["image"]["contenders"], towers["text"]["contenders"]
     best = next(name for name in FASTEST_INT8 if name in image)
-    summary: dict[str, Any] = {"image_int8": best}
+    summary: dict[str, Any] = {
+        "image_int8": best,
+        "p50_image_int8_share_of_bf16_peak": image[best]["p50_gemm_share"],
+    }
     for prefix, time in (("", "p50_ms"), ("cpu_", "cpu_ms")):
         summary |= {
             f"{prefix}image_int8_over_literal": image[LITERAL][time] / image[best][time],

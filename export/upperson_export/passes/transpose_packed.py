@@ -1,4 +1,4 @@
-"""Heads of a packed projection, transposed together."""
+"""Parts and heads of a packed projection, transposed together."""
 
 import numpy as np
 import onnx_ir as ir
@@ -6,12 +6,16 @@ import onnx_ir as ir
 _PERM = (0, 2, 1, 3)
 """[N, L, heads, d] to [N, heads, L, d]."""
 
+_PACKED_PERM = (2, 0, 3, 1, 4)
+"""[N, L, parts, heads, d] to [parts, N, heads, L, d]."""
+
 
 class TransposePacked(ir.passes.InPlacePass):
     """Turn Split, then Reshape and Transpose of each part, into Reshape, Transpose, Split.
 
-    The same numbers with one transposition. OpenVINO cannot see a per-channel scale through a
-    Split of channels: there it dequantizes every part of an int8 product on its own.
+    The same numbers with one transposition, which puts the parts first: a Split of the first axis
+    need not copy anything. OpenVINO cannot see a per-channel scale through a Split of channels:
+    there it dequantizes every part of an int8 product on its own.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -54,20 +58,34 @@ def _heads(value: ir.Value) -> tuple[int, int] | None:
 def _rearrange(graph: ir.Graph, split: ir.Node, chains: list[tuple[ir.Node, ir.Node]]) -> None:
     old_reshape, old_transpose = chains[0]
     heads, width = _heads(old_reshape.outputs[0]) or (0, 0)
-    sizes = np.array([0, 0, heads * len(chains), width], np.int64)  # 0 keeps N and L.
-    name = f"{str(split.name).removesuffix('/Split')}.heads"
-    shape = ir.val(name, const_value=ir.tensor(sizes, name=name))
-    graph.register_initializer(shape)
-    reshape = ir.node("Reshape", [split.inputs[0], shape])
-    transpose = ir.node("Transpose", [reshape.outputs[0]], {"perm": list(_PERM)})
-    attributes = {"axis": 1, "num_outputs": len(chains)}
-    parts = ir.node("Split", [transpose.outputs[0]], attributes, num_outputs=len(chains))
+    module = str(split.name).removesuffix("/Split")
+    sizes = [0, 0, len(chains), heads, width]  # 0 keeps N and L.
+    reshape = ir.node("Reshape", [split.inputs[0], _constant(graph, f"{module}.heads", sizes)])
+    transpose = ir.node("Transpose", [reshape.outputs[0]], {"perm": list(_PACKED_PERM)})
+    parts = ir.node(
+        "Split",
+        [transpose.outputs[0]],
+        {"axis": 0, "num_outputs": len(chains)},
+        num_outputs=len(chains),
+    )
     for node, old in ((reshape, old_reshape), (transpose, old_transpose), (parts, split)):
         node.name = old.name
         for value, replaced in zip(node.outputs, old.outputs, strict=True):
             value.name, value.type = replaced.name, replaced.type
     graph.insert_before(split, [reshape, transpose, parts])
-    for (_, transposed), part in zip(chains, parts.outputs, strict=True):
-        part.shape = transposed.outputs[0].shape
-        transposed.outputs[0].replace_all_uses_with(part)
+    first_axis = _constant(graph, "first_axis", [0])
+    for number, ((_, transposed), part) in enumerate(zip(chains, parts.outputs, strict=True)):
+        squeeze = ir.node("Squeeze", [part, first_axis], name=f"{module}/Squeeze_{number}")
+        value, replaced = squeeze.outputs[0], transposed.outputs[0]
+        value.name, value.type, value.shape = squeeze.name, replaced.type, replaced.shape
+        graph.insert_before(split, squeeze)
+        replaced.replace_all_uses_with(value)
     graph.remove([node for chain in chains for node in chain] + [split], safe=True)
+
+
+def _constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
+    """Return the initializer of that name, made if it is not there."""
+    if name not in graph.initializers:
+        tensor = ir.tensor(np.array(values, np.int64), name=name)
+        graph.register_initializer(ir.val(name, const_value=tensor))
+    return graph.initializers[name]

@@ -126,6 +126,8 @@ def test_only_the_int8_of_cpus_splits_heads_that_are_in_place(
     else:
         assert len(splits) == BLOCKS
         assert sources == ({"Transpose"} if variant == "int8" else {"Add"})
+        axes = {attribute.i for node in splits for attribute in node.attribute[:1]}
+        assert axes == ({0} if variant == "int8" else {2})
 
 
 def listed_casts(kind: Tower) -> set[tuple[str, str]]:

@@ -134,7 +134,7 @@ def test_heads_of_a_packed_projection_are_transposed_together(count: int) -> Non
     changed = ir.to_proto(model)
     onnx.checker.check_model(changed, full_check=True)
     kinds = [node.op_type for node in changed.graph.node]
-    assert kinds == ["Reshape", "Transpose", "Split", *["Relu"] * count]
+    assert kinds == ["Reshape", "Transpose", "Split", *["Squeeze"] * count, *["Relu"] * count]
     x = np.random.default_rng(2).standard_normal((4, 5, 6 * count)).astype(np.float32)
     for found, expected in zip(run_graph(changed, x), run_graph(before, x), strict=True):
         np.testing.assert_array_equal(found, expected)
