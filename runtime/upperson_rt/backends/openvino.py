@@ -93,7 +93,7 @@ class OpenVinoBackend:
             running = [name.lower() for name in compiled.get_property("EXECUTION_DEVICES")]
             hint = compiled.get_property("INFERENCE_PRECISION_HINT")
             self._any = compiled.create_infer_request()
-            self._piece = None
+            self._piece: Any = None
             if _runs_in_pieces(device, compiled):
                 model.reshape([PIECE, *list(model.input().partial_shape)[1:]])
                 piece = core.compile_model(model, device.upper(), config)

@@ -19,7 +19,6 @@ LOCK_TIMEOUT_S = 30.0
 """How long a write waits for that of another process."""
 _WAL_LIMIT_BYTES = 64 << 20
 _CHECKPOINT_PAGES = 4096  # SQLite's 1000 costs a disk with slow syncs a quarter of its rate.
-_CACHE_KIB = 16384
 _ADVICE = {
     "locked": f"another process has been writing to it for over {LOCK_TIMEOUT_S:g} s. Nothing was "
     "changed: wait for that process or end it, then try again",
@@ -73,7 +72,6 @@ def connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
     connection.execute("PRAGMA secure_delete = ON")  # What was deleted is overwritten.
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
-    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     connection.create_function("attribute_equals", 3, attribute_equals, deterministic=True)
     return connection
 
