@@ -25,9 +25,8 @@ from upperson_rt.gallery.vectors import STORED
 __all__ = ["search_items"]
 
 _FROM_SQL = 10_000
-"""Items that pass a filter up to which reading their vectors is faster than loading the index."""
-_FROM_SQL_BESIDE_INDEX = 1000
-"""The same where an approximate index is in memory."""
+"""Items that pass a filter up to which reading their vectors is faster than loading the index, or
+than looking for them in all lists of an approximate one."""
 _WIDER = 8
 _EXTRA = 2
 _ROUNDING = 1e-5  # Far above that of 512 products in float32.
@@ -111,15 +110,14 @@ def _choose(
     if where is None or where.is_empty:
         assert snapshot is not None
         return _Source(connection, snapshot.search, snapshot.is_exact)
-    if snapshot is None:
-        ids = _passing(connection, where, _FROM_SQL + 1)
-        return None if len(ids) > _FROM_SQL else _Source(connection, _few(connection, ids), True)
-    if snapshot.is_exact:
+    if snapshot is not None and snapshot.is_exact:
         ids = _passing(connection, where, -1)
         return _Source(connection, lambda queries, k: snapshot.search(queries, k, ids), True)
-    ids = _passing(connection, where, _FROM_SQL_BESIDE_INDEX + 1)
-    if len(ids) <= _FROM_SQL_BESIDE_INDEX:
+    ids = _passing(connection, where, _FROM_SQL + 1)
+    if len(ids) <= _FROM_SQL:
         return _Source(connection, _few(connection, ids), True)
+    if snapshot is None:
+        return None
     return _Source(connection, _many(connection, snapshot, where), False)
 
 

@@ -335,7 +335,7 @@ def test_the_approximate_index_measures_itself(folder, monkeypatch):
         # A filter that leaves few is exact; so is one that the lists answer, with all of them.
         where = Filter(camera=["c1", "c2"])
         assert answer(gallery, queries[:3], 10, where) == truth(gallery, queries[:3], 10, where)
-        monkeypatch.setattr("upperson_rt.gallery.search._FROM_SQL_BESIDE_INDEX", 10)
+        monkeypatch.setattr("upperson_rt.gallery.search._FROM_SQL", 10)
         assert answer(gallery, queries[:3], 1000, where) == truth(gallery, queries[:3], 1000, where)
 
 
@@ -344,7 +344,7 @@ def test_a_filter_that_passes_far_items_only_gets_them_all(folder, monkeypatch, 
     """They lie in lists that a search for this query does not look into."""
     monkeypatch.setattr(sqlite, "APPROXIMATE_FROM", 3000)
     monkeypatch.setattr(ivf, "_NPROBES", (1,))
-    monkeypatch.setattr(search, "_FROM_SQL_BESIDE_INDEX", 10)
+    monkeypatch.setattr(search, "_FROM_SQL", 10)
     rows = np.tile(np.eye(2, D, dtype=np.float32), (1500, 1)) + 0.3 * unit(3000, 3)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     with open_(folder) as gallery:
@@ -364,7 +364,7 @@ def test_a_filter_that_passes_far_items_only_gets_them_all(folder, monkeypatch, 
 def test_filtered_searches_look_into_more_lists(folder, monkeypatch, cameras, least):
     """The best that pass are spread over more lists than the best of all: in 4, 6.2 of them."""
     monkeypatch.setattr(sqlite, "APPROXIMATE_FROM", 3000)
-    monkeypatch.setattr(search, "_FROM_SQL_BESIDE_INDEX", 10)
+    monkeypatch.setattr(search, "_FROM_SQL", 10)
     monkeypatch.setattr(ivf, "_NPROBES", (4,))
     groups = unit(400, 2, 32)
     rows = groups[np.arange(6000) // 15] + 0.8 * unit(6000, 3, 32)
