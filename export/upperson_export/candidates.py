@@ -49,7 +49,7 @@ class TowerCandidates:
         inputs: Calibration samples: uint8 [N, H, W, 3] or zero-padded int32 [N, L].
         folder: Where files go.
         estimator: How ranges follow from what calibration sees.
-        reused: An earlier calibration of this graph.
+        reused: An earlier calibration of this tower, or None.
         same_samples: Whether it saw these samples; see `TowerCalibrator`.
         progress: Told what goes on.
     """

@@ -35,7 +35,8 @@ class StrictObject:
         self.content: Mapping[str, Any] = value
         for key in value:
             if keys is not None and key not in keys:
-                raise InputError(f"{path}: unknown key '{key}', {suggestion(str(key), keys)}")
+                where = path.removesuffix(":")
+                raise InputError(f"{where}: unknown key '{key}', {suggestion(str(key), keys)}")
 
     def text(self, key: str) -> str:
         """Return a string that is not empty."""

@@ -138,7 +138,13 @@ def compiled(graphs: dict[str, Path], kind: Tower, variant: Variant, folder: Pat
     model = build_variant(fp32, kind, variant, amax)
     del fp32
     assert lint(model) == []
-    return build(model, folder, PROFILES[kind])
+    engine = build(model, folder, PROFILES[kind])
+    print(
+        f"{kind} {variant}: {len(engine.fused_attentions())} fused attentions, "
+        f"{len(engine.int8_gemms())} int8 GEMMs, {len(engine.layers)} kernels, "
+        f"TensorRT for RTX {engine.version}"
+    )
+    return engine
 
 
 @needs_rtx

@@ -285,11 +285,11 @@ def export_run(
                 f"{root} has neither test nor val images: accuracy cannot be measured; pass "
                 "another --root, or --no-gate to export without"
             )
-        split = retrieval_split(splits[measured_on], f"{root.name}, {measured_on}")
+        split = retrieval_split(splits[measured_on], f"{root.resolve().name}, {measured_on}")
     samples = _samples(
         calib_data,
         None if splits is None else splits["train"],
-        f"{root.name}, train" if root is not None else "",
+        f"{root.resolve().name}, train" if root is not None else "",
         context_length=model.text.context_length,
         height_px=config.height_px,
         width_px=config.width_px,

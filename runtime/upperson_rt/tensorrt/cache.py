@@ -144,9 +144,15 @@ class EngineCache:
             except BlockingIOError:
                 on_wait()
                 fcntl.flock(handle, fcntl.LOCK_EX)
+            self._sweep()
             yield
         finally:
             os.close(handle)  # And with it the lock.
+
+    def _sweep(self) -> None:
+        """Remove what a killed build was writing; call it within the lock."""
+        for path in self.folder.glob(".*.????????"):  # As `write_atomically` names them.
+            path.unlink(missing_ok=True)
 
     def records(self) -> tuple[list[EngineRecord], list[str]]:
         """Return what is there, the latest first, and what is wrong with files that are no record.

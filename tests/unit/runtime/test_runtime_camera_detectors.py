@@ -125,6 +125,9 @@ def test_other_models_are_refused(tmp_path, frame):
 def test_hog_finds_people_who_are_drawn(tmp_path):
     # Not on every street: HOG also knows outlines that are none, and misses long coats.
     truth = write_video(tmp_path / "street.avi", VideoSpec(people=8, seconds=12, fps=1, seed=0))
+    assert {path.name for path in tmp_path.iterdir()} == {"street.avi", "street.json"}
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1, "a video may be read by whom the file beside it may be read by"
     detector, reader = HogDetector(width_px=960), cv2.VideoCapture(str(tmp_path / "street.avi"))
     people = found = 0
     for entries in truth["frames"]:

@@ -168,6 +168,16 @@ def test_one_builds_at_a_time(cache):
     assert cache.folder.stat().st_mode & 0o077 == 0  # Engines are code: nobody else's business.
 
 
+def test_what_a_killed_build_was_writing_goes(cache):
+    with cache.lock(lambda: None):
+        pass
+    kept = cache.folder / "image.engine"
+    for name in (".image.engine.a1b2c3d4", ".image.engine.json.zzzzzzzz", kept.name):
+        (cache.folder / name).write_bytes(b"")
+    with cache.lock(lambda: None):
+        assert sorted(path.name for path in cache.folder.iterdir()) == [".lock", kept.name]
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with (

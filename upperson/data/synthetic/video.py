@@ -133,10 +133,10 @@ def write_video(
     walks = sorted((_walk(person, spec, rng) for person in people), key=lambda walk: walk.feet)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".avi")
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
-    os.close(handle)
+    name = os.path.join(folder.name, path.name)
     boxes: list[list[dict[str, Any]]] = []
     try:
         codec = cv2.VideoWriter.fourcc(*"MJPG")
@@ -156,7 +156,7 @@ def write_video(
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        folder.cleanup()
     return truth
 
 
