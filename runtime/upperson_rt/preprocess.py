@@ -13,7 +13,6 @@ Every picture becomes uint8 RGB the same way in training, calibration and at run
 """
 
 import os
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
@@ -46,15 +45,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 """What `iter_image_files` takes from a folder, in lower case."""
 
-_DECODE_ERRORS = (
-    OSError,  # Missing, unreadable, truncated; UnidentifiedImageError is one, too.
-    ValueError,
-    SyntaxError,  # Pillow's word for a malformed PNG or JPEG header.
-    EOFError,
-    struct.error,
-    MemoryError,
-    OverflowError,
-)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -90,7 +80,9 @@ def load_image(source: ImageSource, channels: Channels = "rgb") -> NDArray[np.ui
     try:
         with open(path, "rb") as file, _open(file, path) as image:
             return _decode(image, path)
-    except _DECODE_ERRORS as error:
+    except InputError:
+        raise
+    except Exception as error:  # A damaged file may lead Pillow's many readers to any error.
         raise InputError(f"cannot read image {path}: {_reason(error)}") from error
 
 
@@ -208,7 +200,7 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
         return np.array(_rgb_from_image(ImageOps.exif_transpose(image)), dtype=np.uint8)
     except _BOMBS as error:
         raise InputError(f"image {name} is too large to be a person's picture: {error}") from error
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # See `load_image`.
         raise InputError(f"cannot read image {name}: {_reason(error)}") from error
 
 

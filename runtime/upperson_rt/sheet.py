@@ -22,6 +22,7 @@ _GAP = 24
 _TILE_WIDTH = 220
 _PICTURE_HEIGHT = 440
 _CAPTION_HEIGHT = 92
+_MOST_TILES = 500
 _TITLE_SIZES = (38, 30, 25)  # The first one with which the sentence fits its lines.
 _TITLE_LINES = 3
 
@@ -45,7 +46,7 @@ def save_sheet(
     Args:
         path: The PNG file; replaced if it exists.
         sentence: What was asked, shown on top.
-        hits: In rank order.
+        hits: In rank order; the first 500 are shown.
         columns: Tiles per row, at most.
         crops_dir: `Gallery.crops_dir`, where the saved pictures of cameras are.
 
@@ -65,8 +66,9 @@ def draw_sheet(
     A picture that is missing or unreadable becomes a grey tile that says so. Pillow's own font is
     used; it has Latin letters only.
     """
-    columns = max(1, min(columns, len(hits)))
-    rows = -(-len(hits) // columns)
+    shown = hits[:_MOST_TILES]
+    columns = max(1, min(columns, len(shown)))
+    rows = -(-len(shown) // columns)
     # A sheet of one or two tiles still needs room for its sentence.
     width = 2 * _MARGIN + max(3, columns) * (_TILE_WIDTH + _GAP) - _GAP
     for title_size in _TITLE_SIZES:
@@ -89,8 +91,10 @@ def draw_sheet(
         draw.text((_MARGIN, _MARGIN - 8 + i * line_height), line, font=_font(title_size), fill=_INK)
     count = "1 picture" if len(hits) == 1 else f"{len(hits) or 'no'} pictures"
     note = f"{count}, best match first" if len(hits) > 1 else f"{count} found"
+    if len(shown) < len(hits):
+        note += f"; the first {len(shown)} are shown"
     draw.text((_MARGIN, top), note, font=_font(20), fill=_MUTED)
-    for i, hit in enumerate(hits):
+    for i, hit in enumerate(shown):
         x = _MARGIN + (i % columns) * (_TILE_WIDTH + _GAP)
         y = tiles_top + (i // columns) * (tile_height + _GAP)
         _draw_tile(sheet, draw, x, y, i + 1, hit, crops_dir)

@@ -265,3 +265,12 @@ def test_names_that_look_like_markup_are_shown_as_they_are(capsys):
     table.add_row("[/gate]")
     print_table(table)
     assert "[/gate]" in capsys.readouterr().out
+
+
+def test_json_is_ascii_whatever_a_file_is_called(capsys):
+    from upperson_rt.cli.output import print_json
+
+    print_json({"path": "gänge/\udcff.jpg"})
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    assert json.loads(printed) == {"path": "gänge/\udcff.jpg"}

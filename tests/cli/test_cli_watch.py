@@ -17,6 +17,7 @@ from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.cli import app
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery
+from upperson_rt.gallery.sqlite import SqliteGallery
 
 START = 1_800_000_000
 FPS = 8
@@ -171,6 +172,26 @@ def test_a_signal_in_the_middle_commits_all_that_was_accepted(work, number):
     assert camera["accepted"] == camera["committed"] == done["items"] == len(keys)
     assert seen <= keys
     assert crops == pictures
+
+
+def test_a_gallery_that_fails_ends_it_and_the_counts_are_told(work, monkeypatch):
+    def fail(*arguments):
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(SqliteGallery, "add", fail)
+    result = run(*WATCH)
+    assert result.exit_code == 3
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "the disk is full" in result.stderr
+    assert result.stdout.startswith("added 0 pictures of ")
+    assert "gallery gallery failed" in result.stdout
+    result = run(*WATCH, "--json")
+    assert result.exit_code == 3
+    told = json.loads(result.stdout)
+    assert told["items"] is None
+    camera = told["cameras"]["street"]
+    assert camera["committed"] == 0
+    assert camera["accepted"] == camera["crops_dropped"]["failed"] > 0
 
 
 def test_a_killed_process_loses_nothing_committed_and_leaves_nothing_for_good(work):

@@ -27,6 +27,8 @@ Opener: TypeAlias = Callable[[Source, float], Reader]
 _MOST_HANGING = 4
 """Threads that may hang in a dead source at a time; then nothing is opened until one comes back."""
 _FAR_FROM_END = 0.02
+_STALLED = 0.9
+"""Share of the time for a stall after which the end of a stream counts as one."""
 _STEP_S = 0.1
 
 
@@ -211,6 +213,8 @@ class Capture:
                 self.error = f"no picture for {self._rules.stall_s:g} s"
         elif session.error is not None:
             self.error = session.error
+            if session.stalled:
+                self._count("stalls")
         return session.frames > 0
 
     def _read(self, session: "_Session") -> None:
@@ -230,7 +234,14 @@ class Capture:
                     if session.abandoned or self._stop.is_set():
                         return
                     if not ok:
-                        session.error = "the stream ended"
+                        # OpenCV gives up a stream that hangs about when we would, and does not say.
+                        silent_s = time.monotonic() - session.alive
+                        session.stalled = silent_s >= _STALLED * self._rules.stall_s
+                        session.error = (
+                            f"no picture for {self._rules.stall_s:g} s"
+                            if session.stalled
+                            else "the stream ended"
+                        )
                         return
                     if session.frames == 0:
                         self.state, self.error = "running", None
@@ -282,4 +293,5 @@ class _Session:
         self.alive = time.monotonic()
         self.frames = 0
         self.error: str | None = None
+        self.stalled = False
         self.abandoned = False

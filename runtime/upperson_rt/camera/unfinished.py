@@ -37,10 +37,14 @@ class Unfinished:
         self._path = crops_dir / f"{_PREFIX}{run_name}.json"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("wb", buffering=0)
+            while True:
+                self._file = self._path.open("wb", buffering=0)
+                lock_until_closed(self._file.fileno())
+                if self._path.exists():
+                    break
+                self._file.close()  # Another process swept it before it was locked.
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}") from error
-        lock_until_closed(self._file.fileno())
 
     @contextmanager
     def noted(self, items: Sequence[Item]) -> Iterator[None]:
@@ -77,14 +81,18 @@ def remove_left_behind(gallery: Gallery, crops_dir: Path) -> int:
     """Remove pictures that killed processes saved and did not commit; return how many."""
     removed = 0
     for path in sorted(crops_dir.glob(f"{_PREFIX}*.json")):
-        with path.open("r+b") as file:
+        try:
+            file = path.open("r+b")
+        except FileNotFoundError:
+            continue  # Its process ended, or another one has seen to it.
+        with file:
             if not lock_until_closed(file.fileno()):
                 continue  # Its process lives, or nobody can tell.
             content = file.read()
             # Half a note was never acted upon: its pictures were not begun.
             if content.endswith(b"}"):
                 removed += _remove(gallery, crops_dir, json.loads(content))
-            path.unlink()
+            path.unlink(missing_ok=True)
     if removed:
         _log.warning(
             "removed %d pictures that a killed process had not committed",
@@ -106,8 +114,8 @@ def _remove(gallery: Gallery, crops_dir: Path, note: dict[str, Any]) -> int:
     for name in note["pictures"]:
         path = crops_dir / name
         for half in path.parent.glob(f".{glob.escape(path.name)}.*"):
-            half.unlink()
+            half.unlink(missing_ok=True)
         if name not in named and path.is_file():
-            path.unlink()
+            path.unlink(missing_ok=True)
             removed += 1
     return removed

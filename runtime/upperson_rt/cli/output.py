@@ -26,7 +26,8 @@ _PIPE_WIDTH = 4096
 
 def print_json(result: dict[str, Any]) -> None:
     """Print the one JSON object of a command."""
-    typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    # In ASCII: file names need not be text, and the terminal's encoding may be any.
+    typer.echo(json.dumps(result, indent=2))
 
 
 def print_note(text: str) -> None:

@@ -28,7 +28,7 @@ from upperson_rt.cli.options import (
 )
 from upperson_rt.cli.output import backend_line, local_time, print_json, print_note, print_warning
 from upperson_rt.cli.watch_status import print_summary, status_table
-from upperson_rt.errors import InputError, UsageError
+from upperson_rt.errors import InputError, UppersonError, UsageError
 
 if TYPE_CHECKING:
     from upperson_rt.camera import Pipeline, PipelineStats, Source
@@ -152,15 +152,21 @@ def watch(
         )
         if metrics_port is not None or metrics_file is not None:
             _publish(pipeline, metrics_port, metrics_file, stack)
+        failure: UppersonError | None = None
         with _stop_signals() as stopped:
-            _run(pipeline, stopped, duration, show=not log_json)
+            try:
+                _run(pipeline, stopped, duration, show=not log_json)
+            except UppersonError as error:
+                failure = error  # What was counted until then is worth knowing.
         stats = pipeline.stats()
-        items = closing()
+        items = closing() if failure is None else None
     failed = {n: c.error for n, c in stats.cameras.items() if c.state == "failed"}
     if json:
         print_json({"gallery": str(gallery), "items": items, **stats.as_dict()})
     else:
         print_summary(stats, str(gallery), items)
+    if failure is not None:
+        raise failure
     if failed:
         reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
         raise InputError(f"{len(failed)} of {len(stats.cameras)} cameras were given up: {reasons}")

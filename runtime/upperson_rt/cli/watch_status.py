@@ -38,11 +38,12 @@ def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> Table
     return table
 
 
-def print_summary(stats: "PipelineStats", gallery: str, items: int) -> None:
-    """Print what was done: a few lines on stdout."""
+def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> None:
+    """Print what was done: a few lines on stdout; ``items`` is None if the gallery failed."""
+    holds = "failed" if items is None else f"now holds {items}"
     typer.echo(
         f"added {stats.total('committed')} pictures of {stats.total('tracks')} tracks in "
-        f"{stats.seconds:.1f} s; gallery {gallery} now holds {items}"
+        f"{stats.seconds:.1f} s; gallery {gallery} {holds}"
     )
     typer.echo(
         f"frames: {stats.total('frames_read')} read, {stats.total('frames_processed')} searched, "

@@ -24,8 +24,8 @@ _ADVICE = {
     "changed: wait for that process or end it, then try again",
     "readonly": "the file or its folder cannot be written to. Nothing was changed: check the "
     "permissions and the mount",
-    "full": "nothing was changed: free some space, or delete old pictures with  upperson-rt "
-    "gallery prune",
+    "full": "nothing was changed: free some space first; after that old pictures can be deleted "
+    "with  upperson-rt gallery prune  (which needs some room itself)",
     "disk I/O error": "nothing was changed: check the disk's space, quota and health",
     "unable to open": "check the permissions of the folder",
 }

@@ -34,6 +34,7 @@ APPROXIMATE_FROM = 1_000_000
 """Pictures from which on searches without a filter use an approximate index: until there an exact
 one takes up to 1 GB at 512 dimensions, and about 0.1 s on one core of a server."""
 _LOG_ENTRIES = 1_000_000
+_MOST_ROWS = 2**63 - 1  # SQLite knows no larger number.
 
 
 class SqliteGallery(Gallery):
@@ -182,7 +183,7 @@ class SqliteGallery(Gallery):
                 f"id IN (SELECT id FROM items WHERE {scope} ORDER BY time, id LIMIT max(0, "
                 f"(SELECT count(*) FROM items WHERE {scope}) - ?))"
             )
-            steps.append((condition, [*values, *values, keep_newest]))
+            steps.append((condition, [*values, *values, min(keep_newest, _MOST_ROWS)]))
         deleted = self._delete(steps)
         if older_than is not None and camera is None:
             with self._connections.reading() as connection:

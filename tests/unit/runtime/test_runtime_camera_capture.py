@@ -209,4 +209,5 @@ def test_a_real_stream_is_read_lost_stalled_and_found_again():
         server.server_close()
         thread.join(5)
     assert watched.counts.count("reconnects") >= 2
+    assert watched.counts.count("stalls") >= 1
     assert watched.frames[0][0].shape == FRAME.shape

@@ -101,6 +101,34 @@ def test_half_a_note_and_an_empty_one_are_removed(encoder, gallery):
     assert files(gallery) == [picture]
 
 
+def test_a_note_that_another_process_sweeps_meanwhile_is_passed_over(encoder, gallery):
+    gallery.crops_dir.mkdir()
+    gone = gallery.crops_dir / ".unfinished-gone.json"
+    gone.symlink_to("nowhere")  # Listed, and not there when it is opened.
+    with Pipeline(encoder, gallery):
+        pass
+    assert files(gallery) == []
+
+
+def test_a_note_that_is_swept_before_it_is_locked_is_made_again(gallery, monkeypatch):
+    path = gallery.crops_dir / ".unfinished-mine.json"
+    locked = []
+
+    def lock(handle):
+        if not locked:  # As a process does that found it between its making and its locking.
+            path.unlink()
+        locked.append(handle)
+        return True
+
+    monkeypatch.setattr("upperson_rt.camera.unfinished.lock_until_closed", lock)
+    note = Unfinished(gallery.crops_dir, "mine")
+    assert len(locked) == 2
+    with note.noted([Item(key="a", camera="gate", time=1e9, crop="a.jpg")]):
+        assert json.loads(path.read_bytes())["pictures"] == ["a.jpg"]
+    note.close()
+    assert not path.exists()
+
+
 def test_without_pictures_nothing_is_written(encoder, gallery):
     with Pipeline(encoder, gallery, every_s=0, min_views=1, save_crops=False) as pipeline:
         pipeline.add_camera("gate")

@@ -327,6 +327,7 @@ def test_delete_where(filtered):
         ({"keep_newest": 5}, "abcdf"),
         ({"keep_newest": 0}, ""),
         ({"keep_newest": 99}, "abcdef"),
+        ({"keep_newest": 10**20}, "abcdef"),
         ({"keep_newest": 1, "camera": "gate"}, "bcdef"),
         ({"older_than": 200, "camera": "door"}, "abcef"),
         ({"older_than": 150, "keep_newest": 5}, "bcef"),

@@ -237,6 +237,15 @@ def test_sheet_sizes():
     assert draw_sheet("x" * 500, []).width == none.width
 
 
+def test_a_sheet_shows_five_hundred_pictures_at_most():
+    most, more = (
+        draw_sheet("red", [hit(i, None) for i in range(n)], columns=50) for n in (500, 5000)
+    )
+    assert most.size == more.size
+    told = np.asarray(most.crop((0, 0, most.width, 200))) != more.crop((0, 0, most.width, 200))
+    assert told.any(), "it says how many there are"
+
+
 def test_sheet_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):
