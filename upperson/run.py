@@ -186,7 +186,8 @@ def draw_curves(rows: list[dict[str, float]]) -> bytes:
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     loss_axes, recall_axes = figure.subplots(1, 2)
-    loss_axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], color="#c0392b")
+    points = [(row["epoch"], row["loss"]) for row in rows]
+    loss_axes.plot(*zip(*points, strict=True), color="#c0392b", marker=_marker(points))
     loss_axes.set(title="Training loss", xlabel="epoch", ylim=(0, None))
     split = "test" if any("test R@1" in row for row in rows) else "val"
     for name, color in (("R@1", "#1f4e79"), ("R@5", "#2e86c1"), ("R@10", "#85c1e9")):
@@ -194,10 +195,13 @@ def draw_curves(rows: list[dict[str, float]]) -> bytes:
             (row["epoch"], row[f"{split} {name}"]) for row in rows if f"{split} {name}" in row
         ]
         if points:
-            recall_axes.plot(*zip(*points, strict=True), color=color, label=name)
+            marker = _marker(points)
+            recall_axes.plot(*zip(*points, strict=True), color=color, label=name, marker=marker)
     recall_axes.set(title=f"Text to image, {split} split (%)", xlabel="epoch", ylim=(0, 102))
     if recall_axes.lines:
         recall_axes.legend(frameon=False)
+    else:
+        recall_axes.text(0.5, 0.5, "not measured", ha="center", transform=recall_axes.transAxes)
     for axes in (loss_axes, recall_axes):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -205,6 +209,11 @@ def draw_curves(rows: list[dict[str, float]]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
+
+
+def _marker(points: Sequence[object]) -> str:
+    """Return a dot for a single point, which makes no line."""
+    return "o" if len(points) == 1 else ""
 
 
 def load_run(path: Path) -> tuple[TrainConfig, Base, UPPerson]:

@@ -48,4 +48,6 @@ def main(bundle: str, place: str, source: str, sentence: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit("usage: opencv_loop.py BUNDLE GALLERY VIDEO SENTENCE")
     main(*sys.argv[1:])

@@ -142,9 +142,25 @@ def _notes(report: dict[str, Any]) -> list[str]:
             "backend named: plain int8, smoothed, mixed (a share of the Linears left in float), "
             "then float. The interval is a paired bootstrap over queries.",
             "Forms are chosen and measured on the same queries, so the accuracy of what ships is "
-            "slightly optimistic; upperson evaluate BUNDLE measures it on another split.",
+            "slightly optimistic;  upperson evaluate BUNDLE --root DIR --split val  measures it on "
+            "other queries.",
         ]
+        if warning := too_few_queries(report):
+            notes.append(f"{warning[0].upper()}{warning[1:]}.")
     return [*notes, _times(report["latency_conditions"])]
+
+
+def too_few_queries(report: dict[str, Any]) -> str | None:
+    """Say that the split cannot tell what the gate asks, if one query is more than it allows."""
+    if report["split"] is None:
+        return None
+    captions, allowed = report["split"]["captions"], report["max_r1_drop"]
+    if 100 / captions <= allowed:
+        return None
+    return (
+        f"one of the {captions} queries is {100 / captions:.2f} points of R@1, more than the "
+        f"{allowed} allowed: forms pass or fail by chance; measure on more queries"
+    )
 
 
 def _times(conditions: dict[str, Any]) -> str:

@@ -15,7 +15,14 @@ from typing import TypeAlias
 from upperson_rt.errors import InputError
 from upperson_rt.locks import lock_until_closed
 
-__all__ = ["all_names", "new_folder", "require_place", "require_writable", "write_atomically"]
+__all__ = [
+    "all_names",
+    "new_folder",
+    "require_place",
+    "require_writable",
+    "scratch_folder",
+    "write_atomically",
+]
 
 Foreign: TypeAlias = Callable[[Path], Collection[str]]
 """Tells what a folder holds beside an older result; nothing, if it may be replaced."""
@@ -109,6 +116,21 @@ def new_folder(path: Path, foreign: Foreign = all_names) -> Iterator[Path]:
     """
     path = path.resolve()
     require_place(path, foreign)
+    with scratch_folder(path) as temporary:
+        yield temporary
+        require_place(path, foreign)  # Again: the work may have taken hours.
+        _put_in_place(temporary, path)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``path`` and named after it, which goes at the end.
+
+    What a killed process left behind goes, or comes back, the next time.
+
+    Raises:
+        InputError: The place cannot be written to.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
@@ -118,8 +140,6 @@ def new_folder(path: Path, foreign: Foreign = all_names) -> Iterator[Path]:
     try:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
-        require_place(path, foreign)  # Again: the work may have taken hours.
-        _put_in_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         _unlock(lock)

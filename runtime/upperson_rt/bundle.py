@@ -211,8 +211,8 @@ def read_manifest(root: Path) -> Manifest:
     if not file.is_file():
         problem = f"no {MANIFEST_FILE} in it" if root.is_dir() else "no such folder"
         raise InputError(
-            f"{root} is not a bundle ({problem}): name one with  --bundle FOLDER  or make one "
-            "with  upperson export  or, to try things out, with  upperson demo"
+            f"{root} is not a bundle ({problem}): expected a folder that  upperson export  has "
+            "made, or  upperson demo  to try things out"
         )
     try:
         text = file.read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.backends.cuda_driver import probe_cuda_driver
 from upperson_rt.backends.signal_stack import same_signal_stack
 from upperson_rt.bundle import Bundle
-from upperson_rt.errors import BackendError, UppersonError
+from upperson_rt.errors import BackendError, UppersonError, install_command
 from upperson_rt.gallery import Gallery
 from upperson_rt.installed import OPTIONAL, Check, failed, installed_checks, version_of
 
@@ -75,9 +75,7 @@ def _backends() -> list[Check]:
         Check("tensorrt", "ok", OPTIONAL) if find_spec("tensorrt") is None else _tensorrt()
     )
     if not any(find_spec(name) for name in ("onnxruntime", "openvino", "tensorrt")):
-        checks.append(
-            failed("backend", "none is installed", "pip install 'upperson-rt[cpu]' or [gpu]")
-        )
+        checks.append(failed("backend", "none is installed", f"{install_command('cpu')} or [gpu]"))
     return checks
 
 

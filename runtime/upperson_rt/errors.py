@@ -54,10 +54,24 @@ def missing_extra(package: str, extra: str, purpose: str) -> BackendError:
 
     Args:
         package: Import name of the missing package, for example ``"torch"``.
-        extra: The extra of the ``upperson`` distribution that brings it.
+        extra: The extra that brings it.
         purpose: What needed it, for example ``"training"``.
     """
     return BackendError(
         f"{purpose} needs the package '{package}', which is not installed: "
-        f"run  pip install 'upperson[{extra}]'"
+        f"run  {install_command(extra)}"
     )
+
+
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra to the distribution that is installed.
+
+    The slim ``upperson-rt`` and ``upperson`` hold the same files: only one may be installed.
+    """
+    from importlib import metadata
+
+    try:
+        metadata.distribution("upperson")
+    except metadata.PackageNotFoundError:
+        return f"pip install 'upperson-rt[{extra}]'"
+    return f"pip install 'upperson[{extra}]'"

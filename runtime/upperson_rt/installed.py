@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from upperson_rt.errors import BackendError
+from upperson_rt.errors import BackendError, install_command
 
 __all__ = ["OPTIONAL", "Check", "failed", "installed_checks", "version_of"]
 
@@ -135,9 +135,9 @@ def _opencv() -> Check:
     found = {name: version for name in _OPENCV if (version := version_of(name)) is not None}
     facts = {"distributions": found}
     if not found and find_spec("cv2") is None:
-        return Check("opencv", "ok", f"{OPTIONAL}: pip install 'upperson-rt[camera]'", facts=facts)
+        return Check("opencv", "ok", f"{OPTIONAL}: {install_command('camera')}", facts=facts)
     detail = ", ".join(f"{name} {version}" for name, version in found.items()) or "system package"
-    headless = "pip uninstall opencv-python, then  pip install 'upperson-rt[camera]'"
+    headless = f"pip uninstall opencv-python, then  {install_command('camera')}"
     problem = _import_problem("cv2")
     if problem is not None:
         return Check(
@@ -151,7 +151,7 @@ def _opencv() -> Check:
 
 def _optional(package: str, extra: str) -> Check:
     version = version_of(package)
-    detail = version or f"{OPTIONAL}: pip install 'upperson-rt[{extra}]'"
+    detail = version or f"{OPTIONAL}: {install_command(extra)}"
     return Check(package, "ok", detail, facts={"version": version})
 
 

@@ -33,7 +33,7 @@ def describe_machine() -> dict[str, Any]:
         "instruction_sets": None
         if flags is None
         else {flag: flag in flags for flag in (_ARM_SETS if _is_arm() else _X86_SETS)},
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "upperson": __version__,

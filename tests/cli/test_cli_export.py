@@ -17,6 +17,7 @@ from tests.helpers.fake_tensorrt import install_fake_tensorrt
 from tests.helpers.invoke import run, run_json, snapshot
 from upperson.cli.engines import build_engines
 from upperson.cli.progress import Display
+from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson_export import rtx_folder
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
@@ -340,6 +341,15 @@ def test_a_data_set_without_pictures_is_told(copied_run, work):
     assert result.exit_code == 3
     assert "empty" in one_line(result.stderr)
     assert {path.name for path in work.iterdir()} == {"run", "empty"}
+
+
+def test_a_split_that_shows_one_person_measures_nothing(copied_run, work):
+    spec = SyntheticSpec(look="street", train_ids=1, val_ids=0, test_ids=1, views=2)
+    write_dataset(work / "alone", spec)
+    result = run("export", copied_run, "--root", "alone")
+    assert result.exit_code == 3
+    assert "alone shows one person in its test split" in one_line(result.stderr)
+    assert {path.name for path in work.iterdir()} == {"run", "alone"}
 
 
 @pytest.mark.parametrize("package", ["onnxscript", "jinja2", "matplotlib"])

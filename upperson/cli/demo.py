@@ -2,8 +2,6 @@
 
 import json as json_module
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 QUESTION = "woman in red coat"
 SUMMARY = "summary.json"
 PEOPLE = "people"
-BUILDING = ".building-"
+BUILDING = "building"
 PARTS = ("run", "bundle", "gallery", "answer.png", "report.html", SUMMARY)
 """What the demo puts into its folder beside the people; the summary comes last."""
 
@@ -97,6 +95,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson.run import load_run
     from upperson.train import train
     from upperson_export.bundle import ExportOptions
+    from upperson_rt.atomic import scratch_folder
     from upperson_rt.bundle import open_encoder
     from upperson_rt.gallery import Gallery
     from upperson_rt.indexer import index_images
@@ -122,8 +121,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     )
     tokenizer = clip_tokenizer()
 
-    building = Path(tempfile.mkdtemp(prefix=BUILDING, dir=output))
-    try:
+    with scratch_folder(output / BUILDING) as building:
         with stage("zero_shot"):
             base = load_base(config.base, config.pretrained)
             plain = UPPerson(
@@ -187,8 +185,6 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
             (building / "report.html").write_text(html, "utf-8")
         (building / SUMMARY).write_text(json_module.dumps(summary, indent=2) + "\n", "utf-8")
         _put_in_place(building, output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return summary
 
 
@@ -215,7 +211,7 @@ def _require_own_folder(output: Path) -> None:
         return
     if not output.is_dir():
         raise InputError(f"{output} is a file: choose a folder with --output")
-    names = {path.name for path in output.iterdir() if not path.name.startswith(BUILDING)}
+    names = {path.name for path in output.iterdir() if not path.name.startswith(f".{BUILDING}.")}
     if SUMMARY in names:
         try:
             summary = json_module.loads((output / SUMMARY).read_text("utf-8"))

@@ -25,7 +25,11 @@ def evaluate(
     ],
     root: Annotated[
         Path | None,
-        typer.Option("--root", help="Folder of the data set.", show_default="the run's own"),
+        typer.Option(
+            "--root",
+            help="Folder of the data set; a bundle needs it.",
+            show_default="the run's own",
+        ),
     ] = None,
     dataset: Annotated[
         str | None,
@@ -61,10 +65,16 @@ def evaluate(
         if (target / MANIFEST_FILE).is_file():
             images = [record.image for record in records]
             captions = [caption for record in records for caption in record.captions]
-            for variant in read_manifest(target).variants:
-                encoder = Bundle.open(target, variant).encoder()
+            for variant, entry in read_manifest(target).variants.items():
+                bundle = Bundle.open(target, variant)
+                encoder = bundle.encoder()
                 image_GE = encoder.encode_images(images, progress=partial(display.update, variant))
                 found[variant] = both_directions(encoder.encode_texts(captions), image_GE, records)
+                if "fp16" in entry.precision and bundle.backend("image").device == "cpu":
+                    display.say(
+                        f"{variant}: computed in float32 here, as CPUs do; the report of the "
+                        "export has it with float16's range and rounding"
+                    )
         else:
             from upperson.data.vocabulary import clip_tokenizer
             from upperson.engine import choose_device

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -143,6 +144,7 @@ def export(
     from upperson.cli.progress import Display
     from upperson_calibration.estimators import ESTIMATORS
     from upperson_export.bundle import ExportOptions, foreign_to_bundle
+    from upperson_export.report import too_few_queries
     from upperson_export.serving import require_serving_place
     from upperson_rt.atomic import require_place
 
@@ -185,13 +187,15 @@ def export(
                 f"{name} is left out of the bundle: {row['reason']} (--max-r1-drop {max_r1_drop}); "
                 "calibrate with more images, or allow more"
             )
+    if warning := too_few_queries(report):
+        print_warning(warning)
     if json:
         print_json({"bundle": str(output), **report, "engines": engines, "serving": written})
         return
     _print_report(report)
     for line in (*engines.values(), *written.values()):
         typer.echo(line)
-    typer.echo(f"bundle {output}; next:  upperson-rt index -b {output} FOLDER")
+    typer.echo(f"bundle {output}; next:  upperson-rt index -b {quote(str(output))} FOLDER")
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -284,6 +288,11 @@ def export_run(
             raise InputError(
                 f"{root} has neither test nor val images: accuracy cannot be measured; pass "
                 "another --root, or --no-gate to export without"
+            )
+        if len({record.pid for record in splits[measured_on]}) < 2:
+            raise InputError(
+                f"{root} shows one person in its {measured_on} split: every ranking would be "
+                "right; pass another --root, or --no-gate to export without"
             )
         split = retrieval_split(splits[measured_on], f"{root.resolve().name}, {measured_on}")
     samples = _samples(

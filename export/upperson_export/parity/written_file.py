@@ -12,7 +12,7 @@ from torch import nn
 from upperson_rt.backends import open_backend
 from upperson_rt.canaries import Tower
 from upperson_rt.encoder import run_tower
-from upperson_rt.errors import IntegrityError
+from upperson_rt.errors import InputError, IntegrityError
 
 TOLERANCE = 1e-5
 """Largest absolute difference of unit-norm embeddings that still is rounding."""
@@ -45,12 +45,18 @@ def require_parity(
     """Run a plain tower and its ONNX file at batch 1, 2 and all, and insist on rounding error.
 
     Raises:
+        InputError: The tower itself gives values that are not finite.
         IntegrityError: Names the batch, the worst input and the tolerance that would pass.
     """
     backend = open_backend(path, "onnxruntime")
     worst = Difference(0.0, 1.0, 0)
     for batch in dict.fromkeys((1, 2, len(inputs))):
         expected = tower(torch.from_numpy(inputs[:batch])).numpy()
+        if not np.isfinite(expected).all():
+            raise InputError(
+                f"the {kind} tower embeds calibration samples to values that are not finite: the "
+                "training diverged, or the weights are damaged; export another run"
+            )
         found = compare(expected, run_tower(backend, kind, inputs[:batch]))
         if not found.max_abs <= TOLERANCE:
             raise IntegrityError(

@@ -4,7 +4,7 @@ import os
 from importlib.util import find_spec
 
 from upperson_rt.backends.base import Backend, BackendName
-from upperson_rt.errors import BackendError, UsageError
+from upperson_rt.errors import BackendError, UsageError, install_command
 
 __all__ = ["Backend", "BackendName", "auto_order", "open_backend"]
 
@@ -67,5 +67,5 @@ def _first_installed(device: str) -> str:
     extra = "gpu" if device.startswith("cuda") else "cpu"
     raise BackendError(
         f"no inference backend for the device '{device}' is installed (looked for "
-        f"{', '.join(order)}): run  pip install 'upperson-rt[{extra}]'"
+        f"{', '.join(order)}): run  {install_command(extra)}"
     )

@@ -113,6 +113,12 @@ class OpenVinoBackend:
                 f"OpenVINO {self.version} on '{device}' computes in {self.float_type}, not in the "
                 f"{float_type} asked for"
             )
+        self._inputs = len(compiled.inputs)
+        self._dtypes = {  # An input may have several names.
+            name: np.dtype(entry.get_element_type().to_dtype())
+            for entry in compiled.inputs
+            for name in entry.get_names()
+        }
         self._names = [output.get_any_name() for output in compiled.outputs]
 
     @property
@@ -122,11 +128,22 @@ class OpenVinoBackend:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph; see `Backend.run`."""
+        dtypes = {name: array.dtype for name, array in inputs.items()}
+        if len(dtypes) != self._inputs or not dtypes.items() <= self._dtypes.items():
+            expected, found = (
+                ", ".join(f"{name} {dtype}" for name, dtype in each.items()) or "nothing"
+                for each in (self._dtypes, dtypes)
+            )
+            raise BackendError(
+                f"OpenVINO {self.version} failed: the graph takes {expected}, found {found}"
+            )
         full = self._piece is not None and all(len(array) == PIECE for array in inputs.values())
         request = self._piece if full else self._any
         with self._lock:
             try:
-                request.infer({key: np.ascontiguousarray(a) for key, a in inputs.items()})
+                # On one thread `infer` swallows errors, and its output is that of the call before.
+                request.start_async({key: np.ascontiguousarray(a) for key, a in inputs.items()})
+                request.wait()
             except (RuntimeError, ValueError, TypeError) as error:
                 raise BackendError(f"OpenVINO {self.version} failed: {error}") from error
             return {name: np.array(request.get_tensor(name).data) for name in self._names}

@@ -16,7 +16,7 @@ from upperson_rt.bench.startup import Contender, Startup, measure_startup
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.canaries import Tower
 from upperson_rt.encoder import run_tower
-from upperson_rt.errors import BackendError, IntegrityError, UsageError
+from upperson_rt.errors import BackendError, IntegrityError, UsageError, install_command
 from upperson_rt.manifest import Manifest
 from upperson_rt.timing import Timing, time_in_turns
 from upperson_rt.tokenizer import Tokenizer
@@ -210,7 +210,7 @@ def _contenders(
     if not names:
         raise BackendError(
             f"no inference backend for the device '{device}' is installed: run "
-            " pip install 'upperson-rt[cpu]'"
+            f" {install_command('cpu')}"
         )
     return {
         f"{variant} on {backend}": Contender(

@@ -159,7 +159,7 @@ class Capture:
             self._end("ended")
 
     def _run_live(self) -> None:
-        wait_s = self._rules.first_wait_s
+        wait_s = 0.0
         for attempt in itertools.count():
             if attempt:
                 self.state = "reconnecting"
@@ -169,11 +169,9 @@ class Capture:
             delivered = self._read_live()
             if self._stop.is_set():
                 break
-            wait_s = (
-                self._rules.first_wait_s
-                if delivered
-                else min(wait_s * 2, self._rules.longest_wait_s)
-            )
+            if delivered:
+                wait_s = 0.0
+            wait_s = min(max(2 * wait_s, self._rules.first_wait_s), self._rules.longest_wait_s)
             self.state = "reconnecting"
             _log.warning(
                 "camera %s: %s; opening it again in %.1f s",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from upperson_rt.camera.ledger import BOUNDS_S, Durations
 from upperson_rt.camera.stats import PipelineStats
-from upperson_rt.errors import BackendError, InputError
+from upperson_rt.errors import InputError, missing_extra
 
 if TYPE_CHECKING:
     from upperson_rt.camera.pipeline import Pipeline
@@ -42,10 +42,7 @@ def _prometheus() -> Any:
         import prometheus_client
         import prometheus_client.core
     except ImportError as error:
-        raise BackendError(
-            "metrics need the package 'prometheus-client', which is not installed: run  "
-            "pip install 'upperson-rt[metrics]'"
-        ) from error
+        raise missing_extra("prometheus-client", "metrics", "publishing metrics") from error
     return prometheus_client
 
 

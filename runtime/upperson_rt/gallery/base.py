@@ -248,7 +248,9 @@ def check_prune(older_than: float | None, keep_newest: int | None) -> None:
         UsageError: Neither is given, or one is out of range.
     """
     if older_than is None and keep_newest is None:
-        raise UsageError("prune needs an age, a number of pictures to keep, or both")
+        raise UsageError(
+            "prune needs an age (--older-than), a number of pictures to keep (--keep), or both"
+        )
     if older_than is not None and not math.isfinite(older_than):
         raise UsageError(f"older_than must be a time in unix seconds, got {older_than}")
     if keep_newest is not None and keep_newest < 0:

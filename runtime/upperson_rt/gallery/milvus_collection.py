@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import upperson_rt
-from upperson_rt.errors import BackendError, InputError, IntegrityError, UppersonError
+from upperson_rt.errors import (
+    BackendError,
+    InputError,
+    IntegrityError,
+    UppersonError,
+    missing_extra,
+)
 from upperson_rt.gallery.milvus_location import TOKEN_VARIABLE, MilvusLocation
 from upperson_rt.gallery.milvus_rows import HASH_LENGTH, METADATA, MOST_ATTRIBUTES, TEXT_LIMIT
 
@@ -118,10 +124,7 @@ def connect(location: MilvusLocation, create: bool) -> Any:
 
         grpc = import_module("grpc")
     except ImportError as error:
-        raise BackendError(
-            "a gallery in Milvus needs the package 'pymilvus', which is not installed: run  "
-            "pip install 'upperson-rt[milvus]'"
-        ) from error
+        raise missing_extra("pymilvus", "milvus", "a gallery in Milvus") from error
     # Both write to standard error, with tracebacks, what they raise as well.
     for name in ("pymilvus", "milvus_lite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -47,6 +47,17 @@ def test_a_file_of_other_weights_fails_parity(tmp_path: Path) -> None:
         require_parity(fold_image_tower(toy_model(seed=2)), path, "image", pixels.numpy())
 
 
+def test_a_run_that_diverged_is_told_apart_from_an_export_that_went_wrong(tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (4, 48, 32, 3), dtype=torch.uint8)
+    model = toy_model()
+    with torch.no_grad():
+        model.image.blocks[0].mlp.c_fc.weight.mul_(1e30)  # Finite, and its products are not.
+    tower = fold_image_tower(model)
+    export_onnx(tower, "image", tmp_path / "image.onnx", example=pixels)
+    with pytest.raises(InputError, match=r"image tower embeds .* the training diverged"):
+        require_parity(tower, tmp_path / "image.onnx", "image", pixels.numpy())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(value: float) -> None:
     model = toy_model()

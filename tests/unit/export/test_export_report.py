@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from upperson_export.report import too_few_queries
 from upperson_export.report_rows import accuracy_rows, float_linear_rows, ladder_rows
 
 METRICS = {"R@1": 50.0, "R@5": 60.0, "R@10": 70.0, "mAP": 40.0, "mINP": 30.0}
@@ -75,3 +76,16 @@ def test_a_form_that_does_not_work_says_why() -> None:
 
 def test_linears_left_in_float_come_with_their_damage() -> None:
     assert float_linear_rows(report())[1:] == [["int8", "image", "fc1", "1.50", "2.00", "3.0e-04"]]
+
+
+def test_a_gate_finer_than_one_query_is_told() -> None:
+    def told(captions: int, allowed: float) -> str | None:
+        return too_few_queries({"split": {"captions": captions}, "max_r1_drop": allowed})
+
+    assert told(200, 0.5) is None
+    assert told(199, 0.5) == (
+        "one of the 199 queries is 0.50 points of R@1, more than the 0.5 allowed: forms pass or "
+        "fail by chance; measure on more queries"
+    )
+    assert told(1000, 0.0) is not None
+    assert too_few_queries({"split": None, "max_r1_drop": 0.5}) is None

@@ -69,7 +69,7 @@ def test_auto_takes_the_first_installed(text_tower, monkeypatch):
     assert auto_order("cuda:1") == ("tensorrt", "onnxruntime")
     assert open_backend(text_tower, threads=1).name == "onnxruntime"
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
-    with pytest.raises(BackendError, match=r"looked for onnxruntime, openvino.*upperson-rt\[cpu\]"):
+    with pytest.raises(BackendError, match=r"looked for onnxruntime, openvino.*upperson\[cpu\]"):
         open_backend(text_tower)
 
 

@@ -91,6 +91,19 @@ def test_a_live_source_is_opened_again_and_again(caplog):
     assert abs(watched.frames[-1][1] - time.time()) < 5
 
 
+def test_a_source_that_never_opens_is_tried_again_soon_and_then_less_often(caplog):
+    caplog.set_level("WARNING")
+
+    def opener(source, timeout_s):
+        raise InputError("nothing is there")
+
+    watched = Watched(LIVE, opener)
+    watched.until(lambda: watched.counts.count("reconnects") >= 4)
+    watched.stop()
+    waits = [record.wait_s for record in caplog.records if hasattr(record, "wait_s")]
+    assert waits[:4] == pytest.approx([0.02, 0.04, 0.08, 0.1])
+
+
 def test_a_stalled_stream_is_left_alone_and_opened_again():
     hang = threading.Event()
     opener = FakeOpener([FRAME, hang], [FRAME] * 3 + [hang])

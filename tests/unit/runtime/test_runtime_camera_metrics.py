@@ -115,5 +115,5 @@ def test_a_file_that_cannot_be_written_is_an_error_at_the_start_and_a_log_line_l
 
 def test_without_the_package_it_says_what_to_install(pipeline, monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(BackendError, match=r"pip install 'upperson-rt\[metrics\]'"):
+    with pytest.raises(BackendError, match=r"pip install 'upperson\[metrics\]'"):
         MetricsServer(pipeline, 0)

@@ -159,7 +159,7 @@ def test_packages_that_do_not_import_say_why(monkeypatch):
     assert found["opencv"].detail == (
         "opencv-python 4.14 does not import: libGL.so.1: cannot open shared object file"
     )
-    assert "upperson-rt[camera]" in found["opencv"].fix
+    assert "upperson[camera]" in found["opencv"].fix
 
 
 def test_optional_packages_say_how_to_get_them(monkeypatch):
@@ -171,7 +171,7 @@ def test_optional_packages_say_how_to_get_them(monkeypatch):
         ("prometheus-client", "metrics"),
     ):
         assert (found[name].status, found[name].facts.get("version")) == ("ok", None)
-        assert f"pip install 'upperson-rt[{extra}]'" in found[name].detail
+        assert f"pip install 'upperson[{extra}]'" in found[name].detail
     assert (found["faiss"].status, found["faiss"].fix) == ("warn", "pip install faiss-cpu")
 
     with_packages(monkeypatch, opencv_python="4.14", opencv_python_headless="4.13", pymilvus="3")

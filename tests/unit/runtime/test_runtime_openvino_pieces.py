@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from upperson_rt.backends import openvino as backend_module
 from upperson_rt.backends.openvino import PIECE, OpenVinoBackend
 from upperson_rt.encoder import run_tower
+from upperson_rt.errors import BackendError
 
 pytest.importorskip("openvino")
 
@@ -84,3 +85,28 @@ def test_captions_of_any_number_run_at_once(text_tower):
 def test_many_threads_get_all_pictures_at_once(image_tower, monkeypatch):
     monkeypatch.setattr(backend_module, "_FEW_THREADS", 0)
     assert OpenVinoBackend(image_tower, threads=1).max_batch is None
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [3, PIECE])
+def test_a_failed_run_is_an_error_and_not_the_result_of_the_run_before(image_tower, threads, count):
+    backend = OpenVinoBackend(image_tower, threads=threads)
+    right = {"image": np.zeros((count, *SIZE), np.uint8)}
+    backend.run(right)
+    with pytest.raises(BackendError, match=r"OpenVINO .* failed"):
+        backend.run({"image": np.zeros((count, 9, 9, 3), np.uint8)})
+    np.testing.assert_array_equal(backend.run(right)["image_embeds"], 0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        ({}, "found nothing"),
+        ({"image": np.zeros((1, *SIZE), np.float32)}, "found image float32"),
+        ({"pixels": np.zeros((1, *SIZE), np.uint8)}, "found pixels uint8"),
+    ],
+)
+def test_inputs_of_another_name_or_type_are_refused(image_tower, inputs, found):
+    backend = OpenVinoBackend(image_tower, threads=1)
+    with pytest.raises(BackendError, match=f"the graph takes image uint8, {found}"):
+        backend.run(inputs)
