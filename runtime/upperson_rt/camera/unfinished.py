@@ -39,7 +39,7 @@ class Unfinished:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             while True:
                 self._file = self._path.open("wb", buffering=0)
-                lock_until_closed(self._file.fileno())
+                lock_until_closed(self._file.fileno(), wait=True)
                 if self._path.exists():
                     break
                 self._file.close()  # Another process swept it before it was locked.

@@ -114,7 +114,7 @@ def test_a_note_that_is_swept_before_it_is_locked_is_made_again(gallery, monkeyp
     path = gallery.crops_dir / ".unfinished-mine.json"
     locked = []
 
-    def lock(handle):
+    def lock(handle, *, wait=False):
         if not locked:  # As a process does that found it between its making and its locking.
             path.unlink()
         locked.append(handle)
