@@ -93,18 +93,20 @@ def test_peaks_are_the_best_run_of_any_shape() -> None:
         ("fp32", (2, 3, 50)): Timing(seconds=[20.0], cpu_seconds=[20.0]),
         ("bf16", (2, 3, 5)): Timing(seconds=[0.5], cpu_seconds=[0.5]),
     }
-    flop = 2 * 2 * 3 * 5 * gemm.REPEATS
-    assert gemm.peaks(timings) == {
-        "fp32": {"flops": flop, "cpu_flops": flop / 2},
-        "bf16": {"flops": flop * 2, "cpu_flops": flop * 2},
+    flop = 20 * (2 * 2 * 3 * 5)  # Of twenty small products, or of two large ones.
+    assert gemm.peaks(timings, flop) == {
+        "fp32": {"flops": flop, "cpu_flops": flop / 4, "p50_flops": flop / 1.5},
+        "bf16": {"flops": flop * 2, "cpu_flops": flop * 2, "p50_flops": flop * 2},
     }
 
 
 def test_equal_shapes_of_products_run_once() -> None:
-    runs = gemm.gemm_contenders(4, [(8, 8), (8, 8), (8, 16)])
+    runs = gemm.gemm_contenders(4, [(8, 8), (8, 8), (8, 16)], 4096)
     assert list(runs) == [
         (kind, (4, 8, outputs)) for outputs in (8, 16) for kind in ("fp32", "bf16")
     ]
+    repeats = {shape: run.args[2] for (_, shape), run in runs.items()}
+    assert repeats == {(4, 8, 8): 8, (4, 8, 16): 4}, "all do the same work"
     for product in runs.values():
         product()
 

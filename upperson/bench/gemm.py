@@ -11,22 +11,21 @@ from torch import Tensor
 
 from upperson_rt.timing import Timing
 
-REPEATS = 4
-"""Products in a run: the first one may find its operands pushed out of the cache."""
-
 FLOAT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Shape = tuple[int, int, int]
 
 
 def gemm_contenders(
-    rows: int, linears: Iterable[tuple[int, int]]
+    rows: int, linears: Iterable[tuple[int, int]], flop: int
 ) -> dict[tuple[str, Shape], Callable[[], object]]:
-    """Return runs of ``REPEATS`` products by (float type, (M, K, N)).
+    """Return runs of products by (float type, (M, K, N)).
 
     Args:
         rows: M.
         linears: Inputs and outputs of the Linears of a block; equal ones count once.
+        flop: What a run comes to, about: as much as that of the tower it is compared with. A short
+            run catches bursts of the clock that no tower could hold.
     """
     generator = torch.Generator().manual_seed(0)
     runs: dict[tuple[str, Shape], Callable[[], object]] = {}
@@ -34,25 +33,47 @@ def gemm_contenders(
         x_MK = torch.randn(rows, inputs, generator=generator)
         weight_NK = torch.randn(outputs, inputs, generator=generator)
         for name, dtype in FLOAT_TYPES.items():
-            runs[name, (rows, inputs, outputs)] = partial(
-                _multiply, x_MK.to(dtype), weight_NK.to(dtype)
+            shape = (rows, inputs, outputs)
+            runs[name, shape] = partial(
+                _multiply, x_MK.to(dtype), weight_NK.to(dtype), _repeats(shape, flop)
             )
     return runs
 
 
-def peaks(timings: Mapping[tuple[str, Shape], Timing]) -> dict[str, dict[str, float]]:
-    """Return the best FLOP a second of any run, by float type: of wall time, of processor time."""
+def peaks(timings: Mapping[tuple[str, Shape], Timing], flop: int) -> dict[str, dict[str, float]]:
+    """Return the most FLOP a second by float type.
+
+    ``flops`` and ``cpu_flops`` are of the best run of any shape, by wall and by processor time;
+    ``p50_flops`` of the median run of the best shape.
+
+    Args:
+        timings: Of the contenders.
+        flop: As for `gemm_contenders`.
+    """
     best: dict[str, dict[str, float]] = {
-        name: {"flops": 0.0, "cpu_flops": 0.0} for name in FLOAT_TYPES
+        name: {"flops": 0.0, "cpu_flops": 0.0, "p50_flops": 0.0} for name in FLOAT_TYPES
     }
-    for (name, (m, k, n)), timing in timings.items():
-        flop = 2 * m * k * n * REPEATS
-        for key, seconds in (("flops", timing.seconds), ("cpu_flops", timing.cpu_seconds)):
-            best[name][key] = max(best[name][key], flop / min(seconds))
+    for (name, shape), timing in timings.items():
+        done = _flop(shape) * _repeats(shape, flop)
+        for key, seconds in (
+            ("flops", min(timing.seconds)),
+            ("cpu_flops", min(timing.cpu_seconds)),
+            ("p50_flops", timing.median_s),
+        ):
+            best[name][key] = max(best[name][key], done / seconds)
     return best
 
 
+def _flop(shape: Shape) -> int:
+    m, k, n = shape
+    return 2 * m * k * n
+
+
+def _repeats(shape: Shape, flop: int) -> int:
+    return max(1, round(flop / _flop(shape)))
+
+
 @torch.inference_mode()
-def _multiply(x_MK: Tensor, weight_NK: Tensor) -> None:
-    for _ in range(REPEATS):
+def _multiply(x_MK: Tensor, weight_NK: Tensor, repeats: int) -> None:
+    for _ in range(repeats):
         torch.nn.functional.linear(x_MK, weight_NK)

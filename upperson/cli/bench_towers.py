@@ -33,8 +33,9 @@ def towers(
     A model with random weights is folded, exported and quantized as `upperson export` does it, and
     embeds rendered people and random captions of 20 to 30 tokens. Contenders take turns in one
     process, and must give equal embeddings. Matrix products of a block's shapes run in the same
-    turns: the best run of any is the peak, and shares are what the best run of a contender achieves
-    of it. int8 may exceed that of bf16, since its own is twice as high.
+    turns, as many as come to the work of the tower: the best run of any is the peak, and shares are
+    what the best run of a contender achieves of it. int8 may exceed that of bf16, since its own is
+    twice as high.
 
     Example: `upperson bench towers --threads 1`
     """

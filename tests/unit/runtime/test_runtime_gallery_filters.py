@@ -209,7 +209,7 @@ def test_pruning(aged, arguments, left):
 
 def test_pruning_needs_to_know_what(aged):
     for arguments, message in (
-        ({}, "needs an age \(--older-than\), a number"),
+        ({}, r"needs an age \(--older-than\), a number"),
         ({"keep_newest": -1}, "must not be negative"),
         ({"older_than": math.nan}, "must be a time"),
     ):
