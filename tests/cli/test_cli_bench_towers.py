@@ -53,6 +53,7 @@ def test_every_contender_agrees_and_is_measured(printed: Any) -> None:
             low = "int8" in name or "bf16" in name
             assert row["min_cosine"] >= (0.99 if low else 0.9999), name
             assert row["gemm_share"] > 0
+            assert row["own_share"] > 0
         # int8 that equals float32 to the last bits would not have been quantized.
         assert rows[ORT_INT8]["min_cosine"] < rows[ORT_FP32]["min_cosine"]
     assert text[ORT_FP32]["gflop_per_item"] < text[ORT_FP32 + PADDED]["gflop_per_item"]
@@ -123,3 +124,12 @@ def test_what_cannot_be_built_is_a_usage_error(arguments: tuple[str, ...], messa
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+
+
+def test_own_products_are_those_of_every_linear_in_order() -> None:
+    weights = [torch.zeros(24, 8), torch.zeros(8, 8), torch.zeros(32, 8), torch.zeros(8, 32)] * 2
+    run, flop = gemm.own_products(5, weights)
+    assert flop == 2 * 5 * 2 * (24 * 8 + 8 * 8 + 2 * 32 * 8)
+    assert [tuple(weight.shape) for _, weight in run.args[0]] == [tuple(w.shape) for w in weights]
+    assert {x.dtype for x, _ in run.args[0]} == {torch.bfloat16}
+    run()

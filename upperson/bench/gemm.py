@@ -64,6 +64,23 @@ def peaks(timings: Mapping[tuple[str, Shape], Timing], flop: int) -> dict[str, d
     return best
 
 
+def own_products(rows: int, weights: Iterable[Tensor]) -> tuple[Callable[[], object], int]:
+    """Return a run of a tower's own products in bf16, one after another, and its FLOP.
+
+    Unlike one product again and again, each meets a weight that is not in the cache.
+
+    Args:
+        rows: M.
+        weights: [N, K] of every Linear, in the order in which the tower has them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights_NK = [weight.detach().to(torch.bfloat16) for weight in weights]
+    widths = {weight.shape[1] for weight in weights_NK}
+    x_MK = {k: torch.randn(rows, k, generator=generator).to(torch.bfloat16) for k in widths}
+    pairs = [(x_MK[weight.shape[1]], weight) for weight in weights_NK]
+    return partial(_multiply_all, pairs), sum(2 * rows * weight.numel() for weight in weights_NK)
+
+
 def _flop(shape: Shape) -> int:
     m, k, n = shape
     return 2 * m * k * n
@@ -76,4 +93,10 @@ def _repeats(shape: Shape, flop: int) -> int:
 @torch.inference_mode()
 def _multiply(x_MK: Tensor, weight_NK: Tensor, repeats: int) -> None:
     for _ in range(repeats):
+        torch.nn.functional.linear(x_MK, weight_NK)
+
+
+@torch.inference_mode()
+def _multiply_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for x_MK, weight_NK in pairs:
         torch.nn.functional.linear(x_MK, weight_NK)

@@ -6,7 +6,7 @@ Matrix products of the tower's own shapes run in the same turns; they say what t
 Shapes: N batch, H image height, W image width, L tokens, E embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from upperson.bench import literal
-from upperson.bench.gemm import gemm_contenders, peaks
+from upperson.bench.gemm import gemm_contenders, own_products, peaks
 from upperson.bench.training_step import StepSpec, random_base, random_batch, random_model
 from upperson.data.synthetic import SyntheticSpec, iter_samples
 from upperson.data.transforms import evaluation_transform
@@ -41,6 +41,7 @@ OPENVINO_FP32 = "OpenVINO fp32"
 OPENVINO_INT8 = "OpenVINO int8"
 WITH_BF16 = ", floats bf16"
 PADDED = ", padded"
+OWN_PRODUCTS = "own products"
 
 FASTEST_INT8 = (OPENVINO_INT8 + WITH_BF16, OPENVINO_INT8, ORT_INT8)
 """What the runtime's fastest backend makes of int8: the first of these that took part."""
@@ -89,6 +90,9 @@ class TowerBench:
     """The lowest of the batch."""
     peaks: dict[str, dict[str, float]]
     """See :func:`upperson.bench.gemm.peaks`."""
+    own: Timing
+    """Of :func:`upperson.bench.gemm.own_products`."""
+    own_flop: int
     batch_size: int
 
 
@@ -151,7 +155,7 @@ def bench_image_tower(
     rows = len(pixels) * len(model.image.positional_embedding)
     return _measure(
         {name: _contender(name, run, flop) for name, run in runs.items()},
-        model.image.blocks[0],
+        model.image.blocks,
         rows,
         flop * len(pixels),
         len(pixels),
@@ -198,7 +202,7 @@ def bench_text_tower(
         contenders[name + PADDED] = _contender(name, long, padded_flop)
     return _measure(
         contenders,
-        model.text.blocks[0],
+        model.text.blocks,
         input_ids.size,
         flop * len(input_ids),
         len(input_ids),
@@ -212,9 +216,9 @@ def as_dict(found: TowerBench) -> dict[str, Any]:
     """Return a tower's measurements as plain values.
 
     A contender's ``gemm_share`` is what its best run achieves of the best run of bf16 products;
-    ``p50_gemm_share`` compares median runs.
-    ``padded_ratio`` is how much faster it is than on padded captions. Keys with ``cpu_`` are by
-    processor time.
+    ``p50_gemm_share`` compares median runs, and ``own_share`` does so with the tower's own products
+    in bf16, one after another. ``padded_ratio`` is how much faster it is than on padded captions.
+    Keys with ``cpu_`` are by processor time.
     """
     literal_timing = found.timings[LITERAL]
     rows = {}
@@ -229,6 +233,7 @@ def as_dict(found: TowerBench) -> dict[str, Any]:
             "gemm_share": flop / min(timing.seconds) / bf16["flops"],
             "cpu_gemm_share": flop / min(timing.cpu_seconds) / bf16["cpu_flops"],
             "p50_gemm_share": flop / timing.median_s / bf16["p50_flops"],
+            "own_share": flop / timing.median_s / (found.own_flop / found.own.median_s),
             "min_cosine": found.cosines[name],
             "seconds": list(timing.seconds),
             "cpu_seconds": list(timing.cpu_seconds),
@@ -238,7 +243,8 @@ def as_dict(found: TowerBench) -> dict[str, Any]:
         if long is not None:
             row["padded_ratio"] = long.median_s / found.timings[name].median_s
             row["cpu_padded_ratio"] = long.median_cpu_s / found.timings[name].median_cpu_s
-    return {"peaks": found.peaks, "contenders": rows}
+    own = {**found.own.as_dict(found.batch_size), "flops": found.own_flop / found.own.median_s}
+    return {"peaks": found.peaks, "own_products": own, "contenders": rows}
 
 
 def _samples(spec: StepSpec, seed: int) -> dict[Tower, NDArray[Any]]:
@@ -310,7 +316,7 @@ def _flop(tower: nn.Module, item: NDArray[Any]) -> int:
 
 def _measure(
     contenders: dict[str, Contender],
-    block: Any,
+    blocks: Iterable[Any],
     rows: int,
     flop: int,
     batch_size: int,
@@ -324,15 +330,17 @@ def _measure(
         name: _min_cosine(name, found, embeds[LITERAL], contenders[name].min_cosine)
         for name, found in embeds.items()
     }
-    weights = (block.attn.in_proj_weight, block.mlp.c_fc.weight, block.mlp.c_proj.weight)
+    weights = [weight for block in blocks for weight in _weights(block)]
     gemm = gemm_contenders(
         max(rows, ENOUGH_ROWS), ((weight.shape[1], weight.shape[0]) for weight in weights), flop
     )
+    own, own_flop = own_products(rows, weights)
     everyone: dict[Any, Callable[[], object]] = {
         **{name: contender.run for name, contender in contenders.items()},
         **gemm,
+        OWN_PRODUCTS: own,
     }
-    timings = time_in_turns(
+    timings: dict[Any, Timing] = time_in_turns(
         everyone,
         warmup=warmup,
         rounds=rounds,
@@ -343,8 +351,16 @@ def _measure(
         contenders=contenders,
         cosines=cosines,
         peaks=peaks({key: timings[key] for key in gemm}, flop),
+        own=timings[OWN_PRODUCTS],
+        own_flop=own_flop,
         batch_size=batch_size,
     )
+
+
+def _weights(block: Any) -> Iterator[Tensor]:
+    """Yield those of the block's Linears, in order."""
+    yield from (block.attn.in_proj_weight, block.attn.out_proj.weight)
+    yield from (block.mlp.c_fc.weight, block.mlp.c_proj.weight)
 
 
 def _min_cosine(
