@@ -1,7 +1,7 @@
 """What real CLIP weights do to INT8, and what the ladder makes of it.
 
 Outlier channels are put into a trained model so that float32 computes the same. What was measured
-is printed (``make test ARGS="-s -k parity_stress"``).
+is printed (``make test ARGS="-s -n 0 -k parity_stress"``).
 """
 
 from pathlib import Path
