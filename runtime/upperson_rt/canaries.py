@@ -124,14 +124,15 @@ def check_tower(
     singles = [inputs[i : i + 1] for i in range(len(inputs))]
     if tower == "text":
         singles = [ids[:, : int(np.flatnonzero(ids[0]).max(initial=0)) + 1] for ids in singles]
-    large = max(len(inputs), _LARGE)
-    rows = {size: np.arange(size) % len(inputs) for size in (_ODD, large)}
+    order = np.arange(max(len(inputs), _LARGE)) % len(inputs)
+    batched = (order[:_ODD], order)
+    cases = [
+        (1, singles, golden),
+        *((len(rows), [inputs[rows]], golden[rows]) for rows in batched),
+    ]
     # A tower may answer right alone and wrong in a batch: a shape was frozen, a kernel is broken.
     checks = []
-    for batch_size, batches in {
-        1: singles,
-        **{size: [inputs[chosen]] for size, chosen in rows.items()},
-    }.items():
+    for batch_size, batches, expected in cases:
         found = [embed(batch) for batch in batches]
         where = f"{subject}, {tower} tower at batch {batch_size}"
         shapes = [(len(batch), golden.shape[1]) for batch in batches]
@@ -139,7 +140,6 @@ def check_tower(
             raise IntegrityError(
                 f"{where}: expected embeddings of shape {shapes[0]}, found {found[0].shape}"
             )
-        expected = golden[rows[batch_size]] if batch_size in rows else golden
         lowest = _compare(np.concatenate(found), expected, min_cosine, where)
         checks.append(CanaryCheck(tower, batch_size, lowest))
     return checks

@@ -34,9 +34,8 @@ def gemm_contenders(
         weight_NK = torch.randn(outputs, inputs, generator=generator)
         for name, dtype in FLOAT_TYPES.items():
             shape = (rows, inputs, outputs)
-            runs[name, shape] = partial(
-                _multiply, x_MK.to(dtype), weight_NK.to(dtype), _repeats(shape, flop)
-            )
+            pair = (x_MK.to(dtype), weight_NK.to(dtype))
+            runs[name, shape] = partial(_multiply, [pair] * _repeats(shape, flop))
     return runs
 
 
@@ -78,7 +77,7 @@ def own_products(rows: int, weights: Iterable[Tensor]) -> tuple[Callable[[], obj
     widths = {weight.shape[1] for weight in weights_NK}
     x_MK = {k: torch.randn(rows, k, generator=generator).to(torch.bfloat16) for k in widths}
     pairs = [(x_MK[weight.shape[1]], weight) for weight in weights_NK]
-    return partial(_multiply_all, pairs), sum(2 * rows * weight.numel() for weight in weights_NK)
+    return partial(_multiply, pairs), sum(2 * rows * weight.numel() for weight in weights_NK)
 
 
 def _flop(shape: Shape) -> int:
@@ -91,12 +90,6 @@ def _repeats(shape: Shape, flop: int) -> int:
 
 
 @torch.inference_mode()
-def _multiply(x_MK: Tensor, weight_NK: Tensor, repeats: int) -> None:
-    for _ in range(repeats):
-        torch.nn.functional.linear(x_MK, weight_NK)
-
-
-@torch.inference_mode()
-def _multiply_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+def _multiply(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     for x_MK, weight_NK in pairs:
         torch.nn.functional.linear(x_MK, weight_NK)

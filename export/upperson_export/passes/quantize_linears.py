@@ -8,6 +8,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from upperson_calibration.estimators import LEVELS
+from upperson_export.passes.initializers import constant
 from upperson_rt.errors import InputError
 
 _ROW_SELECTION = ("Slice", "Gather", "GatherElements")
@@ -46,8 +47,8 @@ class QuantizeLinears(ir.passes.InPlacePass):
             source = _whole_tensor(x)
             scale = _half_at_least(np.asarray(self._amax_of(source) / LEVELS))
             parameters = [
-                _constant(graph, f"{source.name}.scale", scale),
-                _constant(graph, "zero_point", np.zeros((), np.int8)),
+                constant(graph, f"{source.name}.scale", scale),
+                constant(graph, "zero_point", np.zeros((), np.int8)),
             ]
             if x not in quantized:
                 quantize = ir.node(
@@ -98,9 +99,9 @@ def _quantized_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.Va
     dequantize = ir.node(
         "DequantizeLinear",
         [
-            _constant(graph, f"{weight.name}.int8", int8_IO),
-            _constant(graph, f"{weight.name}.scale", scale_O),
-            _constant(graph, f"zero_point.{len(scale_O)}", np.zeros(len(scale_O), np.int8)),
+            constant(graph, f"{weight.name}.int8", int8_IO),
+            constant(graph, f"{weight.name}.scale", scale_O),
+            constant(graph, f"zero_point.{len(scale_O)}", np.zeros(len(scale_O), np.int8)),
         ],
         {"axis": 1},
         name=f"{weight.name}/DequantizeLinear",
@@ -115,13 +116,6 @@ def _half_at_least(scale: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     above = np.nextafter(half, np.float16(np.inf))
     rounded: npt.NDArray[np.float32] = np.where(half < scale, above, half).astype(np.float32)
     return rounded
-
-
-def _constant(graph: ir.Graph, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-    """Return the initializer of that name, made if it is not there."""
-    if name not in graph.initializers:
-        graph.register_initializer(ir.val(name, const_value=ir.tensor(array, name=name)))
-    return graph.initializers[name]
 
 
 def _result(node: ir.Node, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:

@@ -3,6 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
+from upperson_export.passes.initializers import constant
+
 _PERM = (0, 2, 1, 3)
 """[N, L, heads, d] to [N, heads, L, d]."""
 
@@ -59,8 +61,8 @@ def _rearrange(graph: ir.Graph, split: ir.Node, chains: list[tuple[ir.Node, ir.N
     old_reshape, old_transpose = chains[0]
     heads, width = _heads(old_reshape.outputs[0]) or (0, 0)
     module = str(split.name).removesuffix("/Split")
-    sizes = [0, 0, len(chains), heads, width]  # 0 keeps N and L.
-    reshape = ir.node("Reshape", [split.inputs[0], _constant(graph, f"{module}.heads", sizes)])
+    sizes = np.array([0, 0, len(chains), heads, width], np.int64)  # 0 keeps N and L.
+    reshape = ir.node("Reshape", [split.inputs[0], constant(graph, f"{module}.heads", sizes)])
     transpose = ir.node("Transpose", [reshape.outputs[0]], {"perm": list(_PACKED_PERM)})
     parts = ir.node(
         "Split",
@@ -73,7 +75,7 @@ def _rearrange(graph: ir.Graph, split: ir.Node, chains: list[tuple[ir.Node, ir.N
         for value, replaced in zip(node.outputs, old.outputs, strict=True):
             value.name, value.type = replaced.name, replaced.type
     graph.insert_before(split, [reshape, transpose, parts])
-    first_axis = _constant(graph, "first_axis", [0])
+    first_axis = constant(graph, "first_axis", np.zeros(1, np.int64))
     for number, ((_, transposed), part) in enumerate(zip(chains, parts.outputs, strict=True)):
         squeeze = ir.node("Squeeze", [part, first_axis], name=f"{module}/Squeeze_{number}")
         value, replaced = squeeze.outputs[0], transposed.outputs[0]
@@ -81,11 +83,3 @@ def _rearrange(graph: ir.Graph, split: ir.Node, chains: list[tuple[ir.Node, ir.N
         graph.insert_before(split, squeeze)
         replaced.replace_all_uses_with(value)
     graph.remove([node for chain in chains for node in chain] + [split], safe=True)
-
-
-def _constant(graph: ir.Graph, name: str, values: list[int]) -> ir.Value:
-    """Return the initializer of that name, made if it is not there."""
-    if name not in graph.initializers:
-        tensor = ir.tensor(np.array(values, np.int64), name=name)
-        graph.register_initializer(ir.val(name, const_value=tensor))
-    return graph.initializers[name]

@@ -8,7 +8,7 @@ from typing import Any
 
 from upperson_rt.errors import BackendError
 
-__all__ = ["run_module"]
+__all__ = ["run_module", "run_python"]
 
 
 def run_module(name: str, *arguments: str) -> dict[str, Any]:
@@ -17,9 +17,27 @@ def run_module(name: str, *arguments: str) -> dict[str, Any]:
     Raises:
         BackendError: The process ends with an error.
     """
+    found: dict[str, Any] = json.loads(run_python("-m", name, *arguments))
+    return found
+
+
+def run_python(*arguments: str, called: str = "its process") -> str:
+    """Run Python with what this process can import, and return what it prints.
+
+    Queries of that process are not logged: nobody asked them.
+
+    Args:
+        arguments: Of Python.
+        called: What the process is called in an error.
+
+    Raises:
+        BackendError: The process ends with an error.
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment.pop("UPPERSON_QUERY_LOG", None)
     done = subprocess.run(
-        [sys.executable, "-m", name, *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        [sys.executable, *arguments],
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -27,6 +45,5 @@ def run_module(name: str, *arguments: str) -> dict[str, Any]:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise BackendError(f"its process ended with code {done.returncode}: {last}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+        raise BackendError(f"{called} ended with code {done.returncode}: {last}")
+    return done.stdout

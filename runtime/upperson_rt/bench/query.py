@@ -1,15 +1,13 @@
 """What a query costs: a fresh process up to its printed table, and one in a running process."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from upperson_rt.bench.fresh_process import run_python
 from upperson_rt.bundle import Bundle
-from upperson_rt.errors import BackendError
 from upperson_rt.gallery import Gallery
 from upperson_rt.retriever import Retriever
 from upperson_rt.timing import Timing, time_in_turns
@@ -137,16 +135,4 @@ def _children_cpu_s() -> float:
 
 
 def _run(code: str, *arguments: str) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    environment.pop("UPPERSON_QUERY_LOG", None)  # Nobody asked these.
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise BackendError(f"a process ended with code {done.returncode}: {last}")
+    run_python("-c", code, *arguments, called="a process")

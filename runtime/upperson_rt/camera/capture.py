@@ -207,13 +207,16 @@ class Capture:
             if self._stop.is_set():
                 thread.join(_STEP_S * 5)
             else:
-                self._count("stalls")
-                self.error = f"no picture for {self._rules.stall_s:g} s"
+                self._note_stall()
+        elif session.stalled:
+            self._note_stall()
         elif session.error is not None:
             self.error = session.error
-            if session.stalled:
-                self._count("stalls")
         return session.frames > 0
+
+    def _note_stall(self) -> None:
+        self._count("stalls")
+        self.error = f"no picture for {self._rules.stall_s:g} s"
 
     def _read(self, session: "_Session") -> None:
         try:
@@ -235,11 +238,7 @@ class Capture:
                         # OpenCV gives up a stream that hangs about when we would, and does not say.
                         silent_s = time.monotonic() - session.alive
                         session.stalled = silent_s >= _STALLED * self._rules.stall_s
-                        session.error = (
-                            f"no picture for {self._rules.stall_s:g} s"
-                            if session.stalled
-                            else "the stream ended"
-                        )
+                        session.error = "the stream ended"
                         return
                     if session.frames == 0:
                         self.state, self.error = "running", None

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from upperson.data.synthetic.people import Person, sample_people
 from upperson.data.synthetic.pose import Pose
 from upperson.data.synthetic.render import OVERSAMPLING, draw_body, light_body
 from upperson.data.synthetic.sampling import between, chance
-from upperson_rt.atomic import write_atomically
+from upperson_rt.atomic import scratch_folder, write_atomically
 from upperson_rt.errors import InputError, UsageError, missing_extra
 
 _STEPS = 12
@@ -131,16 +130,11 @@ def write_video(
     background = _background(spec, rng)
     people = sample_people(spec.people, rng, distractors=0.0)
     walks = sorted((_walk(person, spec, rng) for person in people), key=lambda walk: walk.feet)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    name = os.path.join(folder.name, path.name)
     boxes: list[list[dict[str, Any]]] = []
-    try:
+    with scratch_folder(path) as folder:
+        unfinished = folder / path.name
         codec = cv2.VideoWriter.fourcc(*"MJPG")
-        writer = cv2.VideoWriter(name, codec, spec.fps, (spec.width, spec.height))
+        writer = cv2.VideoWriter(str(unfinished), codec, spec.fps, (spec.width, spec.height))
         if not writer.isOpened():
             raise InputError(f"cannot write {path}: OpenCV does not open it as Motion JPEG")
         for index in range(spec.frames):
@@ -151,12 +145,11 @@ def write_video(
                 progress(index + 1, spec.frames)
         writer.release()
         truth = _truth(path, spec, walks, boxes)
-        os.replace(name, path)
+        try:
+            os.replace(unfinished, path)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
         write_atomically(path.with_suffix(".json"), json.dumps(truth) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        folder.cleanup()
     return truth
 
 
