@@ -1,4 +1,4 @@
-"""What is Milvus's own; what all galleries promise is in test_runtime_gallery_contract.py."""
+"""What is Milvus's own; what all galleries promise is in test_gallery_contract.py."""
 
 import json
 import socket
