@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from upperson_rt.atomic import write_atomically
 from upperson_rt.errors import IntegrityError
+from upperson_rt.files import write_atomically
 
 KEPT = 2
 

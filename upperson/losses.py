@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upperson_rt._strict_json import suggestion
 from upperson_rt.errors import UsageError
+from upperson_rt.strict import suggestion
 
 LOSSES = ("sdm", "itc", "cmpm", "id")
 

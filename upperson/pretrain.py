@@ -29,7 +29,7 @@ from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.base import SMALL, build_clip
 from upperson.model.block import PLAIN_CLIP
 from upperson.model.encoder import UPPerson
-from upperson_rt.atomic import write_atomically
+from upperson_rt.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

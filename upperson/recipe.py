@@ -17,8 +17,8 @@ import yaml
 
 from upperson.config import TrainConfig
 from upperson.model.base import SMALL
-from upperson_rt._strict_json import suggestion
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.strict import suggestion
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -12,7 +12,6 @@ A run is a few megabytes; the frozen base is found again by name or file and che
 """
 
 import csv
-import fcntl
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -34,9 +33,10 @@ from upperson.model.encoder import UPPerson
 from upperson.model_card import model_card
 from upperson.plan import count_split
 from upperson.recipe import read_config
-from upperson_rt._strict_json import StrictObject
-from upperson_rt.atomic import write_atomically
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.files import write_atomically
+from upperson_rt.locks import lock_until_closed
+from upperson_rt.strict import StrictObject
 
 CONFIG = "config.yaml"
 ADAPTER = "adapter.safetensors"
@@ -113,7 +113,7 @@ class RunWriter:
         """Take the configuration's lock, which goes with this process: one writer a run."""
         self._locked = (self._path / CONFIG).open("rb")
         try:
-            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_until_closed(self._locked.fileno())
         except BlockingIOError as error:
             raise InputError(f"{self._path} is being written by another process") from error
 

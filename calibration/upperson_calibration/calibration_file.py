@@ -19,9 +19,9 @@ from upperson_calibration.estimators import ESTIMATORS, Estimator
 from upperson_calibration.samples import CalibrationSet
 from upperson_calibration.sensitivity import LayerDamage
 from upperson_calibration.smoothing import Smoothing
-from upperson_rt._strict_json import StrictObject, suggestion
-from upperson_rt.atomic import write_atomically
 from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.files import write_atomically
+from upperson_rt.strict import StrictObject, suggestion
 
 SCHEMA_VERSION = 2
 

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from upperson_calibration.coverage import cover, image_features
-from upperson_calibration.padding import token_lengths
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import load_image, resize_image
-from upperson_rt.tokenizer import Tokenizer
+from upperson_rt.tokenizer import Tokenizer, token_lengths
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) pictures."""

@@ -23,9 +23,9 @@ from upperson_calibration.block_linears import BlockLinear, block_linears, weigh
 from upperson_calibration.estimators import LEVELS
 from upperson_calibration.rounding import round_weight
 from upperson_calibration.session import batches, open_session
-from upperson_rt.canaries import Tower
 from upperson_rt.errors import InputError
 from upperson_rt.metrics import TOP_K
+from upperson_rt.towers import Tower
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) Linears."""

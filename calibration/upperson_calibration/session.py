@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from upperson_calibration.padding import token_lengths
+from upperson_rt.tokenizer import token_lengths
 
 
 def open_session(

@@ -29,10 +29,10 @@ from upperson_export.latency import Stopwatch
 from upperson_export.lint import lint
 from upperson_export.plain import PlainImageTower, PlainTextTower
 from upperson_export.variants import Variant
-from upperson_rt.atomic import all_names, new_folder
-from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest, sha256_of_file
-from upperson_rt.canaries import TOWERS, Tower
+from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest
 from upperson_rt.errors import IntegrityError, UppersonError
+from upperson_rt.files import all_names, new_folder, sha256_of_file
+from upperson_rt.towers import TOWERS, Tower
 
 __all__ = ["ExportOptions", "ModelIdentity", "export_bundle", "foreign_to_bundle"]
 

@@ -17,9 +17,8 @@ from upperson_export.report import model_card, report_html
 from upperson_export.variants import Variant
 from upperson_rt import __version__
 from upperson_rt.backends import open_backend
-from upperson_rt.bundle import MANIFEST_FILE, sha256_of_file
-from upperson_rt.canaries import Tower
-from upperson_rt.encoder import run_tower
+from upperson_rt.bundle import MANIFEST_FILE
+from upperson_rt.files import sha256_of_file
 from upperson_rt.manifest import (
     FileEntry,
     ImageSection,
@@ -29,6 +28,7 @@ from upperson_rt.manifest import (
     VariantEntry,
     space_fingerprint,
 )
+from upperson_rt.towers import Tower, run_tower
 
 Graphs = Mapping[Variant, Mapping[Tower, Path]]
 """The graph of each tower, by variant; two variants may share a file."""

@@ -22,10 +22,9 @@ from upperson_calibration.sensitivity import LayerDamage, rank_by_damage
 from upperson_calibration.smoothing import Smoothing, choose_smoothing
 from upperson_export.extremes import largest_values
 from upperson_rt.backends import open_backend
-from upperson_rt.bundle import sha256_of_file
-from upperson_rt.canaries import Tower
-from upperson_rt.encoder import run_tower
 from upperson_rt.errors import InputError
+from upperson_rt.files import sha256_of_file
+from upperson_rt.towers import Tower, run_tower
 
 Report = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""

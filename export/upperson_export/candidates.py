@@ -22,7 +22,7 @@ from upperson_export.parity import require_parity
 from upperson_export.plain import PlainImageTower, PlainTextTower
 from upperson_export.smooth import smooth
 from upperson_export.variants import Variant, build_variant
-from upperson_rt.canaries import Tower
+from upperson_rt.towers import Tower
 
 INT8_RUNGS = ("plain", "smoothed", "mixed-1/8", "mixed-1/4", "mixed-1/2")
 """From smallest to safest. A fraction is the share of Linears left in float, rounded up."""

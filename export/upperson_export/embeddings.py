@@ -10,8 +10,8 @@ from upperson_export.ladder import REFERENCE, SIMULATED, Embeds
 from upperson_export.variants import Variant
 from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
-from upperson_rt.canaries import Tower
 from upperson_rt.encoder import Encoder
+from upperson_rt.towers import Tower
 
 Report = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""

@@ -6,7 +6,8 @@ from pathlib import Path
 import onnx
 
 from upperson_export.variants import simulated
-from upperson_rt.backends import Backend, open_backend
+from upperson_rt.backends import open_backend
+from upperson_rt.towers import Backend
 
 
 def float_type_of(backend: Backend) -> str:

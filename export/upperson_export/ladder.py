@@ -16,9 +16,9 @@ import numpy.typing as npt
 from upperson_export.accuracy import Drop, RetrievalSplit, r1_drop
 from upperson_export.candidates import INT8_RUNGS, RUNGS
 from upperson_export.variants import Variant
-from upperson_rt.canaries import TOWERS, Tower
 from upperson_rt.errors import AccuracyGateError, BackendError, IntegrityError
 from upperson_rt.metrics import TOP_K, PerQueryMetrics, per_query_metrics
+from upperson_rt.towers import TOWERS, Tower
 
 REFERENCE = "onnxruntime"
 """The backend of float32, and the one that towers climb on alone."""

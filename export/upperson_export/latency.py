@@ -7,14 +7,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from upperson_calibration.padding import token_lengths
 from upperson_calibration.samples import CalibrationSet
 from upperson_export.float_types import float_type_of
 from upperson_export.variants import Variant
 from upperson_rt.backends import open_backend
-from upperson_rt.canaries import Tower
-from upperson_rt.encoder import run_tower
 from upperson_rt.machine import describe_machine
+from upperson_rt.tokenizer import token_lengths
+from upperson_rt.towers import Tower, run_tower
 
 BATCH = 8
 REPEATS = 3

@@ -16,8 +16,7 @@ from torch.export import Dim
 
 from upperson_export.passes.node_names import NameByModule
 from upperson_export.passes.shape_after_cast import ShapeAfterCast
-from upperson_rt.canaries import Tower
-from upperson_rt.encoder import GRAPH_NAMES
+from upperson_rt.towers import GRAPH_NAMES, Tower
 
 OPSET = 19
 """QuantizeLinear takes float16 since 19, which int8-fp16 needs; TensorRT 10.3 reads up to 20."""

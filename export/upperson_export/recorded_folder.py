@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from upperson_rt import __version__
-from upperson_rt.atomic import Foreign, all_names
-from upperson_rt.bundle import sha256_of_file
+from upperson_rt.files import Foreign, all_names, sha256_of_file
 
 
 def write_record(folder: Path, name: str, kind: str, facts: Mapping[str, Any]) -> tuple[str, ...]:

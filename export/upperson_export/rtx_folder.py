@@ -8,11 +8,11 @@ from typing import Any
 
 from upperson_export.recorded_folder import foreign_to_record, write_record
 from upperson_export.rtx import build_rtx_engine
-from upperson_rt.atomic import new_folder, require_place
 from upperson_rt.bundle import read_manifest
-from upperson_rt.canaries import Tower
+from upperson_rt.files import new_folder, require_place
 from upperson_rt.tensorrt.builder import BuildProgress
 from upperson_rt.tensorrt.profiles import tower_profile
+from upperson_rt.towers import Tower
 
 RECORD = "engines.json"
 _KIND = "tensorrt-rtx"
@@ -55,7 +55,7 @@ def write_rtx_engines(
             for tower in towers:
                 name = f"{tower}.{variant}.engine"
                 note(f"compiling {name} with TensorRT for RTX; this can take minutes")
-                graph = entry.image if tower == "image" else entry.text
+                graph = entry.file(tower)
                 profile = tower_profile(tower, manifest, _MAX_BATCH)
                 engine = build_rtx_engine(
                     bundle / graph.file,

@@ -13,9 +13,8 @@ from upperson_export.passes.simulate_half import SimulateHalf
 from upperson_export.passes.to_half import ToHalf
 from upperson_export.passes.transpose_packed import TransposePacked
 from upperson_export.passes.unpack_projections import UnpackProjections, unpacked
-from upperson_rt.canaries import Tower
-from upperson_rt.encoder import GRAPH_NAMES
 from upperson_rt.errors import InputError
+from upperson_rt.towers import GRAPH_NAMES, Tower
 
 Variant = Literal["fp32", "fp16", "int8", "int8-fp16"]
 """fp32; fp16 typed, for GPUs; int8 on a float32 base, for CPUs; int8 on float16, for TensorRT."""

@@ -1,25 +1,23 @@
 """A bundle: the folder that holds everything needed to embed pictures and sentences."""
 
-import hashlib
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt._strict_json import suggestion
-from upperson_rt.backends import Backend, open_backend
-from upperson_rt.canaries import Canaries, CanaryCheck, Tower, check_tower
+from upperson_rt.backends import open_backend
+from upperson_rt.canaries import Canaries, CanaryCheck, check_tower
+from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.files import sha256_of_file
 from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
+from upperson_rt.strict import suggestion
 from upperson_rt.tokenizer import Tokenizer
+from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
 
-if TYPE_CHECKING:
-    from upperson_rt.encoder import Encoder
-
-__all__ = ["MANIFEST_FILE", "Bundle", "open_encoder", "read_manifest", "sha256_of_file"]
+__all__ = ["MANIFEST_FILE", "Bundle", "open_encoder", "read_manifest"]
 
 MANIFEST_FILE = "bundle.json"
 
@@ -30,7 +28,7 @@ def open_encoder(
     backend: str = "auto",
     device: str = "cpu",
     threads: int | None = None,
-) -> "Encoder":
+) -> Encoder:
     """Open a bundle and return its encoder; public as ``upperson_rt.open``.
 
     Arguments and errors are those of `Bundle.open`.
@@ -68,10 +66,7 @@ class Bundle:
         self._threads = threads
         self._verify = verify
         self._towers: dict[Tower, Backend] = {}
-        self._locks: dict[Tower, threading.Lock] = {
-            "image": threading.Lock(),
-            "text": threading.Lock(),
-        }
+        self._locks = {tower: threading.Lock() for tower in TOWERS}
 
     @classmethod
     def open(
@@ -113,7 +108,7 @@ class Bundle:
         entry = manifest.variants[variant]
         for file in (manifest.text.tokenizer, manifest.canaries):
             _check_file(root, file, check_hash=verify)
-        for file in (entry.image, entry.text):
+        for file in map(entry.file, TOWERS):
             _check_file(root, file, check_hash=False)
         return cls(
             path=root,
@@ -155,7 +150,7 @@ class Bundle:
         Raises:
             IntegrityError: A file is missing or was changed.
         """
-        for file in (self.entry.image, self.entry.text):
+        for file in map(self.entry.file, TOWERS):
             _check_file(self.path, file, check_hash=True)
 
     def check_canaries(self) -> list[CanaryCheck]:
@@ -173,20 +168,16 @@ class Bundle:
                 self._towers[tower] = loaded
         return checks
 
-    def encoder(self) -> "Encoder":
+    def encoder(self) -> Encoder:
         """Return the encoder of this bundle."""
-        from upperson_rt.encoder import Encoder
-
         return Encoder(self.manifest, self.variant, self.tokenizer, self.backend)
 
     def _load(self, tower: Tower) -> Backend:
-        entry = self.entry.image if tower == "image" else self.entry.text
+        entry = self.entry.file(tower)
         _check_file(self.path, entry, check_hash=self._verify)
         return open_backend(self.path / entry.file, self._backend, self._device, self._threads)
 
     def _check(self, tower: Tower, backend: Backend) -> list[CanaryCheck]:
-        from upperson_rt.encoder import run_tower
-
         def embed(inputs: NDArray[np.generic]) -> NDArray[np.float32]:
             return run_tower(backend, tower, inputs)
 
@@ -219,15 +210,6 @@ def read_manifest(root: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {file}: {error}") from error
     return parse_manifest(text, where=os.fspath(file))
-
-
-def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_file(root: Path, entry: FileEntry, check_hash: bool) -> None:

@@ -8,20 +8,16 @@ import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import IntegrityError
 from upperson_rt.manifest import Manifest
+from upperson_rt.tokenizer import token_lengths
+from upperson_rt.towers import Tower
 
-__all__ = ["TOWERS", "Canaries", "CanaryCheck", "Tower", "check_tower"]
-
-Tower: TypeAlias = Literal["image", "text"]
-
-TOWERS: tuple[Tower, ...] = get_args(Tower)
-
+__all__ = ["Canaries", "CanaryCheck", "check_tower"]
 
 _ODD, _LARGE = 3, 8
 """Batch sizes that are checked besides 1."""
@@ -123,7 +119,7 @@ def check_tower(
     )
     singles = [inputs[i : i + 1] for i in range(len(inputs))]
     if tower == "text":
-        singles = [ids[:, : int(np.flatnonzero(ids[0]).max(initial=0)) + 1] for ids in singles]
+        singles = [ids[:, : token_lengths(ids)[0]] for ids in singles]
     order = np.arange(max(len(inputs), _LARGE)) % len(inputs)
     batched = (order[:_ODD], order)
     cases = [

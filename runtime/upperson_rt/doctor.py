@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from upperson_rt.backends import auto_order, open_backend
-from upperson_rt.backends.cuda_driver import probe_cuda_driver
 from upperson_rt.backends.signal_stack import same_signal_stack
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, UppersonError, install_command
 from upperson_rt.gallery import Gallery
 from upperson_rt.installed import OPTIONAL, Check, failed, installed_checks, version_of
+from upperson_rt.tensorrt.cuda import probe_cuda_driver
 
 __all__ = ["Check", "diagnose"]
 

@@ -1,29 +1,23 @@
 """The encoder: pictures and sentences to embeddings in one space."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.backends import Backend
-from upperson_rt.canaries import Tower
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.manifest import Manifest
-from upperson_rt.tokenizer import Tokenizer
+from upperson_rt.tokenizer import Tokenizer, token_lengths
+from upperson_rt.towers import Backend, Tower, batch_slices, run_tower
 
 if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
     from upperson_rt.preprocess import Channels, ImageSource
 
-__all__ = ["GRAPH_NAMES", "Encoder", "Progress", "run_tower"]
+__all__ = ["Encoder", "Progress"]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called as ``progress(done, total)`` after each batch."""
-
-GRAPH_NAMES: dict[Tower, tuple[str, str]] = {
-    "image": ("image", "image_embeds"),
-    "text": ("input_ids", "text_embeds"),
-}
 
 
 class Encoder:
@@ -108,7 +102,7 @@ class Encoder:
         """
         _check_list(images)
         embeds = np.empty((len(images), self.embed_dim), dtype=np.float32)
-        for rows in _batches(len(images), batch_size):
+        for rows in batch_slices(len(images), batch_size):
             pixels = np.stack([self.prepare_image(image, channels) for image in images[rows]])
             embeds[rows] = self._embed("image", pixels)
             if progress is not None:
@@ -137,7 +131,7 @@ class Encoder:
                 f"{pixels.shape}: prepare_image makes them of any picture"
             )
         embeds = np.empty((len(pixels), self.embed_dim), dtype=np.float32)
-        for rows in _batches(len(pixels), batch_size):
+        for rows in batch_slices(len(pixels), batch_size):
             embeds[rows] = self._embed("image", pixels[rows])
         return embeds
 
@@ -164,10 +158,9 @@ class Encoder:
         if not texts:
             return embeds
         ids = self.tokenizer.encode(texts).input_ids
-        # The end token is not 0, so the last id that is not padding marks the length.
-        lengths = ids.shape[1] - np.argmax(ids[:, ::-1] != 0, axis=1)
+        lengths = token_lengths(ids)
         order = np.argsort(lengths, kind="stable")
-        for rows in _batches(len(texts), batch_size):
+        for rows in batch_slices(len(texts), batch_size):
             picked = order[rows]
             embeds[picked] = self._embed("text", ids[picked, : lengths[picked].max()])
         return embeds
@@ -183,35 +176,6 @@ class Encoder:
             )
         unit: NDArray[np.float32] = embeds / norms
         return unit
-
-
-def run_tower(backend: Backend, tower: Tower, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Run one tower as it is, without a check of the result.
-
-    Args:
-        backend: The loaded tower. More rows than its `max_batch` go in several pieces.
-        tower: Which of the two it is.
-        inputs: uint8 [N, H, W, 3] for ``image``, int32 [N, L] for ``text``; N from 1.
-
-    Returns:
-        (N, D) float32.
-
-    Raises:
-        BackendError: The backend fails.
-        IntegrityError: The graph has no output of the expected name.
-    """
-    most = backend.max_batch
-    if most is not None and len(inputs) > most:
-        pieces = [run_tower(backend, tower, inputs[rows]) for rows in _batches(len(inputs), most)]
-        return np.concatenate(pieces)
-    input_name, output_name = GRAPH_NAMES[tower]
-    outputs = backend.run({input_name: np.ascontiguousarray(inputs)})
-    if output_name not in outputs:
-        raise IntegrityError(
-            f"the {tower} tower has no output '{output_name}', only {', '.join(outputs)}: "
-            "export the bundle again"
-        )
-    return outputs[output_name].astype(np.float32, copy=False)
 
 
 def _check_list(images: object) -> None:
@@ -230,9 +194,3 @@ def _check_list(images: object) -> None:
 
 def _all_usable(norms: NDArray[np.float32]) -> bool:
     return bool((np.isfinite(norms) & (norms > 0)).all())
-
-
-def _batches(total: int, batch_size: int) -> Iterator[slice]:
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    return (slice(i, min(i + batch_size, total)) for i in range(0, total, batch_size))

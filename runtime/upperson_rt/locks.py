@@ -1,4 +1,7 @@
-"""Locks between processes, on open files and folders; the system ends them with their process."""
+"""Locks between processes, on open files and folders; the system ends them with their process.
+
+Where the system has none (Windows, some network file systems), work goes on without.
+"""
 
 import os
 import sys
@@ -6,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["lock_until_closed", "locked", "locked_folder"]
+__all__ = ["lock_until_closed", "locked", "locked_folder", "try_lock"]
 
 
 def lock_until_closed(handle: int, *, wait: bool = False) -> bool:
-    """Lock an open file or folder until it is closed; return whether that worked.
+    """Lock an open file or folder until it is closed; return False where the system has no locks.
 
-    It does not where another process has it and ``wait`` is false, on some network file systems,
-    and on Windows.
+    Raises:
+        BlockingIOError: Another process has the lock, and ``wait`` is false.
     """
     if sys.platform == "win32":
         return False
@@ -21,30 +24,38 @@ def lock_until_closed(handle: int, *, wait: bool = False) -> bool:
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
     except OSError:
         return False
     return True
 
 
+def try_lock(handle: int) -> bool:
+    """Lock an open file or folder until it is closed, if that works at once; return whether."""
+    try:
+        return lock_until_closed(handle)
+    except BlockingIOError:
+        return False
+
+
 @contextmanager
 def locked(file: int) -> Iterator[None]:
-    """Keep other processes that lock the same file waiting meanwhile, where the system can."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: short writes are whole, and a rename replaces nothing.
-        yield
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)
+    """Keep other processes that lock the same file waiting meanwhile."""
+    held = lock_until_closed(file, wait=True)
     try:
         yield
     finally:
-        fcntl.flock(file, fcntl.LOCK_UN)
+        if held:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """Do the same with a folder; what was renamed in it meanwhile is on disk at the end."""
-    if os.name == "nt":  # Folders cannot be opened.
+    if sys.platform == "win32":  # Folders cannot be opened there.
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from upperson_rt._strict_json import StrictObject, suggestion
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.strict import StrictObject, suggestion
+from upperson_rt.towers import Tower
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -81,6 +82,10 @@ class VariantEntry:
     """Retrieval accuracy of these files in percent, such as ``{"R@1": 73.8}``."""
     calibration: dict[str, Any] | None = None
     """How the variant was calibrated; free JSON for people and reports."""
+
+    def file(self, tower: Tower) -> FileEntry:
+        """Return the graph of a tower."""
+        return {"image": self.image, "text": self.text}[tower]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,7 +142,7 @@ def describe_picture(source: "ImageSource") -> dict[str, str]:
         InputError: The file cannot be read.
     """
     if isinstance(source, str | os.PathLike):
-        from upperson_rt.bundle import sha256_of_file
+        from upperson_rt.files import sha256_of_file
 
         path = os.fspath(source)
         try:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from upperson_rt.atomic import write_atomically
 from upperson_rt.errors import InputError
+from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Hit, Item
 from upperson_rt.preprocess import load_image
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, IntegrityError
 
-__all__ = ["TokenBatch", "Tokenizer"]
+__all__ = ["TokenBatch", "Tokenizer", "token_lengths"]
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,15 @@ class Tokenizer:
         for row, ids in zip(input_ids, sequences, strict=True):
             row[: len(ids)] = ids
         return TokenBatch(input_ids=input_ids, truncated=truncated)
+
+
+def token_lengths(input_ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Return (N,) how many tokens of each zero-padded caption (N, L) count: up to its end token.
+
+    The end token is never 0, and a zero before it is a token (CLIP's ``!``).
+    """
+    lengths: NDArray[np.int64] = input_ids.shape[1] - np.argmax(input_ids[:, ::-1] != 0, axis=1)
+    return lengths
 
 
 def _clean(text: str, index: int) -> str:

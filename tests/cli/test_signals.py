@@ -15,7 +15,7 @@ from upperson_rt.bundle import Bundle
 FILLING = """
 from pathlib import Path
 import sys
-from upperson_rt.atomic import new_folder
+from upperson_rt.files import new_folder
 from upperson_rt.cli.app import Command, new_app, run_app
 
 app = new_app("Fill a folder.")

@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from upperson_rt.backends import open_backend
-from upperson_rt.encoder import run_tower
 from upperson_rt.manifest import (
     FileEntry,
     ImageSection,
@@ -29,6 +28,7 @@ from upperson_rt.manifest import (
     VariantEntry,
     space_fingerprint,
 )
+from upperson_rt.towers import run_tower
 
 HEIGHT_PX, WIDTH_PX, EMBED_DIM, CONTEXT_LENGTH = 24, 8, 16, 12
 GRID = (4, 2)

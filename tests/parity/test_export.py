@@ -11,7 +11,7 @@ from upperson.model.block import PLAIN_CLIP, UPPersonConfig
 from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.onnx import export_onnx
 from upperson_rt.backends import open_backend
-from upperson_rt.encoder import run_tower
+from upperson_rt.towers import run_tower
 
 TOLERANCE = 1e-5
 BATCHES = [1, 2, 17]

@@ -29,9 +29,9 @@ from upperson_export.plain import (
 )
 from upperson_export.rtx import RtxEngine, build_rtx_engine, parse_layers, rtx_target
 from upperson_export.variants import Variant, build_variant
-from upperson_rt.canaries import Tower
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_rt.tensorrt.profiles import InputProfile
+from upperson_rt.towers import Tower
 
 pytestmark = pytest.mark.timeout(300)  # Two exports of ViT-B/16, four builds.
 

@@ -25,7 +25,7 @@ from upperson_export.plain import PlainImageTower
 from upperson_export.smooth import smooth
 from upperson_export.variants import build_variant
 from upperson_rt.backends import open_backend
-from upperson_rt.encoder import run_tower
+from upperson_rt.towers import run_tower
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -28,14 +28,13 @@ from tests.helpers.toy_graphs import (
     toy_inputs,
 )
 from upperson.model.encoder import UPPerson
-from upperson_calibration.padding import token_lengths
 from upperson_export.extremes import largest_values
 from upperson_export.passes.to_half import LIMIT
 from upperson_export.variants import Variant, build_variant, simulated
 from upperson_rt.backends import open_backend
-from upperson_rt.canaries import Tower
-from upperson_rt.encoder import run_tower
 from upperson_rt.errors import InputError
+from upperson_rt.tokenizer import token_lengths
+from upperson_rt.towers import Tower, run_tower
 
 MIN_COSINE = {"fp16": 0.99999, "int8": 0.998, "int8-fp16": 0.998}
 """Measured on the toy: 0.9999991, 0.9988 and 0.9988; its Linears are short, so int8 errs more."""

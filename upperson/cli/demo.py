@@ -95,8 +95,8 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson.run import load_run
     from upperson.train import train
     from upperson_export.bundle import ExportOptions
-    from upperson_rt.atomic import scratch_folder
     from upperson_rt.bundle import open_encoder
+    from upperson_rt.files import scratch_folder
     from upperson_rt.gallery import Gallery
     from upperson_rt.indexer import index_images
     from upperson_rt.metrics import retrieval_metrics

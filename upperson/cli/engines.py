@@ -28,7 +28,7 @@ def require_engines(bundle: Path, capability: str | None) -> None:
         rtx_target(capability)
         require_rtx_place(bundle)
     if _can_build():
-        from upperson_rt.atomic import require_writable
+        from upperson_rt.files import require_writable
         from upperson_rt.tensorrt.bindings import import_tensorrt
         from upperson_rt.tensorrt.cache import EngineCache
 
@@ -72,7 +72,7 @@ def build_engines(bundle: Path, capability: str | None, display: "Display") -> d
 
 
 def _can_build() -> bool:
-    from upperson_rt.backends.cuda_driver import probe_cuda_driver
+    from upperson_rt.tensorrt.cuda import probe_cuda_driver
 
     return bool(probe_cuda_driver().devices) and find_spec("tensorrt") is not None
 

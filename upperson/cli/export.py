@@ -146,7 +146,7 @@ def export(
     from upperson_export.bundle import ExportOptions, foreign_to_bundle
     from upperson_export.report import too_few_queries
     from upperson_export.serving import require_serving_place
-    from upperson_rt.atomic import require_place
+    from upperson_rt.files import require_place
 
     if estimator is not None and estimator not in ESTIMATORS:
         raise UsageError(f"--estimator must be one of {', '.join(ESTIMATORS)}, found '{estimator}'")
@@ -267,7 +267,7 @@ def export_run(
     from upperson.run import ADAPTER, load_run
     from upperson_calibration.calibration_file import read_calibration
     from upperson_export.bundle import ModelIdentity, export_bundle
-    from upperson_rt.bundle import sha256_of_file
+    from upperson_rt.files import sha256_of_file
     from upperson_rt.preprocess import iter_image_files
 
     reused = None if calibration is None else read_calibration(calibration)

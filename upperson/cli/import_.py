@@ -48,7 +48,7 @@ def import_(
     require_extra("train", "importing")
     from upperson.data.records import DATASETS
     from upperson.official.importing import REPORT, import_checkpoint
-    from upperson_rt._strict_json import suggestion
+    from upperson_rt.strict import suggestion
 
     if dataset.lower() not in DATASETS:
         raise UsageError(f"--dataset '{dataset}' is unknown, {suggestion(dataset, DATASETS)}")

@@ -27,11 +27,12 @@ from upperson_export.parity.subjects import (
     torch_subject,
 )
 from upperson_export.parity.verdict import Judged, judge
-from upperson_rt.bundle import Bundle, sha256_of_file
-from upperson_rt.canaries import Tower
+from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.files import sha256_of_file
 from upperson_rt.manifest import Manifest
 from upperson_rt.tokenizer import Tokenizer
+from upperson_rt.towers import Tower
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is compared, done, total)."""

@@ -19,7 +19,7 @@ from upperson_rt.preprocess import iter_image_files
 if TYPE_CHECKING:
     from upperson_export.parity.inputs import ParityInputs
     from upperson_export.parity.subjects import Subject, Tolerance
-    from upperson_rt.canaries import Tower
+    from upperson_rt.towers import Tower
 
 _LOOK = "street"
 

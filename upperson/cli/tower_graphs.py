@@ -18,7 +18,7 @@ from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.onnx import export_onnx
 from upperson_export.parity import require_parity
 from upperson_export.variants import build_variant
-from upperson_rt.canaries import Tower
+from upperson_rt.towers import Tower
 
 
 def write_graphs(

@@ -11,10 +11,10 @@ import typer
 
 from upperson.cli.extras import require_extra
 from upperson.cli.options import DATASET_HELP
-from upperson_rt.atomic import write_atomically
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import print_json, print_table
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.files import write_atomically
 
 if TYPE_CHECKING:
     from upperson.config import TrainConfig

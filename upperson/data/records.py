@@ -13,8 +13,8 @@ from upperson.data.annotations import SPLITS, AnnotatedSet, Annotation, Problem,
 from upperson.data.coarse_sets import COARSE_SETS, open_coarse_set
 from upperson.data.person_sets import PERSON_SETS, open_person_set
 from upperson.data.plain_formats import PLAIN_FORMATS, open_plain_format
-from upperson_rt._strict_json import suggestion
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.strict import suggestion
 
 __all__ = [
     "DATASETS",

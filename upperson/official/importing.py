@@ -25,9 +25,8 @@ from upperson.model.encoder import patch_grid
 from upperson.official.mapping import OfficialModel, map_checkpoint
 from upperson.official.reading import read_checkpoint
 from upperson.run import ADAPTER, CONFIG, pack_adapter
-from upperson_rt.atomic import new_folder, write_atomically
-from upperson_rt.bundle import sha256_of_file
 from upperson_rt.errors import InputError
+from upperson_rt.files import new_folder, sha256_of_file, write_atomically
 
 BASE = "base.safetensors"
 REPORT = "import.json"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from upperson_rt.backends import auto_order
-from upperson_rt.backends.cuda_driver import probe_cuda_driver
 from upperson_rt.errors import BackendError, UsageError
+from upperson_rt.tensorrt.cuda import probe_cuda_driver
 
 
 @dataclass(frozen=True, slots=True)

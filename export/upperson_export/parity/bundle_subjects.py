@@ -17,10 +17,10 @@ from upperson_export.parity.subjects import (
     open_subject,
 )
 from upperson_rt.bundle import Bundle, read_manifest
-from upperson_rt.canaries import Tower
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.manifest import VariantEntry
+from upperson_rt.towers import Tower
 
 
 def bundle_reference(root: Path, threads: int | None = None) -> Subject:

@@ -20,8 +20,8 @@ from upperson_export.parity.closeness import (
 from upperson_export.parity.inputs import Case, ParityInputs, iter_cases, length_buckets
 from upperson_export.parity.ranking import RankingAgreement, compare_rankings
 from upperson_export.parity.subjects import RunTower, Subject
-from upperson_rt.canaries import TOWERS, Tower
 from upperson_rt.errors import IntegrityError
+from upperson_rt.towers import TOWERS, Tower
 
 Embeds = npt.NDArray[np.float32]
 

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from upperson_rt.canaries import Tower
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import load_image, resize_image
 from upperson_rt.tokenizer import Tokenizer
+from upperson_rt.towers import Tower
 
 MIN_LENGTH = 3
 """SOT, one token, EOT."""

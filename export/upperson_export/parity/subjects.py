@@ -16,9 +16,8 @@ from upperson_export.onnx import export_onnx
 from upperson_export.parity.backend_choice import BackendChoice
 from upperson_export.parity.inputs import ParityInputs
 from upperson_export.parity.written_file import TOLERANCE
-from upperson_rt.backends import Backend, open_backend
-from upperson_rt.canaries import TOWERS, Tower
-from upperson_rt.encoder import run_tower
+from upperson_rt.backends import open_backend
+from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
 
 RunTower = Callable[[Tower, npt.NDArray[Any]], npt.NDArray[np.float32]]
 """Embeds prepared inputs, uint8 [N, H, W, 3] or int32 [N, L], as one batch: [N, E]."""

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from upperson_rt.backends import open_backend
-from upperson_rt.canaries import Tower
-from upperson_rt.encoder import run_tower
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.towers import Tower, run_tower
 
 TOLERANCE = 1e-5
 """Largest absolute difference of unit-norm embeddings that still is rounding."""

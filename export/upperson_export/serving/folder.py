@@ -9,8 +9,8 @@ from typing import Any, Literal
 import jinja2
 
 from upperson_export.recorded_folder import foreign_to_record, write_record
-from upperson_rt.atomic import new_folder, require_place
 from upperson_rt.bundle import Bundle
+from upperson_rt.files import new_folder, require_place
 
 Format = Literal["triton", "deepstream"]
 

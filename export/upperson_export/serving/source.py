@@ -7,10 +7,9 @@ from pathlib import Path
 import onnx
 
 from upperson_rt.bundle import Bundle, read_manifest
-from upperson_rt.canaries import Tower
-from upperson_rt.encoder import GRAPH_NAMES
 from upperson_rt.errors import IntegrityError, UsageError
 from upperson_rt.manifest import Manifest
+from upperson_rt.towers import GRAPH_NAMES, Tower
 
 GPU_VARIANTS = ("fp16", "fp32")
 """What GPU servers get unless told otherwise, best first; int8 is for processors."""
@@ -69,7 +68,7 @@ def signature(manifest: Manifest, tower: Tower) -> Signature:
 
 def tower_file(bundle: Bundle, tower: Tower) -> Path:
     """Return the tower's ONNX file."""
-    return bundle.path / (bundle.entry.image if tower == "image" else bundle.entry.text).file
+    return bundle.path / bundle.entry.file(tower).file
 
 
 def load_tower(bundle: Bundle, tower: Tower) -> onnx.ModelProto:

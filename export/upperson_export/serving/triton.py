@@ -25,7 +25,7 @@ from upperson_export.serving.source import (
     tower_file,
 )
 from upperson_rt.bundle import Bundle
-from upperson_rt.canaries import Tower
+from upperson_rt.towers import Tower
 
 MAX_BATCH_SIZE: dict[Tower, int] = {"image": 32, "text": 64}
 """Most pictures or sentences the server runs at once."""
@@ -93,7 +93,7 @@ def model_config(bundle: Bundle, tower: Tower, name: str) -> str:
     The parameters are for clients, which can compare the fingerprint with their gallery's.
     """
     expected = signature(bundle.manifest, tower)
-    entry = bundle.entry.image if tower == "image" else bundle.entry.text
+    entry = bundle.entry.file(tower)
     parameters = {
         "fingerprint": bundle.manifest.fingerprint,
         "variant": bundle.variant,

@@ -2,13 +2,14 @@
 
 import os
 from importlib.util import find_spec
+from typing import Literal, TypeAlias, get_args
 
-from upperson_rt.backends.base import Backend, BackendName
 from upperson_rt.errors import BackendError, UsageError, install_command
+from upperson_rt.towers import Backend
 
-__all__ = ["Backend", "BackendName", "auto_order", "open_backend"]
+__all__ = ["BackendName", "auto_order", "open_backend"]
 
-BACKEND_NAMES = ("auto", "onnxruntime", "openvino", "tensorrt")
+BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
 
 
 def auto_order(device: str = "cpu") -> tuple[str, ...]:
@@ -56,7 +57,9 @@ def open_backend(
 
             return TensorRtBackend(path, device)
         case unknown:
-            raise UsageError(f"no backend '{unknown}': use one of {', '.join(BACKEND_NAMES)}")
+            raise UsageError(
+                f"no backend '{unknown}': use one of {', '.join(get_args(BackendName))}"
+            )
 
 
 def _first_installed(device: str) -> str:

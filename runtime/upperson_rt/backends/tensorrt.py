@@ -40,7 +40,7 @@ class TensorRtBackend:
             BackendError: No driver or GPU, TensorRT missing, or no engine that fits.
             IntegrityError: The engine was changed.
         """
-        from upperson_rt.bundle import sha256_of_file
+        from upperson_rt.files import sha256_of_file
         from upperson_rt.tensorrt.bindings import device_index, import_tensorrt, open_gpu
         from upperson_rt.tensorrt.cache import EngineCache, Target
         from upperson_rt.tensorrt.session import EngineSession

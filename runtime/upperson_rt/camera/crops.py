@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from upperson_rt.atomic import write_atomically
 from upperson_rt.camera.frames import Crop, View
 from upperson_rt.camera.source import import_cv2
 from upperson_rt.camera.unfinished import Unfinished
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
+from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Item
 
 __all__ = ["CropFolder", "CropMaker", "safe_folder_name"]

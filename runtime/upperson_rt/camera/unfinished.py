@@ -12,7 +12,7 @@ from typing import Any
 
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.locks import lock_until_closed
+from upperson_rt.locks import lock_until_closed, try_lock
 
 __all__ = ["Unfinished", "remove_left_behind"]
 
@@ -86,7 +86,7 @@ def remove_left_behind(gallery: Gallery, crops_dir: Path) -> int:
         except FileNotFoundError:
             continue  # Its process ended, or another one has seen to it.
         with file:
-            if not lock_until_closed(file.fileno()):
+            if not try_lock(file.fileno()):
                 continue  # Its process lives, or nobody can tell.
             content = file.read()
             # Half a note was never acted upon: its pictures were not begun.

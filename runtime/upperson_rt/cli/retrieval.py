@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from upperson_rt.cli.output import backend_line, print_note
 
 if TYPE_CHECKING:
-    from upperson_rt.backends import Backend
     from upperson_rt.bundle import Bundle
     from upperson_rt.retriever import Retriever
+    from upperson_rt.towers import Backend
 
 __all__ = ["open_retriever", "print_backend"]
 

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from upperson_rt.atomic import all_names, new_folder
 from upperson_rt.errors import InputError
+from upperson_rt.files import all_names, new_folder
 from upperson_rt.gallery.base import Gallery
 from upperson_rt.gallery.records import Filter, Item
 

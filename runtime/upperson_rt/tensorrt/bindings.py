@@ -6,9 +6,8 @@ from collections import deque
 from types import ModuleType
 from typing import Any
 
-from upperson_rt.backends.cuda_driver import probe_cuda_driver
 from upperson_rt.errors import BackendError
-from upperson_rt.tensorrt.cuda import Cuda
+from upperson_rt.tensorrt.cuda import Cuda, probe_cuda_driver
 
 __all__ = [
     "OLDEST_VERSION",

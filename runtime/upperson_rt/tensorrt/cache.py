@@ -17,9 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from upperson_rt._strict_json import StrictObject
-from upperson_rt.atomic import write_atomically
 from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.files import write_atomically
+from upperson_rt.locks import lock_until_closed
+from upperson_rt.strict import StrictObject
 from upperson_rt.tensorrt.compare import Comparison
 from upperson_rt.tensorrt.cuda import Cuda
 from upperson_rt.tensorrt.profiles import InputProfile
@@ -129,8 +130,6 @@ class EngineCache:
         Raises:
             InputError: The folder cannot be written to.
         """
-        import fcntl  # Not on Windows, where the rest of this module still imports.
-
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -140,10 +139,10 @@ class EngineCache:
             ) from error
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_until_closed(handle)
             except BlockingIOError:
                 on_wait()
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                lock_until_closed(handle, wait=True)
             self._sweep()
             yield
         finally:

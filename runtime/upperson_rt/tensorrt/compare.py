@@ -11,9 +11,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.canaries import Canaries, Tower
+from upperson_rt.canaries import Canaries
 from upperson_rt.errors import IntegrityError
 from upperson_rt.tensorrt.profiles import InputProfile
+from upperson_rt.tokenizer import token_lengths
+from upperson_rt.towers import Tower
 
 __all__ = ["Comparison", "compare_engine"]
 
@@ -99,7 +101,7 @@ def _texts(canary_ids: NDArray[np.int32], lengths: list[int], padded: int) -> ND
     ids = np.zeros((len(lengths), padded), np.int32)
     for row, length in enumerate(lengths):
         source = canary_ids[row % len(canary_ids)]
-        source = source[: int(np.flatnonzero(source).max(initial=0)) + 1]
+        source = source[: token_lengths(source[None])[0]]
         start, words, end = source[:1], source[1:-1], source[-1:]
         words = np.roll(np.resize(words if len(words) else start, max(length - 2, 0)), row)
         # The end token comes last and stays: the tower looks for it.

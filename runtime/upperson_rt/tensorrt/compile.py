@@ -12,10 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import upperson_rt
-from upperson_rt.backends import Backend
 from upperson_rt.bundle import Bundle, read_manifest
-from upperson_rt.canaries import Tower
-from upperson_rt.encoder import run_tower
 from upperson_rt.errors import IntegrityError, UsageError
 from upperson_rt.tensorrt.bindings import import_tensorrt, open_gpu
 from upperson_rt.tensorrt.builder import DEFAULT_WORKSPACE_MIB, BuildProgress, build_engine
@@ -24,6 +21,7 @@ from upperson_rt.tensorrt.compare import compare_engine
 from upperson_rt.tensorrt.cuda import Cuda
 from upperson_rt.tensorrt.profiles import InputProfile, tower_profile
 from upperson_rt.tensorrt.session import EngineSession
+from upperson_rt.towers import Backend, Tower, run_tower
 
 __all__ = ["CompiledBundle", "CompiledTower", "compile_bundle"]
 
@@ -128,7 +126,7 @@ def _compile_tower(
     note: Callable[[str], None],
     progress: BuildProgress,
 ) -> CompiledTower:
-    entry = opened.entry.image if tower == "image" else opened.entry.text
+    entry = opened.entry.file(tower)
     wanted = (target, entry.sha256, profile, workspace_mib)
     for record in store.records()[0]:
         if wanted == (record.target, record.onnx_sha256, record.profile, record.workspace_mib):

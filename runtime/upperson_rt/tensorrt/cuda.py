@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import BackendError
 
-__all__ = ["SIGNATURES", "Cuda", "Gpu", "StagedBuffer"]
+__all__ = ["SIGNATURES", "Cuda", "CudaDriver", "Gpu", "StagedBuffer", "probe_cuda_driver"]
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
     "cuDriverGetVersion": (POINTER(c_int),),
     "cuGetErrorName": (c_int, POINTER(c_char_p)),
     "cuGetErrorString": (c_int, POINTER(c_char_p)),
+    "cuDeviceGetCount": (POINTER(c_int),),
     "cuDeviceGet": (POINTER(c_int), c_int),
     "cuDeviceGetName": (c_char_p, c_int, c_int),
     "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
@@ -80,6 +81,46 @@ class StagedBuffer:
     device_address: int
 
 
+@dataclass(frozen=True)
+class CudaDriver:
+    """A driver that answered, or the reason why none did."""
+
+    version: str | None
+    """Highest CUDA version it supports, such as ``12.6``; None when it does not work."""
+    devices: tuple[str, ...] = ()
+    """Names of the GPUs."""
+    problem: str | None = None
+    """Why `version` is None."""
+
+
+def probe_cuda_driver() -> CudaDriver:
+    """Ask the driver for its version and GPUs; never raises.
+
+    It loads neither CUDA nor TensorRT: TensorRT can crash the process on a machine without a
+    driver, so this comes first.
+    """
+    try:
+        cuda = _bound_library()
+    except OSError:
+        return CudaDriver(None, problem="no NVIDIA driver (libcuda.so.1 is not there)")
+    except AttributeError as error:
+        return CudaDriver(None, problem=f"the NVIDIA driver is too old ({error})")
+    status = cuda.cuInit(0)
+    if status != 0:
+        return CudaDriver(None, problem=f"the NVIDIA driver does not start (cuInit gave {status})")
+    version, count = c_int(), c_int()
+    if cuda.cuDriverGetVersion(byref(version)) or cuda.cuDeviceGetCount(byref(count)):
+        return CudaDriver(None, problem="the NVIDIA driver does not answer")
+    names = []
+    for index in range(count.value):
+        device, name = c_int(), ctypes.create_string_buffer(128)
+        failed = cuda.cuDeviceGet(byref(device), index) or cuda.cuDeviceGetName(
+            name, len(name), device
+        )
+        names.append("unknown GPU" if failed else name.value.decode("utf-8", "replace"))
+    return CudaDriver(_release(version.value), tuple(names))
+
+
 class Cuda:
     """One GPU. Methods may be called from any thread; they make the device current themselves."""
 
@@ -93,10 +134,7 @@ class Cuda:
             BackendError: No driver, a driver that is too old, or no such GPU.
         """
         try:
-            self._library = ctypes.CDLL("libcuda.so.1")
-            for name, types in SIGNATURES.items():
-                function = getattr(self._library, name)
-                function.argtypes, function.restype = types, c_int
+            self._library = _bound_library()
         except OSError as error:
             raise BackendError(
                 "no NVIDIA driver (libcuda.so.1 is not there): install it, or run the container "
@@ -125,7 +163,7 @@ class Cuda:
             name=name_buffer.value.decode("utf-8", "replace"),
             compute_capability=f"{major}.{minor}",
             multiprocessors=multiprocessors,
-            driver=f"{version.value // 1000}.{version.value % 1000 // 10}",
+            driver=_release(version.value),
         )
         self._context = c_handle()
         self._call("cuDevicePrimaryCtxRetain", byref(self._context), device)
@@ -240,3 +278,22 @@ class Cuda:
                 else ": see  upperson-rt doctor"
             )
             raise BackendError(f"CUDA's {function} failed with {error} ({detail}){advice}")
+
+
+def _bound_library() -> ctypes.CDLL:
+    """Load libcuda with the prototypes of `SIGNATURES`.
+
+    Raises:
+        OSError: There is no driver.
+        AttributeError: The driver lacks a function.
+    """
+    library = ctypes.CDLL("libcuda.so.1")
+    for name, types in SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, c_int
+    return library
+
+
+def _release(version: int) -> str:
+    """Return CUDA's ``12060`` as ``12.6``."""
+    return f"{version // 1000}.{version % 1000 // 10}"

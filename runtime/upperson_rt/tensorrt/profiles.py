@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from upperson_rt.canaries import Tower
 from upperson_rt.errors import UsageError
 from upperson_rt.manifest import Manifest
+from upperson_rt.towers import Tower
 
 __all__ = ["InputProfile", "tower_profile"]
 

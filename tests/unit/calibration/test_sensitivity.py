@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from upperson_calibration.rounding import round_activation, round_weight
 from upperson_calibration.sensitivity import rank_by_damage
-from upperson_rt.canaries import Tower
 from upperson_rt.errors import InputError
+from upperson_rt.towers import Tower
 
 WIDTH, DIM = 12, 8
 FC1, FC2 = "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"

@@ -9,7 +9,7 @@ from onnx import TensorProto, numpy_helper
 
 from tests.helpers.toy_graphs import TOWERS, toy_graph
 from upperson_calibration.block_linears import block_linears
-from upperson_rt.canaries import Tower
+from upperson_rt.towers import Tower
 
 pytestmark = pytest.mark.timeout(240)  # The first test exports the towers.
 

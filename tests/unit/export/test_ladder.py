@@ -10,8 +10,8 @@ from upperson_export.accuracy import RetrievalSplit
 from upperson_export.candidates import INT8_RUNGS, RUNGS
 from upperson_export.ladder import REFERENCE, SIMULATED, Embeds, Ladder
 from upperson_export.variants import Variant
-from upperson_rt.canaries import Tower
 from upperson_rt.errors import AccuracyGateError, IntegrityError
+from upperson_rt.towers import Tower
 
 PEOPLE = 40
 

@@ -12,8 +12,8 @@ from upperson_calibration.block_linears import block_linears
 from upperson_export.lint import lint
 from upperson_export.passes.unpack_projections import unpacked
 from upperson_export.variants import Variant, build_variant
-from upperson_rt.canaries import Tower
 from upperson_rt.errors import InputError
+from upperson_rt.towers import Tower
 
 pytestmark = pytest.mark.timeout(240)  # The first test exports the towers.
 

@@ -7,10 +7,10 @@ import pytest
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt import doctor
 from upperson_rt import installed as packages
-from upperson_rt.backends.cuda_driver import CudaDriver
 from upperson_rt.doctor import diagnose
 from upperson_rt.gallery import Gallery
 from upperson_rt.manifest import parse_manifest
+from upperson_rt.tensorrt.cuda import CudaDriver
 
 
 @pytest.fixture

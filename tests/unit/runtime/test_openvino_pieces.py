@@ -7,8 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from upperson_rt.backends import openvino as backend_module
 from upperson_rt.backends.openvino import PIECE, OpenVinoBackend
-from upperson_rt.encoder import run_tower
 from upperson_rt.errors import BackendError
+from upperson_rt.towers import run_tower
 
 pytest.importorskip("openvino")
 

@@ -70,7 +70,7 @@ def test_a_cancelled_build_ends_at_once(bundle):
 
 
 def test_without_targets_a_gpu_is_needed(bundle):
-    from upperson_rt.backends.cuda_driver import probe_cuda_driver
+    from upperson_rt.tensorrt.cuda import probe_cuda_driver
 
     if probe_cuda_driver().devices:
         pytest.skip("there is a GPU here")

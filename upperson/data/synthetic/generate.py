@@ -24,8 +24,8 @@ from upperson.data.synthetic.captions import describe
 from upperson.data.synthetic.look import LOOKS, Camera, Look
 from upperson.data.synthetic.people import Person, sample_people
 from upperson.data.synthetic.render import render_person
-from upperson_rt.atomic import new_folder
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.files import new_folder
 
 _DOCUMENT = "dataset.json"
 

@@ -22,8 +22,8 @@ from upperson.data.synthetic.people import Person, sample_people
 from upperson.data.synthetic.pose import Pose
 from upperson.data.synthetic.render import OVERSAMPLING, draw_body, light_body
 from upperson.data.synthetic.sampling import between, chance
-from upperson_rt.atomic import scratch_folder, write_atomically
 from upperson_rt.errors import InputError, UsageError, missing_extra
+from upperson_rt.files import scratch_folder, write_atomically
 
 _STEPS = 12
 """Pictures of a walk's two steps."""

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command_line import environment
-from upperson_rt import atomic
-from upperson_rt.atomic import new_folder, require_place, write_atomically
+from upperson_rt import files
 from upperson_rt.errors import InputError
+from upperson_rt.files import new_folder, require_place, write_atomically
 
 FILLING = """
 import sys
-from upperson_rt.atomic import new_folder
+from upperson_rt.files import new_folder
 
 with new_folder(sys.argv[1], lambda _: []) as folder:
     (folder / "half").write_text("half")
@@ -23,9 +23,9 @@ with new_folder(sys.argv[1], lambda _: []) as folder:
 """
 SWAPPING = """
 import os, sys
-from upperson_rt import atomic
+from upperson_rt import files
 
-atomic._exchange = lambda *_: False
+files._exchange = lambda *_: False
 real = os.rename
 
 def rename(source, target):
@@ -34,7 +34,7 @@ def rename(source, target):
     sys.stdin.read()
 
 os.rename = rename
-with atomic.new_folder(sys.argv[1], lambda _: []) as folder:
+with files.new_folder(sys.argv[1], lambda _: []) as folder:
     (folder / "new").write_text("new")
 """
 
@@ -89,7 +89,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize("exchange", [True, False], ids=["one step", "renames"])
 def test_an_older_folder_is_replaced(tmp_path, out, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     with new_folder(out, nothing) as folder:
         assert names(out) == ["old"]
         (folder / "new").write_text("new")
@@ -99,10 +99,10 @@ def test_an_older_folder_is_replaced(tmp_path, out, monkeypatch, exchange):
 @pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
 def test_linux_exchanges_folders_in_one_step(tmp_path, out):
     (tmp_path / "other").mkdir()
-    assert atomic._exchange(tmp_path / "other", out)
+    assert files._exchange(tmp_path / "other", out)
     assert names(tmp_path) == ["other", "other/old", "out"]
     with pytest.raises(OSError, match="No such file") as raised:
-        atomic._exchange(tmp_path / "nothing", out)
+        files._exchange(tmp_path / "nothing", out)
     assert raised.value.errno == errno.ENOENT
 
 
@@ -115,7 +115,7 @@ def test_an_interrupted_swap_brings_the_older_folder_back(tmp_path, out, monkeyp
             raise error
         real(source, target)
 
-    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
     monkeypatch.setattr(os, "rename", interrupted)
     with (
         pytest.raises((KeyboardInterrupt, InputError)),
@@ -129,7 +129,7 @@ def test_an_exchange_that_fails_leaves_the_older_folder(tmp_path, out, monkeypat
     def fail(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(atomic, "_exchange", fail)
+    monkeypatch.setattr(files, "_exchange", fail)
     with pytest.raises(InputError, match="Input/output error"), new_folder(out, nothing) as folder:
         (folder / "new").write_text("new")
     assert names(tmp_path) == ["out", "out/old"]

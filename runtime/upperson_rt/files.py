@@ -1,7 +1,11 @@
-"""Writes that either happen completely or not at all: a temporary name, then a rename."""
+"""Files as a whole: their hashes, and writes that happen completely or not at all.
+
+What is written gets a temporary name first and is renamed when it is complete.
+"""
 
 import ctypes
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -13,7 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from upperson_rt.errors import InputError
-from upperson_rt.locks import lock_until_closed
+from upperson_rt.locks import lock_until_closed, try_lock
 
 __all__ = [
     "all_names",
@@ -21,6 +25,7 @@ __all__ = [
     "require_place",
     "require_writable",
     "scratch_folder",
+    "sha256_of_file",
     "write_atomically",
 ]
 
@@ -56,6 +61,15 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def all_names(folder: Path) -> list[str]:
@@ -230,7 +244,7 @@ def _locked(folder: Path) -> int | None:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # It is gone, or another user's.
         return None
-    if lock_until_closed(handle):
+    if try_lock(handle):
         return handle
     os.close(handle)
     return None
