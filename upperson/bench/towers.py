@@ -26,12 +26,11 @@ from upperson.bench.training_step import StepSpec, random_base, random_batch, ra
 from upperson.data.synthetic import SyntheticSpec, iter_samples
 from upperson.data.transforms import evaluation_transform
 from upperson.model.encoder import UPPerson
-from upperson_rt.backends import Backend, open_backend
-from upperson_rt.canaries import Tower
-from upperson_rt.encoder import run_tower
+from upperson_rt.backends import open_backend
 from upperson_rt.errors import IntegrityError
 from upperson_rt.preprocess import resize_image
 from upperson_rt.timing import Timing, time_in_turns
+from upperson_rt.towers import Backend, Tower, run_tower
 
 LITERAL = "literal torch fp32"
 FOLDED = "folded torch fp32"
