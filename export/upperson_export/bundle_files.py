@@ -87,7 +87,7 @@ def describe(
         adapter_sha256=identity.adapter_sha256,
         embed_dim=identity.embed_dim,
     )
-    image = ImageSection(height_px=height_px, width_px=width_px)
+    image = ImageSection(height_px=height_px, width_px=width_px, resize="bilinear-antialias")
     text = TextSection(
         context_length=model.text.context_length, tokenizer=_entry(folder, "tokenizer.json")
     )

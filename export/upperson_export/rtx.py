@@ -12,8 +12,12 @@ from pathlib import Path
 from types import ModuleType
 
 from upperson_rt.errors import BackendError, UsageError
-from upperson_rt.tensorrt.builder import DEFAULT_WORKSPACE_MIB, BuildProgress, build_engine
-from upperson_rt.tensorrt.profiles import InputProfile
+from upperson_rt.tensorrt.builder import (
+    DEFAULT_WORKSPACE_MIB,
+    BuildProgress,
+    InputProfile,
+    build_engine,
+)
 
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], "

@@ -10,8 +10,7 @@ from upperson_export.recorded_folder import foreign_to_record, write_record
 from upperson_export.rtx import build_rtx_engine
 from upperson_rt.bundle import read_manifest
 from upperson_rt.files import new_folder, require_place
-from upperson_rt.tensorrt.builder import BuildProgress
-from upperson_rt.tensorrt.profiles import tower_profile
+from upperson_rt.tensorrt.builder import BuildProgress, tower_profile
 from upperson_rt.towers import Tower
 
 RECORD = "engines.json"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from upperson_rt.backends import auto_order, open_backend
-from upperson_rt.backends.signal_stack import same_signal_stack
+from upperson_rt.backends.openvino import same_signal_stack
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, UppersonError, install_command
 from upperson_rt.gallery import Gallery

@@ -1,25 +1,246 @@
-"""Strict reading of JSON objects: every key known, every type as declared, errors with a path."""
+"""Strict reading of what comes from outside: a mapping becomes a dataclass, or an error says why.
 
+Every key must be known (an unknown one is told with its nearest neighbour), every value of the type
+that the field declares; a message names the file and the path in it. Understood are dataclasses,
+str (not empty), int, float (finite), bool, Literal, ``X | None``, ``tuple[X, ...]``,
+``dict[str, X]``, Any, and Annotated with a `Constraint`.
+"""
+
+import dataclasses
 import difflib
-from collections.abc import Collection, Mapping
-from typing import Any
+import functools
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from upperson_rt.errors import InputError
+from upperson_rt.errors import InputError, UppersonError
 
-__all__ = ["StrictObject", "suggestion"]
+__all__ = [
+    "Constraint",
+    "Count",
+    "Positive",
+    "Sha256",
+    "StrictObject",
+    "parse_json",
+    "read_fields",
+    "read_json",
+    "require_version",
+    "suggestion",
+]
+
+T = TypeVar("T")
+
+_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on a field's value, put beside its type: ``Annotated[int, Constraint(...)]``."""
+
+    holds: Callable[[Any], bool]
+    """Called with a value of the right type."""
+    expected: str
+    """What the message asks for, such as ``an integer of at least 1``."""
+
+
+Count: TypeAlias = Annotated[int, Constraint(lambda value: value >= 0, "an integer of at least 0")]
+Positive: TypeAlias = Annotated[
+    int, Constraint(lambda value: value >= 1, "an integer of at least 1")
+]
+Sha256: TypeAlias = Annotated[
+    str,
+    Constraint(
+        lambda value: len(value) == 64 and set(value) <= set("0123456789abcdef"),
+        "64 lower-case hex digits",
+    ),
+]
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for a near match, else the list of what is known."""
+    """Return ``did you mean 'x'?`` for a near match, else the list of what is known."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file in UTF-8.
+
+    Raises:
+        InputError: It cannot be read, or is no JSON; NaN and Infinity are none.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {os.fspath(path)}: {error}") from error
+    return parse_json(text, os.fspath(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON; errors as for `read_json`, which name ``where``."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not valid JSON: {error}") from error
+
+
+def require_version(content: Any, where: str, versions: Collection[int], advice: str) -> None:
+    """Look at the key ``schema_version`` before anything else is read.
+
+    Args:
+        content: What was read.
+        where: The file, for messages.
+        versions: Those that this program reads.
+        advice: What to do about another one.
+
+    Raises:
+        InputError: It is missing, not a number, or another one.
+    """
+    found = _Reader(where).field(Positive, _mapping(content, where), "schema_version")
+    if found not in versions:
+        raise InputError(
+            f"{where}: schema_version: this file has version {found}, this program reads up to "
+            f"{max(versions)}: {advice}"
+        )
+
+
+def read_fields(kind: type[T], content: Any, where: str) -> T:
+    """Build a dataclass from a mapping whose keys are its fields.
+
+    Args:
+        kind: The dataclass. An `UppersonError` of its own checks gets the path put in front.
+        content: What JSON or YAML gave.
+        where: What to call it in messages, such as the file.
+
+    Raises:
+        InputError: No mapping, an unknown or missing key, or a value of another type.
+    """
+    return _Reader(where).fields(kind, content)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads values at one place of a file."""
+
+    where: str
+    path: str = ""
+
+    def fields(self, kind: type[T], content: Any) -> T:
+        hints = _hints(kind)
+        given = _mapping(content, self.place)
+        for key in given:
+            if key not in hints:
+                near = suggestion(str(key), hints)
+                raise InputError(f"{self.place}: unknown key '{key}', {near}")
+        required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}  # type: ignore[arg-type]
+        values = {
+            name: self.field(hint, given, name)
+            for name, hint in hints.items()
+            if name in given or name in required
+        }
+        try:
+            return kind(**values)
+        except UppersonError as error:
+            raise type(error)(f"{self.place}: {error}") from error
+
+    def field(self, hint: Any, content: Mapping[str, Any], name: str) -> Any:
+        at = self.at(name)
+        if name not in content:
+            raise InputError(f"{at.place}: missing")
+        return at.value(hint, content[name])
+
+    def value(self, hint: Any, value: Any, expected: str | None = None) -> Any:
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if origin is Annotated:
+            (check,) = hint.__metadata__
+            found = self.value(arguments[0], value, check.expected)
+            if not check.holds(found):
+                raise self.wrong(check.expected, value)
+            return found
+        if origin in (typing.Union, types.UnionType):
+            (other,) = (member for member in arguments if member is not types.NoneType)
+            return None if value is None else self.value(other, value, expected)
+        if origin is Literal:
+            if value not in arguments:
+                several = f"one of {', '.join(map(str, arguments))}"
+                raise self.wrong(several if len(arguments) > 1 else repr(arguments[0]), value)
+            return value
+        if origin is tuple:
+            if not isinstance(value, list | tuple):
+                raise self.wrong("a list", value)
+            return tuple(
+                _Reader(self.where, f"{self.path}[{i}]").value(arguments[0], item)
+                for i, item in enumerate(value)
+            )
+        if origin in (dict, Mapping):
+            given = _mapping(value, self.place)
+            return {str(key): self.at(str(key)).value(arguments[1], given[key]) for key in given}
+        if dataclasses.is_dataclass(hint):
+            return self.fields(typing.cast("type[Any]", hint), value)
+        return value if hint is Any else self.scalar(hint, value, expected)
+
+    def scalar(self, hint: Any, value: Any, expected: str | None) -> Any:
+        if hint is float and type(value) in (int, float):
+            try:
+                if math.isfinite(float(value)):
+                    return float(value)
+            except OverflowError:
+                pass
+            raise self.wrong("a finite number of 64 bits", value)
+        if type(value) is not hint or value == "":  # Exact: True is an int to Python.
+            raise self.wrong(expected or _NAMES[hint], value)
+        return value
+
+    def at(self, name: str) -> "_Reader":
+        return _Reader(self.where, f"{self.path}.{name}" if self.path else name)
+
+    @property
+    def place(self) -> str:
+        return f"{self.where}: {self.path}" if self.path else self.where
+
+    def wrong(self, expected: str, found: Any) -> InputError:
+        return InputError(f"{self.place}: expected {expected}, found {_shown(found)}")
+
+
+_NAMES = {str: "a non-empty string", int: "an integer", float: "a number", bool: "true or false"}
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    missing = dataclasses.MISSING
+    return field.init and field.default is missing and field.default_factory is missing
+
+
+def _mapping(content: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping):
+        raise InputError(f"{place}: expected an object, found {_shown(content)}")
+    return content
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
 
 
 class StrictObject:
     """A JSON object with a fixed set of keys; reads fields and reports errors by JSON path."""
 
     def __init__(self, value: Any, path: str, keys: Collection[str] | None = None) -> None:
-        """Check the object itself.
+        """Constraint the object itself.
 
         Args:
             value: The parsed JSON.

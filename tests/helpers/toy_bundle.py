@@ -111,7 +111,7 @@ def make_toy_bundle(folder: Path, seed: int = 0) -> Path:
         adapter_sha256=hashlib.sha256(words.tobytes()).hexdigest(),
         embed_dim=EMBED_DIM,
     )
-    image = ImageSection(height_px=HEIGHT_PX, width_px=WIDTH_PX)
+    image = ImageSection(height_px=HEIGHT_PX, width_px=WIDTH_PX, resize="bilinear-antialias")
     text = TextSection(
         context_length=CONTEXT_LENGTH, tokenizer=file_entry(folder / "tokenizer.json")
     )

@@ -30,7 +30,7 @@ from upperson_export.plain import (
 from upperson_export.rtx import RtxEngine, build_rtx_engine, parse_layers, rtx_target
 from upperson_export.variants import Variant, build_variant
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
-from upperson_rt.tensorrt.profiles import InputProfile
+from upperson_rt.tensorrt.builder import InputProfile
 from upperson_rt.towers import Tower
 
 pytestmark = pytest.mark.timeout(300)  # Two exports of ViT-B/16, four builds.

@@ -57,7 +57,7 @@ def build_engines(bundle: Path, capability: str | None, display: "Display") -> d
         return {"next": "no variant for TensorRT kept its accuracy, so no engine was built"}
     lines = {} if capability is None else _rtx_engines(bundle, typed, capability, display)
     if _can_build():
-        from upperson_rt.tensorrt.compile import compile_bundle
+        from upperson_rt.compile import compile_bundle
 
         for variant in typed:
             compiled = compile_bundle(bundle, variant, note=display.say, progress=display.step)

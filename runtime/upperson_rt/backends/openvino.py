@@ -1,17 +1,19 @@
 """OpenVINO on an Intel or ARM CPU, or an Intel GPU or NPU."""
 
+import ctypes
 import os
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.backends.signal_stack import same_signal_stack
 from upperson_rt.errors import BackendError, missing_extra
 
-__all__ = ["FloatType", "OpenVinoBackend"]
+__all__ = ["FloatType", "OpenVinoBackend", "same_signal_stack"]
 
 FloatType: TypeAlias = Literal["f32", "bf16"]
 
@@ -168,3 +170,35 @@ def _has_bf16(core: Any, device: str) -> bool:
     if device != "cpu":
         return False
     return "BF16" in core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
+
+
+class _Stack(ctypes.Structure):
+    """``stack_t`` of Linux."""
+
+    _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+_ON_STACK = 1
+
+
+@contextmanager
+def same_signal_stack() -> Iterator[None]:
+    """Restore this thread's alternate signal stack at the end; does nothing but on Linux.
+
+    OpenVINO gives a thread that loads its CPU plugin a stack of its own for signals, and takes it
+    away with the plugin. When two of them go in another order, the memory of the first stays
+    registered after it was freed, and the next Ctrl-C or SIGTERM ends the process with a
+    segmentation fault (seen with OpenVINO 2026.4). Putting back what was there before leaves
+    nothing to dangle.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    before = _Stack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        if not before.flags & _ON_STACK:
+            libc.sigaltstack(ctypes.byref(before), None)

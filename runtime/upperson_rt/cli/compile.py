@@ -54,7 +54,7 @@ def compile_engines(
     from rich.progress import TimeElapsedColumn as TimeElapsed
     from rich.text import Text
 
-    from upperson_rt.tensorrt.compile import compile_bundle
+    from upperson_rt.compile import compile_bundle
 
     work = TextColumn("{task.description}", markup=False)
     columns = (work, BarColumn(), MofNCompleteColumn(), TimeElapsed())

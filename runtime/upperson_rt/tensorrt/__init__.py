@@ -2,10 +2,10 @@
 
 bindings.py   the `tensorrt` package, loaded only where it can work
 cuda.py       memory, streams and graphs through the driver's own library
-profiles.py   the range of input shapes an engine is built for
 builder.py    ONNX file to engine, with what TensorRT 10.3 and 11 have in common
 compare.py    an engine against ONNX Runtime
 cache.py      engine files and what is known about them
-compile.py    all of it for a bundle
 session.py    runs an engine
+
+``upperson_rt/compile.py`` does all of it for a bundle.
 """

@@ -15,15 +15,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.files import write_atomically
 from upperson_rt.locks import lock_until_closed
-from upperson_rt.strict import StrictObject
+from upperson_rt.strict import Count, Positive, read_fields, read_json, require_version
+from upperson_rt.tensorrt.builder import InputProfile
 from upperson_rt.tensorrt.compare import Comparison
 from upperson_rt.tensorrt.cuda import Cuda
-from upperson_rt.tensorrt.profiles import InputProfile
 
 __all__ = ["EngineCache", "EngineRecord", "Target", "cache_folder"]
 
@@ -44,7 +43,7 @@ class Target:
 
     gpu: str
     compute_capability: str
-    multiprocessors: int
+    multiprocessors: Positive
     platform: str
     """Such as ``linux-aarch64``."""
     tensorrt: str
@@ -83,14 +82,14 @@ class EngineRecord:
     target: Target
     onnx_sha256: str
     profile: InputProfile
-    workspace_mib: int
+    workspace_mib: Positive
     variant: str
     """Of the bundle it was built from; for people."""
     model: str
-    """Likewise."""
+    """Name of the model, for people."""
     sha256: str
     """Of the engine."""
-    size_bytes: int
+    size_bytes: Count
     built: str
     """ISO 8601, UTC."""
     build_seconds: float
@@ -100,6 +99,10 @@ class EngineRecord:
     """Lowest cosine to ONNX Runtime that was allowed."""
     comparisons: tuple[Comparison, ...]
     """What was compared with ONNX Runtime before the engine was written."""
+
+    def __post_init__(self) -> None:
+        if not self.comparisons:
+            raise InputError("comparisons: expected at least one, found none")
 
     @property
     def name(self) -> str:
@@ -252,64 +255,12 @@ def _read_record(path: Path) -> EngineRecord:
     Raises:
         InputError: It is not the record of the engine beside it.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    root = StrictObject(
-        content, f"{path}:", {"schema_version", "engine", *EngineRecord.__dataclass_fields__}
-    )
-    if root.positive("schema_version") != _SCHEMA_VERSION:
-        raise root.error("schema_version", f"this program reads version {_SCHEMA_VERSION}")
-    target = root.object("target", Target.__dataclass_fields__)
-    profile = root.object("profile", InputProfile.__dataclass_fields__)
-    comparisons = content.get("comparisons")
-    if not isinstance(comparisons, list) or not comparisons:
-        raise root.error("comparisons", "expected at least one")
-    record = EngineRecord(
-        target=Target(
-            gpu=target.text("gpu"),
-            compute_capability=target.text("compute_capability"),
-            multiprocessors=target.positive("multiprocessors"),
-            platform=target.text("platform"),
-            tensorrt=target.text("tensorrt"),
-        ),
-        onnx_sha256=root.text("onnx_sha256"),
-        profile=InputProfile(
-            profile.text("name"), *(_shape(profile, key) for key in ("min", "opt", "max"))
-        ),
-        workspace_mib=root.positive("workspace_mib"),
-        variant=root.text("variant"),
-        model=root.text("model"),
-        sha256=root.text("sha256"),
-        size_bytes=root.count("size_bytes"),
-        built=root.text("built"),
-        build_seconds=root.number("build_seconds"),
-        versions={
-            key: root.object("versions").text(key) for key in root.object("versions").content
-        },
-        min_cosine=root.number("min_cosine"),
-        comparisons=tuple(
-            _comparison(item, f"{path}: comparisons[{i}]") for i, item in enumerate(comparisons)
-        ),
-    )
-    if (root.text("engine"), path.name) != (record.name, f"{record.name}.json"):
-        raise root.error("engine", f"'{record.name}' is what the record describes: renamed files?")
+    where, content = os.fspath(path), read_json(path)
+    require_version(content, where, (_SCHEMA_VERSION,), "compile again")
+    fields = {key: content[key] for key in content if key not in ("schema_version", "engine")}
+    record = read_fields(EngineRecord, fields, where)
+    if (content.get("engine"), path.name) != (record.name, f"{record.name}.json"):
+        raise InputError(
+            f"{where}: engine: '{record.name}' is what the record describes: renamed files?"
+        )
     return record
-
-
-def _comparison(item: Any, where: str) -> Comparison:
-    fields = StrictObject(item, where, Comparison.__dataclass_fields__)
-    return Comparison(
-        batch_size=fields.positive("batch_size"),
-        inputs=fields.text("inputs"),
-        min_cosine=fields.number("min_cosine"),
-        max_error=fields.number("max_error"),
-    )
-
-
-def _shape(section: StrictObject, key: str) -> tuple[int, ...]:
-    sizes = section.content.get(key)
-    if not isinstance(sizes, list) or not all(type(n) is int and n > 0 for n in sizes):
-        raise section.error(key, "expected a list of positive integers")
-    return tuple(sizes)

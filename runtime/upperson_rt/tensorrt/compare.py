@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from upperson_rt.canaries import Canaries
 from upperson_rt.errors import IntegrityError
-from upperson_rt.tensorrt.profiles import InputProfile
+from upperson_rt.strict import Positive
+from upperson_rt.tensorrt.builder import InputProfile
 from upperson_rt.tokenizer import token_lengths
 from upperson_rt.towers import Tower
 
@@ -30,7 +31,7 @@ _MOST_INPUTS = 16
 class Comparison:
     """One shape on which engine and ONNX Runtime agree."""
 
-    batch_size: int
+    batch_size: Positive
     inputs: str
     """What went in, such as ``images`` or ``3 to 77 tokens``."""
     min_cosine: float

@@ -10,8 +10,8 @@ from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.backends import open_backend
 from upperson_rt.backends.tensorrt import TensorRtBackend
 from upperson_rt.bundle import Bundle
+from upperson_rt.compile import compile_bundle
 from upperson_rt.errors import BackendError, IntegrityError
-from upperson_rt.tensorrt.compile import compile_bundle
 
 MAX_BATCH = 8
 

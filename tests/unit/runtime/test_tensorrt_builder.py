@@ -10,9 +10,8 @@ from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.bundle import read_manifest
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
-from upperson_rt.tensorrt.builder import build_engine
+from upperson_rt.tensorrt.builder import InputProfile, build_engine, tower_profile
 from upperson_rt.tensorrt.cuda import Cuda
-from upperson_rt.tensorrt.profiles import InputProfile, tower_profile
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.tensorrt.builder import InputProfile
 from upperson_rt.tensorrt.cache import EngineCache, EngineRecord, Target, cache_folder
 from upperson_rt.tensorrt.compare import Comparison
-from upperson_rt.tensorrt.profiles import InputProfile
 
 ORIN = Target(
     gpu="Orin (nvgpu)",
@@ -109,13 +109,16 @@ def test_a_damaged_engine_is_not_loaded(cache):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "this program reads version 1"),
+        ({"schema_version": 2}, "version 2, this program reads up to 1: compile again"),
         ({"sha256": 5}, "sha256: expected a non-empty string"),
         ({"comparisons": []}, "comparisons: expected at least one"),
         ({"comparisons": [{"batch_size": 0}]}, r"comparisons[0].batch_size: expected"),
         ({"surprise": 1}, "unknown key 'surprise'"),
         ({"onnx_sha256": "cd" * 32}, "is what the record describes"),
-        ({"profile": {"name": "x", "min": [0], "opt": [1], "max": [1]}}, "positive integers"),
+        (
+            {"profile": {"name": "x", "min": [0], "opt": [1], "max": [1]}},
+            "profile.min[0]: expected",
+        ),
     ],
 )
 def test_an_edited_record_is_a_problem_and_not_used(cache, change, message):

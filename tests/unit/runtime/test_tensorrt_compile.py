@@ -9,11 +9,11 @@ from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.bundle import Bundle
 from upperson_rt.canaries import Canaries
+from upperson_rt.compile import compile_bundle
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
+from upperson_rt.tensorrt.builder import InputProfile, tower_profile
 from upperson_rt.tensorrt.cache import EngineCache
 from upperson_rt.tensorrt.compare import compare_engine
-from upperson_rt.tensorrt.compile import compile_bundle
-from upperson_rt.tensorrt.profiles import InputProfile, tower_profile
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@ import pytest
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt import doctor
+from upperson_rt.compile import compile_bundle
 from upperson_rt.doctor import diagnose
-from upperson_rt.tensorrt.compile import compile_bundle
 
 
 @pytest.fixture

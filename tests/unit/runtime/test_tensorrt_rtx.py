@@ -10,8 +10,7 @@ from onnx import helper
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.bundle import read_manifest
 from upperson_rt.errors import BackendError, IntegrityError
-from upperson_rt.tensorrt.builder import build_engine
-from upperson_rt.tensorrt.profiles import InputProfile, tower_profile
+from upperson_rt.tensorrt.builder import InputProfile, build_engine, tower_profile
 
 trt = pytest.importorskip(
     "tensorrt_rtx", reason="needs tensorrt-rtx-cu13, which is optional (x86-64 or aarch64 Linux)"

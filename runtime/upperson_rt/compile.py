@@ -15,11 +15,16 @@ import upperson_rt
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import IntegrityError, UsageError
 from upperson_rt.tensorrt.bindings import import_tensorrt, open_gpu
-from upperson_rt.tensorrt.builder import DEFAULT_WORKSPACE_MIB, BuildProgress, build_engine
+from upperson_rt.tensorrt.builder import (
+    DEFAULT_WORKSPACE_MIB,
+    BuildProgress,
+    InputProfile,
+    build_engine,
+    tower_profile,
+)
 from upperson_rt.tensorrt.cache import EngineCache, EngineRecord, Target
 from upperson_rt.tensorrt.compare import compare_engine
 from upperson_rt.tensorrt.cuda import Cuda
-from upperson_rt.tensorrt.profiles import InputProfile, tower_profile
 from upperson_rt.tensorrt.session import EngineSession
 from upperson_rt.towers import Backend, Tower, run_tower
 
