@@ -8,7 +8,6 @@ str (not empty), int, float (finite), bool, Literal, ``X | None``, ``tuple[X, ..
 
 import dataclasses
 import difflib
-import functools
 import json
 import math
 import os
@@ -210,7 +209,6 @@ class _Reader:
 _NAMES = {str: "a non-empty string", int: "an integer", float: "a number", bool: "true or false"}
 
 
-@functools.cache
 def _hints(kind: type[Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
