@@ -8,7 +8,7 @@ order.
 One session serves all Linears: weights and rounding steps are initializers that a run may replace.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from upperson_calibration.block_linears import BlockLinear, block_linears, weigh
 from upperson_calibration.estimators import LEVELS
 from upperson_calibration.rounding import round_weight
 from upperson_calibration.session import batches, open_session
+from upperson_rt.agreement import row_cosines, top_k_overlap
 from upperson_rt.errors import InputError
-from upperson_rt.metrics import TOP_K
 from upperson_rt.towers import Tower
 
 Progress = Callable[[int, int], None]
@@ -166,28 +166,23 @@ def _damage(
         texts, images = (other_MD, embeds) if tower == "image" else (embeds, other_MD)
         return texts @ images.T
 
-    swapped, changed = zip(*_rank_changes(scores(exact_ND), scores(embeds_ND)), strict=True)
-    cosine = (exact_ND.astype(np.float64) * embeds_ND).sum(axis=1) / (
-        np.linalg.norm(exact_ND.astype(np.float64), axis=1) * np.linalg.norm(embeds_ND, axis=1)
-    )
+    exact_TI, scores_TI = scores(exact_ND), scores(embeds_ND)
     return LayerDamage(
         node,
-        order_loss=100 * float(np.mean(swapped)),
-        overlap_loss=100 * float(np.mean(changed)),
-        cosine_loss=1 - float(cosine.mean()),
+        order_loss=100 * _swapped_pairs(exact_TI, scores_TI),
+        overlap_loss=100 * float((1 - top_k_overlap(exact_TI, scores_TI)).mean()),
+        cosine_loss=1 - float(row_cosines(exact_ND, embeds_ND).mean()),
     )
 
 
-def _rank_changes(
-    exact_TI: NDArray[np.float32], scores_TI: NDArray[np.float32]
-) -> Iterator[tuple[float, float]]:
-    """Yield for each caption the parts of picture pairs and of the first pictures that change."""
+def _swapped_pairs(exact_TI: NDArray[np.float32], scores_TI: NDArray[np.float32]) -> float:
+    """Return the part of picture pairs that change their order, mean over captions."""
     first, second = np.triu_indices(exact_TI.shape[1], 1)
-    for exact_I, scores_I in zip(exact_TI, scores_TI, strict=True):
-        before = exact_I[first] > exact_I[second]
-        after = scores_I[first] > scores_I[second]
-        tops = [
-            set(np.argsort(-row, kind="stable")[:TOP_K].tolist()) for row in (exact_I, scores_I)
-        ]
-        swapped = float((before != after).mean()) if len(first) else 0.0
-        yield swapped, 1 - len(tops[0] & tops[1]) / len(tops[0])
+    if not len(first):
+        return 0.0
+    # One caption after the other: all pairs of all captions would be large.
+    swapped = [
+        ((exact_I[first] > exact_I[second]) != (scores_I[first] > scores_I[second])).mean()
+        for exact_I, scores_I in zip(exact_TI, scores_TI, strict=True)
+    ]
+    return float(np.mean(swapped))

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from upperson_export.accuracy import Drop, RetrievalSplit, r1_drop
 from upperson_export.candidates import INT8_RUNGS, RUNGS
 from upperson_export.variants import Variant
+from upperson_rt.agreement import row_cosines, top_k_overlap
 from upperson_rt.errors import AccuracyGateError, BackendError, IntegrityError
-from upperson_rt.metrics import TOP_K, PerQueryMetrics, per_query_metrics
+from upperson_rt.metrics import PerQueryMetrics, per_query_metrics
 from upperson_rt.towers import TOWERS, Tower
 
 REFERENCE = "onnxruntime"
@@ -124,7 +125,6 @@ class Ladder:
             tower: self.source(tower, "fp32", "fp32", REFERENCE).rows for tower in TOWERS
         }
         self.reference = self._metrics(self._exact["image"], self._exact["text"])
-        self._top = _top(self._exact["text"], self._exact["image"])
 
     def climb(self, variant: Variant) -> dict[Tower, str]:
         """Return the rung of each tower.
@@ -187,7 +187,7 @@ class Ladder:
         else:
             metrics = self._metrics(embeds["image"], embeds["text"])
             drop = r1_drop(self.reference, metrics)
-            cosine = [np.einsum("ne,ne->n", embeds[name], self._exact[name]) for name in forms]
+            cosine = [row_cosines(self._exact[name], embeds[name]) for name in forms]
             low, one, half = np.quantile(np.concatenate(cosine), [0.0, 0.01, 0.5])
             measured = Measured(
                 variant=variant,
@@ -200,7 +200,7 @@ class Ladder:
                 metrics=metrics,
                 drop=drop,
                 cosine={"min": float(low), "1 %": float(one), "median": float(half)},
-                top10_overlap=_overlap(self._top, _top(embeds["text"], embeds["image"])),
+                top10_overlap=100 * _mean_overlap(self._exact, embeds),
             )
         self.measured.append(measured)
         return measured
@@ -238,16 +238,14 @@ def backend_of(variant: Variant) -> str:
     return SIMULATED if "fp16" in variant else REFERENCE
 
 
-def _top(text_QE: npt.NDArray[np.float32], image_GE: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-    """Return the places of the first ten pictures of every caption, [Q, k]."""
-    k = min(TOP_K, len(image_GE))
-    rows = [
-        np.argpartition(-(text_QE[start : start + 512] @ image_GE.T), k - 1, axis=1)[:, :k]
-        for start in range(0, len(text_QE), 512)
-    ]
-    return np.concatenate(rows)
-
-
-def _overlap(first_Qk: npt.NDArray[Any], second_Qk: npt.NDArray[Any]) -> float:
-    same = (first_Qk[:, :, None] == second_Qk[:, None, :]).any(axis=2)
-    return 100 * float(same.mean())
+def _mean_overlap(
+    exact: dict[Tower, npt.NDArray[np.float32]], found: dict[Tower, npt.NDArray[np.float32]]
+) -> float:
+    """Return the part of the first ten pictures that both name, mean over captions."""
+    overlaps = []
+    for start in range(0, len(exact["text"]), 512):
+        exact_QG, found_QG = (
+            rows["text"][start : start + 512] @ rows["image"].T for rows in (exact, found)
+        )
+        overlaps.append(top_k_overlap(exact_QG, found_QG))
+    return float(np.concatenate(overlaps).mean())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.agreement import compare_embeds, is_constant
 from upperson_rt.errors import IntegrityError
 from upperson_rt.manifest import Manifest
 from upperson_rt.tokenizer import token_lengths
@@ -146,19 +147,18 @@ def _compare(
 ) -> float:
     """Return the lowest cosine of (K, D) embeddings to the golden ones."""
     advice = "try another backend or device, or  upperson-rt doctor; else export the bundle again"
-    bad = np.count_nonzero(~np.isfinite(found).all(axis=1))
-    if bad:
-        raise IntegrityError(f"{where}: {bad} of {len(found)} embeddings are not finite; {advice}")
-    if np.ptp(golden, axis=0).any() and not np.ptp(found, axis=0).any():
-        raise IntegrityError(f"{where}: the output is the same for every input; {advice}")
-    a, b = found.astype(np.float64), golden.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    worst = int(cosines.argmin())
-    if cosines[worst] < min_cosine:
+    agreement = compare_embeds(golden, found)
+    if agreement.not_finite:
         raise IntegrityError(
-            f"{where}: canary {worst} has cosine {cosines[worst]:.5f} to its golden embedding, "
-            f"expected at least {min_cosine:.5f} "
-            f"({np.count_nonzero(cosines < min_cosine)} of {len(cosines)} differ); {advice}"
+            f"{where}: {agreement.not_finite} of {len(found)} embeddings are not finite; {advice}"
         )
-    return float(cosines[worst])
+    if is_constant(found) and not is_constant(golden):
+        raise IntegrityError(f"{where}: the output is the same for every input; {advice}")
+    agrees_K = agreement.agrees(min_cosine=min_cosine)
+    if not agrees_K.all():
+        raise IntegrityError(
+            f"{where}: canary {agreement.worst_cosine} has cosine {agreement.min_cosine:.5f} to "
+            f"its golden embedding, expected at least {min_cosine:.5f} "
+            f"({np.count_nonzero(~agrees_K)} of {len(found)} differ); {advice}"
+        )
+    return agreement.min_cosine

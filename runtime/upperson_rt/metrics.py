@@ -18,10 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from upperson_rt.errors import InputError
 
-__all__ = ["TOP_K", "PerQueryMetrics", "RetrievalMetrics", "per_query_metrics", "retrieval_metrics"]
-
-TOP_K = 10
-"""Pictures that people look at first: what overlaps of rankings are taken over."""
+__all__ = ["PerQueryMetrics", "RetrievalMetrics", "per_query_metrics", "retrieval_metrics"]
 
 _BLOCK_ELEMENTS = 1 << 21  # Scores compared at a time: a few MB, so that they stay in the cache.
 

@@ -19,6 +19,7 @@ from tests.helpers.toy_clip import toy_ids, toy_model, toy_pixels
 from upperson_calibration.block_linears import block_linears
 from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.onnx import export_onnx
+from upperson_rt.agreement import compare_embeds
 from upperson_rt.towers import Tower
 
 Array = npt.NDArray[Any]
@@ -79,5 +80,5 @@ def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 
 def min_cosine(a: Array, b: Array) -> float:
-    """Return the smallest cosine of two sets of unit-norm rows [N, E]."""
-    return float((a.astype(np.float64) * b).sum(axis=1).min())
+    """Return the smallest cosine of two sets of rows [N, E]."""
+    return compare_embeds(a, b).min_cosine

@@ -26,6 +26,7 @@ from upperson.bench.training_step import StepSpec, random_base, random_batch, ra
 from upperson.data.synthetic import SyntheticSpec, iter_samples
 from upperson.data.transforms import evaluation_transform
 from upperson.model.encoder import UPPerson
+from upperson_rt.agreement import compare_embeds, exchanged_item
 from upperson_rt.backends import open_backend
 from upperson_rt.errors import IntegrityError
 from upperson_rt.preprocess import resize_image
@@ -365,22 +366,16 @@ def _weights(block: Any) -> Iterator[Tensor]:
 def _min_cosine(
     name: str, found: NDArray[np.float32], expected: NDArray[np.float32], floor: float
 ) -> float:
-    cosine = float((found * expected).sum(axis=1).min())
-    # Random weights embed all items alike: without their mean, each must be nearest to itself.
-    own, other = (_directions(rows - expected.mean(axis=0)) for rows in (found, expected))
-    exchanged = len(found) > 1 and bool(((own @ other.T).argmax(axis=1) != range(len(found))).any())
-    # "not >=" also refuses a cosine that is not a number.
-    if not cosine >= floor or exchanged:
+    agreement = compare_embeds(expected, found)
+    # Random weights embed all items alike: what tells them apart is left without their mean.
+    mean = expected.mean(axis=0)
+    exchanged = exchanged_item(expected - mean, found - mean, np.arange(len(found)))
+    if exchanged or not agreement.agrees(min_cosine=floor).all():
         raise IntegrityError(
             f"'{name}' does not embed as '{LITERAL}': expected a cosine of at least {floor} and "
-            f"every item nearest to itself, found {cosine:.6f}"
-            f"{', and items exchanged' if exchanged else ''}: its times mean nothing; please "
-            "report this with the versions"
+            f"every item nearest to itself, found {agreement.min_cosine:.6f}"
+            f"{', and items exchanged' if exchanged else ''}"
+            f"{', and rows that are not finite' if agreement.not_finite else ''}: its times "
+            "mean nothing; please report this with the versions"
         )
-    return cosine
-
-
-def _directions(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = rows / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return unit
+    return agreement.min_cosine

@@ -9,9 +9,9 @@ from rich.table import Table
 from upperson_rt.cli.output import new_table, print_note, print_table
 
 if TYPE_CHECKING:
-    from upperson_export.parity.closeness import Closeness
     from upperson_export.parity.report import ParityReport
     from upperson_export.parity.verdict import Judged
+    from upperson_rt.agreement import Agreement
 
 _WIDTHS = {
     "tower": 5, "batch": 5, "inputs": 9, "min cos": 8, "1 %": 8, "50 %": 8, "max error": 9,
@@ -51,7 +51,7 @@ def _table(judged: "list[Judged]", worst: "Judged | None") -> Table:
             tower,
             str(batch),
             found.inputs,
-            *_closeness(found.to_reference),
+            *_cosines_and_error(found.to_reference),
             "" if found.to_alone is None else f"{found.to_alone.max_error:.0e}",
             "" if ranking is None else f"{ranking.mean_overlap:.3f}",
             "" if ranking is None else f"{ranking.mean_tau:.3f}",
@@ -60,7 +60,7 @@ def _table(judged: "list[Judged]", worst: "Judged | None") -> Table:
     return table
 
 
-def _closeness(found: "Closeness | None") -> list[str]:
+def _cosines_and_error(found: "Agreement | None") -> list[str]:
     if found is None:
         return [""] * 4
     values = (found.min_cosine, found.p1_cosine, found.median_cosine)

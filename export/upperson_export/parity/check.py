@@ -10,16 +10,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from upperson_export.parity.closeness import (
-    Closeness,
-    closeness,
-    exchanged_item,
-    first_not_finite,
-    is_constant,
-)
 from upperson_export.parity.inputs import Case, ParityInputs, iter_cases, length_buckets
 from upperson_export.parity.ranking import RankingAgreement, compare_rankings
 from upperson_export.parity.subjects import RunTower, Subject
+from upperson_rt.agreement import Agreement, compare_embeds, exchanged_item, is_constant
 from upperson_rt.errors import IntegrityError
 from upperson_rt.towers import TOWERS, Tower
 
@@ -38,10 +32,10 @@ class Comparison:
     """``all`` images, texts of ``9-16`` tokens, ``mixed`` or ``padded``; ``files`` and
     ``sentences`` went the whole way from disk or string."""
     items: tuple[int, ...] = ()
-    """Indices of the items; `Closeness` counts in these. Empty for both towers together."""
-    to_reference: Closeness | None = None
+    """Indices of the items; `Agreement` counts in these. Empty for both towers together."""
+    to_reference: Agreement | None = None
     """None for both towers together, and after a refusal."""
-    to_alone: Closeness | None = None
+    to_alone: Agreement | None = None
     """Against the same items alone in the same form; None where they are alone."""
     ranking: RankingAgreement | None = None
     """Text to image. For one tower, the other one is the reference's. None after a refusal."""
@@ -76,7 +70,7 @@ def make_reference(subject: Subject, inputs: ParityInputs) -> Reference:
     whole_way = {tower: _whole_way(subject, inputs, tower, 1) for tower in TOWERS}
     for tower in TOWERS:
         for embeds in (alone[tower], whole_way[tower]):
-            bad = first_not_finite(embeds)
+            bad = _first_not_finite(embeds)
             if bad is not None:
                 raise IntegrityError(
                     f"the reference ({subject.name}) gives no finite embedding for "
@@ -184,7 +178,7 @@ def _compare(
     exchanged = to_alone = None
     if alone_NE is not None:
         exchanged = exchanged_item(alone_NE, found_ME, items_M)
-        to_alone = closeness(np.nan_to_num(alone_NE[items_M]), found_ME)
+        to_alone = compare_embeds(alone_NE[items_M], found_ME)
     return Comparison(
         variant=subject.variant,
         backend=subject.backend,
@@ -192,10 +186,10 @@ def _compare(
         batch_size=case.batch_size,
         inputs=name,
         items=tuple(items_M.tolist()),
-        to_reference=closeness(expected_ME, found_ME),
+        to_reference=compare_embeds(expected_ME, found_ME),
         to_alone=to_alone,
         ranking=ranking,
-        not_finite=_item(items_M, first_not_finite(found_ME)),
+        not_finite=_item(items_M, _first_not_finite(found_ME)),
         constant=is_constant(found_ME) and not is_constant(expected_ME),
         exchanged=exchanged,
     )
@@ -225,9 +219,9 @@ def _compare_whole_way(
         expected_QG, found_QG = expected_QG.T, found_QG.T
     return replace(
         compared,
-        to_reference=closeness(expected_NE, found_NE),
+        to_reference=compare_embeds(expected_NE, found_NE),
         ranking=compare_rankings(expected_QG, found_QG),
-        not_finite=first_not_finite(found_NE),
+        not_finite=_first_not_finite(found_NE),
         constant=is_constant(found_NE) and not is_constant(expected_NE),
     )
 
@@ -249,6 +243,11 @@ def _run_case(subject: Subject, inputs: ParityInputs, case: Case) -> Embeds:
     return np.concatenate(
         [subject.run(case.tower, inputs.batch(case.tower, b, case.width)) for b in case.batches]
     )
+
+
+def _first_not_finite(found_NE: Embeds) -> int | None:
+    bad = np.flatnonzero(~np.isfinite(found_NE).all(axis=1))
+    return int(bad[0]) if bad.size else None
 
 
 def _item(items_M: npt.NDArray[np.int64], place: int | None) -> int | None:

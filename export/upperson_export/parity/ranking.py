@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from upperson_rt.metrics import TOP_K
+from upperson_rt.agreement import TOP_K, top_k_overlap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,23 +45,6 @@ def compare_rankings(
         mean_tau=float(tau_Q.mean()),
         min_tau=float(tau_Q.min()),
     )
-
-
-def top_k_overlap(
-    expected_QG: npt.NDArray[Any], found_QG: npt.NDArray[Any], top_k: int
-) -> npt.NDArray[np.float64]:
-    """Return the shared part [Q] of the k highest of each row; equal values rank in gallery order.
-
-    A gallery that scores alike throughout shares nothing: its order would be the file order.
-    """
-    hits_QG = np.zeros((2, *expected_QG.shape), dtype=bool)
-    for hits, scores_QG in zip(hits_QG, (expected_QG, found_QG), strict=True):
-        first_QK = np.argsort(-scores_QG, axis=1, kind="stable")[:, :top_k]
-        np.put_along_axis(hits, first_QK, True, axis=1)
-    shared_Q: npt.NDArray[np.float64] = (hits_QG[0] & hits_QG[1]).sum(axis=1) / top_k
-    if found_QG.shape[1] > 1:
-        shared_Q[np.ptp(found_QG, axis=1) == 0] = 0.0
-    return shared_Q
 
 
 def kendall_tau_b(a_G: npt.NDArray[Any], b_G: npt.NDArray[Any]) -> float:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from upperson_export.parity.check import Comparison
-from upperson_export.parity.closeness import Closeness
 from upperson_export.parity.inputs import ParityInputs
 from upperson_export.parity.pixel_paths import PixelPaths
 from upperson_export.parity.subjects import NotRun
 from upperson_export.parity.verdict import Judged
+from upperson_rt.agreement import Agreement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +106,24 @@ def comparison_dict(judged: Judged) -> dict[str, Any]:
         "batch_size": found.batch_size,
         "inputs": found.inputs,
         "count": len(found.items),
-        "to_reference": found.to_reference and found.to_reference.as_dict(),
-        "to_alone": found.to_alone and found.to_alone.as_dict(),
+        "to_reference": found.to_reference and _agreement_dict(found.to_reference),
+        "to_alone": found.to_alone and _agreement_dict(found.to_alone),
         "ranking": found.ranking and found.ranking.as_dict(),
         "tolerance": {
             "max_error": judged.tolerance.max_error,
             "min_cosine": judged.tolerance.min_cosine,
         },
         "failure": judged.fault and judged.fault.text,
+    }
+
+
+def _agreement_dict(agreement: Agreement) -> dict[str, float | None]:
+    """Return the numbers for JSON, which knows no infinity: None stands for it."""
+    return {
+        "min_cosine": agreement.min_cosine,
+        "p1_cosine": agreement.p1_cosine,
+        "median_cosine": agreement.median_cosine,
+        "max_error": agreement.max_error if math.isfinite(agreement.max_error) else None,
     }
 
 
@@ -128,7 +138,7 @@ def _place(found: Comparison) -> str:
     )
 
 
-def _all(judged: Judged) -> list[Closeness]:
+def _all(judged: Judged) -> list[Agreement]:
     found = judged.comparison
     return [c for c in (found.to_reference, found.to_alone) if c is not None]
 

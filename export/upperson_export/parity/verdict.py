@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from upperson_export.parity.check import Comparison
-from upperson_export.parity.closeness import Closeness
 from upperson_export.parity.inputs import ParityInputs
 from upperson_export.parity.subjects import Tolerance
+from upperson_rt.agreement import Agreement
 
 SAME_COSINE = 0.999
 """Floor between an embedding in a batch and alone, where the precision has one at all: scales are
@@ -57,8 +57,8 @@ def judge(comparison: Comparison, tolerance: Tolerance, inputs: ParityInputs) ->
     )
     faults = [
         *_structural_faults(comparison, name),
-        *_closeness_faults(comparison, comparison.to_reference, tolerance, "the reference", name),
-        *_closeness_faults(comparison, comparison.to_alone, alone, "itself alone", name),
+        *_agreement_faults(comparison, comparison.to_reference, tolerance, "the reference", name),
+        *_agreement_faults(comparison, comparison.to_alone, alone, "itself alone", name),
     ]
     worst = max(faults, key=lambda fault: (fault.severity, fault.excess), default=None)
     return Judged(comparison=comparison, tolerance=tolerance, fault=worst)
@@ -80,26 +80,26 @@ def _structural_faults(found: Comparison, name: Callable[[int], str]) -> Iterato
         yield Fault(severity=1, excess=0.0, text=text)
 
 
-def _closeness_faults(
+def _agreement_faults(
     found: Comparison,
-    closeness: Closeness | None,
+    agreement: Agreement | None,
     tolerance: Tolerance,
     expected: str,
     name: Callable[[int], str],
 ) -> Iterator[Fault]:
-    if closeness is None:
+    if agreement is None:
         return
     limit, floor = tolerance.max_error, tolerance.min_cosine
-    if limit is not None and not closeness.max_error <= limit:
+    if limit is not None and not agreement.agrees(max_error=limit).all():
         text = (
-            f"{name(found.items[closeness.worst_error])} differs from {expected} by "
-            f"{closeness.max_error:.2e}, expected at most {limit:g}"
+            f"{name(found.items[agreement.worst_error])} differs from {expected} by "
+            f"{agreement.max_error:.2e}, expected at most {limit:g}"
         )
-        yield Fault(severity=0, excess=closeness.max_error / limit, text=text)
-    if floor is not None and not closeness.min_cosine >= floor:
+        yield Fault(severity=0, excess=agreement.max_error / limit, text=text)
+    if floor is not None and not agreement.agrees(min_cosine=floor).all():
         text = (
-            f"{name(found.items[closeness.worst_cosine])} has cosine {closeness.min_cosine:.5f} to "
+            f"{name(found.items[agreement.worst_cosine])} has cosine {agreement.min_cosine:.5f} to "
             f"{expected}, expected at least {floor:g}"
         )
-        excess = (1 - closeness.min_cosine) / max(1 - floor, 1e-9)
+        excess = (1 - agreement.min_cosine) / max(1 - floor, 1e-9)
         yield Fault(severity=0, excess=excess, text=text)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.agreement import compare_embeds
 from upperson_rt.canaries import Canaries
 from upperson_rt.errors import IntegrityError
 from upperson_rt.strict import Positive
@@ -126,17 +127,16 @@ def _compare(
         "nothing was written. This TensorRT computes the graph wrongly on this GPU: update "
         "TensorRT, or compile another --variant, such as fp32"
     )
-    bad = int(np.count_nonzero(~np.isfinite(found).all(axis=1)))
-    if bad:
-        raise IntegrityError(f"{where}: {bad} of {len(found)} embeddings are not finite; {advice}")
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-    worst = int(cosines.argmin())
-    if not cosines[worst] >= min_cosine:
+    agreement = compare_embeds(expected, found)
+    if agreement.not_finite:
         raise IntegrityError(
-            f"{where}: row {worst} has cosine {cosines[worst]:.5f} to ONNX Runtime's embedding, "
-            f"expected at least {min_cosine:.5f} ({np.count_nonzero(cosines < min_cosine)} of "
-            f"{len(cosines)} differ); {advice}"
+            f"{where}: {agreement.not_finite} of {len(found)} embeddings are not finite; {advice}"
         )
-    return float(cosines[worst]), float(np.abs(a - b).max())
+    agrees_N = agreement.agrees(min_cosine=min_cosine)
+    if not agrees_N.all():
+        raise IntegrityError(
+            f"{where}: row {agreement.worst_cosine} has cosine {agreement.min_cosine:.5f} to ONNX "
+            f"Runtime's embedding, expected at least {min_cosine:.5f} "
+            f"({np.count_nonzero(~agrees_N)} of {len(found)} differ); {advice}"
+        )
+    return agreement.min_cosine, agreement.max_error

@@ -10,7 +10,7 @@ from tests.helpers.toy_clip import toy_model
 from upperson_export.accuracy import r1_drop
 from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.onnx import export_onnx
-from upperson_export.parity import compare, require_parity
+from upperson_export.parity import require_parity
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.metrics import PerQueryMetrics
 
@@ -26,16 +26,6 @@ def test_the_drop_is_paired_and_its_interval_contains_it() -> None:
     assert drop.low < 2.0 < drop.high
     same = r1_drop(metrics([1, 2, 1]), metrics([1, 5, 1]))
     assert (same.points, same.low, same.high) == (0.0, 0.0, 0.0)
-
-
-def test_compare_names_the_worst_input() -> None:
-    expected = np.eye(3, dtype=np.float32)
-    found = expected.copy()
-    found[1, 1] = 0.9
-    difference = compare(expected, found)
-    assert difference.worst == 1
-    assert difference.max_abs == pytest.approx(0.1)
-    assert difference.min_cosine == pytest.approx(0.9)
 
 
 def test_a_file_of_other_weights_fails_parity(tmp_path: Path) -> None:

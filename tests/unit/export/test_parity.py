@@ -31,10 +31,9 @@ from upperson_export.parity.check import (
     iter_comparisons,
     make_reference,
 )
-from upperson_export.parity.closeness import closeness, exchanged_item, is_constant
 from upperson_export.parity.inputs import ParityInputs, iter_cases, length_buckets, read_inputs
 from upperson_export.parity.pixel_paths import compare_pixels
-from upperson_export.parity.ranking import compare_rankings, kendall_tau_b, top_k_overlap
+from upperson_export.parity.ranking import compare_rankings, kendall_tau_b
 from upperson_export.parity.report import ParityReport
 from upperson_export.parity.subjects import (
     FP32_TOLERANCE,
@@ -102,22 +101,6 @@ def test_tau_b_of_known_rankings() -> None:
     assert kendall_tau_b(a[:1], a[:1]) == 0.0
 
 
-def test_overlap_counts_shared_firsts() -> None:
-    rng = np.random.default_rng(0)
-    expected, found = rng.normal(size=(2, 6, 20))
-    for k in (1, 5, 20):
-        literal = [
-            len(set(np.argsort(-a)[:k].tolist()) & set(np.argsort(-b)[:k].tolist())) / k
-            for a, b in zip(expected, found, strict=True)
-        ]
-        assert top_k_overlap(expected, found, k).tolist() == pytest.approx(literal)
-
-
-def test_a_gallery_that_scores_alike_shares_nothing() -> None:
-    expected = -np.arange(20.0)[None]  # Best first, as the files are.
-    assert top_k_overlap(expected, np.full((1, 20), 0.5), 10).tolist() == [0.0]
-
-
 def test_ranking_agreement_of_a_small_gallery_and_of_nan() -> None:
     expected = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
     same = compare_rankings(expected, expected)
@@ -127,51 +110,6 @@ def test_ranking_agreement_of_a_small_gallery_and_of_nan() -> None:
     broken = compare_rankings(expected, np.array([[3.0, 2.0, 1.0], [np.nan] * 3]), top_k=2)
     assert (broken.min_overlap, broken.mean_overlap) == (0.0, 0.5)
     assert (broken.min_tau, broken.mean_tau) == (0.0, 0.5)
-
-
-def test_closeness_by_hand() -> None:
-    expected = np.eye(4, dtype=np.float32)
-    found = expected.copy()
-    found[1] = [0.6, 0.8, 0, 0]
-    found[2] *= 0.9  # Another length, the same direction.
-    result = closeness(expected, found)
-    assert result.min_cosine == pytest.approx(0.8)
-    assert result.median_cosine == pytest.approx(1.0)
-    assert result.p1_cosine == pytest.approx(np.quantile([1, 0.8, 1, 1], 0.01))
-    assert result.max_error == pytest.approx(0.6)
-    assert (result.worst_cosine, result.worst_error) == (1, 1)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_an_embedding_that_is_not_finite_is_never_close(value: float) -> None:
-    expected = np.eye(3, dtype=np.float32)
-    found = expected.copy()
-    found[2, 0] = value
-    result = closeness(expected, found)
-    assert (result.min_cosine, result.worst_cosine, result.worst_error) == (0.0, 2, 2)
-    assert result.max_error == np.inf
-    assert result.as_dict()["max_error"] is None
-
-
-def test_exchanged_items_are_told_from_noise_and_from_twins() -> None:
-    rng = np.random.default_rng(0)
-    alone = rng.normal(size=(8, 16))
-    alone[5] = alone[4]
-    noisy = alone + 1e-4 * rng.normal(size=alone.shape)
-    everything = np.arange(8)
-    assert exchanged_item(alone, noisy, everything) is None
-    assert exchanged_item(alone, noisy[[1, 0]], np.array([1, 0])) is None
-    assert exchanged_item(alone, noisy[[0, 1, 2, 6]], np.array([0, 1, 2, 3])) == (3, 6)
-    assert exchanged_item(alone, noisy[[4]], np.array([5])) is None  # Twins.
-    assert exchanged_item(alone, rng.normal(size=(8, 16)), everything) is None  # Anything else.
-    noisy[2, 0] = np.nan
-    assert exchanged_item(alone, noisy, everything) is None
-
-
-def test_constant_means_more_than_one_and_all_alike() -> None:
-    assert is_constant(np.ones((3, 4)))
-    assert not is_constant(np.ones((1, 4)))
-    assert not is_constant(np.eye(3))
 
 
 def test_pixels_are_compared_in_levels() -> None:
