@@ -9,8 +9,8 @@ import typer
 from rich.text import Text
 
 from upperson_rt.cli.app import Command, new_app
-from upperson_rt.cli.conditions import read_filter, warn_of_unknown_cameras
 from upperson_rt.cli.gallery_delete import delete, prune
+from upperson_rt.cli.opening import read_filter, warn_of_unknown_cameras
 from upperson_rt.cli.options import (
     Attributes,
     Cameras,

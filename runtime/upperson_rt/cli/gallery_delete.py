@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson_rt.cli.conditions import read_filter, warn_of_unknown_cameras
-from upperson_rt.cli.hits import json_from_hit, print_hits
+from upperson_rt.cli.opening import open_retriever, read_filter, warn_of_unknown_cameras
 from upperson_rt.cli.options import (
     Attributes,
     BackendOption,
@@ -27,8 +26,7 @@ from upperson_rt.cli.options import (
     default_bundle,
     default_gallery,
 )
-from upperson_rt.cli.output import print_json, print_note
-from upperson_rt.cli.retrieval import open_retriever, print_backend
+from upperson_rt.cli.output import json_from_hit, print_hits, print_json, print_note
 from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -100,9 +98,8 @@ def delete(
         )
     if like is not None and min_score is not None:
         with open_retriever(
-            bundle, gallery, query_log, variant=variant, backend=backend, device=device
-        ) as (opened, retriever):
-            print_backend(opened.backend("image"), backend)
+            bundle, gallery, "image", query_log, variant=variant, backend=backend, device=device
+        ) as (_, _, retriever):
             _delete_like(retriever, like, min_score, passing, yes, dry_run, json)
         return
     with Gallery.open(gallery) as store:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from upperson_rt.cli.opening import open_store
 from upperson_rt.cli.options import (
     BackendOption,
     BundleOption,
@@ -19,7 +20,7 @@ from upperson_rt.cli.options import (
     default_gallery,
     read_attributes,
 )
-from upperson_rt.cli.output import backend_line, print_json, print_note, print_warning
+from upperson_rt.cli.output import print_json, print_note, print_warning
 from upperson_rt.errors import InputError
 
 __all__ = ["index"]
@@ -82,17 +83,20 @@ def index(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
 
-    from upperson_rt.bundle import Bundle
-    from upperson_rt.gallery import Gallery
     from upperson_rt.indexer import index_images
     from upperson_rt.preprocess import iter_image_files
 
     files = list(iter_image_files(paths))
-    opened = Bundle.open(bundle, variant, backend, device, threads=threads)
-    running = opened.backend("image")
-    print_note(backend_line(running.name, running.version, running.device, backend))
-    encoder = opened.encoder()
-    with Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim, create=True) as store:
+    with open_store(
+        bundle,
+        gallery,
+        "image",
+        variant=variant,
+        backend=backend,
+        device=device,
+        threads=threads,
+        create=True,
+    ) as (opened, running, store):
         columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeLeft())
         console = Console(stderr=True)
         with Progress(
@@ -101,7 +105,7 @@ def index(
             task = bar.add_task("indexing", total=len(files))
             try:
                 report = index_images(
-                    encoder,
+                    opened.encoder(),
                     store,
                     files,
                     camera,

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson_rt.cli.conditions import read_filter, warn_of_unknown_cameras
-from upperson_rt.cli.hits import json_from_hit, print_hits
+from upperson_rt.cli.opening import open_retriever, read_filter, warn_of_unknown_cameras
 from upperson_rt.cli.options import (
     Attributes,
     BackendOption,
@@ -25,8 +24,7 @@ from upperson_rt.cli.options import (
     default_bundle,
     default_gallery,
 )
-from upperson_rt.cli.output import print_json, print_note, print_warning
-from upperson_rt.cli.retrieval import open_retriever, print_backend
+from upperson_rt.cli.output import json_from_hit, print_hits, print_json, print_note, print_warning
 from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,12 +77,17 @@ def query(
     asked = _one_of(sentence, image)
     conditions = read_filter(camera, since, until, track, where)
     with open_retriever(
-        bundle, gallery, query_log, variant=variant, backend=backend, device=device, threads=threads
-    ) as (opened, retriever):
+        bundle,
+        gallery,
+        "text" if isinstance(asked, str) else "image",
+        query_log,
+        variant=variant,
+        backend=backend,
+        device=device,
+        threads=threads,
+    ) as (opened, running, retriever):
         store, tokenizer = retriever.gallery, retriever.encoder.tokenizer
         warn_of_unknown_cameras(store, conditions)
-        running = opened.backend("text" if isinstance(asked, str) else "image")
-        print_backend(running, backend)
         truncated = isinstance(asked, str) and bool(tokenizer.encode([asked]).truncated)
         hits = retriever.query(asked, k, conditions, by_track)
         total = store.count()

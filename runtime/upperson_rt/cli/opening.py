@@ -1,0 +1,113 @@
+"""What commands open: a model with a gallery, a retriever over both, and its filter."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from upperson_rt.cli.options import read_attributes
+from upperson_rt.cli.output import backend_line, print_note, print_warning
+
+if TYPE_CHECKING:
+    from upperson_rt.bundle import Bundle
+    from upperson_rt.gallery import Filter, Gallery
+    from upperson_rt.retriever import Retriever
+    from upperson_rt.towers import Backend, Tower
+
+__all__ = ["open_retriever", "open_store", "read_filter", "warn_of_unknown_cameras"]
+
+
+@contextmanager
+def open_store(
+    bundle: Path,
+    gallery: str,
+    tower: "Tower",
+    *,
+    variant: str | None,
+    backend: str,
+    device: str,
+    threads: int | None = None,
+    create: bool = False,
+) -> "Iterator[tuple[Bundle, Backend, Gallery]]":
+    """Load one tower of a bundle, say on stderr what really runs it, and open its gallery.
+
+    Args:
+        bundle: Folder of the bundle.
+        gallery: See `Gallery.open`; it is closed at the end.
+        tower: The one that the command needs.
+        variant: See `Bundle.open`, as for backend, device and threads.
+        backend: See `open_backend`.
+        device: See `open_backend`.
+        threads: CPU threads.
+        create: Make the gallery if it is not there.
+    """
+    from upperson_rt.bundle import Bundle
+    from upperson_rt.gallery import Gallery
+
+    opened = Bundle.open(bundle, variant, backend, device, threads=threads)
+    running = opened.backend(tower)
+    print_note(backend_line(running.name, running.version, running.device, backend))
+    manifest = opened.manifest
+    dim = manifest.model.embed_dim
+    with Gallery.open(gallery, manifest.fingerprint, dim, create=create) as store:
+        yield opened, running, store
+
+
+@contextmanager
+def open_retriever(
+    bundle: Path,
+    gallery: str,
+    tower: "Tower",
+    query_log: Path | None,
+    *,
+    variant: str | None,
+    backend: str,
+    device: str,
+    threads: int | None = None,
+) -> "Iterator[tuple[Bundle, Backend, Retriever]]":
+    """Open a retriever as `open_store` does, which notes every query in a log."""
+    from upperson_rt.query_log import QueryLog
+    from upperson_rt.retriever import Retriever
+
+    # The log first: no model is loaded for a query that may not be answered.
+    with (
+        nullcontext() if query_log is None else QueryLog(query_log) as log,
+        open_store(
+            bundle, gallery, tower, variant=variant, backend=backend, device=device, threads=threads
+        ) as (opened, running, store),
+    ):
+        yield opened, running, Retriever(opened.encoder(), store, log)
+
+
+def read_filter(
+    camera: list[str] | None,
+    since: float | None,
+    until: float | None,
+    track: str | None,
+    where: list[str] | None,
+) -> "Filter":
+    """Return the filter of --camera, --since, --until, --track and --where.
+
+    Raises:
+        UsageError: They contradict each other, or a pair of --where is malformed.
+    """
+    from upperson_rt.gallery import Filter
+
+    return Filter(
+        camera=camera or None,
+        since=since,
+        until=until,
+        track=track,
+        attributes=read_attributes(where, "--where"),
+    )
+
+
+def warn_of_unknown_cameras(store: "Gallery", where: "Filter") -> None:
+    """Warn of cameras in a filter that no picture is from."""
+    from upperson_rt.gallery import Filter
+
+    unknown = [name for name in where.cameras or () if not store.count(Filter(camera=name))]
+    if unknown:
+        known = ", ".join(store.cameras()) or "none that has a name"
+        for name in unknown:
+            print_warning(f"no picture of the camera '{name}'; the gallery's cameras are: {known}")
