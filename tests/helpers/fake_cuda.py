@@ -1,58 +1,15 @@
 """A stand-in for libcuda.so.1: real C functions over host memory, streams that run when waited for.
 
-The prototypes are those of the CUDA driver API, so a call with wrong types does not get through.
+The prototypes are those of the binding, which tests compare with ``cuda.h``, so a call with wrong
+types does not get through.
 """
 
 import ctypes
 import itertools
-import re
 import threading
 
-TYPES = {
-    "CUcontext": ctypes.c_void_p,
-    "CUdevice": ctypes.c_int,
-    "CUdevice_attribute": ctypes.c_int,
-    "CUdeviceptr": ctypes.c_uint64,
-    "CUgraph": ctypes.c_void_p,
-    "CUgraphExec": ctypes.c_void_p,
-    "CUresult": ctypes.c_int,
-    "CUstream": ctypes.c_void_p,
-    "CUstreamCaptureMode": ctypes.c_int,
-    "char*": ctypes.c_char_p,
-    "int": ctypes.c_int,
-    "size_t": ctypes.c_size_t,
-    "unsigned int": ctypes.c_uint,
-    "unsigned long long": ctypes.c_ulonglong,
-    "void*": ctypes.c_void_p,
-}
-PROTOTYPES = """
-cuInit(unsigned int)
-cuDriverGetVersion(int*)
-cuGetErrorName(CUresult, char**)
-cuGetErrorString(CUresult, char**)
-cuDeviceGet(CUdevice*, int)
-cuDeviceGetCount(int*)
-cuDeviceGetName(char*, int, CUdevice)
-cuDeviceGetAttribute(int*, CUdevice_attribute, CUdevice)
-cuDevicePrimaryCtxRetain(CUcontext*, CUdevice)
-cuCtxPushCurrent_v2(CUcontext)
-cuCtxPopCurrent_v2(CUcontext*)
-cuMemAlloc_v2(CUdeviceptr*, size_t)
-cuMemFree_v2(CUdeviceptr)
-cuMemHostAlloc(void**, size_t, unsigned int)
-cuMemFreeHost(void*)
-cuMemcpyHtoDAsync_v2(CUdeviceptr, void*, size_t, CUstream)
-cuMemcpyDtoHAsync_v2(void*, CUdeviceptr, size_t, CUstream)
-cuStreamCreate(CUstream*, unsigned int)
-cuStreamDestroy_v2(CUstream)
-cuStreamSynchronize(CUstream)
-cuStreamBeginCapture_v2(CUstream, CUstreamCaptureMode)
-cuStreamEndCapture(CUstream, CUgraph*)
-cuGraphInstantiateWithFlags(CUgraphExec*, CUgraph, unsigned long long)
-cuGraphLaunch(CUgraphExec, CUstream)
-cuGraphExecDestroy(CUgraphExec)
-cuGraphDestroy(CUgraph)
-"""
+from upperson_rt.tensorrt.cuda import SIGNATURES
+
 ERRORS = {
     1: b"CUDA_ERROR_INVALID_VALUE",
     2: b"CUDA_ERROR_OUT_OF_MEMORY",
@@ -63,22 +20,6 @@ ERRORS = {
 }
 
 TEXTS = {status: b"text of " + name for status, name in ERRORS.items()}  # They must stay alive.
-
-
-def c_type(text):
-    if text in TYPES:
-        return TYPES[text]
-    assert text.endswith("*"), text
-    return ctypes.POINTER(c_type(text[:-1]))
-
-
-def signatures():
-    """The types of each function's arguments."""
-    found = {}
-    for line in PROTOTYPES.split("\n"):
-        if match := re.fullmatch(r"(\w+)\((.*)\)", line):
-            found[match[1]] = tuple(c_type(a) for a in match[2].split(", "))
-    return found
 
 
 def _as_address(kind):
@@ -102,7 +43,7 @@ class FakeDriver:
         self._current = threading.local()
         self._functions = {
             name: ctypes.CFUNCTYPE(ctypes.c_int, *map(_as_address, types))(self._entry(name))
-            for name, types in signatures().items()
+            for name, types in SIGNATURES.items()
         }
 
     def install(self, monkeypatch):

@@ -1,11 +1,14 @@
 import ctypes
+import re
 import threading
+from importlib import metadata
 
 import numpy as np
 import pytest
 
-from tests.helpers.fake_cuda import FakeDriver, signatures
+from tests.helpers.fake_cuda import FakeDriver
 from upperson_rt.errors import BackendError
+from upperson_rt.tensorrt import cuda as cuda_module
 from upperson_rt.tensorrt.cuda import SIGNATURES, Cuda, Gpu
 
 
@@ -14,9 +17,69 @@ def driver(monkeypatch):
     return FakeDriver(("Orin", 8, 7, 16), ("NVIDIA L4", 8, 9, 58)).install(monkeypatch)
 
 
-def test_the_types_are_those_of_the_header():
-    header = signatures()
-    assert {name: header[name] for name in SIGNATURES} == SIGNATURES
+C_TYPES = {
+    "CUcontext": ctypes.c_void_p,
+    "CUdevice": ctypes.c_int,
+    "CUdevice_attribute": ctypes.c_int,  # An enum.
+    "CUdeviceptr": ctypes.c_uint64,
+    "CUgraph": ctypes.c_void_p,
+    "CUgraphExec": ctypes.c_void_p,
+    "CUresult": ctypes.c_int,  # An enum.
+    "CUstream": ctypes.c_void_p,
+    "CUstreamCaptureMode": ctypes.c_int,  # An enum.
+    "char*": ctypes.c_char_p,
+    "int": ctypes.c_int,
+    "size_t": ctypes.c_size_t,
+    "unsigned int": ctypes.c_uint,
+    "unsigned long long": ctypes.c_ulonglong,
+    "void*": ctypes.c_void_p,
+}
+CONSTANTS = {
+    "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT": "_ATTRIBUTE_MULTIPROCESSORS",
+    "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": "_ATTRIBUTE_CAPABILITY_MAJOR",
+    "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR": "_ATTRIBUTE_CAPABILITY_MINOR",
+    "CU_STREAM_NON_BLOCKING": "_STREAM_NON_BLOCKING",
+    "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL": "_CAPTURE_THREAD_LOCAL",
+}
+
+
+def c_type(text):
+    return C_TYPES.get(text) or ctypes.POINTER(c_type(text.removesuffix("*")))
+
+
+def c_argument(text):
+    """The type of ``const char **pStr``."""
+    words = re.sub(r"\*", " * ", text.replace("const", "")).split()
+    stars = words.count("*")
+    return c_type(" ".join(word for word in words if word != "*").rpartition(" ")[0] + "*" * stars)
+
+
+@pytest.fixture(params=["nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime"])
+def header(request):
+    """NVIDIA's own ``cuda.h`` of CUDA 12 and 13."""
+    try:
+        files = metadata.files(request.param)
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{request.param} is not installed: extra 'dev', on Linux and x86-64")
+    (path,) = (file for file in files if file.name == "cuda.h")
+    return path.locate().read_text()
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_the_prototypes_are_those_of_the_header(header, name):
+    # A macro gives the API's name to the latest version: `#define cuMemAlloc cuMemAlloc_v2`.
+    macro = re.search(rf"#define (\w+) +(?:__CUDA_API_PTSZ\()?{name}\b", header)
+    plain = macro[1] if macro else name
+    prototype = re.search(rf"^CUresult CUDAAPI {plain}\(([^)]*)\);", header, re.MULTILINE)
+    assert tuple(map(c_argument, prototype[1].split(","))) == SIGNATURES[name]
+    versions = re.search(rf"#define {plain} +(?:__CUDA_API_PTSZ\()?(\w+)", header)
+    assert versions is None or versions[1] == name, "an older version of the function is bound"
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_the_constants_are_those_of_the_header(header, name):
+    value = re.search(rf"\b{name} *= *(\w+)", header)[1]
+    assert int(value, 0) == getattr(cuda_module, CONSTANTS[name])
 
 
 def test_a_gpu_is_described(driver):
