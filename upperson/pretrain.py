@@ -23,7 +23,7 @@ from upperson.data.dataset import pad_ids, tokenize
 from upperson.data.synthetic.captions import describe
 from upperson.data.synthetic.look import SOURCE
 from upperson.data.synthetic.people import Person, sample_people
-from upperson.data.synthetic.render import render_person
+from upperson.data.synthetic.scene import render_person
 from upperson.data.transforms import evaluation_transform
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.base import SMALL, build_clip

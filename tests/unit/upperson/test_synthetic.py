@@ -1,7 +1,5 @@
 """The synthetic pedestrians: people, pictures, captions and data sets."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re
@@ -14,29 +12,34 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from upperson.data.records import SPLITS
 from upperson.data.synthetic import (
     LOOKS,
-    SOURCE,
-    SPLITS,
-    TARGET,
-    Look,
-    Person,
     SyntheticSpec,
     describe,
-    differing_fields,
-    first_pid,
     generate_people,
     iter_samples,
-    lexicon,
-    render_person,
-    sample_people,
     write_dataset,
 )
-from upperson.data.synthetic.clauses import with_article
-from upperson.data.synthetic.look import Camera
-from upperson.data.synthetic.palette import CLOTH
-from upperson.data.synthetic.people import Colour, is_consistent
+from upperson.data.synthetic.captions import with_article
+from upperson.data.synthetic.look import SOURCE, TARGET, Camera, Look
+from upperson.data.synthetic.people import (
+    BAGS,
+    COLOURS,
+    GENDERS,
+    HEADWEAR,
+    LOWERS,
+    PATTERNS,
+    SHOES,
+    UPPERS,
+    Colour,
+    Person,
+    Value,
+    is_consistent,
+    sample_people,
+)
 from upperson.data.synthetic.sampling import choose
+from upperson.data.synthetic.scene import render_person
 from upperson_rt.errors import InputError, UsageError
 
 BOTH_LOOKS = pytest.mark.parametrize("look", [SOURCE, TARGET], ids=lambda look: look.name)
@@ -47,6 +50,14 @@ SPEC = SyntheticSpec(
 
 def generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
+
+
+def differing_fields(first: Person, second: Person) -> list[str]:
+    return [
+        field.name
+        for field in dataclasses.fields(Person)
+        if getattr(first, field.name) != getattr(second, field.name)
+    ]
 
 
 def captions(look: Look, count: int, people: list[Person]) -> list[tuple[Person, str]]:
@@ -162,7 +173,7 @@ def test_the_upper_garment_has_its_colour(people: list[Person], colour: Colour) 
         pixels = np.asarray(render_person(plain, SOURCE, generator(6, seed)), dtype=np.float32)
         chests.append(np.median(pixels[62:78, 26:38].reshape(-1, 3), axis=0))
     chest = np.mean(chests, axis=0)
-    distance = {name: float(np.linalg.norm(chest - rgb)) for name, rgb in CLOTH.items()}
+    distance = {name: float(np.linalg.norm(chest - tint.rgb)) for name, tint in COLOURS.items()}
     assert min(distance, key=lambda name: distance[name]) == colour
 
 
@@ -239,9 +250,9 @@ def test_pronouns_agree_with_the_gender(look: Look, people: list[Person]) -> Non
         assert not words & wrong, text
 
 
-def spoken(tables: Mapping[Any, Iterable[str]], text: str) -> set[str]:
+def spoken(table: Mapping[Any, Value], text: str) -> set[str]:
     """Finds the values whose words occur, longest words first, so that no part of one counts."""
-    words = [(word, value) for value, synonyms in tables.items() for word in synonyms]
+    words = [(word, value) for value, row in table.items() for word in row.words]
     found = set()
     for word, value in sorted(words, key=lambda pair: -len(pair[0])):
         text, count = re.subn(rf"(?<![\w-]){word}(?![\w-])", "#", text)
@@ -254,13 +265,13 @@ def spoken(tables: Mapping[Any, Iterable[str]], text: str) -> set[str]:
 def test_captions_mention_only_true_things(look: Look, people: list[Person]) -> None:
     for person, text in captions(look, 1200, people):
         lowered = re.sub(r"\b(his|her) shoes are\b", "", text.lower())
-        assert spoken(lexicon.SUBJECTS, lowered) == {person.gender}, text
-        assert spoken(lexicon.UPPERS, lowered) <= {person.upper}, text
-        assert spoken(lexicon.LOWERS, lowered) <= {person.lower}, text
-        assert spoken(lexicon.SHOES, lowered) <= {person.shoes}, text
-        assert spoken(lexicon.BAGS, lowered) <= {person.bag}, text
-        assert spoken(lexicon.HEADWEAR, lowered) <= {person.headwear}, text
-        assert spoken(lexicon.PATTERNS, lowered) <= {person.pattern}, text
+        assert spoken(GENDERS, lowered) == {person.gender}, text
+        assert spoken(UPPERS, lowered) <= {person.upper}, text
+        assert spoken(LOWERS, lowered) <= {person.lower}, text
+        assert spoken(SHOES, lowered) <= {person.shoes}, text
+        assert spoken(BAGS, lowered) <= {person.bag}, text
+        assert spoken(HEADWEAR, lowered) <= {person.headwear}, text
+        assert spoken(PATTERNS, lowered) <= {person.pattern}, text
         assert ("glasses" in lowered or "spectacles" in lowered) <= person.glasses, text
         for accessory in ("umbrella", "phone", "scarf"):
             assert (accessory in lowered) <= (person.accessory == accessory), text
@@ -270,17 +281,16 @@ def test_captions_mention_only_true_things(look: Look, people: list[Person]) -> 
 def test_captions_give_things_their_own_colour(look: Look, people: list[Person]) -> None:
     checked = 0
     for person, text in captions(look, 1200, people):
-        things: tuple[tuple[Mapping[str, Iterable[str]], str | None], ...] = (
-            ({"": lexicon.BAGS.get(person.bag, ())}, person.bag_colour),
-            ({"": lexicon.SHOES[person.shoes]}, person.shoe_colour),
-            ({"": lexicon.HEADWEAR.get(person.headwear, ())}, person.headwear_colour),
+        things: tuple[tuple[Iterable[str], str | None], ...] = (
+            (BAGS[person.bag].words, person.bag_colour),
+            (SHOES[person.shoes].words, person.shoe_colour),
+            (HEADWEAR[person.headwear].words, person.headwear_colour),
         )
-        colours = {word: name for name, words in lexicon.COLOURS.items() for word in words}
-        for tables, colour in things:
-            nouns = "|".join(word for words in tables.values() for word in words)
-            if not nouns:
+        colours = {word: name for name, tint in COLOURS.items() for word in tint.words}
+        names = "|".join(sorted(colours, key=len, reverse=True))
+        for words, colour in things:
+            if not (nouns := "|".join(words)):
                 continue
-            names = "|".join(sorted(colours, key=len, reverse=True))
             for name in re.findall(rf"\b({names}) (?:{nouns})\b", text.lower()):
                 assert colours[name] == colour, text
                 checked += 1
@@ -368,7 +378,7 @@ def test_splits_share_nobody() -> None:
         for person in generate_people(spec, split)
     ]
     assert len(set(crowd)) == 550
-    assert [first_pid(spec, split) for split in SPLITS] == [150, 100, 0]
+    assert [spec.first_pid(split) for split in SPLITS] == [150, 100, 0]
 
 
 def test_looks_show_the_same_people() -> None:

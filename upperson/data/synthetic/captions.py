@@ -1,35 +1,63 @@
-"""Captions: clauses put together in the style of a look."""
-
-from __future__ import annotations
+"""Captions: some attributes as noun phrases, put together in the style of a look."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from upperson.data.synthetic import lexicon
-from upperson.data.synthetic.clauses import Clause, sample_clauses, with_article
 from upperson.data.synthetic.look import CaptionStyle, Look
-from upperson.data.synthetic.people import Person
+from upperson.data.synthetic.people import (
+    ACCESSORIES,
+    BAGS,
+    COLOURS,
+    GENDERS,
+    GLASSES,
+    HAIR_COLOURS,
+    HEADWEAR,
+    LOWERS,
+    PATTERNS,
+    SHOES,
+    SLEEVES,
+    UPPERS,
+    Colour,
+    Person,
+    Words,
+)
 from upperson.data.synthetic.sampling import chance, choose
 
-_Form = Literal["list", "phrase", "sentences"]
+Topic = Literal[
+    "upper", "lower", "shoes", "bag", "hair", "headwear", "glasses", "umbrella", "phone", "scarf"
+]
+_Structure = Literal["list", "phrase", "sentences"]
+
+_TOPICS: Mapping[Topic, float] = {
+    "upper": 40,
+    "lower": 22,
+    "shoes": 13,
+    "bag": 16,
+    "hair": 11,
+    "headwear": 12,
+    "glasses": 6,
+    "umbrella": 12,
+    "phone": 9,
+    "scarf": 10,
+}
+_COUNTS: Mapping[CaptionStyle, Mapping[int, float]] = {
+    "list": {2: 22, 3: 38, 4: 28, 5: 12},
+    "sentences": {2: 8, 3: 36, 4: 36, 5: 15, 6: 5},
+}
+_CARRIED: frozenset[Topic] = frozenset({"bag", "umbrella", "phone"})
+_PAIRS: frozenset[Topic] = frozenset({"shoes", "glasses"})
+_SIZES = frozenset({"long", "high", "open"})
 
 #: The list style has a few sentences in it, so that every function word of the other style has
 #: been seen before.
-_FORMS: Mapping[CaptionStyle, Mapping[_Form, float]] = {
+_STRUCTURES: Mapping[CaptionStyle, Mapping[_Structure, float]] = {
     "list": {"list": 66, "phrase": 20, "sentences": 14},
     "sentences": {"phrase": 6, "sentences": 94},
 }
-_ACTIONS: Mapping[str, float] = {
-    "walking": 8,
-    "walking along": 2,
-    "walking down the street": 3,
-    "standing": 2,
-    "moving forward": 1,
-    "on the street": 1,
-}
-_LIST_ORDER = (
+_LIST_ORDER: tuple[Topic, ...] = (
     "upper",
     "lower",
     "shoes",
@@ -41,6 +69,14 @@ _LIST_ORDER = (
     "umbrella",
     "phone",
 )
+_ACTIONS: Mapping[str, float] = {
+    "walking": 8,
+    "walking along": 2,
+    "walking down the street": 3,
+    "standing": 2,
+    "moving forward": 1,
+    "on the street": 1,
+}
 #: Verb pairs (finite, participle) by what is carried.
 _CARRYING: Mapping[str, Mapping[tuple[str, str], float]] = {
     "backpack": {("is carrying", "carrying"): 4, ("carries", "carrying"): 2, ("has", "with"): 3},
@@ -62,25 +98,19 @@ _PLACES: Mapping[str, str] = {
 
 
 def describe(person: Person, look: Look, rng: np.random.Generator) -> str:
-    """Writes one caption that is true of a person.
+    """Write one caption that is true of a person, in the caption style of a look.
 
-    Args:
-        person: Who is described.
-        look: The domain; its `Look.caption_style` decides about form and words.
-        rng: The random generator.
-
-    Returns:
-        Plain ASCII English that mentions the gender and 2..6 other attributes. A bag that is
-        hidden in one picture may be mentioned, as in captions written for a whole track.
+    It is plain ASCII English and mentions the gender and 2..6 other attributes. A bag that is
+    hidden in one picture may be mentioned, as in captions written for a whole track.
     """
     style = look.caption_style
-    clauses = sample_clauses(person, style, rng)
-    subject = lexicon.say(lexicon.SUBJECTS[person.gender], style, rng)
-    form = choose(rng, _FORMS[style])
-    if form == "list":
+    clauses = _sample_clauses(person, style, rng)
+    subject = _say(GENDERS[person.gender].words, style, rng)
+    structure = choose(rng, _STRUCTURES[style])
+    if structure == "list":
         return _list(subject, clauses, rng)
     writer = _Writer(person, rng)
-    if form == "phrase":
+    if structure == "phrase":
         text = writer.noun_phrase(with_article(subject), clauses)
         return text if style == "list" else f"{text[0].upper()}{text[1:]}."
     text = writer.sentences(subject, clauses)
@@ -88,7 +118,147 @@ def describe(person: Person, look: Look, rng: np.random.Generator) -> str:
     return text.lower().rstrip(".") if style == "list" and chance(rng, 0.5) else text
 
 
-def _list(subject: str, clauses: Sequence[Clause], rng: np.random.Generator) -> str:
+def with_article(words: str) -> str:
+    """Put *a* or *an* before a noun phrase.
+
+    The vocabulary has no silent *h* and no *u* said as in *uniform*, so the letter decides.
+    """
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _say(words: Words, style: CaptionStyle, rng: np.random.Generator) -> str:
+    """Draw one phrase as often as a caption style uses it."""
+    column = 0 if style == "list" else 1
+    return choose(rng, {phrase: weights[column] for phrase, weights in words.items()})
+
+
+# --- Clauses: one attribute each
+
+
+@dataclass(frozen=True, slots=True)
+class _Clause:
+    """One attribute put into words."""
+
+    topic: Topic
+
+    words: str
+    """The noun phrase without an article, such as ``red striped coat``."""
+
+    plural: bool
+    """Whether it takes no indefinite article (jeans, shoes, hair)."""
+
+    @property
+    def carried(self) -> bool:
+        """Whether one carries it rather than wears it."""
+        return self.topic in _CARRIED
+
+    @property
+    def worn(self) -> bool:
+        """Whether one can be said to wear it."""
+        return not self.carried and self.topic != "hair"
+
+    @property
+    def paired(self) -> bool:
+        """Whether *a pair of* may come before it."""
+        return self.topic in _PAIRS or (self.topic == "lower" and self.plural)
+
+    def with_article(self) -> str:
+        """Return the noun phrase with *a* or *an* where one belongs."""
+        return self.words if self.plural else with_article(self.words)
+
+
+def _sample_clauses(person: Person, style: CaptionStyle, rng: np.random.Generator) -> list[_Clause]:
+    """Draw 2..6 attributes to mention, most salient ones most often, in random order."""
+    left = {topic: weight for topic, weight in _TOPICS.items() if _has(person, topic)}
+    count = min(choose(rng, _COUNTS[style]), len(left))
+    topics: list[Topic] = []
+    while len(topics) < count:
+        topic = choose(rng, left)
+        del left[topic]
+        topics.append(topic)
+    return [_clause(person, topic, style, rng) for topic in topics]
+
+
+def _has(person: Person, topic: Topic) -> bool:
+    if topic in {"umbrella", "phone", "scarf"}:
+        return person.accessory == topic
+    if topic == "glasses":
+        return person.glasses
+    if topic in {"bag", "lower", "headwear"}:
+        return bool(getattr(person, topic) != "none")
+    return True
+
+
+def _clause(person: Person, topic: Topic, style: CaptionStyle, rng: np.random.Generator) -> _Clause:
+    if topic == "upper":
+        return _Clause(topic, _upper(person, style, rng), plural=False)
+    if topic == "hair":
+        return _hair(person, style, rng)
+    words, colour, plural = _thing(person, topic)
+    noun = _say(words, style, rng)
+    # Now and then people do not mention a colour.
+    if colour is not None and not chance(rng, 0.08):
+        noun = _join_adjectives(_say(COLOURS[colour].words, style, rng), noun)
+    return _Clause(topic, noun, plural)
+
+
+def _thing(person: Person, topic: Topic) -> tuple[Words, Colour | None, bool]:
+    """Return the words, the colour and whether a word is a plural."""
+    if topic == "lower":
+        return LOWERS[person.lower].words, person.lower_colour, person.lower != "skirt"
+    if topic == "shoes":
+        return SHOES[person.shoes].words, person.shoe_colour, True
+    if topic == "bag":
+        return BAGS[person.bag].words, person.bag_colour, False
+    if topic == "headwear":
+        return HEADWEAR[person.headwear].words, person.headwear_colour, False
+    if topic == "glasses":
+        return GLASSES, None, True
+    return ACCESSORIES[person.accessory].words, person.accessory_colour, False
+
+
+def _join_adjectives(adjectives: str, noun: str) -> str:
+    # English puts size before colour: a long black coat, not a black long coat.
+    size, _, rest = noun.partition(" ")
+    if size in _SIZES:
+        return " ".join(filter(None, (size, adjectives, rest)))
+    return f"{adjectives} {noun}" if adjectives else noun
+
+
+def _upper(person: Person, style: CaptionStyle, rng: np.random.Generator) -> str:
+    words = []
+    if person.pattern == "plain" and chance(rng, 0.06):
+        words.append("plain")
+    if chance(rng, 0.94):
+        words.append(_say(COLOURS[person.upper_colour].words, style, rng))
+    if person.pattern not in {"plain", "logo"} and chance(rng, 0.75):
+        words.append(_say(PATTERNS[person.pattern].words, style, rng))
+    # Sleeves are worth a word only where both lengths occur.
+    if person.upper in {"shirt", "dress"} and chance(rng, 0.3):
+        words.append(_say(SLEEVES[person.sleeves], style, rng))
+    words = [_join_adjectives(" ".join(words), _say(UPPERS[person.upper].words, style, rng))]
+    if person.pattern == "logo" and chance(rng, 0.6):
+        words.append(_say(PATTERNS["logo"].words, style, rng))
+    return " ".join(words)
+
+
+def _hair(person: Person, style: CaptionStyle, rng: np.random.Generator) -> _Clause:
+    colour = _say(HAIR_COLOURS[person.hair_colour].words, style, rng)
+    if person.hair_style in {"short", "long"}:
+        if chance(rng, 0.7):
+            return _Clause("hair", f"{person.hair_style} {colour} hair", plural=True)
+        alone = person.hair_style if chance(rng, 0.3) else colour
+        return _Clause("hair", f"{alone} hair", plural=True)
+    if chance(rng, 0.5):
+        return _Clause("hair", f"{colour} {person.hair_style}", plural=False)
+    tied = "tied in" if chance(rng, 0.4) else "in"
+    return _Clause("hair", f"{colour} hair {tied} a {person.hair_style}", plural=True)
+
+
+# --- Lists, phrases and sentences
+
+
+def _list(subject: str, clauses: Sequence[_Clause], rng: np.random.Generator) -> str:
     ordered = list(clauses)
     if chance(rng, 0.7):
         ordered.sort(key=lambda clause: _LIST_ORDER.index(clause.topic))
@@ -111,7 +281,7 @@ class _Writer:
         self._pronoun = "She" if person.is_female else "He"
         self._possessive = "her" if person.is_female else "his"
 
-    def noun_phrase(self, subject: str, clauses: Sequence[Clause], then: str = "") -> str:
+    def noun_phrase(self, subject: str, clauses: Sequence[_Clause], then: str = "") -> str:
         """*a woman in a red coat and blue jeans, with long hair, carrying a handbag*.
 
         Args:
@@ -119,7 +289,7 @@ class _Writer:
             clauses: What to mention.
             then: The rest of the sentence, if the phrase is its subject.
         """
-        worn = [clause for clause in clauses if self._is_worn(clause)]
+        worn = [clause for clause in clauses if clause.worn]
         hair = [f"with {self._name(clause)}" for clause in clauses if clause.topic == "hair"]
         parts = []
         if worn:
@@ -127,7 +297,7 @@ class _Writer:
             if self._is_dressed(worn):
                 verbs["dressed in"] = 1.0
             parts.append(f"{choose(self._rng, verbs)} {self._names(worn)}")
-        parts += [self._carry(clause, 1) for clause in clauses if clause.carried]
+        parts += [self._carry(clause, finite=False) for clause in clauses if clause.carried]
         parts = [*hair, *parts] if chance(self._rng, 0.5) else [*parts, *hair]
         if len(parts) < 3:
             return " ".join(filter(None, (subject, *parts, then)))
@@ -135,7 +305,7 @@ class _Writer:
         text = f"{subject} {', '.join(parts)}"
         return f"{text}, {then}" if then else text
 
-    def sentences(self, subject: str, clauses: Sequence[Clause]) -> str:
+    def sentences(self, subject: str, clauses: Sequence[_Clause]) -> str:
         """One to three full sentences."""
         rng = self._rng
         left = list(clauses)
@@ -151,7 +321,7 @@ class _Writer:
             left = left[size:]
         return " ".join(f"{text[0].upper()}{text[1:]}." for text in texts)
 
-    def _opening(self, subject: str, clauses: Sequence[Clause]) -> str:
+    def _opening(self, subject: str, clauses: Sequence[_Clause]) -> str:
         rng = self._rng
         kind = choose(rng, {"plain": 5.0, "acting": 4.0, "inverted": 2.0, "there": 1.0})
         if kind == "acting":
@@ -159,15 +329,15 @@ class _Writer:
             return self.noun_phrase(self._refer(subject, new=True), clauses, action)
         if kind == "there":
             return f"there is {self.noun_phrase(with_article(subject), clauses)}"
-        worn = [clause for clause in clauses if self._is_worn(clause)]
-        others = [clause for clause in clauses if not self._is_worn(clause)]
+        worn = [clause for clause in clauses if clause.worn]
+        others = [clause for clause in clauses if not clause.worn]
         if kind == "inverted" and worn:
             verb = "dressed in" if self._is_dressed(worn) and chance(rng, 0.6) else "wearing"
             rest = _join(self._predicates(others)) if others else f"is {choose(rng, _ACTIONS)}"
             return f"{verb} {self._names(worn)}, {self._refer(subject, new=False)} {rest}"
         return f"{self._refer(subject, new=True)} {_join(self._predicates(clauses))}"
 
-    def _following(self, subject: str, clauses: Sequence[Clause]) -> str:
+    def _following(self, subject: str, clauses: Sequence[_Clause]) -> str:
         rng = self._rng
         first = clauses[0]
         shoes = len(clauses) == 1 and first.topic == "shoes" and not first.words.endswith("shoes")
@@ -183,9 +353,9 @@ class _Writer:
         who = self._pronoun if chance(rng, 0.8) else self._refer(subject, new=False)
         return f"{who} {_join(self._predicates(clauses))}"
 
-    def _predicates(self, clauses: Sequence[Clause]) -> list[str]:
+    def _predicates(self, clauses: Sequence[_Clause]) -> list[str]:
         predicates: list[str] = []
-        worn = [clause for clause in clauses if self._is_worn(clause)]
+        worn = [clause for clause in clauses if clause.worn]
         if worn:
             verbs = {"is wearing": 6.0, "wears": 3.0, "has on": 1.0}
             if self._is_dressed(worn):
@@ -195,22 +365,23 @@ class _Writer:
             if clause.topic == "hair":
                 predicates.append(f"has {self._name(clause)}")
             elif clause.carried:
-                predicates.append(self._carry(clause, 0))
+                predicates.append(self._carry(clause, finite=True))
         if len(predicates) > 1 and chance(self._rng, 0.3):
             predicates.reverse()
         return predicates
 
-    def _carry(self, clause: Clause, form: int) -> str:
+    def _carry(self, clause: _Clause, *, finite: bool) -> str:
         thing = self._person.bag if clause.topic == "bag" else clause.topic
-        text = f"{choose(self._rng, _CARRYING[thing])[form]} {clause.with_article()}"
+        verb = choose(self._rng, _CARRYING[thing])[0 if finite else 1]
+        text = f"{verb} {clause.with_article()}"
         if thing in _PLACES and chance(self._rng, 0.3):
             text = f"{text} {_PLACES[thing].format(self._possessive)}"
         return text
 
-    def _names(self, clauses: Sequence[Clause]) -> str:
+    def _names(self, clauses: Sequence[_Clause]) -> str:
         return _join([self._name(clause) for clause in clauses])
 
-    def _name(self, clause: Clause) -> str:
+    def _name(self, clause: _Clause) -> str:
         pair = clause.paired and chance(self._rng, 0.12)
         return f"a pair of {clause.words}" if pair else clause.with_article()
 
@@ -218,10 +389,6 @@ class _Writer:
         return with_article(subject) if new and chance(self._rng, 0.6) else f"the {subject}"
 
     @staticmethod
-    def _is_worn(clause: Clause) -> bool:
-        return not clause.carried and clause.topic != "hair"
-
-    @staticmethod
-    def _is_dressed(worn: Sequence[Clause]) -> bool:
+    def _is_dressed(worn: Sequence[_Clause]) -> bool:
         # One is dressed in a coat, but not in glasses.
         return bool(worn) and all(clause.topic in {"upper", "lower"} for clause in worn)

@@ -1,52 +1,37 @@
 """Head, hair, glasses, headwear and scarf."""
 
-from __future__ import annotations
+from PIL import Image
 
-from PIL import ImageDraw
+from upperson.data.synthetic.drawing import Point, Pose, Sketch, contrast, shade
+from upperson.data.synthetic.people import COLOURS, HAIR_COLOURS, SKIN, Person, Rgb
 
-from upperson.data.synthetic.palette import CLOTH, HAIR, SKIN, Rgb, contrast, shade
-from upperson.data.synthetic.people import Person
-from upperson.data.synthetic.pose import Pose
-from upperson.data.synthetic.shapes import ellipse, line, polygon
-
-_NECK = 0.142
+_NECK_Y = 0.142
 
 
-class _Head:
-    """A frame with the head's own proportions: children have large heads."""
+class _Head(Sketch):
+    """A sketch with the head's own proportions: children have large heads."""
 
-    def __init__(self, draw: ImageDraw.ImageDraw, person: Person, pose: Pose) -> None:
-        self.draw = draw
-        self.pose = pose
+    def __init__(self, image: Image.Image, person: Person, pose: Pose) -> None:
+        super().__init__(image, person, pose)
         self.grow = 1.28 if person.is_child else 1.06
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        return (x * self.grow, _NECK + (y - _NECK) * self.grow)
-
-    def ellipse(self, x: float, y: float, across: float, down: float, colour: Rgb) -> None:
-        radii = (across * self.grow, down * self.grow)
-        ellipse(self.draw, self.pose, self.place(x, y), radii, colour)
-
-    def polygon(self, corners: list[tuple[float, float]], colour: Rgb) -> None:
-        polygon(self.draw, self.pose, [self.place(x, y) for x, y in corners], colour)
-
-    def line(self, points: list[tuple[float, float]], colour: Rgb, thickness: float) -> None:
-        placed = [self.place(x, y) for x, y in points]
-        line(self.draw, self.pose, placed, colour, thickness * self.grow)
+    def place(self, across: float, y: float) -> Point:
+        return self.pose.flat(across * self.grow, _NECK_Y + (y - _NECK_Y) * self.grow)
 
 
-def draw_head(draw: ImageDraw.ImageDraw, person: Person, pose: Pose) -> None:
-    """Draws the head over the trunk, with everything that is worn on it."""
-    head = _Head(draw, person, pose)
+def draw_head(sketch: Sketch) -> None:
+    """Draw the head over the trunk, with everything that is worn on it."""
+    person, pose = sketch.person, sketch.pose
+    head = _Head(sketch.image, person, pose)
     back = -pose.heading
     from_front = pose.facing > -0.3
     if person.headwear == "hood":
-        _draw_hood(head, person, from_front)
+        _draw_hood(head, from_front)
         return
-    hair = HAIR[person.hair_colour]
+    hair = HAIR_COLOURS[person.hair_colour].rgb
     dark = shade(hair, 0.8)
     if person.accessory == "scarf" and not from_front:
-        _draw_scarf(head, person)
+        _draw_scarf(head)
     if person.hair_style == "long":
         _draw_long_hair(head, dark)
     if person.hair_style == "ponytail" and from_front:
@@ -57,15 +42,15 @@ def draw_head(draw: ImageDraw.ImageDraw, person: Person, pose: Pose) -> None:
     if person.hair_style == "bun":
         head.ellipse(back * 0.035, -0.006, 0.034, 0.03, dark)
     if from_front:
-        _draw_face(head, person)
+        _draw_face(head)
     elif person.hair_style == "short":
         head.ellipse(0.0, 0.128, 0.032, 0.016, shade(SKIN[person.skin], 0.88))
     if person.hair_style == "ponytail" and not from_front:
         _draw_ponytail(head, back, dark)
     if person.accessory == "scarf" and from_front:
-        _draw_scarf(head, person)
+        _draw_scarf(head)
     if person.headwear_colour is not None:
-        _draw_headwear(head, person, CLOTH[person.headwear_colour])
+        _draw_headwear(head, COLOURS[person.headwear_colour].rgb)
 
 
 def _draw_long_hair(head: _Head, colour: Rgb) -> None:
@@ -83,15 +68,15 @@ def _draw_long_hair(head: _Head, colour: Rgb) -> None:
     head.ellipse(shift, 0.22, 0.066 * narrow, 0.024, colour)
 
 
-def _draw_face(head: _Head, person: Person) -> None:
-    facing, heading = head.pose.facing, head.pose.heading
+def _draw_face(head: _Head) -> None:
+    person, facing, heading = head.person, head.pose.facing, head.pose.heading
     skin = SKIN[person.skin]
     centre = heading * 0.017
     half = 0.046 * (0.62 + 0.38 * max(0.0, facing))
     head.ellipse(centre, 0.083, half, 0.056, skin)
     if person.hair_style in {"long", "bun"} and facing > 0.4:
         # A parting: hair on both sides of the forehead.
-        hair = HAIR[person.hair_colour]
+        hair = HAIR_COLOURS[person.hair_colour].rgb
         head.polygon([(centre - half * 0.75, 0.038), (centre, 0.028), (centre - half, 0.08)], hair)
         head.polygon([(centre + half * 0.75, 0.038), (centre, 0.028), (centre + half, 0.08)], hair)
     dark = (30, 26, 28) if person.skin < 3 else (12, 10, 10)
@@ -121,8 +106,8 @@ def _draw_ponytail(head: _Head, back: float, colour: Rgb) -> None:
     head.ellipse(end, 0.19, 0.022, 0.028, colour)
 
 
-def _draw_headwear(head: _Head, person: Person, colour: Rgb) -> None:
-    heading, facing = head.pose.heading, head.pose.facing
+def _draw_headwear(head: _Head, colour: Rgb) -> None:
+    person, facing, heading = head.person, head.pose.facing, head.pose.heading
     dark = shade(colour, 0.75)
     dome = [(-0.06, 0.055), (-0.058, 0.02), (-0.036, -0.008), (0.0, -0.016)]
     dome += [(-x, y) for x, y in reversed(dome[:-1])]
@@ -144,28 +129,29 @@ def _draw_headwear(head: _Head, person: Person, colour: Rgb) -> None:
         head.line([(-0.056, 0.033), (0.056, 0.033)], contrast(colour, 0.6), 0.015)
 
 
-def _draw_hood(head: _Head, person: Person, from_front: bool) -> None:
-    colour = CLOTH[person.upper_colour]
+def _draw_hood(head: _Head, from_front: bool) -> None:
+    person = head.person
+    colour = COLOURS[person.upper_colour].rgb
     back = -head.pose.heading
     head.ellipse(back * 0.012, 0.072, 0.073, 0.084, shade(colour, 0.92))
     head.polygon([(-0.073, 0.08), (0.073, 0.08), (0.085, 0.175), (-0.085, 0.175)], colour)
     if from_front:
         head.ellipse(head.pose.heading * 0.014, 0.08, 0.053, 0.066, shade(colour, 0.6))
-        hair = HAIR[person.hair_colour]
+        hair = HAIR_COLOURS[person.hair_colour].rgb
         head.ellipse(head.pose.heading * 0.015, 0.074, 0.047, 0.056, hair)
         if person.hair_style == "long":
             for side in (-1, 1):
                 lock = [(0.03, 0.1), (0.055, 0.1), (0.05, 0.22), (0.03, 0.22)]
                 head.polygon([(side * x, y) for x, y in lock], shade(hair, 0.8))
-        _draw_face(head, person)
+        _draw_face(head)
     if person.accessory == "scarf":
-        _draw_scarf(head, person)
+        _draw_scarf(head)
 
 
-def _draw_scarf(head: _Head, person: Person) -> None:
-    if person.accessory_colour is None:
+def _draw_scarf(head: _Head) -> None:
+    if head.person.accessory_colour is None:
         return
-    colour = CLOTH[person.accessory_colour]
+    colour = COLOURS[head.person.accessory_colour].rgb
     head.polygon([(-0.062, 0.132), (0.062, 0.132), (0.072, 0.176), (-0.072, 0.176)], colour)
     head.line([(-0.064, 0.156), (0.064, 0.156)], contrast(colour, 0.35), 0.008)
     if head.pose.facing > -0.2:

@@ -1,18 +1,23 @@
-"""Looks: the two visual and textual domains a person can be shown in.
+"""Looks: the two visual and textual domains a person can be shown in, and what cameras do.
 
 A *look* fixes how people are photographed (cameras, framing, background) and how they are
 described (caption style). The people themselves do not depend on it, which is what makes it
 possible to pre-train on one look and fine-tune on the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from PIL import Image
+
+from upperson.data.synthetic.sampling import between
+
 Background = Literal["studio", "street"]
 CaptionStyle = Literal["list", "sentences"]
+
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,3 +192,28 @@ TARGET = Look(
 """Street cameras with descriptions in sentences: what a model is fine-tuned and tested on."""
 
 LOOKS: Mapping[str, Look] = {look.name: look for look in (SOURCE, TARGET)}
+
+
+def photograph(
+    image: Image.Image, camera: Camera, jitter: float, rng: np.random.Generator
+) -> Image.Image:
+    """Return an RGB scene as a camera sees it, in the same size.
+
+    ``jitter`` is the standard deviation of the exposure and the gains from shot to shot.
+    """
+    width, height = image.size
+    share = between(rng, camera.resolution)
+    if share < 1.0:
+        small = (max(8, round(width * share)), max(8, round(height * share)))
+        image = image.resize(small, Image.Resampling.BILINEAR)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    # One 3 x 3 matrix and an offset hold every linear step, so that the pixels are visited once.
+    drift = rng.normal(1.0, jitter, 4)
+    gains = np.array(camera.gains) * drift[:3] * drift[3] * camera.exposure * camera.contrast
+    colour = camera.saturation * np.eye(3) + (1.0 - camera.saturation) * np.tile(_LUMA, (3, 1))
+    matrix = (colour * (1.0 - camera.haze) * gains[:, None]).astype(np.float32)
+    offset = np.float32(128.0 * (1.0 - camera.contrast) * (1.0 - camera.haze) + 215.0 * camera.haze)
+    pixels = np.asarray(image, dtype=np.float32) @ matrix.T + offset
+    if camera.noise > 0:
+        pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(camera.noise)
+    return Image.fromarray(np.clip(pixels, 0.0, 255.0).astype(np.uint8))

@@ -1,6 +1,4 @@
-"""Weighted choice from a table, on an explicit random generator."""
-
-from __future__ import annotations
+"""Weighted choice, ranges and chances. Each draws exactly one number from an explicit generator."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -11,18 +9,7 @@ T = TypeVar("T")
 
 
 def choose(rng: np.random.Generator, weights: Mapping[T, float]) -> T:
-    """Draws one key of a table with probability proportional to its weight.
-
-    Args:
-        rng: The random generator; exactly one number is drawn from it.
-        weights: Non-negative weights, at least one of them positive.
-
-    Returns:
-        The drawn key.
-
-    Raises:
-        ValueError: If no weight is positive.
-    """
+    """Draw one key of a table with probability proportional to its weight."""
     # numpy's own choice() turns Python objects into arrays and is about ten times slower.
     total = sum(weights.values())
     if not total > 0:
@@ -41,11 +28,11 @@ def choose(rng: np.random.Generator, weights: Mapping[T, float]) -> T:
 
 
 def between(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
-    """Draws a number uniformly from a closed-open interval ``(low, high)``."""
+    """Draw a number uniformly from a closed-open interval ``(low, high)``."""
     low, high = bounds
     return low + (high - low) * float(rng.random())
 
 
 def chance(rng: np.random.Generator, probability: float) -> bool:
-    """Returns True with the given probability."""
+    """Return True with the given probability."""
     return bool(rng.random() < probability)

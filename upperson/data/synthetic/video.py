@@ -1,7 +1,5 @@
 """Videos of synthetic people crossing a street, with the true boxes of everybody."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -15,13 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from upperson.data.synthetic.background import draw_shadow, draw_street
 from upperson.data.synthetic.captions import describe
+from upperson.data.synthetic.drawing import Pose
 from upperson.data.synthetic.look import LOOKS
 from upperson.data.synthetic.people import Person, sample_people
-from upperson.data.synthetic.pose import Pose
-from upperson.data.synthetic.render import OVERSAMPLING, draw_body, light_body
 from upperson.data.synthetic.sampling import between, chance
+from upperson.data.synthetic.scene import (
+    OVERSAMPLING,
+    draw_body,
+    draw_shadow,
+    draw_street,
+    light_body,
+)
 from upperson_rt.errors import InputError, UsageError, missing_extra
 from upperson_rt.files import scratch_folder, write_atomically
 
@@ -34,15 +37,7 @@ _LEAST_VISIBLE = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoSpec:
-    """What a video consists of.
-
-    Attributes:
-        people: How many cross the view.
-        seconds: Length of the video.
-        fps: Frames a second.
-        width: Of a frame in pixels.
-        height: Of a frame in pixels.
-        seed: Any non-negative integer.
+    """What a video consists of: people who cross the view, frames in pixels.
 
     Raises:
         UsageError: On construction, if a number is out of range.
@@ -56,7 +51,7 @@ class VideoSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Check the ranges."""
         if self.people < 1 or self.seed < 0:
             raise UsageError("a video needs at least one person and a seed from 0")
         if not (0 < self.fps <= 240 and 0 < self.seconds <= 24 * 3600):
@@ -66,7 +61,7 @@ class VideoSpec:
 
     @property
     def frames(self) -> int:
-        """Frames of the whole video."""
+        """Number of frames in the video."""
         return max(1, round(self.seconds * self.fps))
 
 
@@ -100,23 +95,19 @@ class _Walk:
 def write_video(
     path: Path, spec: VideoSpec, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Writes a video in Motion JPEG, and its truth beside it with the suffix ``.json``.
+    """Write a video in Motion JPEG, and its truth beside it with the suffix ``.json``.
 
     The truth has ``frames``, for each frame a list of ``{"box": [x0, y0, x1, y1], "person": n}``,
     and ``people``, for each person ``person``, ``captions``, ``first_frame``, ``last_frame`` and
     ``attributes``. A person has a box while at least half of their width is inside the frame; who
-    stands behind somebody else has one, too.
-
-    Args:
-        path: The video; must end in ``.avi``.
-        spec: What to draw.
-        progress: Called after every frame with the number of frames done and of all.
+    stands behind somebody else has one, too. ``progress`` is called after every frame with the
+    number of frames done and of all.
 
     Returns:
         The truth, as in the file.
 
     Raises:
-        UsageError: The path does not end in ``.avi``.
+        UsageError: ``path`` does not end in ``.avi``.
         BackendError: OpenCV is missing.
         InputError: The files cannot be written.
     """

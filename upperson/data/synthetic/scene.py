@@ -1,12 +1,18 @@
-"""What is behind a person, on the ground around them and in front of their feet."""
-
-from __future__ import annotations
+"""One picture: a person in a scene, lit, partly hidden and photographed."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from upperson.data.synthetic.palette import CLOTH, Rgb, mix, shade
+from upperson.data.synthetic.body import draw_legs, draw_upper
+from upperson.data.synthetic.carried import draw_behind, draw_in_front
+from upperson.data.synthetic.drawing import Pose, Sketch, mix, sample_pose, shade
+from upperson.data.synthetic.head import draw_head
+from upperson.data.synthetic.look import Camera, Look, photograph
+from upperson.data.synthetic.people import COLOURS, Person, Rgb
 from upperson.data.synthetic.sampling import between, chance
+
+OVERSAMPLING = 2
+"""Bodies are drawn this many times larger than the crop and scaled down, which smooths edges."""
 
 _BACKDROPS: tuple[Rgb, ...] = ((206, 208, 210), (226, 226, 224), (190, 198, 208), (214, 206, 194))
 _WALLS: tuple[Rgb, ...] = (
@@ -19,10 +25,70 @@ _WALLS: tuple[Rgb, ...] = (
     (136, 146, 158),
 )
 _GROUNDS: tuple[Rgb, ...] = ((112, 112, 114), (142, 138, 130), (92, 94, 98), (160, 154, 146))
+_DYES: tuple[Rgb, ...] = tuple(tint.rgb for tint in COLOURS.values())
+
+
+def render_person(
+    person: Person, look: Look, rng: np.random.Generator, camera: Camera | None = None
+) -> Image.Image:
+    """Return one view of a person as an RGB image; equal generators give equal pixels.
+
+    JPEG artefacts are not part of it; they come with the encoding at `Camera.jpeg_quality`.
+
+    Args:
+        person: Who is seen.
+        look: The domain, which bounds the size.
+        rng: The random generator.
+        camera: The camera, or None to take one of the look's by chance.
+    """
+    if camera is None:
+        camera = look.cameras[int(rng.integers(len(look.cameras)))]
+    size = (
+        int(rng.integers(look.width[0], look.width[1] + 1)),
+        int(rng.integers(look.height[0], look.height[1] + 1)),
+    )
+    canvas = (size[0] * OVERSAMPLING, size[1] * OVERSAMPLING)
+    pose = sample_pose(person, look, camera, canvas, rng)
+    scene = draw_studio(size, rng) if look.background == "studio" else draw_street(size, rng)
+    feet = pose.flat(0.0, 1.0)
+    half = 0.16 * pose.scale / OVERSAMPLING
+    slant = between(rng, (-1.0, 1.0)) * look.shadow * half
+    ground = (feet[0] / OVERSAMPLING, feet[1] / OVERSAMPLING - 1)
+    draw_shadow(scene, ground, half, look.shadow, slant)
+    body = draw_body(person, pose).reduce(OVERSAMPLING)
+    lit = light_body(body, between(rng, look.light), 1 if chance(rng, 0.5) else -1)
+    scene.paste(lit, mask=body.getchannel("A"))
+    if chance(rng, look.occluders):
+        draw_occluder(scene, rng)
+    return photograph(scene, camera, look.light_jitter, rng)
+
+
+def draw_body(person: Person, pose: Pose) -> Image.Image:
+    """Draw a person on a transparent canvas of the pose's size; returns RGBA."""
+    sketch = Sketch(Image.new("RGBA", (pose.width, pose.height)), person, pose)
+    draw_behind(sketch)
+    draw_legs(sketch)
+    draw_upper(sketch)
+    draw_in_front(sketch)
+    draw_head(sketch)
+    return sketch.image
+
+
+def light_body(body: Image.Image, dark: float, side: int) -> Image.Image:
+    """Shade a body from one side; returns RGB."""
+    width = body.width
+    ramp = np.linspace(dark, 1.0, width, dtype=np.float32)[::side]
+    row = Image.fromarray((ramp * 255).astype(np.uint8)[None, :])
+    veil = row.resize(body.size, Image.Resampling.NEAREST)
+    black = Image.new("RGB", body.size)
+    return Image.composite(body.convert("RGB"), black, veil)
+
+
+# --- The scene
 
 
 def draw_studio(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Paints a plain backdrop that meets a slightly darker floor; returns an RGB image."""
+    """Paint a plain backdrop that meets a slightly darker floor, in RGB."""
     width, height = size
     colour = np.array(_BACKDROPS[int(rng.integers(len(_BACKDROPS)))], dtype=np.float32)
     rows = np.linspace(0.0, 1.0, height, dtype=np.float32)
@@ -33,7 +99,7 @@ def draw_studio(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
 
 
 def draw_street(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Paints a cluttered street, out of focus; returns an RGB image."""
+    """Paint a cluttered street, out of focus, in RGB."""
     width, height = size
     horizon = round(height * between(rng, (0.45, 0.8)))
     wall = _vary(_WALLS[int(rng.integers(len(_WALLS)))], rng)
@@ -55,10 +121,10 @@ def draw_street(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
 def draw_shadow(
     image: Image.Image, feet: tuple[float, float], half: float, darkness: float, slant: float
 ) -> None:
-    """Darkens the ground under the feet, in place.
+    """Darken the ground under the feet of an RGB picture, in place.
 
     Args:
-        image: RGB picture.
+        image: The picture.
         feet: Point between the soles in pixels.
         half: Half the shadow's width in pixels.
         darkness: 0 (none) .. 1 (black).
@@ -72,7 +138,7 @@ def draw_shadow(
 
 
 def draw_occluder(image: Image.Image, rng: np.random.Generator) -> None:
-    """Puts a railing, a bin, a bollard or a plant over the bottom edge, in place."""
+    """Put a railing, a bin, a bollard or a plant over the bottom edge, in place."""
     width, height = image.size
     draw = ImageDraw.Draw(image)
     top = height * between(rng, (0.8, 0.92))
@@ -119,7 +185,7 @@ def _draw_facade(
     elif style == 1:
         for y in range(offset % 8, horizon, 8):
             draw.line([(0, y), (width, y)], fill=shade(wall, 0.86))
-        sign = tuple(CLOTH.values())[int(rng.integers(len(CLOTH)))]
+        sign = _DYES[int(rng.integers(len(_DYES)))]
         top = horizon * between(rng, (0.0, 0.4))
         draw.rectangle((0, top, width, top + 12), fill=mix(sign, wall, 0.3))
     else:
@@ -133,8 +199,7 @@ def _draw_thing(
 ) -> None:
     kind = int(rng.integers(4))
     x = width * between(rng, (-0.1, 1.1))
-    cloths = tuple(CLOTH.values())
-    colour = mix(cloths[int(rng.integers(len(cloths)))], (110, 110, 110), 0.35)
+    colour = mix(_DYES[int(rng.integers(len(_DYES)))], (110, 110, 110), 0.35)
     if kind == 0:  # a pole
         draw.rectangle((x - 2, 0, x + 2, horizon + 10), fill=(64, 66, 70))
     elif kind == 1:  # a parked car

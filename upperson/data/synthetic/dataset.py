@@ -6,12 +6,10 @@ matters. People do not depend on the look: with one seed, a studio and a street 
 sizes show the same people.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +19,19 @@ from PIL import Image
 from upperson.data.annotations import SPLITS, Split
 from upperson.data.plain_formats import annotations_file
 from upperson.data.synthetic.captions import describe
-from upperson.data.synthetic.look import LOOKS, Camera, Look
+from upperson.data.synthetic.look import LOOKS, Camera
 from upperson.data.synthetic.people import Person, sample_people
-from upperson.data.synthetic.render import render_person
+from upperson.data.synthetic.scene import render_person
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import new_folder
 
+FORMAT = 1
+"""Rises whenever pictures or captions change, so that no stale data set is reused."""
+
 _DOCUMENT = "dataset.json"
 
-#: Rises whenever pictures or captions change, so that no stale data set is reused.
-FORMAT = 1
+_ORDER: tuple[Split, ...] = ("test", "val", "train")
+"""Test comes first: its people and numbers stay when more training people are asked for."""
 
 _PEOPLE, _IMAGE, _CAPTION, _CAMERAS = range(4)
 
@@ -39,29 +40,27 @@ _PEOPLE, _IMAGE, _CAPTION, _CAMERAS = range(4)
 class SyntheticSpec:
     """What a data set consists of.
 
-    Attributes:
-        look: A key of `LOOKS`.
-        train_ids: Number of people in the training split.
-        val_ids: Number of people in the validation split.
-        test_ids: Number of people in the test split.
-        views: Pictures of every person.
-        captions_per_image: Captions of every picture.
-        seed: Any non-negative integer.
-
     Raises:
         UsageError: On construction, if a number is out of range or the look is unknown.
     """
 
     look: str
+    """A key of `LOOKS`."""
+
     train_ids: int
+    """Number of people in the training split."""
+
     val_ids: int
     test_ids: int
+
     views: int = 4
+    """Pictures of every person."""
+
     captions_per_image: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Check the ranges."""
         if self.look not in LOOKS:
             raise UsageError(f"unknown look {self.look!r}; there are {', '.join(LOOKS)}")
         for name in ("train_ids", "val_ids", "test_ids", "seed"):
@@ -71,82 +70,54 @@ class SyntheticSpec:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    def people(self, split: Split) -> int:
+        """Return the number of people in a split."""
+        return {"train": self.train_ids, "val": self.val_ids, "test": self.test_ids}[split]
+
+    def first_pid(self, split: Split) -> int:
+        """Return the number of the first person of a split; numbers are unique in a data set."""
+        return sum(self.people(earlier) for earlier in _ORDER[: _ORDER.index(split)])
+
 
 def generate_people(spec: SyntheticSpec, split: Split) -> list[Person]:
-    """Samples the people of a split, in the order of their numbers.
+    """Sample the people of a split; their numbers begin with ``spec.first_pid(split)``.
 
-    The test people come first and do not depend on the other splits' sizes; the people of `val`
-    and `train` are sampled so that nobody of an earlier split occurs among them.
-
-    Args:
-        spec: The data set; its look does not matter.
-        split: Which people.
-
-    Returns:
-        The person at index ``i`` has the number ``first_pid(spec, split) + i``.
+    Nobody of an earlier split occurs among them. The look does not matter.
     """
     earlier: list[Person] = []
-    for current, count in _sizes(spec).items():
-        people = sample_people(
-            count, _stream(spec, current, 0, 0, _PEOPLE), exclude=frozenset(earlier)
-        )
-        if current == split:
-            return people
-        earlier += people
-    raise ValueError(f"unknown split {split!r}")
-
-
-def first_pid(spec: SyntheticSpec, split: Split) -> int:
-    """Returns the number of the first person of a split; numbers are unique in a data set."""
-    first = 0
-    for current, count in _sizes(spec).items():
-        if current == split:
-            return first
-        first += count
-    raise ValueError(f"unknown split {split!r}")
+    for current in _ORDER[: _ORDER.index(split)]:
+        earlier += _sample_split(spec, current, earlier)
+    return _sample_split(spec, split, earlier)
 
 
 def iter_samples(
     spec: SyntheticSpec, split: Split, *, start: int = 0, stop: int | None = None
 ) -> Iterator[tuple[Image.Image, str, int]]:
-    """Yields the samples of a split without touching the disk.
+    """Yield (RGB image, caption, number of the person) without touching the disk.
 
-    Args:
-        spec: The data set.
-        split: The split.
-        start: Index within the split of the first person, for sharing the work out.
-        stop: Index after the last person, or None for all.
-
-    Yields:
-        An RGB image, one of its captions, and the person's number; an image with several captions
-        comes several times. The pixels equal those of the file `write_dataset` would write.
+    An image with several captions comes several times. The pixels equal those of the file that
+    `write_dataset` would write. ``start`` and ``stop`` bound the people of the split by their
+    index in it, for sharing the work out.
     """
-    for sample in _views(spec, split, start, stop):
-        with Image.open(io.BytesIO(sample.jpeg)) as file:
+    for view in _views(spec, split, start, stop):
+        with Image.open(io.BytesIO(view.jpeg)) as file:
             image = file.convert("RGB")
-        for caption in sample.captions:
-            yield image, caption, sample.pid
+        for caption in view.captions:
+            yield image, caption, view.pid
 
 
 def write_dataset(
     root: Path, spec: SyntheticSpec, progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Writes a data set, or finds it there already.
+    """Write a data set, or find it there already, and return its folder.
 
     The folder gets ``images/<split>/<pid>_<view>.jpg``, ``annotations.jsonl`` with one object per
     caption (``image``, ``pid``, ``caption``, ``split``, ``camera``), and ``dataset.json`` with the
-    specification. It appears under its name only when it is complete.
-
-    Args:
-        root: The folder.
-        spec: What to write.
-        progress: Called after every picture with the number of pictures done and of all.
-
-    Returns:
-        ``root``.
+    specification. It appears under its name only when it is complete. ``progress`` is called after
+    every picture with the number of pictures done and of all.
 
     Raises:
-        InputError: If ``root`` exists and is not this very data set, or cannot be written.
+        InputError: ``root`` exists and is not this very data set, or cannot be written.
     """
     if not _is_written(root, spec):
         with new_folder(root) as folder:
@@ -156,16 +127,13 @@ def write_dataset(
 
 @dataclass(frozen=True, slots=True)
 class _View:
+    """One picture of one person, as it is written."""
+
     pid: int
-    view: int
+    number: int
     camera: str
     jpeg: bytes
     captions: list[str]
-
-
-def _sizes(spec: SyntheticSpec) -> dict[Split, int]:
-    # Test comes first: its people and numbers stay when more training people are asked for.
-    return {"test": spec.test_ids, "val": spec.val_ids, "train": spec.train_ids}
 
 
 def _stream(
@@ -175,27 +143,27 @@ def _stream(
     return np.random.default_rng(np.random.SeedSequence(spec.seed, spawn_key=key))
 
 
+def _sample_split(spec: SyntheticSpec, split: Split, earlier: list[Person]) -> list[Person]:
+    rng = _stream(spec, split, 0, 0, _PEOPLE)
+    return sample_people(spec.people(split), rng, exclude=frozenset(earlier))
+
+
 def _views(
     spec: SyntheticSpec, split: Split, start: int = 0, stop: int | None = None
 ) -> Iterator[_View]:
     look = LOOKS[spec.look]
-    first = first_pid(spec, split)
     for index, person in enumerate(generate_people(spec, split)[start:stop], start):
-        pid = first + index
+        pid = spec.first_pid(split) + index
+        # As many different cameras as there are: retrieval across cameras is the point.
+        order = _stream(spec, split, pid, 0, _CAMERAS).permutation(len(look.cameras))
         for view in range(spec.views):
-            camera = _camera(spec, look, split, pid, view)
+            camera = look.cameras[int(order[view % len(order)])]
             image = render_person(person, look, _stream(spec, split, pid, view, _IMAGE), camera)
             captions = [
                 describe(person, look, _stream(spec, split, pid, view, _CAPTION, number))
                 for number in range(spec.captions_per_image)
             ]
             yield _View(pid, view, camera.name, _encode(image, camera), captions)
-
-
-def _camera(spec: SyntheticSpec, look: Look, split: Split, pid: int, view: int) -> Camera:
-    # As many different cameras as there are: retrieval across cameras is the point.
-    order = _stream(spec, split, pid, 0, _CAMERAS).permutation(len(look.cameras))
-    return look.cameras[int(order[view % len(order)])]
 
 
 def _encode(image: Image.Image, camera: Camera) -> bytes:
@@ -220,7 +188,7 @@ def _is_written(root: Path, spec: SyntheticSpec) -> bool:
     if not root.exists():
         return False
     try:
-        found: Mapping[str, object] = json.loads((root / _DOCUMENT).read_text("utf-8"))
+        found = json.loads((root / _DOCUMENT).read_text("utf-8"))
     except (OSError, ValueError):
         raise InputError(
             f"{root} exists and is not a synthetic data set (no readable {_DOCUMENT} in it): "
@@ -237,22 +205,22 @@ def _is_written(root: Path, spec: SyntheticSpec) -> bool:
 def _write_content(
     root: Path, spec: SyntheticSpec, progress: Callable[[int, int], None] | None
 ) -> None:
-    total = sum(_sizes(spec).values()) * spec.views
+    total = sum(spec.people(split) for split in SPLITS) * spec.views
     done = 0
     path = root / annotations_file("jsonl")
     with path.open("w", encoding="utf-8", newline="\n") as annotations:
         for split in SPLITS:
             (root / "images" / split).mkdir(parents=True)
-            for sample in _views(spec, split):
-                name = f"images/{split}/{sample.pid:05d}_{sample.view}.jpg"
-                (root / name).write_bytes(sample.jpeg)
-                for caption in sample.captions:
+            for view in _views(spec, split):
+                name = f"images/{split}/{view.pid:05d}_{view.number}.jpg"
+                (root / name).write_bytes(view.jpeg)
+                for caption in view.captions:
                     record = {
                         "image": name,
-                        "pid": sample.pid,
+                        "pid": view.pid,
                         "caption": caption,
                         "split": split,
-                        "camera": sample.camera,
+                        "camera": view.camera,
                     }
                     annotations.write(json.dumps(record) + "\n")
                 done += 1
