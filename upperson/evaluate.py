@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from upperson.data.dataset import ImageDataset, pad_ids, tokenize, usable_workers
+from upperson.data.batches import ImageDataset, pad_ids, tokenize, usable_workers
 from upperson.data.records import Record
 from upperson.data.transforms import evaluation_transform
 from upperson.model.encoder import UPPerson

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from upperson.config import TrainConfig
+from upperson.data.batches import BatchSampler
 from upperson.data.records import Record, Split
-from upperson.data.sampler import BatchSampler
 from upperson.model.encoder import UPPerson
 from upperson_rt.tokenizer import Tokenizer
 

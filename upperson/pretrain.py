@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from upperson.data.dataset import pad_ids, tokenize
+from upperson.data.batches import pad_ids, tokenize
 from upperson.data.synthetic.captions import describe
 from upperson.data.synthetic.look import SOURCE
 from upperson.data.synthetic.people import Person, sample_people

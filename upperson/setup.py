@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from upperson.config import TrainConfig
-from upperson.data.dataset import identity_labels
+from upperson.data.batches import identity_labels
 from upperson.data.records import Record, Split, read_dataset
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.engine import keep_frozen_matrices_in

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from upperson.data.dataset import Batch
+from upperson.data.batches import Batch
 from upperson.distributed import gather
 from upperson.losses import Objective
 

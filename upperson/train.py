@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader
 
 from upperson.checkpoint import load_checkpoint, save_checkpoint
 from upperson.config import TrainConfig
-from upperson.data.dataset import Batch, ImageDataset, PairDataset, usable_workers
+from upperson.data.batches import Batch, BatchSampler, ImageDataset, PairDataset, usable_workers
 from upperson.data.records import SPLITS, Record, Split
-from upperson.data.sampler import BatchSampler
 from upperson.data.transforms import evaluation_transform, training_transform
 from upperson.engine import start_engine
 from upperson.evaluate import Evaluation, evaluate, evaluate_both

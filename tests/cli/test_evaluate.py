@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import upperson.cli
-from upperson.data.records import read_jsonl
+from upperson.data.records import read_dataset
 from upperson_rt.bundle import Bundle
 from upperson_rt.metrics import retrieval_metrics
 
@@ -32,7 +32,7 @@ def test_every_variant_of_a_bundle_is_measured_both_ways(demo_folder, people):
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert list(found) == list(Bundle.open(demo_folder / "bundle").manifest.variants)
-    records = read_jsonl(people)["test"]
+    records = read_dataset("jsonl", people)["test"]
     for variant, directions in found.items():
         assert list(directions) == DIRECTIONS
         encoder = Bundle.open(demo_folder / "bundle", variant).encoder()
@@ -65,7 +65,7 @@ def test_the_table_has_a_row_for_each_direction(demo_folder, people):
 
 def test_an_image_that_cannot_be_read_ends_with_3(demo_folder, people, tmp_path):
     root = shutil.copytree(people, tmp_path / "people")
-    broken = read_jsonl(root)["test"][3].image
+    broken = read_dataset("jsonl", root)["test"][3].image
     broken.write_bytes(b"no picture")
     for target in ("run", "bundle"):
         result = run(demo_folder / target, "--root", root)

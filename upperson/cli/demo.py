@@ -85,7 +85,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson.cli.demo_report import render_report, sample_queries
     from upperson.cli.export import export_run
     from upperson.cli.progress import TrainingDisplay
-    from upperson.data.records import read_jsonl
+    from upperson.data.records import read_dataset
     from upperson.data.vocabulary import clip_tokenizer
     from upperson.evaluate import embed_records, pids_of
     from upperson.model.base import load_base
@@ -113,7 +113,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
 
     with stage("render"):
         people = _render_people(output / PEOPLE, size, display)
-    test = read_jsonl(people)["test"]
+    test = read_dataset("jsonl", people)["test"]
     pids = pids_of(test)
     config = replace(
         read_recipe("synthetic", {"root": str(people), "epochs": size.epochs}),

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from upperson.data.dataset import ImageDataset, pad_ids, tokenize
-from upperson.data.records import Record, read_jsonl
+from upperson.data.batches import ImageDataset, pad_ids, tokenize
+from upperson.data.records import Record, read_dataset
 from upperson.data.synthetic import LOOKS, SyntheticSpec, describe, generate_people, write_dataset
 from upperson.data.transforms import evaluation_transform
 from upperson.data.vocabulary import clip_tokenizer
@@ -45,7 +45,7 @@ def gather_material(images: Path | None, count: int, folder: Path) -> Material:
         look=_LOOK, train_ids=0, val_ids=0, test_ids=count, views=1, captions_per_image=1
     )
     if images is None:
-        records = read_jsonl(write_dataset(folder, spec))["test"]
+        records = read_dataset("jsonl", write_dataset(folder, spec))["test"]
         return Material(
             source=f"{count} synthetic people",
             files=[record.image for record in records],

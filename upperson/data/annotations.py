@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from upperson_rt.errors import InputError
 
@@ -67,6 +67,14 @@ class Problem:
     text: str
 
 
+class Counts(NamedTuple):
+    """Size of a split."""
+
+    ids: int
+    images: int
+    captions: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnnotatedSet:
     """A data set that was found, with its entries still to be read."""
@@ -85,50 +93,8 @@ class AnnotatedSet:
     id_in_two_splits: Severity | None
     """What an identity in two splits is; None where ids are numbers of images, not of people."""
 
-
-def find_folder(root: Path, name: str, files: Sequence[str]) -> Path:
-    """Return ``root`` or ``root/name``, the first one that holds one of the annotation files.
-
-    Raises:
-        InputError: Neither does.
-    """
-    for folder in (root, root / name):
-        if any((folder / file).is_file() for file in files):
-            return folder
-    others = sorted(path.name for folder in (root, root / name) for path in folder.glob("*.json"))
-    found = f"only {cut(', '.join(others))}" if others else "none"
-    raise InputError(
-        f"expected {' or '.join(files)} in {root} or {root / name}, found {found}: pass --root "
-        f"with {name} or with the folder that holds it"
-    )
-
-
-def load_json_list(path: Path) -> list[Any]:
-    """Read a JSON file that holds one list.
-
-    Raises:
-        InputError: It is no JSON in UTF-8, or no list.
-    """
-    content = parse_json(path.read_bytes(), f"{path}: ")
-    if not isinstance(content, list):
-        raise InputError(
-            f"{path}: expected a list with one object a record, found {type(content).__name__}"
-        )
-    return content
-
-
-def records_of(path: Path, entries: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of a list with their places, as ``FILE, record [INDEX]`` from 0."""
-    for index, entry in enumerate(entries):
-        yield f"{path}, record [{index}]", entry
-
-
-def parse_json(text: bytes, prefix: str = "") -> Any:
-    """Parse JSON in UTF-8, with or without a byte order mark; InputError if it is none."""
-    try:
-        return json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{prefix}not JSON in UTF-8: {error}") from error
+    published: Mapping[Split, Counts] | None = None
+    """Sizes of a published set; a split that does not exist is left out."""
 
 
 def parse_each(
@@ -143,10 +109,21 @@ def parse_each(
         yield parsed
 
 
+def parse_json(text: bytes, prefix: str = "") -> Any:
+    """Parse JSON in UTF-8, with or without a byte order mark; InputError if it is none."""
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{prefix}not JSON in UTF-8: {error}") from error
+
+
 def object_fields(
     entry: object, required: Mapping[str, type], optional: Mapping[str, type] | None = None
 ) -> dict[str, Any]:
-    """Return a JSON object whose keys have the given types; other keys are free.
+    """Return a JSON object some of whose keys have given types.
+
+    Files of others are read, up to half a million entries: other keys are free and texts may be
+    empty, unlike in files of our own (`upperson_rt.strict`).
 
     Raises:
         InputError: It is no object, a required key is missing, or a type is another.

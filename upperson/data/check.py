@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upperson.data.annotations import SPLITS, Problem, ProblemKind, Severity, Split
-from upperson.data.coarse_sets import COARSE_SETS
-from upperson.data.published import PUBLISHED, Counts
+from upperson.data.annotations import SPLITS, Counts, Problem, ProblemKind, Severity, Split
 from upperson.data.records import Record, collect_records, open_dataset
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import iter_image_files, load_image
 
 EXAMPLES = 5
 """How many problems of a kind are kept in full."""
-
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +82,11 @@ class CheckReport:
 
 
 def check_dataset(
-    name: str, root: Path, *, decode: bool = True, progress: Progress | None = None
+    name: str,
+    root: Path,
+    *,
+    decode: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
     """Read a data set as training does, but go on after problems, and look at every image.
 
@@ -96,7 +95,7 @@ def check_dataset(
         root: As for `upperson.data.records.read_dataset`.
         decode: Decode every image with the runtime's own loader, so that what is broken here would
             be broken in training. Else only look whether the file is there.
-        progress: Called after every image.
+        progress: Called after every image with the number of images done and of all.
 
     Raises:
         UsageError: The name is unknown.
@@ -111,10 +110,9 @@ def check_dataset(
         text = f"{annotated.files[0]} holds no usable record"
         problems.append(Problem("no_records", "error", text))
     counts = {split: _count(splits[split]) for split in SPLITS}
-    published = PUBLISHED.get(name)
-    if published:
-        problems.extend(_differences(counts, published))
-    if name not in COARSE_SETS:
+    if annotated.published:
+        problems.extend(_differences(counts, annotated.published))
+    if annotated.id_in_two_splits is not None:  # Else ids are numbers of images.
         problems.extend(_unused_ids(splits["train"]))
     images = list(dict.fromkeys(record.image for record in records))
     problems.extend(_check_images(images, decode, progress))
@@ -125,7 +123,7 @@ def check_dataset(
         image_folder=annotated.image_folder,
         images_decoded=decode,
         counts=counts,
-        published=published,
+        published=annotated.published,
         findings=_findings(problems),
     )
 
@@ -161,7 +159,7 @@ def _unused_ids(records: Sequence[Record]) -> Iterator[Problem]:
 
 
 def _check_images(
-    images: Sequence[Path], decode: bool, progress: Progress | None
+    images: Sequence[Path], decode: bool, progress: Callable[[int, int], None] | None
 ) -> Iterator[Problem]:
     def look_at(image: Path) -> Problem | None:
         if not os.path.exists(image):

@@ -1,7 +1,7 @@
 """Annotated person crops as plain records, and the reader of every data set.
 
-The formats are in `person_sets`, `plain_formats` and `coarse_sets`; what their entries must satisfy
-together is here.
+The formats are in `published` and `plain_formats`; what their entries must satisfy together is
+here.
 """
 
 import logging
@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upperson.data.annotations import SPLITS, AnnotatedSet, Annotation, Problem, Split
-from upperson.data.coarse_sets import COARSE_SETS, open_coarse_set
-from upperson.data.person_sets import PERSON_SETS, open_person_set
 from upperson.data.plain_formats import PLAIN_FORMATS, open_plain_format
+from upperson.data.published import PUBLISHED_SETS
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.strict import suggestion
 
@@ -24,10 +23,9 @@ __all__ = [
     "collect_records",
     "open_dataset",
     "read_dataset",
-    "read_jsonl",
 ]
 
-DATASETS = (*PERSON_SETS, *PLAIN_FORMATS, *COARSE_SETS)
+DATASETS = (*PUBLISHED_SETS, *PLAIN_FORMATS)
 """Names for ``--dataset``."""
 
 
@@ -83,42 +81,33 @@ def read_dataset(name: str, root: Path) -> dict[Split, list[Record]]:
     return splits
 
 
-def read_jsonl(root: Path) -> dict[Split, list[Record]]:
-    """Read ``root/annotations.jsonl``; as `read_dataset` with ``jsonl``."""
-    return read_dataset("jsonl", root)
-
-
 def open_dataset(name: str, root: Path) -> AnnotatedSet:
     """Find a data set without reading its entries; arguments and errors as for `read_dataset`."""
     lower = name.lower()
-    if lower in PERSON_SETS:
-        return open_person_set(lower, root)
+    if lower in PUBLISHED_SETS:
+        return PUBLISHED_SETS[lower].open(root)
     if lower in PLAIN_FORMATS:
         return open_plain_format(lower, root)
-    if lower in COARSE_SETS:
-        return open_coarse_set(lower, root)
     raise UsageError(f"data set format '{name}' is unknown, {suggestion(lower, DATASETS)}")
 
 
 def collect_records(
-    annotated: AnnotatedSet, report: Callable[[Problem], None]
+    annotated: AnnotatedSet, on_problem: Callable[[Problem], None]
 ) -> dict[Split, list[Record]]:
-    """Read all entries and put together the captions of each image, in file order.
+    """Read all entries, which uses them up, and put together the captions of each image.
 
-    Args:
-        annotated: The data set; its entries are used up.
-        report: Called with every problem. If it returns, an entry that has no caption or
-            contradicts an earlier one is left out; others are kept.
+    After a problem that does not raise, an entry that has no caption or contradicts an earlier one
+    is left out; others are kept, in file order.
     """
     earlier = _EarlierEntries(annotated)
     records: dict[str, tuple[Annotation, list[str]]] = {}
     for entry in annotated.entries:
         if isinstance(entry, Problem):
-            report(entry)
+            on_problem(entry)
             continue
         problems = list(earlier.compare(entry))
         for problem in problems:
-            report(problem)
+            on_problem(problem)
         if any(problem.kind in ("no_caption", "conflicting_image") for problem in problems):
             continue
         key = entry.image if annotated.several_entries_per_image else entry.where

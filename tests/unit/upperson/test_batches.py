@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from upperson.data.dataset import Batch, ImageDataset, PairDataset, identity_labels
-from upperson.data.masking import mask_caption
+from upperson.data.batches import (
+    Batch,
+    BatchSampler,
+    Draw,
+    ImageDataset,
+    PairDataset,
+    identity_labels,
+)
 from upperson.data.records import Record, read_dataset
-from upperson.data.sampler import BatchSampler, Draw
 from upperson.data.synthetic import SyntheticSpec, write_dataset
-from upperson.data.transforms import training_transform
+from upperson.data.transforms import mask_caption, training_transform
 from upperson.data.vocabulary import clip_tokenizer
 from upperson_rt.errors import InputError
 

@@ -1,8 +1,10 @@
 """Checking a data set: every kind of problem, all at once."""
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from tests.helpers.person_sets import (
     write_rstpreid,
 )
 from upperson.data import check as check_module
+from upperson.data.annotations import Counts
 from upperson.data.check import EXAMPLES, CheckReport, Finding, check_dataset
-from upperson.data.published import PUBLISHED, Counts
-from upperson.data.records import COARSE_SETS, DATASETS, PERSON_SETS, read_dataset
+from upperson.data.published import PUBLISHED_SETS
+from upperson.data.records import DATASETS, read_dataset
 from upperson_rt.errors import InputError, UsageError
 
 
@@ -59,7 +62,7 @@ def test_counts_are_per_split(tmp_path: Path) -> None:
         "val": Counts(1, 1, 2),
         "test": Counts(1, 2, 4),
     }
-    assert report.published == PUBLISHED["cuhk-pedes"]
+    assert report.published == PUBLISHED_SETS["cuhk-pedes"].counts
     assert findings(report)["counts_differ"] == Finding(
         "counts_differ",
         "warning",
@@ -76,10 +79,9 @@ def test_counts_are_per_split(tmp_path: Path) -> None:
 
 
 def test_published_counts_add_up() -> None:
-    assert set(PUBLISHED) == {*PERSON_SETS, *COARSE_SETS}
     totals = {
-        name: tuple(map(sum, zip(*splits.values(), strict=True)))
-        for name, splits in PUBLISHED.items()
+        name: tuple(map(sum, zip(*published.counts.values(), strict=True)))
+        for name, published in PUBLISHED_SETS.items()
     }
     assert totals["cuhk-pedes"] == (13003, 40206, 80440)
     assert totals["icfg-pedes"] == (4102, 54522, 54522)
@@ -90,7 +92,8 @@ def test_counts_as_published_are_no_finding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     splits = {"train": Counts(2, 4, 8), "val": Counts(1, 1, 2), "test": Counts(1, 2, 4)}
-    monkeypatch.setitem(PUBLISHED, "rstpreid", splits)
+    small = dataclasses.replace(PUBLISHED_SETS["rstpreid"], counts=splits)
+    monkeypatch.setitem(PUBLISHED_SETS, "rstpreid", small)
     assert check_dataset("rstpreid", write_rstpreid(tmp_path)).findings == ()
 
 
@@ -173,12 +176,19 @@ def test_an_interrupt_does_not_wait_for_the_other_images(
 
     def load(path: Path) -> None:
         decoded.append(path)
-        if len(decoded) > 1:
-            go_on.wait(10)
+        if path.name != "0.png":
+            assert go_on.wait(20)
 
     def interrupt(done: int, total: int) -> None:
-        threading.Timer(0.2, go_on.set).start()
         raise KeyboardInterrupt
+
+    class Pool(ThreadPoolExecutor):
+        """Lets images that have begun end once the others are cancelled."""
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            go_on.set()
+            super().shutdown(wait=wait)
 
     line = {"image": "", "pid": 1, "caption": "a man"}
     names = [f"{number}.png" for number in range(400)]
@@ -187,6 +197,7 @@ def test_an_interrupt_does_not_wait_for_the_other_images(
     lines = "\n".join(json.dumps(line | {"image": name}) for name in names)
     (tmp_path / "annotations.jsonl").write_text(lines, "utf-8")
     monkeypatch.setattr(check_module, "load_image", load)
+    monkeypatch.setattr(check_module, "ThreadPoolExecutor", Pool)
     with pytest.raises(KeyboardInterrupt):
         check_dataset("jsonl", tmp_path, progress=interrupt)
     assert len(decoded) < 100

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.toy_clip import IMAGE_SIZE, toy_model
-from upperson.data.dataset import ImageDataset, pad_ids, tokenize
+from upperson.data.batches import ImageDataset, pad_ids, tokenize
 from upperson.data.records import Record
 from upperson.data.transforms import evaluation_transform
 from upperson.data.vocabulary import clip_tokenizer

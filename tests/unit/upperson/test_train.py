@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.toy_clip import toy_clip
 from tests.helpers.toy_run import Recorder, toy_config
-from upperson.data.records import read_jsonl
+from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.engine import start_engine
 from upperson.evaluate import evaluate
@@ -49,7 +49,7 @@ def test_a_run_folder_holds_what_it_should(run: Path) -> None:
 
 def test_a_loaded_run_measures_what_training_reported(run: Path) -> None:
     config, _, model = load_run(run)
-    records = read_jsonl(Path(config.root))["test"]
+    records = read_dataset("jsonl", Path(config.root))["test"]
     found = evaluate(model, clip_tokenizer(), records).as_dict()
     assert found == pytest.approx(json.loads((run / "results.json").read_text())["test"])
 
