@@ -47,7 +47,7 @@ def synthesize(
     test_ids: Annotated[int, typer.Option(min=0, help="People in the test split.")] = 300,
     views: Annotated[int, typer.Option(min=1, help="Pictures of each person.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Render synthetic people with captions, in the project's jsonl format.
@@ -70,7 +70,7 @@ def synthesize(
             output, spec, lambda done, total: display.update("rendering people", done, total)
         )
     images = (train_ids + val_ids + test_ids) * views
-    if json:
+    if as_json:
         print_json({"root": str(output), "images": images})
     else:
         typer.echo(f"{images} images of {images // views} people in {output}")
@@ -87,7 +87,7 @@ def synthesize_video(
     width: Annotated[int, typer.Option(min=96, help="Of a frame in pixels.")] = 960,
     height: Annotated[int, typer.Option(min=96, help="Of a frame in pixels.")] = 540,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds draw the same people.")] = 0,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Draw a video of synthetic people crossing a street, to try out `upperson-rt watch`.
@@ -105,7 +105,7 @@ def synthesize_video(
     with Display() as display:
         write_video(output, spec, lambda done, n: display.update("drawing frames", done, n))
     truth = output.with_suffix(".json")
-    if json:
+    if as_json:
         print_json({"video": str(output), "boxes": str(truth), "frames": spec.frames})
     else:
         typer.echo(f"{spec.frames} frames with {people} people in {output}; boxes in {truth}")
@@ -122,7 +122,7 @@ def check(
             help="Decode every image, or only look whether it is there.",
         ),
     ] = True,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Check a data set before training: records, captions, ids, counts and every image.
@@ -143,7 +143,7 @@ def check(
             decode=images,
             progress=lambda done, total: display.update(work, done, total),
         )
-    if json:
+    if as_json:
         print_json(report.as_dict())
     else:
         _print_report(report)

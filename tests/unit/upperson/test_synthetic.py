@@ -1,6 +1,7 @@
 """The synthetic pedestrians: people, pictures, captions and data sets."""
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections import Counter
@@ -22,6 +23,7 @@ from upperson.data.synthetic import (
     write_dataset,
 )
 from upperson.data.synthetic.captions import with_article
+from upperson.data.synthetic.dataset import FORMAT
 from upperson.data.synthetic.look import SOURCE, TARGET, Camera, Look
 from upperson.data.synthetic.people import (
     BAGS,
@@ -46,6 +48,21 @@ BOTH_LOOKS = pytest.mark.parametrize("look", [SOURCE, TARGET], ids=lambda look: 
 SPEC = SyntheticSpec(
     look="street", train_ids=3, val_ids=1, test_ids=2, views=2, captions_per_image=2, seed=7
 )
+CAPTIONS = {"studio": "8c40b4c351a0f804", "street": "ce99cf3b7d9d1445"}
+"""How SHA-256 of 400 captions with the attributes of who is described begins."""
+PICTURES = {
+    "studio": [
+        [188, 151, 165, 165, 107, 168, 151, 76, 170, 183, 175, 186],
+        [203, 133, 200, 129, 121, 111, 169, 122, 153, 152, 102, 138],
+        [175, 105, 168, 98, 90, 99, 129, 48, 141, 141, 112, 139],
+    ],
+    "street": [
+        [96, 85, 85, 83, 84, 76, 105, 70, 88, 111, 115, 108],
+        [59, 59, 56, 77, 69, 57, 74, 70, 63, 70, 47, 53],
+        [110, 104, 117, 105, 67, 112, 99, 55, 110, 113, 92, 112],
+    ],
+}
+"""Grey levels of three people in 4 rows of 3 blocks."""
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -76,6 +93,16 @@ def files(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def people() -> list[Person]:
     return sample_people(300, generator(1))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set of `SPEC`; not to be changed."""
+    return write_dataset(tmp_path_factory.mktemp("written") / "set", SPEC)
+
+
+def lines_of(root: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / "annotations.jsonl").read_text().splitlines()]
 
 
 # --- People
@@ -312,19 +339,38 @@ def test_the_styles_differ_but_share_their_words(people: list[Person]) -> None:
 # --- Data sets
 
 
-def test_written_data_sets_are_equal_byte_for_byte(tmp_path: Path) -> None:
-    first = files(write_dataset(tmp_path / "a", SPEC))
-    assert first == files(write_dataset(tmp_path / "b", SPEC))
-    other = files(write_dataset(tmp_path / "c", dataclasses.replace(SPEC, seed=8)))
+@BOTH_LOOKS
+def test_the_format_stands_for_these_people_and_captions(look: Look) -> None:
+    # Reused folders and published numbers rely on them: a change raises FORMAT.
+    spec = dataclasses.replace(SPEC, train_ids=60, val_ids=20, test_ids=40)
+    crowd = [person for split in SPLITS for person in generate_people(spec, split)]
+    texts = [f"{dataclasses.astuple(person)} {text}" for person, text in captions(look, 400, crowd)]
+    found = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+    assert (FORMAT, found) == (1, CAPTIONS[look.name])
+
+
+@BOTH_LOOKS
+def test_the_format_stands_for_these_pictures(look: Look, people: list[Person]) -> None:
+    # In coarse blocks, so that Pillow may round otherwise; what changes a shape or a place is seen.
+    for index, expected in enumerate(PICTURES[look.name]):
+        image = render_person(people[index], look, generator(11, index)).convert("L")
+        blocks = np.asarray(image.resize((3, 4), Image.Resampling.BOX)).ravel()
+        assert blocks.tolist() == pytest.approx(expected, abs=2)
+
+
+def test_written_data_sets_are_equal_byte_for_byte(tmp_path: Path, written: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    again = write_dataset(tmp_path / "a", SPEC, lambda done, total: calls.append((done, total)))
+    assert calls == [(done, 12) for done in range(1, 13)]
+    first = files(written)
+    assert first == files(again)
+    other = files(write_dataset(tmp_path / "b", dataclasses.replace(SPEC, seed=8)))
     assert first.keys() == other.keys()
     assert all(first[name] != other[name] for name in first)
 
 
-def test_annotations_describe_the_files(tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    root = write_dataset(tmp_path / "set", SPEC, lambda done, total: calls.append((done, total)))
-    assert calls == [(done, 12) for done in range(1, 13)]
-    lines = [json.loads(line) for line in (root / "annotations.jsonl").read_text().splitlines()]
+def test_annotations_describe_the_files(written: Path) -> None:
+    lines = lines_of(written)
     assert len(lines) == 6 * 2 * 2
     assert all(set(line) == {"image", "pid", "caption", "split", "camera"} for line in lines)
     pids = {split: {line["pid"] for line in lines if line["split"] == split} for split in SPLITS}
@@ -333,23 +379,21 @@ def test_annotations_describe_the_files(tmp_path: Path) -> None:
     for line in lines:
         assert line["image"].startswith(f"images/{line['split']}/{line['pid']:05d}_")
         assert line["camera"] in {camera.name for camera in TARGET.cameras}
-        with Image.open(root / line["image"]) as image:
+        with Image.open(written / line["image"]) as image:
             assert image.format == "JPEG"
-    images = {str(path.relative_to(root)) for path in root.rglob("*.jpg")}
+    images = {str(path.relative_to(written)) for path in written.rglob("*.jpg")}
     assert images == {line["image"] for line in lines}
     views = {(line["pid"], line["camera"]) for line in lines}
     assert len(views) == 12, "the views of a person come from different cameras"
 
 
-def test_samples_in_memory_equal_those_on_disk(tmp_path: Path) -> None:
-    root = write_dataset(tmp_path / "set", SPEC)
-    lines = [json.loads(line) for line in (root / "annotations.jsonl").read_text().splitlines()]
-    expected = [line for line in lines if line["split"] == "train"]
+def test_samples_in_memory_equal_those_on_disk(written: Path) -> None:
+    expected = [line for line in lines_of(written) if line["split"] == "train"]
     samples = list(iter_samples(SPEC, "train"))
     assert len(samples) == len(expected)
     for (image, caption, pid), line in zip(samples, expected, strict=True):
         assert (caption, pid) == (line["caption"], line["pid"])
-        with Image.open(root / line["image"]) as file:
+        with Image.open(written / line["image"]) as file:
             assert image.tobytes() == file.convert("RGB").tobytes()
 
 
@@ -396,21 +440,19 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_equal_data_set_is_reused(tmp_path: Path) -> None:
-    root = write_dataset(tmp_path / "set", SPEC)
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+def test_an_equal_data_set_is_reused(written: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
 
     def never(done: int, total: int) -> None:
         raise AssertionError("nothing should be drawn")
 
-    assert write_dataset(root, SPEC, never) == root
-    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert write_dataset(written, SPEC, never) == written
+    assert {path: path.stat().st_mtime_ns for path in written.rglob("*")} == before
 
 
-def test_anything_else_in_the_way_is_an_error(tmp_path: Path) -> None:
-    root = write_dataset(tmp_path / "set", SPEC)
+def test_anything_else_in_the_way_is_an_error(tmp_path: Path, written: Path) -> None:
     with pytest.raises(InputError, match="another data set"):
-        write_dataset(root, dataclasses.replace(SPEC, views=3))
+        write_dataset(written, dataclasses.replace(SPEC, views=3))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match="not a synthetic data set"):
