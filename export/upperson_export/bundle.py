@@ -1,8 +1,8 @@
 """Write a bundle: fold, export, calibrate, climb the ladder, and only then put it in place."""
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,47 +13,39 @@ import onnx
 from upperson_calibration.calibration_file import Calibration, Samples, write_calibration
 from upperson_calibration.estimators import DEFAULT_ESTIMATOR, Estimator
 from upperson_calibration.samples import CalibrationSet
-from upperson_export.accuracy import RetrievalSplit
 from upperson_export.bundle_files import (
+    CALIBRATION,
+    BundleFiles,
     ModelIdentity,
-    describe,
-    finish,
-    write_canaries,
-    write_manifest,
+    foreign_to_bundle,
 )
-from upperson_export.candidates import INT8_RUNGS, TowerCandidates
-from upperson_export.embeddings import FormEmbeddings
+from upperson_export.calibrator import Report
+from upperson_export.candidates import FormEmbeddings, TowerCandidates
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
-from upperson_export.ladder import Ladder, Measured, backend_of
+from upperson_export.ladder import Ladder, RetrievalSplit
 from upperson_export.latency import Stopwatch
 from upperson_export.lint import lint
 from upperson_export.plain import PlainImageTower, PlainTextTower
-from upperson_export.variants import Variant
-from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest
-from upperson_rt.errors import IntegrityError, UppersonError
-from upperson_rt.files import all_names, new_folder, sha256_of_file
+from upperson_export.report import CalibrationRecord, ExportReport, SplitSize, VariantReport
+from upperson_export.variants import EXACT, VARIANTS, VariantName
+from upperson_rt.bundle import Bundle
+from upperson_rt.errors import IntegrityError
+from upperson_rt.files import new_folder, sha256_of_file
 from upperson_rt.towers import TOWERS, Tower
 
 __all__ = ["ExportOptions", "ModelIdentity", "export_bundle", "foreign_to_bundle"]
 
-Report = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total)."""
-
-CALIBRATION = "calibration.json"
-
-_NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md"}
-
 _WORK = ".building"
 
-UNGATED_RUNG = "smoothed"
-"""What is shipped where nothing can be measured: exact in float, and robust to outliers."""
+Rungs = Mapping[Tower, str]
+"""The rung of each tower."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportOptions:
     """What to export and what accuracy to insist on."""
 
-    variants: tuple[Variant, ...] = ("int8",)
+    variants: tuple[VariantName, ...] = ("int8",)
     """Beside fp32, which is always written."""
 
     max_r1_drop: float = 0.5
@@ -76,7 +68,7 @@ def export_bundle(
     options: ExportOptions,
     progress: Report,
     reused: Calibration | None = None,
-) -> dict[str, Any]:
+) -> ExportReport:
     """Export a model into a bundle and return its report.
 
     The bundle appears at ``output`` complete or not at all.
@@ -110,104 +102,62 @@ def export_bundle(
         work.mkdir()
         towers = _towers(model, calibration, work, estimator, progress, reused)
         if reused is not None:
-            reused.for_graphs({t: sha256_of_file(towers[t].fp32) for t in TOWERS})
-        (folder / "tokenizer.json").write_text(tokenizer_json, "utf-8")
-        files: dict[Variant, dict[Tower, Path]] = {"fp32": {}}
+            reused.for_graphs({tower: sha256_of_file(towers[tower].fp32) for tower in TOWERS})
+        files = BundleFiles(folder, identity, model, tokenizer_json, calibration)
         for tower in TOWERS:
-            files["fp32"][tower] = _place(folder, towers[tower].fp32, tower, "fp32")
-        write_canaries(folder, calibration, files)
-        write_manifest(folder, describe(identity, model, folder, files))
-
-        ladder = None
-        rungs: dict[Variant, dict[Tower, str]] = {"fp32": dict.fromkeys(TOWERS, "fp32")}
-        if split is not None:
-            source = FormEmbeddings(folder, towers, split, progress)
-            ladder = Ladder(
-                split=split,
-                source=source,
-                max_r1_drop=options.max_r1_drop,
-                int8_only=options.int8_only,
-                also_on=("openvino",) if find_spec("openvino") is not None else (),
-            )
+            files.add(EXACT, tower, towers[tower].fp32, EXACT)
+        files.write_draft()  # The ladder embeds with its tokenizer and sizes.
+        ladder = _ladder(folder, towers, split, options, progress)
+        chosen: dict[VariantName, Rungs] = {EXACT: dict.fromkeys(TOWERS, EXACT)}
         for variant in options.variants:
-            if ladder is not None:
-                rungs[variant] = ladder.climb(variant)
-            else:
-                ungated = UNGATED_RUNG if variant.startswith("int8") else variant
-                rungs[variant] = dict.fromkeys(TOWERS, ungated)
-        left_out: dict[Variant, str] = {
-            variant: f"no tower keeps its accuracy in {variant}"
-            for variant, chosen in rungs.items()
-            if variant != "fp32" and not set(chosen.values()) & {*INT8_RUNGS, variant}
-        }
-        for variant, chosen in rungs.items():
-            if variant == "fp32" or variant in left_out:
-                continue
-            files[variant] = {}
-            for tower in TOWERS:
-                built = towers[tower].build(variant, chosen[tower])
-                _require_clean(built)
-                float_rung = chosen[tower] if chosen[tower] in ("fp32", "fp16") else None
-                if float_rung is not None and float_rung != variant and float_rung in files:
-                    files[variant][tower] = files[float_rung][tower]
-                else:
-                    files[variant][tower] = _place(folder, built, tower, float_rung or variant)
-        calibrated = None
+            ungated = dict.fromkeys(TOWERS, VARIANTS[variant].ungated_rung)
+            chosen[variant] = ungated if ladder is None else ladder.climb(variant)
+            if _left_out(variant, chosen[variant]) is None:
+                _add(files, towers, variant, chosen[variant])
+        record = None
         if options.variants:
-            calibrated = Calibration(
+            record = CalibrationRecord(
                 samples=Samples.of(calibration) if reused is None else reused.samples,
                 estimator=estimator,
-                towers={str(tower): towers[tower].calibrator.found() for tower in TOWERS},
+                reused_file_sha256=None if reused is None else reused.sha256,
             )
-            write_calibration(folder / CALIBRATION, calibrated)
+            found = {str(tower): towers[tower].calibrator.found() for tower in TOWERS}
+            write_calibration(
+                folder / CALIBRATION,
+                Calibration(samples=record.samples, estimator=estimator, towers=found),
+            )
         kept_float = {
-            variant: {
-                tower: [asdict(layer) for layer in towers[tower].kept_float(chosen[tower])]
-                for tower in TOWERS
-            }
-            for variant, chosen in rungs.items()
+            variant: {tower: towers[tower].kept_float(rungs[tower]) for tower in TOWERS}
+            for variant, rungs in chosen.items()
         }
         shutil.rmtree(work)
-        write_canaries(folder, calibration, files)
+        files.write_canaries()
         progress("measuring latency", 0, 1)
         stopwatch = Stopwatch(calibration)
-        report = {
-            "model": identity.name,
-            "split": split
-            and {
-                "name": split.name,
-                "images": len(split.image_files),
-                "captions": len(split.captions),
-            },
-            "max_r1_drop": options.max_r1_drop if split is not None else None,
-            "variants": {
-                variant: {
-                    **_accuracy(ladder, variant, rungs[variant]),
-                    "rungs": rungs[variant],
-                    "kept_float": kept_float[variant],
-                    "shipped": variant not in left_out,
-                    "reason": left_out.get(variant),
-                    "size_bytes": sum(
-                        path.stat().st_size for path in files.get(variant, {}).values()
-                    ),
-                    "latency": stopwatch.measure(files[variant], variant)
-                    if variant in files
-                    else {},
-                }
-                for variant in rungs
-            },
-            "ladder": [] if ladder is None else [found.as_dict() for found in ladder.measured],
-            "latency_conditions": stopwatch.conditions(),
-            "calibration": calibrated
-            and {
-                **calibrated.samples.describe(),
-                "estimator": estimator,
-                "reused_file_sha256": reused and reused.sha256,
-            },
-        }
+        variants = {}
+        for variant, rungs in chosen.items():
+            measured = {} if ladder is None else ladder.accuracy(variant, rungs)
+            variants[variant] = VariantReport(
+                rungs=rungs,
+                accuracy=measured.pop(VARIANTS[variant].measured_on, None),
+                elsewhere=measured,
+                kept_float=kept_float[variant],
+                left_out=_left_out(variant, rungs),
+                size_bytes=files.size_bytes(variant),
+                times=stopwatch.measure(files.graphs.get(variant, {}), variant),
+            )
         progress("measuring latency", 1, 1)
-        finish(folder, identity, model, files, report)
-        for variant in files:
+        report = ExportReport(
+            model=identity.name,
+            split=None if split is None else SplitSize.of(split),
+            max_r1_drop=None if split is None else options.max_r1_drop,
+            variants=variants,
+            ladder=[] if ladder is None else ladder.measured,
+            conditions=stopwatch.conditions(),
+            calibration=record,
+        )
+        files.finish(report)
+        for variant in files.graphs:
             Bundle.open(folder, variant).check_canaries()
     return report
 
@@ -246,58 +196,48 @@ def _towers(
     return towers
 
 
-def foreign_to_bundle(folder: Path) -> set[str]:
-    """Return the names in a folder that are of no bundle: all, if it is none."""
-    names = set(all_names(folder))
-    try:
-        manifest = read_manifest(folder)
-    except UppersonError:  # Not a bundle.
-        return names
-    entries = [manifest.text.tokenizer, manifest.canaries, manifest.report]
-    for variant in manifest.variants.values():
-        entries += [variant.image, variant.text]
-    return names - _NOT_IN_MANIFEST - {entry.file for entry in entries if entry is not None}
+def _ladder(
+    folder: Path,
+    towers: Mapping[Tower, TowerCandidates],
+    split: RetrievalSplit | None,
+    options: ExportOptions,
+    progress: Report,
+) -> Ladder | None:
+    if split is None:
+        return None
+    return Ladder(
+        split=split,
+        source=FormEmbeddings(folder, towers, split, progress),
+        max_r1_drop=options.max_r1_drop,
+        int8_only=options.int8_only,
+        also_on=("openvino",) if find_spec("openvino") is not None else (),
+    )
 
 
-def _place(folder: Path, built: Path, tower: Tower, name: str) -> Path:
-    """Copy a built file to its place in the bundle; the work folder may need it again."""
-    target = folder / f"{tower}.{name}.onnx"
-    shutil.copyfile(built, target)
-    return target
+def _left_out(variant: VariantName, rungs: Rungs) -> str | None:
+    """Say why a variant is not worth a place: it would be another one under its name."""
+    if set(rungs.values()) & set(VARIANTS[variant].own_rungs):
+        return None
+    return f"no tower keeps its accuracy in {variant}"
 
 
-def _require_clean(path: Path) -> None:
-    """Refuse a graph that TensorRT would refuse; every bundle may be taken to a device."""
-    if findings := lint(onnx.load(path)):
-        first = findings[0]
-        raise IntegrityError(
-            f"{path.name} has {len(findings)} problems for TensorRT, first {first.rule} at "
-            f"{first.node}: {first.message}: report the versions of torch, onnxscript and onnx"
-        )
+def _add(
+    files: BundleFiles,
+    towers: Mapping[Tower, TowerCandidates],
+    variant: VariantName,
+    rungs: Rungs,
+) -> None:
+    """Build and place the graphs of a variant, if TensorRT would take them.
 
-
-def _accuracy(
-    ladder: Ladder | None, variant: Variant, rungs: Mapping[Tower, str]
-) -> dict[str, Any]:
-    """Return what the chosen towers were measured to do together, on ONNX Runtime and elsewhere."""
-    if ladder is None:
-        return {"metrics": None, "r1_drop": None, "float_types": {}, "elsewhere": {}}
-    if variant == "fp32":
-        metrics = ladder.reference.mean().as_dict()
-        types = dict.fromkeys(TOWERS, "f32")
-        return {"metrics": metrics, "r1_drop": None, "float_types": types, "elsewhere": {}}
-    chosen = " + ".join(rungs[tower] for tower in TOWERS)
-    found = {
-        row.backend: _kept(row)
-        for row in ladder.measured
-        if (row.variant, row.tower, row.rung) == (variant, "both", chosen)
-    }
-    return {**found.pop(backend_of(variant)), "elsewhere": found}
-
-
-_KEPT = ("metrics", "r1_drop", "cosine", "top10_overlap", "float_types")
-
-
-def _kept(measured: Measured) -> dict[str, Any]:
-    row = measured.as_dict()
-    return {name: row[name] for name in _KEPT}
+    Raises:
+        IntegrityError: It would not; every bundle may be taken to a device.
+    """
+    for tower, rung in rungs.items():
+        built = towers[tower].build(variant, rung)
+        if findings := lint(onnx.load(built)):
+            first = findings[0]
+            raise IntegrityError(
+                f"{built.name} has {len(findings)} problems for TensorRT, first {first.rule} at "
+                f"{first.node}: {first.message}: report the versions of torch, onnxscript and onnx"
+            )
+        files.add(variant, tower, built, VARIANTS[variant].at(rung).name)

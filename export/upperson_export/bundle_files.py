@@ -1,7 +1,8 @@
-"""What a bundle holds beside its graphs: manifest, canaries, report and model card."""
+"""The files of a bundle: graphs, manifest, canaries, report and model card."""
 
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -13,12 +14,14 @@ import numpy.typing as npt
 
 from upperson_calibration.samples import CalibrationSet
 from upperson_export.fold import TrainedModel
-from upperson_export.report import model_card, report_html
-from upperson_export.variants import Variant
+from upperson_export.report import ExportReport
+from upperson_export.report_pages import model_card, report_html
+from upperson_export.variants import EXACT, VARIANTS, VariantName
 from upperson_rt import __version__
 from upperson_rt.backends import open_backend
-from upperson_rt.bundle import MANIFEST_FILE
-from upperson_rt.files import sha256_of_file
+from upperson_rt.bundle import MANIFEST_FILE, read_manifest
+from upperson_rt.errors import UppersonError
+from upperson_rt.files import all_names, sha256_of_file
 from upperson_rt.manifest import (
     FileEntry,
     ImageSection,
@@ -30,17 +33,12 @@ from upperson_rt.manifest import (
 )
 from upperson_rt.towers import Tower, run_tower
 
-Graphs = Mapping[Variant, Mapping[Tower, Path]]
-"""The graph of each tower, by variant; two variants may share a file."""
+CALIBRATION = "calibration.json"
 
 CANARIES = 8
-CANARY_MIN_COSINE: dict[Variant, float] = {
-    "fp32": 0.9999,
-    "fp16": 0.999,
-    "int8": 0.99,
-    "int8-fp16": 0.99,
-}
-"""Golden embeddings come from this machine; low-precision kernels differ between processors."""
+
+_TOKENIZER, _CANARIES, _REPORT = "tokenizer.json", "canaries.npz", "report.json"
+_NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,100 +52,154 @@ class ModelIdentity:
     embed_dim: int
 
 
-def write_canaries(folder: Path, calibration: CalibrationSet, files: Graphs) -> None:
-    """Write the first calibration samples and what every graph makes of them here."""
-    count = min(CANARIES, len(calibration.images), len(calibration.input_ids))
-    inputs: dict[Tower, npt.NDArray[Any]] = {
-        "image": calibration.images[:count],
-        "text": calibration.input_ids[:count],
-    }
-    arrays = {"images": inputs["image"], "input_ids": inputs["text"]}
-    for variant, paths in files.items():
-        for tower, path in paths.items():
-            backend = open_backend(path, "onnxruntime")
-            arrays[f"{tower}_embeds.{variant}"] = run_tower(backend, tower, inputs[tower])
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    (folder / "canaries.npz").write_bytes(buffer.getvalue())
+class BundleFiles:
+    """Writes a bundle into an empty folder.
+
+    Args:
+        folder: The folder.
+        identity: Recorded in the manifest; decides the fingerprint.
+        model: Its sizes are recorded.
+        tokenizer_json: Content of ``tokenizer.json``.
+        calibration: Its first samples become the canaries.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: ModelIdentity,
+        model: TrainedModel,
+        tokenizer_json: str,
+        calibration: CalibrationSet,
+    ) -> None:
+        self.graphs: dict[VariantName, dict[Tower, Path]] = {}
+        """The graph of each tower, by variant; two variants may share a file."""
+        self._folder = folder
+        self._identity = identity
+        self._model = model
+        self._calibration = calibration
+        (folder / _TOKENIZER).write_text(tokenizer_json, "utf-8")
+
+    def add(self, variant: VariantName, tower: Tower, built: Path, made: VariantName) -> None:
+        """Copy a tower's graph to its place, unless another variant has brought it.
+
+        Args:
+            variant: Gets the graph.
+            tower: Which tower it is.
+            built: The file; it stays where it is.
+            made: What the graph is written in: ``variant``, or a float variant in its place.
+        """
+        target = self._folder / f"{tower}.{made}.onnx"
+        if not target.exists():
+            shutil.copyfile(built, target)
+        self.graphs.setdefault(variant, {})[tower] = target
+
+    def size_bytes(self, variant: VariantName) -> int:
+        """Return the size of a variant's graphs, 0 if it has none."""
+        return sum(path.stat().st_size for path in self.graphs.get(variant, {}).values())
+
+    def write_draft(self) -> None:
+        """Make the graphs so far a bundle that the runtime opens."""
+        self.write_canaries()
+        self._write_manifest(self._describe(None))
+
+    def write_canaries(self) -> None:
+        """Write the first calibration samples and what every graph makes of them here."""
+        samples = self._calibration
+        count = min(CANARIES, len(samples.images), len(samples.input_ids))
+        inputs: dict[Tower, npt.NDArray[Any]] = {
+            "image": samples.images[:count],
+            "text": samples.input_ids[:count],
+        }
+        arrays = {"images": inputs["image"], "input_ids": inputs["text"]}
+        for variant, paths in self.graphs.items():
+            for tower, path in paths.items():
+                backend = open_backend(path, "onnxruntime")
+                arrays[f"{tower}_embeds.{variant}"] = run_tower(backend, tower, inputs[tower])
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        (self._folder / _CANARIES).write_bytes(buffer.getvalue())
+
+    def finish(self, report: ExportReport) -> None:
+        """Write report, model card and the final manifest, which is what makes it a bundle."""
+        manifest = self._describe(report)
+        text = json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n"
+        (self._folder / _REPORT).write_text(text, "utf-8")
+        (self._folder / "report.html").write_text(report_html(report.as_dict(), manifest), "utf-8")
+        (self._folder / "README.md").write_text(model_card(report.as_dict(), manifest), "utf-8")
+        self._write_manifest(replace(manifest, report=self._entry(_REPORT)))
+
+    def _describe(self, report: ExportReport | None) -> Manifest:
+        """Return the manifest of the files so far; accuracy and rungs come from the report."""
+        height_px, width_px = self._model.image_size
+        identity = self._identity
+        model = ModelSection(
+            name=identity.name,
+            base=identity.base,
+            base_sha256=identity.base_sha256,
+            adapter_sha256=identity.adapter_sha256,
+            embed_dim=identity.embed_dim,
+        )
+        image = ImageSection(height_px=height_px, width_px=width_px, resize="bilinear-antialias")
+        text = TextSection(
+            context_length=self._model.text.context_length, tokenizer=self._entry(_TOKENIZER)
+        )
+        for_cpus = [name for name in self.graphs if VARIANTS[name].made_for == "cpu"]
+        return Manifest(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            generator=f"upperson {__version__}",
+            model=model,
+            image=image,
+            text=text,
+            variants={
+                variant: self._variant(variant, paths, report)
+                for variant, paths in self.graphs.items()
+            },
+            default_variant=for_cpus[0] if for_cpus else EXACT,
+            canaries=self._entry(_CANARIES),
+            fingerprint=space_fingerprint(model, image, text),
+        )
+
+    def _variant(
+        self, variant: VariantName, paths: Mapping[Tower, Path], report: ExportReport | None
+    ) -> VariantEntry:
+        accuracy = None if report is None else report.variants[variant].accuracy
+        return VariantEntry(
+            precision=variant,
+            image=self._entry(paths["image"].name),
+            text=self._entry(paths["text"].name),
+            canary_min_cosine=VARIANTS[variant].canary_min_cosine,
+            metrics=None if accuracy is None else accuracy.metrics.as_dict(),
+            calibration=None if report is None else _recorded(report, variant),
+        )
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        (self._folder / MANIFEST_FILE).write_text(manifest.to_json(), "utf-8")
+
+    def _entry(self, name: str) -> FileEntry:
+        path = self._folder / name
+        return FileEntry(file=name, sha256=sha256_of_file(path), size_bytes=path.stat().st_size)
 
 
-def describe(
-    identity: ModelIdentity,
-    model: TrainedModel,
-    folder: Path,
-    files: Graphs,
-    report: Mapping[str, Any] | None = None,
-) -> Manifest:
-    """Return the manifest of the files so far; accuracy and rungs come from the report."""
-    height_px, width_px = model.image_size
-    section = ModelSection(
-        name=identity.name,
-        base=identity.base,
-        base_sha256=identity.base_sha256,
-        adapter_sha256=identity.adapter_sha256,
-        embed_dim=identity.embed_dim,
-    )
-    image = ImageSection(height_px=height_px, width_px=width_px, resize="bilinear-antialias")
-    text = TextSection(
-        context_length=model.text.context_length, tokenizer=_entry(folder, "tokenizer.json")
-    )
-    rows = {} if report is None else report["variants"]
-    return Manifest(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        generator=f"upperson {__version__}",
-        model=section,
-        image=image,
-        text=text,
-        variants={
-            variant: VariantEntry(
-                precision=variant,
-                image=_entry(folder, paths["image"].name),
-                text=_entry(folder, paths["text"].name),
-                canary_min_cosine=CANARY_MIN_COSINE[variant],
-                metrics=rows[variant]["metrics"] if rows else None,
-                calibration=_recorded(report, variant) if report is not None else None,
-            )
-            for variant, paths in files.items()
-        },
-        default_variant="int8" if "int8" in files else "fp32",
-        canaries=_entry(folder, "canaries.npz"),
-        fingerprint=space_fingerprint(section, image, text),
-    )
-
-
-def _recorded(report: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
+def _recorded(report: ExportReport, variant: VariantName) -> dict[str, Any]:
     """Return what the manifest keeps of how a variant came about."""
-    recorded: dict[str, Any] = {"rungs": report["variants"][variant]["rungs"]}
-    if variant != "fp32":
-        recorded |= report["calibration"]
-    if not variant.startswith("int8"):
+    recorded: dict[str, Any] = {"rungs": dict(report.variants[variant].rungs)}
+    if variant != EXACT and report.calibration is not None:
+        recorded |= report.calibration.as_dict()
+    if not VARIANTS[variant].int8:
         recorded.pop("estimator", None)  # Float variants have no ranges.
-    if report["split"] is None:
+    if report.split is None:
         recorded["gate"] = "off"
     return recorded
 
 
-def finish(
-    folder: Path,
-    identity: ModelIdentity,
-    model: TrainedModel,
-    files: Graphs,
-    report: dict[str, Any],
-) -> None:
-    """Write report, model card and the final manifest, which is what makes it a bundle."""
-    manifest = describe(identity, model, folder, files, report)
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    (folder / "report.json").write_text(text, "utf-8")
-    (folder / "report.html").write_text(report_html(report, manifest), "utf-8")
-    (folder / "README.md").write_text(model_card(report, manifest), "utf-8")
-    write_manifest(folder, replace(manifest, report=_entry(folder, "report.json")))
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``bundle.json``."""
-    (folder / MANIFEST_FILE).write_text(manifest.to_json(), "utf-8")
-
-
-def _entry(folder: Path, name: str) -> FileEntry:
-    path = folder / name
-    return FileEntry(file=name, sha256=sha256_of_file(path), size_bytes=path.stat().st_size)
+def foreign_to_bundle(folder: Path) -> set[str]:
+    """Return the names in a folder that are of no bundle: all, if it is none."""
+    names = set(all_names(folder))
+    try:
+        manifest = read_manifest(folder)
+    except UppersonError:  # Not a bundle.
+        return names
+    entries = [manifest.text.tokenizer, manifest.canaries, manifest.report]
+    for variant in manifest.variants.values():
+        entries += [variant.image, variant.text]
+    return names - _NOT_IN_MANIFEST - {entry.file for entry in entries if entry is not None}

@@ -1,9 +1,11 @@
-"""One tower in every form that the ladder may try, each built once and only when it is asked for.
+"""The towers in every form that the ladder may try: built once, embedded once, when asked for.
 
-A rung says how: ``plain`` INT8, ``smoothed``, ``mixed-1/n`` (smoothed, with that share of the
-Linears, the most harmful ones, left in float), or a float graph, ``fp16`` or ``fp32``.
+A rung says how a tower is made: ``plain`` int8, ``smoothed``, ``mixed-1/n`` (smoothed, with that
+share of the Linears, the most harmful ones, left in float), or the name of a float variant.
 """
 
+import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,23 +19,23 @@ from upperson_calibration.calibration_file import Form, TowerCalibration
 from upperson_calibration.estimators import Estimator
 from upperson_calibration.sensitivity import LayerDamage
 from upperson_export.calibrator import Report, TowerCalibrator
-from upperson_export.onnx import export_onnx
+from upperson_export.graphs import build_variant, export_onnx, float_type_of, open_simulated
+from upperson_export.ladder import Embeds, RetrievalSplit
 from upperson_export.parity import require_parity
 from upperson_export.plain import PlainImageTower, PlainTextTower
 from upperson_export.smooth import smooth
-from upperson_export.variants import Variant, build_variant
+from upperson_export.variants import (
+    EXACT,
+    INT8_RUNGS,
+    SIMULATED,
+    VARIANTS,
+    Int8Rung,
+    VariantName,
+)
+from upperson_rt.backends import open_backend
+from upperson_rt.bundle import Bundle
+from upperson_rt.encoder import Encoder
 from upperson_rt.towers import Tower
-
-INT8_RUNGS = ("plain", "smoothed", "mixed-1/8", "mixed-1/4", "mixed-1/2")
-"""From smallest to safest. A fraction is the share of Linears left in float, rounded up."""
-
-RUNGS: dict[Variant, tuple[str, ...]] = {
-    "fp32": ("fp32",),
-    "fp16": ("fp16", "fp32"),
-    "int8": (*INT8_RUNGS, "fp32"),
-    "int8-fp16": (*INT8_RUNGS, "fp16", "fp32"),
-}
-"""The ladder of each variant; the last rung loses nothing."""
 
 _PARITY_INPUTS = 17
 
@@ -87,33 +89,34 @@ class TowerCandidates:
         """The float32 file, compared with torch."""
         return self._export(self._plain, f"{self.kind}.fp32.onnx")
 
-    def build(self, variant: Variant, rung: str) -> Path:
+    def build(self, variant: VariantName, rung: str) -> Path:
         """Return the file of a form, building it the first time.
 
         Raises:
             InputError: A value is not finite, or a calibration that is reused lacks a range.
         """
-        if rung == "fp32":
+        made = VARIANTS[variant].at(rung)
+        if made.name == EXACT:
             return self.fp32
-        if rung == "fp16":
-            variant = "fp16"
-        path = self._folder / f"{self.kind}.{variant}.{rung.replace('/', 'of')}.onnx"
+        path = self._folder / f"{self.kind}.{made.name}.{rung.replace('/', 'of')}.onnx"
         if not path.exists():
-            form: Form = "plain" if rung in ("plain", "fp16") else "smoothed"
-            amax = None if rung == "fp16" else self.calibrator.amax(form)
-            largest = self.calibrator.largest_anywhere(form) if "fp16" in variant else None
+            graph = INT8_RUNGS.get(rung, Int8Rung()).graph
+            amax = self.calibrator.amax(graph) if made.int8 else None
+            half = made.float_type == "f16"
+            largest = self.calibrator.largest_anywhere(graph) if half else None
             keep = [layer.node for layer in self.kept_float(rung)]
             # Loaded last, so that no calibration runs beside it.
-            model = onnx.load(self._graph(form))
-            onnx.save(build_variant(model, self.kind, variant, amax, keep, largest=largest), path)
+            fp32 = onnx.load(self._graph(graph))
+            onnx.save(build_variant(fp32, self.kind, made.name, amax, keep, largest=largest), path)
         return path
 
     def kept_float(self, rung: str) -> list[LayerDamage]:
         """Return the Linears that a rung leaves in float, most harmful first."""
-        if not rung.startswith("mixed-"):
+        share = INT8_RUNGS.get(rung, Int8Rung()).in_float
+        if not share:
             return []
         damage = self.calibrator.damage()
-        return damage[: -(-len(damage) // int(rung.rpartition("/")[2]))]
+        return damage[: math.ceil(len(damage) * share)]
 
     def _graph(self, form: Form) -> Path:
         return self.fp32 if form == "plain" else self._smoothed
@@ -137,3 +140,51 @@ class TowerCandidates:
         require_parity(self._plain, path, self.kind, self._inputs[:_PARITY_INPUTS])
         self._progress(f"exporting the {self.kind} tower", 1, 1)
         return path
+
+
+class FormEmbeddings:
+    """Embeds a split with any form of a tower, from its file and through the runtime.
+
+    Args:
+        folder: A bundle with the fp32 variant, whose tokenizer and sizes are used.
+        towers: Build the forms.
+        split: What is embedded.
+        progress: Called with (what is being done, done, total).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        towers: Mapping[Tower, TowerCandidates],
+        split: RetrievalSplit,
+        progress: Report,
+    ) -> None:
+        self._exact = Bundle.open(folder, EXACT)
+        self._towers = towers
+        self._split = split
+        self._progress = progress
+        self._known: dict[tuple[Path, str], Embeds] = {}
+
+    def __call__(self, tower: Tower, variant: VariantName, rung: str, backend: str) -> Embeds:
+        """Embed the split: a `upperson_export.ladder.Source`."""
+        path = self._towers[tower].build(variant, rung)
+        if backend == SIMULATED:
+            backend = VARIANTS[variant].at(rung).measured_on  # Of fp32, nothing is float16.
+        if (path, backend) not in self._known:
+            on_half = backend == SIMULATED
+            loaded = open_simulated(path) if on_half else open_backend(path, backend)
+            encoder = Encoder(
+                self._exact.manifest, variant, self._exact.tokenizer, lambda _: loaded
+            )
+            work = f"measuring the {tower} tower, {variant} {rung} on {backend}"
+            if tower == "image":
+                embeds = encoder.encode_images(
+                    list(self._split.image_files),
+                    progress=lambda done, total: self._progress(work, done, total),
+                )
+            else:
+                self._progress(work, 0, 1)
+                embeds = encoder.encode_texts(list(self._split.captions))
+                self._progress(work, 1, 1)
+            self._known[path, backend] = Embeds(embeds, "f16" if on_half else float_type_of(loaded))
+        return self._known[path, backend]

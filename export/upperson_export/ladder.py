@@ -6,26 +6,88 @@ climbs on whose replacement by float32 leaves less of the loss there.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from upperson_export.accuracy import Drop, RetrievalSplit, r1_drop
-from upperson_export.candidates import INT8_RUNGS, RUNGS
-from upperson_export.variants import Variant
+from upperson_export.variants import AS_RUN, EXACT, VARIANTS, Variant, VariantName
 from upperson_rt.agreement import row_cosines, top_k_overlap
 from upperson_rt.errors import AccuracyGateError, BackendError, IntegrityError
-from upperson_rt.metrics import PerQueryMetrics, per_query_metrics
+from upperson_rt.metrics import PerQueryMetrics, RetrievalMetrics, per_query_metrics
 from upperson_rt.towers import TOWERS, Tower
 
-REFERENCE = "onnxruntime"
-"""The backend of float32, and the one that towers climb on alone."""
+_RESAMPLES = 2000
 
-SIMULATED = "onnxruntime, float16 simulated"
-"""For typed variants: a CPU computes them in float32, which would hide what float16 does."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalSplit:
+    """Images and captions with identities: what accuracy is measured on."""
+
+    name: str
+    image_files: Sequence[Path]
+    image_pids: npt.NDArray[np.int64]
+    captions: Sequence[str]
+    caption_pids: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """R@1 lost against a reference on the same queries, in points; negative is a gain."""
+
+    points: float
+    low: float
+    """Lower end of the 95 % bootstrap interval."""
+
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accuracy:
+    """How well two towers retrieve."""
+
+    metrics: RetrievalMetrics
+
+    float_types: Mapping[Tower, str]
+    """What the backend computed the floats of each form in, such as ``bf16``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared(Accuracy):
+    """How well they retrieve beside float32, on the same queries."""
+
+    r1_drop: Drop
+
+    cosine: Mapping[str, float]
+    """Quantiles of the cosine to float32: min, 1 % and median."""
+
+    top10_overlap: float
+    """Percent of the first ten pictures that are float32's, mean over captions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """One form, or two together, against float32 on the same queries."""
+
+    variant: VariantName
+    tower: str
+    """``image``, ``text``, or ``both``."""
+
+    rung: str
+    """As in `Variant.rungs`; for both, ``image rung + text rung``."""
+
+    backend: str
+    """What the files ran on; float32, which they are compared with, runs on ONNX Runtime."""
+
+    accepted: bool
+    accuracy: Compared | None
+    """None if the form does not work at all."""
+
+    failure: str | None = None
+    """Why it does not work."""
 
 
 class Embeds(NamedTuple):
@@ -41,7 +103,7 @@ class Embeds(NamedTuple):
 class Source(Protocol):
     """Gives the embeddings of a form of a tower, measured on the built file."""
 
-    def __call__(self, tower: Tower, variant: Variant, rung: str, backend: str) -> Embeds:
+    def __call__(self, tower: Tower, variant: VariantName, rung: str, backend: str) -> Embeds:
         """Embed the split.
 
         Raises:
@@ -50,54 +112,14 @@ class Source(Protocol):
         """
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """One form, or two together, against float32 on the same queries."""
-
-    variant: Variant
-    tower: str
-    """``image``, ``text``, or ``both``."""
-
-    rung: str
-    """As in `RUNGS`; for both, ``image rung + text rung``."""
-
-    backend: str
-    """What the files ran on; float32, which they are compared with, runs on ONNX Runtime."""
-
-    accepted: bool
-
-    float_types: dict[Tower, str]
-    """What the backend computed the floats of each form in; empty if it does not work at all."""
-
-    metrics: PerQueryMetrics | None
-    """None if the form does not work at all; then the three below are None, too."""
-
-    drop: Drop | None
-
-    cosine: dict[str, float] | None
-    """Quantiles of the cosine to float32: min, 1 % and median."""
-
-    top10_overlap: float | None
-    """Percent of the first ten pictures that are float32's, mean over captions."""
-
-    failure: str | None = None
-    """Why it does not work at all."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what a report stores."""
-        return {
-            "variant": self.variant,
-            "tower": self.tower,
-            "rung": self.rung,
-            "backend": self.backend,
-            "float_types": self.float_types,
-            "metrics": self.metrics and self.metrics.mean().as_dict(),
-            "r1_drop": self.drop and self.drop.as_dict(),
-            "cosine": self.cosine,
-            "top10_overlap": self.top10_overlap,
-            "accepted": self.accepted,
-            "failure": self.failure,
-        }
+def r1_drop(reference: PerQueryMetrics, candidate: PerQueryMetrics, seed: int = 0) -> Drop:
+    """Compare R@1 query by query, with a paired bootstrap over queries."""
+    lost = reference.hit_at(1).astype(np.int64) - candidate.hit_at(1).astype(np.int64)
+    # Resampling queries only needs how often each of -1, 0, 1 is drawn.
+    counts = np.array([(lost == value).sum() for value in (-1, 0, 1)])
+    draws = np.random.default_rng(seed).multinomial(len(lost), counts / len(lost), size=_RESAMPLES)
+    low, high = np.percentile((draws[:, 2] - draws[:, 0]) / len(lost), [2.5, 97.5])
+    return Drop(100 * float(lost.mean()), 100 * float(low), 100 * float(high))
 
 
 @dataclass(kw_only=True)
@@ -109,8 +131,7 @@ class Ladder:
         source: Gives embeddings.
         max_r1_drop: Most points of R@1 a form may lose.
         int8_only: Forbid float towers as a last resort: AccuracyGateError instead.
-        also_on: More backends that the chosen towers of ``int8`` must keep their accuracy on;
-            typed variants are made for GPUs.
+        also_on: More backends that towers made for CPUs must keep their accuracy on.
     """
 
     split: RetrievalSplit
@@ -121,40 +142,50 @@ class Ladder:
     measured: list[Measured] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._exact = {
-            tower: self.source(tower, "fp32", "fp32", REFERENCE).rows for tower in TOWERS
-        }
+        self._exact = {tower: self.source(tower, EXACT, EXACT, AS_RUN).rows for tower in TOWERS}
         self.reference = self._metrics(self._exact["image"], self._exact["text"])
 
-    def climb(self, variant: Variant) -> dict[Tower, str]:
+    def climb(self, name: VariantName) -> dict[Tower, str]:
         """Return the rung of each tower.
 
         Raises:
             AccuracyGateError: No form that is allowed keeps the accuracy.
         """
-        rungs = RUNGS[variant]
-        if self.int8_only and variant.startswith("int8"):
-            rungs = INT8_RUNGS
+        variant = VARIANTS[name]
+        rungs = variant.own_rungs if self.int8_only and variant.int8 else variant.rungs
         chosen = {tower: self._climb_tower(tower, variant, rungs) for tower in TOWERS}
         while (refused := self._measure_both(variant, chosen)) is not None:
             movable = [tower for tower in TOWERS if chosen[tower] != rungs[-1]]
             if not movable:
                 raise self._failure(variant, refused)
-            tower = min(movable, key=lambda name: self._lost_without(name, chosen, refused))
+            tower = min(movable, key=lambda moved: self._lost_without(moved, chosen, refused))
             above = rungs[rungs.index(chosen[tower]) + 1 :]
             chosen[tower] = self._climb_tower(tower, variant, above)
         return chosen
 
+    def accuracy(self, variant: VariantName, rungs: Mapping[Tower, str]) -> dict[str, Accuracy]:
+        """Return what two towers that were climbed to do together, by backend."""
+        if variant == EXACT:
+            types = dict.fromkeys(TOWERS, "f32")
+            return {AS_RUN: Accuracy(metrics=self.reference.mean(), float_types=types)}
+        rung = _together(rungs)
+        return {
+            found.backend: found.accuracy
+            for found in self.measured
+            if (found.variant, found.tower, found.rung) == (variant, "both", rung)
+            and found.accuracy is not None
+        }
+
     def _climb_tower(self, tower: Tower, variant: Variant, rungs: Sequence[str]) -> str:
         for rung in rungs:
-            found = self._measure({tower: rung}, variant, backend_of(variant))
+            found = self._measure({tower: rung}, variant, variant.measured_on)
             if found.accepted:
                 return rung
         raise self._failure(variant, found)
 
     def _measure_both(self, variant: Variant, chosen: dict[Tower, str]) -> Measured | None:
         """Measure on each backend; return the first that is refused."""
-        for backend in (backend_of(variant), *(self.also_on if variant == "int8" else ())):
+        for backend in (variant.measured_on, *(self.also_on if variant.made_for == "cpu" else ())):
             found = self._measure(chosen, variant, backend)
             if not found.accepted:
                 return found
@@ -171,42 +202,43 @@ class Ladder:
 
     def _measure(self, forms: dict[Tower, str], variant: Variant, backend: str) -> Measured:
         """Measure forms of one tower or both; a tower that is not named is float32."""
-        rung = " + ".join(forms[tower] for tower in TOWERS if tower in forms)
-        tower = "both" if len(forms) == len(TOWERS) else next(iter(forms))
-        all_float = set(forms.values()) == {"fp32"}
+        # Float32 is what the others are compared with: it is always a way out.
+        is_exact = set(forms.values()) == {EXACT}
+        accuracy, failure = None, None
         try:
-            embeds, float_types = self._embeds(forms, variant, backend)
+            accuracy = self._accuracy(forms, variant.name, backend)
         except (BackendError, IntegrityError) as error:
-            if all_float:
+            if is_exact:
                 raise
-            measured = Measured(
-                variant=variant, tower=tower, rung=rung, backend=backend, accepted=False,
-                float_types={}, metrics=None, drop=None, cosine=None, top10_overlap=None,
-                failure=str(error),
-            )  # fmt: skip
-        else:
-            metrics = self._metrics(embeds["image"], embeds["text"])
-            drop = r1_drop(self.reference, metrics)
-            cosine = [row_cosines(self._exact[name], embeds[name]) for name in forms]
-            low, one, half = np.quantile(np.concatenate(cosine), [0.0, 0.01, 0.5])
-            measured = Measured(
-                variant=variant,
-                tower=tower,
-                rung=rung,
-                backend=backend,
-                # Float32 is what the others are compared with: it is always a way out.
-                accepted=drop.points <= self.max_r1_drop or all_float,
-                float_types=float_types,
-                metrics=metrics,
-                drop=drop,
-                cosine={"min": float(low), "1 %": float(one), "median": float(half)},
-                top10_overlap=100 * _mean_overlap(self._exact, embeds),
-            )
+            failure = str(error)
+        kept = accuracy is not None and accuracy.r1_drop.points <= self.max_r1_drop
+        measured = Measured(
+            variant=variant.name,
+            tower="both" if len(forms) == len(TOWERS) else next(iter(forms)),
+            rung=_together(forms),
+            backend=backend,
+            accepted=kept or is_exact,
+            accuracy=accuracy,
+            failure=failure,
+        )
         self.measured.append(measured)
         return measured
 
+    def _accuracy(self, forms: dict[Tower, str], variant: VariantName, backend: str) -> Compared:
+        embeds, float_types = self._embeds(forms, variant, backend)
+        metrics = self._metrics(embeds["image"], embeds["text"])
+        cosine = [row_cosines(self._exact[name], embeds[name]) for name in forms]
+        low, one, half = np.quantile(np.concatenate(cosine), [0.0, 0.01, 0.5])
+        return Compared(
+            metrics=metrics.mean(),
+            float_types=float_types,
+            r1_drop=r1_drop(self.reference, metrics),
+            cosine={"min": float(low), "1 %": float(one), "median": float(half)},
+            top10_overlap=100 * _mean_overlap(self._exact, embeds),
+        )
+
     def _embeds(
-        self, forms: dict[Tower, str], variant: Variant, backend: str
+        self, forms: dict[Tower, str], variant: VariantName, backend: str
     ) -> tuple[dict[Tower, npt.NDArray[np.float32]], dict[Tower, str]]:
         """Return rows, of float32 where no form is named, and float types of the forms."""
         found = {tower: self.source(tower, variant, rung, backend) for tower, rung in forms.items()}
@@ -220,12 +252,12 @@ class Ladder:
 
     def _failure(self, variant: Variant, last: Measured) -> AccuracyGateError:
         where = f"{last.tower}: {last.rung}, on {last.backend}"
-        if last.drop is None:
-            problem = f"{variant} does not work ({where}: {last.failure})"
+        if last.accuracy is None:
+            problem = f"{variant.name} does not work ({where}: {last.failure})"
         else:
             problem = (
-                f"{variant} loses {last.drop.points:.2f} points of R@1 ({where}), more than the "
-                f"{self.max_r1_drop} allowed"
+                f"{variant.name} loses {last.accuracy.r1_drop.points:.2f} points of R@1 ({where}), "
+                f"more than the {self.max_r1_drop} allowed"
             )
         return AccuracyGateError(
             f"{problem}, and no safer form is left: raise --max-r1-drop, allow float towers "
@@ -233,9 +265,8 @@ class Ladder:
         )
 
 
-def backend_of(variant: Variant) -> str:
-    """Return what a variant's towers are measured on first."""
-    return SIMULATED if "fp16" in variant else REFERENCE
+def _together(rungs: Mapping[Tower, str]) -> str:
+    return " + ".join(rungs[tower] for tower in TOWERS if tower in rungs)
 
 
 def _mean_overlap(

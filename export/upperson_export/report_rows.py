@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from upperson_export.ladder import backend_of
+from upperson_export.variants import SIMULATED, VARIANTS
 
 _METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
 
@@ -15,7 +15,7 @@ def accuracy_rows(report: Mapping[str, Any]) -> list[list[str]]:
     head = ["variant", "on", *(f"{name} %" for name in _METRICS), "R@1 change (95 %)"]
     rows = [[*head, "image", "text", "MiB", "ms/image", "ms/caption", "shipped"]]
     for name, row in report["variants"].items():
-        measured = {backend_of(name): row, **row["elsewhere"]}
+        measured = {VARIANTS[name].measured_on: row, **row["elsewhere"]}
         for backend in dict.fromkeys([*measured, *row["latency"]]):
             found = measured.get(backend, _NOT_MEASURED)
             metrics, times = found["metrics"] or {}, row["latency"].get(backend, {})
@@ -93,7 +93,7 @@ def _measurements(row: Mapping[str, Any]) -> list[str]:
 
 def _place(backend: str, float_types: Iterable[str]) -> str:
     """Name a backend and what it computes floats in, unless its name says that."""
-    known = [] if "float16" in backend else list(dict.fromkeys(float_types))
+    known = [] if backend == SIMULATED else list(dict.fromkeys(float_types))
     return ", ".join([backend, *([" + ".join(known)] if known else [])])
 
 

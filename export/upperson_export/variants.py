@@ -1,88 +1,205 @@
-"""The four precisions of a tower, each made from its float32 graph."""
+"""The number formats that a tower is written in: one row each.
 
-from collections.abc import Collection, Mapping
-from typing import Literal
+All that differs between variants is a column here, and nothing else compares their names. A new
+format is a row, the pass that makes it, and their tests. Only `Variant.passes` needs onnx.
+"""
 
-import onnx
-import onnx_ir as ir
-from onnx_ir.passes import common
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from upperson_calibration.block_linears import block_linears
-from upperson_export.passes.quantize_linears import QuantizeLinears
-from upperson_export.passes.simulate_half import SimulateHalf
-from upperson_export.passes.to_half import ToHalf
-from upperson_export.passes.transpose_packed import TransposePacked
-from upperson_export.passes.unpack_projections import UnpackProjections, unpacked
-from upperson_rt.errors import InputError
-from upperson_rt.towers import GRAPH_NAMES, Tower
+if TYPE_CHECKING:
+    from onnx_ir.passes import InPlacePass
 
-Variant = Literal["fp32", "fp16", "int8", "int8-fp16"]
-"""fp32; fp16 typed, for GPUs; int8 on a float32 base, for CPUs; int8 on float16, for TensorRT."""
+    from upperson_calibration.calibration_file import Form
 
+VariantName: TypeAlias = Literal["fp32", "fp16", "int8", "int8-fp16"]
 
-def build_variant(
-    fp32: onnx.ModelProto,
-    kind: Tower,
-    variant: Variant,
-    amax: Mapping[str, float] | None = None,
-    keep_float: Collection[str] = (),
-    *,
-    largest: Mapping[str, float] | None = None,
-) -> onnx.ModelProto:
-    """Make one precision of a tower. The given graph is not changed.
+EXACT: VariantName = "fp32"
+"""What the others are made from and compared with; every bundle has it."""
 
-    Args:
-        fp32: The graph of :func:`upperson_export.onnx.export_onnx`.
-        kind: Which tower it is.
-        variant: What to make.
-        amax: Ranges for the int8 variants: largest absolute value by the name of the tensor that
-            enters a block Linear.
-        keep_float: Names of block Linears' MatMul nodes that int8 leaves alone.
-        largest: For the fp16 variants: largest absolute value seen of any float tensor, by name.
-            Where it comes near the range of float16, the nodes around compute in float32.
+AS_RUN = "onnxruntime"
+"""Measured by what ONNX Runtime makes of the file on a CPU."""
 
-    Raises:
-        InputError: The graph is of another tower, a range is missing or not usable, or
-            ``keep_float`` names no block Linear.
-    """
-    names = (fp32.graph.input[0].name, fp32.graph.output[0].name)
-    if names != GRAPH_NAMES[kind]:
-        raise InputError(
-            f"expected the {kind} tower with input and output {GRAPH_NAMES[kind]}, found {names}"
-        )
-    model = ir.from_proto(fp32)
-    linears = _quantized(fp32, keep_float)
-    if variant == "int8-fp16":
-        UnpackProjections()(model)
-        linears = [part for name in linears for part in unpacked(name)]
-    if variant in ("int8", "int8-fp16"):
-        if amax is None:
-            raise InputError(f"the variant '{variant}' needs calibrated ranges: calibrate first")
-        QuantizeLinears(linears, amax)(model)
-    if variant == "int8":
-        TransposePacked()(model)
-    if variant in ("fp16", "int8-fp16"):
-        ToHalf(largest)(model)
-    common.RemoveUnusedNodesPass()(model)
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto)
-    return proto
+SIMULATED = "onnxruntime, float16 simulated"
+"""Measured with float16's range and rounding: a CPU computes in float32, which would hide them."""
 
 
-def simulated(typed: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a typed graph as one that a CPU computes with float16's range and rounding."""
-    model = ir.from_proto(typed)
-    SimulateHalf()(model)
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto)
-    return proto
+@dataclass(frozen=True, slots=True)
+class Int8Rung:
+    """A way to make a tower int8."""
+
+    graph: "Form" = "plain"
+    """Which float32 graph is quantized."""
+
+    in_float: Fraction = Fraction(0)
+    """Share of the block Linears, the most harmful ones, that stays in float, rounded up."""
 
 
-def _quantized(fp32: onnx.ModelProto, keep_float: Collection[str]) -> list[str]:
-    names = [linear.node for linear in block_linears(fp32)]
-    unknown = sorted(set(keep_float) - set(names))
-    if unknown:
-        raise InputError(
-            f"no block Linear is named {', '.join(unknown)}: the graph has {', '.join(names)}"
-        )
-    return [name for name in names if name not in keep_float]
+INT8_RUNGS: Mapping[str, Int8Rung] = {
+    "plain": Int8Rung(),
+    "smoothed": Int8Rung("smoothed"),
+    "mixed-1/8": Int8Rung("smoothed", Fraction(1, 8)),
+    "mixed-1/4": Int8Rung("smoothed", Fraction(1, 4)),
+    "mixed-1/2": Int8Rung("smoothed", Fraction(1, 2)),
+}
+"""From smallest to safest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tensors:
+    """What a pass is told of the tower that it changes."""
+
+    linears: Sequence[str]
+    """Names of the block Linears' MatMul nodes that leave float."""
+
+    amax: Mapping[str, float]
+    """Calibrated range of what enters them, by tensor name; empty for variants without int8."""
+
+    largest: Mapping[str, float] | None
+    """Largest absolute value seen of any float tensor, by name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """A number format, and all that depends on it."""
+
+    name: VariantName
+
+    float_type: Literal["f32", "f16"] = "f32"
+    """What is computed in where nothing is int8."""
+
+    int8: bool = False
+    """Whether block Linears are int8, for which ranges are calibrated."""
+
+    rungs: tuple[str, ...]
+    """What the ladder may take, smallest first: names of `INT8_RUNGS`, or of float variants. The
+    last one loses nothing."""
+
+    ungated_rung: str
+    """What ships where accuracy is not measured."""
+
+    canary_min_cosine: float
+    """To golden embeddings of the machine that exported; kernels differ between processors."""
+
+    measured_on: str = AS_RUN
+    """`AS_RUN` or `SIMULATED`."""
+
+    made_for: Literal["any", "cpu", "gpu"]
+    """A variant for CPUs keeps its accuracy on every CPU backend that is installed, is timed there,
+    and is a bundle's default; one for GPUs is not timed on CPUs."""
+
+    tensorrt: bool = False
+    """Whether `--trt` builds engines of it."""
+
+    servers: bool = False
+    """Whether Triton and DeepStream take it unasked: the last such row that a bundle has."""
+
+    asked_by: frozenset[str] = frozenset()
+    """Options of ``upperson export`` of which each asks for it."""
+
+    passes: Callable[[Tensors], Iterable["InPlacePass"]] = field(repr=False)
+    """Make it from the float32 graph."""
+
+    @property
+    def own_rungs(self) -> tuple[str, ...]:
+        """The rungs that are in this format: the others are another, larger variant."""
+        return tuple(rung for rung in self.rungs if self.at(rung) is self)
+
+    def at(self, rung: str) -> "Variant":
+        """Return what a tower is written in on a rung: a float variant if that is its name."""
+        return VARIANTS.get(rung, self)
+
+
+def _no_pass(_: Tensors) -> Iterable["InPlacePass"]:
+    return ()
+
+
+def _int8(given: Tensors) -> Iterable["InPlacePass"]:
+    from upperson_export.passes.quantize_linears import QuantizeLinears
+    from upperson_export.passes.transpose_packed import TransposePacked
+
+    return QuantizeLinears(given.linears, given.amax), TransposePacked()
+
+
+def _fp16(given: Tensors) -> Iterable["InPlacePass"]:
+    from upperson_export.passes.to_half import ToHalf
+
+    return (ToHalf(given.largest),)
+
+
+def _int8_fp16(given: Tensors) -> Iterable["InPlacePass"]:
+    from upperson_export.passes.quantize_linears import QuantizeLinears
+    from upperson_export.passes.to_half import ToHalf
+    from upperson_export.passes.unpack_projections import UnpackProjections, unpacked
+
+    linears = [part for name in given.linears for part in unpacked(name)]
+    return UnpackProjections(), QuantizeLinears(linears, given.amax), ToHalf(given.largest)
+
+
+_ROWS = (
+    Variant(
+        name="fp32",
+        rungs=("fp32",),
+        ungated_rung="fp32",
+        canary_min_cosine=0.9999,
+        made_for="any",
+        servers=True,
+        passes=_no_pass,
+    ),
+    Variant(
+        name="int8",
+        int8=True,
+        rungs=(*INT8_RUNGS, "fp32"),
+        ungated_rung="smoothed",  # Exact in float, and robust to outliers.
+        canary_min_cosine=0.99,
+        made_for="cpu",
+        asked_by=frozenset({"int8"}),
+        passes=_int8,
+    ),
+    Variant(
+        name="fp16",
+        float_type="f16",
+        rungs=("fp16", "fp32"),
+        ungated_rung="fp16",
+        canary_min_cosine=0.999,
+        measured_on=SIMULATED,
+        made_for="gpu",
+        tensorrt=True,
+        servers=True,
+        asked_by=frozenset({"fp16", "trt"}),
+        passes=_fp16,
+    ),
+    Variant(
+        name="int8-fp16",
+        float_type="f16",
+        int8=True,
+        rungs=(*INT8_RUNGS, "fp16", "fp32"),
+        ungated_rung="smoothed",
+        canary_min_cosine=0.99,
+        measured_on=SIMULATED,
+        made_for="gpu",
+        tensorrt=True,
+        asked_by=frozenset({"trt"}),
+        passes=_int8_fp16,
+    ),
+)
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType({row.name: row for row in _ROWS})
+"""By name, in the order of reports; what comes later suits TensorRT and servers better."""
+
+
+def variants_asked(options: Collection[str]) -> tuple[VariantName, ...]:
+    """Return the variants that options ask for, without ``int8`` none of int8."""
+    return tuple(
+        row.name
+        for row in _ROWS
+        if row.asked_by.intersection(options) and (not row.int8 or "int8" in options)
+    )
+
+
+def is_half(precision: str) -> bool:
+    """Whether a manifest's precision has floats in float16; False for one not known here."""
+    return precision in VARIANTS and VARIANTS[precision].float_type == "f16"

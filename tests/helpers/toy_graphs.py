@@ -18,7 +18,7 @@ from torch import nn
 from tests.helpers.toy_clip import toy_ids, toy_model, toy_pixels
 from upperson_calibration.block_linears import block_linears
 from upperson_export.fold import fold_image_tower, fold_text_tower
-from upperson_export.onnx import export_onnx
+from upperson_export.graphs import export_onnx
 from upperson_rt.agreement import compare_embeds
 from upperson_rt.towers import Tower
 

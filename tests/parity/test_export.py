@@ -9,7 +9,7 @@ import torch
 from tests.helpers.toy_clip import normalised, toy_ids, toy_model, toy_pixels
 from upperson.model.block import PLAIN_CLIP, UPPersonConfig
 from upperson_export.fold import fold_image_tower, fold_text_tower
-from upperson_export.onnx import export_onnx
+from upperson_export.graphs import export_onnx
 from upperson_rt.backends import open_backend
 from upperson_rt.towers import run_tower
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from tests.helpers.toy_graphs import TOWERS, toy_graph
 from upperson_calibration.block_linears import block_linears
+from upperson_export.graphs import build_variant, export_onnx
 from upperson_export.lint import lint
-from upperson_export.onnx import export_onnx
 from upperson_export.plain import (
     Adapter,
     Attention,
@@ -28,7 +28,7 @@ from upperson_export.plain import (
     PlainTextTower,
 )
 from upperson_export.rtx import RtxEngine, build_rtx_engine, parse_layers, rtx_target
-from upperson_export.variants import Variant, build_variant
+from upperson_export.variants import VariantName
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_rt.tensorrt.builder import InputProfile
 from upperson_rt.towers import Tower
@@ -132,7 +132,7 @@ def build(
     return build_rtx_engine(folder / "tower.onnx", profile, capability)
 
 
-def compiled(graphs: dict[str, Path], kind: Tower, variant: Variant, folder: Path) -> RtxEngine:
+def compiled(graphs: dict[str, Path], kind: Tower, variant: VariantName, folder: Path) -> RtxEngine:
     fp32 = onnx.load(graphs[kind])
     amax = {item.activation: 8.0 for item in block_linears(fp32)}
     model = build_variant(fp32, kind, variant, amax)

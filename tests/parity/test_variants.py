@@ -29,8 +29,9 @@ from tests.helpers.toy_graphs import (
 )
 from upperson.model.encoder import UPPerson
 from upperson_export.extremes import largest_values
+from upperson_export.graphs import build_variant, simulated
 from upperson_export.passes.to_half import LIMIT
-from upperson_export.variants import Variant, build_variant, simulated
+from upperson_export.variants import VariantName
 from upperson_rt.backends import open_backend
 from upperson_rt.errors import InputError
 from upperson_rt.tokenizer import token_lengths
@@ -46,7 +47,7 @@ each_variant = pytest.mark.parametrize("variant", list(MIN_COSINE))
 
 
 @cache
-def variant_of(kind: Tower, variant: Variant) -> onnx.ModelProto:
+def variant_of(kind: Tower, variant: VariantName) -> onnx.ModelProto:
     fp32 = toy_graph(kind)
     return build_variant(fp32, kind, variant, amax_of(fp32, toy_inputs(kind, 24)))
 
@@ -61,7 +62,7 @@ def half_arithmetic(model: onnx.ModelProto, inputs: Array) -> Array:
 @each_tower
 @each_variant
 @pytest.mark.parametrize("count", [1, 9])
-def test_onnxruntime_runs_every_variant(kind: Tower, variant: Variant, count: int) -> None:
+def test_onnxruntime_runs_every_variant(kind: Tower, variant: VariantName, count: int) -> None:
     inputs = toy_inputs(kind, count)
     found = run_graph(variant_of(kind, variant), inputs)[0]
     expected = run_graph(toy_graph(kind), inputs)[0]
@@ -73,7 +74,7 @@ def test_onnxruntime_runs_every_variant(kind: Tower, variant: Variant, count: in
 
 @each_tower
 @pytest.mark.parametrize("variant", ["fp16", "int8-fp16"])
-def test_strict_float16_arithmetic_is_close(kind: Tower, variant: Variant) -> None:
+def test_strict_float16_arithmetic_is_close(kind: Tower, variant: VariantName) -> None:
     inputs = toy_inputs(kind)
     found = half_arithmetic(variant_of(kind, variant), inputs)
     assert min_cosine(found, run_graph(toy_graph(kind), inputs)[0]) > MIN_COSINE[variant]
@@ -81,7 +82,9 @@ def test_strict_float16_arithmetic_is_close(kind: Tower, variant: Variant) -> No
 
 @each_tower
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
-def test_openvino_runs_the_variants_for_cpus(kind: Tower, variant: Variant, tmp_path: Path) -> None:
+def test_openvino_runs_the_variants_for_cpus(
+    kind: Tower, variant: VariantName, tmp_path: Path
+) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed: pip install openvino")
     path = tmp_path / "tower.onnx"
     onnx.save(variant_of(kind, variant), path)
@@ -113,7 +116,7 @@ def outlier(magnitude: float) -> Callable[[UPPerson], UPPerson]:
 
 @each_tower
 @pytest.mark.parametrize("variant", ["fp16", "int8-fp16"])
-def test_simulated_float16_rounds_like_strict_arithmetic(kind: Tower, variant: Variant) -> None:
+def test_simulated_float16_rounds_like_strict_arithmetic(kind: Tower, variant: VariantName) -> None:
     inputs = toy_inputs(kind)
     typed = variant_of(kind, variant)
     strict, simulated_half = half_arithmetic(typed, inputs), run_graph(simulated(typed), inputs)[0]

@@ -138,13 +138,13 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
         with stage("train"):
             result = train(config, building / "run", TrainingDisplay(display, config.epochs))
         with stage("export"):
-            report = export_run(
+            exported = export_run(
                 building / "run",
                 building / "bundle",
                 ExportOptions(),
                 calib_size=size.calib_size,
                 progress=display.update,
-            )
+            ).as_dict()["variants"]
         encoder = open_encoder(building / "bundle")
         with (
             stage("index"),
@@ -166,9 +166,9 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
         summary: dict[str, Any] = {
             "zero_shot": zero_shot.as_dict(),
             "fine_tuned": result.test.as_dict(),
-            "onnx_fp32": report["variants"]["fp32"]["metrics"],
-            "onnx_int8": report["variants"]["int8"]["metrics"],
-            "int8_r1_drop": report["variants"]["int8"]["r1_drop"],
+            "onnx_fp32": exported["fp32"]["metrics"],
+            "onnx_int8": exported["int8"]["metrics"],
+            "int8_r1_drop": exported["int8"]["r1_drop"],
             "seconds": seconds,
             "size": asdict(size),
         }

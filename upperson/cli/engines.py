@@ -49,10 +49,11 @@ def build_engines(bundle: Path, capability: str | None, display: "Display") -> d
         BackendError: A compiler is missing, fails, or refuses a graph.
         IntegrityError: An engine differs from ONNX Runtime.
     """
+    from upperson_export.variants import VARIANTS
     from upperson_rt.bundle import read_manifest
 
     variants = read_manifest(bundle).variants
-    typed = [name for name in ("fp16", "int8-fp16") if name in variants]
+    typed = [row.name for row in VARIANTS.values() if row.tensorrt and row.name in variants]
     if not typed:
         return {"next": "no variant for TensorRT kept its accuracy, so no engine was built"}
     lines = {} if capability is None else _rtx_engines(bundle, typed, capability, display)

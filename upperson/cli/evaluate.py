@@ -54,6 +54,7 @@ def evaluate(
     from upperson.cli.retrieval_split import read_split
     from upperson.data.records import SPLITS
     from upperson.evaluate import both_directions, evaluate_both
+    from upperson_export.variants import is_half
     from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest
 
     if split not in SPLITS:
@@ -70,7 +71,7 @@ def evaluate(
                 encoder = bundle.encoder()
                 image_GE = encoder.encode_images(images, progress=partial(display.update, variant))
                 found[variant] = both_directions(encoder.encode_texts(captions), image_GE, records)
-                if "fp16" in entry.precision and bundle.backend("image").device == "cpu":
+                if is_half(entry.precision) and bundle.backend("image").device == "cpu":
                     display.say(
                         f"{variant}: computed in float32 here, as CPUs do; the report of the "
                         "export has it with float16's range and rounding"

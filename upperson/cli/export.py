@@ -20,6 +20,7 @@ from upperson_rt.errors import InputError, UsageError
 if TYPE_CHECKING:
     from upperson_calibration.samples import CalibrationSet
     from upperson_export.bundle import ExportOptions
+    from upperson_export.report import ExportReport
 
 Progress = Callable[[str, int, int], None]
 
@@ -144,8 +145,8 @@ def export(
     from upperson.cli.progress import Display
     from upperson_calibration.estimators import ESTIMATORS
     from upperson_export.bundle import ExportOptions, foreign_to_bundle
-    from upperson_export.report import too_few_queries
     from upperson_export.serving import require_serving_place
+    from upperson_export.variants import variants_asked
     from upperson_rt.files import require_place
 
     if estimator is not None and estimator not in ESTIMATORS:
@@ -159,7 +160,9 @@ def export(
     if trt:
         require_engines(output, capability)
     options = ExportOptions(
-        variants=variants_of(int8=int8, fp16=fp16, trt=trt),
+        variants=variants_asked(
+            [name for name, given in (("int8", int8), ("fp16", fp16), ("trt", trt)) if given]
+        ),
         max_r1_drop=max_r1_drop,
         int8_only=precision == "int8",
         estimator=estimator,
@@ -181,16 +184,18 @@ def export(
             display.say(f"bundle {output} is complete")  # Whatever becomes of its engines.
             engines = build_engines(output, capability, display)
     written = _serving(output, triton, deepstream)
-    for name, row in report["variants"].items():
-        if not row["shipped"]:
+    for name, row in report.variants.items():
+        if not row.shipped:
             print_warning(
-                f"{name} is left out of the bundle: {row['reason']} (--max-r1-drop {max_r1_drop}); "
+                f"{name} is left out of the bundle: {row.left_out} (--max-r1-drop {max_r1_drop}); "
                 "calibrate with more images, or allow more"
             )
-    if warning := too_few_queries(report):
+    if warning := report.too_few_queries():
         print_warning(warning)
     if json:
-        print_json({"bundle": str(output), **report, "engines": engines, "serving": written})
+        print_json(
+            {"bundle": str(output), **report.as_dict(), "engines": engines, "serving": written}
+        )
         return
     _print_report(report)
     for line in (*engines.values(), *written.values()):
@@ -198,11 +203,11 @@ def export(
     typer.echo(f"bundle {output}; next:  upperson-rt index -b {quote(str(output))} FOLDER")
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def _print_report(report: "ExportReport") -> None:
     """Print accuracy, size and time of each variant, without columns that are empty."""
     from upperson_export.report_rows import accuracy_rows
 
-    head, *rows = accuracy_rows(report)
+    head, *rows = accuracy_rows(report.as_dict())
     filled = [column for column in zip(head, *rows, strict=True) if set(column[1:]) != {"-"}]
     names = [column[0] for column in filled]
     words = ("variant", "on", "image", "text", "shipped")
@@ -242,12 +247,6 @@ def _refuse_nested(folders: dict[str, Path | None]) -> None:
             )
 
 
-def variants_of(*, int8: bool, fp16: bool, trt: bool) -> tuple[Any, ...]:
-    """Return the variants beside fp32 that some switches ask for."""
-    wanted = {"int8": int8, "fp16": fp16 or trt, "int8-fp16": trt and int8}
-    return tuple(name for name, asked in wanted.items() if asked)
-
-
 def export_run(
     run: Path,
     output: Path,
@@ -259,7 +258,7 @@ def export_run(
     calib_data: Path | None = None,
     calibration: Path | None = None,
     progress: Progress,
-) -> dict[str, Any]:
+) -> "ExportReport":
     """Load a run and its data set and export it; return the report. Raises as its parts do."""
     from upperson.cli.retrieval_split import retrieval_split
     from upperson.data.records import Split, read_dataset

@@ -9,7 +9,7 @@ from upperson.evaluate import pids_of
 from upperson_rt.errors import InputError
 
 if TYPE_CHECKING:
-    from upperson_export.accuracy import RetrievalSplit
+    from upperson_export.ladder import RetrievalSplit
 
 
 def read_split(dataset: str, root: Path, split: Split) -> list[Record]:
@@ -23,7 +23,7 @@ def read_split(dataset: str, root: Path, split: Split) -> list[Record]:
 
 def retrieval_split(records: Sequence[Record], name: str) -> "RetrievalSplit":
     """Flatten records: every caption queries all images."""
-    from upperson_export.accuracy import RetrievalSplit
+    from upperson_export.ladder import RetrievalSplit
 
     caption_pids, image_pids = pids_of(records)
     return RetrievalSplit(

@@ -15,9 +15,8 @@ from upperson.model.encoder import UPPerson
 from upperson_calibration.estimators import estimate
 from upperson_calibration.observe import observe
 from upperson_export.fold import fold_image_tower, fold_text_tower
-from upperson_export.onnx import export_onnx
+from upperson_export.graphs import build_variant, export_onnx
 from upperson_export.parity import require_parity
-from upperson_export.variants import build_variant
 from upperson_rt.towers import Tower
 
 

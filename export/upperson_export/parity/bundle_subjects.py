@@ -16,6 +16,7 @@ from upperson_export.parity.subjects import (
     Tolerance,
     open_subject,
 )
+from upperson_export.variants import EXACT
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, UsageError
@@ -33,12 +34,12 @@ def bundle_reference(root: Path, threads: int | None = None) -> Subject:
         BackendError: ONNX Runtime is missing or cannot run it.
         IntegrityError: A file differs from its hash, or a canary comes out wrong.
     """
-    if "fp32" not in read_manifest(root).variants:
+    if EXACT not in read_manifest(root).variants:
         raise UsageError(
-            f"bundle {root} has no variant fp32 to compare with: name the run that it was "
+            f"bundle {root} has no variant {EXACT} to compare with: name the run that it was "
             "exported from with  --run RUN"
         )
-    bundle = Bundle.open(root, "fp32", "onnxruntime", threads=threads)
+    bundle = Bundle.open(root, EXACT, "onnxruntime", threads=threads)
     bundle.check_canaries()
     return _open(bundle, BackendChoice("onnxruntime", "cpu"), FP32_TOLERANCE, threads)
 
@@ -81,7 +82,7 @@ def variant_tolerance(
     entry: VariantEntry, max_error: float | None = None, min_cosine: float | None = None
 ) -> Tolerance:
     """Return what a variant is held to; arguments as for `iter_bundle_subjects`."""
-    if entry.precision == "fp32":
+    if entry.precision == EXACT:
         return FP32_TOLERANCE if max_error is None else Tolerance(max_error=max_error)
     return Tolerance(min_cosine=entry.canary_min_cosine if min_cosine is None else min_cosine)
 

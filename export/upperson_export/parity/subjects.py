@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from upperson_export.float_types import open_simulated
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
-from upperson_export.onnx import export_onnx
+from upperson_export.graphs import export_onnx, open_simulated
 from upperson_export.parity.backend_choice import BackendChoice
 from upperson_export.parity.inputs import ParityInputs
 from upperson_export.parity.written_file import TOLERANCE
+from upperson_export.variants import is_half
 from upperson_rt.backends import open_backend
 from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
 
@@ -98,7 +98,7 @@ def open_subject(
         UsageError: There is no such backend.
         BackendError: The backend is missing or cannot run them.
     """
-    on_half = "fp16" in variant and (choice.name, choice.device) == ("onnxruntime", "cpu")
+    on_half = is_half(variant) and (choice.name, choice.device) == ("onnxruntime", "cpu")
     towers = {
         tower: open_simulated(path, threads)
         if on_half

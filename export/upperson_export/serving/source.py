@@ -6,13 +6,11 @@ from pathlib import Path
 
 import onnx
 
+from upperson_export.variants import VARIANTS
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import IntegrityError, UsageError
 from upperson_rt.manifest import Manifest
 from upperson_rt.towers import GRAPH_NAMES, Tower
-
-GPU_VARIANTS = ("fp16", "fp32")
-"""What GPU servers get unless told otherwise, best first; int8 is for processors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +31,7 @@ def open_variant(bundle: Path, variant: str | None) -> Bundle:
 
     Args:
         bundle: The folder.
-        variant: Which variant; None takes the first of `GPU_VARIANTS` that is there.
+        variant: Which variant; None takes the last one there that is for servers.
 
     Raises:
         InputError: Not a bundle.
@@ -42,10 +40,11 @@ def open_variant(bundle: Path, variant: str | None) -> Bundle:
     """
     if variant is None:
         variants = read_manifest(bundle).variants
-        variant = next((name for name in GPU_VARIANTS if name in variants), None)
+        wanted = [row.name for row in list(VARIANTS.values())[::-1] if row.servers]
+        variant = next((name for name in wanted if name in variants), None)
         if variant is None:
             raise UsageError(
-                f"bundle {bundle} has neither of the variants {' and '.join(GPU_VARIANTS)}: name "
+                f"bundle {bundle} has neither of the variants {' and '.join(wanted)}: name "
                 f"one of its own with  --variant  ({', '.join(variants)})"
             )
     opened = Bundle.open(bundle, variant)

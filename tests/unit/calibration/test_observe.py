@@ -16,7 +16,7 @@ from tests.helpers.toy_clip import toy_ids, toy_model, toy_pixels
 from upperson_calibration.block_linears import block_linears, weights_of
 from upperson_calibration.observe import KEPT_ROWS, observe
 from upperson_export.fold import fold_image_tower, fold_text_tower
-from upperson_export.onnx import export_onnx
+from upperson_export.graphs import export_onnx
 from upperson_rt.errors import InputError
 
 pytestmark = pytest.mark.timeout(240)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.helpers.toy_clip import toy_model
-from upperson_export.accuracy import r1_drop
 from upperson_export.fold import fold_image_tower, fold_text_tower
-from upperson_export.onnx import export_onnx
+from upperson_export.graphs import export_onnx
+from upperson_export.ladder import r1_drop
 from upperson_export.parity import require_parity
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.metrics import PerQueryMetrics

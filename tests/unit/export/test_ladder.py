@@ -6,10 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from upperson_export.accuracy import RetrievalSplit
-from upperson_export.candidates import INT8_RUNGS, RUNGS
-from upperson_export.ladder import REFERENCE, SIMULATED, Embeds, Ladder
-from upperson_export.variants import Variant
+from upperson_export.ladder import Compared, Embeds, Ladder, Measured, RetrievalSplit
+from upperson_export.variants import AS_RUN, INT8_RUNGS, SIMULATED, VARIANTS, VariantName
 from upperson_rt.errors import AccuracyGateError, IntegrityError
 from upperson_rt.towers import Tower
 
@@ -29,10 +27,10 @@ class Forms:
         elsewhere: dict[tuple[Tower, str], float] | None = None,
     ) -> None:
         self._exact = unit(np.eye(PEOPLE))
-        self._noise = {REFERENCE: noise, SIMULATED: noise, "openvino": elsewhere or noise}
-        self.asked: list[tuple[Tower, Variant, str, str]] = []
+        self._noise = {AS_RUN: noise, SIMULATED: noise, "openvino": elsewhere or noise}
+        self.asked: list[tuple[Tower, VariantName, str, str]] = []
 
-    def __call__(self, tower: Tower, variant: Variant, rung: str, backend: str) -> Embeds:
+    def __call__(self, tower: Tower, variant: VariantName, rung: str, backend: str) -> Embeds:
         self.asked.append((tower, variant, rung, backend))
         noise = self._noise[backend].get((tower, rung), 0.0)
         if not np.isfinite(noise):
@@ -53,15 +51,21 @@ def ladder_of(forms: Forms, **options: object) -> Ladder:
     return Ladder(split=split, source=forms, max_r1_drop=0.5, **options)  # type: ignore[arg-type]
 
 
+def accuracy_of(measured: Measured) -> Compared:
+    assert measured.accuracy is not None
+    return measured.accuracy
+
+
 def test_the_first_rung_is_taken_where_it_keeps_the_accuracy() -> None:
     ladder = ladder_of(Forms({}))
     assert ladder.climb("int8") == {"image": "plain", "text": "plain"}
     assert [found.tower for found in ladder.measured] == ["image", "text", "both"]
     assert all(found.accepted for found in ladder.measured)
-    row = ladder.measured[-1].as_dict()
-    assert row["metrics"]["R@1"] == 100.0
-    assert row["top10_overlap"] == 100.0
-    assert row["cosine"]["min"] == pytest.approx(1.0)
+    both = accuracy_of(ladder.measured[-1])
+    assert both.metrics.r1 == 100.0
+    assert both.top10_overlap == 100.0
+    assert both.cosine["min"] == pytest.approx(1.0)
+    assert ladder.accuracy("int8", {"image": "plain", "text": "plain"}) == {AS_RUN: both}
 
 
 def test_a_tower_climbs_alone_as_far_as_it_must() -> None:
@@ -70,10 +74,10 @@ def test_a_tower_climbs_alone_as_far_as_it_must() -> None:
     assert ladder.climb("int8") == {"image": "mixed-1/8", "text": "smoothed"}
     refused = [(found.tower, found.rung) for found in ladder.measured if not found.accepted]
     assert refused == [("image", "plain"), ("image", "smoothed"), ("text", "plain")]
-    worst = ladder.measured[0].as_dict()
-    assert worst["r1_drop"]["points"] == 100.0
-    assert worst["cosine"]["median"] < 0.9
-    assert worst["top10_overlap"] < 100.0
+    worst = accuracy_of(ladder.measured[0])
+    assert worst.r1_drop.points == 100.0
+    assert worst.cosine["median"] < 0.9
+    assert worst.top10_overlap < 100.0
 
 
 def test_towers_that_fail_only_together_climb_on() -> None:
@@ -91,7 +95,7 @@ def test_towers_that_fail_only_together_climb_on() -> None:
 
 def test_float_is_the_last_resort_of_a_tower() -> None:
     noise: dict[tuple[Tower, str], float] = {
-        ("image", rung): 2.0 for rung in RUNGS["int8-fp16"] if rung not in ("fp16", "fp32")
+        ("image", rung): 2.0 for rung in VARIANTS["int8-fp16"].own_rungs
     }
     ladder = ladder_of(Forms(noise))
     assert ladder.climb("int8-fp16") == {"image": "fp16", "text": "plain"}
@@ -100,7 +104,7 @@ def test_float_is_the_last_resort_of_a_tower() -> None:
 
 def test_where_int8_is_insisted_on_float_is_no_way_out() -> None:
     noise: dict[tuple[Tower, str], float] = {
-        ("text", rung): 2.0 for rung in RUNGS["int8"] if rung != "fp32"
+        ("text", rung): 2.0 for rung in VARIANTS["int8"].own_rungs
     }
     with pytest.raises(AccuracyGateError, match=r"text: mixed-1/2.*--precision auto"):
         ladder_of(Forms(noise), int8_only=True).climb("int8")
@@ -127,7 +131,7 @@ def test_what_ships_keeps_its_accuracy_on_the_other_backend_too() -> None:
     forms = Forms({}, elsewhere={("image", "plain"): 2.0, ("image", "smoothed"): 2.0})
     ladder = ladder_of(forms, also_on=("openvino",))
     assert ladder.climb("int8")["image"] == "mixed-1/8"
-    assert ladder.measured[-1].as_dict()["float_types"] == {"image": "bf16", "text": "bf16"}
+    assert accuracy_of(ladder.measured[-1]).float_types == {"image": "bf16", "text": "bf16"}
     together = [
         (found.rung.split(" + ")[0], found.backend, found.accepted)
         for found in ladder.measured
@@ -144,7 +148,7 @@ def test_what_ships_keeps_its_accuracy_on_the_other_backend_too() -> None:
 def test_graphs_for_gpus_are_not_measured_on_a_cpu_backend() -> None:
     forms = Forms({})
     ladder_of(forms, also_on=("openvino",)).climb("int8-fp16")
-    assert {backend for *_, backend in forms.asked} == {REFERENCE, SIMULATED}
+    assert {backend for *_, backend in forms.asked} == {AS_RUN, SIMULATED}
 
 
 def test_an_int8_that_only_fails_elsewhere_says_where() -> None:
@@ -157,11 +161,10 @@ def test_an_int8_that_only_fails_elsewhere_says_where() -> None:
 def test_a_form_that_gives_no_numbers_is_refused_and_the_next_one_tried() -> None:
     ladder = ladder_of(Forms({("image", "plain"): np.nan}))
     assert ladder.climb("int8") == {"image": "smoothed", "text": "plain"}
-    broken = ladder.measured[0].as_dict()
-    assert not broken["accepted"]
-    assert broken["metrics"] is None
-    assert broken["float_types"] == {}
-    assert "not finite" in broken["failure"]
+    broken = ladder.measured[0]
+    assert not broken.accepted
+    assert broken.accuracy is None
+    assert "not finite" in str(broken.failure)
     with pytest.raises(AccuracyGateError, match=r"does not work .*not finite"):
         ladder_of(Forms({("image", rung): np.nan for rung in INT8_RUNGS}), int8_only=True).climb(
             "int8"

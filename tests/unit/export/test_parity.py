@@ -23,6 +23,7 @@ from tests.helpers.toy_bundle import (
 )
 from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_graphs import TOWERS, min_cosine, run_graph, toy_graph, toy_inputs
+from upperson_export.graphs import build_variant
 from upperson_export.parity.backend_choice import BackendChoice, choose_backends
 from upperson_export.parity.bundle_subjects import bundle_reference, iter_bundle_subjects
 from upperson_export.parity.check import (
@@ -46,7 +47,6 @@ from upperson_export.parity.subjects import (
     torch_subject,
 )
 from upperson_export.parity.verdict import judge
-from upperson_export.variants import build_variant
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.tokenizer import Tokenizer
 

@@ -9,26 +9,27 @@ from onnx import TensorProto
 
 from tests.helpers.toy_graphs import TOWERS, producers, toy_graph
 from upperson_calibration.block_linears import block_linears
+from upperson_export.graphs import build_variant
 from upperson_export.lint import lint
 from upperson_export.passes.unpack_projections import unpacked
-from upperson_export.variants import Variant, build_variant
+from upperson_export.variants import VariantName
 from upperson_rt.errors import InputError
 from upperson_rt.towers import Tower
 
 pytestmark = pytest.mark.timeout(240)  # The first test exports the towers.
 
-VARIANTS: tuple[Variant, ...] = ("fp32", "fp16", "int8", "int8-fp16")
+VARIANTS: tuple[VariantName, ...] = ("fp32", "fp16", "int8", "int8-fp16")
 BLOCKS = 2
 
 
 @cache
-def variant_of(kind: Tower, variant: Variant) -> onnx.ModelProto:
+def variant_of(kind: Tower, variant: VariantName) -> onnx.ModelProto:
     fp32 = toy_graph(kind)
     amax = {linear.activation: 4.0 for linear in block_linears(fp32)}
     return build_variant(fp32, kind, variant, amax)
 
 
-def expected_linears(variant: Variant) -> list[str]:
+def expected_linears(variant: VariantName) -> list[str]:
     """Return the MatMul nodes that must be quantized."""
     names = [
         f"blocks.{block}.{module}/MatMul"
@@ -52,7 +53,7 @@ each_variant = pytest.mark.parametrize("variant", VARIANTS)
 @each_tower
 @each_variant
 def test_the_block_linears_have_q_dq_on_both_inputs_and_nothing_else_has(
-    kind: Tower, variant: Variant
+    kind: Tower, variant: VariantName
 ) -> None:
     model = variant_of(kind, variant)
     producer = producers(model)
@@ -85,7 +86,7 @@ def test_the_block_linears_have_q_dq_on_both_inputs_and_nothing_else_has(
 
 @each_tower
 @each_variant
-def test_residual_adds_are_untouched(kind: Tower, variant: Variant) -> None:
+def test_residual_adds_are_untouched(kind: Tower, variant: VariantName) -> None:
     model = variant_of(kind, variant)
     producer = producers(model)
     adds = [
@@ -100,7 +101,7 @@ def test_residual_adds_are_untouched(kind: Tower, variant: Variant) -> None:
 
 @each_tower
 @pytest.mark.parametrize("variant", ["int8", "int8-fp16"])
-def test_queries_keys_and_values_share_one_scale(kind: Tower, variant: Variant) -> None:
+def test_queries_keys_and_values_share_one_scale(kind: Tower, variant: VariantName) -> None:
     model = variant_of(kind, variant)
     producer = producers(model)
     scales: dict[str, set[str]] = {}
@@ -115,7 +116,7 @@ def test_queries_keys_and_values_share_one_scale(kind: Tower, variant: Variant) 
 @each_tower
 @each_variant
 def test_only_the_int8_of_cpus_splits_heads_that_are_in_place(
-    kind: Tower, variant: Variant
+    kind: Tower, variant: VariantName
 ) -> None:
     model = variant_of(kind, variant)
     producer = producers(model)
@@ -148,7 +149,7 @@ def listed_casts(kind: Tower) -> set[tuple[str, str]]:
 
 @each_tower
 @pytest.mark.parametrize("variant", ["fp16", "int8-fp16"])
-def test_casts_stand_around_norms_and_nowhere_else(kind: Tower, variant: Variant) -> None:
+def test_casts_stand_around_norms_and_nowhere_else(kind: Tower, variant: VariantName) -> None:
     model = variant_of(kind, variant)
     producer = producers(model)
     casts = [node for node in model.graph.node if node.op_type == "Cast"]
@@ -169,14 +170,16 @@ def test_casts_stand_around_norms_and_nowhere_else(kind: Tower, variant: Variant
 
 @each_tower
 @pytest.mark.parametrize("variant", ["fp32", "int8"])
-def test_a_float32_base_has_no_cast_but_that_of_the_pixels(kind: Tower, variant: Variant) -> None:
+def test_a_float32_base_has_no_cast_but_that_of_the_pixels(
+    kind: Tower, variant: VariantName
+) -> None:
     casts = [node for node in variant_of(kind, variant).graph.node if node.op_type == "Cast"]
     assert [node.input[0] for node in casts] == (["image"] if kind == "image" else [])
 
 
 @each_tower
 @each_variant
-def test_types_are_those_of_the_variant(kind: Tower, variant: Variant) -> None:
+def test_types_are_those_of_the_variant(kind: Tower, variant: VariantName) -> None:
     model = onnx.shape_inference.infer_shapes(variant_of(kind, variant), strict_mode=True)
     graph = model.graph
     types = {
@@ -204,7 +207,7 @@ def test_types_are_those_of_the_variant(kind: Tower, variant: Variant) -> None:
 
 @each_tower
 @each_variant
-def test_graphs_are_plain_readable_and_clean(kind: Tower, variant: Variant) -> None:
+def test_graphs_are_plain_readable_and_clean(kind: Tower, variant: VariantName) -> None:
     model = variant_of(kind, variant)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 19)]
     assert not model.functions

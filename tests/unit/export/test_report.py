@@ -1,61 +1,139 @@
-"""The tables of a bundle's report."""
+"""What ``report.json`` holds, and the tables that people read."""
 
-from typing import Any
+import json
+from dataclasses import replace
 
-from upperson_export.report import too_few_queries
+from upperson_calibration.calibration_file import Samples
+from upperson_calibration.sensitivity import LayerDamage
+from upperson_export.ladder import Accuracy, Compared, Drop, Measured
+from upperson_export.latency import Conditions, TowerTime
+from upperson_export.report import CalibrationRecord, ExportReport, SplitSize, VariantReport
 from upperson_export.report_rows import accuracy_rows, float_linear_rows, ladder_rows
+from upperson_export.variants import SIMULATED
+from upperson_rt.metrics import RetrievalMetrics
+from upperson_rt.towers import Tower
 
-METRICS = {"R@1": 50.0, "R@5": 60.0, "R@10": 70.0, "mAP": 40.0, "mINP": 30.0}
-DROP = {"points": 0.25, "low": -0.5, "high": 1.0}
-
-
-def measured(**more: Any) -> dict[str, Any]:
-    return {
-        "metrics": METRICS,
-        "r1_drop": DROP,
-        "float_types": {"image": "f32", "text": "f32"},
-    } | more
+METRICS = RetrievalMetrics(r1=50.0, r5=60.0, r10=70.0, map=40.0, minp=30.0)
 
 
-def report() -> dict[str, Any]:
-    time = {"ms_per_item": 2.0, "float_type": "bf16"}
-    layer = {"node": "fc1", "order_loss": 1.5, "overlap_loss": 2.0, "cosine_loss": 3e-4}
-    mixed = {"image": "bf16", "text": "f32"}
-    return {
-        "variants": {
-            "int8": measured(
-                elsewhere={"openvino": measured(float_types=mixed)},
-                rungs={"image": "mixed-1/8", "text": "fp32"},
-                kept_float={"image": [layer], "text": []},
-                shipped=True,
-                size_bytes=2**20,
-                latency={"openvino": {"image": time, "text": time}},
-            ),
-            "fp16": measured(
-                elsewhere={},
+def compared(image: str = "f32", text: str = "f32") -> Compared:
+    return Compared(
+        metrics=METRICS,
+        float_types={"image": image, "text": text},
+        r1_drop=Drop(0.25, -0.5, 1.0),
+        cosine={"min": 0.9, "1 %": 0.95, "median": 0.99},
+        top10_overlap=88.0,
+    )
+
+
+def example_report() -> ExportReport:
+    time = TowerTime(2.0, "bf16")
+    nothing_kept: dict[Tower, list[LayerDamage]] = {"image": [], "text": []}
+    return ExportReport(
+        model="up-person-small",
+        split=SplitSize(name="people, test", images=400, captions=800),
+        max_r1_drop=0.5,
+        variants={
+            "fp32": VariantReport(
                 rungs={"image": "fp32", "text": "fp32"},
-                kept_float={"image": [], "text": []},
-                shipped=False,
+                accuracy=Accuracy(metrics=METRICS, float_types={"image": "f32", "text": "f32"}),
+                kept_float=nothing_kept,
+                size_bytes=2**22,
+                times={},
+            ),
+            "int8": VariantReport(
+                rungs={"image": "mixed-1/8", "text": "fp32"},
+                accuracy=compared(),
+                elsewhere={"openvino": compared("bf16")},
+                kept_float=nothing_kept | {"image": [LayerDamage("fc1", 1.5, 2.0, 3e-4)]},
+                size_bytes=2**20,
+                times={"openvino": {"image": time, "text": time}},
+            ),
+            "fp16": VariantReport(
+                rungs={"image": "fp32", "text": "fp32"},
+                accuracy=compared(),
+                kept_float=nothing_kept,
+                left_out="no tower keeps its accuracy in fp16",
                 size_bytes=0,
-                latency={},
+                times={},
             ),
         },
-        "ladder": [
-            measured(
+        ladder=[
+            Measured(
                 variant="int8", tower="both", rung="plain + plain", backend="openvino",
-                float_types={"image": "bf16", "text": "bf16"}, accepted=False, failure=None,
-                cosine={"min": 0.9, "1 %": 0.95, "median": 0.99}, top10_overlap=88.0,
+                accepted=False, accuracy=compared("bf16", "bf16"),
             ),
-            measured(
-                variant="fp16", tower="image", rung="fp16", float_types={}, accepted=False,
-                backend="onnxruntime, float16 simulated", failure="it is not finite",
+            Measured(
+                variant="fp16", tower="image", rung="fp16", backend=SIMULATED,
+                accepted=False, accuracy=None, failure="it is not finite",
             ),
         ],
-    }  # fmt: skip
+        conditions=Conditions(
+            machine={"cpu": "a processor"}, threads=2, backends={"openvino": "2026.1"},
+            batch={"image": 8, "text": 8}, caption_tokens=20, repeats=3,
+        ),
+        calibration=CalibrationRecord(
+            samples=Samples(
+                image_source="people, train", images=("0" * 64,),
+                text_source="people, train", texts=("1" * 64,),
+            ),
+            estimator="mse",
+            reused_file_sha256=None,
+        ),
+    )  # fmt: skip
+
+
+def test_the_json_has_its_keys_in_their_order() -> None:
+    content = example_report().as_dict()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert list(content) == [
+        "model", "split", "max_r1_drop", "variants", "ladder", "latency_conditions", "calibration",
+    ]  # fmt: skip
+    made = ["elsewhere", "rungs", "kept_float", "shipped", "reason", "size_bytes", "latency"]
+    measured = ["metrics", "r1_drop", "cosine", "top10_overlap", "float_types"]
+    variants = content["variants"]
+    assert list(variants["fp32"]) == ["metrics", "r1_drop", "float_types", *made]
+    assert list(variants["int8"]) == [*measured, *made]
+    assert list(variants["int8"]["elsewhere"]["openvino"]) == measured
+    assert variants["fp32"]["r1_drop"] is None
+    assert variants["int8"]["r1_drop"] == {"points": 0.25, "low": -0.5, "high": 1.0}
+    assert variants["int8"]["latency"]["openvino"]["text"] == {
+        "ms_per_item": 2.0,
+        "float_type": "bf16",
+    }
+    assert (variants["fp16"]["shipped"], variants["fp16"]["reason"]) == (
+        False,
+        "no tower keeps its accuracy in fp16",
+    )
+    both, broken = content["ladder"]
+    assert set(both) == set(broken)
+    assert broken["float_types"] == {}
+    assert [key for key, value in broken.items() if value is None] == [
+        "metrics", "r1_drop", "cosine", "top10_overlap",
+    ]  # fmt: skip
+    assert list(content["calibration"]) == [
+        "images", "image_source", "texts", "text_source", "sha256", "estimator",
+        "reused_file_sha256",
+    ]  # fmt: skip
+
+
+def test_without_the_gate_nothing_is_measured() -> None:
+    ungated = replace(example_report(), split=None, max_r1_drop=None, ladder=[], calibration=None)
+    rows = {
+        name: replace(row, accuracy=None, elsewhere={}) for name, row in ungated.variants.items()
+    }
+    content = replace(ungated, variants=rows).as_dict()
+    assert (content["split"], content["max_r1_drop"], content["calibration"]) == (None, None, None)
+    assert content["ladder"] == []
+    row = content["variants"]["int8"]
+    assert (row["metrics"], row["r1_drop"], row["float_types"], row["elsewhere"]) == (
+        None, None, {}, {},
+    )  # fmt: skip
 
 
 def test_what_floats_were_computed_in_stands_beside_every_measurement() -> None:
-    head, *rows = accuracy_rows(report())
+    report = example_report().as_dict()
+    head, _, *rows = accuracy_rows(report)
     assert [row[1] for row in rows] == [
         "onnxruntime, f32",
         "openvino, bf16 + f32",
@@ -65,22 +143,25 @@ def test_what_floats_were_computed_in_stands_beside_every_measurement() -> None:
     assert [row[head.index("ms/caption")] for row in rows] == ["-", "2.0", "-"]
     assert rows[0][head.index("R@1 change (95 %)")] == "-0.25 (-1.00 to +0.50)"
     assert [row[-1] for row in rows] == ["yes", "yes", "no"]
-    assert ladder_rows(report())[1][3] == "openvino, bf16"
+    assert ladder_rows(report)[1][3] == "openvino, bf16"
 
 
 def test_a_form_that_does_not_work_says_why() -> None:
-    head, *rows = ladder_rows(report())
+    head, *rows = ladder_rows(example_report().as_dict())
     assert rows[1][-1] == "no: it is not finite"
     assert {len(row) for row in rows} == {len(head)}
 
 
 def test_linears_left_in_float_come_with_their_damage() -> None:
-    assert float_linear_rows(report())[1:] == [["int8", "image", "fc1", "1.50", "2.00", "3.0e-04"]]
+    assert float_linear_rows(example_report().as_dict())[1:] == [
+        ["int8", "image", "fc1", "1.50", "2.00", "3.0e-04"]
+    ]
 
 
 def test_a_gate_finer_than_one_query_is_told() -> None:
     def told(captions: int, allowed: float) -> str | None:
-        return too_few_queries({"split": {"captions": captions}, "max_r1_drop": allowed})
+        split = SplitSize(name="people", images=1, captions=captions)
+        return replace(example_report(), split=split, max_r1_drop=allowed).too_few_queries()
 
     assert told(200, 0.5) is None
     assert told(199, 0.5) == (
@@ -88,4 +169,4 @@ def test_a_gate_finer_than_one_query_is_told() -> None:
         "fail by chance; measure on more queries"
     )
     assert told(1000, 0.0) is not None
-    assert too_few_queries({"split": None, "max_r1_drop": 0.5}) is None
+    assert replace(example_report(), split=None, max_r1_drop=None).too_few_queries() is None

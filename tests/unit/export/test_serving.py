@@ -19,7 +19,7 @@ from tests.helpers import toy_bundle
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from tests.helpers.toy_clip import toy_model, toy_pixels
 from upperson_export.fold import fold_image_tower
-from upperson_export.onnx import export_onnx
+from upperson_export.graphs import export_onnx
 from upperson_export.serving import write_deepstream, write_triton
 from upperson_export.serving.deepstream import BATCH_SIZE, CONFIG
 from upperson_export.serving.folder import RECORD
