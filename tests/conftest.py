@@ -19,8 +19,11 @@ from tests.helpers.command_line import run_program
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # A test that wants to download something fails at once.
 os.environ["COLUMNS"] = "100"
-for _name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
-    os.environ.pop(_name, None)  # The last three make help texts coloured.
+for _name in (
+    "UPPERSON_BUNDLE", "UPPERSON_GALLERY", "UPPERSON_QUERY_LOG",
+    "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS",  # These make help texts coloured.
+):  # fmt: skip
+    os.environ.pop(_name, None)
 
 TESTS = Path(__file__).parent
 

@@ -4,12 +4,36 @@ import shutil
 
 import pytest
 
+from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def enter(tmp_path, monkeypatch):
+    """Copies a folder and makes the copy the working folder."""
+
+    def enter(original):
+        monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
+        return tmp_path / "work"
+
+    return enter
+
+
+@pytest.fixture(scope="session")
+def bundle_and_crops(tmp_path_factory):
+    """A folder with ./bundle, of two small towers, and ./crops, a person in each colour."""
+    folder = tmp_path_factory.mktemp("cli")
+    make_toy_bundle(folder / "bundle")
+    (folder / "crops").mkdir()
+    for colour in COLOURS:
+        draw_person(folder / "crops" / f"{colour}.png", colour)
+    return folder
 
 
 @pytest.fixture(scope="session")

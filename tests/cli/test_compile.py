@@ -1,40 +1,22 @@
 import json
-import shutil
 
 import pytest
-from typer.testing import CliRunner
 
 from tests.helpers.fake_tensorrt import install_fake_tensorrt
-from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
-from upperson_rt.cli import app
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compile")
-    make_toy_bundle(folder / "bundle")
-    (folder / "crops").mkdir()
-    for colour in COLOURS:
-        draw_person(folder / "crops" / f"{colour}.png", colour)
-    return folder
+from tests.helpers.invoke import run_rt as run
 
 
 @pytest.fixture
-def work(original, tmp_path, monkeypatch):
+def work(enter, bundle_and_crops, tmp_path, monkeypatch):
     """A working folder with ./bundle and ./crops, and a cache of its own."""
-    monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "work"
+    return enter(bundle_and_crops)
 
 
 @pytest.fixture
 def driver(monkeypatch):
     driver, driver.trt = install_fake_tensorrt(monkeypatch)
     return driver
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_compile_then_index_and_query_on_the_gpu(work, driver):

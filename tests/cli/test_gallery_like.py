@@ -3,17 +3,16 @@
 import json
 import os
 import pty
-import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
-from typer.testing import CliRunner
 
 from tests.helpers.command_line import SOURCES
+from tests.helpers.invoke import run_rt
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_rt.bundle import open_encoder
-from upperson_rt.cli import app
 from upperson_rt.gallery import Gallery
 from upperson_rt.indexer import index_images
 
@@ -32,16 +31,12 @@ def original(tmp_path_factory):
 
 
 @pytest.fixture
-def work(original, tmp_path, monkeypatch):
+def work(enter, original):
     """./gallery of each colour and a copy of red at the gate, and another red in the hall."""
-    monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
-    for name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY", "UPPERSON_QUERY_LOG"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "work"
+    return enter(original)
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, ["gallery", "delete", *map(str, arguments)])
+run = partial(run_rt, "gallery", "delete")
 
 
 def left():

@@ -8,12 +8,11 @@ import time
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from tests.helpers.command_line import run_code, run_program
+from tests.helpers.invoke import run_rt as run
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_rt.bundle import Bundle
-from upperson_rt.cli import app
 from upperson_rt.gallery import Gallery, Item
 
 NOW = 1_790_000_000.0
@@ -46,15 +45,8 @@ def original(tmp_path_factory):
 
 
 @pytest.fixture
-def work(original, tmp_path, monkeypatch):
-    monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
-    for name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY", "UPPERSON_QUERY_LOG"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "work"
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+def work(enter, original):
+    return enter(original)
 
 
 def found(*arguments):

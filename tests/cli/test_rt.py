@@ -1,43 +1,18 @@
 import json
-import shutil
 
 import pytest
-from typer.testing import CliRunner
 
 import upperson_rt
-from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle, replace_in_bundle
-from upperson_rt.cli import app, main
+from tests.helpers.invoke import run_rt as run
+from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
+from upperson_rt.cli import main
 from upperson_rt.gallery import SqliteGallery
-
-COMMANDS = [
-    ["index"], ["query"], ["doctor"], ["gallery", "info"], ["gallery", "verify"], ["compile"],
-    ["bench", "towers"], ["bench", "query"], ["bench", "gallery"], ["bench", "pipeline"],
-    ["gallery", "delete"], ["gallery", "prune"], ["gallery", "rebuild"], ["gallery", "export"],
-    ["watch"],
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cli")
-    make_toy_bundle(folder / "bundle")
-    (folder / "crops").mkdir()
-    for colour in COLOURS:
-        draw_person(folder / "crops" / f"{colour}.png", colour)
-    return folder
 
 
 @pytest.fixture
-def work(original, tmp_path, monkeypatch):
+def work(enter, bundle_and_crops):
     """A working folder with ./bundle and ./crops; no gallery yet."""
-    monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
-    for name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY", "UPPERSON_QUERY_LOG"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "work"
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return enter(bundle_and_crops)
 
 
 def run_json(*arguments):
@@ -233,16 +208,6 @@ def test_traceback_only_with_debug(work, monkeypatch):
         "details\n"
     )
     assert "Traceback" in run("gallery", "info", "--debug").stderr
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(command):
-    result = run(*command, "--help")
-    assert result.exit_code == 0
-    text = " ".join(result.stdout.split())
-    assert f"Example: upperson-rt {' '.join(command)}" in text
-    assert "--json" in text
-    assert "--debug" in text
 
 
 def test_version_and_main(monkeypatch, capsys):

@@ -47,6 +47,7 @@ def test_every_command_has_help_with_an_example(name):
     text = " ".join(result.stdout.split())
     assert f"Example: {name} " in f"{text} "
     assert "--debug" in text
+    assert "--json" in text or program == "upperson"
 
 
 @pytest.mark.parametrize("program", APPS)

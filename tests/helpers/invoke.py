@@ -5,6 +5,7 @@ import json
 from typer.testing import CliRunner
 
 import upperson.cli
+import upperson_rt.cli
 
 
 def run(*arguments, app=upperson.cli.app):
@@ -15,6 +16,11 @@ def run_json(*arguments, app=upperson.cli.app):
     result = run(*arguments, "--json", app=app)
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
+
+
+def run_rt(*arguments):
+    """Run ``upperson-rt``."""
+    return run(*arguments, app=upperson_rt.cli.app)
 
 
 def snapshot(folder):
