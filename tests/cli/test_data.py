@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 import upperson.cli
 from tests.helpers.command_line import run_program
-from tests.helpers.person_sets import (
+from tests.helpers.data_sets import (
     WRITERS,
     edit_json,
     write_cuhk_pedes,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.person_sets import write_csv, write_jsonl
+from tests.helpers.data_sets import write_csv, write_jsonl
 from upperson.data.records import Record, read_dataset
 from upperson_rt.errors import InputError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.person_sets import (
+from tests.helpers.data_sets import (
     ANNOTATION_FILES,
     CROPS,
     WRITERS,

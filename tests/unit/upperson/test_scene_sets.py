@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.person_sets import WRITERS, edit_json, write_flickr30k, write_mscoco
+from tests.helpers.data_sets import WRITERS, edit_json, write_flickr30k, write_mscoco
 from upperson.data.published import normalise_caption
 from upperson.data.records import Record, read_dataset
 from upperson_rt.errors import InputError
