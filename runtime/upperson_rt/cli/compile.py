@@ -39,7 +39,7 @@ def compile_engines(
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cuda or cuda:N.")] = "cuda",
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Build TensorRT engines for the GPU of this machine, and compare them with ONNX Runtime.
@@ -75,7 +75,7 @@ def compile_engines(
                 task, description=phase, completed=step, total=steps
             ),
         )
-    if json:
+    if as_json:
         print_json(
             {
                 "bundle": str(bundle),

@@ -30,7 +30,7 @@ def doctor(
     variant: VariantOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "cpu",
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Check the installation, the bundle and the gallery, and say how to fix what is wrong.
@@ -48,7 +48,7 @@ def doctor(
             print_note(f"no {name} here to check: name one with  --{name} FOLDER")
     checks = diagnose(bundle, gallery, variant, backend, device)
     failed = [check for check in checks if check.status == "fail"]
-    if json:
+    if as_json:
         rows = [asdict(check) for check in checks]
         for row in rows:
             del row["exit_code"]

@@ -40,7 +40,7 @@ app = new_app("Look into a gallery, and look after it.")
 
 @app.command(cls=Command)
 def info(
-    gallery: GalleryOption = default_gallery, json: Json = False, debug: Debug = False
+    gallery: GalleryOption = default_gallery, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Show what a gallery holds; needs no bundle.
 
@@ -50,7 +50,7 @@ def info(
 
     with Gallery.open(gallery) as store:
         found = store.info()
-    if json:
+    if as_json:
         print_json(asdict(found))
         return
     period = f"{local_time(found.first_time)} to {local_time(found.last_time)}"
@@ -77,7 +77,7 @@ app.command(cls=Command)(prune)
 
 @app.command(cls=Command)
 def verify(
-    gallery: GalleryOption = default_gallery, json: Json = False, debug: Debug = False
+    gallery: GalleryOption = default_gallery, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Read a whole gallery and check it; exit code 6 if anything is wrong.
 
@@ -88,7 +88,7 @@ def verify(
     with Gallery.open(gallery) as store:
         problems = store.verify()
         items = store.count()
-    if json:
+    if as_json:
         print_json(
             {"gallery": str(gallery), "items": items, "ok": not problems, "problems": problems}
         )
@@ -105,7 +105,7 @@ def verify(
 
 @app.command(cls=Command)
 def rebuild(
-    gallery: GalleryOption = default_gallery, json: Json = False, debug: Debug = False
+    gallery: GalleryOption = default_gallery, as_json: Json = False, debug: Debug = False
 ) -> None:
     """Make the search index anew from the stored vectors, and measure it if it is approximate.
 
@@ -122,7 +122,7 @@ def rebuild(
         store.rebuild()
         seconds = time.perf_counter() - began
         found = store.info()
-    if json:
+    if as_json:
         index = None if found.index is None else asdict(found.index)
         print_json({"gallery": gallery, "items": found.items, "seconds": seconds, "index": index})
     else:
@@ -138,7 +138,7 @@ def export(
     until: Until = None,
     track: Track = None,
     where: Attributes = None,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write vectors.npy and items.csv; with pyarrow installed also items.parquet.
@@ -153,7 +153,7 @@ def export(
         warn_of_unknown_cameras(store, passing)
         done = export_gallery(store, output, passing)
     names = [path.name for path in done.files]
-    if json:
+    if as_json:
         print_json({"gallery": gallery, "items": done.items, "folder": str(output), "files": names})
     else:
         typer.echo(f"exported {done.items} pictures to {output}: {', '.join(names)}")

@@ -72,7 +72,7 @@ def delete(
     query_log: QueryLogOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: DryRun = False,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Delete pictures by key, by a filter, or by their looks, and their saved crops.
@@ -100,7 +100,7 @@ def delete(
         with open_retriever(
             bundle, gallery, "image", query_log, variant=variant, backend=backend, device=device
         ) as (_, _, retriever):
-            _delete_like(retriever, like, min_score, passing, yes, dry_run, json)
+            _delete_like(retriever, like, min_score, passing, yes, dry_run, as_json)
         return
     with Gallery.open(gallery) as store:
         warn_of_unknown_cameras(store, passing)
@@ -112,7 +112,7 @@ def delete(
             deleted = store.delete(sorted(wanted)) if keys else store.delete_where(passing)
             count = deleted
         left = store.count()
-    _report_deleted(gallery, count, deleted, left, dry_run, json)
+    _report_deleted(gallery, count, deleted, left, dry_run, as_json)
 
 
 def prune(
@@ -135,7 +135,7 @@ def prune(
         typer.Option("--camera", help="Of this camera only.", show_default="all together"),
     ] = None,
     dry_run: DryRun = False,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Delete old pictures by age, by number or both, and their saved crops; asks nothing.
@@ -155,7 +155,7 @@ def prune(
         count = store.count_prunable(before, keep, camera)
         deleted = 0 if dry_run else store.prune(before, keep, camera)
         left = store.count()
-    _report_deleted(gallery, count, deleted, left, dry_run, json)
+    _report_deleted(gallery, count, deleted, left, dry_run, as_json)
 
 
 def _delete_like(
@@ -165,19 +165,19 @@ def _delete_like(
     passing: "Filter",
     yes: bool,
     dry_run: bool,
-    json: bool,
+    as_json: bool,
 ) -> None:
     store = retriever.gallery
     warn_of_unknown_cameras(store, passing)
     hits = retriever.delete_like(like, min_score, passing, dry_run=dry_run or not yes)
-    if hits and not json:
+    if hits and not as_json:
         print_hits(hits)
     if hits and not dry_run and not yes:
         _confirm(f"delete {len(hits)} pictures from gallery {store.location}?", yes)
         hits = retriever.delete_like(like, min_score, passing)
     deleted = 0 if dry_run else len(hits)
     shown = [json_from_hit(rank, hit) for rank, hit in enumerate(hits, start=1)]
-    _report_deleted(store.location, len(hits), deleted, store.count(), dry_run, json, hits=shown)
+    _report_deleted(store.location, len(hits), deleted, store.count(), dry_run, as_json, hits=shown)
 
 
 def _confirm(question: str, yes: bool) -> None:
@@ -196,10 +196,10 @@ def _report_deleted(
     deleted: int,
     left: int,
     dry_run: bool,
-    json: bool,
+    as_json: bool,
     **more: Any,
 ) -> None:
-    if json:
+    if as_json:
         print_json(
             {
                 "gallery": gallery,
@@ -214,5 +214,5 @@ def _report_deleted(
         typer.echo(f"would delete {count} of {left} pictures of gallery {gallery}")
     else:
         typer.echo(f"deleted {deleted} pictures; gallery {gallery} now holds {left}")
-    if not json and not count:
+    if not as_json and not count:
         print_note("no picture matches")

@@ -67,7 +67,7 @@ def index(
     backend: BackendOption = "auto",
     device: DeviceOption = "cpu",
     threads: Threads = None,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Add pictures of people to the gallery; those that are there already are replaced.
@@ -128,7 +128,7 @@ def index(
             f"{report.indexed - report.timed} of {report.indexed} pictures have no time "
             f"(--time-from {time_from}): --since and --until will not find them"
         )
-    if json:
+    if as_json:
         print_json(
             {
                 "indexed": report.indexed,

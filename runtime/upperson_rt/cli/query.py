@@ -64,7 +64,7 @@ def query(
     backend: BackendOption = "auto",
     device: DeviceOption = "cpu",
     threads: Threads = None,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Find the pictures that a sentence describes, best match first.
@@ -103,7 +103,7 @@ def query(
         title = asked if isinstance(asked, str) else f"like {asked.name}"
         save_sheet(sheet, title, hits, crops_dir=crops_dir)
         print_note(f"contact sheet: {sheet}")
-    if json:
+    if as_json:
         print_json(
             {
                 "query": sentence,
