@@ -198,7 +198,7 @@ def test_rebuild_and_verify(work, monkeypatch):
     result = run("verify")
     assert result.exit_code == 6
     assert "item b: its crop b.jpg is missing" in result.stderr
-    monkeypatch.setattr("upperson_rt.gallery.sqlite.APPROXIMATE_FROM", 5)
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.index.APPROXIMATE_FROM", 5)
     assert "ivf-sq8, 6 pictures" in run("rebuild").stdout
     assert "recall@10 1.000 when it was made" in run("info").stdout
     (work / "gallery" / "gallery.index").unlink()
@@ -253,9 +253,9 @@ def test_bench_gallery(work):
 def test_bench_of_an_approximate_index_counts_what_it_misses(work, monkeypatch):
     """Recall comes from comparing answers: one list of many finds little."""
     from upperson_rt.bench.gallery import bench_gallery
-    from upperson_rt.gallery import ivf
+    from upperson_rt.gallery.sqlite import ivf
 
-    monkeypatch.setattr("upperson_rt.gallery.sqlite.APPROXIMATE_FROM", 1000)
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.index.APPROXIMATE_FROM", 1000)
     monkeypatch.setattr(ivf, "_NPROBES", (1,))
     notes = []
     found = bench_gallery(2000, 32, seconds=0, folder=work, progress=notes.append)

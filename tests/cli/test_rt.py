@@ -6,7 +6,7 @@ import upperson_rt
 from tests.helpers.invoke import run_rt as run
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt.cli import main
-from upperson_rt.gallery import SqliteGallery
+from upperson_rt.gallery.sqlite import SqliteGallery
 
 
 @pytest.fixture

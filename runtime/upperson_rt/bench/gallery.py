@@ -17,10 +17,9 @@ from upperson_rt.bench.gallery_data import SyntheticPeople
 from upperson_rt.bench.gallery_start import GalleryStart, measure_gallery_start
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, GalleryInfo, Item
-from upperson_rt.gallery.faiss_module import load_faiss
-from upperson_rt.gallery.segments import flat_index, stored_rows
 from upperson_rt.gallery.sqlite import SqliteGallery
-from upperson_rt.gallery.vectors import STORED
+from upperson_rt.gallery.sqlite.rows import STORED
+from upperson_rt.gallery.sqlite.segments import flat_index, load_faiss, stored_rows
 from upperson_rt.timing import Timing, time_in_turns
 
 __all__ = ["BATCH_ROWS", "GalleryBench", "Insertion", "K", "bench_gallery"]
@@ -127,7 +126,8 @@ def bench_gallery(
     people = SyntheticPeople(rows, dim)
     with tempfile.TemporaryDirectory(prefix="upperson-bench-", dir=folder) as name:
         path = Path(name)
-        with SqliteGallery.open(path / "gallery", "bench", dim, create=True) as gallery:
+        with Gallery.open(path / "gallery", "bench", dim, create=True) as gallery:
+            assert isinstance(gallery, SqliteGallery)
             progress(f"adding {rows} pictures")
             insertions = list(_insert(gallery, people, path / "bare.sqlite"))
             queries = people.queries(_QUERIES)
@@ -237,7 +237,9 @@ def _bare_index(
     A gallery that is too small for faiss is compared with an exact index made for this.
     """
     faiss = load_faiss()
-    segment = gallery.largest_segment()
+    snapshot = gallery._index.snapshot
+    segments = () if snapshot is None else snapshot.segments
+    segment = max(segments, key=lambda part: len(part.ids), default=None)
     if segment is None:
         index = flat_index(gallery.embed_dim, gallery.count())
         done, target = 0, stored_rows(index)

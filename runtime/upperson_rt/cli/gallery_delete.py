@@ -146,7 +146,7 @@ def prune(
     Example: `upperson-rt gallery prune --older-than 30d --keep 1000000`
     """
     from upperson_rt.gallery import Filter, Gallery
-    from upperson_rt.gallery.base import check_prune
+    from upperson_rt.gallery.protocol import check_prune
 
     before = None if older_than is None else time.time() - older_than
     check_prune(before, keep)

@@ -1,21 +1,17 @@
-"""Crop files: removed after the items that named them are gone for good."""
+"""Pictures kept in a folder beside the items that name them; nothing outside is ever touched."""
 
-import json
 import logging
 import os
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
-__all__ = ["crop_path", "remove_crops", "stray_crops", "unused_crops"]
+__all__ = ["crop_path", "old_files", "remove_crops"]
 
 _LOG = logging.getLogger(__name__)
 
 _UNNAMED_YET_S = 3600.0
 """A crop is saved before its item is; a younger file may be one of those."""
-_FILES_AT_A_TIME = 10_000
 
 
 def crop_path(folder: Path, crop: str) -> Path | None:
@@ -25,43 +21,20 @@ def crop_path(folder: Path, crop: str) -> Path | None:
     return path if inside and path != folder else None
 
 
-def unused_crops(connection: sqlite3.Connection, crops: Iterable[str]) -> list[str]:
-    """Return those that no item names any more."""
-    return [
-        str(crop)
-        for (crop,) in connection.execute(
-            "SELECT value FROM json_each(?)"
-            " WHERE NOT EXISTS (SELECT 1 FROM items WHERE crop = value)",
-            (json.dumps(list(crops)),),
-        )
-    ]
-
-
-def stray_crops(
-    connection: sqlite3.Connection, folder: Path, before: float | None = None
-) -> Iterator[str]:
-    """Yield files in the folder that no item names, last changed before a time in unix seconds.
+def old_files(folder: Path, before: float = float("inf")) -> Iterator[str]:
+    """Yield files, as `Item.crop` names them, last changed before a time in unix seconds.
 
     Those of the last hour are left out. Links are not followed.
     """
-    limit = min(time.time() - _UNNAMED_YET_S, float("inf") if before is None else before)
-    old = (
-        path.relative_to(folder).as_posix()
-        for place, _, names in os.walk(folder)
-        for path in (Path(place, name) for name in names)
-        if _last_change(path) < limit
-    )
-    while part := list(islice(old, _FILES_AT_A_TIME)):
-        sql = "SELECT crop FROM items WHERE crop IN (SELECT value FROM json_each(?))"
-        named = {crop for (crop,) in connection.execute(sql, (json.dumps(part),))}
-        yield from (crop for crop in part if crop not in named)
-
-
-def _last_change(path: Path) -> float:
-    try:
-        return path.lstat().st_mtime
-    except FileNotFoundError:  # It went meanwhile.
-        return float("inf")
+    limit = min(time.time() - _UNNAMED_YET_S, before)
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            try:
+                changed = path.lstat().st_mtime
+            except FileNotFoundError:  # It went meanwhile.
+                continue
+            if changed < limit:
+                yield path.relative_to(folder).as_posix()
 
 
 def remove_crops(folder: Path, crops: Iterable[str]) -> None:

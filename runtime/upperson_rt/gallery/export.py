@@ -12,7 +12,7 @@ from typing import Any
 
 from upperson_rt.errors import InputError
 from upperson_rt.files import all_names, new_folder
-from upperson_rt.gallery.base import Gallery
+from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.records import Filter, Item
 
 __all__ = ["EXPORTED_FILES", "Exported", "export_gallery"]

@@ -1,14 +1,39 @@
 """What goes into a gallery, what comes out, and what it tells about itself."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, UsageError
 
-__all__ = ["Filter", "GalleryInfo", "Hit", "IndexInfo", "Item", "TrackSpan"]
+__all__ = [
+    "Filter",
+    "GalleryInfo",
+    "Hit",
+    "IndexInfo",
+    "Item",
+    "Track",
+    "TrackSpan",
+    "attributes_as_json",
+    "first_of_tracks",
+    "length_problem",
+    "track_of_hit",
+    "unit_vectors",
+    "with_spans",
+]
+
+Track: TypeAlias = tuple[str | None, str]
+"""Camera and name: two cameras may use the same name."""
+
+_MAX_NORM_ERROR = 0.01  # Far above the rounding of float16, far below a vector not normalised.
+_encode: Callable[[Any], str] = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +171,7 @@ class GalleryInfo:
     generator: str
     schema_version: int
     size_bytes: int | None
-    """Bytes on disk without the crops; None where the engine does not tell."""
+    """Bytes on disk without the crops; None where the store does not tell."""
     cameras: dict[str, int]
     """Items per camera; those without one are left out."""
     variants: dict[str, int]
@@ -158,6 +183,82 @@ class GalleryInfo:
     last_time: float | None
     index: IndexInfo | None
     """None where no index has been made yet."""
+
+
+def attributes_as_json(item: Item) -> str:
+    """Return an item's attributes as one object of JSON, in UTF-8.
+
+    Raises:
+        InputError: They are not JSON.
+    """
+    if not item.attributes:
+        return "{}"
+    try:
+        text = _encode(dict(item.attributes))
+        text.encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"item {item.key}: attributes are not JSON: {error}") from error
+    return text
+
+
+def unit_vectors(
+    vectors: NDArray[np.float32], count: int, embed_dim: int, location: str
+) -> NDArray[np.float32]:
+    """Return (count, embed_dim) vectors as a contiguous float32 array.
+
+    Raises:
+        InputError: The shape is another, or a vector is not finite or not of unit length.
+    """
+    array = np.ascontiguousarray(vectors, dtype=np.float32)
+    if array.shape != (count, embed_dim):
+        raise InputError(
+            f"expected vectors of shape {(count, embed_dim)} for gallery {location}, "
+            f"found {array.shape}"
+        )
+    norms = np.linalg.norm(array, axis=1)
+    bad = np.flatnonzero(~(np.abs(norms - 1) <= _MAX_NORM_ERROR))  # True for NaN, too.
+    if len(bad):
+        raise InputError(
+            f"{len(bad)} of {count} vectors are not finite or not of unit length, the first at "
+            f"index {bad[0]} with length {norms[bad[0]]}: pass what the encoder returned"
+        )
+    return array
+
+
+def length_problem(vector_D: NDArray[np.float32]) -> str | None:
+    """Say what is wrong with a vector that was stored, or return None."""
+    norm = float(np.linalg.norm(vector_D))
+    return None if abs(norm - 1) <= _MAX_NORM_ERROR else f"vector of length {norm}, expected 1"
+
+
+def first_of_tracks(ranked: Iterable[_T], track_of: Callable[[_T], Track | None]) -> list[_T]:
+    """Return the first of each track and all that have none, in order."""
+    first, seen = [], set()
+    for one in ranked:
+        track = track_of(one)
+        if track is None or track not in seen:
+            first.append(one)
+            seen.add(track)
+    return first
+
+
+def track_of_hit(hit: Hit) -> Track | None:
+    """Return the track of a hit, or None where it stands alone."""
+    return None if hit.item.track is None else (hit.item.camera, hit.item.track)
+
+
+def with_spans(
+    found: Sequence[Sequence[Hit]], spans_of: Callable[[set[Track]], Mapping[Track, TrackSpan]]
+) -> list[list[Hit]]:
+    """Return the hits of each query, each with the span of its track."""
+    spans = spans_of({track for hits in found for hit in hits if (track := track_of_hit(hit))})
+    return [
+        [
+            replace(hit, span=spans.get(track)) if (track := track_of_hit(hit)) else hit
+            for hit in hits
+        ]
+        for hits in found
+    ]
 
 
 def _is_comparable(value: object) -> bool:

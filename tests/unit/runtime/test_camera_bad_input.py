@@ -15,7 +15,8 @@ from tests.helpers.fake_camera import FakeOpener, person_frame
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.camera import CaptureRules, Pipeline, QualityRules, Source
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.gallery import Gallery, connections
+from upperson_rt.gallery import Gallery
+from upperson_rt.gallery.sqlite import database
 
 BOX = [100, 40, 160, 220]
 START = 1_800_000_000.0
@@ -174,7 +175,7 @@ def test_vectors_of_another_dimension_stop_the_pipeline(encoder, tmp_path):
 
 
 def test_a_database_locked_for_a_while_costs_nothing(encoder, gallery):
-    path = gallery.path / connections.DATABASE_FILE
+    path = gallery.path / database.DATABASE_FILE
     with Pipeline(encoder, gallery, every_s=0, min_views=1) as pipeline:
         pipeline.add_camera("gate")
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -190,11 +191,11 @@ def test_a_database_locked_for_a_while_costs_nothing(encoder, gallery):
 
 
 def test_a_database_that_stays_locked_stops_the_pipeline(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(connections, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT_S", 0.05)
     folder = tmp_path / "locked"
     with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
         with closing(
-            sqlite3.connect(folder / connections.DATABASE_FILE, isolation_level=None)
+            sqlite3.connect(folder / database.DATABASE_FILE, isolation_level=None)
         ) as other:
             other.execute("BEGIN IMMEDIATE")
             pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1)

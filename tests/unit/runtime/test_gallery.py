@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.gallery import Filter, Gallery, Item, schema
+from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery.sqlite import database
 
 D = 8
 SPACE = "sha256:" + "a" * 64
@@ -52,12 +53,12 @@ def test_items_come_back_as_they_went_in(gallery, tmp_path):
 
 
 def test_database_is_durable(gallery, tmp_path):
-    with gallery._connections.writing() as connection:
+    with gallery._database.writing() as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
     with (
         Gallery.open(tmp_path / "gallery") as second,
-        second._connections.writing() as connection,
+        second._database.writing() as connection,
     ):
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
@@ -218,16 +219,16 @@ def test_a_creation_happens_completely_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_a_creation_leaves_a_faster_one_alone(tmp_path, monkeypatch):
-    made = schema._create
+    made = database._fill
 
     def slow(connection, *space):
         made(connection, *space)
         with monkeypatch.context() as patch:
-            patch.setattr(schema, "_create", made)
+            patch.setattr(database, "_fill", made)
             with Gallery.open(tmp_path, SPACE, D, create=True) as faster:
                 faster.add(items(3), unit(3))
 
-    monkeypatch.setattr(schema, "_create", slow)
+    monkeypatch.setattr(database, "_fill", slow)
     with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
         assert gallery.count() == 3
 
@@ -265,10 +266,19 @@ def test_foreign_files_are_never_overwritten(tmp_path, create):
         Gallery.open(tmp_path, SPACE, D, create=create)
 
 
-def test_a_newer_schema_is_refused(gallery, tmp_path):
-    sql(tmp_path / "gallery", "UPDATE meta SET value = '3' WHERE name = 'schema_version'")
-    with pytest.raises(InputError, match="schema version 3, this program reads up to 2: update"):
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (3, "schema version 3, this program reads up to 2: update it with  pip"),
+        (1, "schema version 1, this program reads 2 only: index the pictures again"),
+    ],
+)
+def test_another_schema_is_refused(gallery, tmp_path, version, message):
+    sql(tmp_path / "gallery", "UPDATE meta SET value = ? WHERE name = 'schema_version'", version)
+    with pytest.raises(InputError, match=message):
         Gallery.open(tmp_path / "gallery", SPACE, D)
+    with pytest.raises(InputError, match=message):
+        Gallery.open(tmp_path / "gallery", SPACE, D, create=True)
 
 
 def test_a_damaged_page_is_noticed(tmp_path):
@@ -372,7 +382,7 @@ def test_threads_share_a_gallery(gallery):
 
 
 def test_a_locked_gallery_is_an_error(gallery, tmp_path):
-    gallery._connections._writer.execute("PRAGMA busy_timeout = 10")
+    gallery._database._writer.execute("PRAGMA busy_timeout = 10")
     path = tmp_path / "gallery" / "gallery.sqlite"
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

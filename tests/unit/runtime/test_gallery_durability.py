@@ -1,7 +1,6 @@
 """What a gallery survives: kills, full disks, locks, folders that cannot be written to."""
 
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -16,7 +15,8 @@ import pytest
 
 from tests.helpers.command_line import SOURCES
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.gallery import Filter, Gallery, Item, connections, schema
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.sqlite import database
 
 D = 16
 SPACE = "sha256:" + "a" * 64
@@ -178,128 +178,10 @@ def test_readers_in_other_processes_see_every_commit(tmp_path, start):
             assert reader.returncode == 0
 
 
-SCHEMA_1 = """
-    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-    CREATE TABLE items (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        key TEXT NOT NULL UNIQUE,
-        source TEXT,
-        camera TEXT,
-        time REAL,
-        track TEXT,
-        box TEXT,
-        attributes TEXT NOT NULL,
-        variant TEXT,
-        vector BLOB NOT NULL
-    );
-    CREATE INDEX items_by_camera_time ON items (camera, time);
-    CREATE INDEX items_by_time ON items (time);
-    CREATE INDEX items_by_track ON items (track);
-"""
-"""As version 0.1.0 made it."""
-
-
-@pytest.fixture
-def version_1(tmp_path):
-    """A gallery of version 1 with 40 items, one of them deleted."""
-    with closing(sqlite3.connect(tmp_path / "gallery.sqlite")) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(SCHEMA_1)
-        meta = {
-            "schema_version": "1", "fingerprint": SPACE, "embed_dim": str(D),
-            "created": "2026-01-01T00:00:00+00:00", "generator": "upperson-rt 0.1.0",
-        }  # fmt: skip
-        connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        for i, vector in enumerate(unit(40)):
-            connection.execute(
-                "INSERT INTO items (key, source, camera, time, track, box, attributes, variant,"
-                " vector) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (f"k{i}", f"s{i}", "gate", float(i), f"t{i // 4}", "1,2,3,4",
-                 json.dumps({"ü": i}), "int8", vector.astype("<f2").tobytes()),
-            )  # fmt: skip
-        connection.execute("DELETE FROM items WHERE key = 'k39'")
-        connection.commit()
-    return tmp_path
-
-
-def check_migrated(folder):
-    with Gallery.open(folder, SPACE, D) as gallery:
-        assert gallery.info().schema_version == 2
-        assert gallery.verify() == []
-        for i, vector in enumerate(unit(39)):
-            (hit,) = gallery.search(vector[None], 1)[0]
-            assert hit.id == i + 1
-            assert hit.item == Item(
-                key=f"k{i}", source=f"s{i}", camera="gate", time=float(i), track=f"t{i // 4}",
-                box=(1, 2, 3, 4), attributes={"ü": i},
-            )  # fmt: skip
-        assert [item.key for item in gallery.items(Filter(attributes={"ü": 7}))] == ["k7"]
-        gallery.add([Item(key="k39", crop="a.jpg")], unit(1, 5))
-        assert gallery.search(unit(1, 5), 1)[0][0].id == 41  # 40 was given before.
-        gallery.delete(["k39", "k0"])
-        assert len(gallery.search(unit(1), 99)[0]) == 38
-
-
-def test_version_1_is_brought_up_to_date(version_1, caplog):
-    check_migrated(version_1)
-    assert "from schema version 1 to 2" in caplog.text
-    fresh = version_1 / "fresh"
-    Gallery.open(fresh, SPACE, D, create=True).close()
-    assert schema_of(version_1) == schema_of(fresh)
-
-
-def schema_of(folder):
-    """Columns and what else there is; the order of columns is that of their making."""
-    with closing(sqlite3.connect(folder / "gallery.sqlite")) as connection:
-        columns = sorted(row[1:] for row in connection.execute("PRAGMA table_info(items)"))
-        others = connection.execute(
-            "SELECT type, name, sql FROM sqlite_master WHERE name NOT IN ('items') ORDER BY name"
-        ).fetchall()
-    return [column[:4] for column in columns], others
-
-
-MIGRATION = """
-import os
-from upperson_rt.gallery import schema
-done, statements = int(sys.argv[2]), schema._FROM_1_TO_2
-class Killing(tuple):
-    def __iter__(self):
-        for number, statement in enumerate(tuple.__iter__(self)):
-            if number == done:
-                os.kill(os.getpid(), 9)
-            yield statement
-        os.kill(os.getpid(), 9)
-schema._FROM_1_TO_2 = Killing(statements)
-Gallery.open(folder, SPACE, D)
-"""
-
-
-@pytest.mark.parametrize("done", [0, 5, len(schema._FROM_1_TO_2)])
-def test_a_migration_that_is_killed_leaves_version_1(version_1, done, start):
-    killed = start(MIGRATION, version_1, done)
-    assert killed.wait() == -signal.SIGKILL, killed.stderr.read()
-    with closing(sqlite3.connect(version_1 / "gallery.sqlite")) as connection:
-        (version,) = connection.execute(
-            "SELECT value FROM meta WHERE name = 'schema_version'"
-        ).fetchone()
-        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-        assert version == "1"
-        assert "changes" not in names
-        assert connection.execute("SELECT count(*) FROM items").fetchone() == (39,)
-    check_migrated(version_1)
-
-
-def test_version_1_of_another_model_is_left_alone(version_1):
-    before = (version_1 / "gallery.sqlite").read_bytes()
-    with pytest.raises(IntegrityError, match="of another model"):
-        Gallery.open(version_1, "sha256:other", D)
-    assert (version_1 / "gallery.sqlite").read_bytes() == before
-
-
 def test_a_full_database_keeps_what_it_has(tmp_path):
     with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
         gallery.add([Item(key="kept")], unit(1))
-        writer = gallery._connections._writer
+        writer = gallery._database._writer
         (pages,) = writer.execute("PRAGMA page_count").fetchone()
         writer.execute(f"PRAGMA max_page_count = {pages + 2}")
         many = [Item(key=f"{'long' * 50}{i}") for i in range(200)]
@@ -348,7 +230,7 @@ def test_a_disk_that_takes_no_more_loses_nothing(tmp_path, start):
 
 
 def test_a_lock_ends_with_advice(tmp_path, monkeypatch):
-    monkeypatch.setattr(connections, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT_S", 0.05)
     with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
         gallery.add([Item(key="a")], unit(1))
         with closing(sqlite3.connect(tmp_path / "gallery.sqlite", isolation_level=None)) as other:
@@ -417,10 +299,10 @@ if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 else:
-    from upperson_rt.gallery import sqlite
-    sqlite.is_writable = lambda path: False
+    from upperson_rt.gallery.sqlite import database
+    database.is_writable = lambda path: False
 gallery = Gallery.open(folder, SPACE, D)
-assert gallery._connections.read_only
+assert gallery._database.read_only
 for line in sys.stdin:
     if line.startswith("begin"):
         batches = gallery.vectors(batch_size=10)
@@ -477,16 +359,6 @@ def test_a_reader_that_may_not_write_sees_every_commit(start):
         assert ask(0).endswith("247 99")
         reader.communicate()
         assert reader.returncode == 0
-
-
-def test_an_old_schema_that_cannot_be_written_is_an_error(version_1, monkeypatch):
-    from upperson_rt.gallery import sqlite
-
-    with closing(sqlite3.connect(version_1 / "gallery.sqlite")) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    monkeypatch.setattr(sqlite, "is_writable", lambda path: False)
-    with pytest.raises(InputError, match=r"schema version 1.*cannot be written"):
-        Gallery.open(version_1, SPACE, D)
 
 
 def use_everything(folder):

@@ -10,7 +10,6 @@ import pytest
 
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Item, TrackSpan
-from upperson_rt.gallery.base import Gallery as Base
 
 D = 8
 SPACE = "sha256:" + "a" * 64
@@ -120,7 +119,7 @@ def test_k_must_be_positive(gallery, k):
 @pytest.mark.parametrize("engine", ["tail", "segments"])
 def test_one_hit_for_a_track(gallery, engine, monkeypatch):
     if engine == "segments":
-        monkeypatch.setattr("upperson_rt.gallery.index._SEAL_ROWS", 32)
+        monkeypatch.setattr("upperson_rt.gallery.sqlite.index._SEAL_ROWS", 32)
     vectors = unit(400, 3)
     places = [(f"c{i % 2}", f"t{i % 11}" if i % 5 else None) for i in range(400)]
     gallery.add(
@@ -202,7 +201,6 @@ def test_pruning(aged, arguments, left):
     if arguments == {"older_than": 4, "keep_newest": 2, "camera": "c0"}:
         expected = 2
     assert aged.count_prunable(**arguments) == expected
-    assert Base.count_prunable(aged, **arguments) == expected
     assert aged.prune(**arguments) == expected
     assert keys(aged) == left
 
@@ -307,7 +305,7 @@ def test_crops_stay_while_the_deletion_is_not_committed(gallery, monkeypatch):
     def fail(connection):
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("upperson_rt.gallery.sqlite._trim_log", fail)
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.store.trim_log", fail)
     for change in (
         lambda: gallery.delete(["a"]),
         lambda: gallery.add([Item(key="a")], unit(1)),

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from upperson_rt.errors import IntegrityError
-from upperson_rt.gallery import Filter, Gallery, Item, index, ivf, search, segments, sqlite
+from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery.sqlite import index, ivf, search, segments
+from upperson_rt.gallery.sqlite import rows as stored
 
 D = 16
 SPACE = "sha256:" + "a" * 64
@@ -39,12 +41,12 @@ def small(monkeypatch):
     """Sizes at which an index file, sealed segments and merging come into play."""
     monkeypatch.setattr(index, "_SEAL_ROWS", 64)
     monkeypatch.setattr(index, "_MOST_SEGMENTS", 3)
-    monkeypatch.setattr(index, "_BLOCK_ROWS", 50)
+    monkeypatch.setattr(stored, "_BLOCK_ROWS", 50)
 
 
 @pytest.fixture
 def approximate(small, monkeypatch):
-    monkeypatch.setattr(sqlite, "APPROXIMATE_FROM", 500)
+    monkeypatch.setattr(index, "APPROXIMATE_FROM", 500)
 
 
 def open_(folder):
@@ -103,8 +105,8 @@ def test_changes_are_followed_row_by_row(folder, engine, request, monkeypatch):
     with open_(folder) as gallery, open_(folder) as other:
         gallery.add(items(0, 600), unit(600))
         gallery.search(queries, 5)
-        built = index.SearchIndex._build
-        monkeypatch.setattr(index.SearchIndex, "_build", lambda *_: pytest.fail("read it all"))
+        built = index.SearchIndex.build
+        monkeypatch.setattr(index.SearchIndex, "build", lambda *_: pytest.fail("read it all"))
         for step in range(12):
             writer = (gallery, other)[step % 2]
             start = 600 + 40 * step
@@ -116,7 +118,7 @@ def test_changes_are_followed_row_by_row(folder, engine, request, monkeypatch):
                 if engine == "small" or k == 2000:
                     assert answer(gallery, queries, k) == truth(gallery, queries, k)
         assert len(kinds(gallery)) <= 5
-        monkeypatch.setattr(index.SearchIndex, "_build", built)
+        monkeypatch.setattr(index.SearchIndex, "build", built)
 
 
 def test_a_search_after_a_commit_reads_only_what_is_new(folder, small):
@@ -138,7 +140,7 @@ def test_an_index_file_is_used_and_followed(folder, small, monkeypatch):
         assert gallery._index.path.exists()
         gallery.add([*items(500, 520), Item(key="k3")], unit(21, 8))
         gallery.delete(["k4", "k5"])
-    monkeypatch.setattr(index.SearchIndex, "_build", lambda *_: pytest.fail("read it all"))
+    monkeypatch.setattr(index.SearchIndex, "build", lambda *_: pytest.fail("read it all"))
     with open_(folder) as gallery:
         assert answer(gallery, unit(3, 5), 20) == truth(gallery, unit(3, 5), 20)
         assert gallery._index.snapshot.segments[0].dead_count == 3
@@ -272,7 +274,7 @@ def test_an_index_of_another_state_is_not_used(folder, tmp_path, small, caplog):
 
 
 def test_a_log_that_was_cut_off_makes_the_index_again(folder, small, monkeypatch):
-    monkeypatch.setattr(sqlite, "_LOG_ENTRIES", 40)
+    monkeypatch.setattr(stored, "_LOG_ENTRIES", 40)
     with open_(folder) as gallery, open_(folder) as other:
         gallery.add(items(0, 400), unit(400))
         gallery.search(unit(1), 1)
@@ -309,7 +311,7 @@ def test_equal_pictures_are_ordered_by_id_in_any_number(folder, small):
 
 
 def test_the_approximate_index_measures_itself(folder, monkeypatch):
-    monkeypatch.setattr(sqlite, "APPROXIMATE_FROM", 3000)
+    monkeypatch.setattr(index, "APPROXIMATE_FROM", 3000)
     groups = unit(60, 2, 32)
     rows = groups[np.arange(4000) % 60] + 0.8 * unit(4000, 3, 32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -335,14 +337,14 @@ def test_the_approximate_index_measures_itself(folder, monkeypatch):
         # A filter that leaves few is exact; so is one that the lists answer, with all of them.
         where = Filter(camera=["c1", "c2"])
         assert answer(gallery, queries[:3], 10, where) == truth(gallery, queries[:3], 10, where)
-        monkeypatch.setattr("upperson_rt.gallery.search._FROM_SQL", 10)
+        monkeypatch.setattr("upperson_rt.gallery.sqlite.search._FROM_SQL", 10)
         assert answer(gallery, queries[:3], 1000, where) == truth(gallery, queries[:3], 1000, where)
 
 
 @pytest.mark.parametrize("by_track", [False, True])
 def test_a_filter_that_passes_far_items_only_gets_them_all(folder, monkeypatch, by_track):
     """They lie in lists that a search for this query does not look into."""
-    monkeypatch.setattr(sqlite, "APPROXIMATE_FROM", 3000)
+    monkeypatch.setattr(index, "APPROXIMATE_FROM", 3000)
     monkeypatch.setattr(ivf, "_NPROBES", (1,))
     monkeypatch.setattr(search, "_FROM_SQL", 10)
     rows = np.tile(np.eye(2, D, dtype=np.float32), (1500, 1)) + 0.3 * unit(3000, 3)
@@ -363,7 +365,7 @@ def test_a_filter_that_passes_far_items_only_gets_them_all(folder, monkeypatch, 
 )
 def test_filtered_searches_look_into_more_lists(folder, monkeypatch, cameras, least):
     """The best that pass are spread over more lists than the best of all: in 4, 6.2 of them."""
-    monkeypatch.setattr(sqlite, "APPROXIMATE_FROM", 3000)
+    monkeypatch.setattr(index, "APPROXIMATE_FROM", 3000)
     monkeypatch.setattr(search, "_FROM_SQL", 10)
     monkeypatch.setattr(ivf, "_NPROBES", (4,))
     groups = unit(400, 2, 32)
@@ -468,7 +470,7 @@ def test_searches_go_on_during_a_rebuild(folder, approximate, monkeypatch):
 
 
 def test_growing_beyond_the_limit_advises_once(folder, small, monkeypatch, caplog):
-    monkeypatch.setattr(sqlite, "APPROXIMATE_FROM", 150)
+    monkeypatch.setattr(index, "APPROXIMATE_FROM", 150)
     with open_(folder) as gallery:
         gallery.add(items(0, 100), unit(100))
         gallery.search(unit(1), 1)

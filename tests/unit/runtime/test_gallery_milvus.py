@@ -11,9 +11,10 @@ import pytest
 from tests.helpers.command_line import run_code
 from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, unit
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
-from upperson_rt.gallery import Filter, Gallery, Item, milvus_rows, milvus_search, milvus_table
-from upperson_rt.gallery.milvus_location import TOKEN_VARIABLE, parse
-from upperson_rt.gallery.milvus_recent import Known, RecentWrites
+from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery.milvus import collection, rows, search
+from upperson_rt.gallery.milvus.collection import MOST_HITS, Known, RecentWrites
+from upperson_rt.gallery.milvus.connection import TOKEN_VARIABLE, parse
 
 
 @pytest.fixture(autouse=True)
@@ -105,8 +106,8 @@ def test_malformed_locations(location, message):
 
 def test_ids_and_hashes_stay_what_they_are():
     """They are stored: another value here would orphan every collection there is."""
-    assert milvus_rows.id_of("/crops/000001.jpg") == 7121284735137225458
-    assert milvus_rows.hashes_of({"n": 1, "c": "röd", "on": True, "x": 0.5}) == [
+    assert rows.id_of("/crops/000001.jpg") == 7121284735137225458
+    assert rows.hashes_of({"n": 1, "c": "röd", "on": True, "x": 0.5}) == [
         "5a645e5c04933eb3a4f639e0b6b66818",
         "e4bc34212defbb240c42d54ac46de7c1",
         "f05505814787bee455519e64a192f803",
@@ -116,29 +117,29 @@ def test_ids_and_hashes_stay_what_they_are():
 
 def test_hashes_tell_types_apart_as_filters_do():
     def hash_of(value, name="n"):
-        return milvus_rows.hashes_of({name: value})[0]
+        return rows.hashes_of({name: value})[0]
 
     assert hash_of(1) == hash_of(1.0)
     assert hash_of(0) == hash_of(-0.0)
     different = [1, True, "1", "true", "True", 0, False, "", 0.1, 2**53, 2**53 + 1, '["number"]']
     assert len({hash_of(value) for value in different}) == len(different)
     assert hash_of(1, "a") != hash_of(1, "b")
-    assert milvus_rows.hashes_of({"a": None, "b": [1], "c": {"d": 1}}) == []
+    assert rows.hashes_of({"a": None, "b": [1], "c": {"d": 1}}) == []
 
 
 @pytest.mark.parametrize("text", [None, "", "\x01", "\x01\x01", "a\x01", "\x01a", " ", "a"])
 def test_texts_come_back(text):
-    stored = milvus_rows.encode_text(text, "text")
-    assert milvus_rows.decode_text(stored) == text
+    stored = rows.encode_text(text, "text")
+    assert rows.decode_text(stored) == text
     assert (stored == "") == (text is None)
 
 
 def test_float16_vectors_come_back_from_bytes():
     vectors = some_vectors(3)
-    sent = milvus_rows.encode_vectors(vectors, "float16")
+    sent = rows.encode_vectors(vectors, "float16")
     assert [row.dtype for row in sent] == [np.float16] * 3
     for received in ([row.tobytes() for row in sent], [[row.tobytes()] for row in sent]):
-        back = milvus_rows.decode_vectors(received, "float16", DIM)
+        back = rows.decode_vectors(received, "float16", DIM)
         assert back.dtype == np.float32
         np.testing.assert_array_equal(back, vectors.astype(np.float16).astype(np.float32))
 
@@ -161,7 +162,7 @@ def test_recent_writes_correct_what_was_read():
 
 
 def test_two_keys_with_one_id_are_noticed(lite, monkeypatch):
-    monkeypatch.setattr(milvus_rows, "id_of", lambda key: 7)
+    monkeypatch.setattr(rows, "id_of", lambda key: 7)
     lite.add([Item(key="a")], unit(0))
     with pytest.raises(IntegrityError, match="'b' and 'a' have the same id 7"):
         lite.add([Item(key="b")], unit(1))
@@ -196,9 +197,9 @@ def test_the_longest_texts_fit(gallery):
 
 
 def test_k_has_a_limit(lite):
-    assert lite.search(unit(0), k=milvus_search.MOST_HITS - 1) == [[]]
+    assert lite.search(unit(0), k=MOST_HITS - 1) == [[]]
     with pytest.raises(UsageError, match="k must be from 1 to 16383"):
-        lite.search(unit(0), k=milvus_search.MOST_HITS)
+        lite.search(unit(0), k=MOST_HITS)
 
 
 def test_a_batch_that_is_too_large_is_refused_as_a_whole(server_place):
@@ -213,7 +214,7 @@ def test_a_batch_that_is_too_large_is_refused_as_a_whole(server_place):
 
 
 def test_pages_join_up(gallery, monkeypatch):
-    monkeypatch.setattr(milvus_table, "_AT_A_TIME", 7)
+    monkeypatch.setattr(collection, "_AT_A_TIME", 7)
     items = [Item(key=f"k{n}", camera=f"c{n % 2}", track=str(n % 5), time=n) for n in range(30)]
     gallery.add(items, some_vectors(30))
     assert keys_of(gallery.items()) == keys_of(items)
@@ -229,7 +230,7 @@ def test_pages_join_up(gallery, monkeypatch):
 
 
 def test_tracks_longer_than_a_search_may_return(gallery, monkeypatch):
-    for module in (milvus_search, milvus_table):
+    for module in (search, collection):
         monkeypatch.setattr(module, "MOST_HITS", 8)
     near = [Item(key=f"n{n}", camera="a", track='lo"ng') for n in range(20)]
     same = [Item(key=f"s{n}", track="same") for n in range(20)]
@@ -237,9 +238,9 @@ def test_tracks_longer_than_a_search_may_return(gallery, monkeypatch):
     gallery.add(same, unit(*[(1, 1)] * 20))
     gallery.add([Item(key="alone"), Item(key="far", track="f")], unit((1, 2), (1, 3)))
     (hits,) = gallery.search(unit(0), k=5, by_track=True)
-    first = min(milvus_rows.id_of(item.key) for item in same)
+    first = min(rows.id_of(item.key) for item in same)
     assert [hit.item.key for hit in hits] == ["n0", hits[1].item.key, "alone", "far"]
-    assert hits[1].id in [milvus_rows.id_of(item.key) for item in same]
+    assert hits[1].id in [rows.id_of(item.key) for item in same]
     assert hits[1].id >= first
     assert [hit.span and hit.span.pictures for hit in hits] == [20, 20, None, 1]
 
@@ -282,19 +283,23 @@ def test_other_collections_are_left_alone(place):
         assert client.has_collection(location.rsplit("/", 1)[1])
 
 
-def test_a_newer_schema_is_refused(lite_place, monkeypatch):
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [(2, "version 2, this program reads up to 1: update"), (0, "version 0, this program reads 1")],
+)
+def test_another_schema_is_refused(lite_place, monkeypatch, version, message):
     location = lite_place.unused()
-    with monkeypatch.context() as newer:
-        newer.setattr("upperson_rt.gallery.milvus_collection.SCHEMA_VERSION", 2)
+    with monkeypatch.context() as other:
+        other.setattr("upperson_rt.gallery.milvus.collection.SCHEMA_VERSION", version)
         lite_place.open(location, create=True).close()
-    with pytest.raises(InputError, match="schema version 2, this program reads up to 1"):
+    with pytest.raises(InputError, match=message):
         lite_place.open(location)
 
 
 def test_an_interrupted_creation_is_completed(place, monkeypatch):
     location = place.unused()
     with monkeypatch.context() as cut_off:
-        cut_off.setattr("upperson_rt.gallery.milvus_collection.make_index", lambda *_: 1 / 0)
+        cut_off.setattr("upperson_rt.gallery.milvus.collection._make_index", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             place.open(location, create=True)
     with place.open(location) as gallery:
@@ -307,14 +312,14 @@ def test_verify_finds_what_is_wrong(lite_place):
     with lite_place.open(location) as gallery, lite_place.client() as client:
         gallery.add([Item(key=k, attributes={"n": 1}) for k in "abcde"], unit(0, 1, 2, 3, 4))
         name = location.rsplit("/", 1)[1]
-        rows = {
+        stored = {
             row["key"]: row for row in client.query(name, filter="id >= 0", output_fields=["*"])
         }
-        rows["b"]["vector"] = [0.5] * DIM
-        rows["c"]["attributes"] = {"n": 2}
-        rows["d"]["box"] = {"x0": 1}
-        rows["e"]["key"] = "f"
-        client.upsert(name, [rows[key] for key in "bcde"])
+        stored["b"]["vector"] = [0.5] * DIM
+        stored["c"]["attributes"] = {"n": 2}
+        stored["d"]["box"] = {"x0": 1}
+        stored["e"]["key"] = "f"
+        client.upsert(name, [stored[key] for key in "bcde"])
         problems = sorted(gallery.verify())
         assert [problem.split(":")[0] for problem in problems] == [
             "item b", "item c", "item d", "item f",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError
-from upperson_rt.gallery.records import Filter, Item
+from upperson_rt.gallery.records import Filter, Item, Track, attributes_as_json
 
 __all__ = [
     "HASH_LENGTH",
@@ -88,11 +88,8 @@ def row_from_item(item: Item) -> dict[str, Any]:
     Raises:
         InputError: The attributes are not JSON, or something is too large for Milvus.
     """
-    try:
-        attributes = json.loads(json.dumps(dict(item.attributes), allow_nan=False))
-        size = len(json.dumps(attributes, ensure_ascii=False).encode("utf-8"))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"item {item.key}: attributes are not JSON: {error}") from error
+    text = attributes_as_json(item)
+    attributes, size = json.loads(text), len(text.encode("utf-8"))
     hashes = hashes_of(attributes)
     if size > TEXT_LIMIT or len(hashes) > MOST_ATTRIBUTES:
         raise InputError(
@@ -184,7 +181,7 @@ def expression_of_ids(ids: Iterable[int]) -> str:
     return f"id in [{', '.join(map(str, ids))}]"
 
 
-def expression_of_tracks(tracks: Iterable[tuple[str | None, str]]) -> str:
+def expression_of_tracks(tracks: Iterable[Track]) -> str:
     """Return the expression for rows of one of these cameras and tracks; "" for none."""
     by_camera: dict[str | None, list[str]] = {}
     for camera, track in tracks:

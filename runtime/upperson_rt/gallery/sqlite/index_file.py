@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.gallery.faiss_module import load_faiss
+from upperson_rt.gallery.sqlite.segments import load_faiss
 
 __all__ = ["INDEX_FILE", "Stamp", "UnusableIndexError", "read_index", "read_stamp", "write_index"]
 

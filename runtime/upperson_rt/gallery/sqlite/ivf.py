@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.gallery.faiss_module import load_faiss
+from upperson_rt.gallery.sqlite.segments import candidates_for, load_faiss
 
-__all__ = ["Trained", "candidates_for", "train"]
+__all__ = ["Trained", "train"]
 
 _ROWS_PER_LIST = 50
 _NPROBES = (8, 16, 32, 64, 128, 256)
@@ -33,11 +33,6 @@ class Trained:
     nlist: int
     nprobe: int
     recall_at_10: float
-
-
-def candidates_for(k: int) -> int:
-    """Return how many rows to take from the 8-bit lists to find the best k among them."""
-    return 4 * k + 32
 
 
 def train(

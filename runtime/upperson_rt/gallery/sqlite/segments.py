@@ -5,21 +5,23 @@ Shapes: Q queries, N rows, K candidates, D dimensions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.gallery.faiss_module import load_faiss
-from upperson_rt.gallery.ivf import candidates_for
-from upperson_rt.gallery.vectors import STORED
+from upperson_rt.errors import BackendError
+from upperson_rt.gallery.sqlite.rows import STORED
 
 __all__ = [
     "ALL_LISTS_FROM",
     "Candidates",
     "Segment",
     "Tail",
+    "candidates_for",
     "flat_index",
+    "load_faiss",
     "merge_flat",
     "stored_rows",
 ]
@@ -31,6 +33,26 @@ _GEMM_FROM_QUERIES = 20  # Measured: decoding pays off from about there on.
 _GEMM_ROWS = 4096
 ALL_LISTS_FROM = 1000
 """Candidates from which on an approximate index looks into all of its lists."""
+
+
+def load_faiss() -> Any:
+    """Return the module faiss, imported when it is first needed; its type hints are incomplete.
+
+    Raises:
+        BackendError: It is not installed.
+    """
+    try:
+        return import_module("faiss")
+    except ImportError as error:
+        raise BackendError(
+            "searching a gallery needs the package 'faiss', which is not installed: run "
+            " pip install faiss-cpu"
+        ) from error
+
+
+def candidates_for(k: int) -> int:
+    """Return how many rows to take from the 8-bit lists to find the best k among them."""
+    return 4 * k + 32
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,376 @@
+"""What a gallery can do, wherever it is stored, and which store a location belongs to.
+
+A store is a room of its own: a class derived from `Gallery`, and a row of `STORES`.
+"""
+
+import datetime
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+import upperson_rt
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, Item, unit_vectors
+
+__all__ = [
+    "STORES",
+    "Gallery",
+    "Meta",
+    "check_prune",
+    "check_schema_version",
+    "made_now",
+    "no_gallery",
+    "read_item",
+]
+
+STORES = {
+    "": "upperson_rt.gallery.sqlite:SqliteGallery",
+    "milvus": "upperson_rt.gallery.milvus:MilvusGallery",
+}
+"""Module and class of each store by the scheme of its locations, such as ``milvus://``. What has
+no known scheme is a folder. A store is imported when one of its galleries is opened."""
+
+_Self = TypeVar("_Self", bound="Gallery")
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What a gallery says about itself, written when it is made."""
+
+    schema_version: int
+    fingerprint: str
+    """Identity of the embedding space."""
+    embed_dim: int
+    created: str
+    generator: str
+
+
+class Gallery(ABC):
+    """Items and their embeddings; a context manager.
+
+        with Gallery.open("gallery", encoder.fingerprint, encoder.embed_dim) as gallery:
+            hits = gallery.search(encoder.encode_texts(["a woman in a red coat"]), k=10)[0]
+
+    One object may be used from several threads.
+    """
+
+    _most_hits: int | None = None
+    """Of one query, where a store has a limit."""
+
+    def __init__(self, location: str, meta: Meta, crops_dir: Path | None = None) -> None:
+        """Use `Gallery.open`."""
+        self.location = location
+        """What `Gallery.open` takes to open it again."""
+        self.crops_dir = crops_dir
+        """Where `Item.crop` is found; None if this gallery keeps no pictures."""
+        self.embed_dim = meta.embed_dim
+        """D, the length of a vector."""
+        self.fingerprint = meta.fingerprint
+        """Identity of the embedding space."""
+
+    @classmethod
+    def open(
+        cls,
+        location: str | os.PathLike[str],
+        fingerprint: str | None = None,
+        embed_dim: int | None = None,
+        create: bool = False,
+    ) -> "Gallery":
+        """Open a gallery: a folder, or ``milvus://host:port/collection``.
+
+        Args:
+            location: The folder, or the address of a collection.
+            fingerprint: Of the embedding space, `Encoder.fingerprint`; None skips the check,
+                which suits looking at a gallery without its bundle.
+            embed_dim: D; None skips the check.
+            create: Make the gallery where there is none; needs the two above.
+
+        Raises:
+            UsageError: `create` without fingerprint or embed_dim, or a malformed location.
+            InputError: There is no gallery, it cannot be opened, or its schema is another.
+            BackendError: The package for this kind of gallery is not installed, or its server does
+                not answer.
+            IntegrityError: It is damaged or no gallery, or holds another embedding space.
+        """
+        text = os.fspath(location)
+        scheme = text.partition("://")[0] if "://" in text else ""
+        module, _, name = STORES.get(scheme, STORES[""]).partition(":")
+        store = cast("type[Gallery]", getattr(import_module(module), name))
+        space = None
+        if create:
+            if fingerprint is None or embed_dim is None:
+                raise UsageError("creating a gallery needs its fingerprint and embed_dim")
+            space = fingerprint, embed_dim
+        gallery = store._open(text, space)
+        found = gallery.fingerprint, gallery.embed_dim
+        if fingerprint not in (None, found[0]) or embed_dim not in (None, found[1]):
+            gallery.close()
+            raise IntegrityError(
+                f"gallery {gallery.location} holds embeddings of another model: the bundle's is "
+                f"{fingerprint or f'of {embed_dim} dimensions'}, the gallery's {found[0]} of "
+                f"{found[1]} dimensions. Use the bundle it was made with, or index the "
+                "pictures again into another folder with  --gallery"
+            )
+        return gallery
+
+    def add(
+        self, items: Sequence[Item], vectors: NDArray[np.float32], variant: str | None = None
+    ) -> None:
+        """Add items, all or none; durable on return. The same key replaces and keeps its id.
+
+        An item that is replaced keeps its camera if the new one has none. If its crop is another
+        one, the earlier file is removed.
+
+        Args:
+            items: N items.
+            vectors: (N, D) of unit length.
+            variant: Of the bundle that embedded them, for the record.
+
+        Raises:
+            InputError: A vector has another dimension, is not finite or not of unit length, an
+                item cannot be stored, or the gallery cannot be written. Nothing is added.
+            BackendError: A server failed or does not answer. What it had taken before that may be
+                stored; adding it again does no harm.
+        """
+        unit_ND = unit_vectors(vectors, len(items), self.embed_dim, self.location)
+        if items:
+            self._add(items, unit_ND, variant)
+
+    def search(
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        where: Filter | None = None,
+        by_track: bool = False,
+    ) -> list[list[Hit]]:
+        """Find the best items for each query, best first, ties by id.
+
+        Args:
+            vectors: (Q, D) queries of unit length.
+            k: Hits per query; fewer come back where fewer items pass the filter.
+            where: Only items that pass.
+            by_track: One hit for each camera and track, its best picture, with `Hit.span` set.
+                Items without a track stand alone.
+
+        Raises:
+            InputError: A query has another dimension, is not finite or not of unit length.
+            UsageError: k is out of range.
+            BackendError: A server failed or does not answer.
+            IntegrityError: The gallery is damaged.
+        """
+        most = self._most_hits
+        if k < 1 or (most is not None and k > most):
+            allowed = "at least 1" if most is None else f"from 1 to {most}"
+            raise UsageError(f"k must be {allowed}, got {k}")
+        queries_QD = unit_vectors(vectors, len(vectors), self.embed_dim, self.location)
+        if not len(queries_QD):
+            return []
+        return self._search(queries_QD, k, where or Filter(), by_track)
+
+    @abstractmethod
+    def count(self, where: Filter | None = None) -> int:
+        """Return the number of items, or of those that pass a filter."""
+
+    @abstractmethod
+    def items(self, where: Filter | None = None) -> Iterator[Item]:
+        """Yield the items that pass, by id, of one state of the gallery."""
+
+    def vectors(
+        self, where: Filter | None = None, batch_size: int = 1024
+    ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
+        """Yield items that pass, by id, and their (N, D) vectors; at most batch_size at a time."""
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        return self._vectors(where, batch_size)
+
+    @abstractmethod
+    def ids(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return `Hit.id` for those of the keys that are there."""
+
+    def cameras(self) -> list[str]:
+        """Return the names of the cameras whose items are in the gallery."""
+        return sorted(self.info().cameras)
+
+    @abstractmethod
+    def delete(self, keys: Sequence[str]) -> int:
+        """Delete items by key, and their crops; return how many were there."""
+
+    def delete_where(self, where: Filter) -> int:
+        """Delete the items that pass, and their crops; return how many.
+
+        Raises:
+            UsageError: The filter is empty: it would delete everything.
+        """
+        if where.is_empty:
+            raise UsageError(
+                "this filter is empty and would delete the whole gallery: name a condition"
+            )
+        return self._delete_where(where)
+
+    def prune(
+        self,
+        older_than: float | None = None,
+        keep_newest: int | None = None,
+        camera: str | None = None,
+    ) -> int:
+        """Delete old items by age, then by number, and their crops; return how many.
+
+        Args:
+            older_than: Unix seconds; items taken before go. Those without a time stay.
+            keep_newest: Items that stay, newest by their time. Those without a time count as
+                older than all others; among equals the one added later is newer.
+            camera: Only items of this camera go, and only they are counted.
+
+        Raises:
+            UsageError: Neither is given, or one is out of range.
+        """
+        check_prune(older_than, keep_newest)
+        return self._prune(_too_old(older_than, camera), keep_newest, Filter(camera=camera))
+
+    def count_prunable(
+        self,
+        older_than: float | None = None,
+        keep_newest: int | None = None,
+        camera: str | None = None,
+    ) -> int:
+        """Return how many items `prune` would delete now."""
+        check_prune(older_than, keep_newest)
+        too_old = _too_old(older_than, camera)
+        old = 0 if too_old is None else self.count(too_old)
+        extra = 0 if keep_newest is None else self.count(Filter(camera=camera)) - keep_newest
+        return max(old, extra)
+
+    @abstractmethod
+    def info(self) -> GalleryInfo:
+        """Return what the gallery holds."""
+
+    @abstractmethod
+    def verify(self) -> list[str]:
+        """Check the whole gallery; return what is wrong, one line each, or nothing.
+
+        Raises:
+            IntegrityError: It is so damaged that it cannot be read through.
+        """
+
+    @abstractmethod
+    def rebuild(self) -> None:
+        """Make the search index anew from the stored vectors."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the gallery; the object cannot be used afterwards."""
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What a store does after the checks above.
+
+    @classmethod
+    @abstractmethod
+    def _open(cls, location: str, create: tuple[str, int] | None) -> "Gallery":
+        """Open a gallery; make it for a fingerprint and embed_dim where there is none."""
+
+    @abstractmethod
+    def _add(
+        self, items: Sequence[Item], vectors_ND: NDArray[np.float32], variant: str | None
+    ) -> None: ...
+
+    @abstractmethod
+    def _search(
+        self, queries_QD: NDArray[np.float32], k: int, where: Filter, by_track: bool
+    ) -> list[list[Hit]]: ...
+
+    @abstractmethod
+    def _vectors(
+        self, where: Filter | None, batch_size: int
+    ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]: ...
+
+    @abstractmethod
+    def _delete_where(self, where: Filter) -> int: ...
+
+    @abstractmethod
+    def _prune(self, too_old: Filter | None, keep_newest: int | None, scope: Filter) -> int:
+        """Delete what passes ``too_old``, then of what passes ``scope`` all but the newest."""
+
+
+def made_now() -> dict[str, str]:
+    """Return when and by what a gallery is being made, for its `Meta`."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "created": now.isoformat("T", "seconds"),
+        "generator": f"upperson-rt {upperson_rt.__version__}",
+    }
+
+
+def check_prune(older_than: float | None, keep_newest: int | None) -> None:
+    """Check the arguments of `Gallery.prune`.
+
+    Raises:
+        UsageError: Neither is given, or one is out of range.
+    """
+    if older_than is None and keep_newest is None:
+        raise UsageError(
+            "prune needs an age (--older-than), a number of pictures to keep (--keep), or both"
+        )
+    if older_than is not None and not math.isfinite(older_than):
+        raise UsageError(f"older_than must be a time in unix seconds, got {older_than}")
+    if keep_newest is not None and keep_newest < 0:
+        raise UsageError(f"the number of pictures to keep must not be negative, got {keep_newest}")
+
+
+def _too_old(older_than: float | None, camera: str | None) -> Filter | None:
+    return None if older_than is None else Filter(camera=camera, until=older_than)
+
+
+def check_schema_version(location: str, found: int, known: int) -> None:
+    """Raise an InputError where a gallery's schema is not the one that this program knows."""
+    if found > known:
+        raise InputError(
+            f"gallery {location} has schema version {found}, this program reads up to {known}: "
+            "update it with  pip install -U upperson-rt"
+        )
+    if found < known:
+        raise InputError(
+            f"gallery {location} has schema version {found}, this program reads {known} only: "
+            "index the pictures again into another place with  --gallery"
+        )
+
+
+def no_gallery(location: str) -> InputError:
+    """Return the error for a location where there is none."""
+    return InputError(
+        f"no gallery at {location}: make one with  upperson-rt index PATH...  or name another "
+        "with  --gallery"
+    )
+
+
+def read_item(read: Callable[[_Row], Item], row: _Row, location: str) -> Item:
+    """Return the item of a stored row.
+
+    Raises:
+        IntegrityError: The row is damaged.
+    """
+    try:
+        return read(row)
+    except (KeyError, TypeError, ValueError, InputError) as error:
+        raise IntegrityError(
+            f"gallery {location} has malformed metadata ({error}): see  upperson-rt gallery verify"
+        ) from error

@@ -1,0 +1,247 @@
+"""A search in a SQLite gallery: candidates from the index or from SQL, scored from the database.
+
+Every score is computed from the stored vector, in float64 and then rounded, so that it does not
+depend on which index, filter or batch found the picture.
+
+Shapes: Q queries, K candidates, D dimensions.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.errors import IntegrityError
+from upperson_rt.gallery.records import (
+    Filter,
+    Hit,
+    Item,
+    Track,
+    TrackSpan,
+    first_of_tracks,
+    with_spans,
+)
+from upperson_rt.gallery.sqlite.database import Database
+from upperson_rt.gallery.sqlite.index import SearchIndex, Snapshot
+from upperson_rt.gallery.sqlite.rows import (
+    COLUMNS,
+    STORED,
+    ids_where,
+    json_list,
+    sql_from_filter,
+    stored_vectors,
+    version_of,
+)
+from upperson_rt.gallery.sqlite.segments import ALL_LISTS_FROM, Candidates, candidates_for
+
+__all__ = ["search_items"]
+
+_FROM_SQL = 10_000
+"""Items that pass a filter up to which reading their vectors is faster than loading the index, or
+than looking for them in all lists of an approximate one."""
+_WIDER = 8
+_EXTRA = 2
+_ROUNDING = 1e-5  # Far above that of 512 products in float32.
+_MOST_TIES = 4096
+_QUERIES_AT_A_TIME = 256
+_Row: TypeAlias = tuple[Any, ...]
+"""id, vector, then the values of `COLUMNS`."""
+_CAMERA, _TRACK = 2 + 2, 2 + 4
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the candidates of a search come from."""
+
+    connection: sqlite3.Connection
+    find: Callable[[NDArray[np.float32], int], Candidates]
+    is_exact: bool
+
+
+def search_items(
+    database: Database,
+    index: SearchIndex,
+    queries_QD: NDArray[np.float32],
+    k: int,
+    where: Filter,
+    by_track: bool,
+    make_item: Callable[[Sequence[Any]], Item],
+) -> list[list[Hit]]:
+    """Find the best items for each query, see `Gallery.search`.
+
+    ``make_item`` reads the values of `COLUMNS`.
+    """
+    found: list[list[Hit]] = []
+    with _source(database, index, where) as source:
+        for start in range(0, len(queries_QD), _QUERIES_AT_A_TIME):
+            part = queries_QD[start : start + _QUERIES_AT_A_TIME]
+            found += (
+                [Hit(id=row[0], score=score, item=make_item(row[2:])) for score, row in ranked]
+                for ranked in _rank(source, part, k, by_track)
+            )
+        if by_track:
+            found = with_spans(found, lambda tracks: _spans(source.connection, tracks, where))
+    return found
+
+
+@contextmanager
+def _source(database: Database, index: SearchIndex, where: Filter) -> Iterator[_Source]:
+    """Give the source of one search; it sees one state of the database to the end."""
+    with ExitStack() as stack:
+        source = None
+        for load in (False, True):
+            # Within the lock no other thread can bring the index beyond what this one sees.
+            with index.lock:
+                connection = stack.enter_context(database.reading())
+                version_of(connection)  # Takes the snapshot.
+                # The index is not worth loading if the filter leaves few items.
+                snapshot = (
+                    index.refresh(connection)
+                    if load or where.is_empty or index.snapshot is not None
+                    else None
+                )
+            source = _choose(connection, index.embed_dim, snapshot, where)
+            if source is not None:
+                break
+            stack.close()
+        assert source is not None
+        yield source
+
+
+def _choose(
+    connection: sqlite3.Connection, embed_dim: int, snapshot: Snapshot | None, where: Filter
+) -> _Source | None:
+    """Return the best source, or None if the index has to be loaded first."""
+    if where.is_empty:
+        assert snapshot is not None
+        return _Source(connection, snapshot.search, snapshot.is_exact)
+    if snapshot is not None and snapshot.is_exact:
+        ids = ids_where(connection, where)
+        return _Source(connection, lambda queries, k: snapshot.search(queries, k, ids), True)
+    ids = ids_where(connection, where, most=_FROM_SQL + 1)
+    if len(ids) <= _FROM_SQL:
+        return _Source(connection, _few(connection, embed_dim, ids), True)
+    if snapshot is None:
+        return None
+    return _Source(connection, _many(connection, snapshot, where), False)
+
+
+def _few(
+    connection: sqlite3.Connection, embed_dim: int, ids: NDArray[np.int64]
+) -> Callable[[NDArray[np.float32], int], Candidates]:
+    """Return a search among few items, whose vectors are read now."""
+    parts = [rows for _, rows in stored_vectors(connection, embed_dim, since=None, also=ids)]
+    vectors_ND = np.concatenate([*parts, np.empty((0, embed_dim), STORED)]).astype(np.float32)
+
+    def find(queries_QD: NDArray[np.float32], k: int) -> Candidates:
+        scores = queries_QD @ vectors_ND.T
+        k = min(k, len(ids))
+        best = np.argpartition(scores, len(ids) - k, axis=1)[:, len(ids) - k :]
+        return np.take_along_axis(scores, best, axis=1), ids[best]
+
+    return find
+
+
+def _many(
+    connection: sqlite3.Connection, snapshot: Snapshot, where: Filter
+) -> Callable[[NDArray[np.float32], int], Candidates]:
+    """Return a search in an approximate index for a filter that many items pass.
+
+    First among the best of all items; only if too few of them pass, all that pass are listed.
+    """
+    condition, values = sql_from_filter(where)
+    listed: list[NDArray[np.int64]] = []
+
+    def find(queries_QD: NDArray[np.float32], k: int) -> Candidates:
+        if not listed:
+            scores, ids = snapshot.search(queries_QD, _WIDER * k)
+            sql = "SELECT id FROM items WHERE id IN (SELECT value FROM json_each(?))"
+            rows = connection.execute(
+                f"{sql} AND {condition}", (json_list(np.unique(ids[ids >= 0])), *values)
+            )
+            passing = np.isin(ids, np.fromiter((id_ for (id_,) in rows), np.int64))
+            if (np.count_nonzero(passing, axis=1) >= k).all():
+                order = np.argsort(~passing, axis=1, kind="stable")[:, :k]  # They are sorted.
+                return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+            listed.append(ids_where(connection, where))
+        return snapshot.search(queries_QD, k, listed[0])
+
+    return find
+
+
+def _rank(
+    source: _Source, queries_QD: NDArray[np.float32], k: int, by_track: bool
+) -> list[list[tuple[float, _Row]]]:
+    """Return scores and rows of the best k for each query, best first, ties by id."""
+    found: dict[int, list[tuple[float, _Row]]] = {}
+    pending = np.arange(len(queries_QD))
+    count = k + _EXTRA if source.is_exact else candidates_for(k)
+    if by_track:
+        count *= 4
+    while len(pending):
+        scores_QK, ids_QK = source.find(queries_QD[pending], count)
+        rows = _fetch(source.connection, np.unique(ids_QK[ids_QK >= 0]))
+        for query, scores, ids in zip(pending.tolist(), scores_QK, ids_QK, strict=True):
+            there = ids >= 0
+            own = [rows[id_] for id_ in ids[there].tolist()]
+            ranked = _scored(queries_QD[query], own)
+            if by_track:
+                ranked = first_of_tracks(ranked, _track_of)
+            found[query] = ranked[:k]
+            # A few lists of an approximate index may hold few items that pass.
+            everything = len(own) < count and (source.is_exact or count >= ALL_LISTS_FROM)
+            lowest = float(scores[there].min(initial=np.inf))
+            # What was not looked at may equal the last one that is returned, and have a lower id.
+            ties = source.is_exact and len(ranked) >= k and lowest > ranked[k - 1][0] - _ROUNDING
+            if everything or (len(ranked) >= k and (not ties or count > k + _MOST_TIES)):
+                pending = pending[pending != query]
+        count *= 4
+    return [found[query] for query in range(len(queries_QD))]
+
+
+def _scored(query_D: NDArray[np.float32], rows: Sequence[_Row]) -> list[tuple[float, _Row]]:
+    vectors = np.frombuffer(b"".join(row[1] for row in rows), STORED)
+    exact = vectors.reshape(len(rows), len(query_D)).astype(np.float64) @ query_D.astype(np.float64)
+    scored = list(zip(exact.astype(np.float32).tolist(), rows, strict=True))
+    scored.sort(key=lambda pair: (-pair[0], pair[1][0]))
+    return scored
+
+
+def _track_of(scored: tuple[float, _Row]) -> Track | None:
+    row = scored[1]
+    return None if row[_TRACK] is None else (row[_CAMERA], row[_TRACK])
+
+
+def _spans(
+    connection: sqlite3.Connection, tracks: set[Track], where: Filter
+) -> dict[Track, TrackSpan]:
+    condition, values = sql_from_filter(where)
+    sql = (
+        "SELECT min(time), max(time), count(*) FROM items WHERE track = ? AND camera IS ?"
+        f" AND {condition}"
+    )
+    spans = {}
+    for camera, track in tracks:
+        first, last, pictures = connection.execute(sql, (track, camera, *values)).fetchone()
+        spans[camera, track] = TrackSpan(first_time=first, last_time=last, pictures=pictures)
+    return spans
+
+
+def _fetch(connection: sqlite3.Connection, ids: NDArray[np.int64]) -> dict[int, _Row]:
+    """Return rows (id, vector, *COLUMNS) by id."""
+    rows = {
+        row[0]: row
+        for row in connection.execute(
+            f"SELECT id, vector, {COLUMNS} FROM items WHERE id IN (SELECT value FROM json_each(?))",
+            (json_list(ids),),
+        )
+    }
+    if len(rows) != len(ids):
+        raise IntegrityError(
+            "the search index does not match the database: run  upperson-rt gallery rebuild"
+        )
+    return rows
