@@ -2,16 +2,18 @@
 #
 #   make demo PYTHON=python3.12        another interpreter for .venv
 #   make test ARGS="-k gallery"        more arguments for the command that runs
+#   make bench NAME=gallery            one benchmark
 
 PYTHON ?= python3
 ARGS ?=
+NAME ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test bench check format clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +23,9 @@ demo: $(STAMP)  ## Run the whole path on synthetic people into demo/.
 
 test: $(STAMP)  ## Run all tests.
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal --durations=15 --durations-min=1 $(ARGS)
+
+bench: $(STAMP)  ## Compare us with others: all of benchmarks/, or NAME=gallery ARGS="--rows 10000".
+	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 check: $(STAMP)  ## Lint, format check, strict types, import rules. Changes nothing.
 	$(BIN)/python -m ruff check .

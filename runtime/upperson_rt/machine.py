@@ -2,12 +2,14 @@
 
 import os
 import platform
+from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from upperson_rt import __version__
 
-__all__ = ["describe_machine"]
+__all__ = ["describe_machine", "machine_lines"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -17,8 +19,8 @@ _X86_SETS = (
 _ARM_SETS = ("asimddp", "i8mm", "bf16", "sve")
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return the machine as plain values.
+def describe_machine(*packages: str) -> dict[str, Any]:
+    """Return the machine, and the versions of installed packages, as plain values.
 
     ``instruction_sets`` says for each one that matters to matrix products whether the processor has
     it; it is None where the system does not tell (Linux does). ``load_average`` is the mean number
@@ -37,7 +39,29 @@ def describe_machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "upperson": __version__,
+        **({"packages": {name: _version(name) for name in packages}} if packages else {}),
     }
+
+
+def machine_lines(machine: Mapping[str, Any], threads: int | None) -> str:
+    """Return a machine (see `describe_machine`) and the threads used as two lines above a table."""
+    load = machine["load_average"]
+    sets = (machine["instruction_sets"] or {}).items()
+    packages = machine.get("packages", {}).items()
+    return (
+        f"{machine['cpu']}, {threads or 'default'} threads, {machine['cpus_available']} CPUs, load "
+        f"{'unknown' if load is None else load}"
+        + "".join(f", {name} {'yes' if found else 'no'}" for name, found in sets)
+        + f"\nupperson {machine['upperson']}, Python {machine['python']}, {machine['system']}"
+        + "".join(f", {name} {version or 'absent'}" for name, version in packages)
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _is_arm() -> bool:

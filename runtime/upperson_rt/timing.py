@@ -16,9 +16,8 @@ class Timing:
 
     seconds: Sequence[float]
     """By the wall clock, one a run."""
-
-    cpu_seconds: Sequence[float]
-    """Spent by all threads of this process, one a run: other processes hardly change it."""
+    cpu_seconds: Sequence[float] = ()
+    """Processor time, one a run; empty where the system does not tell."""
 
     def percentile_s(self, percent: float) -> float:
         """Return a percentile of the runs' wall time, interpolated between runs."""
@@ -31,18 +30,16 @@ class Timing:
 
     @property
     def median_cpu_s(self) -> float:
-        """Median processor time of a run."""
+        """Median processor time of a run, where it was measured."""
         return float(np.median(self.cpu_seconds))
 
-    def as_dict(self, items: int) -> dict[str, Any]:
+    def as_dict(self, items: int = 1) -> dict[str, Any]:
         """Return percentiles, and rates for runs of ``items`` items, as plain values."""
         return {
             "runs": len(self.seconds),
-            "p50_ms": 1000 * self.median_s,
-            "p90_ms": 1000 * self.percentile_s(90),
-            "p99_ms": 1000 * self.percentile_s(99),
+            **{f"p{n}_ms": 1000 * self.percentile_s(n) for n in (50, 90, 99)},
             "items_per_s": items / self.median_s,
-            "cpu_ms": 1000 * self.median_cpu_s,
+            "cpu_ms": 1000 * self.median_cpu_s if self.cpu_seconds else None,
         }
 
 
@@ -52,6 +49,7 @@ def time_in_turns(
     warmup: int,
     rounds: int,
     seconds: float = 0.0,
+    cpu_clock: Callable[[], float] | None = time.process_time,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Timing]:
     """Run every contender once a round; each round begins with the next one.
@@ -61,6 +59,8 @@ def time_in_turns(
         warmup: Rounds before the timed ones.
         rounds: Timed rounds, at least one.
         seconds: Go on with more rounds until the timed ones took this long.
+        cpu_clock: Processor time in seconds. The usual one counts all threads of this process, and
+            other processes hardly change it.
         progress: Told the number of rounds that are over, warm-up included.
 
     Returns:
@@ -75,11 +75,12 @@ def time_in_turns(
             began = time.perf_counter()
         first = done % len(names)
         for name in names[first:] + names[:first]:
-            started, cpu_started = time.perf_counter(), time.process_time()
+            started, cpu_started = time.perf_counter(), cpu_clock() if cpu_clock else 0.0
             contenders[name]()
             if done >= warmup:
                 wall[name].append(time.perf_counter() - started)
-                cpu[name].append(time.process_time() - cpu_started)
+                if cpu_clock:
+                    cpu[name].append(cpu_clock() - cpu_started)
         done += 1
         if progress is not None:
             progress(done)

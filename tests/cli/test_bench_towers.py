@@ -1,135 +1,141 @@
-"""``upperson bench towers`` on the small base, one round."""
+"""``upperson-rt bench towers`` on a toy bundle."""
 
 import json
-from typing import Any
+import sys
+from importlib.util import find_spec
 
-import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
-import upperson.cli
-from upperson.bench import gemm, towers
-from upperson.bench.towers import LITERAL, ORT_FP32, ORT_INT8, PADDED
-from upperson_rt.errors import IntegrityError
-from upperson_rt.timing import Timing
+from tests.helpers.command_line import run_program
+from tests.helpers.toy_bundle import CONTEXT_LENGTH, make_toy_bundle, replace_in_bundle
+from upperson_rt.bench.towers import captions
+from upperson_rt.cli import app
 
-SMALL = ("bench", "towers", "--base", "upperson-small", "--height", "96", "--width", "32")
-QUICK = (*SMALL, "--batch-size", "3", "--rounds", "1", "--warmup", "0", "--threads", "1")
-
-
-def run(*arguments: str) -> Any:
-    return CliRunner().invoke(upperson.cli.app, arguments)
+BACKENDS = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
+QUICK = ("--batch", "1,3", "--seconds", "0", "--threads", "1")
 
 
 @pytest.fixture(scope="module")
-def printed() -> Any:
-    return run(*QUICK)
+def bundle(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("bench") / "bundle")
 
 
-@pytest.mark.timeout(180)
-def test_people_get_tables_and_the_last_line_is_json(printed: Any) -> None:
-    assert printed.exit_code == 0, printed.stderr
-    lines = printed.stdout.splitlines()
-    found = json.loads(lines[-1])
-    assert any(line.startswith(LITERAL) and "1.00x" in line for line in lines)
-    has_amx = (found["machine"]["instruction_sets"] or {}).get("amx_bf16", False)
-    assert ("no AMX here" in printed.stdout) != has_amx
-    assert (found["spec"]["batch_size"], found["spec"]["threads"]) == (3, 1)
-    assert {"onnxruntime", "openvino", "torch", "load_average"} <= found["machine"].keys()
+def run(*arguments):
+    return CliRunner().invoke(app, ["bench", "towers", *map(str, arguments)])
 
 
-@pytest.mark.timeout(180)
-def test_every_contender_agrees_and_is_measured(printed: Any) -> None:
-    found = json.loads(printed.stdout.splitlines()[-1])
-    image, text = (found["towers"][kind]["contenders"] for kind in ("image", "text"))
-    assert {LITERAL, ORT_FP32, ORT_INT8} <= image.keys()
-    assert not any(name.endswith(PADDED) for name in image)
-    assert set(text) == set(image) | {name + PADDED for name in image if name != LITERAL}
-    for rows in (image, text):
-        assert rows[LITERAL]["speedup"] == 1
-        for name, row in rows.items():
-            assert row["runs"] == len(row["seconds"]) == len(row["cpu_seconds"]) == 1
-            low = "int8" in name or "bf16" in name
-            assert row["min_cosine"] >= (0.99 if low else 0.9999), name
-            assert row["gemm_share"] > 0
-            assert row["own_share"] > 0
-        # int8 that equals float32 to the last bits would not have been quantized.
-        assert rows[ORT_INT8]["min_cosine"] < rows[ORT_FP32]["min_cosine"]
-    assert text[ORT_FP32]["gflop_per_item"] < text[ORT_FP32 + PADDED]["gflop_per_item"]
-    assert text[LITERAL]["gflop_per_item"] == text[ORT_FP32 + PADDED]["gflop_per_item"]
-    assert text[ORT_FP32]["padded_ratio"] > 0
-    assert "padded_ratio" not in text[LITERAL]
-    assert found["summary"]["image_int8"] in image
-    assert found["summary"]["image_int8_over_literal"] > 0
-    for peak in found["towers"]["image"]["peaks"].values():
-        assert peak["flops"] > 0
-        assert peak["cpu_flops"] > 0
-
-
-def test_a_contender_that_embeds_something_else_ends_the_benchmark() -> None:
-    expected = np.eye(3, 8, dtype=np.float32)
-    assert towers._min_cosine("x", expected, expected, 0.9999) == 1
-    with pytest.raises(IntegrityError, match=r"'x' does not embed as 'literal torch fp32'"):
-        towers._min_cosine("x", expected[::-1].copy(), expected, 0.9999)
-    with pytest.raises(IntegrityError, match="rows that are not finite"):
-        towers._min_cosine("x", expected * np.float32("nan"), expected, 0.9999)
-    # Nearly equal items pass any floor, even when they are exchanged.
-    alike = expected + 100
-    alike /= np.linalg.norm(alike, axis=1, keepdims=True)
-    assert towers._min_cosine("x", alike, alike, 0.9999) > 0.9999
-    with pytest.raises(IntegrityError, match="items exchanged"):
-        towers._min_cosine("x", alike[[1, 0, 2]], alike, 0.99)
-
-
-def test_flop_are_counted_on_the_tower_itself() -> None:
-    tower = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
-    item = np.zeros((4, 7), np.float32)
-    assert towers._flop(tower, item) == 2 * 4 * (7 * 5 + 5 * 3)
-
-
-def test_peaks_are_the_best_run_of_any_shape() -> None:
-    timings = {
-        ("fp32", (2, 3, 5)): Timing(seconds=[2.0, 1.0], cpu_seconds=[4.0, 8.0]),
-        ("fp32", (2, 3, 50)): Timing(seconds=[20.0], cpu_seconds=[20.0]),
-        ("bf16", (2, 3, 5)): Timing(seconds=[0.5], cpu_seconds=[0.5]),
-    }
-    flop = 20 * (2 * 2 * 3 * 5)  # Of twenty small products, or of two large ones.
-    assert gemm.peaks(timings, flop) == {
-        "fp32": {"flops": flop, "cpu_flops": flop / 4, "p50_flops": flop / 1.5},
-        "bf16": {"flops": flop * 2, "cpu_flops": flop * 2, "p50_flops": flop * 2},
-    }
-
-
-def test_equal_shapes_of_products_run_once() -> None:
-    runs = gemm.gemm_contenders(4, [(8, 8), (8, 8), (8, 16)], 4096)
-    assert list(runs) == [
-        (kind, (4, 8, outputs)) for outputs in (8, 16) for kind in ("fp32", "bf16")
+def test_json_has_every_variant_on_every_backend(bundle):
+    result = run("-b", bundle, *QUICK, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    names = [f"{variant} on {backend}" for variant in ("fp32", "int8") for backend in BACKENDS]
+    assert list(found["contenders"]) == names
+    assert found["baseline"] == names[0]
+    assert found["refused"] == {}
+    assert found["threads"] == 1
+    assert {"cpu", "instruction_sets", "load_average", "python"} <= found["machine"].keys()
+    for name, contender in found["contenders"].items():
+        assert contender["device"] == "cpu"
+        assert contender["version"][0].isdigit()
+        assert contender["start_s"] > 0
+        assert contender["canary_min_cosine"] > 0.9999
+        if name.endswith("openvino"):
+            assert contender["float_type"] == "f32", "the toy has no int8 in it"
+        if sys.platform == "linux":
+            assert contender["peak_rss_bytes"] > 1e7
+    cases = [(case["tower"], case["inputs"], case["shape"]) for case in found["cases"]]
+    assert [(tower, inputs, shape[0]) for tower, inputs, shape in cases] == [
+        ("image", "pictures", 1),
+        ("image", "pictures", 3),
+        ("text", "captions", 1),
+        ("text", "padded captions", 1),
+        ("text", "captions", 3),
+        ("text", "padded captions", 3),
     ]
-    repeats = {shape: len(run.args[0]) for (_, shape), run in runs.items()}
-    assert repeats == {(4, 8, 8): 8, (4, 8, 16): 4}, "all do the same work"
-    for product in runs.values():
-        product()
+    assert [shape[1] for _, inputs, shape in cases if inputs == "padded captions"] == [
+        CONTEXT_LENGTH,
+        CONTEXT_LENGTH,
+    ]
+    for case in found["cases"]:
+        assert list(case["timings"]) == names
+        assert case["timings"][names[0]]["speedup"] == 1
+        for timing in case["timings"].values():
+            assert timing["runs"] == 3
+            assert 0 < timing["p50_ms"] <= timing["p90_ms"] <= timing["p99_ms"]
+
+
+def test_people_get_tables_and_the_last_line_is_json(bundle):
+    result = run("-b", bundle, *QUICK, "--variant", "int8", "--backend", "onnxruntime")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    rows = [line for line in lines if "int8 on onnxruntime" in line]
+    assert any(line.startswith("pictures") and "1.00x" in line for line in rows)
+    assert "speed is relative to int8 on onnxruntime" in result.stdout
+    assert list(json.loads(lines[-1])["contenders"]) == ["int8 on onnxruntime"]
+    assert "timing pictures, batch 1" in result.stderr
+
+
+def test_what_computes_something_else_is_listed_and_not_timed(tmp_path):
+    bundle = make_toy_bundle(tmp_path / "bundle")
+    other = make_toy_bundle(tmp_path / "other", seed=4)
+    replace_in_bundle(bundle, "image.int8.onnx", (other / "image.int8.onnx").read_bytes())
+    options = ("-b", bundle, *QUICK, "--backend", "onnxruntime")
+    result = run(*options, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert list(found["contenders"]) == ["fp32 on onnxruntime"]
+    assert "to its golden embedding, expected at least" in found["refused"]["int8 on onnxruntime"]
+    assert "warning: int8 on onnxruntime is not measured" in result.stderr
+    assert all(list(case["timings"]) == ["fp32 on onnxruntime"] for case in found["cases"])
+
+    result = run(*options, "--variant", "int8")
+    assert result.exit_code == 6
+    assert "error: nothing to measure: int8 on onnxruntime" in result.stderr
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (("bench", "towers", "--base", "nothing"), "base 'nothing' is unknown"),
-        ((*SMALL, "--height", "100"), "image size 100x32"),
+        (("--variant", "int4"), 2, "did you mean 'int8'"),
+        (("--backend", "auto"), 2, "'auto' is no backend to measure"),
+        (("--batch", "1,none"), 2, "--batch must be sizes such as 1,2,8,32"),
+        (("--batch", "0"), 2, "--batch must be sizes such as 1,2,8,32"),
+        (("--seconds", "inf"), 2, "a number of seconds from 0"),
+        (("--backend", "tensorflow"), 2, "no backend 'tensorflow'"),
+        (("--device", "cuda", "--backend", "onnxruntime"), 5, "device 'cuda' needs ONNX Runtime's"),
+        (("-b", "nowhere"), 3, "nowhere is not a bundle"),
     ],
 )
-def test_what_cannot_be_built_is_a_usage_error(arguments: tuple[str, ...], message: str) -> None:
-    result = run(*arguments)
-    assert result.exit_code == 2
+def test_errors_are_one_line_and_a_code(bundle, arguments, code, message):
+    result = run("-b", bundle, *arguments)
+    assert result.exit_code == code
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+    assert result.stdout == ""
 
 
-def test_own_products_are_those_of_every_linear_in_order() -> None:
-    weights = [torch.zeros(24, 8), torch.zeros(8, 8), torch.zeros(32, 8), torch.zeros(8, 32)] * 2
-    run, flop = gemm.own_products(5, weights)
-    assert flop == 2 * 5 * 2 * (24 * 8 + 8 * 8 + 2 * 32 * 8)
-    assert [tuple(weight.shape) for _, weight in run.args[0]] == [tuple(w.shape) for w in weights]
-    assert {x.dtype for x, _ in run.args[0]} == {torch.bfloat16}
-    run()
+def test_a_process_that_dies_is_an_error_in_one_line(bundle, monkeypatch):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    result = run("-b", bundle, *QUICK, "--variant", "fp32", "--backend", "onnxruntime")
+    assert result.exit_code == 5
+    assert "its process ended with code 1: it said nothing" in result.stderr
+
+
+def test_it_needs_no_torch(bundle):
+    options = ("-b", bundle, *QUICK, "--variant", "fp32", "--backend", "onnxruntime", "--json")
+    heavy = ["torch", "onnx", "open_clip"]
+    done = run_program("upperson-rt", "bench", "towers", *options, without=heavy)
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(done.stdout)["contenders"]) == ["fp32 on onnxruntime"]
+
+
+def test_captions_are_as_long_as_real_ones():
+    from upperson.data.vocabulary import clip_tokenizer
+
+    ids = clip_tokenizer().encode(captions(9)).input_ids
+    lengths = (ids != 0).sum(axis=1)
+    assert 20 <= lengths.min() < lengths.max() <= 30
+    assert (ids[0] == ids[8]).all()
+    assert len({tuple(row) for row in ids.tolist()}) == 8

@@ -1,4 +1,4 @@
-"""`upperson-rt gallery ...` and `upperson-rt bench gallery`."""
+"""`upperson-rt gallery ...`."""
 
 import csv
 import json
@@ -221,46 +221,3 @@ def test_a_location_of_a_server_stays_whole(work, monkeypatch):
     for arguments in (["info"], ["verify"], ["rebuild"], ["export", "out"], ["prune", "--keep=1"]):
         run(*arguments, "-g", "milvus://127.0.0.1:19530/people")
     assert seen == ["milvus://127.0.0.1:19530/people"] * 5
-
-
-def test_bench_gallery(work):
-    options = ("--rows", "1500", "--dim", "32", "--seconds", "0.05", "--folder", work)
-    result = run_rt("bench", "gallery", *options)
-    assert result.exit_code == 0, result.output
-    *_, line = result.stdout.splitlines()
-    found = json.loads(line)
-    assert (found["benchmark"], found["rows"], found["dim"], found["k"]) == (
-        "gallery",
-        1500,
-        32,
-        10,
-    )
-    assert found["recall_at_10"] == 1.0
-    assert list(found["single"])[:2] == ["gallery", "faiss flat fp16 alone"]
-    assert found["single"]["gallery"]["ratio"] == 1
-    assert [one["rows_per_commit"] for one in found["insertions"]] == [256, 1]
-    assert sum(one["rows"] for one in found["insertions"]) == 1500
-    for one in found["insertions"]:
-        assert one["rows_per_s"] == pytest.approx(one["rows"] / one["seconds"])
-    start = found["start"]
-    assert 0 < start["open_s"] < 60
-    assert start["first_search_s"] > 0
-    assert start["peak_rss_bytes"] is None or start["peak_rss_bytes"] > 10e6
-    assert "gallery, one camera (1 %)" in result.stdout
-    assert sorted(path.name for path in work.iterdir()) == ["gallery"]  # Nothing is left behind.
-
-
-def test_bench_of_an_approximate_index_counts_what_it_misses(work, monkeypatch):
-    """Recall comes from comparing answers: one list of many finds little."""
-    from upperson_rt.bench.gallery import bench_gallery
-    from upperson_rt.gallery.sqlite import ivf
-
-    monkeypatch.setattr("upperson_rt.gallery.sqlite.index.APPROXIMATE_FROM", 1000)
-    monkeypatch.setattr(ivf, "_NPROBES", (1,))
-    notes = []
-    found = bench_gallery(2000, 32, seconds=0, folder=work, progress=notes.append)
-    assert "faiss IVF-SQ8 alone" in found.single
-    assert 0.05 < found.recall_at_10 < 0.95
-    assert found.info.index.kind == "ivf-sq8"
-    assert abs(found.recall_at_10 - found.info.index.recall_at_10) < 0.25
-    assert "making the index" in notes

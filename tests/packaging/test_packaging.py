@@ -169,6 +169,7 @@ def test_the_slim_wheel_is_the_runtime_and_nothing_else(wheel, slim_wheel):
 def test_the_source_distribution_builds_and_tests_itself(sdist_names):
     for path in (
         *PACKAGES.values(),
+        ROOT / "benchmarks",
         ROOT / "tests",
     ):
         for file in path.rglob("*"):

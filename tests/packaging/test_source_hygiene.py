@@ -1,6 +1,10 @@
 from tests.helpers.command_line import ROOT, SOURCES
 
-FOLDERS = [ROOT / "upperson", *(source for source in SOURCES if source != ROOT)]
+FOLDERS = [
+    ROOT / "upperson",
+    ROOT / "benchmarks",
+    *(source for source in SOURCES if source != ROOT),
+]
 FILES = sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
 MOST_LINES = 600
 VAGUE_NAMES = {"common", "helper", "helpers", "manager", "misc", "tools", "util", "utils"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.helpers.literal_sdm import literal_sdm
+from benchmarks import literal
 from tests.helpers.toy_clip import (
     IMAGE_SIZE,
     normalised,
@@ -13,7 +13,6 @@ from tests.helpers.toy_clip import (
     toy_model,
     toy_pixels,
 )
-from upperson.bench import literal
 from upperson.losses import sdm_loss
 from upperson.model.block import PLAIN_CLIP, UPPersonConfig
 from upperson.model.encoder import UPPerson
@@ -119,4 +118,4 @@ def test_sdm_equals_the_entry_by_entry_sum(pids: list[int]) -> None:
         for _ in range(2)
     )
     found = sdm_loss(image, text, torch.tensor(pids)).item()
-    assert found == pytest.approx(literal_sdm(image, text, pids), rel=1e-4)
+    assert found == pytest.approx(literal.sdm_loss(image, text, pids), rel=1e-4)

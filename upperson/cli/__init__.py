@@ -4,7 +4,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from upperson.cli.bench import app as bench_app
 from upperson.cli.data import app as data_app
 from upperson.cli.demo import demo
 from upperson.cli.evaluate import evaluate
@@ -24,7 +23,6 @@ for command in (demo, train, evaluate, export, parity, serving, pretrain_small):
     app.command(cls=Command)(command)
 app.command("import", cls=Command)(import_)
 app.add_typer(data_app, name="data")
-app.add_typer(bench_app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

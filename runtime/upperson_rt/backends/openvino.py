@@ -6,16 +6,14 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import BackendError, missing_extra
 
-__all__ = ["FloatType", "OpenVinoBackend", "same_signal_stack"]
-
-FloatType: TypeAlias = Literal["f32", "bf16"]
+__all__ = ["OpenVinoBackend", "same_signal_stack"]
 
 PIECE = 8
 """Pictures that a CPU computes at once, in a graph compiled for just that many. For any other
@@ -42,7 +40,6 @@ class OpenVinoBackend:
         path: str | os.PathLike[str],
         device: str = "cpu",
         threads: int | None = None,
-        float_type: FloatType | None = None,
     ) -> None:
         """Load and compile a graph.
 
@@ -50,27 +47,20 @@ class OpenVinoBackend:
             path: The ONNX file.
             device: ``cpu``, ``gpu``, ``gpu.1`` or ``npu``.
             threads: CPU threads; None lets the library choose.
-            float_type: For benchmarks: what floats are computed in, instead of the rule above.
 
         Raises:
-            BackendError: The library, the device or the float type is missing, or the graph does
-                not load.
+            BackendError: The library or the device is missing, or the graph does not load.
         """
         try:
             import openvino
         except ImportError as error:
             raise missing_extra("openvino", "cpu", "the backend 'openvino'") from error
         with same_signal_stack():
-            self._load(openvino, path, device, threads, float_type)
+            self._load(openvino, path, device, threads)
         self._lock = threading.Lock()  # A request holds one set of tensors.
 
     def _load(
-        self,
-        openvino: Any,
-        path: str | os.PathLike[str],
-        device: str,
-        threads: int | None,
-        float_type: FloatType | None,
+        self, openvino: Any, path: str | os.PathLike[str], device: str, threads: int | None
     ) -> None:
         self.device = device
         self.version: str = openvino.__version__.partition("-")[0]
@@ -86,8 +76,7 @@ class OpenVinoBackend:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(os.fspath(path))
-            if float_type is None:
-                float_type = "bf16" if _is_int8(model) and _has_bf16(core, device) else "f32"
+            float_type = "bf16" if _is_int8(model) and _has_bf16(core, device) else "f32"
             # Without the hint a CPU with bf16 units quietly computes all graphs in bf16, and
             # embeddings of float32 graphs drift.
             config["INFERENCE_PRECISION_HINT"] = float_type

@@ -5,20 +5,21 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.bench.processes import resident_bytes
 from upperson_rt.camera import Pipeline, PipelineStats, QualityRules
 from upperson_rt.camera.queues import DropPolicy
 from upperson_rt.encoder import Encoder
-from upperson_rt.errors import IntegrityError, UsageError
+from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Gallery, Item
 
-__all__ = ["PipelineBench", "bench_pipeline", "raise_problems"]
+__all__ = ["PipelineBench", "bench_pipeline"]
 
 _LEAST_PEOPLE, _MOST_PEOPLE = 4, 200
 _MOST_FPS = 30.0
@@ -27,120 +28,78 @@ _FRAME_SIZE = (720, 1280)
 _PERSON_PX = (320, 120)
 _CAPACITY_S = 3.0
 _SAMPLE_S = 0.25
-_WARM_SHARE = 0.2
-"""Of the time, before memory and the encoder's work count: queues and pools fill up first."""
-_STATM = Path("/proc/self/statm")
+_WARM_SHARE = 0.2  # Queues and pools fill up first.
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResidentMemory:
+    """Samples of resident memory, in bytes."""
+
+    first: int
+    last: int
+    min: int
+    max: int
+    growth: int | None
+    """Median of the last fifth of the samples minus that of the first; None for less than five."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineBench:
     """What was measured."""
 
     overload: float
+    """Crops that were to be offered, as a multiple of the encoder's capacity."""
     cameras: int
     people_per_frame: int
+    frame: tuple[int, int]
+    """Height and width in pixels."""
     seconds: float
+    warm_share: float
+    """Of the time, before memory and the encoder's work count."""
     capacity_per_s: float
     """Crops that the encoder alone embeds, before the pipeline starts."""
     offered_per_s: float
     """Crops in the frames that were really submitted."""
+    offered_to_capacity: float
     committed_per_s: float
     encoder_busy_share: float
     """After the warm-up, until the last frame was submitted."""
     submit_ms: dict[str, float]
     """How long `Pipeline.submit` took: p50, p99 and max."""
-    rss_bytes: list[int] = field(default_factory=list)
-    """Resident memory, sampled after the warm-up; empty where the system does not tell."""
-    problems: list[str] = field(default_factory=list)
-    """Promises that were broken: frames or crops without a count, rows that are gone."""
-    submitted: int
+    rss_bytes: ResidentMemory | None
+    """After the warm-up; None where the system does not tell."""
+    frames: dict[str, Any]
+    """submitted = processed + all that were dropped, by reason."""
+    crops: dict[str, Any]
+    """detections = committed + all that were dropped, by reason."""
     acknowledged: int
     """Rows that the pipeline said are durable; all are found in the gallery opened anew."""
     rows: int
     drain_s: float
     """From the last frame until all that was accepted was committed."""
-    stats: PipelineStats
-
-    @property
-    def growth_bytes(self) -> int | None:
-        """Median memory of the last fifth of the samples against the first fifth."""
-        fifth = len(self.rss_bytes) // 5
-        if fifth == 0:
-            return None
-        first, last = self.rss_bytes[:fifth], self.rss_bytes[-fifth:]
-        return int(np.median(last) - np.median(first))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        stats = self.stats
-        return {
-            "overload": self.overload,
-            "cameras": self.cameras,
-            "people_per_frame": self.people_per_frame,
-            "frame": list(_FRAME_SIZE),
-            "seconds": self.seconds,
-            "warm_share": _WARM_SHARE,
-            "capacity_per_s": self.capacity_per_s,
-            "offered_per_s": self.offered_per_s,
-            "offered_to_capacity": self.offered_per_s / self.capacity_per_s,
-            "committed_per_s": self.committed_per_s,
-            "encoder_busy_share": self.encoder_busy_share,
-            "submit_ms": self.submit_ms,
-            "rss_bytes": {
-                "first": self.rss_bytes[0],
-                "last": self.rss_bytes[-1],
-                "min": min(self.rss_bytes),
-                "max": max(self.rss_bytes),
-                "growth": self.growth_bytes,
-            }
-            if self.rss_bytes
-            else None,
-            "frames": {
-                "submitted": self.submitted,
-                "processed": stats.total("frames_processed"),
-                "dropped": stats.dropped("frames_dropped"),
-            },
-            "crops": {
-                "detections": stats.total("detections"),
-                "accepted": stats.total("accepted"),
-                "committed": stats.total("committed"),
-                "dropped": stats.dropped("crops_dropped"),
-            },
-            "acknowledged": self.acknowledged,
-            "rows": self.rows,
-            "drain_s": self.drain_s,
-            "latency_s": {"p50": stats.latency.p50_s, "p99": stats.latency.p99_s},
-            "problems": self.problems,
-        }
+    latency_s: dict[str, float | None]
+    problems: list[str]
+    """Promises that were broken: frames or crops without a count, rows that are gone."""
 
 
 def bench_pipeline(
     encoder: Encoder,
     folder: Path,
     *,
-    seconds: float = 120.0,
-    overload: float = 3.0,
-    cameras: int = 2,
-    batch_size: int = 16,
-    drop: DropPolicy = "oldest",
-    save_crops: bool = True,
-    progress: Callable[[str, float, float], None] | None = None,
+    seconds: float,
+    overload: float,
+    cameras: int,
+    batch_size: int,
+    drop: DropPolicy,
+    save_crops: bool,
+    progress: Callable[[str, float, float], None],
 ) -> PipelineBench:
-    """Submit frames with people in them at a multiple of what the encoder can do.
+    """Submit frames with people in them for a while, at a multiple of what the encoder can do.
 
-    Every person of every frame becomes a crop, so the encoder's rate decides what is dropped. The
-    gallery is a new one in ``folder``, and is opened anew and checked in the end.
-
-    Args:
-        encoder: Whose image tower to use.
-        folder: Empty; for the gallery.
-        seconds: How long to submit.
-        overload: Offered crops, as a multiple of the encoder's capacity.
-        cameras: Threads that submit, each for a camera of its own.
-        batch_size: Of the encoder.
-        drop: What gives way.
-        save_crops: Save pictures, too.
-        progress: Told what is being done, and how far it is in seconds.
+    Each camera has a thread that submits. Every person of every frame becomes a crop, so the
+    encoder's rate decides what is dropped. The gallery is a new one in ``folder``, which is empty,
+    and is opened anew and checked in the end. ``progress`` is told what is being done, and how far
+    it is in seconds.
 
     Raises:
         UsageError: A number is out of range.
@@ -150,8 +109,7 @@ def bench_pipeline(
         raise UsageError(
             "seconds must be a number from 1, overload above 0, and cameras at least 1"
         )
-    say = progress or (lambda work, done, total: None)
-    say("measuring the encoder alone", 0.0, _CAPACITY_S)
+    progress("measuring the encoder alone", 0.0, _CAPACITY_S)
     capacity = _capacity_per_s(encoder, batch_size)
     rate = overload * capacity / cameras
     people = min(_MOST_PEOPLE, max(_LEAST_PEOPLE, math.ceil(rate / _MOST_FPS)))
@@ -177,9 +135,9 @@ def bench_pipeline(
             pipeline.add_camera(name)
         with pipeline:
             load = _Load(pipeline, names, rate / people, seconds, people)
-            load.run(lambda done: say("overload", done, seconds))
+            load.run(lambda done: progress("overload", done, seconds))
             ended = time.monotonic()
-            say("committing what was accepted", seconds, seconds)
+            progress("committing what was accepted", seconds, seconds)
         stats = pipeline.stats()
     with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim) as gallery:
         stored = {item.key for item in gallery.items()}
@@ -188,13 +146,17 @@ def bench_pipeline(
         problems.append(f"{len(lost)} acknowledged rows are not in the gallery")
     if len(stored) != stats.total("committed"):
         problems.append(f"{len(stored)} rows, but {stats.total('committed')} counted as committed")
+    offered = load.submitted * people / load.seconds
     return PipelineBench(
         overload=overload,
         cameras=cameras,
         people_per_frame=people,
+        frame=_FRAME_SIZE,
         seconds=load.seconds,
+        warm_share=_WARM_SHARE,
         capacity_per_s=capacity,
-        offered_per_s=load.submitted * people / load.seconds,
+        offered_per_s=offered,
+        offered_to_capacity=offered / capacity,
         committed_per_s=stats.total("committed") / stats.seconds,
         encoder_busy_share=load.busy_share,
         submit_ms={
@@ -202,13 +164,19 @@ def bench_pipeline(
             "p99": 1000 * float(np.percentile(load.submit_s, 99)),
             "max": 1000 * max(load.submit_s),
         },
-        rss_bytes=load.rss_bytes,
-        problems=problems,
-        submitted=load.submitted,
+        rss_bytes=_memory(load.rss_bytes),
+        frames={
+            "submitted": load.submitted,
+            "processed": stats.total("frames_processed"),
+            "dropped": stats.dropped("frames_dropped"),
+        },
+        crops={name: stats.total(name) for name in ("detections", "accepted", "committed")}
+        | {"dropped": stats.dropped("crops_dropped")},
         acknowledged=len(acknowledged),
         rows=len(stored),
         drain_s=stats.seconds - (ended - load.started),
-        stats=stats,
+        latency_s={"p50": stats.latency.p50_s, "p99": stats.latency.p99_s},
+        problems=problems,
     )
 
 
@@ -255,7 +223,7 @@ class _Load:
             if now < _WARM_SHARE * self._wanted_s:
                 continue
             warm = warm or (now, busy_s)
-            if (rss := _rss_bytes()) is not None:
+            if (rss := resident_bytes("VmRSS")) is not None:
                 self.rss_bytes.append(rss)
             progress(min(now, self._wanted_s))
         for thread in threads:
@@ -329,19 +297,15 @@ def _broken_promises(stats: PipelineStats, submitted: int, people: int) -> list[
     return problems
 
 
-def _rss_bytes() -> int | None:
-    if not _STATM.is_file():
+def _memory(samples: list[int]) -> ResidentMemory | None:
+    if not samples:
         return None
-    import resource
-
-    return int(_STATM.read_text("ascii").split()[1]) * resource.getpagesize()
-
-
-def raise_problems(found: PipelineBench) -> None:
-    """Raise what must never happen, after it was printed.
-
-    Raises:
-        IntegrityError: A promise was broken.
-    """
-    if found.problems:
-        raise IntegrityError(f"the pipeline broke its promises: {'; '.join(found.problems)}")
+    fifth = len(samples) // 5
+    first, last = samples[:fifth], samples[-fifth:]
+    return ResidentMemory(
+        first=samples[0],
+        last=samples[-1],
+        min=min(samples),
+        max=max(samples),
+        growth=int(np.median(last) - np.median(first)) if fifth else None,
+    )

@@ -1,7 +1,7 @@
 """The benchmark of a bundle: every variant on every backend of a device, in turns."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.backends import auto_order
-from upperson_rt.bench.startup import Contender, Startup, measure_startup
+from upperson_rt.bench.startup import Startup, measure_startup
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import BackendError, IntegrityError, UsageError, install_command
 from upperson_rt.manifest import Manifest
@@ -83,17 +83,7 @@ class BundleBench:
         """Return plain values; ``speedup`` is relative to ``baseline``."""
         return {
             "baseline": self.baseline,
-            "contenders": {
-                name: {
-                    "version": startup.version,
-                    "device": startup.device,
-                    "float_type": startup.float_type,
-                    "start_s": startup.start_s,
-                    "peak_rss_bytes": startup.peak_rss_bytes,
-                    "canary_min_cosine": startup.canary_min_cosine,
-                }
-                for name, startup in self.startups.items()
-            },
+            "contenders": {name: asdict(startup) for name, startup in self.startups.items()},
             "refused": self.refused,
             "cases": [
                 {
@@ -124,15 +114,8 @@ def bench_bundle(
 ) -> BundleBench:
     """Start every contender in a process of its own, then time those that work in turns.
 
-    Args:
-        path: The bundle.
-        variants: Those to run; empty for all.
-        backends: Those to run; empty for all that are installed and know the device.
-        device: See `open_backend`.
-        threads: CPU threads; None lets every library choose.
-        batch_sizes: Pictures or captions at a time.
-        seconds: Timed seconds of a contender and case; at least three runs are timed anyway.
-        progress: Told what is being done, how many are done and how many there are.
+    Without variants or backends all of them run that the bundle has and that are installed; each
+    gets ``seconds`` a case and at least ``LEAST_RUNS`` runs.
 
     Raises:
         UsageError: There is no such variant or backend, or a number is out of range.
@@ -145,13 +128,13 @@ def bench_bundle(
             f"{', '.join(map(str, batch_sizes)) or 'no size'} and {seconds} seconds"
         )
     manifest = read_manifest(path)
-    contenders = _contenders(path, manifest, variants, backends, device, threads)
+    contenders = _contenders(path, manifest, variants, backends, device)
     found = BundleBench()
     failure: BackendError | IntegrityError | None = None
-    for done, (name, contender) in enumerate(contenders.items()):
+    for done, (name, (variant, backend)) in enumerate(contenders.items()):
         progress(f"starting {name}", done, len(contenders))
         try:
-            found.startups[name] = measure_startup(contender)
+            found.startups[name] = measure_startup(path, variant, backend, device, threads)
         except (BackendError, IntegrityError) as error:
             found.refused[name] = str(error)
             failure = failure or type(error)(f"nothing to measure: {name}: {error}")
@@ -164,20 +147,17 @@ def bench_bundle(
     for tower in towers:
         loaded = {
             name: Bundle.open(
-                path, contender.variant, contender.backend, device, verify=False, threads=threads
+                path, variant, backend, device, verify=False, threads=threads
             ).backend(tower)
-            for name, contender in contenders.items()
-            if name in found.startups  # Checked there.
+            for name, (variant, backend) in contenders.items()
+            if name in found.startups  # Verified there.
         }
         for kind, what, batch in inputs:
             if kind != tower:
                 continue
             progress(f"timing {what}, batch {len(batch)}", done, len(inputs))
             timings = time_in_turns(
-                {
-                    name: partial(run_tower, backend, kind, batch)
-                    for name, backend in loaded.items()
-                },
+                {name: partial(run_tower, to, kind, batch) for name, to in loaded.items()},
                 warmup=WARMUP,
                 rounds=LEAST_RUNS,
                 seconds=seconds * len(loaded),
@@ -194,9 +174,8 @@ def _contenders(
     variants: Sequence[str],
     backends: Sequence[str],
     device: str,
-    threads: int | None,
-) -> dict[str, Contender]:
-    """Return contenders by name: the bundle's first variant (fp32) on each backend, and so on."""
+) -> dict[str, tuple[str, str]]:
+    """Return variant and backend by name: the bundle's first (fp32) on each backend, and so on."""
     for variant in variants:
         if variant not in manifest.variants:
             raise UsageError(
@@ -212,9 +191,7 @@ def _contenders(
             f" {install_command('cpu')}"
         )
     return {
-        f"{variant} on {backend}": Contender(
-            bundle=str(path), variant=variant, backend=backend, device=device, threads=threads
-        )
+        f"{variant} on {backend}": (variant, backend)
         for variant in (variants or manifest.variants)
         for backend in names
     }

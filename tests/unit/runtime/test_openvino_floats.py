@@ -73,10 +73,18 @@ def test_beside_int8_floats_are_bf16_where_the_cpu_has_it(int8_graph, monkeypatc
     assert error <= 2**-7 * np.abs(expected).max()
 
 
-def test_a_float_type_that_is_named_is_used_or_refused(float_graph, int8_graph):
-    assert OpenVinoBackend(int8_graph, threads=1, float_type="f32").float_type == "f32"
-    if CPU_HAS_BF16:
-        assert OpenVinoBackend(float_graph, threads=1, float_type="bf16").float_type == "bf16"
+def test_floats_other_than_asked_for_are_refused(float_graph, int8_graph, monkeypatch):
+    if CPU_HAS_BF16:  # Which OpenVINO then chooses by itself.
+        compile_model = openvino.Core.compile_model
+
+        def unasked(core, model, device, config):
+            del config["INFERENCE_PRECISION_HINT"]
+            return compile_model(core, model, device, config)
+
+        monkeypatch.setattr(openvino.Core, "compile_model", unasked)
+        with pytest.raises(BackendError, match="computes in bf16, not in the f32 asked for"):
+            OpenVinoBackend(float_graph, threads=1)
     else:
-        with pytest.raises(BackendError, match="not in the bf16 asked for"):
-            OpenVinoBackend(float_graph, threads=1, float_type="bf16")
+        monkeypatch.setattr("upperson_rt.backends.openvino._has_bf16", lambda core, device: True)
+        with pytest.raises(BackendError, match="computes in f32, not in the bf16 asked for"):
+            OpenVinoBackend(int8_graph, threads=1)

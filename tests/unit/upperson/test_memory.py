@@ -9,8 +9,8 @@ from open_clip.model import CLIP
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from benchmarks import literal
 from tests.helpers.toy_clip import TOY, normalised, toy_ids, toy_model, toy_pixels
-from upperson.bench import literal
 from upperson.model.block import UPPersonConfig
 from upperson.model.encoder import UPPerson
 from upperson.model.mlp import frozen_mlp

@@ -1,15 +1,11 @@
-"""Synthetic pictures for the benchmark of a gallery: clustered as crops of people are."""
-
-from collections.abc import Iterator
+"""Synthetic vectors of pictures, clustered as those of crops of people are."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.gallery import Item
 
-__all__ = ["CAMERAS", "SyntheticPeople"]
-
-CAMERAS = 100
+_CAMERAS = 100
 _CROPS = 20  # Of a person, one after another.
 _KINDS = 64  # Of people; those of a kind look alike.
 _QUERY_COSINE = 0.54  # Of a sentence and the best picture.
@@ -22,13 +18,7 @@ class SyntheticPeople:
     """
 
     def __init__(self, rows: int, dim: int, seed: int = 0) -> None:
-        """Draw the centres.
-
-        Args:
-            rows: N, pictures in all.
-            dim: D.
-            seed: Of all random numbers.
-        """
+        """Draw the centres of ``rows`` pictures, of vectors of ``dim`` values."""
         rng = np.random.default_rng(seed)
         people = -(-rows // _CROPS)
         kinds = _unit(rng.standard_normal((_KINDS, dim), np.float32))
@@ -49,8 +39,8 @@ class SyntheticPeople:
         return [
             Item(
                 key=f"{row:09d}",
-                source=f"rtsp://camera-{row % CAMERAS}#{row}",
-                camera=f"camera-{row % CAMERAS}",
+                source=f"rtsp://camera-{row % _CAMERAS}#{row}",
+                camera=f"camera-{row % _CAMERAS}",
                 time=1_700_000_000.0 + row,
                 track=f"{row // _CROPS:08d}",
                 box=(10, 20, 74, 212),
@@ -58,12 +48,6 @@ class SyntheticPeople:
             )
             for row in range(start, stop)
         ]
-
-    def batches(self, size: int) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
-        """Yield all rows, ``size`` at a time."""
-        for start in range(0, self.rows, size):
-            stop = min(start + size, self.rows)
-            yield self.items(start, stop), self.vectors(start, stop)
 
     def queries(self, count: int) -> NDArray[np.float32]:
         """Return (count, D) queries as far from the best picture as sentences are."""

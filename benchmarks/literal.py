@@ -19,6 +19,8 @@ heads are views; scale and mask are part of the product of queries and keys.
 Shapes: N batch, L tokens, D width, H heads, d head width, P prefix length, R rank, E embedding.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,6 +54,21 @@ def encode_text(model: UPPerson, ids_NL: Tensor) -> Tensor:
     x_NLD = _blocks(tower.blocks, x_NLD, causal=True)
     features_NLE = tower.ln_final(x_NLD) @ tower.text_projection
     return F.normalize(features_NLE[torch.arange(len(ids_NL)), ids_NL.argmax(dim=-1)], dim=-1)
+
+
+def sdm_loss(image_NE: Tensor, text_NE: Tensor, pids: Sequence[int]) -> float:
+    """Compute SDM entry by entry from unit-norm embeddings, temperature 0.02, eps 1e-8."""
+    total = 0.0
+    for queries, gallery in ((text_NE, image_NE), (image_NE, text_NE)):
+        for i, query in enumerate(queries):
+            logits = torch.stack([query @ item for item in gallery]) / 0.02
+            p = torch.exp(logits - torch.logsumexp(logits, 0))
+            same = [float(pids[i] == pid) for pid in pids]
+            target = [value / sum(same) for value in same]
+            for p_ij, q_ij in zip(p.tolist(), target, strict=True):
+                if p_ij > 0:
+                    total += p_ij * (math.log(p_ij) - math.log(q_ij + 1e-8)) / len(pids)
+    return total
 
 
 def _blocks(blocks: nn.ModuleList, x_NLD: Tensor, causal: bool) -> Tensor:

@@ -1,6 +1,7 @@
 """Graphs of a random model for the benchmark of towers, made as an export makes them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from upperson.bench.towers import TowerGraphs
 from upperson.model.encoder import UPPerson
 from upperson_calibration.estimators import estimate
 from upperson_calibration.observe import observe
@@ -18,6 +18,15 @@ from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.graphs import build_variant, export_onnx
 from upperson_export.parity import require_parity
 from upperson_rt.towers import Tower
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerGraphs:
+    """One tower in the forms that run on a CPU."""
+
+    folded: nn.Module
+    fp32: Path
+    int8: Path
 
 
 def write_graphs(

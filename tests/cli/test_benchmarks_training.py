@@ -1,4 +1,4 @@
-"""``upperson bench train`` on the small base, two steps."""
+"""``python -m benchmarks.training`` on the small base, two steps."""
 
 import json
 import sys
@@ -7,24 +7,23 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import upperson.cli
-from upperson.bench import train as bench
-from upperson.bench.memory import peak_extra_bytes
-from upperson.bench.training_step import (
+from benchmarks import training
+from benchmarks.random_model import ModelSpec
+from benchmarks.training_step import (
     CONTENDERS,
     LITERAL,
     OURS,
     OURS_CHECKPOINTED,
-    StepSpec,
+    peak_extra_bytes,
 )
-from upperson_rt.errors import InputError
+from upperson_rt.errors import InputError, UsageError
 
-SMALL = ("bench", "train", "--base", "upperson-small", "--height", "192", "--width", "64")
+SMALL = ("--base", "upperson-small", "--height", "192", "--width", "64")
 QUICK = (*SMALL, "--steps", "2", "--threads", "1")
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(upperson.cli.app, arguments)
+    return CliRunner().invoke(training.app, arguments)
 
 
 @pytest.mark.timeout(180)
@@ -34,12 +33,13 @@ def test_json_says_what_ran_on_what_and_that_losses_are_equal() -> None:
     found = json.loads(result.stdout)
     assert found["step"]["base"] == "upperson-small"
     assert found["step"]["steps"] == 2
-    assert found["machine"]["threads"] == 1
-    assert {"cpu", "torch", "instruction_sets"} <= found["machine"].keys()
+    assert found["threads"] == 1
+    assert {"cpu", "packages", "instruction_sets"} <= found["machine"].keys()
+    assert found["machine"]["packages"].keys() == {"torch", "open_clip_torch"}
     assert tuple(found["contenders"]) == CONTENDERS
     for name, measured in found["contenders"].items():
         assert len(measured["seconds"]) == 2, name
-        assert 0 < measured["p10_s"] <= measured["median_s"] <= measured["p90_s"], name
+        assert 0 < measured["p50_ms"] <= measured["p90_ms"] <= measured["p99_ms"], name
         assert len(set(measured["losses"])) == 3, f"{name}: warm-up and timed steps train"
     for name in (OURS, OURS_CHECKPOINTED):
         assert found["contenders"][name]["loss_difference"] <= 1e-4
@@ -52,7 +52,7 @@ def test_json_says_what_ran_on_what_and_that_losses_are_equal() -> None:
 @pytest.fixture
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the processes that measure memory, as on systems that cannot."""
-    monkeypatch.setattr(bench, "peak_extra_bytes", lambda *_: None)
+    monkeypatch.setattr(training, "peak_extra_bytes", lambda *_: None)
 
 
 @pytest.mark.usefixtures("no_memory")
@@ -67,7 +67,7 @@ def test_people_get_a_table_and_the_last_line_is_json() -> None:
 
 @pytest.mark.usefixtures("no_memory")
 def test_unequal_losses_are_a_failed_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "LOSS_TOLERANCE", -1.0)
+    monkeypatch.setattr(training, "LOSS_TOLERANCE", -1.0)
     result = run(*QUICK)
     assert result.exit_code == 6
     assert "does not train as 'literal fp32'" in result.stderr
@@ -77,7 +77,7 @@ def test_unequal_losses_are_a_failed_benchmark(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("bench", "train", "--base", "nothing"), "base 'nothing' is unknown"),
+        (("--base", "nothing"), "base 'nothing' is unknown"),
         ((*SMALL, "--height", "100"), "image size 100x64"),
     ],
 )
@@ -90,6 +90,11 @@ def test_what_cannot_be_built_is_a_usage_error(arguments: tuple[str, ...], messa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
-def test_a_memory_process_that_fails_is_an_error_in_one_line() -> None:
-    with pytest.raises(InputError, match=r"memory of 'literal fp32' .* base 'nothing' is unknown"):
-        peak_extra_bytes(StepSpec(base="nothing"), LITERAL, 1)
+def test_a_memory_process_that_fails_is_an_error_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(UsageError, match="base 'nothing' is unknown"):
+        peak_extra_bytes(ModelSpec(base="nothing"), LITERAL, 1)
+    monkeypatch.setattr("sys.executable", "/bin/false")  # As if it were killed for want of memory.
+    with pytest.raises(InputError, match=r"memory of 'literal fp32' .* ended with code 1.* lower"):
+        peak_extra_bytes(ModelSpec(), LITERAL, 1)

@@ -1,0 +1,56 @@
+"""Run one benchmark, or all of them one after the other: ``python -m benchmarks [NAME [OPTIONS]]``.
+
+Without options they run at the sizes that docs/benchmarks.md shows.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+DOCUMENTED = (
+    "training --threads 1",
+    "towers --threads 1 --rounds 9",
+    "gallery --rows 100000 --threads 1",
+    "gallery --rows 999000 --threads 1",
+    "gallery --rows 1000000 --threads 1",
+    "startup -b demo/bundle -g demo/gallery --rounds 10",
+)
+"""Name and options of every run whose numbers are in docs/benchmarks.md."""
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""numpy's threads have no option: they follow this variable, set before numpy is imported."""
+
+
+def commands(arguments: list[str]) -> list[list[str]]:
+    """Return the names and options to run for the arguments of the process.
+
+    Raises:
+        SystemExit: There is no such benchmark.
+    """
+    documented = [line.split() for line in DOCUMENTED]
+    if not arguments:
+        return documented
+    name, *options = arguments
+    names = list(dict.fromkeys(known for known, *_ in documented))
+    if name not in names:
+        sys.exit(f"error: no benchmark '{name}': expected one of {', '.join(names)}")
+    return [arguments] if options else [line for line in documented if line[0] == name]
+
+
+def main() -> None:
+    """Run the benchmarks; the exit code is that of the first one that failed."""
+    wanted, failed = commands(sys.argv[1:]), 0
+    if any("demo/bundle" in line for line in wanted) and not Path("demo/bundle").is_dir():
+        sys.exit("error: the benchmark of starting needs demo/bundle: run  make demo  first")
+    for name, *options in wanted:
+        command = ["-m", f"benchmarks.{name}", *options]
+        sys.stderr.write(f"python {shlex.join(command)}\n")
+        done = subprocess.run([sys.executable, *command], env=_ONE_THREAD | os.environ)
+        failed = failed or done.returncode
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Fresh Python processes: what one does to itself stays there, and what it costs can be timed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from upperson_rt.errors import (
+    BackendError,
+    InputError,
+    IntegrityError,
+    UppersonError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from upperson_rt.timing import Timing
+
+__all__ = ["call_in_fresh_process", "resident_bytes", "run_python", "time_processes"]
+
+_STATUS = Path("/proc/self/status")
+_ERRORS: dict[int, type[UppersonError]] = {
+    error.exit_code: error for error in (UsageError, InputError, BackendError, IntegrityError)
+}
+
+
+def call_in_fresh_process(
+    function: Callable[..., Any], *arguments: object, environment: Mapping[str, str] | None = None
+) -> Any:
+    """Call a module's function in a process of its own, and return what it returns.
+
+    Arguments and result are what JSON can say. The process imports that module and little else,
+    so its memory is that of the function.
+
+    Raises:
+        UppersonError: The one that the function raised.
+        BackendError: The process ended with an error.
+    """
+    task = json.dumps([function.__module__, function.__qualname__, arguments])
+    found = json.loads(run_python("-m", __name__, task, environment=environment))
+    if "error" in found:
+        raise _ERRORS.get(found["exit_code"], BackendError)(found["error"])
+    return found["result"]
+
+
+def run_python(
+    *arguments: str,
+    called: str = "its process",
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Run Python with what this process can import, and return what it prints.
+
+    Queries of that process are not logged: nobody asked them.
+
+    Args:
+        arguments: Of Python.
+        called: What the process is called in an error.
+        environment: Variables beside those of this process.
+
+    Raises:
+        BackendError: The process ended with an error.
+    """
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    variables.pop("UPPERSON_QUERY_LOG", None)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=variables | dict(environment or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise BackendError(f"{called} ended with code {done.returncode}: {last}")
+    return done.stdout
+
+
+def time_processes(
+    commands: Mapping[str, Sequence[str]],
+    *,
+    rounds: int,
+    progress: Callable[[str, int, int], None],
+) -> "dict[str, Timing]":
+    """Time fresh processes from start to end, in turns, after one of each that is not timed.
+
+    From the second one on files are in the system's cache: what a disk takes is not measured.
+
+    Args:
+        commands: Arguments of Python, by the name of the contender.
+        rounds: Timed processes of each.
+        progress: Told what is being done, how much of it is done and how much there is.
+
+    Raises:
+        BackendError: A process ended with an error.
+    """
+    from upperson_rt.timing import time_in_turns
+
+    return time_in_turns(
+        {
+            name: partial(run_python, *arguments, called="a process")
+            for name, arguments in commands.items()
+        },
+        warmup=1,
+        rounds=rounds,
+        cpu_clock=_children_cpu_s if os.name == "posix" else None,
+        progress=lambda done: progress("processes, in turns", done, rounds + 1),
+    )
+
+
+def resident_bytes(field: Literal["VmRSS", "VmHWM"]) -> int | None:
+    """Return the memory this process has resident now, or had at its peak (VmHWM).
+
+    None where the system does not tell; Linux does.
+    """
+    # Not getrusage: on Linux its maximum survives exec, and would be the parent's.
+    if _STATUS.is_file():
+        for line in _STATUS.read_text("ascii", errors="replace").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _children_cpu_s() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _answer(task: str) -> None:
+    """Do in this process what `call_in_fresh_process` asks for."""
+    module, name, arguments = json.loads(task)
+    try:
+        answer = {"result": getattr(import_module(module), name)(*arguments)}
+    except UppersonError as error:
+        answer = {"error": " ".join(str(error).split()), "exit_code": error.exit_code}
+    sys.stdout.write(f"{json.dumps(answer)}\n")
+
+
+if __name__ == "__main__":
+    _answer(sys.argv[1])

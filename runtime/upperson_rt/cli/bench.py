@@ -1,0 +1,420 @@
+"""`upperson-rt bench ...`: options, and tables of what was measured."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from upperson_rt.cli.app import Command, new_app
+from upperson_rt.cli.opening import open_retriever
+from upperson_rt.cli.options import (
+    BackendOption,
+    BundleOption,
+    Debug,
+    DeviceOption,
+    GalleryOption,
+    Json,
+    Threads,
+    VariantOption,
+    default_bundle,
+    default_gallery,
+    read_batch_sizes,
+)
+from upperson_rt.cli.output import (
+    backend_line,
+    new_table,
+    print_json,
+    print_note,
+    print_table,
+    print_warning,
+)
+from upperson_rt.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from upperson_rt.bench.pipeline import PipelineBench
+    from upperson_rt.towers import Backend
+
+__all__ = ["app", "print_result", "show_progress"]
+
+app = new_app("Time what this machine runs, contenders in turns.")
+
+
+@app.callback()
+def _group() -> None:
+    """Time what this machine runs, contenders in turns."""
+
+
+def print_result(
+    result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]
+) -> None:
+    """Print a benchmark's result: for machines, or with ``show`` and then as one line of JSON."""
+    if as_json:
+        print_json(result)
+    else:
+        show(result)
+        typer.echo(json.dumps(result, separators=(",", ":")))
+
+
+@contextmanager
+def show_progress() -> Iterator[Callable[[str, float, float], None]]:
+    """Give a function that shows what is being done, how far it is, and of how much.
+
+    On a terminal one line is redrawn; elsewhere a line is printed when the work changes or ends.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    last = ""
+
+    def update(work: str, done: float, total: float) -> None:
+        nonlocal last
+        line = f"{work}: {done:.0f}/{total:.0f}"
+        if console.is_terminal:
+            status.update(Text(line))
+        elif work != last or done >= total:
+            print_note(line)
+        last = work
+
+    with console.status("starting") as status:
+        if not console.is_terminal:
+            status.stop()
+        yield update
+
+
+@app.command(cls=Command)
+def towers(
+    bundle: BundleOption = default_bundle,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", help="Variant to run; may be given again.", show_default="all"),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backend",
+            help="onnxruntime, openvino or tensorrt; may be given again.",
+            show_default="all that are installed",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, cuda, cuda:N, gpu or npu. Never replaced.")
+    ] = "cpu",
+    batch: Annotated[
+        str, typer.Option("--batch", help="Batch sizes, with commas between them.")
+    ] = "1,8,32",
+    threads: Threads = None,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            "--seconds",
+            min=0.0,
+            help="Timed seconds of each variant, backend and batch; at least 3 runs.",
+        ),
+    ] = 2.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time every variant of a bundle on every backend, in turns.
+
+    Start-up and memory are those of a fresh process that checks the bundle and loads both towers.
+    What fails a check is listed and not timed. Captions have 20 to 30 tokens; padded ones fill the
+    model's context. CPU time counts all threads of this process and nothing else.
+
+    Example: `upperson-rt bench towers -b bundle --threads 1 --batch 1,8`
+    """
+    from upperson_rt.bench.towers import LEAST_RUNS, WARMUP, bench_bundle
+    from upperson_rt.machine import describe_machine
+
+    with show_progress() as progress:
+        found = bench_bundle(
+            bundle,
+            variants=variant or (),
+            backends=backend or (),
+            device=device,
+            threads=threads,
+            batch_sizes=read_batch_sizes(batch),
+            seconds=seconds,
+            progress=progress,
+        )
+    for name, reason in found.refused.items():
+        print_warning(f"{name} is not measured: {reason}")
+    result = {
+        "benchmark": "bundle",
+        "bundle": str(bundle),
+        "machine": describe_machine(),
+        "threads": threads,
+        "warmup": WARMUP,
+        "least_runs": LEAST_RUNS,
+        "seconds": seconds,
+        **found.as_dict(),
+    }
+    print_result(result, as_json, _show_towers)
+
+
+def _show_towers(result: dict[str, Any]) -> None:
+    from upperson_rt.machine import machine_lines
+
+    typer.echo(machine_lines(result["machine"], result["threads"]))
+    typer.echo(
+        f"{result['warmup']} warm-up run, then in turns for {result['seconds']:g} s each and at "
+        f"least {result['least_runs']} runs; speed is relative to {result['baseline']}"
+    )
+    right = ("start s", "peak MB", "canaries")
+    table = new_table("contender", "library", "device", "floats", *right, right=right)
+    for name, contender in result["contenders"].items():
+        peak = contender["peak_rss_bytes"]
+        table.add_row(
+            name,
+            contender["version"],
+            contender["device"],
+            contender["float_type"] or "",
+            f"{contender['start_s']:.2f}",
+            "not measured" if peak is None else f"{peak / 1e6:.0f}",
+            f"{contender['canary_min_cosine']:.6f}",
+        )
+    print_table(table)
+    typer.echo("")
+    columns = ("p50 ms", "p90 ms", "p99 ms", "items/s", "CPU ms", "speed")
+    table = new_table("input", "shape", "contender", *columns, right=columns)
+    for case in result["cases"]:
+        for name, timing in case["timings"].items():
+            table.add_row(
+                case["inputs"],
+                "x".join(map(str, case["shape"])),
+                name,
+                f"{timing['p50_ms']:.2f}",
+                f"{timing['p90_ms']:.2f}",
+                f"{timing['p99_ms']:.2f}",
+                f"{timing['items_per_s']:.1f}",
+                f"{timing['cpu_ms']:.2f}",
+                f"{timing['speedup']:.2f}x",
+            )
+    print_table(table)
+
+
+@app.command(cls=Command)
+def query(
+    sentence: Annotated[
+        str, typer.Argument(metavar="SENTENCE", help="What to ask for.")
+    ] = "woman in red coat",
+    bundle: BundleOption = default_bundle,
+    gallery: GalleryOption = default_gallery,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Timed processes of each kind, in turns.")
+    ] = 10,
+    variant: VariantOption = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time a query in a fresh process against the import of the library that runs the model.
+
+    The processes run in turns, after one of each that is not timed; files are in the system's
+    cache by then. A query in a running process is timed 50 times.
+
+    Example: `upperson-rt bench query -b bundle -g gallery --rounds 20`
+    """
+    from upperson_rt.bench.query import bench_query
+    from upperson_rt.machine import describe_machine
+
+    opening = open_retriever(
+        bundle,
+        gallery,
+        "text",
+        None,
+        variant=variant,
+        backend=backend,
+        device=device,
+        threads=threads,
+    )
+    with opening as (opened, used, retriever), show_progress() as progress:
+        options = ["-b", str(bundle), "-g", gallery, "--device", device, "--backend", used.name]
+        options += ["--variant", opened.variant]
+        options += [] if threads is None else ["--threads", str(threads)]
+        timings = bench_query(
+            retriever, sentence, options, used.name, rounds=rounds, progress=progress
+        )
+        items = retriever.gallery.count()
+    cold, imports = timings["query"], timings["import"]
+    result = {
+        "benchmark": "query",
+        "bundle": str(bundle),
+        "gallery": gallery,
+        "items": items,
+        **_running(opened.variant, used),
+        "threads": threads,
+        "machine": describe_machine(),
+        "timings": {name: timing.as_dict() for name, timing in timings.items()},
+        "beyond_import_s": cold.median_s - imports.median_s,
+        "beyond_import_cpu_s": cold.median_cpu_s - imports.median_cpu_s
+        if cold.cpu_seconds
+        else None,
+    }
+    print_result(result, as_json, _show_query)
+
+
+def _running(variant: str, backend: "Backend") -> dict[str, str]:
+    """Return what really runs, as part of a result."""
+    return {
+        "variant": variant,
+        "backend": backend.name,
+        "version": backend.version,
+        "device": backend.device,
+    }
+
+
+def _running_line(result: dict[str, Any]) -> str:
+    return "{variant} on {backend} {version}, {device}".format(**result)
+
+
+def _show_query(result: dict[str, Any]) -> None:
+    from upperson_rt.machine import machine_lines
+
+    typer.echo(machine_lines(result["machine"], result["threads"]))
+    typer.echo(f"{_running_line(result)}; {result['items']} pictures")
+    columns = ("runs", "p50 ms", "p90 ms", "p99 ms", "CPU ms")
+    table = new_table("what", *columns, right=columns)
+    for name, what in {
+        "python": "a process that does nothing",
+        "import": f"a process that imports {result['backend']}",
+        "query": "upperson-rt query, from start to end",
+        "running": "a query in a running process",
+    }.items():
+        timing = result["timings"][name]
+        milliseconds = (timing[key] for key in ("p50_ms", "p90_ms", "p99_ms", "cpu_ms"))
+        table.add_row(
+            what,
+            str(timing["runs"]),
+            *("not measured" if value is None else f"{value:.1f}" for value in milliseconds),
+        )
+    print_table(table)
+    cpu_s = result["beyond_import_cpu_s"]
+    cpu = "" if cpu_s is None else f" ({cpu_s:.2f} s of processor time)"
+    typer.echo(f"beyond the import: {result['beyond_import_s']:.2f} s{cpu}")
+
+
+@app.command(cls=Command)
+def pipeline(
+    bundle: BundleOption = default_bundle,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1.0, help="How long frames are submitted.")
+    ] = 120.0,
+    overload: Annotated[
+        float,
+        typer.Option("--overload", min=0.1, help="People offered, in multiples of the encoder's."),
+    ] = 3.0,
+    cameras: Annotated[
+        int, typer.Option("--cameras", min=1, help="Threads that submit, one a camera.")
+    ] = 2,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Pictures run and committed at a time.")
+    ] = 16,
+    drop: Annotated[
+        str, typer.Option("--drop", help="What gives way: oldest or newest.")
+    ] = "oldest",
+    vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False,
+    variant: VariantOption = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Overload a camera pipeline, and see what gives way.
+
+    Frames come with known boxes, so neither video nor detector counts. The encoder is measured
+    alone first. Exit code 6 if a frame or crop has no count, or an acknowledged row is gone; memory
+    and speed are only reported. The gallery is a temporary one.
+
+    Example: `upperson-rt bench pipeline -b bundle --seconds 30`
+    """
+    from upperson_rt.bench.pipeline import bench_pipeline
+    from upperson_rt.bundle import Bundle
+    from upperson_rt.camera.queues import check_policy
+    from upperson_rt.machine import describe_machine
+
+    policy = check_policy(drop)
+    opened = Bundle.open(bundle, variant, backend, device, threads=threads)
+    used = opened.backend("image")
+    print_note(backend_line(used.name, used.version, used.device, backend))
+    with (
+        tempfile.TemporaryDirectory(prefix="upperson-bench-") as folder,
+        show_progress() as progress,
+    ):
+        found = bench_pipeline(
+            opened.encoder(),
+            Path(folder),
+            seconds=seconds,
+            overload=overload,
+            cameras=cameras,
+            batch_size=batch_size,
+            drop=policy,
+            save_crops=not vectors_only,
+            progress=progress,
+        )
+    result = {
+        "benchmark": "pipeline",
+        "bundle": str(bundle),
+        **_running(opened.variant, used),
+        "threads": threads,
+        "machine": describe_machine(),
+        "batch_size": batch_size,
+        "drop": drop,
+        "pictures_saved": not vectors_only,
+        **asdict(found),
+    }
+    print_result(result, as_json, lambda result: _show_pipeline(result, found))
+    if found.problems:
+        raise IntegrityError(f"the pipeline broke its promises: {'; '.join(found.problems)}")
+
+
+def _show_pipeline(result: dict[str, Any], found: "PipelineBench") -> None:
+    from upperson_rt.machine import machine_lines
+
+    typer.echo(machine_lines(result["machine"], result["threads"]))
+    height, width = found.frame
+    typer.echo(
+        f"{_running_line(result)}; {found.cameras} cameras, {width} x {height}, "
+        f"{found.people_per_frame} people a frame, batch {result['batch_size']}, drop "
+        f"{result['drop']}, {found.seconds:.1f} s; memory and the encoder's work count after "
+        f"{found.warm_share:.0%} of the time"
+    )
+    memory, submit = "not measured", found.submit_ms
+    if found.rss_bytes is not None:
+        rss = found.rss_bytes
+        memory = f"{rss.min / 1e6:.0f} to {rss.max / 1e6:.0f} MB"
+        if rss.growth is not None:
+            memory += f", {rss.growth / 1e6:+.1f} MB from first to last fifth"
+    table = new_table("measured", "value")
+    for name, value in {
+        "encoder alone": f"{found.capacity_per_s:.1f} people/s",
+        "offered": f"{found.offered_per_s:.1f} people/s, "
+        f"{found.offered_to_capacity:.2f} times that",
+        "committed": f"{found.committed_per_s:.1f} people/s",
+        "encoder busy": f"{found.encoder_busy_share:.1%}",
+        "memory": memory,
+        "submit": f"p50 {submit['p50']:.2f} ms, p99 {submit['p99']:.2f} ms, max "
+        f"{submit['max']:.1f} ms",
+        "frames": f"{found.frames['submitted']} = {found.frames['processed']} processed + "
+        f"{_dropped(found.frames['dropped'])}",
+        "people": f"{found.crops['detections']} = {found.crops['committed']} committed + "
+        f"{_dropped(found.crops['dropped'])}",
+        "acknowledged": f"{found.acknowledged}, found again: {found.rows}",
+        "finishing": f"{found.drain_s:.1f} s after the last frame",
+        "promises": "; ".join(found.problems) or "all kept",
+    }.items():
+        table.add_row(name, value)
+    print_table(table)
+
+
+def _dropped(counts: dict[str, int]) -> str:
+    reasons = ", ".join(f"{number} {name}" for name, number in counts.items())
+    return f"{sum(counts.values())} dropped ({reasons or 'none'})"

@@ -1,0 +1,135 @@
+"""``python -m benchmarks.towers`` on the small base, one round."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import gemm, towers
+from benchmarks.towers import LITERAL, ORT_FP32, ORT_INT8, PADDED
+from upperson_rt.errors import IntegrityError
+from upperson_rt.timing import Timing
+
+SMALL = ("--base", "upperson-small", "--height", "96", "--width", "32")
+QUICK = (*SMALL, "--batch-size", "3", "--rounds", "1", "--warmup", "0", "--threads", "1")
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(towers.app, arguments)
+
+
+@pytest.fixture(scope="module")
+def printed() -> Any:
+    return run(*QUICK)
+
+
+@pytest.mark.timeout(180)
+def test_people_get_tables_and_the_last_line_is_json(printed: Any) -> None:
+    assert printed.exit_code == 0, printed.stderr
+    lines = printed.stdout.splitlines()
+    found = json.loads(lines[-1])
+    assert any(line.startswith(LITERAL) and "1.00x" in line for line in lines)
+    has_amx = (found["machine"]["instruction_sets"] or {}).get("amx_bf16", False)
+    assert ("no AMX here" in printed.stdout) != has_amx
+    assert (found["spec"]["batch_size"], found["spec"]["threads"]) == (3, 1)
+    assert {"onnxruntime", "openvino", "torch"} <= found["machine"]["packages"].keys()
+    assert "load_average" in found["machine"]
+
+
+@pytest.mark.timeout(180)
+def test_every_contender_agrees_and_is_measured(printed: Any) -> None:
+    found = json.loads(printed.stdout.splitlines()[-1])
+    image, text = (found["towers"][kind]["contenders"] for kind in ("image", "text"))
+    assert {LITERAL, ORT_FP32, ORT_INT8} <= image.keys()
+    assert not any(name.endswith(PADDED) for name in image)
+    assert set(text) == set(image) | {name + PADDED for name in image if name != LITERAL}
+    for rows in (image, text):
+        assert rows[LITERAL]["speedup"] == 1
+        for name, row in rows.items():
+            assert row["runs"] == len(row["seconds"]) == len(row["cpu_seconds"]) == 1
+            low = "int8" in name or "bf16" in name
+            assert row["min_cosine"] >= (0.99 if low else 0.9999), name
+            assert row["gemm_share"] > 0
+            assert row["own_share"] > 0
+        # int8 that equals float32 to the last bits would not have been quantized.
+        assert rows[ORT_INT8]["min_cosine"] < rows[ORT_FP32]["min_cosine"]
+    assert text[ORT_FP32]["gflop_per_item"] < text[ORT_FP32 + PADDED]["gflop_per_item"]
+    assert text[LITERAL]["gflop_per_item"] == text[ORT_FP32 + PADDED]["gflop_per_item"]
+    assert text[ORT_FP32]["padded_ratio"] > 0
+    assert "padded_ratio" not in text[LITERAL]
+    assert found["summary"]["image_int8"] in image
+    assert found["summary"]["image_int8_over_literal"] > 0
+    for peak in found["towers"]["image"]["peaks"].values():
+        assert peak["flops"] > 0
+        assert peak["cpu_flops"] > 0
+
+
+def test_a_contender_that_embeds_something_else_ends_the_benchmark() -> None:
+    expected = np.eye(3, 8, dtype=np.float32)
+    assert towers.min_cosine("x", expected, expected) == 1
+    with pytest.raises(IntegrityError, match=r"'x' does not embed as 'literal torch fp32'"):
+        towers.min_cosine("x", expected[::-1].copy(), expected)
+    with pytest.raises(IntegrityError, match="rows that are not finite"):
+        towers.min_cosine("x", expected * np.float32("nan"), expected)
+    # Nearly equal items pass any floor, even when they are exchanged.
+    alike = expected + 100
+    alike /= np.linalg.norm(alike, axis=1, keepdims=True)
+    assert towers.min_cosine("x", alike, alike) > 0.9999
+    with pytest.raises(IntegrityError, match="items exchanged"):
+        towers.min_cosine("x", alike[[1, 0, 2]], alike)
+
+
+def test_flop_are_counted_on_the_tower_itself() -> None:
+    tower = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    item = np.zeros((4, 7), np.float32)
+    assert towers.flop_of(tower, item) == 2 * 4 * (7 * 5 + 5 * 3)
+
+
+def test_peaks_are_the_best_run_of_any_shape() -> None:
+    timings = {
+        ("fp32", (2, 3, 5)): Timing(seconds=[2.0, 1.0], cpu_seconds=[4.0, 8.0]),
+        ("fp32", (2, 3, 50)): Timing(seconds=[20.0], cpu_seconds=[20.0]),
+        ("bf16", (2, 3, 5)): Timing(seconds=[0.5], cpu_seconds=[0.5]),
+    }
+    flop = 20 * (2 * 2 * 3 * 5)  # Of twenty small products, or of two large ones.
+    assert gemm.peaks(timings, flop) == {
+        "fp32": {"flops": flop, "cpu_flops": flop / 4, "p50_flops": flop / 1.5},
+        "bf16": {"flops": flop * 2, "cpu_flops": flop * 2, "p50_flops": flop * 2},
+    }
+
+
+def test_equal_shapes_of_products_run_once() -> None:
+    runs = gemm.gemm_contenders(4, [(8, 8), (8, 8), (8, 16)], 4096)
+    assert list(runs) == [
+        (kind, (4, 8, outputs)) for outputs in (8, 16) for kind in ("fp32", "bf16")
+    ]
+    repeats = {shape: len(run.args[0]) for (_, shape), run in runs.items()}
+    assert repeats == {(4, 8, 8): 8, (4, 8, 16): 4}, "all do the same work"
+    for product in runs.values():
+        product()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--base", "nothing"), "base 'nothing' is unknown"),
+        ((*SMALL, "--height", "100"), "image size 100x32"),
+    ],
+)
+def test_what_cannot_be_built_is_a_usage_error(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_own_products_are_those_of_every_linear_in_order() -> None:
+    weights = [torch.zeros(24, 8), torch.zeros(8, 8), torch.zeros(32, 8), torch.zeros(8, 32)] * 2
+    run, flop = gemm.own_products(5, weights)
+    assert flop == 2 * 5 * 2 * (24 * 8 + 8 * 8 + 2 * 32 * 8)
+    assert [tuple(weight.shape) for _, weight in run.args[0]] == [tuple(w.shape) for w in weights]
+    assert {x.dtype for x, _ in run.args[0]} == {torch.bfloat16}
+    run()
