@@ -1,7 +1,9 @@
 """``upperson-rt bench pipeline`` on a toy bundle."""
 
 import json
+import threading
 import time
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -24,23 +26,36 @@ def run(bundle, *arguments):
 
 
 @pytest.fixture(autouse=True)
-def slow_encoder(monkeypatch):
-    """The toy tower takes longer than everything around it, as real ones do."""
-    encode_pixels = Encoder.encode_pixels
+def overload(monkeypatch):
+    """Slow while it is measured, the encoder does nothing at all while frames are submitted."""
+    encode_pixels, run_load = Encoder.encode_pixels, bench._Load.run
+    loaded, submitted = threading.Event(), threading.Event()
 
     def slow(self, pixels, batch_size=32):
-        time.sleep(0.01 * len(pixels))
+        if loaded.is_set():
+            submitted.wait()
+        else:
+            time.sleep(0.01 * len(pixels))
         return encode_pixels(self, pixels, batch_size)
 
+    def run_all(self, *arguments):
+        loaded.set()
+        try:
+            run_load(self, *arguments)
+        finally:
+            submitted.set()
+
     monkeypatch.setattr(Encoder, "encode_pixels", slow)
+    monkeypatch.setattr(bench._Load, "run", run_all)
+    monkeypatch.setattr(bench, "Pipeline", partial(bench.Pipeline, crop_queue=8))
     monkeypatch.setattr(bench, "_CAPACITY_S", 0.05)
+    monkeypatch.setattr(bench, "_SAMPLE_S", 0.05)
 
 
 @pytest.mark.parametrize("options", [(), ("--vectors-only", "--drop", "newest", "--cameras", "1")])
 def test_what_goes_in_comes_out_or_is_counted(bundle, options, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    # In so short a time the queue for crops takes up a lot.
     result = run(bundle, "--json", "--overload", "8", *options)
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)

@@ -160,7 +160,7 @@ def test_a_signal_in_the_middle_commits_all_that_was_accepted(work, number):
     try:
         seen = wait_for_rows(work, 4)
         process.send_signal(number)
-        assert process.wait(30) == 0, (work / "output.err").read_text()
+        assert process.wait() == 0, (work / "output.err").read_text()
     finally:
         process.kill()
     done = json.loads((work / "output").read_text())
@@ -220,7 +220,7 @@ def test_logs_are_json_lines_and_metrics_go_where_asked(work):
         with urllib.request.urlopen(url) as answer:
             assert 'upperson_committed_total{camera="street"}' in answer.read().decode()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, read_log(work)
+        assert process.wait() == 0, read_log(work)
     finally:
         process.kill()
     keys, _, _ = check_gallery(work)

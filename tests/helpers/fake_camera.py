@@ -1,44 +1,79 @@
-"""Sources that do what they are told, and frames with a person-sized box in them."""
+"""Sources, encoders and clocks that do what they are told, and frames with a person in them.
+
+Nothing here counts seconds: a test waits until something is so, and its own time limit is the only
+one.
+"""
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.camera.source import Source
+from upperson_rt.camera import PipelineStats, Reader, Source
+from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 
+BOX = [100, 40, 160, 220]
+"""Of the person in `person_frame`."""
 
-class FakeReader:
-    """A ``cv2.VideoCapture`` that plays a script.
 
-    The script's entries are frames, None for the end of the stream, an exception to raise, or an
-    event that `read` waits for, as a dead network connection does.
+def person_frame(
+    colour: tuple[int, int, int] = (40, 30, 200),
+    size: tuple[int, int] = (240, 320),
+    box: Sequence[int] = BOX,
+) -> NDArray[np.uint8]:
+    """Return a BGR frame with a coloured, textured figure in a box on grey."""
+    frame = np.full((*size, 3), 120, np.uint8)
+    x0, y0, x1, y1 = box
+    frame[y0:y1, x0:x1] = colour
+    frame[y0 + 4 : y1 - 4 : 12, x0 + 4 : x1 - 4] = 255
+    return frame
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Return as soon as something is so."""
+    while not condition():
+        time.sleep(0.002)
+
+
+def check_sums(stats: PipelineStats, *, ended: bool = True) -> None:
+    """Check that all that came in went somewhere that has a name, and that nothing still waits."""
+    for camera in stats.cameras.values():
+        frames = camera.frames_processed + sum(camera.frames_dropped.values())
+        assert camera.frames_read == frames + camera.frames_waiting
+        crops = camera.committed + sum(camera.crops_dropped.values())
+        assert camera.detections == crops + camera.crops_waiting
+        if ended:
+            assert camera.frames_waiting == camera.crops_waiting == 0
+
+
+class FakeReader(Reader):
+    """Plays a script.
+
+    Its entries are frames, None for the end of the stream, an exception to raise, an event that
+    `read` waits for, as a dead network connection does, or a function that returns a frame or None.
     """
 
-    def __init__(self, script: Sequence[Any], fps: float = 10.0) -> None:
+    def __init__(self, script: Sequence[Any]) -> None:
         self._script: Iterator[Any] = iter(script)
-        self._fps = fps
-        self.released = threading.Event()
+        self.frame_rate = 10.0
+        self.closed = threading.Event()
 
-    def read(self) -> tuple[bool, NDArray[np.uint8] | None]:
+    def read(self) -> NDArray[np.uint8] | None:
         step = next(self._script, None)
         if isinstance(step, threading.Event):
             step.wait()
-            return False, None
+            return None
         if isinstance(step, Exception):
             raise step
-        return step is not None, step
+        picture: NDArray[np.uint8] | None = step() if callable(step) else step
+        return picture
 
-    def get(self, property_id: int) -> float:
-        import cv2
-
-        return self._fps if property_id == cv2.CAP_PROP_FPS else 0.0
-
-    def release(self) -> None:
-        self.released.set()
+    def close(self) -> None:
+        self.closed.set()
 
 
 class FakeOpener:
@@ -47,10 +82,8 @@ class FakeOpener:
     def __init__(self, *scripts: Sequence[Any] | InputError) -> None:
         self._scripts = list(scripts)
         self.readers: list[FakeReader] = []
-        self.opened: list[Source] = []
 
     def __call__(self, source: Source, timeout_s: float) -> FakeReader:
-        self.opened.append(source)
         script = self._scripts.pop(0) if self._scripts else InputError("nobody there")
         if isinstance(script, InputError):
             raise script
@@ -58,14 +91,55 @@ class FakeOpener:
         return self.readers[-1]
 
 
-def person_frame(
-    colour: tuple[int, int, int] = (40, 30, 200),
-    size: tuple[int, int] = (240, 320),
-    box: tuple[int, int, int, int] = (100, 40, 160, 220),
-) -> NDArray[np.uint8]:
-    """Return a BGR frame with a coloured, textured figure in a box on grey."""
-    frame = np.full((*size, 3), 120, np.uint8)
-    x0, y0, x1, y1 = box
-    frame[y0:y1, x0:x1] = colour
-    frame[y0 + 4 : y1 - 4 : 12, x0 + 4 : x1 - 4] = 255
-    return frame
+class Gate:
+    """Keeps whoever calls `hold` until it is opened, at the latest where its context ends."""
+
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+        self.entered = 0
+        """Calls of `hold` so far."""
+
+    def __enter__(self) -> "Gate":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.open()
+
+    def hold(self) -> None:
+        self.entered += 1
+        self._opened.wait()
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+class FakeEncoder:
+    """An encoder that waits at a gate before each batch, or fails."""
+
+    def __init__(
+        self, encoder: Encoder, gate: Gate | None = None, error: Exception | None = None
+    ) -> None:
+        self._encoder, self._gate, self._error = encoder, gate, error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode_pixels(self, pixels: NDArray[np.uint8], batch_size: int) -> NDArray[np.float32]:
+        if self._error is not None:
+            raise self._error
+        if self._gate is not None:
+            self._gate.hold()
+        return self._encoder.encode_pixels(pixels, batch_size)
+
+
+class FakeTime:
+    """The module `time`, in which as much passes as one says, and what really passes."""
+
+    def __init__(self) -> None:
+        self.more_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.more_s
+
+    def time(self) -> float:
+        return time.time() + self.more_s

@@ -1,10 +1,33 @@
-"""Camera pipelines: sources, detectors, tracks, and the best crops of each track in a gallery."""
+"""Camera pipelines: from pictures to rows in a gallery.
 
-from upperson_rt.camera.capture import CaptureRules
-from upperson_rt.camera.detectors import BoxesFile, Detector, HogDetector, open_detector
+The files in the order in which a frame comes by them:
+
+``settings``    what pipeline and cameras are told, checked once
+``source``      what can be read, and the class that reads it with OpenCV
+``capture``     the thread that reads a source, and opens a lost one again
+``frames``      what travels: frames, boxes, views of people, crops
+``camera``      where the frames of a camera come in and get number and time
+``worker``      the thread of a camera, which does the next three
+``detectors``   who is in the frame
+``tracker``     which boxes are one person
+``crops``       which view of a person is best, and what is kept of it
+``queues``      what lies between threads, bounded, and what a stage is
+``encode``      crops to embeddings, for all cameras
+``commit``      pictures to disk, rows to the gallery
+``stats``       what came in, went out and was dropped; ``prometheus`` publishes it
+``pipeline``    all of them together
+"""
+
+from upperson_rt.camera.detectors import (
+    BoxesFile,
+    Detector,
+    HogDetector,
+    YoloDetector,
+    open_detector,
+)
 from upperson_rt.camera.pipeline import Pipeline
-from upperson_rt.camera.selection import QualityRules
-from upperson_rt.camera.source import Source, parse_source
+from upperson_rt.camera.settings import CaptureRules, PipelineSettings, QualityRules
+from upperson_rt.camera.source import OpenCVReader, Reader, Source, parse_source
 from upperson_rt.camera.stats import CameraStats, Latency, PipelineStats
 
 __all__ = [
@@ -14,10 +37,14 @@ __all__ = [
     "Detector",
     "HogDetector",
     "Latency",
+    "OpenCVReader",
     "Pipeline",
+    "PipelineSettings",
     "PipelineStats",
     "QualityRules",
+    "Reader",
     "Source",
+    "YoloDetector",
     "open_detector",
     "parse_source",
 ]

@@ -1,30 +1,118 @@
-"""Chosen views as gallery items and JPEG files."""
+"""From the views of a track to crops: the best one of every few seconds, ready to be embedded."""
 
 import datetime
 import hashlib
-import logging
 import re
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from upperson_rt.camera.frames import Crop, View
+from upperson_rt.camera.settings import CameraSettings, PipelineSettings
 from upperson_rt.camera.source import import_cv2
-from upperson_rt.camera.unfinished import Unfinished
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
-from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Item
 
-__all__ = ["CropFolder", "CropMaker", "safe_folder_name"]
+__all__ = ["CropMaker", "Selection", "safe_folder_name", "sharpness"]
 
-_log = logging.getLogger(__name__)
-
+_SHARPNESS_HEIGHT_PX = 128
 _LONGEST_NAME = 60
-_WRITERS = 8
+
+
+def sharpness(image: NDArray[np.uint8]) -> float:
+    """Return the variance of the Laplacian of a BGR picture, comparable between sizes."""
+    cv2 = import_cv2()
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    height, width = grey.shape
+    if height > _SHARPNESS_HEIGHT_PX:
+        size = (max(1, round(width * _SHARPNESS_HEIGHT_PX / height)), _SHARPNESS_HEIGHT_PX)
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return float(cv2.Laplacian(grey, cv2.CV_64F).var())
+
+
+@dataclass(slots=True)
+class _Window:
+    opened: float
+    best: View | None = None
+    sightings: int = 0
+    given: int = 0
+
+
+class Selection:
+    """Keeps the best view of every track, and gives one away every so often.
+
+    A window opens with the first view of a track that passes, closes ``every_s`` later, and the
+    best view in it is chosen. A track that ends closes its window early. A track that was seen in
+    fewer than ``min_views`` frames gives nothing.
+    """
+
+    def __init__(self, settings: PipelineSettings, drop: Callable[[str], None]) -> None:
+        """Start without tracks.
+
+        Args:
+            settings: Tell ``every_s`` and ``min_views``.
+            drop: Told the reason for every view that is given up: ``not_best``, ``seen_once``.
+        """
+        self.every_s = settings.every_s
+        self.min_views = settings.min_views
+        self._drop = drop
+        self._windows: dict[str, _Window] = {}
+
+    def saw(self, track: str, clock: float) -> None:
+        """Note that a track is in this frame, whether its view is usable or not."""
+        self._windows.setdefault(track, _Window(clock)).sightings += 1
+
+    def offer(self, view: View, clock: float) -> None:
+        """Consider a view of a track that was `saw`."""
+        window = self._windows[view.track]
+        if window.best is None:
+            if window.given == 0 or clock - window.opened >= self.every_s:
+                window.opened = clock
+            window.best = view
+            return
+        if view.rank > window.best.rank:
+            window.best = view
+        self._drop("not_best")
+
+    def due(self, clock: float) -> list[View]:
+        """Return the views whose windows are over."""
+        return [
+            view
+            for window in self._windows.values()
+            if window.sightings >= self.min_views
+            and clock - window.opened >= self.every_s
+            and (view := self._take(window)) is not None
+        ]
+
+    def end(self, track: str) -> View | None:
+        """Forget a track; return its last view, if there is one and it was seen often enough."""
+        window = self._windows.pop(track, None)
+        view = None if window is None else self._take(window)
+        if window is not None and view is not None and window.sightings < self.min_views:
+            self._drop("seen_once")
+            return None
+        return view
+
+    def end_all(self) -> list[View]:
+        """Forget all tracks; return their last views."""
+        return [view for track in list(self._windows) if (view := self.end(track)) is not None]
+
+    def flush(self) -> list[View]:
+        """Close all windows of tracks that were seen often enough; the tracks go on."""
+        return [
+            view
+            for window in self._windows.values()
+            if window.sightings >= self.min_views and (view := self._take(window)) is not None
+        ]
+
+    @staticmethod
+    def _take(window: _Window) -> View | None:
+        view, window.best = window.best, None
+        window.given += view is not None
+        return view
 
 
 def safe_folder_name(camera: str) -> str:
@@ -40,29 +128,14 @@ class CropMaker:
     """Turns the views of one camera into crops."""
 
     def __init__(
-        self,
-        encoder: Encoder,
-        camera: str,
-        shown_source: str | None,
-        *,
-        is_file: bool,
-        jpeg_quality: int | None,
+        self, camera: CameraSettings, settings: PipelineSettings, encoder: Encoder
     ) -> None:
-        """Put a maker together.
-
-        Args:
-            encoder: Knows the size that the image tower wants.
-            camera: Name of the camera.
-            shown_source: Where its pictures come from, without secrets; None if unknown.
-            is_file: Whether that is a file, whose frames can be found again by number.
-            jpeg_quality: 1 to 100; None makes no JPEG files.
-        """
+        self._camera = camera.name
+        self._folder = safe_folder_name(camera.name)
+        self._source = None if camera.source is None else camera.source.shown
+        self._is_file = camera.is_file
+        self._jpeg_quality = settings.jpeg_quality if settings.save_crops else None
         self._encoder = encoder
-        self._camera = camera
-        self._folder = safe_folder_name(camera)
-        self._source = shown_source
-        self._is_file = is_file
-        self._jpeg_quality = jpeg_quality
 
     def make(self, view: View, now: float) -> Crop:
         """Return the crop of a view.
@@ -122,57 +195,3 @@ class CropMaker:
                 f"camera {self._camera}: {width} x {height} pixels cannot be written as JPEG"
             )
         return bytes(data)
-
-
-class CropFolder:
-    """Where the pictures of crops are saved, several at a time: each waits for the disk."""
-
-    def __init__(self, folder: Path, run_name: str) -> None:
-        """Make the folder.
-
-        Raises:
-            InputError: It cannot be written to.
-        """
-        self.folder = folder
-        self._unfinished = Unfinished(folder, run_name)
-        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="save")
-
-    @contextmanager
-    def saved(self, crops: list[Crop]) -> Iterator[None]:
-        """Write the pictures of crops; each appears complete or not at all.
-
-        Those that were not there before are removed again after an error, also one of what is done
-        in the context: it commits their rows.
-
-        Raises:
-            InputError: A file cannot be written.
-        """
-        pictures = {
-            self.folder / crop.item.crop: crop.jpeg
-            for crop in crops
-            if crop.jpeg is not None and crop.item.crop is not None
-        }
-        new = [path for path in pictures if not path.exists()]
-        with self._unfinished.noted([crop.item for crop in crops]):
-            writes = [self._pool.submit(write_atomically, *picture) for picture in pictures.items()]
-            wait(writes)
-            try:
-                for write in writes:
-                    write.result()
-                yield
-            except BaseException:
-                for path in new:
-                    _remove(path)
-                raise
-
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown()
-        self._unfinished.close()
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        _log.warning("cannot remove %s: %s", path, error.strerror)

@@ -7,30 +7,23 @@ import secrets
 import threading
 import time as time_module
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.camera.assembly import CameraAssembly
-from upperson_rt.camera.capture import CaptureRules, Opener
-from upperson_rt.camera.clock import check_unix_time
+from upperson_rt.camera.camera import Camera
+from upperson_rt.camera.commit import CommitStage
 from upperson_rt.camera.detectors import Detector
+from upperson_rt.camera.encode import Batch, EncodeStage
 from upperson_rt.camera.frames import Crop
-from upperson_rt.camera.intake import CameraIntake
-from upperson_rt.camera.ledger import Durations, Ledger
-from upperson_rt.camera.queues import BoundedQueue, DropPolicy, check_policy
-from upperson_rt.camera.selection import QualityRules
-from upperson_rt.camera.source import (
-    Source,
-    guess_start_time,
-    import_cv2,
-    open_reader,
-    parse_source,
-)
-from upperson_rt.camera.stages import Batch, CommitStage, EncodeStage
-from upperson_rt.camera.stats import Latency, PipelineStats, camera_stats
+from upperson_rt.camera.queues import BoundedQueue, DropPolicy
+from upperson_rt.camera.settings import CameraSettings, PipelineSettings
+from upperson_rt.camera.source import Opener, Source, guess_start_time, import_cv2, parse_source
+from upperson_rt.camera.stats import Durations, Latency, Ledger, PipelineStats
+from upperson_rt.camera.worker import Shared
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import IntegrityError, UsageError
 from upperson_rt.gallery import Gallery, Item
@@ -66,99 +59,67 @@ class Pipeline:
         self,
         encoder: Encoder,
         gallery: Gallery,
+        settings: PipelineSettings | None = None,
         *,
-        every_s: float = 2.0,
-        min_views: int = 2,
-        lost_after_s: float = 2.0,
-        quality: QualityRules | None = None,
-        save_crops: bool = True,
-        jpeg_quality: int = 90,
-        batch_size: int = 16,
-        max_delay_s: float = 0.5,
-        frame_queue: int = 4,
-        crop_queue: int = 256,
-        drop: DropPolicy = "oldest",
         on_commit: Callable[[Sequence[Item]], None] | None = None,
-        capture_rules: CaptureRules | None = None,
-        opener: Opener = open_reader,
+        **options: Any,
     ) -> None:
         """Put a pipeline together; it starts as a context manager or with `start`.
 
         Args:
             encoder: Whose image tower to use.
             gallery: Opened with the encoder's fingerprint; stays open.
-            every_s: At most one crop of a track in so many seconds, the best one; 0 takes all.
-            min_views: A track seen in fewer frames is taken for a mistake of the detector.
-            lost_after_s: A person not seen for so long, and then again, is a new track.
-            quality: What views must have; the defaults of `QualityRules` if left out.
-            save_crops: Save the pictures under ``gallery.crops_dir``.
-            jpeg_quality: Of saved pictures, 1 to 100.
-            batch_size: Crops embedded and committed at a time.
-            max_delay_s: Longest wait for a batch to fill up.
-            frame_queue: Frames of a camera that may wait.
-            crop_queue: Crops of all cameras that may wait for the encoder.
-            drop: What gives way in a full queue, ``oldest`` or ``newest``. Files wait instead.
+            settings: How to work; the defaults if left out.
             on_commit: Told the items of each batch once it is durable, from the writer's thread; an
                 error in it stops the pipeline.
-            capture_rules: When a live source counts as stalled, and how it is opened again.
-            opener: Opens sources, instead of OpenCV.
+            options: Fields of `PipelineSettings`, such as ``every_s=5.0``; they go before
+                ``settings``. None is the default.
 
         Raises:
             UsageError: A number is out of range, or the gallery has no place for pictures.
             IntegrityError: The gallery holds the embeddings of another model.
         """
+        given = {name: value for name, value in options.items() if value is not None}
+        self.settings = replace(settings or PipelineSettings(), **given)
         if gallery.fingerprint != encoder.fingerprint:
             raise IntegrityError(
                 f"gallery {gallery.location} holds embeddings of another model "
                 f"({gallery.fingerprint}) than the encoder's ({encoder.fingerprint})"
             )
-        if save_crops and gallery.crops_dir is None:
+        if self.settings.save_crops and gallery.crops_dir is None:
             raise UsageError(
                 f"gallery {gallery.location} has no place for pictures: keep vectors only "
                 "(save_crops=False, or  --vectors-only )"
             )
-        if not max_delay_s >= 0 or batch_size < 1:  # NaN is refused, too.
-            raise UsageError("max_delay_s must be at least 0, batch_size at least 1")
-        if check_policy(drop) == "block":
-            raise UsageError("only files can wait; the policy of live cameras drops something")
-        self._encoder = encoder
-        self._drop: DropPolicy = drop
-        self._opener = opener
         now = datetime.datetime.now(datetime.timezone.utc)
         # The random part tells runs apart on devices that boot with the same wrong time.
         self.run_name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         """Unique to this run; begins the names of its tracks."""
-        self._ledger = Ledger()
-        self._assembly = CameraAssembly(
-            encoder,
-            self.run_name,
-            every_s=every_s,
-            min_views=min_views,
-            lost_after_s=lost_after_s,
-            quality=quality or QualityRules(),
-            jpeg_quality=jpeg_quality if save_crops else None,
-            frame_queue=frame_queue,
-            capture_rules=capture_rules or CaptureRules(),
-            opener=opener,
-            ledger=self._ledger,
-            give=self._give,
-        )
-        self._crops: BoundedQueue[Crop] = BoundedQueue(crop_queue)
+        self._encoder = encoder
+        self._ledger = ledger = Ledger()
+        self._crops: BoundedQueue[Crop] = BoundedQueue(self.settings.crop_queue)
         self._batches: BoundedQueue[Batch] = BoundedQueue(_COMMITS_WAITING)
+        self._shared = Shared(
+            settings=self.settings,
+            run_name=self.run_name,
+            encoder=encoder,
+            crops=self._crops,
+            ledger=ledger,
+        )
         self._encode = EncodeStage(
-            encoder, self._crops, self._batches, batch_size, max_delay_s, self._ledger, self._fail
+            encoder, self.settings, self._crops, self._batches, ledger, self._fail
         )
         self._commit = CommitStage(
             gallery,
-            encoder.variant,
-            gallery.crops_dir if save_crops else None,
+            self.settings,
             self.run_name,
+            encoder.variant,
             self._batches,
-            self._ledger,
+            ledger,
             self._fail,
             on_commit,
         )
-        self._cameras: dict[str, CameraIntake] = {}
+        self._cameras: dict[str, Camera] = {}
         self._lock = threading.Lock()
         self._started: float | None = None
         self._stopped: float | None = None
@@ -174,6 +135,7 @@ class Pipeline:
         drop: DropPolicy | None = None,
         start_time: float | None = None,
         realtime: bool = False,
+        opener: Opener | None = None,
     ) -> None:
         """Add a camera, before or after the start.
 
@@ -188,6 +150,8 @@ class Pipeline:
             start_time: Unix time of a file's first frame; by default its last change minus its
                 length, which is right for recordings that were never copied.
             realtime: Play a file no faster than it was taken, as a live camera would.
+            opener: Opens the source, such as a `Reader` of your own; by default the pipeline's,
+                which is OpenCV.
 
         Raises:
             UsageError: The name is taken, a source has no detector, or a policy does not fit.
@@ -195,26 +159,25 @@ class Pipeline:
             BackendError: OpenCV is missing, or it cannot read such a source.
         """
         import_cv2()
-        parsed = parse_source(source) if isinstance(source, str) else source
-        if not name:
-            raise UsageError("a camera needs a name")
-        if parsed is not None and detector is None:
-            raise UsageError(f"camera {name} has a source and so needs a detector")
-        is_file = parsed is not None and not parsed.is_live
-        policy = check_policy(drop or ("block" if is_file else self._drop))
-        if policy == "block" and not is_file:
-            raise UsageError(f"camera {name} cannot wait, only a file can: drop oldest or newest")
-        if is_file and parsed is not None and start_time is None:
-            start_time = guess_start_time(parsed, self._opener)
-        check_unix_time(start_time)
+        found = parse_source(source) if isinstance(source, str) else source
+        is_file = found is not None and not found.is_live
+        added = CameraSettings(
+            name=name,
+            source=found,
+            detector=detector,
+            drop=drop or ("block" if is_file else self.settings.drop),
+            start_time=start_time,
+            realtime=realtime,
+            opener=opener or self.settings.opener,
+        )
+        if found is not None and is_file and start_time is None:
+            added = replace(added, start_time=guess_start_time(found, added.opener))
         with self._lock:
             if name in self._cameras:
                 raise UsageError(f"there is a camera {name} already")
             if self._stopping:
                 raise UsageError("the pipeline has been stopped")
-            camera = self._cameras[name] = self._assembly.make(
-                name, parsed, detector, policy, start_time, realtime
-            )
+            camera = self._cameras[name] = Camera(added, self._shared)
             if self._started is not None:
                 camera.start()
 
@@ -288,8 +251,7 @@ class Pipeline:
         """
         until = math.inf if timeout_s is None else time_module.monotonic() + timeout_s
         for camera in list(self._cameras.values()):
-            if camera.worker.is_alive:
-                camera.worker.flush()
+            camera.flush()
         while not self._is_idle():
             self._raise_failure()
             if time_module.monotonic() > until:
@@ -308,7 +270,7 @@ class Pipeline:
         while True:
             self._raise_failure()
             cameras = list(self._cameras.values())
-            if cameras and all(c.capture is not None and c.capture.is_over for c in cameras):
+            if cameras and all(camera.is_over for camera in cameras):
                 return True
             left = until - time_module.monotonic()
             if left <= 0:
@@ -324,20 +286,13 @@ class Pipeline:
         with self._lock:
             self._stopping = True
             cameras = list(self._cameras.values())
-        captures = [camera.capture for camera in cameras if camera.capture is not None]
-        for capture in captures:
-            capture.stop()
+        for camera in cameras:
+            camera.stop()
         until = time_module.monotonic() + _CAPTURE_JOIN_S
         for camera in cameras:
-            if camera.policy == "block":
-                # A file that waits for room gets the answer that there will be none.
-                camera.worker.frames.close()
-        for capture in captures:
-            capture.join(max(0.1, until - time_module.monotonic()))
+            camera.close(until)
         for camera in cameras:
-            camera.worker.frames.close()
-        for camera in cameras:
-            camera.worker.join()
+            camera.join()
         self._crops.close()
         self._encode.join()
         self._batches.close()
@@ -354,14 +309,11 @@ class Pipeline:
         busy_s = self._encode.busy_s
         return PipelineStats(
             seconds=seconds,
-            cameras={
-                camera.name: camera_stats(self._ledger.of(camera.name), camera.state, camera.error)
-                for camera in cameras
-            },
+            cameras={camera.name: camera.stats() for camera in cameras},
             batches=self._encode.count,
             encoder_busy_s=busy_s,
             encoder_busy_share=min(1.0, busy_s / seconds) if seconds else 0.0,
-            frame_queues={camera.name: len(camera.worker.frames) for camera in cameras},
+            frame_queues={camera.name: camera.frames_waiting for camera in cameras},
             crop_queue=len(self._crops),
             commit_queue=len(self._batches),
             latency=Latency.of(self._commit.latency),
@@ -390,29 +342,17 @@ class Pipeline:
                 raise
             _log.error("the pipeline had failed as well: %s", failure)
 
-    def _give(self, crop: Crop, policy: DropPolicy) -> None:
-        """Put a crop in line for the encoder."""
-        self._ledger.count(crop.camera, "accepted")
-        dropped = self._crops.put(crop, policy)
-        if dropped is not None:
-            reason = "failed" if self._crops.closed else "queue_full"
-            self._ledger.count(dropped.camera, f"crops.dropped.{reason}")
-
     def _fail(self, error: BaseException) -> None:
         """Stop everything: without encoder and gallery nothing has a use."""
         self._failure = self._failure or error
         _log.error("the pipeline stops: %s", error, extra={"event": "failed"})
         for camera in list(self._cameras.values()):
-            if camera.capture is not None:
-                camera.capture.stop()
-            camera.worker.frames.close()
+            camera.abandon()
         self._crops.close()
         self._batches.close()
-        for crop in self._crops.clear():
-            self._ledger.count(crop.camera, "crops.dropped.failed")
+        self._ledger.count_crops(self._crops.clear(), "crops.dropped.failed")
         for crops, _ in self._batches.clear():
-            for crop in crops:
-                self._ledger.count(crop.camera, "crops.dropped.failed")
+            self._ledger.count_crops(crops, "crops.dropped.failed")
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -420,9 +360,8 @@ class Pipeline:
 
     def _is_idle(self) -> bool:
         """Look from the first stage to the last, so that nothing slips past between two looks."""
-        workers = [camera.worker for camera in list(self._cameras.values())]
         return (
-            all(worker.is_idle or not worker.is_alive for worker in workers)
+            all(camera.is_idle for camera in list(self._cameras.values()))
             and self._crops.is_idle
             and self._batches.is_idle
         )

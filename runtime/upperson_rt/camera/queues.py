@@ -1,13 +1,14 @@
-"""A bounded queue that says what it dropped."""
+"""What a pipeline is built of: stages, each a thread, and bounded queues between them."""
 
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 
 from upperson_rt.errors import UsageError
 
-__all__ = ["DROP_POLICIES", "BoundedQueue", "DropPolicy", "check_policy"]
+__all__ = ["DROP_POLICIES", "BoundedQueue", "DropPolicy", "Stage", "check_policy"]
 
 T = TypeVar("T")
 
@@ -18,11 +19,7 @@ DROP_POLICIES: tuple[DropPolicy, ...] = get_args(DropPolicy)
 
 
 def check_policy(policy: str) -> DropPolicy:
-    """Return the policy of that name.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """Return the policy of that name; raise UsageError if there is none."""
     for known in DROP_POLICIES:
         if policy == known:
             return known
@@ -37,8 +34,7 @@ class BoundedQueue(Generic[T]):
     """
 
     def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise UsageError(f"a queue must hold at least 1, got {capacity}")
+        assert capacity >= 1  # Checked with the settings.
         self.capacity = capacity
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
@@ -46,15 +42,9 @@ class BoundedQueue(Generic[T]):
         self._closed = False
 
     def put(self, item: T, policy: DropPolicy) -> T | None:
-        """Add an item.
+        """Add an item; return what was dropped for it: nothing, an older item, or the item itself.
 
-        Args:
-            item: What to add.
-            policy: What to do if the queue is full.
-
-        Returns:
-            What was dropped for it: None, an older item, or the item itself. After `close` it is
-            always the item itself.
+        After `close` it is always the item itself.
         """
         with self._changed:
             if policy == "block":
@@ -136,3 +126,35 @@ class BoundedQueue(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+
+class Stage:
+    """A thread that works until what it works on has ended; derive from it and write ``_run``."""
+
+    def __init__(self, name: str, fail: Callable[[BaseException], None]) -> None:
+        """Make the thread; ``fail`` is told the error that ends it, if one does."""
+        self._fail = fail
+        self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait for the end, if it was started at all."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self._fail(error)
+
+    def _run(self) -> None:
+        raise NotImplementedError

@@ -2,10 +2,11 @@
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from upperson_rt.errors import BackendError, InputError, missing_extra
 
 __all__ = [
+    "OpenCVReader",
+    "Opener",
     "Reader",
     "Source",
     "SourceKind",
     "guess_start_time",
     "import_cv2",
-    "open_reader",
     "parse_source",
     "without_secrets",
 ]
@@ -32,14 +34,11 @@ _SECRET = re.compile(
 )
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _DEVICE = re.compile(r"/dev/video(\d+)|(\d+)")
+_OPENING_S = 10.0
 
 
 def import_cv2() -> Any:
-    """Return OpenCV.
-
-    Raises:
-        BackendError: It is not installed.
-    """
+    """Return OpenCV, or say how to install it."""
     try:
         import cv2
     except ImportError as error:
@@ -57,7 +56,7 @@ class Source:
     """A source that was understood, not opened."""
 
     address: str
-    """What OpenCV opens; may hold a password."""
+    """What is opened; may hold a password."""
     kind: SourceKind
 
     @property
@@ -97,12 +96,7 @@ def parse_source(text: str) -> Source:
     if device and not Path(text).is_file():
         return Source(address=device[1] or device[2], kind="device")
     if "!" in text and not Path(text).is_file():
-        cv2 = import_cv2()
-        if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
-            raise BackendError(
-                f"OpenCV {cv2.__version__} here has no GStreamer, as all wheels from PyPI: use "
-                "the OpenCV of JetPack or of the system, or name the camera as rtsp://..."
-            )
+        OpenCVReader.require_gstreamer()
         return Source(address=text, kind="gstreamer")
     if "://" in text:
         if text.lower().startswith("file://"):
@@ -116,67 +110,101 @@ def parse_source(text: str) -> Source:
     return Source(address=text, kind="file")
 
 
-class Reader(Protocol):
-    """What the pipeline needs of an opened source; ``cv2.VideoCapture`` has it."""
+class Reader(ABC):
+    """An opened source. A new kind of source is one class like this.
 
-    def read(self) -> tuple[bool, NDArray[np.uint8] | None]:
-        """Return whether there was a next picture, and the picture."""
+    Give the class itself to `Pipeline.add_camera` as ``opener``: it is called with the `Source` and
+    the seconds that opening and reading may take, and raises `InputError` if it cannot be opened.
+    `read` and `close` are all that a live source needs; the fields are asked of files.
+    """
 
-    def get(self, property_id: int) -> float:
-        """Return a property, 0 if it is unknown."""
+    frame_rate: float = 0.0
+    """Pictures a second; 0 if unknown."""
+    frame_count: int = 0
+    """Pictures in the file; 0 if unknown."""
+    position_s: float = 0.0
+    """Time of the picture that was read last, from the file's beginning."""
 
-    def release(self) -> None:
+    @abstractmethod
+    def read(self) -> NDArray[np.generic] | None:
+        """Return the next picture, BGR or grey; None at the end. May wait, and hang."""
+
+    @abstractmethod
+    def close(self) -> None:
         """Close the source."""
 
 
-def open_reader(source: Source, timeout_s: float) -> Reader:
-    """Open a source with OpenCV.
-
-    Args:
-        source: What to open.
-        timeout_s: How long opening and reading may take; not every backend of OpenCV listens.
-
-    Raises:
-        InputError: It cannot be opened.
-    """
-    cv2 = import_cv2()
-    timeout_ms = max(1, round(1000 * timeout_s))
-    if source.kind == "device":
-        reader = cv2.VideoCapture(int(source.address))
-    elif source.kind == "gstreamer":
-        reader = cv2.VideoCapture(source.address, cv2.CAP_GSTREAMER)
-    elif source.kind == "network":
-        limits = [
-            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms),
-            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms),
-        ]
-        reader = cv2.VideoCapture(source.address, cv2.CAP_FFMPEG, limits)
-    else:
-        reader = cv2.VideoCapture(source.address)
-    if not reader.isOpened():
-        reader.release()
-        raise InputError(f"cannot open {source.shown} as a video")
-    opened: Reader = reader
-    return opened
+Opener: TypeAlias = Callable[[Source, float], Reader]
+"""Opens a source with a time limit in seconds; raises InputError if it cannot."""
 
 
-def guess_start_time(
-    source: Source, opener: Callable[[Source, float], Reader] = open_reader
-) -> float:
+class OpenCVReader(Reader):
+    """Reads every kind of source with OpenCV; nothing else knows its names for them."""
+
+    def __init__(self, source: Source, timeout_s: float) -> None:
+        """Open a source; not every backend of OpenCV keeps to the time limit.
+
+        Raises:
+            InputError: It cannot be opened.
+        """
+        cv2 = import_cv2()
+        if source.kind == "device":
+            capture = cv2.VideoCapture(int(source.address))
+        elif source.kind == "gstreamer":
+            capture = cv2.VideoCapture(source.address, cv2.CAP_GSTREAMER)
+        elif source.kind == "network":
+            timeout_ms = max(1, round(1000 * timeout_s))
+            limits = [
+                *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms),
+                *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms),
+            ]
+            capture = cv2.VideoCapture(source.address, cv2.CAP_FFMPEG, limits)
+        else:
+            capture = cv2.VideoCapture(source.address)
+        if not capture.isOpened():
+            capture.release()
+            raise InputError(f"cannot open {source.shown} as a video")
+        self._capture = capture
+        self._position_property = None if source.is_live else cv2.CAP_PROP_POS_MSEC
+        if not source.is_live:
+            self.frame_rate = max(0.0, capture.get(cv2.CAP_PROP_FPS))
+            count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+            # Where the file does not tell, OpenCV makes up something enormous or negative.
+            self.frame_count = int(count) if 0 < count < 1e9 else 0
+
+    @staticmethod
+    def require_gstreamer() -> None:
+        """Raise BackendError if OpenCV was built without GStreamer."""
+        cv2 = import_cv2()
+        if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
+            raise BackendError(
+                f"OpenCV {cv2.__version__} here has no GStreamer, as all wheels from PyPI: use "
+                "the OpenCV of JetPack or of the system, or name the camera as rtsp://..."
+            )
+
+    def read(self) -> NDArray[np.generic] | None:
+        """Return the next picture."""
+        there_is_one, image = self._capture.read()
+        if self._position_property is not None:
+            self.position_s = self._capture.get(self._position_property) / 1000
+        picture: NDArray[np.generic] | None = image if there_is_one else None
+        return picture
+
+    def close(self) -> None:
+        """Close the source."""
+        self._capture.release()
+
+
+def guess_start_time(source: Source, opener: Opener = OpenCVReader) -> float:
     """Return the unix time of a file's first frame: its last change minus its length.
 
     Raises:
         InputError: It cannot be opened.
     """
-    cv2 = import_cv2()
     try:
         changed = os.stat(source.address).st_mtime
     except OSError as error:
         raise InputError(f"cannot read {source.shown}: {error.strerror}") from error
-    reader = opener(source, 10.0)
-    try:
-        rate, frames = reader.get(cv2.CAP_PROP_FPS), reader.get(cv2.CAP_PROP_FRAME_COUNT)
-    finally:
-        reader.release()
-    length_s = frames / rate if rate > 0 and 0 < frames < 1e9 else 0.0
-    return float(changed - length_s)
+    reader = opener(source, _OPENING_S)
+    reader.close()
+    return changed - (reader.frame_count / reader.frame_rate if reader.frame_rate > 0 else 0.0)

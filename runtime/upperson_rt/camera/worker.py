@@ -1,21 +1,24 @@
-"""The thread of a camera: detects, tracks and chooses."""
+"""The thread of a camera: detects people, tracks them, and chooses their best views."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from upperson_rt.camera.boxes import Boxes, clean_boxes
-from upperson_rt.camera.crops import CropMaker
-from upperson_rt.camera.detectors import BoxesFile, Detector
-from upperson_rt.camera.frames import Crop, Frame, View
-from upperson_rt.camera.queues import BoundedQueue
-from upperson_rt.camera.selection import QualityRules, Selection, sharpness
+from upperson_rt.camera.crops import CropMaker, Selection, sharpness
+from upperson_rt.camera.detectors import BoxesFile
+from upperson_rt.camera.frames import Boxes, Crop, Frame, View, clean_boxes
+from upperson_rt.camera.queues import BoundedQueue, Stage
+from upperson_rt.camera.settings import CameraSettings, PipelineSettings
+from upperson_rt.camera.stats import Ledger
 from upperson_rt.camera.tracker import Tracker
+from upperson_rt.encoder import Encoder
 
-__all__ = ["CameraWorker"]
+__all__ = ["CameraWorker", "Shared"]
 
 _log = logging.getLogger(__name__)
 
@@ -24,94 +27,58 @@ _MOST_ERRORS = 25
 """Frames in a row on which a detector may fail before its camera is given up."""
 
 
-class CameraWorker:
-    """Takes the frames of one camera from its queue and gives crops away."""
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What all cameras of a pipeline have in common."""
 
-    def __init__(
-        self,
-        camera: str,
-        run: str,
-        frames: BoundedQueue[Frame],
-        detector: Detector | None,
-        detector_lock: threading.Lock,
-        quality: QualityRules,
-        every_s: float,
-        min_views: int,
-        lost_after_s: float,
-        maker: CropMaker,
-        give: Callable[[Crop], None],
-        count: Callable[[str, int], None],
-    ) -> None:
-        """Put a worker together; `start` begins.
+    settings: PipelineSettings
+    run_name: str
+    """Unique to this run of the program; begins the names of tracks."""
+    encoder: Encoder
+    crops: BoundedQueue[Crop]
+    """In line for the encoder."""
+    ledger: Ledger
+    detector_locks: dict[int, threading.Lock] = field(default_factory=dict)
+    """By the `id` of a detector: cameras that share one take turns."""
 
-        Args:
-            camera: Name of the camera.
-            run: Unique to this run of the program; begins the names of its tracks.
-            frames: Closed when no more will come.
-            detector: For frames that come without boxes.
-            detector_lock: Held while the detector works; cameras with one detector share it.
-            quality: What views must have.
-            every_s: Seconds between two crops of a track.
-            min_views: Frames a track must be seen in.
-            lost_after_s: When a track ends.
-            maker: Turns views into crops.
-            give: Takes a crop on; may block.
-            count: Counts under a name.
-        """
-        self.camera = camera
-        self.frames = frames
+
+class CameraWorker(Stage):
+    """Takes the frames of one camera: detects, tracks, chooses, and gives crops on."""
+
+    def __init__(self, camera: CameraSettings, shared: Shared, frames: BoundedQueue[Frame]) -> None:
+        super().__init__(f"camera {camera.name}", lambda error: self._give_up(_problem(error)))
         self.error: str | None = None
-        self._run_name = run
-        self._detector = detector
-        self._detector_lock = detector_lock
-        self._quality = quality
-        self._lost_after_s = lost_after_s
-        self._maker = maker
-        self._give = give
-        self._count = count
-        self._tracker = Tracker(lost_after_s)
+        self._camera = camera
+        self._shared = shared
+        self._settings = shared.settings
+        self._frames = frames
+        self._detector_lock = shared.detector_locks.setdefault(
+            id(camera.detector), threading.Lock()
+        )
+        self._maker = CropMaker(camera, shared.settings, shared.encoder)
+        self._tracker = Tracker(shared.settings.lost_after_s)
         self._given_tracks: dict[str, float] = {}
-        self._selection = Selection(every_s, min_views, self._drop)
-        self._idle_s = max(every_s, lost_after_s)
+        self._selection = Selection(shared.settings, self._drop)
+        self._idle_s = max(shared.settings.every_s, shared.settings.lost_after_s)
         self._errors = 0
         self._counted_tracks = 0
         self._flush_wanted = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"camera {camera}", daemon=True)
-
-    def start(self) -> None:
-        """Begin to work."""
-        self._thread.start()
-
-    def join(self, timeout_s: float | None = None) -> None:
-        """Wait for the end of the thread, after the queue was closed."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
 
     def flush(self) -> None:
         """Have the best views so far chosen as soon as no frame waits."""
         self._flush_wanted.set()
 
     @property
-    def has_detector(self) -> bool:
-        """Whether frames may come without boxes."""
-        return self._detector is not None
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
-
-    @property
     def is_idle(self) -> bool:
         """Whether no frame waits and no flush is to be done."""
-        return self.frames.is_idle and not self._flush_wanted.is_set()
+        return self._frames.is_idle and not self._flush_wanted.is_set()
 
     def _run(self) -> None:
         last = time.monotonic()
         while True:
-            frame = self.frames.get(_STEP_S)
+            frame = self._frames.get(_STEP_S)
             if frame is None:
-                if self.frames.is_finished:
+                if self._frames.is_finished:
                     break
                 if self._flush_wanted.is_set() or time.monotonic() - last > self._idle_s:
                     self._choose(self._selection.flush())
@@ -121,65 +88,80 @@ class CameraWorker:
             try:
                 self._work(frame)
             except Exception as error:  # Whatever it is: the other cameras go on.
-                self._give_up(f"{type(error).__name__}: {error}")
+                self._give_up(_problem(error))
             finally:
-                self.frames.done()
+                self._frames.done()
         self._choose(self._selection.end_all())
         self._flush_wanted.clear()
 
     def _work(self, frame: Frame) -> None:
         if self.error is not None:
-            self._count("frames.dropped.camera_failed", 1)
+            self._count("frames.dropped.camera_failed")
             return
         try:
-            boxes = self._boxes(frame)
+            boxes = self._detect(frame)
         except Exception as error:  # A detector is anybody's code; its camera alone suffers.
             self._detector_failed(error)
             return
         self._errors = 0
-        self._count("frames.processed", 1)
-        if frame.tracks is None:
-            height, width = frame.image.shape[:2]
-            numbers, gone = self._tracker.update(boxes.edges, frame.clock, (width, height))
-            names = [f"{self._run_name}-{number}" for number in numbers]
-            ended = [f"{self._run_name}-{number}" for number in gone]
-            self._count("tracks", self._tracker.count - self._counted_tracks)
-            self._counted_tracks = self._tracker.count
-        else:
-            names = [f"{self._run_name}-{frame.tracks[row]}" for row in boxes.rows]
-            ended = self._follow_given(names, frame.clock)
+        self._count("frames.processed")
+        names, ended = self._track(frame, boxes)
         self._choose([view for track in ended if (view := self._selection.end(track)) is not None])
         for name, edges, score in zip(names, boxes.edges, boxes.scores, strict=True):
             self._selection.saw(name, frame.clock)
             self._consider(frame, name, edges.tolist(), float(score))
         self._choose(self._selection.due(frame.clock))
 
-    def _boxes(self, frame: Frame) -> Boxes:
+    def _detect(self, frame: Frame) -> Boxes:
         height, width = frame.image.shape[:2]
+        detector = self._camera.detector
         if frame.boxes is not None:
             boxes = frame.boxes
         else:
-            assert self._detector is not None  # Checked where the frame came in.
-            if isinstance(self._detector, BoxesFile):
-                given = self._detector.boxes_at(frame.index)
+            assert detector is not None  # Checked where the frame came in.
+            if isinstance(detector, BoxesFile):
+                given: Any = detector.boxes_at(frame.index)
             else:
                 with self._detector_lock:
-                    given = self._detector(frame.image)
+                    given = detector(frame.image)
             boxes = clean_boxes(given, width, height)
         self._count("crops.offered", len(boxes.edges) + sum(boxes.dropped.values()))
         for reason, number in boxes.dropped.items():
             self._count(f"crops.dropped.{reason}", number)
         return boxes
 
+    def _track(self, frame: Frame, boxes: Boxes) -> tuple[list[str], list[str]]:
+        """Return the name of each box's track, and the names of tracks that have ended."""
+        run = self._shared.run_name
+        if frame.tracks is not None:
+            names = [f"{run}-{frame.tracks[row]}" for row in boxes.rows]
+            return names, self._follow_given(names, frame.clock)
+        height, width = frame.image.shape[:2]
+        numbers, gone = self._tracker.update(boxes.edges, frame.clock, (width, height))
+        self._count("tracks", self._tracker.count - self._counted_tracks)
+        self._counted_tracks = self._tracker.count
+        return [f"{run}-{number}" for number in numbers], [f"{run}-{number}" for number in gone]
+
+    def _follow_given(self, names: list[str], clock: float) -> list[str]:
+        """Note tracks that somebody else follows; return those not seen for too long."""
+        self._count("tracks", sum(name not in self._given_tracks for name in names))
+        self._given_tracks.update(dict.fromkeys(names, clock))
+        lost_after_s = self._settings.lost_after_s
+        ended = [name for name, seen in self._given_tracks.items() if clock - seen > lost_after_s]
+        for name in ended:
+            del self._given_tracks[name]
+        return ended
+
     def _consider(self, frame: Frame, track: str, edges: list[int], score: float) -> None:
         x0, y0, x1, y1 = edges
-        problem = self._quality.size_problem(y1 - y0, x1 - x0)
+        quality = self._settings.quality
+        problem = quality.size_problem(y1 - y0, x1 - x0)
         if problem is None:
             image = frame.image[y0:y1, x0:x1]
             height, width = frame.image.shape[:2]
             at_border = x0 <= 1 or y0 <= 1 or x1 >= width - 1 or y1 >= height - 1
             sharp = sharpness(image)
-            problem = self._quality.problem(sharp, at_border)
+            problem = quality.problem(sharp, at_border)
         if problem is not None:
             self._drop(problem)
             return
@@ -204,39 +186,37 @@ class CameraWorker:
                 crop = self._maker.make(view, time.monotonic())
             except Exception as error:  # One picture that cannot be made must not cost the others.
                 _log.warning(
-                    "camera %s: frame %d gives no picture: %s: %s",
-                    self.camera,
+                    "camera %s: frame %d gives no picture: %s",
+                    self._camera.name,
                     view.index,
-                    type(error).__name__,
-                    error,
-                    extra={"camera": self.camera, "event": "bad_crop"},
+                    _problem(error),
+                    extra={"camera": self._camera.name, "event": "bad_crop"},
                 )
                 self._drop("unusable")
                 continue
-            self._give(crop)
+            self._count("accepted")
+            crops = self._shared.crops
+            dropped = crops.put(crop, self._camera.drop)
+            if dropped is not None:  # Perhaps that of another camera.
+                reason = "failed" if crops.closed else "queue_full"
+                self._shared.ledger.count(dropped.camera, f"crops.dropped.{reason}")
 
-    def _follow_given(self, names: list[str], clock: float) -> list[str]:
-        new = sum(name not in self._given_tracks for name in names)
-        self._count("tracks", new)
-        self._given_tracks.update(dict.fromkeys(names, clock))
-        ended = [n for n, seen in self._given_tracks.items() if clock - seen > self._lost_after_s]
-        for name in ended:
-            del self._given_tracks[name]
-        return ended
+    def _count(self, name: str, number: int = 1) -> None:
+        self._shared.ledger.count(self._camera.name, name, number)
 
     def _drop(self, reason: str) -> None:
-        self._count(f"crops.dropped.{reason}", 1)
+        self._count(f"crops.dropped.{reason}")
 
     def _detector_failed(self, error: Exception) -> None:
         self._errors += 1
-        self._count("frames.dropped.detector_error", 1)
-        problem = f"{type(error).__name__}: {error}"
+        self._count("frames.dropped.detector_error")
+        problem = _problem(error)
         if self._errors == 1:
             _log.error(
                 "camera %s: the detector fails: %s",
-                self.camera,
+                self._camera.name,
                 problem,
-                extra={"camera": self.camera, "event": "detector_error"},
+                extra={"camera": self._camera.name, "event": "detector_error"},
             )
         if self._errors >= _MOST_ERRORS:
             self._give_up(f"the detector failed on {self._errors} frames in a row: {problem}")
@@ -245,7 +225,11 @@ class CameraWorker:
         self.error = problem
         _log.error(
             "camera %s is given up: %s",
-            self.camera,
+            self._camera.name,
             problem,
-            extra={"camera": self.camera, "event": "failed"},
+            extra={"camera": self._camera.name, "event": "failed"},
         )
+
+
+def _problem(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,9 +1,7 @@
 """`upperson-rt watch`."""
 
-import logging
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,7 +25,7 @@ from upperson_rt.cli.options import (
     unix_seconds,
 )
 from upperson_rt.cli.output import backend_line, local_time, print_json, print_note, print_warning
-from upperson_rt.cli.watch_status import print_summary, status_table
+from upperson_rt.cli.watch_status import logging_to_stderr, print_summary, status_table
 from upperson_rt.errors import InputError, UppersonError, UsageError
 
 if TYPE_CHECKING:
@@ -131,7 +129,7 @@ def watch(
     """
     named = _named_sources(sources, camera)
     with ExitStack() as stack:
-        stack.enter_context(_logging_to_stderr(log_json))
+        stack.enter_context(logging_to_stderr(log_json))
         pipeline, closing = _open(
             named,
             stack,
@@ -247,7 +245,7 @@ def _open(
 
 
 def _publish(pipeline: "Pipeline", port: int | None, file: Path | None, stack: ExitStack) -> None:
-    from upperson_rt.camera.metrics import MetricsFile, MetricsServer
+    from upperson_rt.camera.prometheus import MetricsFile, MetricsServer
 
     if port is not None:
         server = MetricsServer(pipeline, port)
@@ -298,23 +296,3 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-@contextmanager
-def _logging_to_stderr(as_json: bool) -> Iterator[None]:
-    """Send the pipeline's log to stderr: warnings as text, or everything as JSON lines."""
-    from upperson_rt.camera.json_logs import JsonFormatter
-
-    logger = logging.getLogger("upperson_rt")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter() if as_json else logging.Formatter("%(levelname)s: %(message)s")
-    )
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if as_json else logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)

@@ -1,7 +1,12 @@
-"""How `upperson-rt watch` shows what is going on, and what was done."""
+"""How `upperson-rt watch` shows what is going on, in a table or a log, and what was done."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import datetime
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
@@ -12,9 +17,10 @@ from upperson_rt.cli.output import new_table
 if TYPE_CHECKING:
     from upperson_rt.camera import PipelineStats
 
-__all__ = ["print_summary", "status_table"]
+__all__ = ["JsonFormatter", "logging_to_stderr", "print_summary", "status_table"]
 
 _OK = {"running", "ended"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> Table:
@@ -72,3 +78,39 @@ def _rate(now: "PipelineStats", earlier: "PipelineStats | None", camera: str) ->
 
 def _reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes time (UTC), level, logger and message, and whatever was passed as ``extra``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        line: dict[str, Any] = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+@contextmanager
+def logging_to_stderr(as_json: bool) -> Iterator[None]:
+    """Send the pipeline's log to stderr: warnings as text, or everything as JSON lines."""
+    logger = logging.getLogger("upperson_rt")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonFormatter() if as_json else logging.Formatter("%(levelname)s: %(message)s")
+    )
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if as_json else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -7,14 +7,12 @@ import sys
 
 import pytest
 
-import upperson_rt
 from tests.helpers.command_line import run_code
 from tests.helpers.fake_camera import person_frame
-from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.camera import Pipeline
-from upperson_rt.camera.unfinished import Unfinished
+from upperson_rt.camera.commit import UnfinishedNote
 from upperson_rt.errors import InputError
-from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery import Item
 
 KILLED = """
 import os, signal
@@ -35,23 +33,6 @@ with Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=Tr
 """
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return make_toy_bundle(tmp_path_factory.mktemp("unfinished") / "bundle")
-
-
-@pytest.fixture(scope="module")
-def encoder(bundle):
-    return upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
-
-
-@pytest.fixture
-def gallery(tmp_path, encoder):
-    folder = tmp_path / "gallery"
-    with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as opened:
-        yield opened
-
-
 def files(gallery):
     return sorted(path for path in gallery.crops_dir.rglob("*") if path.is_file())
 
@@ -70,7 +51,7 @@ def test_the_next_run_removes_what_a_killed_one_left(bundle, encoder, gallery, c
 
     with Pipeline(encoder, gallery) as pipeline:
         assert len(files(gallery)) == 4, "three pictures, and the note of this run"
-        pipeline.drain(10)
+        pipeline.drain()
     assert files(gallery) == sorted(gallery.crops_dir / item.crop for item in gallery.items())
     assert len(files(gallery)) == 3
     assert "removed 1 pictures that a killed process had not committed" in caplog.text
@@ -81,8 +62,8 @@ def test_the_note_of_a_process_that_lives_is_respected(encoder, gallery):
     gallery.crops_dir.mkdir()
     picture = gallery.crops_dir / "a.jpg"
     picture.write_bytes(b"x")
-    note = Unfinished(gallery.crops_dir, "other")
-    with note.noted([Item(key="a", camera="gate", time=1e9, crop="a.jpg")]):
+    note = UnfinishedNote(gallery.crops_dir, "other")
+    with note.kept([Item(key="a", camera="gate", time=1e9, crop="a.jpg")]):
         with Pipeline(encoder, gallery):
             pass
         assert picture.is_file()
@@ -120,10 +101,10 @@ def test_a_note_that_is_swept_before_it_is_locked_is_made_again(gallery, monkeyp
         locked.append(handle)
         return True
 
-    monkeypatch.setattr("upperson_rt.camera.unfinished.lock_until_closed", lock)
-    note = Unfinished(gallery.crops_dir, "mine")
+    monkeypatch.setattr("upperson_rt.camera.commit.lock_until_closed", lock)
+    note = UnfinishedNote(gallery.crops_dir, "mine")
     assert len(locked) == 2
-    with note.noted([Item(key="a", camera="gate", time=1e9, crop="a.jpg")]):
+    with note.kept([Item(key="a", camera="gate", time=1e9, crop="a.jpg")]):
         assert json.loads(path.read_bytes())["pictures"] == ["a.jpg"]
     note.close()
     assert not path.exists()

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.camera import BoxesFile, HogDetector, open_detector
-from upperson_rt.camera.yolo import YoloDetector, decode
+from upperson_rt.camera.detectors import YoloDetector, decode_yolo
 from upperson_rt.errors import InputError
 
 SIZE = 64
@@ -110,9 +110,9 @@ def test_other_models_are_refused(tmp_path, frame):
     with pytest.raises(InputError, match=r"shape \(1, 7, 11\) is unknown"):
         YoloDetector(path)(frame)
     with pytest.raises(InputError, match=r"must be \(1, A, B\)"):
-        decode(np.zeros((2, 6, CELLS), np.float32), 0, (SIZE, SIZE))
+        decode_yolo(np.zeros((2, 6, CELLS), np.float32), 0, (SIZE, SIZE))
     with pytest.raises(InputError, match="has 2 classes, no class 5"):
-        decode(np.zeros((1, 6, CELLS), np.float32), 5, (SIZE, SIZE))
+        decode_yolo(np.zeros((1, 6, CELLS), np.float32), 5, (SIZE, SIZE))
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     with pytest.raises(InputError, match="cannot load the detector"):
         open_detector(str(tmp_path / "junk.onnx"))
@@ -128,7 +128,7 @@ def test_hog_finds_people_who_are_drawn(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"street.avi", "street.json"}
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}
     assert len(modes) == 1, "a video may be read by whom the file beside it may be read by"
-    detector, reader = HogDetector(width_px=960), cv2.VideoCapture(str(tmp_path / "street.avi"))
+    detector, reader = HogDetector(), cv2.VideoCapture(str(tmp_path / "street.avi"))
     people = found = 0
     for entries in truth["frames"]:
         frame = reader.read()[1]

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upperson_rt.camera.ledger import BOUNDS_S, Durations
-from upperson_rt.camera.stats import PipelineStats
+from upperson_rt.camera.stats import BOUNDS_S, Durations, PipelineStats
 from upperson_rt.errors import InputError, missing_extra
 
 if TYPE_CHECKING:

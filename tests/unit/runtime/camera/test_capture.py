@@ -8,14 +8,15 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.fake_camera import FakeOpener, person_frame
-from upperson_rt.camera.capture import Capture, CaptureRules
-from upperson_rt.camera.source import Source, guess_start_time, open_reader, parse_source
+from tests.helpers.fake_camera import FakeOpener, FakeTime, person_frame, wait_for
+from upperson_rt.camera.capture import Capture
+from upperson_rt.camera.settings import CameraSettings, CaptureRules
+from upperson_rt.camera.source import OpenCVReader, Source, guess_start_time, parse_source
 from upperson_rt.errors import InputError
 
 FILE = Source(address="clip.avi", kind="file")
 LIVE = Source(address="rtsp://cam/s", kind="network")
-RULES = CaptureRules(stall_s=0.4, first_wait_s=0.02, longest_wait_s=0.1)
+RULES = CaptureRules(stall_s=1000, first_wait_s=0.02, longest_wait_s=0.1)
 FRAME = person_frame()
 
 
@@ -24,29 +25,37 @@ class Watched:
 
     def __init__(self, source, opener, rules=RULES, start_time=None, realtime=False):
         self.frames, self.counts = [], []
-        self.capture = Capture(
-            "gate", source, rules, opener, self.deliver, self.counts.append, start_time, realtime
+        settings = CameraSettings(
+            name="gate",
+            source=source,
+            detector=lambda frame: [],
+            drop="oldest",
+            start_time=start_time,
+            realtime=realtime,
+            opener=opener,
         )
+        self.capture = Capture(settings, rules, self.deliver, self.counts.append)
         self.capture.start()
 
     def deliver(self, image, unix_time, clock):
         self.frames.append((image, unix_time, clock))
 
-    def until(self, condition, timeout_s=5.0):
-        end = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < end, (self.capture.state, self.capture.error, self.counts)
-            time.sleep(0.005)
-
     def stop(self):
         self.capture.stop()
-        self.capture.join(5)
+        self.capture.join()
         assert self.capture.is_over
+
+
+@pytest.fixture
+def fake_time(monkeypatch):
+    found = FakeTime()
+    monkeypatch.setattr("upperson_rt.camera.capture.time", found)
+    return found
 
 
 def test_the_end_of_a_file_ends_it():
     watched = Watched(FILE, FakeOpener([FRAME] * 5), start_time=1000.0)
-    watched.until(lambda: watched.capture.is_over)
+    wait_for(lambda: watched.capture.is_over)
     assert watched.capture.state == "ended"
     assert [round(t, 3) for _, t, _ in watched.frames] == [1000.0, 1000.1, 1000.2, 1000.3, 1000.4]
     assert watched.counts == []
@@ -62,7 +71,7 @@ def test_the_end_of_a_file_ends_it():
 )
 def test_a_file_that_cannot_be_read_fails(script, message, caplog):
     watched = Watched(FILE, FakeOpener(script))
-    watched.until(lambda: watched.capture.is_over)
+    wait_for(lambda: watched.capture.is_over)
     assert watched.capture.state == "failed"
     assert message in watched.capture.error
     assert "camera gate: " in caplog.text
@@ -71,24 +80,25 @@ def test_a_file_that_cannot_be_read_fails(script, message, caplog):
 def test_a_file_in_real_time_takes_its_time():
     began = time.monotonic()
     watched = Watched(FILE, FakeOpener([FRAME] * 4), realtime=True)
-    watched.until(lambda: watched.capture.is_over)
-    assert 0.3 <= time.monotonic() - began < 2
+    wait_for(lambda: watched.capture.is_over)
+    assert time.monotonic() - began >= 0.3
 
 
 def test_a_live_source_is_opened_again_and_again(caplog):
     opener = FakeOpener([FRAME] * 2, InputError("unplugged"), InputError("unplugged"), [FRAME] * 3)
+    began = time.time()
     watched = Watched(LIVE, opener)
-    watched.until(lambda: len(watched.frames) == 5)
+    wait_for(lambda: len(watched.frames) == 5)
     watched.stop()
     assert watched.counts.count("reconnects") >= 3
-    assert all(reader.released.is_set() for reader in opener.readers)
+    assert all(reader.closed.is_set() for reader in opener.readers)
     waits = [record.wait_s for record in caplog.records if hasattr(record, "wait_s")]
     # After pictures the wait is short, and doubles with each failure up to its limit.
     assert waits[:3] == pytest.approx([0.02, 0.04, 0.08])
     assert max(waits) <= 0.1
     clocks = [clock for _, _, clock in watched.frames]
     assert clocks == sorted(clocks)
-    assert abs(watched.frames[-1][1] - time.time()) < 5
+    assert began <= watched.frames[-1][1] <= time.time()
 
 
 def test_a_source_that_never_opens_is_tried_again_soon_and_then_less_often(caplog):
@@ -98,26 +108,37 @@ def test_a_source_that_never_opens_is_tried_again_soon_and_then_less_often(caplo
         raise InputError("nothing is there")
 
     watched = Watched(LIVE, opener)
-    watched.until(lambda: watched.counts.count("reconnects") >= 4)
+    wait_for(lambda: watched.counts.count("reconnects") >= 4)
     watched.stop()
     waits = [record.wait_s for record in caplog.records if hasattr(record, "wait_s")]
     assert waits[:4] == pytest.approx([0.02, 0.04, 0.08, 0.1])
 
 
-def test_a_stalled_stream_is_left_alone_and_opened_again():
+def test_a_stalled_stream_is_left_alone_and_opened_again(fake_time):
     hang = threading.Event()
     opener = FakeOpener([FRAME, hang], [FRAME] * 3 + [hang])
     watched = Watched(LIVE, opener)
-    began = time.monotonic()
-    watched.until(lambda: len(watched.frames) == 4)
-    assert 0.35 < time.monotonic() - began < 3
-    assert watched.counts.count("stalls") == 1
+    wait_for(lambda: len(watched.frames) == 1)
+    assert watched.counts == []
+    fake_time.more_s += RULES.stall_s + 1
+    wait_for(lambda: len(watched.frames) == 4)
+    assert watched.counts == ["stalls", "reconnects"]
     assert watched.capture.state == "running"
-    assert not opener.readers[0].released.is_set(), "it still hangs"
+    assert not opener.readers[0].closed.is_set(), "it still hangs"
     watched.stop()
     hang.set()
-    watched.until(lambda: all(reader.released.is_set() for reader in opener.readers))
+    wait_for(lambda: all(reader.closed.is_set() for reader in opener.readers))
     assert len(watched.frames) == 4, "a reader that was given up delivers nothing more"
+
+
+def test_a_stream_that_its_reader_gives_up_after_a_long_silence_has_stalled(fake_time):
+    def silence():
+        fake_time.more_s += 0.95 * RULES.stall_s
+
+    watched = Watched(LIVE, FakeOpener([FRAME, silence], [FRAME, None], [FRAME]))
+    wait_for(lambda: len(watched.frames) == 3)
+    watched.stop()
+    assert watched.counts[:3] == ["stalls", "reconnects", "reconnects"], "the second one just ended"
 
 
 def test_only_a_few_readers_may_hang_at_a_time():
@@ -125,20 +146,20 @@ def test_only_a_few_readers_may_hang_at_a_time():
     opener = FakeOpener(*[[hang]] * 20)
     rules = CaptureRules(stall_s=0.05, first_wait_s=0.01, longest_wait_s=0.01)
     watched = Watched(LIVE, opener, rules)
-    watched.until(lambda: watched.capture.error is not None and "hang" in watched.capture.error)
-    assert len(opener.readers) == 4
+    wait_for(lambda: watched.capture.error is not None and "hang" in watched.capture.error)
+    wait_for(lambda: watched.counts.count("reconnects") > 6)
+    assert watched.counts.count("stalls") == 4
+    wait_for(lambda: len(opener.readers) == 4)
     hang.set()
-    watched.until(lambda: len(opener.readers) > 4)
+    wait_for(lambda: len(opener.readers) > 4)
     watched.stop()
 
 
 def test_a_hanging_source_does_not_hold_up_the_end():
     hang = threading.Event()
-    watched = Watched(LIVE, FakeOpener([FRAME, hang]), CaptureRules(stall_s=60))
-    watched.until(lambda: len(watched.frames) == 1)
-    began = time.monotonic()
+    watched = Watched(LIVE, FakeOpener([FRAME, hang]))
+    wait_for(lambda: len(watched.frames) == 1)
     watched.stop()
-    assert time.monotonic() - began < 2
     assert watched.capture.state == "stopped"
     hang.set()
 
@@ -147,7 +168,7 @@ def test_other_resolutions_are_counted_and_empty_frames_handed_on():
     small = person_frame(size=(120, 160), box=(10, 10, 60, 100))
     empty = np.zeros((0, 0, 3), np.uint8)
     watched = Watched(FILE, FakeOpener([FRAME, small, empty, small, FRAME]))
-    watched.until(lambda: watched.capture.is_over)
+    wait_for(lambda: watched.capture.is_over)
     assert watched.counts == ["resolution_changes"] * 2
     assert len(watched.frames) == 5
 
@@ -166,8 +187,8 @@ def test_a_real_file_has_its_own_times(tmp_path):
     path = write_video(tmp_path / "clip.avi", [FRAME] * 6)
     source = parse_source(str(path))
     assert guess_start_time(source) == pytest.approx(path.stat().st_mtime - 6 / 5, abs=0.01)
-    watched = Watched(source, open_reader, start_time=50.0)
-    watched.until(lambda: watched.capture.is_over)
+    watched = Watched(source, OpenCVReader, start_time=50.0)
+    wait_for(lambda: watched.capture.is_over)
     assert [t for _, t, _ in watched.frames] == pytest.approx([50 + i / 5 for i in range(6)])
     assert watched.frames[0][0].shape == FRAME.shape
 
@@ -175,7 +196,24 @@ def test_a_real_file_has_its_own_times(tmp_path):
 def test_a_file_that_is_no_video_is_an_error(tmp_path):
     (tmp_path / "text.avi").write_text("hello")
     with pytest.raises(InputError, match=r"cannot open .*text\.avi as a video"):
-        open_reader(parse_source(str(tmp_path / "text.avi")), 1.0)
+        OpenCVReader(parse_source(str(tmp_path / "text.avi")), 1.0)
+
+
+def test_a_network_source_is_opened_with_time_limits_and_others_without(monkeypatch):
+    opened = []
+
+    class VideoCapture:
+        def __init__(self, *arguments):
+            opened.append(arguments)
+
+        def isOpened(self):  # noqa: N802
+            return True
+
+    monkeypatch.setattr(cv2, "VideoCapture", VideoCapture)
+    OpenCVReader(LIVE, 2.5)
+    OpenCVReader(Source(address="3", kind="device"), 2.5)
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 2500, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 2500]
+    assert opened == [(LIVE.address, cv2.CAP_FFMPEG, limits), (3,)]
 
 
 class _Stream(http.server.BaseHTTPRequestHandler):
@@ -192,9 +230,9 @@ class _Stream(http.server.BaseHTTPRequestHandler):
             for _ in range(30):
                 self.wfile.write(head + jpeg + b"\r\n")
                 self.wfile.flush()
-                time.sleep(0.01)
             if self.server.connections == 2:
-                self.server.hang.wait(10)
+                self.server.hangs.set()
+                self.server.hang.wait()
         except (BrokenPipeError, ConnectionResetError):
             return
 
@@ -202,25 +240,32 @@ class _Stream(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_real_stream_is_read_lost_stalled_and_found_again():
+def test_a_real_stream_is_read_lost_stalled_and_found_again(fake_time):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Stream)
     server.daemon_threads = True
-    server.connections, server.hang = 0, threading.Event()
+    server.connections, server.hang, server.hangs = 0, threading.Event(), threading.Event()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         source = parse_source(f"http://127.0.0.1:{server.server_port}/stream.mjpg")
         assert source.is_live
-        rules = CaptureRules(stall_s=1.0, first_wait_s=0.02)
-        watched = Watched(source, open_reader, rules)
+        watched = Watched(source, OpenCVReader)
         # Connection 1 ends by itself, 2 hangs, 3 comes after that.
-        watched.until(lambda: server.connections >= 3 and len(watched.frames) > 60, timeout_s=20)
+        server.hangs.wait()
+        assert watched.counts == ["reconnects"]
+
+        def found_again():
+            fake_time.more_s += RULES.stall_s + 1
+            return server.connections >= 3
+
+        wait_for(found_again)
+        seen = len(watched.frames)
+        wait_for(lambda: len(watched.frames) > max(seen, 60))
         watched.stop()
     finally:
         server.hang.set()
         server.shutdown()
         server.server_close()
-        thread.join(5)
-    assert watched.counts.count("reconnects") >= 2
-    assert watched.counts.count("stalls") >= 1
+        thread.join()
+    assert watched.counts[:3] == ["reconnects", "stalls", "reconnects"]
     assert watched.frames[0][0].shape == FRAME.shape

@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 
 import cv2
@@ -11,7 +12,7 @@ import pytest
 
 import upperson_rt
 from tests.helpers.command_line import ROOT
-from tests.helpers.fake_camera import FakeReader, person_frame
+from tests.helpers.fake_camera import person_frame, wait_for
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.gallery import Gallery
@@ -64,27 +65,40 @@ def test_an_opencv_loop(work, monkeypatch, capsys):
 
 def test_a_gstreamer_source(work, monkeypatch, capsys):
     """OpenCV here has no GStreamer: what would be opened is looked at, the rest is real."""
-    opened = []
+    opened, silent = [], threading.Event()
 
-    class Capture(FakeReader):
+    class VideoCapture:
+        """A stream of five frames that then says nothing until the program ends."""
+
         def __init__(self, address, backend):
             opened.append((address, backend))
-            super().__init__([person_frame()] * 5)
+            self._frames = [person_frame()] * 5
 
         def isOpened(self):  # noqa: N802
             return True
 
+        def read(self):
+            if not self._frames:
+                silent.wait()
+                return False, None
+            return True, self._frames.pop()
+
+        def release(self):
+            pass
+
     def wait(pipeline):
-        assert pipeline.drain(10)
+        wait_for(lambda: pipeline.stats().cameras["gate"].frames_read == 5)
+        assert pipeline.drain()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cv2.videoio_registry, "hasBackend", lambda backend: True)
-    monkeypatch.setattr(cv2, "VideoCapture", Capture)
+    monkeypatch.setattr(cv2, "VideoCapture", VideoCapture)
     monkeypatch.setattr(upperson_rt.Pipeline, "wait", wait)
     monkeypatch.setattr("signal.signal", lambda *handler: None)
     address = "rtsp://10.0.0.5/stream"
     run_example(monkeypatch, "gstreamer_source.py", "bundle", "gallery", address, "hog")
-    (elements, backend), *_ = opened
+    silent.set()
+    ((elements, backend),) = opened
     assert elements.startswith(f"rtspsrc location={address} ")
     assert backend == cv2.CAP_GSTREAMER
     assert re.fullmatch(r"\d+ people added, \d+ in all\n", capsys.readouterr().out)
@@ -150,7 +164,7 @@ def test_a_deepstream_probe(work, deepstream, monkeypatch, capsys):
             for number in range(3):
                 info = SimpleNamespace(get_buffer=lambda number=number: number)
                 assert probe(None, info, 0) == "ok"
-                assert pipeline.drain(10)
+                assert pipeline.drain()
         items = list(gallery.items())
         assert {item.track for item in items} == {f"{pipeline.run_name}-7"}
         assert {item.box for item in items} == {(100, 40, 160, 220)}

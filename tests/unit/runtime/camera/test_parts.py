@@ -9,15 +9,14 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from upperson_rt.camera.boxes import MOST_BOXES, clean_boxes
-from upperson_rt.camera.clock import SteadyClock
-from upperson_rt.camera.crops import safe_folder_name
-from upperson_rt.camera.frames import View
-from upperson_rt.camera.json_logs import JsonFormatter
-from upperson_rt.camera.ledger import Durations, Ledger
+from tests.helpers.fake_camera import wait_for
+from upperson_rt.camera import PipelineSettings, QualityRules, Source, parse_source
+from upperson_rt.camera.crops import Selection, safe_folder_name, sharpness
+from upperson_rt.camera.frames import MOST_BOXES, SteadyClock, View, clean_boxes
 from upperson_rt.camera.queues import BoundedQueue, check_policy
-from upperson_rt.camera.selection import QualityRules, Selection, sharpness
-from upperson_rt.camera.source import Source, parse_source, without_secrets
+from upperson_rt.camera.source import without_secrets
+from upperson_rt.camera.stats import Durations, Ledger
+from upperson_rt.cli.watch_status import JsonFormatter
 from upperson_rt.errors import BackendError, InputError, UsageError
 
 
@@ -40,12 +39,11 @@ def test_a_blocked_put_goes_on_when_there_is_room_and_ends_with_the_queue():
     ]
     for thread in threads:
         thread.start()
-    assert queue.get(1) == "first"
-    while len(queue) == 0:
-        time.sleep(0.001)
+    assert queue.get() == "first"
+    wait_for(lambda: len(queue) == 1)
     queue.close()
     for thread in threads:
-        thread.join(5)
+        thread.join()
     assert results.count(None) == 1
     assert set(results) - {None} <= {2, 3}
     assert queue.put(4, "oldest") == 4
@@ -57,7 +55,7 @@ def test_a_blocked_put_goes_on_when_there_is_room_and_ends_with_the_queue():
 def test_an_empty_queue_gives_nothing_in_time():
     began = time.monotonic()
     assert BoundedQueue(1).get(0.05) is None
-    assert 0.04 < time.monotonic() - began < 2
+    assert time.monotonic() - began > 0.04
     assert BoundedQueue(1).get_all(0.01) == []
 
 
@@ -65,8 +63,6 @@ def test_an_empty_queue_gives_nothing_in_time():
 def test_an_unknown_policy_is_refused(policy):
     with pytest.raises(UsageError, match="one of oldest, newest, block"):
         check_policy(policy)
-    with pytest.raises(UsageError, match="at least 1"):
-        BoundedQueue(0)
 
 
 def test_boxes_are_clipped_and_the_useless_ones_counted():
@@ -135,7 +131,7 @@ def offer(selection, clock, shown):
 
 def test_the_best_view_of_each_window_is_chosen():
     dropped = []
-    selection = Selection(1.0, 2, dropped.append)
+    selection = Selection(PipelineSettings(every_s=1.0, min_views=2), dropped.append)
     sharp = [10, 50, 30, 20, 5, 5, 40]
     chosen = [offer(selection, i / 2, view(sharp=s, index=i)) for i, s in enumerate(sharp)]
     assert chosen == [[], [], [1], [], [], [3], []]
@@ -145,7 +141,7 @@ def test_the_best_view_of_each_window_is_chosen():
 
 
 def test_a_view_that_is_cut_off_loses_but_is_better_than_none():
-    selection = Selection(1.0, 1, lambda reason: None)
+    selection = Selection(PipelineSettings(every_s=1.0, min_views=1), lambda reason: None)
     offer(selection, 0.0, view(sharp=900, border=True, index=0))
     offer(selection, 0.1, view(sharp=30, index=1))
     offer(selection, 0.2, view("other", sharp=900, border=True, index=2))
@@ -154,7 +150,7 @@ def test_a_view_that_is_cut_off_loses_but_is_better_than_none():
 
 def test_who_was_seen_once_is_a_mistake():
     dropped = []
-    selection = Selection(0.0, 2, dropped.append)
+    selection = Selection(PipelineSettings(every_s=0.0, min_views=2), dropped.append)
     assert offer(selection, 0.0, view()) == []
     assert selection.flush() == []
     assert selection.end("t") is None
@@ -164,7 +160,7 @@ def test_who_was_seen_once_is_a_mistake():
 
 
 def test_a_flush_gives_the_best_so_far_and_keeps_the_pace():
-    selection = Selection(1.0, 1, lambda reason: None)
+    selection = Selection(PipelineSettings(every_s=1.0, min_views=1), lambda reason: None)
     offer(selection, 0.0, view(index=0))
     assert [found.index for found in selection.flush()] == [0]
     assert offer(selection, 0.5, view(index=1)) == []

@@ -2,21 +2,18 @@
 
 import socket
 import sys
-import time
 import urllib.request
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import upperson_rt
-from tests.helpers.fake_camera import person_frame
+from tests.helpers.fake_camera import BOX, person_frame, wait_for
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.camera import Pipeline
-from upperson_rt.camera.metrics import MetricsFile, MetricsServer
+from upperson_rt.camera.prometheus import MetricsFile, MetricsServer
 from upperson_rt.errors import BackendError, InputError
 from upperson_rt.gallery import Gallery
-
-BOX = [100, 40, 160, 220]
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +32,6 @@ def pipeline(tmp_path_factory):
                 found.drain()
             found.submit('gate "1"\n', person_frame()[:0], [])
         yield found
-
-
-def until(condition):
-    while not condition():
-        time.sleep(0.005)
 
 
 def read(text):
@@ -91,7 +83,7 @@ def test_the_file_is_written_at_once_again_and_at_the_end(pipeline, tmp_path):
     file = MetricsFile(pipeline, path, every_s=0.01)
     check(path.read_text())
     first = path.stat().st_mtime_ns
-    until(lambda: path.stat().st_mtime_ns != first)
+    wait_for(lambda: path.stat().st_mtime_ns != first)
     path.unlink()
     file.close()
     check(path.read_text())
@@ -107,7 +99,7 @@ def test_a_file_that_cannot_be_written_is_an_error_at_the_start_and_a_log_line_l
     file = MetricsFile(pipeline, tmp_path / "there" / "a.prom", every_s=0.01)
     (tmp_path / "there" / "a.prom").unlink()
     (tmp_path / "there").rename(tmp_path / "gone")
-    until(lambda: "cannot write metrics" in caplog.text)
+    wait_for(lambda: "cannot write metrics" in caplog.text)
     (tmp_path / "gone").rename(tmp_path / "there")
     file.close()
     check((tmp_path / "there" / "a.prom").read_text())

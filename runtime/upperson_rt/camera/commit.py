@@ -1,0 +1,238 @@
+"""The thread that saves the pictures of crops and commits their rows, and leaves no half behind."""
+
+import glob
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.camera.encode import Batch
+from upperson_rt.camera.frames import Crop
+from upperson_rt.camera.queues import BoundedQueue, Stage
+from upperson_rt.camera.settings import PipelineSettings
+from upperson_rt.camera.stats import Durations, Ledger
+from upperson_rt.errors import InputError
+from upperson_rt.files import write_atomically
+from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.locks import lock_until_closed, try_lock
+
+__all__ = ["CommitStage", "CropFolder", "UnfinishedNote", "remove_left_behind"]
+
+_log = logging.getLogger(__name__)
+
+_STEP_S = 0.1
+_WRITERS = 8
+_PREFIX = ".unfinished-"
+
+
+class CommitStage(Stage):
+    """Saves the pictures of all batches that wait, then commits their rows in one transaction."""
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        settings: PipelineSettings,
+        run_name: str,
+        variant: str,
+        batches: BoundedQueue[Batch],
+        ledger: Ledger,
+        fail: Callable[[BaseException], None],
+        on_commit: Callable[[Sequence[Item]], None] | None,
+    ) -> None:
+        super().__init__("commit", fail)
+        self._gallery = gallery
+        self._crops_dir = gallery.crops_dir if settings.save_crops else None
+        self._run_name = run_name
+        self._variant = variant
+        self._batches = batches
+        self._ledger = ledger
+        self._on_commit = on_commit
+        self._folder: CropFolder | None = None
+        self.latency = Durations()
+        self.encode_latency = Durations()
+
+    def start(self) -> None:
+        """Clear up after processes that were killed, then begin to work.
+
+        Raises:
+            InputError: The folder of pictures cannot be written to.
+        """
+        if self._crops_dir is not None:
+            remove_left_behind(self._gallery, self._crops_dir)
+            self._folder = CropFolder(self._crops_dir, self._run_name)
+        super().start()
+
+    def _run(self) -> None:
+        try:
+            while not self._batches.is_finished:
+                taken = self._batches.get_all(_STEP_S)
+                if taken:
+                    crops = [crop for batch, _ in taken for crop in batch]
+                    self._commit(crops, np.concatenate([embeds for _, embeds in taken]))
+                    self._batches.done(len(taken))
+        finally:
+            if self._folder is not None:
+                self._folder.close()
+
+    def _commit(self, crops: list[Crop], embeds: NDArray[np.float32]) -> None:
+        items = [crop.item for crop in crops]
+        try:
+            with nullcontext() if self._folder is None else self._folder.saved(crops):
+                self._gallery.add(items, embeds, self._variant)
+        except BaseException:
+            self._ledger.count_crops(crops, "crops.dropped.failed")
+            raise
+        now = time.monotonic()
+        for crop in crops:
+            self.latency.add(now - crop.arrived)
+            self.encode_latency.add(now - crop.chosen)
+        self._ledger.count_crops(crops, "committed")
+        if self._on_commit is not None:
+            self._on_commit(items)
+
+
+class CropFolder:
+    """Where the pictures of crops are saved, several at a time: each waits for the disk."""
+
+    def __init__(self, folder: Path, run_name: str) -> None:
+        """Make the folder; raise InputError if it cannot be written to."""
+        self.folder = folder
+        self._note = UnfinishedNote(folder, run_name)
+        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="save")
+
+    @contextmanager
+    def saved(self, crops: list[Crop]) -> Iterator[None]:
+        """Write the pictures of crops; each appears complete or not at all.
+
+        Those that were not there before are removed again after an error, also one of what is done
+        in the context: it commits their rows.
+        """
+        pictures = {
+            self.folder / crop.item.crop: crop.jpeg
+            for crop in crops
+            if crop.jpeg is not None and crop.item.crop is not None
+        }
+        new = [path for path in pictures if not path.exists()]
+        with self._note.kept([crop.item for crop in crops]):
+            writes = [self._pool.submit(write_atomically, *picture) for picture in pictures.items()]
+            wait(writes)
+            try:
+                for write in writes:
+                    write.result()
+                yield
+            except BaseException:
+                for path in new:
+                    _remove(path)
+                raise
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+        self._note.close()
+
+
+class UnfinishedNote:
+    """Names the pictures of a batch on disk before they are saved, until their rows are committed.
+
+    Pictures come before rows, so whoever is killed in between leaves pictures that no row names,
+    and no retention would ever find. The file is locked as long as its process lives.
+    """
+
+    def __init__(self, crops_dir: Path, run_name: str) -> None:
+        """Make the note; raise InputError if the folder cannot be written to."""
+        self._path = crops_dir / f"{_PREFIX}{run_name}.json"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                self._file = self._path.open("wb", buffering=0)
+                lock_until_closed(self._file.fileno(), wait=True)
+                if self._path.exists():
+                    break
+                self._file.close()  # Another process swept it before it was locked.
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror}") from error
+
+    @contextmanager
+    def kept(self, items: Sequence[Item]) -> Iterator[None]:
+        """Keep the note while pictures are saved and their rows committed."""
+        times = [item.time for item in items if item.time is not None]
+        note = {
+            "cameras": sorted({item.camera for item in items if item.camera is not None}),
+            "since": min(times),
+            "until": max(times),
+            "pictures": [item.crop for item in items if item.crop is not None],
+        }
+        try:
+            self._file.write(json.dumps(note).encode("utf-8"))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            self._file.seek(0)
+            self._file.truncate()
+
+    def close(self) -> None:
+        """Remove the note."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+
+
+def remove_left_behind(gallery: Gallery, crops_dir: Path) -> None:
+    """Remove pictures that killed processes saved and did not commit."""
+    removed = 0
+    for path in sorted(crops_dir.glob(f"{_PREFIX}*.json")):
+        try:
+            file = path.open("r+b")
+        except FileNotFoundError:
+            continue  # Its process ended, or another one has seen to it.
+        with file:
+            if not try_lock(file.fileno()):
+                continue  # Its process lives, or nobody can tell.
+            content = file.read()
+            # Half a note was never acted upon: its pictures were not begun.
+            if content.endswith(b"}"):
+                removed += _remove_pictures(gallery, crops_dir, json.loads(content))
+            path.unlink(missing_ok=True)
+    if removed:
+        _log.warning(
+            "removed %d pictures that a killed process had not committed",
+            removed,
+            extra={"event": "left_behind", "pictures": removed},
+        )
+
+
+def _remove_pictures(gallery: Gallery, crops_dir: Path, note: dict[str, Any]) -> int:
+    """Remove the pictures of a note that no row names, and halves of files beside them."""
+    period = Filter(
+        camera=note["cameras"],
+        since=note["since"],
+        until=math.nextafter(note["until"], math.inf),
+    )
+    named = {item.crop for item in gallery.items(period)}
+    removed = 0
+    for name in note["pictures"]:
+        path = crops_dir / name
+        for half in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            half.unlink(missing_ok=True)
+        if name not in named and path.is_file():
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("cannot remove %s: %s", path, error.strerror)

@@ -1,0 +1,148 @@
+"""What a pipeline and its cameras are told: checked once, here, then handed down whole."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from upperson_rt.camera.detectors import Detector
+from upperson_rt.camera.frames import check_unix_time
+from upperson_rt.camera.queues import DropPolicy, check_policy
+from upperson_rt.camera.source import OpenCVReader, Opener, Source
+from upperson_rt.errors import UsageError
+
+__all__ = ["BorderRule", "CameraSettings", "CaptureRules", "PipelineSettings", "QualityRules"]
+
+BorderRule: TypeAlias = Literal["keep", "last", "drop"]
+"""Views that touch the border: like others, only if there is no other, or never."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualityRules:
+    """What a view must have to be embedded.
+
+    Raises:
+        UsageError: On construction, if a number is negative or the border rule unknown.
+    """
+
+    min_height_px: int = 64
+    min_width_px: int = 24
+    min_sharpness: float = 20.0
+    """Variance of the Laplacian of the grey view, scaled down to 128 pixels of height."""
+    border: BorderRule = "last"
+
+    def __post_init__(self) -> None:
+        if min(self.min_height_px, self.min_width_px, self.min_sharpness) < 0:
+            raise UsageError("smallest height, width and sharpness must not be negative")
+        if self.border not in get_args(BorderRule):
+            raise UsageError(
+                f"no border rule '{self.border}': it is one of {', '.join(get_args(BorderRule))}"
+            )
+
+    def size_problem(self, height_px: int, width_px: int) -> str | None:
+        """Return why a box is not looked at any further, or None."""
+        small = height_px < self.min_height_px or width_px < self.min_width_px
+        return "too_small" if small else None
+
+    def problem(self, sharpness: float, at_border: bool) -> str | None:
+        """Return why a view is not used, or None."""
+        if at_border and self.border == "drop":
+            return "at_border"
+        return "blurred" if sharpness < self.min_sharpness else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptureRules:
+    """How patient the reading of a source is."""
+
+    stall_s: float = 10.0
+    """A live source that gives nothing for so long is closed and opened again."""
+    first_wait_s: float = 0.5
+    """Before the first attempt to reconnect; doubles with each one that fails."""
+    longest_wait_s: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineSettings:
+    """How a pipeline works; each field is also a keyword of `Pipeline`.
+
+    Raises:
+        UsageError: On construction, if a number is out of range.
+    """
+
+    every_s: float = 2.0
+    """At most one crop of a track in so many seconds, the best one; 0 takes all."""
+    min_views: int = 2
+    """A track seen in fewer frames is taken for a mistake of the detector."""
+    lost_after_s: float = 2.0
+    """A person not seen for so long, and then again, is a new track."""
+    quality: QualityRules = QualityRules()
+    """What views must have."""
+    save_crops: bool = True
+    """Save the pictures under ``gallery.crops_dir``."""
+    jpeg_quality: int = 90
+    """Of saved pictures, 1 to 100."""
+    batch_size: int = 16
+    """Crops embedded and committed at a time."""
+    max_delay_s: float = 0.5
+    """Longest wait for a batch to fill up."""
+    frame_queue: int = 4
+    """Frames of a camera that may wait."""
+    crop_queue: int = 256
+    """Crops of all cameras that may wait for the encoder."""
+    drop: DropPolicy = "oldest"
+    """What gives way in a full queue, ``oldest`` or ``newest``. Files wait instead."""
+    capture_rules: CaptureRules = CaptureRules()
+    """When a live source counts as stalled, and how it is opened again."""
+    opener: Opener = OpenCVReader
+    """Opens the sources of cameras that bring no opener of their own."""
+
+    def __post_init__(self) -> None:
+        if not self.max_delay_s >= 0 or self.batch_size < 1:  # NaN is refused, too.
+            raise UsageError("max_delay_s must be at least 0, batch_size at least 1")
+        if not (self.every_s >= 0 and self.lost_after_s > 0) or self.min_views < 1:
+            raise UsageError(
+                "every_s must be at least 0, lost_after_s above 0, min_views at least 1"
+            )
+        if self.save_crops and not 1 <= self.jpeg_quality <= 100:
+            raise UsageError(f"jpeg_quality must be 1 to 100, got {self.jpeg_quality}")
+        for name in ("frame_queue", "crop_queue"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if check_policy(self.drop) == "block":
+            raise UsageError("only files can wait; the policy of live cameras drops something")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraSettings:
+    """One camera, before it starts; see `Pipeline.add_camera`.
+
+    Raises:
+        UsageError: On construction, if there is no name, a source without a detector, or a policy
+            that does not fit.
+        InputError: The time is none in unix seconds.
+    """
+
+    name: str
+    source: Source | None
+    """None for a camera whose frames are submitted."""
+    detector: Detector | None
+    drop: DropPolicy
+    start_time: float | None
+    """Unix time of a file's first frame."""
+    realtime: bool
+    opener: Opener
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise UsageError("a camera needs a name")
+        if self.source is not None and self.detector is None:
+            raise UsageError(f"camera {self.name} has a source and so needs a detector")
+        if check_policy(self.drop) == "block" and not self.is_file:
+            raise UsageError(
+                f"camera {self.name} cannot wait, only a file can: drop oldest or newest"
+            )
+        check_unix_time(self.start_time)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether its frames can wait, and be found again by number."""
+        return self.source is not None and not self.source.is_live
