@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from upperson_calibration.samples import CalibrationSet
 from upperson_export.fold import TrainedModel
+from upperson_export.pages import model_card, report_html
 from upperson_export.report import ExportReport
-from upperson_export.report_pages import model_card, report_html
 from upperson_export.variants import EXACT, VARIANTS, VariantName
 from upperson_rt import __version__
 from upperson_rt.backends import open_backend
@@ -124,8 +124,8 @@ class BundleFiles:
         manifest = self._describe(report)
         text = json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n"
         (self._folder / _REPORT).write_text(text, "utf-8")
-        (self._folder / "report.html").write_text(report_html(report.as_dict(), manifest), "utf-8")
-        (self._folder / "README.md").write_text(model_card(report.as_dict(), manifest), "utf-8")
+        (self._folder / "report.html").write_text(report_html(report, manifest), "utf-8")
+        (self._folder / "README.md").write_text(model_card(report, manifest), "utf-8")
         self._write_manifest(replace(manifest, report=self._entry(_REPORT)))
 
     def _describe(self, report: ExportReport | None) -> Manifest:

@@ -2,55 +2,78 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from upperson_rt import __version__
-from upperson_rt.files import Foreign, all_names, sha256_of_file
+from upperson_rt.files import all_names, new_folder, require_place, sha256_of_file
 
 
-def write_record(folder: Path, name: str, kind: str, facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Write the record of a filled folder; return its files as sorted relative POSIX paths.
+@dataclass(frozen=True, slots=True)
+class RecordedFolder:
+    """A kind of folder that is written complete or not at all, and replaced if nobody touched it.
 
-    Args:
-        folder: The folder.
-        name: File name of the record.
-        kind: What the folder is.
-        facts: What else the record says.
+    Files that were changed or put beside the recorded ones, such as an engine, are somebody's.
     """
-    files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    record = {
-        "format": kind,
-        "generator": f"upperson {__version__}",
-        **facts,
-        "files": {file: sha256_of_file(files[file]) for file in sorted(files)},
-    }
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / name).write_text(text, "utf-8")
-    return tuple(sorted(files))
 
+    kind: str
+    """What the folder is, as the record says."""
 
-def foreign_to_record(name: str, kind: str) -> Foreign:
-    """Return what tells the files that are not as a record of that kind says, new or changed."""
+    record: str
+    """File name of the record."""
 
-    def foreign(folder: Path) -> list[str]:
+    def require_place(self, output: Path) -> None:
+        """Refuse what `create` would refuse, before any work; see `files.require_place`."""
+        require_place(output, self._foreign)
+
+    def create(self, output: Path) -> AbstractContextManager[Path]:
+        """Give a temporary folder to fill that takes the place of ``output`` in the end.
+
+        Raises:
+            InputError: ``output`` holds something else, or cannot be written to.
+        """
+        return new_folder(output, self._foreign)
+
+    def write_record(self, folder: Path, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        """Write the record of a filled folder with more facts of its content.
+
+        Returns:
+            Its files as sorted relative POSIX paths.
+        """
+        files = _files(folder)
+        record = {
+            "format": self.kind,
+            "generator": f"upperson {__version__}",
+            **facts,
+            "files": {name: sha256_of_file(files[name]) for name in sorted(files)},
+        }
+        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        (folder / self.record).write_text(text, "utf-8")
+        return tuple(sorted(files))
+
+    def _foreign(self, folder: Path) -> list[str]:
+        """Return the files that are not as a record of this kind says, new or changed."""
         try:
-            record = json.loads((folder / name).read_text("utf-8"))
-            written = dict(record["files"]) if record["format"] == kind else None
+            record = json.loads((folder / self.record).read_text("utf-8"))
+            written = dict(record["files"]) if record["format"] == self.kind else None
         except (OSError, ValueError, KeyError, TypeError):
             written = None  # Not a record of ours, so not a folder of ours.
         if written is None:
             return all_names(folder)
-        found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-        found.pop(name, None)
         return [
-            file
-            for file, path in found.items()
-            if path.is_symlink() or written.get(file) != sha256_of_file(path)
+            name
+            for name, path in _files(folder).items()
+            if name != self.record
+            and (path.is_symlink() or written.get(name) != sha256_of_file(path))
         ]
 
-    return foreign
 
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+def _files(folder: Path) -> dict[str, Path]:
+    """Return files and links by relative POSIX path."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }

@@ -15,10 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.helpers.fake_tensorrt import install_fake_tensorrt
 from tests.helpers.invoke import run, run_json, snapshot
-from upperson.cli.engines import build_engines
-from upperson.cli.progress import Display
 from upperson.data.synthetic import SyntheticSpec, write_dataset
-from upperson_export import rtx_folder
+from upperson_export import engines
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
 
@@ -221,14 +219,14 @@ def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work, m
         "--trt-flavor", "rtx", "--rtx-capability", "8.9", "--deepstream", "nvinfer",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    engines = [
+    names = [
         "image.fp16.engine", "image.int8-fp16.engine", "text.fp16.engine", "text.int8-fp16.engine",
     ]  # fmt: skip
     before = snapshot(work / "bundle.rtx")
-    assert sorted(before) == ["engines.json", *engines]
-    assert all(len(before[name]) > 100_000 for name in engines)
+    assert sorted(before) == ["engines.json", *names]
+    assert all(len(before[name]) > 100_000 for name in names)
     record = json.loads(before["engines.json"])
-    assert sorted(record["files"]) == engines
+    assert sorted(record["files"]) == names
     assert {engine["compute_capability"] for engine in record["engines"]} == {"8.9"}
     manifest = Bundle.open(work / "bundle", "fp16").manifest
     assert record["fingerprint"] == manifest.fingerprint
@@ -244,7 +242,7 @@ def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work, m
             raise KeyboardInterrupt
 
     def write(note):
-        rtx_folder.write_rtx_engines(
+        engines.write_rtx_engines(
             work / "bundle", ["fp16", "int8-fp16"], "7.5", note=note, progress=lambda *_: None
         )
 
@@ -409,8 +407,9 @@ def test_a_gpu_that_cannot_build_is_told_before_any_work(copied_run, work, worke
 )
 def test_the_next_step_names_a_variant_that_is_there(work, monkeypatch, variants, next_step):
     manifest = SimpleNamespace(variants=dict.fromkeys(variants))
-    monkeypatch.setattr("upperson_rt.bundle.read_manifest", lambda _: manifest)
-    assert next_step in build_engines(Path("bundle"), None, Display())["next"]
+    monkeypatch.setattr(engines, "read_manifest", lambda _: manifest)
+    built = engines.build_engines(Path("bundle"), None, note=print, progress=print)
+    assert next_step in built["next"]
 
 
 def calibration_of(bundle):

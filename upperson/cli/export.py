@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson.cli.engines import build_engines, require_engines
 from upperson.cli.extras import require_extra
 from upperson.cli.options import RunFolder
 from upperson_rt.cli.options import Debug, Json
@@ -129,7 +128,7 @@ def export(
         raise UsageError(f"--trt-flavor must be standard or rtx, found '{trt_flavor}'")
     if precision not in ("auto", "int8"):
         raise UsageError(f"--precision must be auto or int8, found '{precision}'")
-    from upperson_export.rtx_folder import rtx_folder
+    from upperson_export.engines import rtx_folder
 
     rtx = trt and trt_flavor == "rtx"
     _refuse_ignored(context, gate=gate, int8=int8, half=fp16 or trt, trt=trt, rtx=rtx)
@@ -145,6 +144,7 @@ def export(
     from upperson.cli.progress import Display
     from upperson_calibration.estimators import ESTIMATORS
     from upperson_export.bundle import ExportOptions, foreign_to_bundle
+    from upperson_export.engines import build_engines, require_engines
     from upperson_export.serving import require_serving_place
     from upperson_export.variants import variants_asked
     from upperson_rt.files import require_place
@@ -182,7 +182,7 @@ def export(
         engines = {}
         if trt:
             display.say(f"bundle {output} is complete")  # Whatever becomes of its engines.
-            engines = build_engines(output, capability, display)
+            engines = build_engines(output, capability, note=display.say, progress=display.step)
     written = _serving(output, triton, deepstream)
     for name, row in report.variants.items():
         if not row.shipped:
@@ -205,10 +205,11 @@ def export(
 
 def _print_report(report: "ExportReport") -> None:
     """Print accuracy, size and time of each variant, without columns that are empty."""
-    from upperson_export.report_rows import accuracy_rows
+    from upperson_export.pages import accuracy_table
 
-    head, *rows = accuracy_rows(report.as_dict())
-    filled = [column for column in zip(head, *rows, strict=True) if set(column[1:]) != {"-"}]
+    rows = accuracy_table(report)
+    columns = zip(rows.head, *rows.body, strict=True)
+    filled = [column for column in columns if set(column[1:]) != {"-"}]
     names = [column[0] for column in filled]
     words = ("variant", "on", "image", "text", "shipped")
     table = new_table(*names, right=tuple(name for name in names if name not in words))

@@ -50,7 +50,7 @@ def serving(
         raise UsageError("nothing to write: name a folder with  --triton  or  --deepstream")
     if triton is not None and deepstream is not None and triton.resolve() == deepstream.resolve():
         raise UsageError(f"--triton and --deepstream are both {triton}: name two folders")
-    for package in ("onnx", "jinja2"):
+    for package in ("onnx", "onnx_ir", "jinja2"):
         if find_spec(package) is None:
             raise missing_extra(package, "export", "serving")
     from upperson_export.serving import write_deepstream, write_triton

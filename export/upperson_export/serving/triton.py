@@ -11,21 +11,17 @@ import onnx
 
 from upperson_export.serving.folder import (
     ServingFolder,
-    quoted,
-    render,
-    serving_folder,
-    write_serving_record,
-)
-from upperson_export.serving.source import (
-    Signature,
     file_name,
     load_tower,
     open_variant,
+    render,
+    serving_folder,
     signature,
     tower_file,
+    write_serving_record,
 )
 from upperson_rt.bundle import Bundle
-from upperson_rt.towers import Tower
+from upperson_rt.towers import TOWERS, Tower
 
 MAX_BATCH_SIZE: dict[Tower, int] = {"image": 32, "text": 64}
 """Most pictures or sentences the server runs at once."""
@@ -40,7 +36,6 @@ shape. Its ragged batching needs a graph with one-dimensional input, which ours 
 _TYPES: dict[int, str] = {
     onnx.TensorProto.UINT8: "TYPE_UINT8",
     onnx.TensorProto.INT32: "TYPE_INT32",
-    onnx.TensorProto.FLOAT: "TYPE_FP32",
 }
 
 
@@ -62,10 +57,9 @@ def write_triton(bundle: Path, output: Path, variant: str | None = None) -> Serv
     """
     opened = open_variant(bundle, variant)
     manifest = opened.manifest
-    towers: tuple[Tower, ...] = ("image", "text")
-    names = {tower: f"{file_name(manifest.model.name)}_{tower}" for tower in towers}
+    names = {tower: f"{file_name(manifest.model.name)}_{tower}" for tower in TOWERS}
     with serving_folder(output, "triton") as folder:
-        for tower in towers:
+        for tower in TOWERS:
             load_tower(opened, tower)  # Only to check it.
             version = folder / names[tower] / "1"
             version.mkdir(parents=True)
@@ -93,37 +87,17 @@ def model_config(bundle: Bundle, tower: Tower, name: str) -> str:
     The parameters are for clients, which can compare the fingerprint with their gallery's.
     """
     expected = signature(bundle.manifest, tower)
-    entry = bundle.entry.file(tower)
-    parameters = {
-        "fingerprint": bundle.manifest.fingerprint,
-        "variant": bundle.variant,
-        "precision": bundle.entry.precision,
-        "onnx_sha256": entry.sha256,
-    }
-    return "\n".join(
-        [
-            f"name: {quoted(name)}",
-            'backend: "onnxruntime"',
-            f"max_batch_size: {MAX_BATCH_SIZE[tower]}",
-            *_tensors(expected),
-            f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}",
-            "instance_group [ { count: 1 kind: KIND_AUTO } ]",
-            *(
-                f"parameters {{ key: {quoted(key)} value {{ string_value: {quoted(value)} }} }}"
-                for key, value in parameters.items()
-            ),
-            "",
-        ]
+    return render(
+        "config.pbtxt.j2",
+        name=name,
+        tower=expected,
+        input_type=_TYPES[expected.input_type],
+        max_batch_size=MAX_BATCH_SIZE[tower],
+        max_queue_delay_us=MAX_QUEUE_DELAY_US,
+        parameters={
+            "fingerprint": bundle.manifest.fingerprint,
+            "variant": bundle.variant,
+            "precision": bundle.entry.precision,
+            "onnx_sha256": bundle.entry.file(tower).sha256,
+        },
     )
-
-
-def _tensors(expected: Signature) -> list[str]:
-    tensors = (
-        ("input", expected.input_name, expected.input_type, expected.input_dims),
-        ("output", expected.output_name, onnx.TensorProto.FLOAT, expected.output_dims),
-    )
-    return [
-        f"{kind} [ {{ name: {quoted(name)} data_type: {_TYPES[elem_type]} "
-        f"dims: [ {', '.join(map(str, dims))} ] }} ]"
-        for kind, name, elem_type, dims in tensors
-    ]

@@ -2,14 +2,35 @@
 
 import json
 from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from upperson_calibration.calibration_file import Samples
 from upperson_calibration.sensitivity import LayerDamage
 from upperson_export.ladder import Accuracy, Compared, Drop, Measured
 from upperson_export.latency import Conditions, TowerTime
+from upperson_export.pages import (
+    accuracy_table,
+    float_linear_table,
+    ladder_table,
+    model_card,
+    report_html,
+)
 from upperson_export.report import CalibrationRecord, ExportReport, SplitSize, VariantReport
-from upperson_export.report_rows import accuracy_rows, float_linear_rows, ladder_rows
 from upperson_export.variants import SIMULATED
+from upperson_rt.manifest import (
+    FileEntry,
+    ImageSection,
+    Manifest,
+    ModelSection,
+    TextSection,
+    VariantEntry,
+    space_fingerprint,
+)
 from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.towers import Tower
 
@@ -132,8 +153,8 @@ def test_without_the_gate_nothing_is_measured() -> None:
 
 
 def test_what_floats_were_computed_in_stands_beside_every_measurement() -> None:
-    report = example_report().as_dict()
-    head, _, *rows = accuracy_rows(report)
+    table = accuracy_table(example_report())
+    head, (_, *rows) = table.head, table.body
     assert [row[1] for row in rows] == [
         "onnxruntime, f32",
         "openvino, bf16 + f32",
@@ -143,17 +164,17 @@ def test_what_floats_were_computed_in_stands_beside_every_measurement() -> None:
     assert [row[head.index("ms/caption")] for row in rows] == ["-", "2.0", "-"]
     assert rows[0][head.index("R@1 change (95 %)")] == "-0.25 (-1.00 to +0.50)"
     assert [row[-1] for row in rows] == ["yes", "yes", "no"]
-    assert ladder_rows(report)[1][3] == "openvino, bf16"
+    assert ladder_table(example_report()).body[0][3] == "openvino, bf16"
 
 
 def test_a_form_that_does_not_work_says_why() -> None:
-    head, *rows = ladder_rows(example_report().as_dict())
-    assert rows[1][-1] == "no: it is not finite"
-    assert {len(row) for row in rows} == {len(head)}
+    table = ladder_table(example_report())
+    assert table.body[1][-1] == "no: it is not finite"
+    assert {len(row) for row in table.body} == {len(table.head)}
 
 
 def test_linears_left_in_float_come_with_their_damage() -> None:
-    assert float_linear_rows(example_report().as_dict())[1:] == [
+    assert float_linear_table(example_report()).body == [
         ["int8", "image", "fc1", "1.50", "2.00", "3.0e-04"]
     ]
 
@@ -170,3 +191,96 @@ def test_a_gate_finer_than_one_query_is_told() -> None:
     )
     assert told(1000, 0.0) is not None
     assert replace(example_report(), split=None, max_r1_drop=None).too_few_queries() is None
+
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "</td></table><script>alert(1)</script>",
+    "`code` [here](http://example.com) ![](x.png)",
+    "people\n# A heading\n\n<b>bold</b> | cell",
+    "`` ` ```\n---\n- item",
+    "&lt;b&gt; &amp; \"quoted\" 'names' {{ 7 * 7 }} {% raw %}",
+]
+
+
+def named(name: str) -> tuple[ExportReport, Manifest]:
+    """A report and a manifest in which all that comes from outside has a name."""
+    report = example_report()
+    assert report.split is not None
+    assert report.calibration is not None
+    samples = replace(report.calibration.samples, image_source=name, text_source=name)
+    report = replace(
+        report,
+        model=name,
+        split=replace(report.split, name=name),
+        calibration=replace(report.calibration, samples=samples),
+        conditions=replace(report.conditions, machine={"cpu": name}),
+    )
+    digest = "0" * 64
+    entry = FileEntry(file="file", sha256=digest, size_bytes=1)
+    model = ModelSection(
+        name=name, base=name, base_sha256=digest, adapter_sha256=digest, embed_dim=4
+    )
+    image = ImageSection(height_px=8, width_px=4, resize="bilinear-antialias")
+    text = TextSection(context_length=7, tokenizer=entry)
+    variant = VariantEntry(precision="fp32", image=entry, text=entry, canary_min_cosine=0.9)
+    manifest = Manifest(
+        created="2026-01-01",
+        generator="upperson",
+        model=model,
+        image=image,
+        text=text,
+        variants={"fp32": variant},
+        default_variant="fp32",
+        canaries=entry,
+        fingerprint=space_fingerprint(model, image, text),
+    )
+    return report, manifest
+
+
+class Page(HTMLParser):
+    """Tags and text as a browser sees them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert not {name for name, _ in attrs} & {"src", "href", "onerror", "onclick", "style"}
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def markdown_tokens(text: str) -> list[Token]:
+    """What a Markdown renderer makes of a card, without its YAML header."""
+    _, _, body = text.removeprefix("---\n").partition("\n---\n")
+    tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    return [inner for token in tokens for inner in (token, *(token.children or []))]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_page_prints_a_hostile_name_and_nothing_of_it_works(name: str) -> None:
+    page, plain = Page(report_html(*named(name))), Page(report_html(*named("people")))
+    assert page.tags == plain.tags
+    assert "".join(page.text).count(name) == "".join(plain.text).count("people") >= 6
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_card_prints_a_hostile_name_and_nothing_of_it_works(name: str) -> None:
+    card, plain = model_card(*named(name)), model_card(*named("people"))
+    tokens, expected = markdown_tokens(card), markdown_tokens(plain)
+    assert [token.type for token in tokens] == [token.type for token in expected]
+    shown = [token.content for token in tokens if token.type == "code_inline"]
+    assert shown.count(" ".join(name.split())) >= 6
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == name
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    html = report_html(*named("people"))
+    assert "http" not in html.replace("http-equiv", "")
+    assert "<script" not in html
+    assert "prefers-color-scheme: dark" in html

@@ -21,9 +21,8 @@ from tests.helpers.toy_clip import toy_model, toy_pixels
 from upperson_export.fold import fold_image_tower
 from upperson_export.graphs import export_onnx
 from upperson_export.serving import write_deepstream, write_triton
-from upperson_export.serving.deepstream import BATCH_SIZE, CONFIG
+from upperson_export.serving.deepstream import BATCH_SIZE, CONFIG, planar_float_input
 from upperson_export.serving.folder import RECORD
-from upperson_export.serving.nvinfer_graph import planar_float_input
 from upperson_export.serving.triton import LENGTH_STEP
 from upperson_rt.bundle import read_manifest
 from upperson_rt.errors import InputError, IntegrityError, UsageError

@@ -1,0 +1,223 @@
+"""The bundle's report for people: tables, a self-contained HTML page, and the model card."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from upperson_export.ladder import Accuracy, Compared, Measured
+from upperson_export.rendering import templates
+from upperson_export.report import CalibrationRecord, ExportReport
+from upperson_export.variants import SIMULATED, VARIANTS
+from upperson_rt.manifest import Manifest
+from upperson_rt.markdown import code_span
+from upperson_rt.towers import TOWERS
+
+_METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
+
+Quote = Callable[[str], str]
+"""How a page marks a name that comes from outside, such as a folder's."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A heading and rows of text."""
+
+    head: Sequence[str]
+    body: Sequence[Sequence[str]]
+
+    @property
+    def numbers(self) -> set[int]:
+        """Columns of nothing but numbers, or dashes in their place."""
+        return {
+            place
+            for place, cells in enumerate(zip(*self.body, strict=True))
+            if all(cell[:1] in "+-0123456789" for cell in cells)
+        }
+
+
+def report_html(report: ExportReport, manifest: Manifest) -> str:
+    """Render the tables and the facts of the bundle as one HTML file."""
+    page = templates().get_template("report.html.j2")
+    return page.render(
+        report=report,
+        measured_on=_measured_on(report, str),
+        accuracy=accuracy_table(report),
+        notes=_notes(report, str),
+        ladder=ladder_table(report),
+        linears=float_linear_table(report),
+        facts=_facts(report, manifest, str),
+    )
+
+
+def model_card(report: ExportReport, manifest: Manifest) -> str:
+    """Render the bundle's README.md."""
+    card = templates().get_template("model_card.md.j2")
+    return card.render(
+        report=report,
+        manifest=manifest,
+        measured_on=_measured_on(report, code_span),
+        accuracy=accuracy_table(report),
+        notes=_notes(report, code_span),
+        facts=_facts(report, manifest, code_span),
+    )
+
+
+def accuracy_table(report: ExportReport) -> TextTable:
+    """Return one row a variant and backend: accuracy, change, form, size, time."""
+    head = [
+        "variant", "on", *(f"{name} %" for name in _METRICS), "R@1 change (95 %)",
+        "image", "text", "MiB", "ms/image", "ms/caption", "shipped",
+    ]  # fmt: skip
+    body = []
+    for name, row in report.variants.items():
+        measured: dict[str, Accuracy | None] = {VARIANTS[name].measured_on: row.accuracy}
+        measured |= row.elsewhere
+        for backend in dict.fromkeys([*measured, *row.times]):
+            found, times = measured.get(backend), row.times.get(backend, {})
+            types = found.float_types if found else {t: times[t].float_type for t in times}
+            body.append(
+                [
+                    name,
+                    _place(backend, types.values()),
+                    *_metrics(found),
+                    _change(found),
+                    *(row.rungs[tower] for tower in TOWERS),
+                    f"{row.size_bytes / 2**20:.1f}" if row.shipped else "-",
+                    *(f"{times[tower].ms_per_item:.1f}" if times else "-" for tower in TOWERS),
+                    "yes" if row.shipped else "no",
+                ]
+            )
+    return TextTable(head, body)
+
+
+def ladder_table(report: ExportReport) -> TextTable:
+    """Return one row for every form that was measured, in order."""
+    head = [
+        "variant", "towers", "form", "on", *(f"{name} %" for name in _METRICS),
+        "R@1 change (95 %)", "cosine min / 1 % / median", "same top 10 %", "accepted",
+    ]  # fmt: skip
+    return TextTable(head, [_measured(row) for row in report.ladder])
+
+
+def float_linear_table(report: ExportReport) -> TextTable:
+    """Return one row for every Linear that an int8 variant leaves in float, with its damage."""
+    head = ["variant", "tower", "Linear", "order changed %", "top 10 changed %", "cosine lost"]
+    body = [
+        [
+            variant,
+            tower,
+            layer.node,
+            f"{layer.order_loss:.2f}",
+            f"{layer.overlap_loss:.2f}",
+            f"{layer.cosine_loss:.1e}",
+        ]
+        for variant, row in report.variants.items()
+        for tower, layers in row.kept_float.items()
+        for layer in layers
+    ]
+    return TextTable(head, body)
+
+
+def _measured(row: Measured) -> list[str]:
+    found = row.accuracy
+    types = found.float_types.values() if found else ()
+    return [
+        row.variant,
+        row.tower,
+        row.rung,
+        _place(row.backend, types),
+        *_metrics(found),
+        _change(found),
+        " / ".join(f"{value:.4f}" for value in found.cosine.values()) if found else "-",
+        f"{found.top10_overlap:.1f}" if found else "-",
+        f"no: {row.failure}" if row.failure else "yes" if row.accepted else "no",
+    ]
+
+
+def _place(backend: str, float_types: Iterable[str]) -> str:
+    """Name a backend and what it computes floats in, unless its name says that."""
+    known = [] if backend == SIMULATED else list(dict.fromkeys(float_types))
+    return ", ".join([backend, *([" + ".join(known)] if known else [])])
+
+
+def _metrics(found: Accuracy | None) -> list[str]:
+    if found is None:
+        return ["-"] * len(_METRICS)
+    values = found.metrics.as_dict()
+    return [f"{values[name]:.2f}" for name in _METRICS]
+
+
+def _change(found: Accuracy | None) -> str:
+    if not isinstance(found, Compared):
+        return "-"
+    # Subtracted from 0, so that no change has no sign of its own.
+    lost = found.r1_drop
+    return f"{0 - lost.points:+.2f} ({0 - lost.high:+.2f} to {0 - lost.low:+.2f})"
+
+
+def _measured_on(report: ExportReport, quote: Quote) -> str:
+    split = report.split
+    if split is None:
+        return "Accuracy was not measured: the gate was switched off when this bundle was made."
+    return (
+        f"Measured through the runtime on {quote(split.name)}: {split.captions} captions, each "
+        f"querying {split.images} images."
+    )
+
+
+def _notes(report: ExportReport, quote: Quote) -> list[str]:
+    """Return what has to be known to read the accuracy table."""
+    notes = [
+        f"{variant} is not in the bundle: {row.left_out}."
+        for variant, row in report.variants.items()
+        if not row.shipped
+    ]
+    if report.split is None:
+        notes.append("Measure it before use:  upperson evaluate BUNDLE --root DIR")
+    else:
+        notes += [
+            f"Every tower has the smallest form that loses at most {report.max_r1_drop} points "
+            "of R@1 against fp32 on the same queries, alone and with the other tower, on every "
+            "backend named: plain int8, smoothed, mixed (a share of the Linears left in float), "
+            "then float. The interval is a paired bootstrap over queries.",
+            "Forms are chosen and measured on the same queries, so the accuracy of what ships is "
+            "slightly optimistic;  upperson evaluate BUNDLE --root DIR --split val  measures it on "
+            "other queries.",
+        ]
+        if warning := report.too_few_queries():
+            notes.append(f"{warning[0].upper()}{warning[1:]}.")
+    times = report.conditions
+    versions = ", ".join(f"{name} {version}" for name, version in times.backends.items())
+    return [
+        *notes,
+        f"Times are a hint, not a benchmark: median of {times.repeats} runs of "
+        f"{times.batch['image']} images, and of {times.batch['text']} captions of up to "
+        f"{times.caption_tokens} tokens, on {quote(times.machine['cpu'])} with {times.threads} "
+        f"threads, {versions}.",
+    ]
+
+
+def _facts(report: ExportReport, manifest: Manifest, quote: Quote) -> list[tuple[str, str]]:
+    model = manifest.model
+    facts = [
+        ("base", f"{quote(model.base)}, weights sha256 {model.base_sha256[:16]}"),
+        ("adapter", f"sha256 {model.adapter_sha256[:16]}"),
+        ("fingerprint", manifest.fingerprint),
+        ("made", f"{manifest.created} by {manifest.generator}"),
+    ]
+    if report.calibration is not None:
+        facts.append(("calibration", _calibrated(report, report.calibration, quote)))
+    return facts
+
+
+def _calibrated(report: ExportReport, calibration: CalibrationRecord, quote: Quote) -> str:
+    samples = calibration.samples
+    parts = [
+        f"{len(samples.images)} images from {quote(samples.image_source)} and "
+        f"{len(samples.texts)} texts from {quote(samples.text_source)}, "
+        f"sha256 {samples.sha256[:16]}"
+    ]
+    if any(VARIANTS[variant].int8 for variant in report.variants):
+        parts.append(f"{calibration.estimator} ranges")
+    if (reused := calibration.reused_file_sha256) is not None:
+        parts.append(f"taken over from a calibration file, sha256 {reused[:16]}")
+    return "; ".join(parts)
