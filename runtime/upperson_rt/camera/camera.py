@@ -60,7 +60,7 @@ class Camera:
         if self._settings.drop == "block":
             self._frames.close()
 
-    def close(self, until: float = 0.0) -> None:
+    def close(self, until: float) -> None:
         """Let no more frames in, once the source has ended or the time is up.
 
         Args:

@@ -3,14 +3,15 @@
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upperson_rt.cli.opening import open_store
 from upperson_rt.cli.options import (
     BackendOption,
     BundleOption,
@@ -24,7 +25,7 @@ from upperson_rt.cli.options import (
     default_gallery,
     unix_seconds,
 )
-from upperson_rt.cli.output import backend_line, local_time, print_json, print_note, print_warning
+from upperson_rt.cli.output import local_time, print_json, print_note, print_warning
 from upperson_rt.cli.watch_status import logging_to_stderr, print_summary, status_table
 from upperson_rt.errors import InputError, UppersonError, UsageError
 
@@ -115,7 +116,7 @@ def watch(
     backend: BackendOption = "auto",
     device: DeviceOption = "cpu",
     threads: Threads = None,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Watch cameras or videos, and add the people in them to the gallery.
@@ -128,28 +129,47 @@ def watch(
     Example: `upperson-rt watch gate=rtsp://10.0.0.5/stream hall=/dev/video0 --detector yolo.onnx`
     """
     named = _named_sources(sources, camera)
+    from upperson_rt.camera import (
+        CaptureRules,
+        Pipeline,
+        PipelineSettings,
+        QualityRules,
+        open_detector,
+    )
+    from upperson_rt.camera.queues import check_policy
+
     with ExitStack() as stack:
         stack.enter_context(logging_to_stderr(log_json))
-        pipeline, closing = _open(
-            named,
-            stack,
-            bundle=bundle,
-            gallery=gallery,
-            detector=detector,
-            drop=drop,
-            start=start,
-            realtime=realtime,
-            backend=(variant, backend, device, threads),
-            options={
-                "every_s": every,
-                "batch_size": batch_size,
-                "save_crops": not vectors_only,
-            },
-            min_height=min_height,
-            stall_s=stall,
+        policy = None if drop is None else check_policy(drop)
+        found = open_detector(detector)
+        settings = PipelineSettings(
+            every_s=every,
+            quality=QualityRules(min_height_px=min_height),
+            save_crops=not vectors_only,
+            batch_size=batch_size,
+            capture_rules=CaptureRules(stall_s=stall),
         )
-        if metrics_port is not None or metrics_file is not None:
-            _publish(pipeline, metrics_port, metrics_file, stack)
+        opened, _, store = stack.enter_context(
+            open_store(
+                bundle,
+                gallery,
+                "image",
+                variant=variant,
+                backend=backend,
+                device=device,
+                threads=threads,
+                create=True,
+            )
+        )
+        pipeline = Pipeline(opened.encoder(), store, settings)
+        for name, source in named.items():
+            begins = _begin_of_file(name, source) if start is None else start
+            pipeline.add_camera(
+                name, source, found, drop=policy, start_time=begins, realtime=realtime
+            )
+        if detector == "hog":
+            print_warning("hog misses many people and finds some where nobody is: use a YOLO model")
+        _publish(pipeline, metrics_port, metrics_file, stack)
         failure: UppersonError | None = None
         with _stop_signals() as stopped:
             try:
@@ -157,9 +177,9 @@ def watch(
             except UppersonError as error:
                 failure = error  # What was counted until then is worth knowing.
         stats = pipeline.stats()
-        items = closing() if failure is None else None
+        items = store.count() if failure is None else None
     failed = {n: c.error for n, c in stats.cameras.items() if c.state == "failed"}
-    if json:
+    if as_json:
         print_json({"gallery": str(gallery), "items": items, **stats.as_dict()})
     else:
         print_summary(stats, str(gallery), items)
@@ -171,11 +191,7 @@ def watch(
 
 
 def _named_sources(texts: list[str], camera: str | None) -> "dict[str, Source]":
-    """Return the sources by the names of their cameras.
-
-    Raises:
-        UsageError: A name is there twice, or one name was given for several sources.
-    """
+    """Return the sources by the names of their cameras."""
     from upperson_rt.camera import parse_source
 
     if camera is not None and len(texts) > 1:
@@ -191,57 +207,18 @@ def _named_sources(texts: list[str], camera: str | None) -> "dict[str, Source]":
     return named
 
 
-def _open(
-    named: "dict[str, Source]",
-    stack: ExitStack,
-    *,
-    bundle: Path,
-    gallery: Any,
-    detector: str,
-    drop: str | None,
-    start: float | None,
-    realtime: bool,
-    backend: tuple[str | None, str, str, int | None],
-    options: dict[str, Any],
-    min_height: int,
-    stall_s: float,
-) -> "tuple[Pipeline, Callable[[], int]]":
-    """Open model, gallery and cameras; return the pipeline and what counts the gallery's rows."""
-    from upperson_rt.bundle import Bundle
-    from upperson_rt.camera import CaptureRules, Pipeline, QualityRules, open_detector
-    from upperson_rt.camera.queues import check_policy
+def _begin_of_file(name: str, source: "Source") -> float | None:
+    """Return when a file begins as far as one can tell, and say so; None for a live source."""
     from upperson_rt.camera.source import guess_start_time
-    from upperson_rt.gallery import Gallery
 
-    policy = None if drop is None else check_policy(drop)
-    found = open_detector(detector)
-    variant, wanted, device, threads = backend
-    opened = Bundle.open(bundle, variant, wanted, device, threads=threads)
-    running = opened.backend("image")
-    print_note(backend_line(running.name, running.version, running.device, wanted))
-    encoder = opened.encoder()
-    store = stack.enter_context(
-        Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim, create=True)
+    if source.is_live:
+        return None
+    begins = guess_start_time(source)
+    print_note(
+        f"{name}: the file begins at {local_time(begins)}, going by its last change; "
+        "--start  sets it"
     )
-    pipeline = Pipeline(
-        encoder,
-        store,
-        quality=QualityRules(min_height_px=min_height),
-        capture_rules=CaptureRules(stall_s=stall_s),
-        **options,
-    )
-    for name, source in named.items():
-        begins = start
-        if not source.is_live and begins is None:
-            begins = guess_start_time(source)
-            print_note(
-                f"{name}: the file begins at {local_time(begins)}, going by its last change; "
-                "--start  sets it"
-            )
-        pipeline.add_camera(name, source, found, drop=policy, start_time=begins, realtime=realtime)
-    if detector == "hog":
-        print_warning("hog misses many people and finds some where nobody is: use a YOLO model")
-    return pipeline, store.count
+    return begins
 
 
 def _publish(pipeline: "Pipeline", port: int | None, file: Path | None, stack: ExitStack) -> None:
