@@ -1,25 +1,27 @@
-"""Places where a gallery can be, one for each engine, so that one suite runs on all of them."""
+"""Places where a gallery can be, one for each store, so that one suite runs on all of them."""
 
 import itertools
-import shutil
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.helpers.milvus_server import MilvusServer
 from upperson_rt.gallery import Gallery, Item
+
+if TYPE_CHECKING:
+    from tests.helpers.milvus_server import MilvusServer
 
 DIM = 16
 FINGERPRINT = "fp-of-the-suite"
 
 
 class Place(ABC):
-    """Locations of one engine."""
+    """Locations of one store."""
 
     @abstractmethod
     def empty(self) -> str:
@@ -54,22 +56,23 @@ class Milvus(Place):
     Args:
         address: For locations, ``milvus://...`` without the collection.
         uri: For `pymilvus.MilvusClient`, the same.
-        server: That runs there, for tests that stop it.
     """
 
     _numbers = itertools.count()
 
-    def __init__(self, address: str, uri: str, server: MilvusServer | None = None) -> None:
-        self.server = server
+    def __init__(self, address: str, uri: str) -> None:
         self._address = address
         self._uri = uri
-        self._shared = self.unused()
-        self.open(self._shared, create=True).close()
+        self._shared: str | None = None
 
     def unused(self) -> str:
         return f"{self._address}/contract_{next(self._numbers)}"
 
     def empty(self) -> str:
+        if self._shared is None:
+            self._shared = self.unused()
+            self.open(self._shared, create=True).close()
+            return self._shared
         with self.client() as client:
             client.delete(self._shared.rsplit("/", 1)[1], filter="id >= 0")
         return self._shared
@@ -86,11 +89,17 @@ class Milvus(Place):
             client.close()
 
 
-def run_server(data: Path, binaries: Path) -> Iterator[MilvusServer]:
-    """Yield a running server; its data is removed afterwards."""
-    with MilvusServer(data, binaries) as server:
-        yield server
-    shutil.rmtree(data)
+class MilvusOnServer(Milvus):
+    """The same on a server of its own, which is started by whoever needs it.
+
+    Args:
+        server: Not started yet.
+    """
+
+    def __init__(self, server: "MilvusServer") -> None:
+        address = f"127.0.0.1:{server.port}"
+        super().__init__(f"milvus://{address}", f"http://{address}")
+        self.server = server
 
 
 def unit(*rows: Any) -> NDArray[np.float32]:
@@ -104,10 +113,16 @@ def unit(*rows: Any) -> NDArray[np.float32]:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def some_vectors(count: int, seed: int = 0) -> NDArray[np.float32]:
-    """Return (count, DIM) random unit vectors."""
-    vectors = np.random.default_rng(seed).normal(size=(count, DIM)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def some_vectors(count: int, seed: int = 0, dim: int = DIM) -> NDArray[np.float32]:
+    """Return (count, dim) random unit vectors."""
+    vectors = np.random.default_rng(seed).normal(size=(count, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def sql(folder: Path, statement: str, *values: object) -> list[Any]:
+    """Run a statement on the database of a gallery in a folder, behind the gallery's back."""
+    with closing(sqlite3.connect(folder / "gallery.sqlite")) as connection, connection:
+        return connection.execute(statement, values).fetchall()
 
 
 def keys_of(items: Any) -> list[str]:

@@ -23,7 +23,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tests.helpers.command_line import ROOT
@@ -53,7 +52,7 @@ def reason_to_skip() -> str | None:
 
 
 class MilvusServer:
-    """One server on one data folder; a context manager. `kill` and `start` it as often as needed.
+    """One server on one data folder. `start` and `kill` it as often as needed, then `close` it.
 
     Args:
         data: A folder of its own: settings, logs and everything stored.
@@ -90,18 +89,11 @@ class MilvusServer:
             self._process.communicate(timeout=30)  # Closes its standard input, and waits.
             self._process = None
 
-    def __enter__(self) -> "MilvusServer":
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End it for good, and remove what it stored."""
         self.kill()
         self._listener.close()
+        shutil.rmtree(self._data, ignore_errors=True)
 
 
 def _interface_up(name: bytes) -> None:

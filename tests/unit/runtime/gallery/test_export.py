@@ -4,11 +4,11 @@ import json
 import numpy as np
 import pytest
 
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.export import export_gallery
 
-D = 8
 ITEMS = [
     Item(
         key='a "quoted", ünï\nkey', source="rtsp://x#1", camera="gate", time=1764000000.25,
@@ -19,15 +19,10 @@ ITEMS = [
 ]  # fmt: skip
 
 
-def unit(count, seed=0):
-    rows = np.random.default_rng(seed).normal(size=(count, D))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
 @pytest.fixture
 def gallery(tmp_path):
-    with Gallery.open(tmp_path / "gallery", "sha256:a", D, create=True) as store:
-        store.add(ITEMS, unit(3))
+    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as store:
+        store.add(ITEMS, some_vectors(3))
         yield store
 
 
@@ -38,7 +33,7 @@ def test_rows_of_all_files_belong_together(gallery, tmp_path):
     assert [path.name for path in done.files][:3] == ["gallery.json", "items.csv", "items.parquet"]
     vectors = np.load(tmp_path / "out" / "vectors.npy")
     assert vectors.dtype == np.float32
-    assert np.array_equal(vectors, unit(3).astype(np.float16).astype(np.float32))
+    assert np.array_equal(vectors, some_vectors(3).astype(np.float16).astype(np.float32))
     with open(tmp_path / "out" / "items.csv", encoding="utf-8", newline="") as file:
         first, bare, other = csv.DictReader(file)
     assert first["key"] == ITEMS[0].key
@@ -53,7 +48,7 @@ def test_rows_of_all_files_belong_together(gallery, tmp_path):
     assert float(other["time"]) == -1
     facts = json.loads((tmp_path / "out" / "gallery.json").read_text("utf-8"))
     assert facts == {
-        "gallery": gallery.location, "fingerprint": "sha256:a", "embed_dim": D, "items": 3,
+        "gallery": gallery.location, "fingerprint": FINGERPRINT, "embed_dim": DIM, "items": 3,
     }  # fmt: skip
 
 
@@ -74,9 +69,9 @@ def test_without_pyarrow_there_is_no_parquet(gallery, tmp_path, monkeypatch):
 
 def test_filters_and_empty_exports(gallery, tmp_path):
     export_gallery(gallery, tmp_path / "out", Filter(camera="hall"))
-    assert np.load(tmp_path / "out" / "vectors.npy").shape == (1, D)
+    assert np.load(tmp_path / "out" / "vectors.npy").shape == (1, DIM)
     export_gallery(gallery, tmp_path / "out", Filter(camera="nowhere"))
-    assert np.load(tmp_path / "out" / "vectors.npy").shape == (0, D)
+    assert np.load(tmp_path / "out" / "vectors.npy").shape == (0, DIM)
     assert len((tmp_path / "out" / "items.csv").read_text("utf-8").splitlines()) == 1
 
 
@@ -90,7 +85,7 @@ def test_what_is_not_an_export_is_not_replaced(gallery, tmp_path):
 
 def test_a_failed_export_leaves_nothing(gallery, tmp_path, monkeypatch):
     def broken(self, where=None):
-        yield [ITEMS[0]], unit(1)
+        yield [ITEMS[0]], some_vectors(1)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(gallery), "vectors", broken)

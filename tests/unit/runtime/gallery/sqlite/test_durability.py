@@ -14,29 +14,20 @@ import numpy as np
 import pytest
 
 from tests.helpers.command_line import SOURCES
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.sqlite import database
 
-D = 16
-SPACE = "sha256:" + "a" * 64
 KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "4"))
 """More make a longer test, which prints what it counted:
 UPPERSON_TEST_KILLS=100 pytest -s -k writer_is_killed."""
 
 
-def unit(count, seed=0):
-    rows = np.random.default_rng(seed).normal(size=(count, D))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-PREFIX = f"""
+PREFIX = """
 import sys, numpy as np
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from upperson_rt.gallery import Filter, Gallery, Item
-D, SPACE = {D}, {SPACE!r}
-def unit(count, seed=0):
-    rows = np.random.default_rng(seed).normal(size=(count, D))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 folder = sys.argv[1]
 """
 
@@ -63,7 +54,7 @@ def start():
 
 
 WRITER = """
-gallery = Gallery.open(folder, SPACE, D, create=True)
+gallery = Gallery.open(folder, FINGERPRINT, DIM, create=True)
 number = int(sys.argv[2])
 while True:
     size = number % 37 + 1
@@ -71,12 +62,12 @@ while True:
         Item(key=f"{number}-{i}", camera=f"c{i}", time=float(number), attributes={"n": number})
         for i in range(size)
     ]
-    gallery.add(items, unit(size, number), "int8")
+    gallery.add(items, some_vectors(size, number), "int8")
     if number % 5 == 4:
         gallery.delete([f"{number - 1}-0"])
-        gallery.add([Item(key=f"{number - 2}-0", camera="again")], unit(1, -number + 10**6))
+        gallery.add([Item(key=f"{number - 2}-0", camera="again")], some_vectors(1, -number + 10**6))
     if number % 20 == 10:
-        gallery.search(unit(1), 1)
+        gallery.search(some_vectors(1), 1)
     print(number, flush=True)
     number += 1
 """
@@ -86,11 +77,11 @@ def expected_rows(acknowledged):
     """Keys and (camera, vector) after these numbers were acknowledged."""
     rows = {}
     for number in range(acknowledged + 1):
-        for i, vector in enumerate(unit(number % 37 + 1, number)):
+        for i, vector in enumerate(some_vectors(number % 37 + 1, number)):
             rows[f"{number}-{i}"] = (f"c{i}", vector)
         if number % 5 == 4:
             del rows[f"{number - 1}-0"]
-            rows[f"{number - 2}-0"] = ("again", unit(1, -number + 10**6)[0])
+            rows[f"{number - 2}-0"] = ("again", some_vectors(1, -number + 10**6)[0])
     return rows
 
 
@@ -107,7 +98,7 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start)
         assert writer.wait() == -signal.SIGKILL, writer.stderr.read()
         acknowledged = int([line for line in lines if line.endswith("\n")][-1])
         assert acknowledged >= next_number
-        with Gallery.open(tmp_path / "gallery", SPACE, D) as gallery:
+        with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM) as gallery:
             assert gallery.verify() == []
             expected = expected_rows(acknowledged)
             stored = {
@@ -133,13 +124,13 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start)
             commits += acknowledged + 1 - next_number
             rows_checked += len(expected.keys() - half_done)
             unfinished += begun > 0
-            found = gallery.search(unit(3), 10**6)
+            found = gallery.search(some_vectors(3), 10**6)
             assert all(len(hits) == len(stored) for hits in found)
             gallery.delete([key for key in stored if key not in expected])
             again = sorted(half_done & expected.keys())
             gallery.add(
                 [Item(key=key, camera=expected[key][0]) for key in again],
-                np.array([expected[key][1] for key in again]).reshape(-1, D),
+                np.array([expected[key][1] for key in again]).reshape(-1, DIM),
             )
         next_number = acknowledged + 1
     print(
@@ -149,23 +140,24 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start)
 
 
 READER = """
-gallery = Gallery.open(folder, SPACE, D)
+gallery = Gallery.open(folder, FINGERPRINT, DIM)
 print("ready", flush=True)
 for line in sys.stdin:
     number = int(line)
-    hits = gallery.search(unit(1, number), 2)[0]
-    print(hits[0].item.key, gallery.count(), len(gallery.search(unit(1), 10**6)[0]), flush=True)
+    hits = gallery.search(some_vectors(1, number), 2)[0]
+    found = len(gallery.search(some_vectors(1), 10**6)[0])
+    print(hits[0].item.key, gallery.count(), found, flush=True)
 """
 
 
 def test_readers_in_other_processes_see_every_commit(tmp_path, start):
-    with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
-        gallery.add([Item(key=f"old{i}") for i in range(50)], unit(50, 10**6))
+    with Gallery.open(tmp_path, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add([Item(key=f"old{i}") for i in range(50)], some_vectors(50, 10**6))
         readers = [start(READER, tmp_path) for _ in range(2)]
         for reader in readers:
             assert reader.stdout.readline() == "ready\n"
         for number in range(30):
-            gallery.add([Item(key=f"n{number}")], unit(1, number))
+            gallery.add([Item(key=f"n{number}")], some_vectors(1, number))
             if number % 3 == 2:
                 gallery.delete([f"old{number}"])
             left = 50 + number + 1 - (number + 1) // 3
@@ -179,17 +171,17 @@ def test_readers_in_other_processes_see_every_commit(tmp_path, start):
 
 
 def test_a_full_database_keeps_what_it_has(tmp_path):
-    with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
-        gallery.add([Item(key="kept")], unit(1))
+    with Gallery.open(tmp_path, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add([Item(key="kept")], some_vectors(1))
         writer = gallery._database._writer
         (pages,) = writer.execute("PRAGMA page_count").fetchone()
         writer.execute(f"PRAGMA max_page_count = {pages + 2}")
         many = [Item(key=f"{'long' * 50}{i}") for i in range(200)]
         with pytest.raises(InputError, match=r"database or disk is full; .*gallery prune"):
-            gallery.add(many, unit(200))
+            gallery.add(many, some_vectors(200))
         assert [item.key for item in gallery.items()] == ["kept"]
         writer.execute("PRAGMA max_page_count = 100000")
-        gallery.add(many, unit(200))
+        gallery.add(many, some_vectors(200))
         assert gallery.count() == 201
         assert gallery.verify() == []
 
@@ -197,24 +189,24 @@ def test_a_full_database_keeps_what_it_has(tmp_path):
 LIMITED = """
 import resource
 from upperson_rt.errors import InputError
-gallery = Gallery.open(folder, SPACE, D)
+gallery = Gallery.open(folder, FINGERPRINT, DIM)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 number = 0
 try:
     while True:
-        gallery.add([Item(key=f"{number}-{i}") for i in range(20)], unit(20, number))
+        gallery.add([Item(key=f"{number}-{i}") for i in range(20)], some_vectors(20, number))
         print(number, flush=True)
         number += 1
 except InputError as error:
     print(error, file=sys.stderr, flush=True)
     assert gallery.count() == 20 * number, (gallery.count(), number)
-    assert len(gallery.search(unit(1), 10**6)[0]) == 20 * number
+    assert len(gallery.search(some_vectors(1), 10**6)[0]) == 20 * number
 """
 
 
 def test_a_disk_that_takes_no_more_loses_nothing(tmp_path, start):
     """The system refuses to let files grow, as it does when a disk is full."""
-    Gallery.open(tmp_path, SPACE, D, create=True).close()
+    Gallery.open(tmp_path, FINGERPRINT, DIM, create=True).close()
     process = start(LIMITED, tmp_path)
     out, err = process.communicate()
     assert process.returncode == 0, err
@@ -222,21 +214,21 @@ def test_a_disk_that_takes_no_more_loses_nothing(tmp_path, start):
     assert "nothing was changed: " in err
     done = [int(line) for line in out.splitlines()]
     assert len(done) > 3
-    with Gallery.open(tmp_path, SPACE, D) as gallery:
+    with Gallery.open(tmp_path, FINGERPRINT, DIM) as gallery:
         assert gallery.verify() == []
         assert gallery.count() == 20 * len(done)
-        gallery.add([Item(key="goes on")], unit(1))
+        gallery.add([Item(key="goes on")], some_vectors(1))
         assert gallery.count() == 20 * len(done) + 1
 
 
 def test_a_lock_ends_with_advice(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "LOCK_TIMEOUT_S", 0.05)
-    with Gallery.open(tmp_path, SPACE, D, create=True) as gallery:
-        gallery.add([Item(key="a")], unit(1))
+    with Gallery.open(tmp_path, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add([Item(key="a")], some_vectors(1))
         with closing(sqlite3.connect(tmp_path / "gallery.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             for change in (
-                lambda: gallery.add([Item(key="b")], unit(1)),
+                lambda: gallery.add([Item(key="b")], some_vectors(1)),
                 lambda: gallery.delete(["a"]),
                 lambda: gallery.prune(keep_newest=0),
             ):
@@ -244,8 +236,8 @@ def test_a_lock_ends_with_advice(tmp_path, monkeypatch):
                     InputError, match=r"database is locked; another process .*try again"
                 ):
                     change()
-            assert len(gallery.search(unit(1), 9)[0]) == 1  # Reading goes on.
-        gallery.add([Item(key="b")], unit(1))
+            assert len(gallery.search(some_vectors(1), 9)[0]) == 1  # Reading goes on.
+        gallery.add([Item(key="b")], some_vectors(1))
         assert gallery.count() == 2
 
 
@@ -253,15 +245,16 @@ UNPRIVILEGED = """
 import os
 from upperson_rt.errors import InputError
 if os.getuid() == 0:
-    with Gallery.open(folder, SPACE, D) as gallery:  # Imports everything: only root may.
-        gallery.search(unit(1), 1)
+    with Gallery.open(folder, FINGERPRINT, DIM) as gallery:  # Imports everything: only root may.
+        gallery.search(some_vectors(1), 1)
         gallery.verify()
     os.setgid(65534)
     os.setuid(65534)
-gallery = Gallery.open(folder, SPACE, D)
-assert len(gallery.search(unit(1), 99)[0]) == 40
+gallery = Gallery.open(folder, FINGERPRINT, DIM)
+assert len(gallery.search(some_vectors(1), 99)[0]) == 40
 assert gallery.verify() == [], gallery.verify()
-for change in (lambda: gallery.add([Item(key="new")], unit(1)), lambda: gallery.delete(["k1"])):
+new, vector = [Item(key="new")], some_vectors(1)
+for change in (lambda: gallery.add(new, vector), lambda: gallery.delete(["k1"])):
     try:
         change()
     except InputError as error:
@@ -274,8 +267,8 @@ def test_a_folder_that_cannot_be_written_to_can_be_searched(start):
     with tempfile.TemporaryDirectory() as parent:  # pytest's own folders are private.
         os.chmod(parent, 0o755)
         folder = os.path.join(parent, "gallery")
-        with Gallery.open(folder, SPACE, D, create=True) as gallery:
-            gallery.add([Item(key=f"k{i}") for i in range(40)], unit(40))
+        with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+            gallery.add([Item(key=f"k{i}") for i in range(40)], some_vectors(40))
         os.chmod(os.path.join(folder, "gallery.sqlite"), 0o444)
         os.chmod(folder, 0o555)
         try:
@@ -293,15 +286,15 @@ def test_a_folder_that_cannot_be_written_to_can_be_searched(start):
 UNPRIVILEGED_READER = """
 import os
 from upperson_rt.errors import InputError
-with Gallery.open(folder, SPACE, D) as gallery:  # Imports everything: only root may.
-    gallery.search(unit(1), 1)
+with Gallery.open(folder, FINGERPRINT, DIM) as gallery:  # Imports everything: only root may.
+    gallery.search(some_vectors(1), 1)
 if os.getuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
 else:
     from upperson_rt.gallery.sqlite import database
     database.is_writable = lambda path: False
-gallery = Gallery.open(folder, SPACE, D)
+gallery = Gallery.open(folder, FINGERPRINT, DIM)
 assert gallery._database.read_only
 for line in sys.stdin:
     if line.startswith("begin"):
@@ -314,8 +307,9 @@ for line in sys.stdin:
             print(error, flush=True)
     else:
         number = int(line)
-        hits = gallery.search(unit(1, number), 1)[0]
-        print(hits[0].item.key, gallery.count(), len(gallery.search(unit(1), 99)[0]), flush=True)
+        hits = gallery.search(some_vectors(1, number), 1)[0]
+        found = len(gallery.search(some_vectors(1), 99)[0])
+        print(hits[0].item.key, gallery.count(), found, flush=True)
 """
 
 
@@ -324,8 +318,8 @@ def test_a_reader_that_may_not_write_sees_every_commit(start):
     with tempfile.TemporaryDirectory() as parent:
         os.chmod(parent, 0o755)
         folder = os.path.join(parent, "gallery")
-        with Gallery.open(folder, SPACE, D, create=True) as gallery:
-            gallery.add([Item(key=f"k{i}") for i in range(40)], unit(40, 99))
+        with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+            gallery.add([Item(key=f"k{i}") for i in range(40)], some_vectors(40, 99))
         os.chmod(folder, 0o755)
         reader = start(UNPRIVILEGED_READER, folder)
 
@@ -338,23 +332,23 @@ def test_a_reader_that_may_not_write_sees_every_commit(start):
 
         assert ask(0).endswith("40 40")
         for number in range(1, 4):
-            with Gallery.open(folder, SPACE, D) as writer:
+            with Gallery.open(folder, FINGERPRINT, DIM) as writer:
                 for part in range(2):
                     key = 10 * number + part
-                    writer.add([Item(key=f"n{key}")], unit(1, key))
+                    writer.add([Item(key=f"n{key}")], some_vectors(1, key))
                     count = 40 + 2 * number - 1 + part
                     assert ask(key) == f"n{key} {count} {count}"
             assert ask(10 * number) == f"n{10 * number} {count} {count}"
         reader.communicate()
         assert reader.returncode == 0
         # A new one, since the former kept the log from being removed.
-        with Gallery.open(folder, SPACE, D) as writer:
-            writer.add([Item(key="last")], unit(1))
+        with Gallery.open(folder, FINGERPRINT, DIM) as writer:
+            writer.add([Item(key="last")], some_vectors(1))
         assert not os.path.exists(os.path.join(folder, "gallery.sqlite-wal"))
         reader = start(UNPRIVILEGED_READER, folder)
         assert ask("begin") == "10"
-        with Gallery.open(folder, SPACE, D) as writer:
-            writer.add([Item(key=f"m{i}") for i in range(200)], unit(200, 5))
+        with Gallery.open(folder, FINGERPRINT, DIM) as writer:
+            writer.add([Item(key=f"m{i}") for i in range(200)], some_vectors(200, 5))
         assert "was written to while it was read" in ask("end")
         assert ask(0).endswith("247 99")
         reader.communicate()
@@ -362,16 +356,16 @@ def test_a_reader_that_may_not_write_sees_every_commit(start):
 
 
 def use_everything(folder):
-    with Gallery.open(folder, SPACE, D, create=True) as gallery:
-        gallery.search(unit(1), 5)
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.search(some_vectors(1), 5)
         problems = gallery.verify()
         if problems:
             raise IntegrityError(f"damaged: {problems[0]}")
 
 
 def test_damage_is_reported_and_left_as_it_is(tmp_path):
-    with Gallery.open(tmp_path / "g", SPACE, D, create=True) as gallery:
-        gallery.add([Item(key=f"k{i}" * 20) for i in range(500)], unit(500))
+    with Gallery.open(tmp_path / "g", FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add([Item(key=f"k{i}" * 20) for i in range(500)], some_vectors(500))
     path = tmp_path / "g" / "gallery.sqlite"
     healthy = path.read_bytes()
     for start_at, stop_at in ((0, 100), (4096, 8192), (20480, 28672), (8192, len(healthy))):

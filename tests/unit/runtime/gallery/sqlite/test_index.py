@@ -3,25 +3,16 @@
 import logging
 import os
 import shutil
-import sqlite3
 import threading
-from contextlib import closing
 
 import numpy as np
 import pytest
 
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.sqlite import index, ivf, search, segments
 from upperson_rt.gallery.sqlite import rows as stored
-
-D = 16
-SPACE = "sha256:" + "a" * 64
-
-
-def unit(count, seed=0, width=D):
-    rows = np.random.default_rng(seed).normal(size=(count, width))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def items(start, stop):
@@ -50,7 +41,7 @@ def approximate(small, monkeypatch):
 
 
 def open_(folder):
-    return Gallery.open(folder, SPACE, D, create=True)
+    return Gallery.open(folder, FINGERPRINT, DIM, create=True)
 
 
 def truth(gallery, queries, k, where=None):
@@ -71,51 +62,61 @@ def answer(gallery, queries, k, where=None):
     return [[(hit.id, hit.score) for hit in hits] for hits in gallery.search(queries, k, where)]
 
 
-def sql(folder, statement, *values):
-    with closing(sqlite3.connect(folder / "gallery.sqlite")) as connection, connection:
-        return connection.execute(statement, values).fetchall()
-
-
 def kinds(gallery):
     return ["exact" if part.nprobe is None else "ivf" for part in gallery._index.snapshot.segments]
 
 
+WHERE = [None, Filter(camera="c3"), Filter(since=100, until=1900)]
+
+
 @pytest.mark.parametrize("queries", [1, 3, 40])
-@pytest.mark.parametrize("where", [None, Filter(camera="c3"), Filter(since=100, until=1900)])
+@pytest.mark.parametrize("where", WHERE)
 def test_the_index_equals_sorting_everything(folder, small, queries, where):
     with open_(folder) as gallery:
-        gallery.add(items(0, 2000), unit(2000))
+        gallery.add(items(0, 2000), some_vectors(2000))
         for k in (1, 10, 300):
-            expected = truth(gallery, unit(queries, 5), k, where)
-            assert answer(gallery, unit(queries, 5), k, where) == expected
-            gallery.search(unit(1), 1)  # Now the index is in memory.
-            assert answer(gallery, unit(queries, 5), k, where) == expected
+            expected = truth(gallery, some_vectors(queries, 5), k, where)
+            assert answer(gallery, some_vectors(queries, 5), k, where) == expected
+            gallery.search(some_vectors(1), 1)  # Now the index is in memory.
+            assert answer(gallery, some_vectors(queries, 5), k, where) == expected
         assert kinds(gallery) == ["exact"]
     with open_(folder) as gallery:  # From the file; with a filter perhaps from SQL alone.
-        assert answer(gallery, unit(queries, 5), 10, where) == truth(
-            gallery, unit(queries, 5), 10, where
+        assert answer(gallery, some_vectors(queries, 5), 10, where) == truth(
+            gallery, some_vectors(queries, 5), 10, where
         )
 
 
-@pytest.mark.parametrize("engine", ["small", "approximate"])
-def test_changes_are_followed_row_by_row(folder, engine, request, monkeypatch):
-    request.getfixturevalue(engine)
-    queries = unit(4, 5)
+@pytest.mark.parametrize("where", WHERE)
+def test_a_small_gallery_equals_sorting_everything(folder, where):
+    """It has no index but the rows themselves."""
+    with open_(folder) as gallery:
+        gallery.add(items(0, 200), some_vectors(200))
+        queries = some_vectors(7, 5)
+        for k in (1, 10, 200, 500):
+            assert answer(gallery, queries, k, where) == truth(gallery, queries, k, where)
+        gallery.search(queries, 1)
+        assert kinds(gallery) == []
+
+
+@pytest.mark.parametrize("sizes", ["small", "approximate"])
+def test_changes_are_followed_row_by_row(folder, sizes, request, monkeypatch):
+    request.getfixturevalue(sizes)
+    queries = some_vectors(4, 5)
     rng = np.random.default_rng(1)
     with open_(folder) as gallery, open_(folder) as other:
-        gallery.add(items(0, 600), unit(600))
+        gallery.add(items(0, 600), some_vectors(600))
         gallery.search(queries, 5)
         built = index.SearchIndex.build
         monkeypatch.setattr(index.SearchIndex, "build", lambda *_: pytest.fail("read it all"))
         for step in range(12):
             writer = (gallery, other)[step % 2]
             start = 600 + 40 * step
-            writer.add(items(start, start + 40), unit(40, 100 + step))
+            writer.add(items(start, start + 40), some_vectors(40, 100 + step))
             again = [Item(key=f"k{i}") for i in rng.choice(start, 9, replace=False)]
-            writer.add(again, unit(9, 200 + step))
+            writer.add(again, some_vectors(9, 200 + step))
             writer.delete([f"k{i}" for i in rng.choice(start, 9, replace=False)])
             for k in (1, 10, 2000):  # 2000 looks into all lists of the approximate index.
-                if engine == "small" or k == 2000:
+                if sizes == "small" or k == 2000:
                     assert answer(gallery, queries, k) == truth(gallery, queries, k)
         assert len(kinds(gallery)) <= 5
         monkeypatch.setattr(index.SearchIndex, "build", built)
@@ -123,11 +124,13 @@ def test_changes_are_followed_row_by_row(folder, engine, request, monkeypatch):
 
 def test_a_search_after_a_commit_reads_only_what_is_new(folder, small):
     with open_(folder) as gallery:
-        gallery.add(items(0, 500), unit(500))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 500), some_vectors(500))
+        gallery.search(some_vectors(1), 1)
         before = gallery._index.snapshot
-        gallery.add(items(500, 503), unit(3, 9))
-        assert gallery.search(unit(3, 9)[2:], 1)[0][0].item.key == "k502"
+        gallery.search(some_vectors(1), 1)
+        assert gallery._index.snapshot is before  # Nothing changed, nothing was read again.
+        gallery.add(items(500, 503), some_vectors(3, 9))
+        assert gallery.search(some_vectors(3, 9)[2:], 1)[0][0].item.key == "k502"
         after = gallery._index.snapshot
         assert after.segments[0].index is before.segments[0].index
         assert after.tail.length == 3
@@ -135,14 +138,14 @@ def test_a_search_after_a_commit_reads_only_what_is_new(folder, small):
 
 def test_an_index_file_is_used_and_followed(folder, small, monkeypatch):
     with open_(folder) as gallery:
-        gallery.add(items(0, 500), unit(500))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 500), some_vectors(500))
+        gallery.search(some_vectors(1), 1)
         assert gallery._index.path.exists()
-        gallery.add([*items(500, 520), Item(key="k3")], unit(21, 8))
+        gallery.add([*items(500, 520), Item(key="k3")], some_vectors(21, 8))
         gallery.delete(["k4", "k5"])
     monkeypatch.setattr(index.SearchIndex, "build", lambda *_: pytest.fail("read it all"))
     with open_(folder) as gallery:
-        assert answer(gallery, unit(3, 5), 20) == truth(gallery, unit(3, 5), 20)
+        assert answer(gallery, some_vectors(3, 5), 20) == truth(gallery, some_vectors(3, 5), 20)
         assert gallery._index.snapshot.segments[0].dead_count == 3
 
 
@@ -170,12 +173,12 @@ def damage_stamp(content):
     ],
     ids=["cut", "bit", "stamp", "empty", "other"],
 )
-@pytest.mark.parametrize("engine", ["small", "approximate"])
-def test_a_damaged_index_file_is_made_again(folder, damage, reason, engine, request, caplog):
-    request.getfixturevalue(engine)
+@pytest.mark.parametrize("sizes", ["small", "approximate"])
+def test_a_damaged_index_file_is_made_again(folder, damage, reason, sizes, request, caplog):
+    request.getfixturevalue(sizes)
     with open_(folder) as gallery:
-        gallery.add(items(0, 500), unit(500))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 500), some_vectors(500))
+        gallery.search(some_vectors(1), 1)
         path = gallery._index.path
         assert gallery.verify() == []
     path.write_bytes(damage(path.read_bytes()))
@@ -183,45 +186,45 @@ def test_a_damaged_index_file_is_made_again(folder, damage, reason, engine, requ
         (problem,) = gallery.verify()
         assert reason in problem
         assert "upperson-rt gallery rebuild" in problem
-        found = answer(gallery, unit(2, 5), 500)
-        assert found == truth(gallery, unit(2, 5), 500)
+        found = answer(gallery, some_vectors(2, 5), 500)
+        assert found == truth(gallery, some_vectors(2, 5), 500)
         assert any(reason in line and "making it again" in line for line in caplog.messages)
         assert gallery.verify() == []
 
 
 def test_a_missing_index_file_is_made_again(folder, approximate):
     with open_(folder) as gallery:
-        gallery.add(items(0, 500), unit(500))
+        gallery.add(items(0, 500), some_vectors(500))
         gallery.rebuild()
         gallery._index.path.unlink()
     with open_(folder) as gallery:
         assert gallery.info().index is None
-        assert answer(gallery, unit(2, 5), 1000) == truth(gallery, unit(2, 5), 1000)
+        assert answer(gallery, some_vectors(2, 5), 1000) == truth(gallery, some_vectors(2, 5), 1000)
         assert gallery._index.path.exists()
 
 
 def test_an_outgrown_exact_index_becomes_approximate_at_the_next_start(folder, approximate):
     with open_(folder) as gallery:
-        gallery.add(items(0, 400), unit(400))
-        gallery.search(unit(1), 1)
-        gallery.add(items(400, 600), unit(200, 1))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 400), some_vectors(400))
+        gallery.search(some_vectors(1), 1)
+        gallery.add(items(400, 600), some_vectors(200, 1))
+        gallery.search(some_vectors(1), 1)
         assert set(kinds(gallery)) == {"exact"}
     with open_(folder) as gallery:
         assert gallery.info().index is None
-        assert answer(gallery, unit(2, 5), 1000) == truth(gallery, unit(2, 5), 1000)
+        assert answer(gallery, some_vectors(2, 5), 1000) == truth(gallery, some_vectors(2, 5), 1000)
         assert kinds(gallery) == ["ivf"]
 
 
 def test_an_index_file_that_holds_little_is_written_again(folder, small):
     with open_(folder) as gallery:
-        gallery.add(items(0, 100), unit(100))
-        gallery.search(unit(1), 1)
-        gallery.add(items(100, 1000), unit(900, 1))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 100), some_vectors(100))
+        gallery.search(some_vectors(1), 1)
+        gallery.add(items(100, 1000), some_vectors(900, 1))
+        gallery.search(some_vectors(1), 1)
     size = (folder / "gallery.index").stat().st_size
     with open_(folder) as gallery:
-        assert answer(gallery, unit(2, 5), 20) == truth(gallery, unit(2, 5), 20)
+        assert answer(gallery, some_vectors(2, 5), 20) == truth(gallery, some_vectors(2, 5), 20)
         assert [len(part.ids) for part in gallery._index.snapshot.segments] == [1000]
     assert (folder / "gallery.index").stat().st_size > 5 * size
 
@@ -229,82 +232,82 @@ def test_an_index_file_that_holds_little_is_written_again(folder, small):
 def test_large_exact_segments_are_not_copied(folder, small, monkeypatch):
     monkeypatch.setattr(index, "_LARGE_ROWS", 256)
     with open_(folder) as gallery:
-        gallery.add(items(0, 1000), unit(1000))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 1000), some_vectors(1000))
+        gallery.search(some_vectors(1), 1)
         first = gallery._index.snapshot.segments[0]
         for start in range(1000, 3000, 100):
-            gallery.add(items(start, start + 100), unit(100, start))
-            assert answer(gallery, unit(2, 5), 20) == truth(gallery, unit(2, 5), 20)
+            gallery.add(items(start, start + 100), some_vectors(100, start))
+            assert answer(gallery, some_vectors(2, 5), 20) == truth(gallery, some_vectors(2, 5), 20)
         parts = gallery._index.snapshot.segments
         assert parts[0].index is first.index
         assert sum(len(part.ids) < 256 for part in parts) <= 3
         assert len(parts) < 2000 / 256 + 3 + 1
         gallery.delete([f"k{i}" for i in range(700)])
-        assert answer(gallery, unit(2, 5), 20) == truth(gallery, unit(2, 5), 20)
+        assert answer(gallery, some_vectors(2, 5), 20) == truth(gallery, some_vectors(2, 5), 20)
         assert sum(part.dead_count for part in gallery._index.snapshot.segments) == 0
 
 
 def test_an_index_of_another_state_is_not_used(folder, tmp_path, small, caplog):
     """A copy of the database was put back and the gallery went on from there."""
     with open_(folder) as gallery:
-        gallery.add(items(0, 300), unit(300))
+        gallery.add(items(0, 300), some_vectors(300))
     shutil.copytree(folder, tmp_path / "copy")
     with open_(folder) as gallery:
-        gallery.add(items(300, 400), unit(100, 3))
-        gallery.search(unit(1), 1)
+        gallery.add(items(300, 400), some_vectors(100, 3))
+        gallery.search(some_vectors(1), 1)
     saved = (folder / "gallery.index").read_bytes()
     shutil.rmtree(folder)
     shutil.copytree(tmp_path / "copy", folder)
     (folder / "gallery.index").write_bytes(saved)
     with open_(folder) as gallery:
-        assert answer(gallery, unit(2, 5), 20) == truth(gallery, unit(2, 5), 20)
+        assert answer(gallery, some_vectors(2, 5), 20) == truth(gallery, some_vectors(2, 5), 20)
     assert "newer than the database" in caplog.text
     caplog.clear()
     (folder / "gallery.index").write_bytes(saved)
     with open_(folder) as gallery:
-        gallery.add(items(300, 450), unit(150, 4))
-        assert answer(gallery, unit(2, 5), 20) == truth(gallery, unit(2, 5), 20)
+        gallery.add(items(300, 450), some_vectors(150, 4))
+        assert answer(gallery, some_vectors(2, 5), 20) == truth(gallery, some_vectors(2, 5), 20)
     assert "another one than it was made from" in caplog.text
     caplog.clear()
     with open_(tmp_path / "foreign") as gallery:
-        gallery.add(items(0, 300), unit(300, 6))
+        gallery.add(items(0, 300), some_vectors(300, 6))
         (tmp_path / "foreign" / "gallery.index").write_bytes(saved)
-        assert answer(gallery, unit(2, 5), 20) == truth(gallery, unit(2, 5), 20)
+        assert answer(gallery, some_vectors(2, 5), 20) == truth(gallery, some_vectors(2, 5), 20)
     assert "belongs to another gallery" in caplog.text
 
 
 def test_a_log_that_was_cut_off_makes_the_index_again(folder, small, monkeypatch):
     monkeypatch.setattr(stored, "_LOG_ENTRIES", 40)
     with open_(folder) as gallery, open_(folder) as other:
-        gallery.add(items(0, 400), unit(400))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 400), some_vectors(400))
+        gallery.search(some_vectors(1), 1)
         for start in range(0, 200, 10):
             other.delete([f"k{i}" for i in range(start, start + 10)])
         assert sql(folder, "SELECT count(*) FROM changes")[0][0] <= 41
-        assert answer(gallery, unit(2, 5), 300) == truth(gallery, unit(2, 5), 300)
+        assert answer(gallery, some_vectors(2, 5), 300) == truth(gallery, some_vectors(2, 5), 300)
     with open_(folder) as gallery:
-        assert answer(gallery, unit(2, 5), 300) == truth(gallery, unit(2, 5), 300)
+        assert answer(gallery, some_vectors(2, 5), 300) == truth(gallery, some_vectors(2, 5), 300)
 
 
 def test_what_is_gone_is_cleared_away(folder, small):
     with open_(folder) as gallery:
-        gallery.add(items(0, 300), unit(300))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 300), some_vectors(300))
+        gallery.search(some_vectors(1), 1)
         gallery.delete([f"k{i}" for i in range(200)])
-        gallery.search(unit(1), 1)
+        gallery.search(some_vectors(1), 1)
         assert [len(part.ids) for part in gallery._index.snapshot.segments] == [100]
         gallery.delete([f"k{i}" for i in range(300)])
-        assert gallery.search(unit(1), 1) == [[]]
+        assert gallery.search(some_vectors(1), 1) == [[]]
         assert gallery._index.snapshot.segments == ()
-        gallery.add(items(300, 302), unit(2))
-        assert len(gallery.search(unit(1), 9)[0]) == 2
+        gallery.add(items(300, 302), some_vectors(2))
+        assert len(gallery.search(some_vectors(1), 9)[0]) == 2
     with open_(folder) as gallery:
-        assert len(gallery.search(unit(1), 9)[0]) == 2
+        assert len(gallery.search(some_vectors(1), 9)[0]) == 2
 
 
 def test_equal_pictures_are_ordered_by_id_in_any_number(folder, small):
     with open_(folder) as gallery:
-        same = np.tile(unit(1), (200, 1))
+        same = np.tile(some_vectors(1), (200, 1))
         gallery.add(items(0, 200), same)
         for query in (same[:1], np.tile(same[:1], (30, 1))):
             assert [hit.id for hit in gallery.search(query, 5)[-1]] == [1, 2, 3, 4, 5]
@@ -312,17 +315,17 @@ def test_equal_pictures_are_ordered_by_id_in_any_number(folder, small):
 
 def test_the_approximate_index_measures_itself(folder, monkeypatch):
     monkeypatch.setattr(index, "APPROXIMATE_FROM", 3000)
-    groups = unit(60, 2, 32)
-    rows = groups[np.arange(4000) % 60] + 0.8 * unit(4000, 3, 32)
+    groups = some_vectors(60, 2, 32)
+    rows = groups[np.arange(4000) % 60] + 0.8 * some_vectors(4000, 3, 32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    with Gallery.open(folder, SPACE, 32, create=True) as gallery:
+    with Gallery.open(folder, FINGERPRINT, 32, create=True) as gallery:
         gallery.add(items(0, 4000), rows)
         gallery.rebuild()
         info = gallery.info().index
         assert (info.kind, info.rows, info.beside) == ("ivf-sq8", 4000, 0)
         assert info.parameters["nlist"] == round(2 * np.sqrt(4000))
         assert info.recall_at_10 >= 0.985
-        queries = unit(50, 9, 32)
+        queries = some_vectors(50, 9, 32)
         expected = truth(gallery, queries, 10)
         found = answer(gallery, queries, 10)
         same = [len(set(a) & set(b)) for a, b in zip(found, expected, strict=True)]
@@ -347,7 +350,7 @@ def test_a_filter_that_passes_far_items_only_gets_them_all(folder, monkeypatch, 
     monkeypatch.setattr(index, "APPROXIMATE_FROM", 3000)
     monkeypatch.setattr(ivf, "_NPROBES", (1,))
     monkeypatch.setattr(search, "_FROM_SQL", 10)
-    rows = np.tile(np.eye(2, D, dtype=np.float32), (1500, 1)) + 0.3 * unit(3000, 3)
+    rows = np.tile(np.eye(2, DIM, dtype=np.float32), (1500, 1)) + 0.3 * some_vectors(3000, 3)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     with open_(folder) as gallery:
         gallery.add(
@@ -355,7 +358,8 @@ def test_a_filter_that_passes_far_items_only_gets_them_all(folder, monkeypatch, 
         )
         gallery.rebuild()
         assert kinds(gallery) == ["ivf"]
-        (hits,) = gallery.search(np.eye(1, D, dtype=np.float32), 25, Filter(camera="c1"), by_track)
+        query = np.eye(1, DIM, dtype=np.float32)
+        (hits,) = gallery.search(query, 25, Filter(camera="c1"), by_track)
         assert len(hits) == 25
         assert {hit.item.camera for hit in hits} == {"c1"}
 
@@ -368,11 +372,11 @@ def test_filtered_searches_look_into_more_lists(folder, monkeypatch, cameras, le
     monkeypatch.setattr(index, "APPROXIMATE_FROM", 3000)
     monkeypatch.setattr(search, "_FROM_SQL", 10)
     monkeypatch.setattr(ivf, "_NPROBES", (4,))
-    groups = unit(400, 2, 32)
-    rows = groups[np.arange(6000) // 15] + 0.8 * unit(6000, 3, 32)
+    groups = some_vectors(400, 2, 32)
+    rows = groups[np.arange(6000) // 15] + 0.8 * some_vectors(6000, 3, 32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    where, queries = Filter(camera=cameras), unit(50, 9, 32)
-    with Gallery.open(folder, SPACE, 32, create=True) as gallery:
+    where, queries = Filter(camera=cameras), some_vectors(50, 9, 32)
+    with Gallery.open(folder, FINGERPRINT, 32, create=True) as gallery:
         gallery.add([Item(key=f"k{i}", camera=f"c{i // 15 % 10}") for i in range(6000)], rows)
         gallery.rebuild()
         found, expected = answer(gallery, queries, 10, where), truth(gallery, queries, 10, where)
@@ -384,7 +388,7 @@ def test_filtered_searches_look_into_more_lists(folder, monkeypatch, cameras, le
 def test_recall_is_that_of_the_lists_looked_into(monkeypatch):
     """Measured against numpy on the same queries."""
     monkeypatch.setattr(ivf, "_NPROBES", (1,))
-    rows = unit(3000, 1, 32)
+    rows = some_vectors(3000, 1, 32)
 
     def blocks():
         yield np.arange(0, 1000), rows[:1000]
@@ -409,16 +413,16 @@ def test_an_index_that_cannot_be_saved_still_answers(folder, approximate, monkey
 
     monkeypatch.setattr(index, "write_index", full)
     with open_(folder) as gallery:
-        gallery.add(items(0, 600), unit(600))
-        assert answer(gallery, unit(2, 5), 1000) == truth(gallery, unit(2, 5), 1000)
+        gallery.add(items(0, 600), some_vectors(600))
+        assert answer(gallery, some_vectors(2, 5), 1000) == truth(gallery, some_vectors(2, 5), 1000)
         assert not gallery._index.path.exists()
     assert "cannot be saved" in caplog.text
 
 
 def test_a_failed_write_leaves_the_earlier_file(folder, small, monkeypatch):
     with open_(folder) as gallery:
-        gallery.add(items(0, 300), unit(300))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 300), some_vectors(300))
+        gallery.search(some_vectors(1), 1)
         before = gallery._index.path.read_bytes()
 
         def fail(*_):
@@ -440,44 +444,45 @@ def test_what_killed_processes_left_is_cleared_away(folder, small):
         path.write_bytes(b"half an index")
     os.utime(old, (0, 0))
     with open_(folder) as gallery:
-        gallery.add(items(0, 300), unit(300))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 300), some_vectors(300))
+        gallery.search(some_vectors(1), 1)
     assert not old.exists()
     assert new.exists()  # Another process may be writing it.
 
 
 def test_searches_go_on_during_a_rebuild(folder, approximate, monkeypatch):
     train, found = ivf.train, []
+    new, near = some_vectors(1, 77), some_vectors(2, 77)
     with open_(folder) as gallery:
-        gallery.add(items(0, 600), unit(600))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 600), some_vectors(600))
+        gallery.search(some_vectors(1), 1)
 
         def slow(*arguments):
-            gallery.add([Item(key="new")], unit(1, 77))
+            gallery.add([Item(key="new")], new)
             gallery.delete(["k0", "k1"])
-            thread = threading.Thread(target=lambda: found.append(answer(gallery, unit(1, 77), 1)))
+            thread = threading.Thread(target=lambda: found.append(answer(gallery, new, 1)))
             thread.start()
             thread.join(20)
             return train(*arguments)
 
         monkeypatch.setattr(ivf, "train", slow)
         gallery.rebuild()
-        assert found == [truth(gallery, unit(1, 77), 1)]
+        assert found == [truth(gallery, new, 1)]
         # What happened meanwhile is followed afterwards.
-        assert answer(gallery, unit(2, 77), 1000) == truth(gallery, unit(2, 77), 1000)
+        assert answer(gallery, near, 1000) == truth(gallery, near, 1000)
     with open_(folder) as gallery:
-        assert answer(gallery, unit(2, 77), 1000) == truth(gallery, unit(2, 77), 1000)
+        assert answer(gallery, near, 1000) == truth(gallery, near, 1000)
 
 
 def test_growing_beyond_the_limit_advises_once(folder, small, monkeypatch, caplog):
     monkeypatch.setattr(index, "APPROXIMATE_FROM", 150)
     with open_(folder) as gallery:
-        gallery.add(items(0, 100), unit(100))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 100), some_vectors(100))
+        gallery.search(some_vectors(1), 1)
         with caplog.at_level(logging.WARNING):
             for start in (100, 300, 500):
-                gallery.add(items(start, start + 200), unit(200, start))
-                gallery.search(unit(1), 1)
+                gallery.add(items(start, start + 200), some_vectors(200, start))
+                gallery.search(some_vectors(1), 1)
         advice = [line for line in caplog.messages if "gallery rebuild" in line]
         assert len(advice) == 1
         gallery.rebuild()
@@ -487,25 +492,25 @@ def test_growing_beyond_the_limit_advises_once(folder, small, monkeypatch, caplo
 
 def test_a_small_gallery_leaves_no_file_behind(folder, small):
     with open_(folder) as gallery:
-        gallery.add(items(0, 300), unit(300))
+        gallery.add(items(0, 300), some_vectors(300))
         gallery.rebuild()
         assert gallery._index.path.exists()
         gallery.prune(keep_newest=10)
         gallery.rebuild()
         assert not gallery._index.path.exists()
-        assert len(gallery.search(unit(1), 99)[0]) == 10
+        assert len(gallery.search(some_vectors(1), 99)[0]) == 10
 
 
 def test_an_index_that_contradicts_the_database_is_an_error(folder, small):
     with open_(folder) as gallery:
-        gallery.add(items(0, 100), unit(100))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 100), some_vectors(100))
+        gallery.search(some_vectors(1), 1)
         sql(folder, "DROP TRIGGER items_deleted")
         sql(folder, "DELETE FROM items")
         with pytest.raises(IntegrityError, match="upperson-rt gallery rebuild"):
-            gallery.search(unit(1), 1)
+            gallery.search(some_vectors(1), 1)
         gallery.rebuild()
-        assert gallery.search(unit(1), 1) == [[]]
+        assert gallery.search(some_vectors(1), 1) == [[]]
 
 
 def test_threads_search_while_others_add_replace_and_delete(folder, small):
@@ -513,7 +518,7 @@ def test_threads_search_while_others_add_replace_and_delete(folder, small):
     errors = []
     committed = [0]
     with open_(folder) as gallery:
-        vectors = unit(1500, 7)
+        vectors = some_vectors(1500, 7)
         gallery.add(items(0, 100), vectors[:100])
         committed[0] = 100
 
@@ -544,16 +549,16 @@ def test_threads_search_while_others_add_replace_and_delete(folder, small):
         for thread in threads:
             thread.join()
         assert errors == []
-        assert answer(gallery, unit(2, 5), 50) == truth(gallery, unit(2, 5), 50)
+        assert answer(gallery, some_vectors(2, 5), 50) == truth(gallery, some_vectors(2, 5), 50)
 
 
 def test_many_queries_equal_one_at_a_time(folder, small, monkeypatch):
     monkeypatch.setattr(segments, "_GEMM_ROWS", 33)
     with open_(folder) as gallery:
-        gallery.add(items(0, 500), unit(500))
-        gallery.search(unit(1), 1)
+        gallery.add(items(0, 500), some_vectors(500))
+        gallery.search(some_vectors(1), 1)
         gallery.delete([f"k{i}" for i in range(0, 100, 3)])
-        queries = unit(300, 5)
+        queries = some_vectors(300, 5)
         assert answer(gallery, queries, 7) == [
             answer(gallery, queries[i : i + 1], 7)[0] for i in range(300)
         ]

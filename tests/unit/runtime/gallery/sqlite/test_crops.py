@@ -1,0 +1,134 @@
+"""Pictures saved beside a gallery: they go with their items, and nothing else ever goes."""
+
+import os
+import sqlite3
+
+import pytest
+
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Filter, Gallery, Item
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    with Gallery.open(tmp_path / "gallery", FINGERPRINT, DIM, create=True) as opened:
+        yield opened
+
+
+def save(gallery, *names):
+    for name in names:
+        path = gallery.crops_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"picture")
+
+
+def crops(gallery):
+    return sorted(
+        str(path.relative_to(gallery.crops_dir))
+        for path in gallery.crops_dir.rglob("*")
+        if path.is_file()
+    )
+
+
+def test_crops_go_with_their_items(gallery):
+    save(gallery, "a.jpg", "gate/b.jpg", "gate/c.jpg", "d.jpg", "other.jpg")
+    gallery.add(
+        [
+            Item(key="a", crop="a.jpg", camera="c"),
+            Item(key="b", crop="gate/b.jpg", time=1.0),
+            Item(key="c", crop="gate/c.jpg", time=2.0),
+            Item(key="d", crop="d.jpg", time=3.0),
+            Item(key="none"),
+        ],
+        some_vectors(5),
+    )
+    assert gallery.verify() == []
+    assert next(gallery.items()).crop == "a.jpg"
+    gallery.delete(["a"])
+    assert crops(gallery) == ["d.jpg", "gate/b.jpg", "gate/c.jpg", "other.jpg"]
+    gallery.prune(older_than=2)
+    assert crops(gallery) == ["d.jpg", "gate/c.jpg", "other.jpg"]
+    gallery.delete_where(Filter(since=2, until=3))
+    assert crops(gallery) == ["d.jpg", "other.jpg"]
+    (gallery.crops_dir / "d.jpg").unlink()
+    assert gallery.verify() == ["item d: its crop d.jpg is missing"]
+    gallery.prune(keep_newest=0)
+    assert crops(gallery) == ["other.jpg"]
+
+
+def test_a_replaced_crop_goes_a_kept_or_shared_one_stays(gallery):
+    save(gallery, "1.jpg", "2.jpg", "shared.jpg")
+    gallery.add([Item(key="a", crop="1.jpg"), Item(key="b", crop="shared.jpg")], some_vectors(2))
+    gallery.add([Item(key="a", crop="1.jpg"), Item(key="c", crop="shared.jpg")], some_vectors(2))
+    assert crops(gallery) == ["1.jpg", "2.jpg", "shared.jpg"]
+    gallery.add([Item(key="a", crop="2.jpg")], some_vectors(1))
+    gallery.delete(["b"])
+    assert crops(gallery) == ["2.jpg", "shared.jpg"]
+    gallery.add([Item(key="a")], some_vectors(1))
+    gallery.delete(["c"])
+    assert crops(gallery) == []
+
+
+def test_crops_stay_while_the_deletion_is_not_committed(gallery, monkeypatch):
+    save(gallery, "a.jpg")
+    gallery.add([Item(key="a", crop="a.jpg")], some_vectors(1))
+
+    def fail(connection):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.store.trim_log", fail)
+    for change in (
+        lambda: gallery.delete(["a"]),
+        lambda: gallery.add([Item(key="a")], some_vectors(1)),
+    ):
+        with pytest.raises(InputError, match="full"):
+            change()
+    assert crops(gallery) == ["a.jpg"]
+    assert next(gallery.items()).crop == "a.jpg"
+
+
+def test_files_outside_are_never_removed(gallery, tmp_path, caplog):
+    """Neither through a link, nor by a database that somebody else has written."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (precious / name).write_bytes(b"mine")
+    gallery.crops_dir.mkdir()
+    (gallery.crops_dir / "link").symlink_to(precious)
+    gallery.add([Item(key="a", crop="link/a.jpg"), Item(key="b", crop="b.jpg")], some_vectors(2))
+    path = os.path.relpath(precious / "b.jpg", gallery.crops_dir)
+    sql(gallery.path, "UPDATE items SET crop = ? WHERE key = 'b'", path)
+    assert len(gallery.verify()) == 2
+    assert gallery.delete(["a", "b"]) == 2
+    assert sorted(file.name for file in precious.iterdir()) == ["a.jpg", "b.jpg"]
+    assert caplog.text.count("lies outside") == 2
+
+
+def test_a_crop_that_cannot_be_removed_is_told(gallery, caplog):
+    (gallery.crops_dir / "a.jpg").mkdir(parents=True)
+    gallery.add([Item(key="a", crop="a.jpg")], some_vectors(1))
+    assert gallery.delete(["a"]) == 1
+    assert "could not be removed" in caplog.text
+
+
+def test_what_killed_processes_left_among_the_crops_goes_by_age(gallery):
+    """A process may end between saving a crop and its item, or between deleting the two."""
+    save(gallery, "gate/a.jpg", "gate/old.jpg", "gate/.old.jpg.x1", "gate/young.jpg", "\udcffo")
+    for name, time in (("a", 100), ("old", 100), ("young", 300)):
+        os.utime(gallery.crops_dir / f"gate/{name}.jpg", (time, time))
+    os.utime(gallery.crops_dir / "gate/.old.jpg.x1", (100, 100))
+    os.utime(gallery.crops_dir / "\udcffo", (100, 100))
+    (gallery.crops_dir / "link").symlink_to("gate")
+    gallery.add([Item(key="a", camera="gate", crop="gate/a.jpg", time=400.0)], some_vectors(1))
+    (problem,) = gallery.verify()
+    assert problem.startswith("4 files in")
+    assert "prune --older-than" in problem
+    gallery.prune(keep_newest=1)
+    gallery.prune(older_than=200, camera="gate")
+    assert len(crops(gallery)) == 5
+    assert gallery.prune(older_than=200) == 0
+    assert crops(gallery) == ["gate/a.jpg", "gate/young.jpg"]
+    save(gallery, "gate/in-the-making.jpg")
+    assert gallery.prune(older_than=1e300) == 1
+    assert crops(gallery) == ["gate/in-the-making.jpg"]
