@@ -1,0 +1,78 @@
+"""The contact sheet that shows what a sentence found."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from upperson_rt import sheet
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Hit, Item
+from upperson_rt.sheet import draw_sheet, save_sheet
+
+
+def hit(id, source, **fields):
+    return Hit(id=id, score=0.5, item=Item(key=f"k{id}", source=source, **fields))
+
+
+def test_sheet_shows_pictures_and_missing_ones(tmp_path):
+    red = tmp_path / "red.png"
+    Image.new("RGB", (60, 180), (255, 0, 0)).save(red)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(red.read_bytes()[:60])
+    hits = [
+        hit(1, str(red), camera="gate", time=1764000000.0),
+        hit(2, str(tmp_path / "gone.png")),
+        hit(3, str(broken)),
+        hit(4, str(red), box=(0, 0, 30, 30)),
+        hit(5, str(red), box=(100, 0, 130, 30)),
+        hit(6, None, time=1e300),
+    ]
+    path = tmp_path / "out" / "sheet.png"
+    save_sheet(path, "a woman in red\n" * 40, hits, columns=3)
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    is_red = (pixels[..., 0] > 240) & (pixels[..., 1] < 15) & (pixels[..., 2] < 15)
+    # Two of the six tiles are red: one of 1:3, one square cut to its box.
+    assert is_red.sum() == pytest.approx(147 * 440 + 220 * 220, rel=0.05)
+    assert [entry.name for entry in path.parent.iterdir()] == ["sheet.png"]
+
+
+def test_sheet_prefers_the_saved_picture(tmp_path):
+    Image.new("RGB", (60, 120), (255, 0, 0)).save(tmp_path / "frame.png")
+    (tmp_path / "crops").mkdir()
+    Image.new("RGB", (30, 60), (0, 0, 255)).save(tmp_path / "crops" / "1.png")
+    frame = str(tmp_path / "frame.png")
+    saved = hit(1, frame, box=(0, 0, 30, 30), crop="1.png")
+    lost = hit(2, frame, box=(0, 0, 60, 120), crop="gone.png")
+
+    def share(colour, *hits):
+        pixels = np.asarray(draw_sheet("red", hits, crops_dir=tmp_path / "crops"))
+        return (pixels == colour).all(axis=-1).sum()
+
+    assert share((0, 0, 255), saved) == pytest.approx(220 * 440, rel=0.02)
+    assert share((255, 0, 0), saved) == 0
+    assert share((255, 0, 0), lost) == pytest.approx(220 * 440, rel=0.02)
+
+
+def test_sheet_sizes():
+    none, one, six = (draw_sheet("red", [hit(i, None) for i in range(n)]) for n in (0, 1, 6))
+    assert none.height < one.height < six.height
+    assert none.width == one.width < six.width
+    assert draw_sheet("x" * 500, []).width == none.width
+
+
+def test_a_sheet_shows_five_hundred_pictures_at_most(monkeypatch):
+    assert sheet._MOST_TILES == 500
+    monkeypatch.setattr(sheet, "_MOST_TILES", 20)  # Drawing takes its time.
+    most, more = (
+        draw_sheet("red", [hit(i, None) for i in range(n)], columns=10) for n in (20, 200)
+    )
+    assert most.size == more.size
+    told = np.asarray(most.crop((0, 0, most.width, 200))) != more.crop((0, 0, most.width, 200))
+    assert told.any(), "it says how many there are"
+
+
+def test_sheet_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        save_sheet(tmp_path / "file" / "sheet.png", "red", [])
