@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from upperson_export.ladder import Compared, Embeds, Ladder, Measured, RetrievalSplit
+from upperson_export.ladder import Compared, Embeds, Ladder, Measured, RetrievalSplit, r1_drop
 from upperson_export.variants import AS_RUN, INT8_RUNGS, SIMULATED, VARIANTS, VariantName
 from upperson_rt.errors import AccuracyGateError, IntegrityError
+from upperson_rt.metrics import PerQueryMetrics
 from upperson_rt.towers import Tower
 
 PEOPLE = 40
@@ -54,6 +55,19 @@ def ladder_of(forms: Forms, **options: object) -> Ladder:
 def accuracy_of(measured: Measured) -> Compared:
     assert measured.accuracy is not None
     return measured.accuracy
+
+
+def metrics(first_rank: list[int]) -> PerQueryMetrics:
+    rank = np.array(first_rank)
+    return PerQueryMetrics(first_rank=rank, ap=1 / rank, inp=1 / rank)
+
+
+def test_the_drop_is_paired_and_its_interval_contains_it() -> None:
+    drop = r1_drop(metrics([1] * 60 + [3] * 40), metrics([1] * 57 + [2] * 3 + [1] + [3] * 39))
+    assert drop.points == pytest.approx(2.0)
+    assert drop.low < 2.0 < drop.high
+    same = r1_drop(metrics([1, 2, 1]), metrics([1, 5, 1]))
+    assert (same.points, same.low, same.high) == (0.0, 0.0, 0.0)
 
 
 def test_the_first_rung_is_taken_where_it_keeps_the_accuracy() -> None:

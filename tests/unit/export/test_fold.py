@@ -1,31 +1,15 @@
-"""Accuracy comparison, parity verdicts, refusals of folding, and the report."""
+"""What folding refuses, and what the file of a folded tower is compared with."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from tests.helpers.toy_clip import toy_model
 from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.graphs import export_onnx
-from upperson_export.ladder import r1_drop
 from upperson_export.parity import require_parity
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.metrics import PerQueryMetrics
-
-
-def metrics(first_rank: list[int]) -> PerQueryMetrics:
-    rank = np.array(first_rank)
-    return PerQueryMetrics(first_rank=rank, ap=1 / rank, inp=1 / rank)
-
-
-def test_the_drop_is_paired_and_its_interval_contains_it() -> None:
-    drop = r1_drop(metrics([1] * 60 + [3] * 40), metrics([1] * 57 + [2] * 3 + [1] + [3] * 39))
-    assert drop.points == pytest.approx(2.0)
-    assert drop.low < 2.0 < drop.high
-    same = r1_drop(metrics([1, 2, 1]), metrics([1, 5, 1]))
-    assert (same.points, same.low, same.high) == (0.0, 0.0, 0.0)
 
 
 def test_a_file_of_other_weights_fails_parity(tmp_path: Path) -> None:
