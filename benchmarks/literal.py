@@ -28,11 +28,9 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from upperson.model.adapter import LAdapter
 from upperson.model.block import Block
 from upperson.model.encoder import UPPerson
-from upperson.model.lora import KVLora
-from upperson.model.prefix import SPrefix
+from upperson.model.parts import KVLora, LAdapter, SPrefix
 
 
 def encode_image(model: UPPerson, image_N3HW: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from upperson.data.synthetic import SyntheticSpec, iter_samples
 from upperson.model.base import build_clip
-from upperson.model.block import UPPersonConfig
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import UPPersonConfig
 from upperson_rt.preprocess import resize_image
 from upperson_rt.towers import Tower
 

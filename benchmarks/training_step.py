@@ -50,7 +50,7 @@ class TrainingStep:
         self._model = random_model(spec, clip)
         self._model.checkpoint_activations = contender == OURS_CHECKPOINTED
         self._image_N3HW, self._ids_NL, self._pids_N = random_batch(spec)
-        # As upperson.optim builds it: the paper's eps, and biases are not decayed.
+        # As upperson.step builds it: the paper's eps, and biases are not decayed.
         named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
         groups = [
             {"params": [p for name, p in named if not name.endswith("bias")], "weight_decay": 4e-5},

@@ -1,21 +1,38 @@
-"""A training run as one frozen object. ``upperson/recipe.py`` reads it from YAML."""
+"""The settings of a training run: one frozen object, read strictly from YAML.
+
+A recipe is a file in ``upperson/recipes``; every key is a field of :class:`TrainConfig`, anything
+else is refused. The run folder gets the resolved object as ``config.yaml``, which reads back to an
+equal one.
+"""
 
 import dataclasses
 import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from upperson.losses import loss_names
 from upperson.model.base import SMALL
-from upperson.model.block import UPPersonConfig
-from upperson_rt.errors import UsageError
+from upperson.model.parts import UPPersonConfig
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.strict import read_fields, suggestion
+
+RECIPES = Path(__file__).parent / "recipes"
 
 LARGEST = 1e30
 """Of a rate or epsilon: beyond it float32 overflows."""
 
 MOST_PX = 4096
+
+MixedPrecision = Literal["fp32", "bf16", "fp16"]
+"""What the towers compute in while they are trained; fp32 is no mixture."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +89,7 @@ class TrainConfig:
     mask_captions: bool = True
     """Mask 15 % of the caption tokens."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: MixedPrecision = "fp32"
     """bf16 and fp16 run the towers in autocast and keep the frozen matrices in that type. Trained
     tensors, optimiser and loss stay float32."""
 
@@ -122,6 +139,107 @@ class TrainConfig:
             raise UsageError("batch_size must be at least 2 for a contrastive loss, found 1")
 
     def to_yaml(self) -> str:
-        """Return the object as YAML that :func:`upperson.recipe.read_config` reads back."""
+        """Return the object as YAML that `read_config` reads back."""
         text: str = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
         return text
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the package's recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def read_recipe(name: str, overrides: dict[str, Any], settings: Sequence[str] = ()) -> TrainConfig:
+    """Read a named recipe of the package, or a YAML file, and replace fields.
+
+    Args:
+        name: Name of a file in ``recipes`` without suffix, or a path ending in .yaml.
+        overrides: Fields to replace, from the command line; None values are left out.
+        settings: ``KEY=VALUE`` texts with a dotted key and a YAML value, replacing fields last.
+
+    Raises:
+        UsageError: No such recipe, a setting that is not one, or one that contradicts another.
+        InputError: The file does not parse, or has an unknown key or a wrong type.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        if path.suffix and path != RECIPES / f"{name}.yaml":
+            raise UsageError(f"expected a recipe at {path}, found no such file")
+        raise UsageError(f"recipe '{name}' is unknown: {suggestion(name, recipe_names())}")
+    content = _parse(path)
+    content |= {key: value for key, value in overrides.items() if value is not None}
+    if overrides.get("base") == SMALL and overrides.get("pretrained") is None:
+        content["pretrained"] = None  # It brings its own weights, whatever the recipe's base needs.
+    for setting in settings:
+        _replace(content, setting)
+    return _read(TrainConfig, content, f"recipe {name}")
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a YAML file of TrainConfig fields; InputError names the file and the key at fault."""
+    return read_yaml(TrainConfig, path)
+
+
+def read_yaml(kind: type[T], path: Path) -> T:
+    """Read a YAML file into a dataclass; InputError names the file and the key at fault."""
+    try:
+        return _read(kind, _parse(path), str(path))
+    except UsageError as error:  # Values that contradict each other: not the command's fault.
+        raise InputError(str(error)) from error
+
+
+@contextmanager
+def settings_from(path: Path) -> Iterator[None]:
+    """Turn complaints about settings (UsageError) into one about the file they stand in."""
+    try:
+        yield
+    except UsageError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but with 1e-3 a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text("utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected keys and values, found {type(content).__name__}")
+    return content
+
+
+def _replace(content: dict[str, Any], setting: str) -> None:
+    """Put the value of ``KEY=VALUE`` into a recipe's content."""
+    path, equals, text = setting.partition("=")
+    *groups, key = path.strip().split(".")
+    if not equals or not key:
+        raise UsageError(f"--set wants KEY=VALUE such as model.lora_rank=16, found '{setting}'")
+    try:
+        value = yaml.load(text, _Loader)
+    except (RecursionError, yaml.YAMLError) as error:
+        raise UsageError(f"--set {setting}: the value is not YAML") from error
+    for group in groups:
+        content = content.setdefault(group, {})
+        if not isinstance(content, dict):
+            raise UsageError(f"--set {setting}: '{group}' has no settings of its own")
+    content[key] = value
+
+
+def _read(kind: type[T], content: dict[str, Any], where: str) -> T:
+    if kind is TrainConfig and "root" not in content:
+        raise InputError(f"{where}: 'root' is missing: set it in the file or as an option")
+    model = content.get("model")
+    if isinstance(model, dict):  # One block: lora_blocks: 3
+        content["model"] = {
+            key: str(value) if type(value) is int and str(key).endswith("_blocks") else value
+            for key, value in model.items()
+        }
+    return read_fields(kind, content, where)

@@ -3,7 +3,8 @@
 Shapes: Q captions, G images, E embedding width, N batch, H image height, W image width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from upperson.data.batches import ImageDataset, pad_ids, tokenize, usable_workers
-from upperson.data.records import Record
+from upperson.data.records import Record, Split, read_dataset
 from upperson.data.transforms import evaluation_transform
 from upperson.model.encoder import UPPerson
-from upperson_rt.errors import UppersonError
+from upperson_rt.encoder import Progress
+from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
 from upperson_rt.tokenizer import Tokenizer
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) items."""
 
 
 class Evaluation(NamedTuple):
@@ -39,6 +38,15 @@ class Evaluation(NamedTuple):
             "text_to_image": self.text_to_image.as_dict(),
             "image_to_text": self.image_to_text.as_dict(),
         }
+
+
+def read_split(dataset: str, root: Path, split: Split) -> list[Record]:
+    """Read one split of a data set; InputError if it is empty."""
+    splits = read_dataset(dataset, root)
+    if not splits[split]:
+        found = ", ".join(f"{name} {len(records)}" for name, records in splits.items())
+        raise InputError(f"{root} has no image in split '{split}' (found: {found})")
+    return splits[split]
 
 
 @torch.inference_mode()

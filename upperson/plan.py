@@ -13,19 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upperson.config import TrainConfig
+from upperson.components import AUTOCAST_DTYPES
+from upperson.config import MixedPrecision, TrainConfig
 from upperson.data.batches import BatchSampler
 from upperson.data.records import Record, Split
+from upperson.model.block import TRAINED_PARTS
 from upperson.model.encoder import UPPerson
-from upperson_rt.tokenizer import Tokenizer
-
-PARTS = {
-    "prefix": "S-Prefix",
-    "lora": "LoRA",
-    "adapter_attn": "L-Adapter",
-    "adapter_mlp": "L-Adapter",
-}
-"""Attributes of a block with trained tensors, and the name of the part each belongs to."""
+from upperson_rt.tokenizer import Tokenizer, token_lengths
 
 LEFT_OUT = (
     "what one layer needs for a moment while it runs (workspace, gradients of activations), the "
@@ -37,12 +31,10 @@ _ADAM_MOMENTS = 2
 _Forward = Callable[[int], Sequence[Tensor]]
 """Runs a number of pairs and returns the outputs."""
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitCounts:
-    """Size of one split."""
+    """How large a split is."""
 
     images: int
     captions: int
@@ -195,17 +187,16 @@ def plan(
         tokens=tokens,
         memory=_estimate_memory(
             model,
-            precision=config.precision,
+            config,
             length=tokens.longest if tokens else model.text.context_length,
             pairs=-(-share // config.accumulate),
-            checkpointed=config.checkpoint_activations,
             extra=sum(extra.values()),
         ),
     )
 
 
 def count_split(records: Sequence[Record]) -> SplitCounts:
-    """Count one split."""
+    """Count the images, captions and people of a split."""
     return SplitCounts(
         images=len(records),
         captions=sum(len(record.captions) for record in records),
@@ -215,10 +206,10 @@ def count_split(records: Sequence[Record]) -> SplitCounts:
 
 def count_parts(model: UPPerson) -> tuple[PartCount, ...]:
     """Count the trained parameters of each part, in both towers; parts left out have 0."""
-    counts = {name: [0, 0] for name in PARTS.values()}
+    counts = {name: [0, 0] for name in TRAINED_PARTS.values()}
     for side, blocks in enumerate((model.image.blocks, model.text.blocks)):
         for block in blocks:
-            for attribute, name in PARTS.items():
+            for attribute, name in TRAINED_PARTS.items():
                 if (module := getattr(block, attribute)) is not None:
                     counts[name][side] += _trained_numel(module)
     return tuple(
@@ -234,7 +225,7 @@ def count_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> TokenLengths:
         InputError: A caption is empty.
     """
     batch = tokenizer.encode(captions)
-    lengths = (batch.input_ids == tokenizer.eot_id).argmax(axis=1) + 1
+    lengths = token_lengths(batch.input_ids)
     return TokenLengths(
         mean=float(lengths.mean()),
         longest=int(lengths.max()),
@@ -244,7 +235,7 @@ def count_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> TokenLengths:
 
 
 def measure_activations(
-    model: UPPerson, length: int, precision: str, *, checkpointed: bool = False
+    model: UPPerson, length: int, precision: MixedPrecision, *, checkpointed: bool = False
 ) -> tuple[int, int]:
     """Measure what autograd keeps for the backward pass of a batch.
 
@@ -290,9 +281,11 @@ def measure_activations(
 
 
 def _estimate_memory(
-    model: UPPerson, *, precision: str, length: int, pairs: int, checkpointed: bool, extra: int
+    model: UPPerson, config: TrainConfig, *, length: int, pairs: int, extra: int
 ) -> MemoryEstimate:
-    per_pair, fixed = measure_activations(model, length, precision, checkpointed=checkpointed)
+    per_pair, fixed = measure_activations(
+        model, length, config.precision, checkpointed=config.checkpoint_activations
+    )
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     trained_bytes = _bytes_of(trained) + extra * torch.float32.itemsize
@@ -307,13 +300,13 @@ def _estimate_memory(
     )
 
 
-def _kept_bytes(model: UPPerson, forward: _Forward, precision: str) -> tuple[int, int]:
+def _kept_bytes(model: UPPerson, forward: _Forward, precision: MixedPrecision) -> tuple[int, int]:
     """Return the bytes autograd keeps for each pair, and those whatever their number is."""
     one, two = (_saved_bytes(model, forward, pairs, precision) for pairs in (1, 2))
     return two - one, one - (two - one)
 
 
-def _saved_bytes(model: UPPerson, forward: _Forward, pairs: int, precision: str) -> int:
+def _saved_bytes(model: UPPerson, forward: _Forward, pairs: int, precision: MixedPrecision) -> int:
     """Run a forward pass and add up the storages autograd keeps, except the model's own."""
     own = {
         tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())
@@ -330,7 +323,7 @@ def _saved_bytes(model: UPPerson, forward: _Forward, pairs: int, precision: str)
     device = model.image.conv1.weight.device
     with (
         torch.enable_grad(),
-        torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES),
+        torch.autocast(device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         for output in forward(pairs):  # Alive until the backward pass, too.

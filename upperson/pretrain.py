@@ -27,8 +27,8 @@ from upperson.data.synthetic.scene import render_person
 from upperson.data.transforms import evaluation_transform
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.base import SMALL, build_clip
-from upperson.model.block import PLAIN_CLIP
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import PLAIN_CLIP
 from upperson_rt.files import write_atomically
 
 
@@ -112,8 +112,8 @@ def _info_nce(logits_NN: Tensor) -> Tensor:
 def _warmup_cosine(step: int, config: PretrainConfig) -> float:
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    done = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _logit_scale(step: int, config: PretrainConfig) -> float:
@@ -122,5 +122,5 @@ def _logit_scale(step: int, config: PretrainConfig) -> float:
     CLIP learns its scale and ends at 100, so that its cosines differ by little. SDM relies on that:
     its fixed scale of 50 saturates on a base whose cosines are spread wide, and nothing is learned.
     """
-    progress = min(1.0, 2 * step / config.steps)
-    return float((1 / 0.07) ** (1 - progress) * 100**progress)
+    done = min(1.0, 2 * step / config.steps)
+    return float((1 / 0.07) ** (1 - done) * 100**done)

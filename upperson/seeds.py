@@ -1,10 +1,41 @@
-"""Mean and spread of runs that differ in their seed alone."""
+"""Several runs that differ in their seed alone: which they are, and mean and spread over them."""
 
+import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from upperson.config import TrainConfig
 from upperson_rt.errors import InputError
+from upperson_rt.strict import Positive
+
+SEEDS = "seeds.json"
+SEEDS_PLAN = "seeds.yaml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeedsPlan:
+    """The content of ``seeds.yaml``."""
+
+    seeds: Positive
+    """Number of runs."""
+
+    config: TrainConfig
+    """Of the first run; the others count its seed up."""
+
+    def to_yaml(self) -> str:
+        """Return the plan as YAML that :func:`upperson.config.read_yaml` reads back."""
+        text: str = yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
+        return text
+
+    def runs(self, folder: Path) -> Iterator[tuple[TrainConfig, Path]]:
+        """Yield the configuration and the run folder of each run."""
+        for seed in range(self.config.seed, self.config.seed + self.seeds):
+            yield dataclasses.replace(self.config, seed=seed), folder / f"seed_{seed}"
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

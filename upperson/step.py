@@ -1,20 +1,26 @@
-"""One optimisation step over a global batch.
+"""One optimisation step over a global batch: gradients, the optimiser, its learning rate.
 
 The towers run on a share of the batch, in parts if memory asks for it; the loss always sees the
 whole batch. That is exact, because gradients of the loss stop at the features first:
 
     features of every part  ->  gathered batch  ->  loss  ->  gradient of the own features
     for every part: features again, backward from their gradient   (once only, if it is one part)
+
+Shapes: N pairs of the global batch, n pairs of this process, E embedding width.
 """
 
+import math
+from collections.abc import Iterable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from upperson.config import TrainConfig
 from upperson.data.batches import Batch
-from upperson.distributed import gather
 from upperson.losses import Objective
 
 
@@ -29,7 +35,7 @@ def backward_through_batch(
     """Add the gradients of the global batch's loss and return the loss, detached.
 
     Args:
-        accelerator: Engine that prepared ``model``.
+        accelerator: Prepared ``model``.
         model: Maps images and ids to features of both, not unit norm.
         objective: The loss, the same on every process.
         share: Pairs of this process, on its device.
@@ -52,9 +58,12 @@ def backward_through_batch(
     loss: Tensor = objective(
         gather(image_nE, sizes), gather(text_nE, sizes), gather(share.labels_N, sizes)
     )
-    image_grad_nE, text_grad_nE = _gradients(accelerator, loss, image_nE, text_nE)
+    # To the features, and to the classifier's weights if the loss has one.
+    accelerator.backward(loss)
+    if image_nE.grad is None or text_nE.grad is None:
+        raise RuntimeError("the loss does not depend on the features")
     rows = [len(images) for images, _ in pieces]
-    gradients = zip(torch.split(image_grad_nE, rows), torch.split(text_grad_nE, rows), strict=True)
+    gradients = zip(torch.split(image_nE.grad, rows), torch.split(text_nE.grad, rows), strict=True)
     for number, (piece, gradient) in enumerate(zip(pieces, gradients, strict=True), start=1):
         # Processes exchange gradients once, with the last part.
         with nullcontext() if number == len(pieces) else accelerator.no_sync(model):
@@ -62,11 +71,75 @@ def backward_through_batch(
     return loss.detach()
 
 
-def _gradients(
-    accelerator: Accelerator, loss: Tensor, image_nE: Tensor, text_nE: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Run the loss backward to the features, and to the classifier's weights if it has one."""
-    accelerator.backward(loss)
-    if image_nE.grad is None or text_nE.grad is None:
-        raise RuntimeError("the loss does not depend on the features")
-    return image_nE.grad, text_nE.grad
+def gather(x_nE: Tensor, sizes: list[int]) -> Tensor:
+    """Concatenate the rows of all processes, in their order, to [N, E].
+
+    The gradient of the own rows is multiplied by the number of processes: every process computes
+    the same loss of the same N rows, and averaging parameter gradients over the processes, as
+    ``DistributedDataParallel`` does, then gives exactly the gradient of one process with N rows.
+
+    Args:
+        x_nE: Rows of this process [n, ...].
+        sizes: Rows of every process; they may differ.
+    """
+    if len(sizes) == 1:
+        return x_nE
+    gathered: Tensor = _Gather.apply(x_nE, sizes)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_nE: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        # Collectives want equal shapes; shares differ by one row at most.
+        padded = x_nE.new_zeros(max(sizes), *x_nE.shape[1:])
+        padded[: len(x_nE)] = x_nE
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        start = sum(ctx.sizes[: dist.get_rank()])
+        own = grads[0][start : start + ctx.sizes[dist.get_rank()]]
+        return own * len(ctx.sizes), None
+
+
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig
+) -> torch.optim.Adam:
+    """Adam with coupled weight decay over the trained tensors; biases are not decayed.
+
+    Every group has its peak rate under ``peak_lr``: the prefixes may have one of their own.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            decay = 0.0 if name.endswith("bias") else config.weight_decay
+            is_prefix = "prefix" in name.split(".")
+            peak = config.prefix_lr if is_prefix and config.prefix_lr is not None else config.lr
+            groups.setdefault((decay, peak), []).append(parameter)
+    return torch.optim.Adam(
+        [
+            {"params": parameters, "weight_decay": decay, "lr": peak, "peak_lr": peak}
+            for (decay, peak), parameters in groups.items()
+        ],
+        eps=config.adam_eps,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, epoch: int, config: TrainConfig) -> float:
+    """Set the rate of an epoch, counted from 0, in every group; return the common one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * schedule(epoch, config)
+    return config.lr * schedule(epoch, config)
+
+
+def schedule(epoch: int, config: TrainConfig) -> float:
+    """Return an epoch's share of the peak rate: linear warm-up from 0.1, then cosine to 0."""
+    if epoch < config.warmup_epochs:
+        done = epoch / config.warmup_epochs
+        return 0.1 * (1 - done) + done
+    done = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+    return 0.5 * (1 + math.cos(math.pi * done))

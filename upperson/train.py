@@ -6,7 +6,7 @@ measured on the files it leaves behind, in float32, exactly as anyone who loads 
 
 import math
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,19 +15,17 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from upperson.checkpoint import load_checkpoint, save_checkpoint
-from upperson.config import TrainConfig
+from upperson.checkpoint import Checkpointer, RunState, identity_of
+from upperson.components import Components, Splits, build_components, start_accelerator
+from upperson.config import TrainConfig, settings_from
 from upperson.data.batches import Batch, BatchSampler, ImageDataset, PairDataset, usable_workers
 from upperson.data.records import SPLITS, Record, Split
 from upperson.data.transforms import evaluation_transform, training_transform
-from upperson.engine import start_engine
 from upperson.evaluate import Evaluation, evaluate, evaluate_both
 from upperson.model.encoder import UPPerson
-from upperson.optim import build_optimizer, set_learning_rate
-from upperson.run import LAST, RunWriter, load_run
-from upperson.run_state import Progress, RunState, identity_of
-from upperson.setup import Setup, Splits, set_up
-from upperson.step import backward_through_batch
+from upperson.run import CONFIG, LAST, load_run
+from upperson.run_writer import RunWriter
+from upperson.step import backward_through_batch, build_optimizer, set_learning_rate
 from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.tokenizer import Tokenizer
@@ -112,73 +110,71 @@ def _train(
     closing: ExitStack,
 ) -> TrainResult:
     started = time.perf_counter()
-    engine = start_engine(config.precision, device)
-    main = engine.is_main_process
-    if config.batch_size < engine.num_processes:
+    accelerator = start_accelerator(config.precision, device)
+    main = accelerator.is_main_process
+    if config.batch_size < accelerator.num_processes:
         raise UsageError(
             f"batch_size ({config.batch_size}) must be at least the number of processes "
-            f"({engine.num_processes}): each needs a pair"
+            f"({accelerator.num_processes}): each needs a pair"
         )
-    setup = set_up(config)
-    splits, model, tokenizer = setup.splits, setup.model, setup.tokenizer
+    with settings_from(run_path / CONFIG) if resume else nullcontext():
+        components = build_components(config)
+    splits, model, tokenizer = components.splits, components.model, components.tokenizer
     # Without a split to select on the last epoch is kept.
     selecting = config.select_on if splits[config.select_on] else None
-    loader, sampler = _training_loader(config, model, splits["train"], tokenizer, engine)
+    loader, sampler = _training_loader(config, model, splits["train"], tokenizer, accelerator)
 
-    objective = setup.objective
-    trained = nn.ModuleDict({"model": model, "objective": objective}).to(engine.device)
+    objective = components.objective
+    trained = nn.ModuleDict({"model": model, "objective": objective}).to(accelerator.device)
     optimizer = build_optimizer(trained.named_parameters(), config)
-    towers, optimizer = engine.prepare(model, optimizer)
-    identity = identity_of(config, setup.base.sha256, splits)
-    state = RunState(trained, optimizer, engine.scaler, identity)
-    writer = RunWriter(run_path, config, setup.base, trained, resume=resume)
+    towers, optimizer = accelerator.prepare(model, optimizer)
+    identity = identity_of(config, components.base.sha256, splits)
+    checkpointer = Checkpointer(run_path / LAST, trained, optimizer, accelerator.scaler, identity)
+    writer = RunWriter(run_path, config, components.base, trained, resume=resume)
+    state = RunState()
     if main:
         _tell_cut_captions(splits, tokenizer, observer)
     if resume:
-        checkpoint, problems = load_checkpoint(run_path / LAST)
-        if checkpoint is not None:
-            state.restore(checkpoint)
+        found, damaged = checkpointer.load()
+        state = found or state
         if main:
-            for problem in problems:
+            for problem in damaged:
                 observer.note(f"{problem}; going on from the one before it")
-            at = state.progress
-            if checkpoint is None:
+            if found is None:
                 observer.note("no checkpoint yet: starting from the beginning")
-            elif at.epoch == config.epochs:
+            elif state.epoch == config.epochs:
                 observer.note("all epochs are done: only measuring the saved run")
             else:
-                observer.note(f"resuming at epoch {at.epoch + 1}, step {at.step + 1}")
-    engine.wait_for_everyone()
+                observer.note(f"resuming at epoch {state.epoch + 1}, step {state.step + 1}")
+    accelerator.wait_for_everyone()
     if main:
-        at = state.progress
         closing.callback(writer.close)
-        writer.begin(state.best, at.epoch * len(sampler) + at.step + 1)
-
-    progress = state.progress
-    started -= progress.seconds
+        writer.begin(state.best, state.epoch * len(sampler) + state.step + 1)
+    started -= state.seconds
 
     def save() -> None:
-        progress.seconds = time.perf_counter() - started
+        state.seconds = time.perf_counter() - started
         if main:
-            done = progress.epoch * len(sampler) + progress.step
-            save_checkpoint(run_path / LAST, done, state.checkpoint())
+            checkpointer.save(state, state.epoch * len(sampler) + state.step)
 
-    while progress.epoch < config.epochs:
-        epoch = progress.epoch
+    while state.epoch < config.epochs:
+        epoch = state.epoch
         rate = set_learning_rate(optimizer, epoch, config)
         model.train()
-        sampler.start_at(epoch, progress.step)
+        sampler.start_at(epoch, state.step)
         last_step_at = time.perf_counter()
         for item in loader:
-            place = f"epoch {epoch + 1}, step {progress.step + 1}"
+            place = f"epoch {epoch + 1}, step {state.step + 1}"
             if isinstance(item, UppersonError):
                 save()
                 raise InputError(f"{item} ({place}): mend it, then go on with --resume {run_path}")
-            share = Batch(*(tensor.to(engine.device, non_blocking=True) for tensor in item))
-            sizes = sampler.share_sizes(progress.step)
+            share = Batch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in item))
+            sizes = sampler.share_sizes(state.step)
             optimizer.zero_grad()
             loss = float(
-                backward_through_batch(engine, towers, objective, share, sizes, config.accumulate)
+                backward_through_batch(
+                    accelerator, towers, objective, share, sizes, config.accumulate
+                )
             )
             if not math.isfinite(loss):
                 raise InputError(
@@ -187,52 +183,51 @@ def _train(
                     f"so far, if there is one, is kept in {run_path}"
                 )
             optimizer.step()
-            progress.step += 1
-            progress.loss_sum += loss
+            state.step += 1
+            state.loss_sum += loss
             now = time.perf_counter()
             speed, last_step_at = sum(sizes) / (now - last_step_at), now
             if main:
                 step = Step(
-                    epoch=epoch, number=progress.step - 1, steps=len(sampler), loss=loss, lr=rate,
+                    epoch=epoch, number=state.step - 1, steps=len(sampler), loss=loss, lr=rate,
                     images_per_s=speed,
                 )  # fmt: skip
                 observer.step(step)
-                writer.log_step(epoch * len(sampler) + progress.step, loss, rate, speed)
+                writer.log_step(epoch * len(sampler) + state.step, loss, rate, speed)
             # Before an evaluation, too: a picture of its split may turn out broken.
-            if progress.step % config.checkpoint_every == 0 or progress.step == len(sampler):
+            if state.step % config.checkpoint_every == 0 or state.step == len(sampler):
                 save()
 
         if main:
-            row = {"epoch": epoch + 1, "lr": rate, "loss": progress.loss_sum / progress.step}
+            row = {"epoch": epoch + 1, "lr": rate, "loss": state.loss_sum / state.step}
             last = epoch + 1 == config.epochs
             metrics = None
             if selecting is not None and ((epoch + 1) % config.eval_every == 0 or last):
-                with engine.autocast():
+                with accelerator.autocast():
                     metrics = evaluate(model, tokenizer, splits[selecting], workers=config.workers)
                 observer.evaluated(epoch, selecting, metrics)
                 row |= {f"{selecting} {name}": value for name, value in metrics.as_dict().items()}
-            if metrics is not None and metrics.r1 > progress.best_r1:
-                progress.best_epoch, progress.best_r1 = epoch + 1, metrics.r1
+            if (metrics is not None and metrics.r1 > state.best_r1) or (selecting is None and last):
+                state.best_epoch = epoch + 1
+                state.best_r1 = state.best_r1 if metrics is None else metrics.r1
                 state.best = model.trained_state()
                 writer.save_adapter(state.best)
-            elif selecting is None and last:
-                progress.best_epoch = epoch + 1
-                state.best = model.trained_state()
-                writer.save_adapter(state.best)
-            progress.rows.append(row)
-            writer.log_epoch(progress.rows, (epoch + 1) * len(sampler))
-        progress.epoch, progress.step, progress.loss_sum = epoch + 1, 0, 0.0
+            state.rows.append(row)
+            writer.log_epoch(state.rows, (epoch + 1) * len(sampler))
+        state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
         save()
-        engine.wait_for_everyone()
+        accelerator.wait_for_everyone()
 
     measured = {}
     if main:
-        measured = _measure_saved_run(run_path, setup, config, engine, observer, progress)
+        measured = _measure_saved_run(
+            run_path, components, config, accelerator, observer, state.best_epoch
+        )
         seconds = time.perf_counter() - started
-        writer.finish(progress.best_epoch, selecting or "last epoch", measured, splits, seconds)
-    engine.wait_for_everyone()
+        writer.finish(state.best_epoch, selecting or "last epoch", measured, splits, seconds)
+    accelerator.wait_for_everyone()
     return TrainResult(
-        best_epoch=progress.best_epoch,
+        best_epoch=state.best_epoch,
         val=measured["val"].text_to_image if "val" in measured else None,
         test=measured["test"].text_to_image if "test" in measured else None,
         seconds=time.perf_counter() - started,
@@ -241,28 +236,27 @@ def _train(
 
 def _measure_saved_run(
     run_path: Path,
-    setup: Setup,
+    components: Components,
     config: TrainConfig,
-    engine: Accelerator,
+    accelerator: Accelerator,
     observer: Observer,
-    progress: Progress,
+    best_epoch: int,
 ) -> dict[Split, Evaluation]:
     """Load the run as anyone will, in float32, and measure val and test as far as they exist."""
-    _, _, model = load_run(run_path)
-    model.to(engine.device)
+    model = load_run(run_path).model.to(accelerator.device)
     measured: dict[Split, Evaluation] = {}
     for split in SPLITS:
-        if split != "train" and setup.splits[split]:
+        if split != "train" and components.splits[split]:
             try:
                 measured[split] = evaluate_both(
-                    model, setup.tokenizer, setup.splits[split], workers=config.workers
+                    model, components.tokenizer, components.splits[split], workers=config.workers
                 )
             except InputError as error:
                 raise InputError(
                     f"{error} ({split} split; training is done): mend it, then measure with "
                     f"--resume {run_path}"
                 ) from error
-            observer.measured(progress.best_epoch, split, measured[split].text_to_image)
+            observer.measured(best_epoch, split, measured[split].text_to_image)
     return measured
 
 
@@ -271,7 +265,7 @@ def _training_loader(
     model: UPPerson,
     records: list[Record],
     tokenizer: Tokenizer,
-    engine: Accelerator,
+    accelerator: Accelerator,
 ) -> tuple["DataLoader[Batch | UppersonError]", BatchSampler]:
     statistics = (model.image_mean, model.image_std)
     transform = (
@@ -286,14 +280,18 @@ def _training_loader(
         mask_captions=config.mask_captions,
     )
     sampler = BatchSampler(
-        len(pairs), config.batch_size, config.seed, engine.process_index, engine.num_processes
+        len(pairs),
+        config.batch_size,
+        config.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
     )
     loader: DataLoader[Batch | UppersonError] = DataLoader(
         pairs,
         sampler=sampler,
         batch_size=None,  # The sampler gives whole batches.
         num_workers=usable_workers(config.workers),
-        pin_memory=engine.device.type == "cuda",
+        pin_memory=accelerator.device.type == "cuda",
     )
     return loader, sampler
 

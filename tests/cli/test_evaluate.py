@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-import upperson.cli
+from tests.helpers import invoke
+from tests.helpers.command_line import run_code
 from upperson.data.records import read_dataset
 from upperson_rt.bundle import Bundle
 from upperson_rt.metrics import retrieval_metrics
@@ -17,14 +17,7 @@ DIRECTIONS = ["text_to_image", "image_to_text"]
 
 
 def run(*arguments):
-    return CliRunner().invoke(upperson.cli.app, ["evaluate", *map(str, arguments)])
-
-
-@pytest.fixture(scope="module")
-def people(demo_folder):
-    """The quick demo's data set."""
-    (root,) = (demo_folder / "people").iterdir()
-    return root
+    return invoke.run("evaluate", *arguments)
 
 
 def test_every_variant_of_a_bundle_is_measured_both_ways(demo_folder, people):
@@ -81,3 +74,13 @@ def test_a_folder_that_is_neither_is_refused(people, tmp_path):
     (tmp_path / "runs/seed_1/config.yaml").write_text("root: p")
     result = run(tmp_path / "runs", "--root", people)
     assert "holds seed_1: name one of them" in result.stderr
+
+
+def test_reading_a_run_loads_nothing_that_only_writes_one(demo_folder):
+    writers = ["matplotlib", "tensorboard", "torch.utils.tensorboard"]
+    code = "import sys; from pathlib import Path; from upperson.run import load_run; "
+    code += "print(load_run(Path(sys.argv[1])).model.embed_dim, "
+    code += f"*(name for name in {writers} if sys.modules.get(name)))"
+    done = run_code(code, demo_folder / "run", without=writers)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["128"]

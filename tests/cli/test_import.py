@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-import upperson.cli
+from tests.helpers.invoke import run
 from tests.helpers.official_checkpoint import (
     PLAIN,
     TOY_OFFICIAL,
@@ -24,15 +23,9 @@ SIZE = ["--base", "toy", "--height", IMAGE_SIZE[0], "--width", IMAGE_SIZE[1]]
 PEOPLE = SyntheticSpec(look="street", train_ids=6, val_ids=4, test_ids=5, views=2)
 
 
-def run(*arguments):
-    return CliRunner().invoke(upperson.cli.app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def _toy_base(monkeypatch):
     know_toy_base(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_an_imported_run_evaluates_and_exports(work):

@@ -9,18 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-import upperson.cli
 from tests.helpers.command_line import SOURCES
+from tests.helpers.invoke import run
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 
 RUN = ["--epochs", "2", "--batch-size", "8", "--set", "checkpoint_every=1"]
 """8 people x 2 views x 2 captions in batches of 8: two epochs of 4 steps."""
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(upperson.cli.app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +67,7 @@ def test_a_killed_run_ends_as_one_that_was_not(people: Path, tmp_path: Path) -> 
     assert results[0] == results[1]
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(
-    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_dry_run_prints_the_plan_and_writes_nothing(people: Path, work: Path) -> None:
     result = run("train", "--root", people, "--dry-run", "--batch-size", 6, "--loss", "sdm+id")
     assert result.exit_code == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines()]
@@ -87,27 +79,24 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     parts = {part["part"]: part["total"] for part in plan["parts"]}
     assert parts["classifier"] == (128 + 1) * 8
     assert sum(parts.values()) == plan["trained"]
-    assert list(tmp_path.iterdir()) == []
+    assert list(work.iterdir()) == []
 
 
 @pytest.mark.timeout(120, func_only=True)
-def test_seeds_give_mean_and_spread(
-    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_seeds_give_mean_and_spread(people: Path, work: Path) -> None:
     result = run(
         "train", "--root", people, "--output", "runs", "--epochs", 1, "--set", "warmup_epochs=0",
         "--batch-size", 16, "--seeds", 2, "--seed", 5, "--select-on", "test", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     summary = json.loads(result.stdout)["seeds"]
-    assert summary == json.loads((tmp_path / "runs/seeds.json").read_text("utf-8"))
+    assert summary == json.loads((work / "runs/seeds.json").read_text("utf-8"))
     found = []
     for seed in (5, 6):
-        results = json.loads((tmp_path / f"runs/seed_{seed}/results.json").read_text("utf-8"))
+        results = json.loads((work / f"runs/seed_{seed}/results.json").read_text("utf-8"))
         assert (results["seed"], results["selected_on"]) == (seed, "test")
         found.append(results["test"]["mAP"])
-        card = (tmp_path / f"runs/seed_{seed}/README.md").read_text("utf-8")
+        card = (work / f"runs/seed_{seed}/README.md").read_text("utf-8")
         assert "test split" in card
     assert found[0] != found[1]
     assert summary["test"]["mAP"]["values"] == found
@@ -132,20 +121,60 @@ def test_seeds_give_mean_and_spread(
     ],
 )
 def test_errors_are_one_line_and_a_code(
-    people: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    code: int,
-    message: str,
+    people: Path, work: Path, arguments: list[str], code: int, message: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     result = run("train", *(str(people) if word == "ROOT" else word for word in arguments))
     assert result.exit_code == code, result.stderr
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
-    assert list(tmp_path.iterdir()) == []
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "edited", "message"),
+    [
+        ("base: upperson-small", "base: upperson-smal", "base 'upperson-smal' is unknown"),
+        ("height_px: 192", "height_px: 190", "190x64 (height x width) does not divide"),
+        ("dataset: jsonl", "dataset: jsom", "'jsom' is unknown, did you mean 'jsonl'?"),
+        ("epochs: 2", "epochs: 0", "epochs must be at least 1, found 0"),
+        ("lora_blocks: all", "lora_blocks: 1-99", "has 4 blocks"),
+    ],
+)
+def test_a_setting_edited_in_a_run_is_a_fault_of_its_file(
+    copied_run: Path, setting: str, edited: str, message: str
+) -> None:
+    config = copied_run / "config.yaml"
+    text = config.read_text("utf-8")
+    assert setting in text
+    config.write_text(text.replace(setting, edited), "utf-8")
+    for command in (["train", "--resume", "run"], ["evaluate", "run"]):
+        result = run(*command)
+        assert result.exit_code == 3, result.stderr
+        assert "run/config.yaml: " in result.stderr
+        assert message in result.stderr
+
+
+def test_seeds_are_read_strictly(people: Path, work: Path) -> None:
+    (work / "runs").mkdir()
+    for text, message in (
+        (
+            "seeds: 0\nconfig: {root: p}",
+            "seeds.yaml: seeds: expected an integer of at least 1",
+        ),
+        (
+            "seeds: 2\nconfig: {root: p, base: 3}",
+            "seeds.yaml: config.base: expected a non-empty",
+        ),
+        (
+            "seed: 2\nconfig: {root: p}",
+            "seeds.yaml: unknown key 'seed', did you mean 'seeds'?",
+        ),
+    ):
+        (work / "runs/seeds.yaml").write_text(text, "utf-8")
+        result = run("train", "--resume", "runs")
+        assert result.exit_code == 3
+        assert message in result.stderr
 
 
 def test_processes_must_agree_on_the_run_folder(

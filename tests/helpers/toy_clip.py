@@ -6,8 +6,8 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor
 
-from upperson.model.block import UPPersonConfig
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import UPPersonConfig
 
 IMAGE_SIZE = (48, 32)
 EOT = 49407

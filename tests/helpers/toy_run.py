@@ -12,7 +12,7 @@ from tests.helpers.toy_clip import IMAGE_SIZE, TOY, toy_clip
 from upperson.config import TrainConfig
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.model import base as base_module
-from upperson.model.block import UPPersonConfig
+from upperson.model.parts import UPPersonConfig
 from upperson.train import Step
 from upperson_rt.metrics import RetrievalMetrics
 

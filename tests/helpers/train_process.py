@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.toy_run import Recorder, know_toy
-from upperson.recipe import read_config
+from upperson.config import read_config
 from upperson.train import train
 
 

@@ -9,7 +9,7 @@ import typer
 from tests.helpers.command_line import ROOT
 from tests.helpers.frozen_options import APPS
 from upperson.config import TrainConfig
-from upperson.model.block import UPPersonConfig
+from upperson.model.parts import UPPersonConfig
 
 # The class of click, or of the copy of click that newer Typer releases carry.
 UsageError = typer.BadParameter.__bases__[0]

@@ -122,7 +122,7 @@ def test_the_wheel_holds_the_four_packages_whole(wheel):
     for name in (
         BASE,
         "upperson/assets/upperson-small.json",
-        "upperson/cli/templates/demo.html.j2",
+        "upperson/templates/demo.html.j2",
         "upperson/recipes/synthetic.yaml",
         *(f"{package}/py.typed" for package in PACKAGES),
     ):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.helpers.toy_clip import normalised, toy_ids, toy_model, toy_pixels
-from upperson.model.block import PLAIN_CLIP, UPPersonConfig
+from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.graphs import export_onnx
 from upperson_rt.backends import open_backend

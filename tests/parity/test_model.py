@@ -14,8 +14,8 @@ from tests.helpers.toy_clip import (
     toy_pixels,
 )
 from upperson.losses import sdm_loss
-from upperson.model.block import PLAIN_CLIP, UPPersonConfig
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 
 TOLERANCE = 1e-5
 LENGTHS = [3, 9, 20, 77, 2]

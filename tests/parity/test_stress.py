@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.conftest import QuickDemo
 from tests.helpers.stress_models import with_loud_channels, with_prefix_scale, with_stream_outlier
 from upperson.cli.calibration_data import from_records
-from upperson.cli.retrieval_split import retrieval_split
+from upperson.cli.export import retrieval_split
 from upperson.data.records import read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_run import Recorder, toy_config
+from upperson.components import keep_frozen_matrices_in, start_accelerator
 from upperson.config import TrainConfig
-from upperson.engine import keep_frozen_matrices_in, start_engine
 from upperson.train import train
 
 TOLERANCE = 1e-5
@@ -90,7 +90,7 @@ def test_the_way_of_computing_does_not_change_the_run(
 
 
 def test_frozen_matrices_in_bf16_change_no_bit_of_autocast_training() -> None:
-    start_engine("fp32", "cpu")
+    start_accelerator("fp32", "cpu")
     gradients = []
     for keep in (False, True):
         model = toy_model()

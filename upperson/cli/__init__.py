@@ -10,9 +10,8 @@ from upperson.cli.evaluate import evaluate
 from upperson.cli.export import export
 from upperson.cli.import_ import import_
 from upperson.cli.parity import parity
-from upperson.cli.pretrain import pretrain_small
 from upperson.cli.serving import serving
-from upperson.cli.train import train
+from upperson.cli.train import pretrain_small, train
 from upperson_rt import __version__
 from upperson_rt.cli.app import Command, new_app, run_app
 

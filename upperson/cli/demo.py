@@ -1,6 +1,6 @@
 """``upperson demo``: the whole path on synthetic people, from crops and captions to an answer."""
 
-import json as json_module
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson.cli.extras import require_extra
+from upperson.cli.options import require_extra
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_json, print_table
 from upperson_rt.errors import InputError
@@ -48,7 +48,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="A tiny version for tests; its accuracy means nothing.")
     ] = False,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Render people, fine-tune, export, index, and answer "woman in red coat".
@@ -65,7 +65,7 @@ def demo(
 
     with Display() as display:
         summary = run_demo(output, QUICK if quick else FULL, display)
-    if json:
+    if as_json:
         print_json(summary)
         return
     table = new_table("", "R@1", "R@5", "R@10", "mAP", "mINP", right=("R@1", "R@5", "R@10"))
@@ -82,16 +82,16 @@ def demo(
 
 def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]:
     """Run all stages and return the summary; ``output`` changes only at the end."""
-    from upperson.cli.demo_report import render_report, sample_queries
     from upperson.cli.export import export_run
     from upperson.cli.progress import TrainingDisplay
+    from upperson.config import read_recipe
     from upperson.data.records import read_dataset
     from upperson.data.vocabulary import clip_tokenizer
+    from upperson.demo_page import render_page, sample_queries
     from upperson.evaluate import embed_records, pids_of
     from upperson.model.base import load_base
-    from upperson.model.block import PLAIN_CLIP
     from upperson.model.encoder import UPPerson
-    from upperson.recipe import read_recipe
+    from upperson.model.parts import PLAIN_CLIP
     from upperson.run import load_run
     from upperson.train import train
     from upperson_export.bundle import ExportOptions
@@ -124,9 +124,8 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     with scratch_folder(output / BUILDING) as building:
         with stage("zero_shot"):
             base = load_base(config.base, config.pretrained)
-            plain = UPPerson(
-                base.clip, PLAIN_CLIP, (config.height_px, config.width_px), (base.mean, base.std)
-            )
+            image_size = (config.height_px, config.width_px)
+            plain = UPPerson(base.clip, PLAIN_CLIP, image_size, base.statistics)
             before = embed_records(
                 plain,
                 tokenizer,
@@ -173,9 +172,8 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
             "size": asdict(size),
         }
         with stage("report"):
-            _, _, tuned = load_run(building / "run")
-            after = embed_records(tuned, tokenizer, test)
-            html = render_report(
+            after = embed_records(load_run(building / "run").model, tokenizer, test)
+            html = render_page(
                 summary,
                 question=QUESTION,
                 run=building / "run",
@@ -183,7 +181,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
                 queries=sample_queries(test, before, after),
             )
             (building / "report.html").write_text(html, "utf-8")
-        (building / SUMMARY).write_text(json_module.dumps(summary, indent=2) + "\n", "utf-8")
+        (building / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
         _put_in_place(building, output)
     return summary
 
@@ -214,7 +212,7 @@ def _require_own_folder(output: Path) -> None:
     names = {path.name for path in output.iterdir() if not path.name.startswith(f".{BUILDING}.")}
     if SUMMARY in names:
         try:
-            summary = json_module.loads((output / SUMMARY).read_text("utf-8"))
+            summary = json.loads((output / SUMMARY).read_text("utf-8"))
         except (OSError, ValueError):
             summary = None
         finished = isinstance(summary, dict) and "zero_shot" in summary

@@ -1,5 +1,6 @@
 """``upperson evaluate``."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,16 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from upperson.cli.extras import require_extra
-from upperson.cli.options import DATASET_HELP
+from upperson.cli.options import DATASET_HELP, require_extra
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_json, print_table
 from upperson_rt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from upperson.evaluate import Evaluation
-
-METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")
 
 
 def evaluate(
@@ -39,7 +37,7 @@ def evaluate(
     device: Annotated[
         str, typer.Option(help="auto, cpu or cuda; a bundle's backend chooses for itself.")
     ] = "auto",
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure retrieval of a run, or of every variant of a bundle, in both directions.
@@ -51,16 +49,19 @@ def evaluate(
     """
     require_extra("train", "evaluation")
     from upperson.cli.progress import Display
-    from upperson.cli.retrieval_split import read_split
+    from upperson.config import settings_from
     from upperson.data.records import SPLITS
-    from upperson.evaluate import both_directions, evaluate_both
+    from upperson.evaluate import both_directions, evaluate_both, read_split
+    from upperson.run import CONFIG, load_run
     from upperson_export.variants import is_half
     from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest
 
     if split not in SPLITS:
         raise UsageError(f"--split must be one of {', '.join(SPLITS)}, found '{split}'")
+    from_run = dataset is None and (target / CONFIG).is_file()
     dataset, root = _data_of(target, dataset, root)
-    records = read_split(dataset, root, split)
+    with settings_from(target / CONFIG) if from_run else nullcontext():
+        records = read_split(dataset, root, split)
     found: dict[str, Evaluation] = {}
     with Display() as display:
         if (target / MANIFEST_FILE).is_file():
@@ -77,18 +78,17 @@ def evaluate(
                         "export has it with float16's range and rounding"
                     )
         else:
+            from upperson.components import choose_device
             from upperson.data.vocabulary import clip_tokenizer
-            from upperson.engine import choose_device
-            from upperson.run import load_run
 
-            _, _, model = load_run(target)
+            model = load_run(target).model
             found["run"] = evaluate_both(
                 model.to(choose_device(device)),
                 clip_tokenizer(model.text.context_length),
                 records,
                 progress=partial(display.update, "encoding"),
             )
-    if json:
+    if as_json:
         print_json({name: evaluation.as_dict() for name, evaluation in found.items()})
     else:
         asked = sum(len(record.captions) for record in records)
@@ -98,7 +98,7 @@ def evaluate(
 
 def _data_of(target: Path, dataset: str | None, root: Path | None) -> tuple[str, Path]:
     """Fill in what was left out from the configuration of a run."""
-    from upperson.recipe import read_config
+    from upperson.config import read_config
     from upperson.run import CONFIG
     from upperson_rt.bundle import MANIFEST_FILE
 
@@ -115,13 +115,14 @@ def _data_of(target: Path, dataset: str | None, root: Path | None) -> tuple[str,
 
 
 def _table(found: "dict[str, Evaluation]") -> Table:
-    table = new_table("", "direction", *METRICS, right=METRICS)
+    names = tuple(next(iter(found.values())).text_to_image.as_dict())
+    table = new_table("", "direction", *names, right=names)
     for name, evaluation in found.items():
         directions = evaluation.as_dict().items()
         for row, (direction, metrics) in enumerate(directions):
             table.add_row(
                 "" if row else name,
                 direction.replace("_to_", " -> "),
-                *(f"{metrics[metric]:.2f}" for metric in METRICS),
+                *(f"{value:.2f}" for value in metrics.values()),
             )
     return table

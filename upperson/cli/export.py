@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson.cli.extras import require_extra
-from upperson.cli.options import RunFolder
+from upperson.cli.options import RunFolder, require_extra
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_json, print_table, print_warning
 from upperson_rt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from upperson.data.records import Record
     from upperson_calibration.samples import CalibrationSet
     from upperson_export.bundle import ExportOptions
+    from upperson_export.ladder import RetrievalSplit
     from upperson_export.report import ExportReport
 
 Progress = Callable[[str, int, int], None]
@@ -261,7 +264,6 @@ def export_run(
     progress: Progress,
 ) -> "ExportReport":
     """Load a run and its data set and export it; return the report. Raises as its parts do."""
-    from upperson.cli.retrieval_split import retrieval_split
     from upperson.data.records import Split, read_dataset
     from upperson.data.vocabulary import clip_tokenizer_json
     from upperson.run import ADAPTER, load_run
@@ -322,6 +324,21 @@ def export_run(
         options,
         progress,
         reused,
+    )
+
+
+def retrieval_split(records: "Sequence[Record]", name: str) -> "RetrievalSplit":
+    """Flatten records to what an export measures accuracy on: every caption queries all images."""
+    from upperson.evaluate import pids_of
+    from upperson_export.ladder import RetrievalSplit
+
+    caption_pids, image_pids = pids_of(records)
+    return RetrievalSplit(
+        name=name,
+        image_files=[record.image for record in records],
+        image_pids=image_pids,
+        captions=[caption for record in records for caption in record.captions],
+        caption_pids=caption_pids,
     )
 
 

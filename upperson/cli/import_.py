@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from upperson.cli.extras import require_extra
-from upperson.cli.options import Dataset
+from upperson.cli.options import Dataset, require_extra
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_json, print_table, print_warning
 from upperson_rt.errors import UsageError
@@ -35,7 +34,7 @@ def import_(
     ] = None,
     height: Annotated[int, typer.Option(min=1, help="Image height of its training.")] = 384,
     width: Annotated[int, typer.Option(min=1, help="Image width of its training.")] = 128,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Turn a checkpoint of the official UP-Person or IRRA code into a run.
@@ -61,7 +60,7 @@ def import_(
             f"{len(unknown)} unknown tensors are left out, first {unknown[0]}; "
             f"{output / REPORT} has all"
         )
-    if json:
+    if as_json:
         print_json({"run": str(output), "report": str(output / REPORT)} | _summary(report))
         return
     table = new_table("", report["kind"])
@@ -99,7 +98,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _part(size: int, form: str, blocks: str) -> str:
+def _part(size: int, template: str, blocks: str) -> str:
     if not size:
         return "none"
-    return f"{form.format(size)}, {'all blocks' if blocks == 'all' else f'blocks {blocks}'}"
+    return f"{template.format(size)}, {'all blocks' if blocks == 'all' else f'blocks {blocks}'}"

@@ -1,9 +1,12 @@
-"""Options that several commands share, defined once."""
+"""What several commands share: options, and the optional packages that they need."""
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import typer
+
+from upperson_rt.errors import missing_extra
 
 DATASET_HELP = (
     "cuhk-pedes, icfg-pedes, rstpreid, flickr30k or mscoco in their published layout; jsonl or csv "
@@ -21,3 +24,16 @@ Dataset: TypeAlias = Annotated[str, typer.Option("--dataset", help=DATASET_HELP)
 RunFolder: TypeAlias = Annotated[
     Path, typer.Argument(help="Run folder that  upperson train  made.", show_default=False)
 ]
+
+_TRAIN = (
+    "accelerate", "torch", "torchvision", "open_clip", "safetensors", "yaml", "jinja2",
+    "matplotlib", "tensorboard",
+)  # fmt: skip
+_PACKAGES = {"train": _TRAIN, "export": (*_TRAIN, "onnx", "onnx_ir", "onnxruntime", "onnxscript")}
+
+
+def require_extra(extra: Literal["train", "export"], purpose: str) -> None:
+    """Raise BackendError (exit 5) with the install command if a package of an extra is missing."""
+    for package in _PACKAGES[extra]:
+        if find_spec(package) is None:
+            raise missing_extra(package, extra, purpose)

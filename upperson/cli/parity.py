@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from upperson.cli.extras import require_extra
+from upperson.cli.options import require_extra
 from upperson_rt.cli.options import Debug, Json, Threads, read_batch_sizes
 from upperson_rt.cli.output import print_json
 from upperson_rt.errors import InputError, IntegrityError, UsageError

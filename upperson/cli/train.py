@@ -1,26 +1,25 @@
-"""``upperson train``."""
+"""``upperson train`` and ``upperson pretrain-small``."""
 
+import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
-from upperson.cli.extras import require_extra
-from upperson.cli.options import DATASET_HELP
+from upperson.cli.options import DATASET_HELP, require_extra
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import print_json, print_table
+from upperson_rt.cli.output import new_table, print_json, print_table
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import write_atomically
 
 if TYPE_CHECKING:
     from upperson.config import TrainConfig
-
-SEEDS = "seeds.json"
-SEEDS_PLAN = "seeds.yaml"
+    from upperson.plan import Plan
+    from upperson.seeds import SeedsPlan
 
 
 def train(
@@ -78,7 +77,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print data, parameters, steps and memory; stop.")
     ] = False,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Fine-tune UP-Person on a frozen CLIP.
@@ -107,25 +106,55 @@ def train(
             raise UsageError(
                 "--resume takes everything from the run: leave out other options than --device"
             )
-        _resume(resume, device, json)
+        _resume(resume, device, as_json)
         return
     if root is None:
         raise UsageError("--root is missing: pass the folder of the data set")
     dataset = dataset or "jsonl"
     config = _config(recipe, dataset, root, overrides, settings or ())
     if dry_run:
-        _dry_run(config, device, json)
+        _dry_run(config, device, as_json)
         return
     if output is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--output is missing: several processes must agree on the run folder")
     stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
     run = output or Path("runs") / dataset / f"{stamp}_{name}"
     if seeds == 1:
-        _train_one(config, run, device, json)
+        _train_one(config, run, device, as_json)
     elif run.is_dir() and any(run.iterdir()):
         raise InputError(f"{run} is not empty: choose another --output, or  --resume {run}")
     else:
-        _train_seeds(config, run, seeds, device, json)
+        from upperson.seeds import SeedsPlan
+
+        _train_seeds(SeedsPlan(seeds=seeds, config=config), run, device, as_json)
+
+
+def pretrain_small(
+    output: Annotated[Path, typer.Option(help="File to write, .safetensors.", show_default=False)],
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps.", show_default="the shipped file's")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train the small CLIP base from random weights on synthetic people of the studio look.
+
+    This made upperson/assets/upperson-small.safetensors; nobody needs to run it again.
+
+    Example: `upperson pretrain-small --output upperson-small.safetensors`
+    """
+    require_extra("train", "pre-training")
+    from upperson import pretrain
+    from upperson.cli.progress import Display
+
+    config = pretrain.PretrainConfig() if steps is None else pretrain.PretrainConfig(steps=steps)
+    with Display() as display:
+        for step, loss in pretrain.pretrain_small(config, output):
+            display.update("pre-training", step + 1, config.steps, f"loss {loss:.3f}")
+    if as_json:
+        print_json({"file": str(output), "steps": config.steps})
+    else:
+        typer.echo(f"wrote {output}")
 
 
 def _config(
@@ -135,38 +164,11 @@ def _config(
     overrides: dict[str, Any],
     settings: Sequence[str],
 ) -> "TrainConfig":
-    from upperson.recipe import read_recipe, recipe_names
+    from upperson.config import read_recipe, recipe_names
 
     recipe = recipe or (dataset if dataset in recipe_names() else "synthetic")
     facts = {"dataset": dataset, "root": str(root.absolute())}
     return read_recipe(recipe, overrides | facts, settings)
-
-
-def _dry_run(config: "TrainConfig", device: str, json: bool) -> None:
-    from upperson.cli.plan_table import render
-    from upperson.engine import check_precision, choose_device
-    from upperson.plan import LEFT_OUT, plan
-    from upperson.setup import set_up
-
-    check_precision(config.precision, choose_device(device))
-    setup = set_up(config)
-    classifier = sum(parameter.numel() for parameter in setup.objective.parameters())
-    planned = plan(
-        config,
-        setup.splits,
-        setup.model,
-        tokenizer=setup.tokenizer,
-        extra_parameters={"classifier": classifier} if classifier else None,
-        processes=int(os.environ.get("WORLD_SIZE", "1")),
-    )
-    if not _is_main_process():
-        return
-    if json:
-        print_json(planned.as_dict())
-        return
-    for table in render(planned):
-        print_table(table)
-    typer.echo(f"not in the sum: {LEFT_OUT}")
 
 
 def _absolute_file(pretrained: str) -> str:
@@ -175,29 +177,29 @@ def _absolute_file(pretrained: str) -> str:
     return str(path.absolute()) if path.exists() else pretrained
 
 
-def _resume(run: Path, device: str, json: bool) -> None:
-    from upperson.recipe import read_config, read_seeds
+def _resume(run: Path, device: str, as_json: bool) -> None:
+    from upperson.config import read_config, read_yaml
     from upperson.run import CONFIG
+    from upperson.seeds import SEEDS_PLAN, SeedsPlan
 
     if (run / SEEDS_PLAN).is_file():
-        config, seeds = read_seeds(run / SEEDS_PLAN)
-        _train_seeds(config, run, seeds, device, json)
+        _train_seeds(read_yaml(SeedsPlan, run / SEEDS_PLAN), run, device, as_json)
         return
     if not (run / CONFIG).is_file():
         raise UsageError(
             f"--resume wants a run folder with {CONFIG}, found none in {run}: pass the folder "
             "that  upperson train  was writing"
         )
-    _train_one(read_config(run / CONFIG), run, device, json, resume=True)
+    _train_one(read_config(run / CONFIG), run, device, as_json, resume=True)
 
 
 def _train_one(
-    config: "TrainConfig", run: Path, device: str, json: bool, *, resume: bool = False
+    config: "TrainConfig", run: Path, device: str, as_json: bool, *, resume: bool = False
 ) -> None:
     results = _run(config, run, device, resume=resume)
     if not _is_main_process():
         return
-    if json:
+    if as_json:
         print_json({"run": str(run), **results})
     else:
         typer.echo(
@@ -206,36 +208,30 @@ def _train_one(
         )
 
 
-def _train_seeds(config: "TrainConfig", run: Path, seeds: int, device: str, json: bool) -> None:
-    import json as json_module
-
-    from upperson.cli.seeds_table import seeds_table
-    from upperson.recipe import seeds_yaml
+def _train_seeds(plan: "SeedsPlan", folder: Path, device: str, as_json: bool) -> None:
     from upperson.run import CONFIG
-    from upperson.seeds import summarise
+    from upperson.seeds import SEEDS, SEEDS_PLAN, summarise
 
     if _is_main_process():
-        write_atomically(run / SEEDS_PLAN, seeds_yaml(config, seeds))
-    results = []
-    for seed in range(config.seed, config.seed + seeds):
-        folder = run / f"seed_{seed}"
-        begun = (folder / CONFIG).is_file()
-        results.append(_run(replace(config, seed=seed), folder, device, resume=begun))
+        write_atomically(folder / SEEDS_PLAN, plan.to_yaml())
+    results = [
+        _run(config, run, device, resume=(run / CONFIG).is_file())
+        for config, run in plan.runs(folder)
+    ]
     if not _is_main_process():
         return
     summary = summarise(results)
-    write_atomically(run / SEEDS, json_module.dumps(summary, indent=2) + "\n")
-    if json:
-        print_json({"run": str(run), "seeds": summary})
+    write_atomically(folder / SEEDS, json.dumps(summary, indent=2) + "\n")
+    if as_json:
+        print_json({"run": str(folder), "seeds": summary})
     else:
         print_table(seeds_table(summary))
-        typer.echo(f"{seeds} runs in {run}; next:  upperson export {run}/seed_{config.seed}")
+        first = folder / f"seed_{plan.config.seed}"
+        typer.echo(f"{plan.seeds} runs in {folder}; next:  upperson export {first}")
 
 
-def _run(config: "TrainConfig", run: Path, device: str, *, resume: bool = False) -> dict[str, Any]:
+def _run(config: "TrainConfig", run: Path, device: str, *, resume: bool) -> dict[str, Any]:
     """Train and return the content of results.json; empty outside the main process."""
-    import json as json_module
-
     from upperson.cli.progress import Display, TrainingDisplay
     from upperson.run import CONFIG, RESULTS
     from upperson.train import train as run_training
@@ -250,9 +246,129 @@ def _run(config: "TrainConfig", run: Path, device: str, *, resume: bool = False)
             raise
     if not _is_main_process():
         return {}
-    results: dict[str, Any] = json_module.loads((run / RESULTS).read_text("utf-8"))
+    results: dict[str, Any] = json.loads((run / RESULTS).read_text("utf-8"))
     return results
 
 
 def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def seeds_table(summary: dict[str, Any]) -> Table:
+    """Return every run's metrics with their mean and standard deviation, in percent.
+
+    Args:
+        summary: What :func:`upperson.seeds.summarise` returned.
+    """
+    measured = {split: summary[split] for split in ("val", "test") if summary[split]}
+    names = list(dict.fromkeys(name for metrics in measured.values() for name in metrics))
+    table = new_table("", "seed", *names, right=("seed", *names))
+    for split, metrics in measured.items():
+        for row, seed in enumerate(summary["seeds"]):
+            table.add_row(
+                "" if row else split,
+                "?" if seed is None else str(seed),
+                *(_number(metrics[name]["values"][row]) for name in names),
+            )
+        table.add_row("", "mean", *(_number(metrics[name]["mean"]) for name in names))
+        table.add_row("", "std", *(_number(metrics[name]["std"]) for name in names))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _dry_run(config: "TrainConfig", device: str, as_json: bool) -> None:
+    from upperson.components import build_components, check_precision, choose_device
+    from upperson.plan import LEFT_OUT, plan
+
+    check_precision(config.precision, choose_device(device))
+    components = build_components(config)
+    classifier = sum(parameter.numel() for parameter in components.objective.parameters())
+    planned = plan(
+        config,
+        components.splits,
+        components.model,
+        tokenizer=components.tokenizer,
+        extra_parameters={"classifier": classifier} if classifier else None,
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    if not _is_main_process():
+        return
+    if as_json:
+        print_json(planned.as_dict())
+        return
+    for table in plan_tables(planned):
+        print_table(table)
+    typer.echo(f"not in the sum: {LEFT_OUT}")
+
+
+def plan_tables(plan: "Plan") -> list[Table]:
+    """Return the plan as tables to print one after the other: data, parameters, run, memory."""
+    tables = [_data_table(plan), _parameters_table(plan), _steps_table(plan), _memory_table(plan)]
+    for table in tables[:-1]:
+        table.add_row()  # An empty line before the next one.
+    return tables
+
+
+def _data_table(plan: "Plan") -> Table:
+    table = new_table(
+        "data", "images", "captions", "people", right=("images", "captions", "people")
+    )
+    for name, split in plan.splits.items():
+        table.add_row(name, f"{split.images:,}", f"{split.captions:,}", f"{split.people:,}")
+    return table
+
+
+def _parameters_table(plan: "Plan") -> Table:
+    towers = ("image tower", "text tower", "sum")
+    table = new_table("parameters", *towers, right=towers)
+    for part in plan.parts:
+        outside = part.total != part.image + part.text
+        by_tower = ("", "") if outside else (f"{part.image:,}", f"{part.text:,}")
+        table.add_row(part.part, *by_tower, f"{part.total:,}")
+    table.add_row(f"trained ({plan.percent:.2f} %)", "", "", f"{plan.trained:,}")
+    table.add_row("trained and frozen", "", "", f"{plan.total:,}")
+    return table
+
+
+def _steps_table(plan: "Plan") -> Table:
+    table = new_table("run", "")
+    table.add_row(
+        "steps",
+        f"{plan.steps:,}: {plan.epochs} epochs of {plan.steps_per_epoch:,} steps "
+        f"of {plan.batch_size} pairs",
+    )
+    if plan.tokens is not None:
+        tokens = plan.tokens
+        table.add_row(
+            "caption tokens",
+            f"mean {tokens.mean:.1f}, longest {tokens.longest}; "
+            f"cut at {tokens.limit}: {tokens.cut:,} of {plan.splits['train'].captions:,}",
+        )
+    return table
+
+
+def _memory_table(plan: "Plan") -> Table:
+    memory = plan.memory
+    table = new_table("memory of a device", "MiB", "", right=("MiB",))
+    for name, size, detail in (
+        ("frozen weights", memory.frozen_bytes, ""),
+        ("trained weights", memory.trained_bytes, "float32"),
+        ("gradients", memory.gradient_bytes, ""),
+        ("Adam", memory.optimizer_bytes, ""),
+        ("copies of weights", memory.copies_bytes, ""),
+        (
+            "activations",
+            memory.activation_bytes,
+            f"{memory.pairs} pairs of {_mib(memory.activation_bytes_per_pair)} MiB",
+        ),
+        ("sum, an estimate", memory.total_bytes, ""),
+    ):
+        table.add_row(name, _mib(size), detail)
+    return table
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.1f}"

@@ -16,9 +16,15 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
+from upperson.data.transforms import PixelStatistics
 from upperson.model.encoder import patch_grid
-from upperson.model.pretrained import Statistics, fetch, pixel_statistics, tag_facts
-from upperson.model.weights import pop_openai_facts, read_weights
+from upperson.model.weights import (
+    fetch,
+    pixel_statistics,
+    pop_openai_facts,
+    read_weights,
+    tag_facts,
+)
 from upperson_rt.errors import InputError, UsageError
 
 SMALL = "upperson-small"
@@ -50,9 +56,8 @@ class Base:
     name: str
     sha256: str
     """Hash over names, shapes and values of the weights, whatever file they came from."""
-    mean: Statistics
-    """Of the RGB pixels it was trained on, in 0..1: images are normalised to (x - mean) / std."""
-    std: Statistics
+    statistics: PixelStatistics
+    """Mean and std of the pixels it was trained on: images are normalised to (x - mean) / std."""
 
 
 def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | None = None) -> Base:
@@ -98,8 +103,7 @@ def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | N
         config["vision_cfg"]["image_size"] = list(image_size)
     clip = CLIP(**config)
     _fill(clip, state, f"{path} does not hold a '{name}'")
-    mean, std = pixel_statistics(facts)
-    return Base(clip.eval(), name, weights_sha256(clip), mean, std)
+    return Base(clip.eval(), name, weights_sha256(clip), pixel_statistics(facts))
 
 
 def build_clip(name: str) -> Any:

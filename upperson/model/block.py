@@ -11,103 +11,25 @@ to the last key, over P + L keys. (Their place does not change the result, only 
 Shapes: N batch, L tokens, D width, H heads, P prefix length.
 """
 
-import math
-import re
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from upperson.model.adapter import LAdapter
-from upperson.model.lora import KVLora
-from upperson.model.mlp import frozen_mlp
-from upperson.model.prefix import SPrefix
+from upperson.model.parts import KVLora, LAdapter, SPrefix, UPPersonConfig
 from upperson_rt.errors import UsageError
 
-MOST_ROWS = 10_000
-"""Prefix rows or rank beyond any use: a typing mistake ends here, not in the allocator."""
+TRAINED_PARTS = {
+    "prefix": "S-Prefix",
+    "lora": "LoRA",
+    "adapter_attn": "L-Adapter",
+    "adapter_mlp": "L-Adapter",
+}
+"""Attributes of a block that hold trained tensors, to the part each is; all else is frozen."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UPPersonConfig:
-    """Sizes and places of the trained parts, the same in both towers. Size 0 leaves a part out.
-
-    Places are blocks counted from 1 at the input: ``all``, one number, or ``first-last``, both
-    included.
-    """
-
-    prefix_length: int = 10
-    """Prefix rows P per attention layer."""
-
-    prefix_scale: float = 10.0
-    """Initial S. The paper's notes give 10; the official code's last state uses 100."""
-
-    lora_rank: int = 32
-    """Rank of the key and value updates."""
-
-    adapter_reduction: int = 8
-    """An L-Adapter's bottleneck is width // reduction."""
-
-    prefix_blocks: str = "all"
-    lora_blocks: str = "all"
-    adapter_blocks: str = "all"
-
-    def __post_init__(self) -> None:
-        for name in ("prefix_length", "lora_rank", "adapter_reduction"):
-            if getattr(self, name) < 0:
-                raise UsageError(
-                    f"{name} must be 0 (part left out) or more, found {getattr(self, name)}"
-                )
-        if not math.isfinite(self.prefix_scale):
-            raise UsageError(f"prefix_scale must be a finite number, found {self.prefix_scale}")
-        for name in ("prefix_length", "lora_rank"):
-            if getattr(self, name) > MOST_ROWS:
-                raise UsageError(f"{name} must be at most {MOST_ROWS}, found {getattr(self, name)}")
-        for name in ("prefix_blocks", "lora_blocks", "adapter_blocks"):
-            block_range(getattr(self, name), name)
-
-    def at(self, number: int, blocks: int) -> "UPPersonConfig":
-        """Return the sizes in one block: 0 for every part that does not reach it.
-
-        Args:
-            number: The block, from 1 at the input.
-            blocks: Blocks of its tower.
-
-        Raises:
-            UsageError: A part is to sit in blocks that the tower does not have.
-        """
-        sizes: dict[str, Any] = {}
-        for size, name in (
-            ("prefix_length", "prefix_blocks"),
-            ("lora_rank", "lora_blocks"),
-            ("adapter_reduction", "adapter_blocks"),
-        ):
-            first, last = block_range(getattr(self, name), name) or (1, blocks)
-            if last > blocks:
-                raise UsageError(
-                    f"{name} is '{getattr(self, name)}', but a tower of this base has "
-                    f"{blocks} blocks: choose blocks from 1 to {blocks}"
-                )
-            sizes[size] = getattr(self, size) if first <= number <= last else 0
-        return replace(self, **sizes)
-
-
-def block_range(text: str, name: str) -> tuple[int, int] | None:
-    """Read ``all`` (None), ``n`` or ``first-last`` as (first, last), both included, from 1."""
-    if text == "all":
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", text)
-    if match is None or int(match[2] or match[1]) < int(match[1]):
-        raise UsageError(
-            f"{name} must be 'all' or blocks such as 1-12, counted from 1, found '{text}'"
-        )
-    return int(match[1]), int(match[2] or match[1])
-
-
-PLAIN_CLIP = UPPersonConfig(prefix_length=0, lora_rank=0, adapter_reduction=0)
-"""No trained part at all: the frozen base itself, for zero-shot baselines."""
+_QUICK_GELU_SLOPE = 1.702
 
 
 class Block(nn.Module):
@@ -199,6 +121,23 @@ class Block(nn.Module):
 
     def _split(self, x_NLD: Tensor) -> Tensor:
         return torch.unflatten(x_NLD, -1, (self.heads, -1)).transpose(1, 2)
+
+
+def frozen_mlp(mlp: Any, u_NLD: Tensor) -> Tensor:
+    """Compute the MLP of an open_clip block (c_fc, gelu, c_proj) for u [N, L, D].
+
+    CLIP's QuickGELU is h * sigmoid(1.702 h) = silu(1.702 h) / 1.702. Both factors ride along in the
+    matrix products, and a fused silu stays, which keeps its input alone for the backward pass; as
+    written in open_clip it is three passes over [N, L, 4D] and keeps two such tensors.
+    """
+    if not isinstance(mlp.gelu, QuickGELU):
+        out: Tensor = mlp(u_NLD)
+        return out
+    slope = _QUICK_GELU_SLOPE
+    rows = u_NLD.flatten(0, 1)
+    hidden = torch.addmm(mlp.c_fc.bias, rows, mlp.c_fc.weight.T, beta=slope, alpha=slope)
+    rows = torch.addmm(mlp.c_proj.bias, F.silu(hidden), mlp.c_proj.weight.T, alpha=1 / slope)
+    return rows.view(u_NLD.shape)
 
 
 def _normed(x_NLD: Tensor, norm: nn.Module, adapter: LAdapter | None) -> Tensor:

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from upperson.data.transforms import CLIP_STATISTICS, PixelStatistics
-from upperson.model.block import Block, UPPersonConfig
+from upperson.model.block import TRAINED_PARTS, Block
+from upperson.model.parts import UPPersonConfig
 from upperson_rt.errors import UsageError
-
-TRAINED_PARTS = ("prefix", "lora", "adapter_attn", "adapter_mlp")
-"""Attributes of a block that hold trained tensors; everything else is frozen CLIP."""
 
 
 class ImageEncoder(nn.Module):

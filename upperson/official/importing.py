@@ -1,4 +1,4 @@
-"""Turn an official checkpoint into a run folder.
+"""Turn an official checkpoint, made by somebody else, into a run folder; no code in it ever runs.
 
     config.yaml          settings read off the checkpoint
     adapter.safetensors  trained tensors, float32, by our names
@@ -11,19 +11,21 @@ out for the image size, or fine-tuned in full, and no other file has these weigh
 
 import dataclasses
 import json
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from upperson.config import TrainConfig
 from upperson.model.base import Base, load_base
-from upperson.model.block import PLAIN_CLIP
 from upperson.model.encoder import patch_grid
-from upperson.official.mapping import OfficialModel, map_checkpoint
-from upperson.official.reading import read_checkpoint
+from upperson.official.mapping import map_checkpoint
 from upperson.run import ADAPTER, CONFIG, pack_adapter
 from upperson_rt.errors import InputError
 from upperson_rt.files import new_folder, sha256_of_file, write_atomically
@@ -32,6 +34,9 @@ BASE = "base.safetensors"
 REPORT = "import.json"
 NO_ROOT = "(pass --root)"
 """Stands for the data set of a run that was imported without one; errors then show it."""
+
+_STATES = ("model", "state_dict")
+"""Entries of a checkpoint that hold the model, beside its optimizer and counters."""
 
 
 def import_checkpoint(
@@ -48,7 +53,7 @@ def import_checkpoint(
     Nothing in the file is executed. On an error no folder is left.
 
     Args:
-        checkpoint: UP-Person or IRRA-style file, see `reading`.
+        checkpoint: UP-Person or IRRA-style file, see `read_checkpoint`.
         run: New run folder.
         dataset: Annotation format of the data set that ``upperson export`` measures on.
         root: Folder of that data set; None leaves it to the commands' own ``--root``.
@@ -61,8 +66,8 @@ def import_checkpoint(
         reason), ``missing`` (key to what was put there), ``other_entries`` of the file.
 
     Raises:
-        InputError: The file is not usable, see `reading` and `mapping`, or ``run`` is not empty
-            or cannot be written.
+        InputError: The file is not usable, see `read_checkpoint` and `mapping`, or ``run`` is not
+            empty or cannot be written.
         UsageError: Unknown base, or an image size that its patches do not divide.
     """
     state, other_entries = read_checkpoint(checkpoint)
@@ -73,7 +78,7 @@ def import_checkpoint(
             "bytes": checkpoint.stat().st_size,
             "sha256": sha256_of_file(checkpoint),
         },
-        "kind": "fine-tuned CLIP" if _is_plain(model) else "UP-Person",
+        "kind": "fine-tuned CLIP" if model.config.is_plain else "UP-Person",
         "base": model.base,
         "image_size": list(image_size),
         "model": dataclasses.asdict(model.config),
@@ -103,9 +108,68 @@ def import_checkpoint(
     return report
 
 
-def _is_plain(model: OfficialModel) -> bool:
-    sizes = ("prefix_length", "lora_rank", "adapter_reduction")
-    return all(getattr(model.config, size) == getattr(PLAIN_CLIP, size) for size in sizes)
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Read the model's tensors of a checkpoint.
+
+    The file is safetensors, or what ``torch.save`` made of a state dict or of a dict with one under
+    ``model`` or ``state_dict``. ``module.`` in front of a name, left by parallel training, goes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors by name, on the CPU, shapes and dtypes as stored; and what else is in the file,
+        such as ``optimizer``.
+
+    Raises:
+        InputError: No such file, not a checkpoint, damaged, or it needs more than tensors, such as
+            a pickle that would run code.
+    """
+    if not path.is_file():
+        raise InputError(f"expected a checkpoint file at {path}, found none")
+    content = _load(path)
+    if not isinstance(content, Mapping):
+        raise InputError(
+            f"{path}: expected a dict of tensors, or a dict with one under "
+            f"{' or '.join(_STATES)}, found {type(content).__name__}"
+        )
+    entry = next((name for name in _STATES if isinstance(content.get(name), Mapping)), None)
+    others = [] if entry is None else [str(name) for name in content if name != entry]
+    state: dict[str, Tensor] = {}
+    for key, value in (content if entry is None else content[entry]).items():
+        if not isinstance(value, Tensor):
+            others.append(str(key))
+            continue
+        name = re.sub(r"^(module\.)+", "", str(key))
+        if name in state:
+            raise InputError(f"{path} holds '{name}' twice, with and without module. in front")
+        state[name] = value
+    return state, others
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # What a wrong file is comes as an error, too.
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # The file decides what its reader does, so that a damaged one fails in any way there is.
+    except Exception as error:
+        # torch's own text tells how to run the pickle's code: not something to hand on.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is not None:
+            raise InputError(
+                f"{path} needs more than tensors ({found[1]}) and may run code, so it is refused: "
+                "where it was made, save its state dict alone,  torch.save(model.state_dict(), ...)"
+            ) from error
+        raise InputError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): expected a whole "
+            "file of torch.save with nothing but tensors and plain values, or safetensors"
+        ) from error
 
 
 def _require_grid(base: Base, image_size: tuple[int, int]) -> None:

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 
 from upperson.model.base import build_clip
-from upperson.model.block import UPPersonConfig
 from upperson.model.encoder import UPPerson, patch_grid
+from upperson.model.parts import UPPersonConfig
 from upperson.official.names import (
     CLIP,
     HEADS,
     MODEL,
-    TOWERS,
     alias_keys,
     count_blocks,
+    read_settings,
     trained_keys,
 )
-from upperson.official.settings import read_settings
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.towers import TOWERS
 
 BASES = ("ViT-B-16-quickgelu", "ViT-B-32-quickgelu", "ViT-L-14-quickgelu")
 """Bases that are recognised: OpenAI's, which is what the official code starts from."""
@@ -75,7 +75,7 @@ def map_checkpoint(
     """Give an official checkpoint's tensors our names.
 
     Args:
-        state: Tensors by official name, without ``module.``; see `reading`.
+        state: Tensors by official name, without ``module.``.
         image_size: (height_px, width_px) that the model was trained with.
         base: Architecture; None to choose the one of `BASES` that fits.
 

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from tests.helpers.openai_archive import FACTS, random_openai_state, save_openai_archive
 from tests.helpers.toy_clip import IMAGE_SIZE, TOY, toy_clip
 from upperson.model import base as base_module
-from upperson.model import pretrained
+from upperson.model import weights
 from upperson.model.base import SMALL, build_clip, load_base
-from upperson.model.block import UPPersonConfig
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import UPPersonConfig
 from upperson.model.weights import read_weights
 from upperson_rt.errors import InputError, UsageError
 
@@ -33,7 +33,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a test wants the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(weights, "try_to_load_from_cache", lambda *_: None)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_openais_vit_b_16_is_loaded_and_fits_person_crops(vit_b_16: Path) -> Non
         assert value.dtype == torch.float32
         assert torch.equal(value, saved[name].float()), name
     assert activations(base.clip) == {QuickGELU}
-    assert (base.mean, base.std) == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    assert base.statistics == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
     model = UPPerson(base.clip, UPPersonConfig(), (384, 128))
     native = saved["visual.positional_embedding"].float()
@@ -140,12 +140,12 @@ def test_a_tag_decides_activation_and_pixel_statistics(
     monkeypatch.setattr(base_module, "fetch", lambda *_: tmp_path / "fetched.safetensors")
     base = load_base(name, "some_tag")
     assert activations(base.clip) == {activation}
-    assert (base.mean, base.std) == ((0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
+    assert base.statistics == ((0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
 
 
 def test_the_small_base_has_clips_pixel_statistics() -> None:
     base = load_base(SMALL, None)
-    assert (base.mean, base.std) == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    assert base.statistics == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
     assert activations(base.clip) == {QuickGELU}
 
 
@@ -202,9 +202,9 @@ def test_every_base_that_the_name_check_passes_is_one_that_upperson_can_use() ->
     ],
 )
 def test_other_architectures_are_refused_before_anything_is_built_or_fetched(name: str) -> None:
-    for weights in (None, "openai", "gone.pt"):
+    for given in (None, "openai", "gone.pt"):
         with pytest.raises(UsageError, match=f"base '{name}' is not a plain ViT CLIP"):
-            load_base(name, weights)
+            load_base(name, given)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_a_dead_network_is_noticed_with_one_question(
         asked.append((url, timeout))
         raise error
 
-    monkeypatch.setattr(pretrained, "get_hf_file_metadata", fail)
+    monkeypatch.setattr(weights, "get_hf_file_metadata", fail)
     monkeypatch.setattr(open_clip, "download_pretrained", lambda *_: pytest.fail("retries"))
     with pytest.raises(InputError, match=rf"could not be fetched \({reason}\): get https"):
         load_base("ViT-B-16", "openai")
@@ -272,12 +272,12 @@ def test_a_dead_network_is_noticed_with_one_question(
 def test_a_tag_comes_from_the_cache_or_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrained, "get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr(weights, "get_hf_file_metadata", lambda *_, **__: None)
     monkeypatch.setattr(open_clip, "download_pretrained", lambda _: str(tmp_path / "downloaded"))
-    facts = pretrained.tag_facts("ViT-B-16", "openai")
-    assert pretrained.fetch("ViT-B-16", "openai", facts) == tmp_path / "downloaded"
-    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda _, file: str(tmp_path / file))
-    found = pretrained.fetch("ViT-B-16", "openai", facts)
+    facts = weights.tag_facts("ViT-B-16", "openai")
+    assert weights.fetch("ViT-B-16", "openai", facts) == tmp_path / "downloaded"
+    monkeypatch.setattr(weights, "try_to_load_from_cache", lambda _, file: str(tmp_path / file))
+    found = weights.fetch("ViT-B-16", "openai", facts)
     assert found == tmp_path / "open_clip_model.safetensors"
 
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from tests.helpers.toy_clip import toy_model
-from upperson.config import TrainConfig
+from upperson.config import TrainConfig, read_config, read_recipe, recipe_names
 from upperson.model.base import build_clip
 from upperson.model.encoder import UPPerson
-from upperson.optim import build_optimizer, schedule, set_learning_rate
-from upperson.recipe import read_config, read_recipe, recipe_names
+from upperson.step import build_optimizer, schedule, set_learning_rate
 from upperson_rt.errors import InputError, UsageError
 
 
@@ -28,12 +27,14 @@ def test_a_config_survives_its_file(tmp_path: Path) -> None:
         ("root: p\nlearning_rat: 1.0", "unknown key 'learning_rat'"),
         ("root: p\nepoch: 3", "did you mean 'epochs'"),
         ("root: p\nmodel: {prefix_len: 3}", "did you mean 'prefix_length'"),
-        ("root: p\nepochs: many", "epochs: expected int, found 'many'"),
+        ("root: p\nepochs: many", "epochs: expected an integer, found 'many'"),
         ("root: p\nprecision: fp8", "expected one of fp32, bf16, fp16"),
         ("root: p\nselect_on: train", "expected one of val, test"),
         ("epochs: 3", "'root' is missing"),
         ("- a list", "found list"),
         ("root: [", "cannot be read as YAML"),
+        ("root: p\nepochs: 0", "recipe.yaml: epochs must be at least 1, found 0"),
+        ("root: p\nmodel: {lora_rank: -1}", "recipe.yaml: model: lora_rank must be 0"),
     ],
 )
 def test_a_bad_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -152,7 +153,7 @@ def test_settings_replace_any_key() -> None:
         ("epochs=[", "the value is not YAML"),
         ("epochs.x=3", "'epochs' has no settings of its own"),
         ("model.rank=3", "unknown key 'rank'"),
-        ("epochs=three", "epochs: expected int, found 'three'"),
+        ("epochs=three", "epochs: expected an integer, found 'three'"),
     ],
 )
 def test_a_bad_setting_is_named(setting: str, message: str) -> None:

@@ -25,10 +25,9 @@ from tests.helpers.official_checkpoint import (
 )
 from tests.helpers.toy_clip import IMAGE_SIZE
 from upperson.config import TrainConfig
-from upperson.model.block import PLAIN_CLIP, UPPersonConfig
-from upperson.official.importing import NO_ROOT, import_checkpoint
+from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
+from upperson.official.importing import NO_ROOT, import_checkpoint, read_checkpoint
 from upperson.official.mapping import OfficialModel, map_checkpoint
-from upperson.official.reading import read_checkpoint
 from upperson.run import load_run
 from upperson_rt.errors import InputError, UppersonError, UsageError
 
@@ -131,7 +130,7 @@ def test_a_reduction_must_fit_both_towers(state: dict[str, Tensor]) -> None:
 
 
 def test_all_blocks_of_a_shallow_tower_may_be_the_first_of_a_deep_one() -> None:
-    from upperson.official.settings import read_settings
+    from upperson.official.names import read_settings
 
     deep = replace(TOY_OFFICIAL, image_layers=4, depth_lora=4, depth_prefix=2)
     state = official_state(deep)

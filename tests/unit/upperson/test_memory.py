@@ -11,9 +11,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks import literal
 from tests.helpers.toy_clip import TOY, normalised, toy_ids, toy_model, toy_pixels
-from upperson.model.block import UPPersonConfig
+from upperson.model.block import frozen_mlp
 from upperson.model.encoder import UPPerson
-from upperson.model.mlp import frozen_mlp
+from upperson.model.parts import UPPersonConfig
 
 
 def saved(model: UPPerson, forward: Callable[[], object]) -> list[Tensor]:

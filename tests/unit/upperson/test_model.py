@@ -6,13 +6,13 @@ import torch
 from open_clip.model import CLIP
 
 from tests.helpers.toy_clip import IMAGE_SIZE, TOY, toy_clip, toy_model
-from upperson.model.block import PLAIN_CLIP, UPPersonConfig
 from upperson.model.encoder import (
     UPPerson,
     causal_mask,
     interpolate_positions,
     patch_grid,
 )
+from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 from upperson_rt.errors import UsageError
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from upperson.config import TrainConfig
-from upperson.model.block import UPPersonConfig
+from upperson.model.parts import UPPersonConfig
 from upperson.model_card import model_card
 
 VAL = {"R@1": 61.234, "R@5": 82.345, "R@10": 90.456, "mAP": 55.567, "mINP": 33.678}

@@ -11,12 +11,12 @@ from rich.console import Console
 from torch import Tensor
 
 from tests.helpers.toy_clip import IMAGE_SIZE, toy_clip, toy_model
-from upperson.cli.plan_table import render
+from upperson.cli.train import plan_tables
 from upperson.config import TrainConfig
 from upperson.data.records import Record, Split
 from upperson.data.vocabulary import clip_tokenizer
-from upperson.model.block import PLAIN_CLIP, UPPersonConfig
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 from upperson.plan import Plan, count_parts, count_tokens, measure_activations, plan
 
 CONFIG = TrainConfig(root="people", base="toy", epochs=4, warmup_epochs=1, batch_size=8)
@@ -173,7 +173,7 @@ def test_pairs_kept_at_a_time(batch_size: int, processes: int, accumulate: int, 
 def printed(found: Plan) -> str:
     console = Console(width=100, highlight=False, markup=False)
     with console.capture() as capture:
-        for table in render(found):
+        for table in plan_tables(found):
             console.print(table)
     return capture.get()
 

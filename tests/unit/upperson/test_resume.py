@@ -1,18 +1,18 @@
 """A run that stops anywhere goes on as if it had not."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.helpers.toy_run import Recorder, toy_config
-from upperson.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from upperson.config import TrainConfig
+from upperson.checkpoint import Checkpointer, RunState
+from upperson.config import TrainConfig, read_config
 from upperson.data.records import read_dataset
-from upperson.recipe import read_config
-from upperson.run_state import RunState
 from upperson.train import Step, train
 from upperson_rt.errors import InputError, IntegrityError
 
@@ -51,6 +51,13 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
         loss="sdm+id",
         checkpoint_every=1,
     )
+
+
+def newest_tensors(last: Path) -> dict[str, Tensor]:
+    """What the newest checkpoint of a run holds; it must be whole."""
+    files = sorted(last.glob("*"))
+    assert all(file.name.startswith("step_") for file in files)
+    return load_file(files[-1]) if files else {}
 
 
 def result_files(run: Path) -> dict[str, bytes]:
@@ -146,22 +153,31 @@ def test_changed_data_and_configuration_are_refused(config: TrainConfig, tmp_pat
         train(config, run, Recorder(), resume=True)
 
 
+def checkpointer(folder: Path, scaler: Any = None) -> tuple[torch.nn.Linear, Checkpointer]:
+    """A trained layer with a checkpointer of its own."""
+    layer = torch.nn.Linear(2, 2)
+    return layer, Checkpointer(folder, layer, torch.optim.Adam(layer.parameters()), scaler, {})
+
+
 def test_only_the_newest_two_checkpoints_stay(tmp_path: Path) -> None:
+    layer, written = checkpointer(tmp_path)
     for step in (1, 2, 10):
-        save_checkpoint(
-            tmp_path, step, Checkpoint({"x": torch.tensor([step])}, {"loss": 0.1 + 0.2})
-        )
+        with torch.no_grad():
+            layer.bias.fill_(step)
+        written.save(RunState(step=step, loss_sum=0.1 + 0.2, best={"x": torch.ones(1)}), step)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["step_00000002.safetensors", "step_00000010.safetensors"]
-    found, problems = load_checkpoint(tmp_path)
+    fresh, read = checkpointer(tmp_path)
+    found, problems = read.load()
     assert found is not None
-    assert found.tensors["x"].item() == 10
-    assert found.state == {"loss": 0.1 + 0.2}
+    assert (found.step, found.loss_sum, found.best) == (10, 0.1 + 0.2, {"x": torch.ones(1)})
+    assert fresh.bias.tolist() == [10, 10]
+    assert torch.equal(fresh.weight, layer.weight)
     assert problems == []
 
 
 def test_one_changed_bit_is_noticed_and_without_a_whole_file_it_ends(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, Checkpoint({"x": torch.zeros(4)}, {}))
+    checkpointer(tmp_path)[1].save(RunState(), 1)
     (file,) = tmp_path.iterdir()
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -169,15 +185,15 @@ def test_one_changed_bit_is_noticed_and_without_a_whole_file_it_ends(tmp_path: P
     with pytest.raises(
         IntegrityError, match=r"no checkpoint in .* is whole.*hash it was saved with"
     ):
-        load_checkpoint(tmp_path)
+        checkpointer(tmp_path)[1].load()
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from upperson_rt import atomic
+    from upperson_rt import files
 
-    real, calls = atomic.os.fsync, []
+    real, calls = files.os.fsync, []
 
     def full(handle: int) -> None:
         calls.append(handle)
@@ -185,15 +201,16 @@ def test_a_full_disk_leaves_the_last_checkpoint(
             raise OSError(28, "No space left on device")
         real(handle)
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     run = tmp_path / "run"
     with pytest.raises(InputError, match=r"cannot write .*: No space left on device"):
         train(config, run, Recorder())
-    monkeypatch.setattr(atomic.os, "fsync", real)
+    monkeypatch.setattr(files.os, "fsync", real)
     assert not list(run.rglob(".*"))
-    checkpoint, problems = load_checkpoint(run / "last")
-    assert checkpoint is not None
-    assert problems == []
+    recorder = Recorder()
+    train(config, run, recorder, resume=True)
+    assert [note.split(" at ")[0] for note in recorder.notes] == ["resuming"]
+    assert result_files(run) == whole
 
 
 def test_an_image_that_cannot_be_decoded_names_its_place_and_training_goes_on_after_mending(
@@ -245,23 +262,20 @@ def test_a_broken_picture_of_the_val_split_costs_no_step(
 def test_a_diverged_state_is_not_kept(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="start a new run with a lower lr"):
         train(replace(config, lr=1e20, warmup_epochs=0), tmp_path / "run", Recorder())
-    checkpoint, _ = load_checkpoint(tmp_path / "run/last")
-    assert checkpoint is None or all(
-        bool(torch.isfinite(tensor).all()) for tensor in checkpoint.tensors.values()
-    )
+    kept = newest_tensors(tmp_path / "run/last")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
 
 
-def test_the_scaler_of_fp16_is_part_of_a_checkpoint() -> None:
+def test_the_scaler_of_fp16_is_part_of_a_checkpoint(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
     layer = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(layer.parameters())
-    scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
     scaler.scale(layer(torch.ones(1, 2)).sum()).backward()
     scaler.step(optimizer)
     scaler.update(64.0)
-    saved = RunState(layer, optimizer, scaler, {}).checkpoint()
+    Checkpointer(tmp_path, layer, optimizer, scaler, {}).save(RunState(), 1)
     fresh = torch.amp.GradScaler("cpu", init_scale=512.0)
-    other = torch.nn.Linear(2, 2)
-    state = RunState(other, torch.optim.Adam(other.parameters()), fresh, {})
-    state.restore(Checkpoint(saved.tensors, json.loads(json.dumps(saved.state))))
+    other, read = checkpointer(tmp_path, fresh)
+    read.load()
     assert fresh.state_dict()["scale"] == 64.0
     torch.testing.assert_close(other.weight, layer.weight, atol=0, rtol=0)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from upperson.cli.seeds_table import seeds_table
+from upperson.cli.train import seeds_table
 from upperson.seeds import summarise
 from upperson_rt.errors import InputError
 

@@ -11,13 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.toy_clip import toy_clip
 from tests.helpers.toy_run import Recorder, toy_config
+from upperson.components import build_components, start_accelerator
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer
-from upperson.engine import start_engine
 from upperson.evaluate import evaluate
 from upperson.model.base import SMALL, build_clip, load_base
 from upperson.run import load_run
-from upperson.setup import set_up
 from upperson.train import train
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 
@@ -188,8 +187,8 @@ def test_set_up_keeps_frozen_matrices_in_half_and_recomputes_activations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toy_config(tmp_path, monkeypatch)
-    plain = set_up(config).model
-    lean = set_up(replace(config, precision="bf16", checkpoint_activations=True)).model
+    plain = build_components(config).model
+    lean = build_components(replace(config, precision="bf16", checkpoint_activations=True)).model
     assert (plain.checkpoint_activations, lean.checkpoint_activations) == (False, True)
     assert plain.image.conv1.weight.dtype == torch.float32
     assert lean.image.conv1.weight.dtype == torch.bfloat16
@@ -208,8 +207,8 @@ def test_more_processes_than_pairs_are_refused(
     from upperson import train as train_module
 
     config = toy_config(tmp_path, monkeypatch, batch_size=2)
-    engine = start_engine("fp32", "cpu")
-    monkeypatch.setattr(type(engine), "num_processes", property(lambda self: 3))
-    monkeypatch.setattr(train_module, "start_engine", lambda precision, device: engine)
+    accelerator = start_accelerator("fp32", "cpu")
+    monkeypatch.setattr(type(accelerator), "num_processes", property(lambda self: 3))
+    monkeypatch.setattr(train_module, "start_accelerator", lambda precision, device: accelerator)
     with pytest.raises(UsageError, match=r"batch_size \(2\) must be at least the number of proc"):
         train(config, tmp_path / "run", Recorder())

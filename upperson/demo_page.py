@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file with everything inside."""
+"""The demo's page for people, ``report.html``: one file with everything inside."""
 
 import base64
 import io
@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from upperson.data.records import Record
 from upperson_rt import __version__
@@ -57,7 +58,7 @@ def sample_queries(
     ]
 
 
-def render_report(
+def render_page(
     summary: dict[str, Any],
     *,
     question: str,
@@ -96,8 +97,6 @@ def _answers(records: Sequence[Record], embeddings: Embeddings, row: int, pid: i
 
 
 def _picture(path: Path) -> str:
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(load_image(path)).save(buffer, format="JPEG", quality=85)
     return _data_url(buffer.getvalue(), "jpeg")

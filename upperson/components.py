@@ -1,0 +1,120 @@
+"""What a run needs before its first step: accelerator, data, base, model and loss.
+
+One process trains on what is there; several are started by ``torchrun`` or ``accelerate launch``
+and find each other through the environment those set.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from upperson.config import MixedPrecision, TrainConfig
+from upperson.data.batches import identity_labels
+from upperson.data.records import Record, Split, read_dataset
+from upperson.data.vocabulary import clip_tokenizer
+from upperson.losses import Objective, loss_names
+from upperson.model.base import Base, load_base
+from upperson.model.encoder import UPPerson
+from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_rt.tokenizer import Tokenizer
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the towers are autocast to; fp32 is not."""
+
+Splits = dict[Split, list[Record]]
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """The parts of a run, on the CPU, with fresh trained tensors drawn from its seed."""
+
+    splits: Splits
+    base: Base
+    model: UPPerson
+    objective: Objective
+    tokenizer: Tokenizer
+
+
+def build_components(config: TrainConfig) -> Components:
+    """Read the data and build the model.
+
+    Raises:
+        UsageError, InputError: The base, the recipe or the data cannot be used.
+    """
+    if config.model.is_plain:
+        raise UsageError("no part is trained: set prefix_length, lora_rank or adapter_reduction")
+    splits = read_dataset(config.dataset, Path(config.root))
+    if not splits["train"]:
+        raise InputError(f"{config.root} has no image in split 'train': check 'split' in its lines")
+    if config.select_on == "test" and not splits["test"]:
+        raise InputError(f"{config.root} has no image in split 'test' to select on")
+    image_size = (config.height_px, config.width_px)
+    torch.manual_seed(config.seed)
+    base = load_base(config.base, config.pretrained, image_size)
+    model = UPPerson(base.clip, config.model, image_size, base.statistics)
+    model.checkpoint_activations = config.checkpoint_activations
+    keep_frozen_matrices_in(model, config.precision)
+    identities = len(identity_labels(splits["train"]))
+    objective = Objective(loss_names(config.loss), model.embed_dim, identities)
+    tokenizer = clip_tokenizer(model.text.context_length)
+    return Components(splits, base, model, objective, tokenizer)
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device for ``cpu``, ``cuda``, or ``auto``: CUDA where it is.
+
+    Raises:
+        UsageError: Another word.
+        BackendError: No CUDA device is there.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device must be auto, cpu or cuda, found '{device}'")
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise BackendError(
+            "no CUDA device is available to torch: pass --device cpu, or install a CUDA build of "
+            "torch and its driver"
+        )
+    return torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
+
+
+def check_precision(precision: MixedPrecision, device: torch.device) -> None:
+    """Raise BackendError where a device cannot train in a precision."""
+    if precision == "fp16" and device.type == "cpu":
+        raise BackendError("precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU")
+
+
+def start_accelerator(precision: MixedPrecision, device: str) -> Accelerator:
+    """Choose the device and join the other processes, if a launcher started some.
+
+    Raises as `choose_device` and `check_precision` do.
+    """
+    chosen = choose_device(device)
+    check_precision(precision, chosen)
+    # accelerate keeps one state a process; a second run in it may have another precision.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=chosen.type == "cpu",
+    )
+
+
+def keep_frozen_matrices_in(model: UPPerson, precision: MixedPrecision) -> None:
+    """Store what autocast would convert at every step, the frozen matrices, in its type.
+
+    Halves the base in memory and changes no result: norms, embeddings and positions, which
+    autocast reads in float32, stay so, and trained tensors are float32 master weights.
+    """
+    if precision == "fp32":
+        return
+    matrices = [model.image.proj, model.text.text_projection]
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
+            matrices += module.parameters(recurse=False)
+    for parameter in matrices:
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(AUTOCAST_DTYPES[precision])

@@ -1,0 +1,206 @@
+"""The three trained parts of a block (arXiv 2504.10084), and how large and where they are.
+
+    S-Prefix    P rows before keys and values:  [ck*TK ; k]  and  [S*cv*TV ; v]      eq. 15-16
+    LoRA        dW = c * B A  beside the key and the value projection, each          eq. 9
+    L-Adapter   A(x) = s * (W_up relu(W_down x + b_down) + b_up)  beside a LayerNorm  eq. 17
+
+Fresh LoRA and L-Adapters add nothing: B and W_up, b_up start at zero.
+
+Shapes: D width, P prefix length, R rank, any leading dimensions "...".
+"""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upperson_rt.errors import UsageError
+
+MOST_ROWS = 10_000
+"""Prefix rows or rank beyond any use: a typing mistake ends here, not in the allocator."""
+
+_PLACES = {
+    "prefix_length": "prefix_blocks",
+    "lora_rank": "lora_blocks",
+    "adapter_reduction": "adapter_blocks",
+}
+"""The field with the size of each part, to the field with its blocks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UPPersonConfig:
+    """Sizes and places of the trained parts, the same in both towers. Size 0 leaves a part out.
+
+    Places are blocks counted from 1 at the input: ``all``, one number, or ``first-last``, both
+    included.
+    """
+
+    prefix_length: int = 10
+    """Prefix rows P per attention layer."""
+
+    prefix_scale: float = 10.0
+    """Initial S. The paper's notes give 10; the official code's last state uses 100."""
+
+    lora_rank: int = 32
+    """Rank of the key and value updates."""
+
+    adapter_reduction: int = 8
+    """An L-Adapter's bottleneck is width // reduction."""
+
+    prefix_blocks: str = "all"
+    lora_blocks: str = "all"
+    adapter_blocks: str = "all"
+
+    def __post_init__(self) -> None:
+        for size, place in _PLACES.items():
+            value = getattr(self, size)
+            if value < 0:
+                raise UsageError(f"{size} must be 0 (part left out) or more, found {value}")
+            if size != "adapter_reduction" and value > MOST_ROWS:
+                raise UsageError(f"{size} must be at most {MOST_ROWS}, found {value}")
+            _block_range(getattr(self, place), place)
+        if not math.isfinite(self.prefix_scale):
+            raise UsageError(f"prefix_scale must be a finite number, found {self.prefix_scale}")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every part is left out."""
+        return not any(getattr(self, size) for size in _PLACES)
+
+    def at(self, number: int, blocks: int) -> "UPPersonConfig":
+        """Return the sizes in one block: 0 for every part that does not reach it.
+
+        Args:
+            number: The block, from 1 at the input.
+            blocks: Blocks of its tower.
+
+        Raises:
+            UsageError: A part is to sit in blocks that the tower does not have.
+        """
+        sizes: dict[str, Any] = {}
+        for size, place in _PLACES.items():
+            first, last = _block_range(getattr(self, place), place) or (1, blocks)
+            if last > blocks:
+                raise UsageError(
+                    f"{place} is '{getattr(self, place)}', but a tower of this base has "
+                    f"{blocks} blocks: choose blocks from 1 to {blocks}"
+                )
+            sizes[size] = getattr(self, size) if first <= number <= last else 0
+        return replace(self, **sizes)
+
+
+def _block_range(text: str, name: str) -> tuple[int, int] | None:
+    """Read ``all`` (None), ``n`` or ``first-last`` as (first, last), both included, from 1."""
+    if text == "all":
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", text)
+    if match is None or int(match[2] or match[1]) < int(match[1]):
+        raise UsageError(
+            f"{name} must be 'all' or blocks such as 1-12, counted from 1, found '{text}'"
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
+PLAIN_CLIP = UPPersonConfig(prefix_length=0, lora_rank=0, adapter_reduction=0)
+"""No trained part at all: the frozen base itself, for zero-shot baselines."""
+
+
+class SPrefix(nn.Module):
+    """Learned key and value rows whose value side is multiplied by a learned scale S.
+
+    The paper multiplies the prefix columns of the attention matrix by S after the softmax, without
+    normalising again (eq. 15-16). S meets nothing but the prefix values there, so
+
+        softmax(q [ck*TK ; k]^T)  with columns scaled by S, times [cv*TV ; v]
+      = softmax(q [ck*TK ; k]^T)  times [S*cv*TV ; v]
+
+    which is ordinary attention with P more rows and runs on a fused kernel. The factors stay
+    separate parameters: training the product instead would change the gradient that S exists to
+    amplify.
+
+    Args:
+        width: Width D of the transformer; heads split the rows as they split keys and values.
+        length: Number P of prefix rows, at least 1.
+        scale: Initial value of S.
+    """
+
+    def __init__(self, width: int, length: int, scale: float) -> None:
+        super().__init__()
+        self.key_tokens = nn.Parameter(torch.empty(length, width))
+        self.value_tokens = nn.Parameter(torch.empty(length, width))
+        self.key_scale = nn.Parameter(torch.tensor(1.0))
+        self.value_scale = nn.Parameter(torch.tensor(1.0))
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        nn.init.uniform_(self.key_tokens, 0.0, 0.01)
+        nn.init.uniform_(self.value_tokens, 0.0, 0.01)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return the key and value rows to put before the projected tokens, each [P, D]."""
+        keys_PD = self.key_scale * self.key_tokens
+        values_PD = self.scale * self.value_scale * self.value_tokens
+        return keys_PD, values_PD
+
+
+class LowRank(nn.Module):
+    """One update c * B A of a [D, D] projection, without an alpha / R factor (eq. 9)."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, width))
+        self.up = nn.Parameter(torch.zeros(width, rank))
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+
+class KVLora(nn.Module):
+    """Low-rank updates of the key and the value projection of an attention layer; none for q."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.key = LowRank(width, rank)
+        self.value = LowRank(width, rank)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x [..., D] to the updates of its keys and of its values, [..., D] each.
+
+        Thin products instead of building dW: the gradient of a full [D, D] matrix, as costly as
+        training the projection itself, never exists. Both share the first one, and the scales meet
+        its result, so that their gradients need no [..., D] tensor.
+        """
+        down_2RD = torch.cat([self.key.down, self.value.down])
+        key, value = F.linear(x, down_2RD).chunk(2, dim=-1)
+        return (
+            F.linear(self.key.scale * key, self.key.up),
+            F.linear(self.value.scale * value, self.value.up),
+        )
+
+
+class LAdapter(nn.Module):
+    """A bottleneck beside a LayerNorm, fed with the raw residual stream (eq. 17).
+
+    Args:
+        width: Width D of the residual stream.
+        reduction: The bottleneck is ``width // reduction`` wide.
+    """
+
+    def __init__(self, width: int, reduction: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, width // reduction)
+        self.up = nn.Linear(width // reduction, width)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the residual stream x [..., D] to what is added to its LayerNorm, [..., D].
+
+        The scale meets the bottleneck and the bias, so that its gradient needs no [..., D] tensor.
+        """
+        hidden = self.scale * torch.relu(self.down(x))
+        return F.linear(hidden, self.up.weight, self.scale * self.up.bias)

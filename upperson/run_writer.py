@@ -1,0 +1,180 @@
+"""Writes a run folder while training goes on (``upperson/run.py`` says what is in it)."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO
+
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from upperson.config import TrainConfig
+from upperson.data.records import Record, Split
+from upperson.evaluate import Evaluation
+from upperson.model.base import Base
+from upperson.model_card import model_card
+from upperson.plan import count_split
+from upperson.run import ADAPTER, CARD, CONFIG, CURVES, METRICS_CSV, RESULTS, pack_adapter
+from upperson_rt.errors import InputError
+from upperson_rt.files import write_atomically
+from upperson_rt.locks import lock_until_closed
+
+
+class RunWriter:
+    """Writes one run folder; every file is replaced atomically.
+
+    Args:
+        path: The run folder. Nothing is written before :meth:`begin`.
+        config: What the run does.
+        base: What it trains on.
+        trained: Everything with parameters, for their counts.
+        resume: The folder holds this run already.
+
+    Raises:
+        InputError: The folder is not empty, or, with ``resume``, holds no run.
+    """
+
+    def __init__(
+        self, path: Path, config: TrainConfig, base: Base, trained: nn.Module, *, resume: bool
+    ) -> None:
+        if not resume and path.is_dir() and any(path.iterdir()):
+            raise InputError(
+                f"{path} is not empty: choose another --output for the new run, or go on with "
+                f"the run in it:  --resume {path}"
+            )
+        self._path = path
+        self._config = config
+        self._base = base
+        self._events: SummaryWriter | None = None
+        self._locked: BinaryIO | None = None
+        parameters = list(trained.parameters())
+        self._counts = {
+            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        }
+
+    def begin(self, best: dict[str, Tensor], first_step: int) -> None:
+        """Write what a run starts with, or bring its folder back to a checkpoint's state.
+
+        Args:
+            best: Trained tensors of the best epoch so far; empty before the first.
+            first_step: The next step, counted from 1 over all epochs.
+        """
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make the run folder {self._path}: {error.strerror}"
+            ) from error
+        if not (self._path / CONFIG).exists():
+            write_atomically(self._path / CONFIG, self._config.to_yaml())
+        # One writer a run; the lock goes with this process.
+        self._locked = (self._path / CONFIG).open("rb")
+        try:
+            lock_until_closed(self._locked.fileno())
+        except BlockingIOError as error:
+            raise InputError(f"{self._path} is being written by another process") from error
+        if best:
+            self.save_adapter(best)
+        else:
+            (self._path / ADAPTER).unlink(missing_ok=True)
+        self._events = SummaryWriter(str(self._path), purge_step=first_step)
+
+    def close(self) -> None:
+        """Close the event file and let other processes write the run."""
+        if self._events is not None:
+            self._events.close()
+        if self._locked is not None:
+            self._locked.close()
+
+    def save_adapter(self, state: dict[str, Tensor]) -> None:
+        """Write the trained tensors."""
+        write_atomically(self._path / ADAPTER, pack_adapter(state, self._base))
+
+    def log_step(self, step: int, loss: float, lr: float, images_per_s: float) -> None:
+        """Add a step, counted from 1 over all epochs, to TensorBoard."""
+        for name, value in (("loss", loss), ("lr", lr), ("images per s", images_per_s)):
+            self._add_scalar(f"step/{name}", value, step)
+
+    def log_epoch(self, rows: list[dict[str, float]], step: int) -> None:
+        """Write all epochs to metrics.csv and the curves; the last, ended by a step, to events."""
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        table = csv.DictWriter(text, names, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_atomically(self._path / METRICS_CSV, text.getvalue())
+        for name, value in rows[-1].items():
+            self._add_scalar(f"epoch/{name}", value, step)
+        write_atomically(self._path / CURVES, draw_curves(rows))
+
+    def _add_scalar(self, name: str, value: float, step: int) -> None:
+        if self._events is not None:
+            self._events.add_scalar(name, value, step)
+
+    def finish(
+        self,
+        best_epoch: int,
+        selected_on: str,
+        measured: Mapping[Split, Evaluation],
+        splits: Mapping[Split, Sequence[Record]],
+        seconds: float,
+    ) -> None:
+        """Write results.json and the model card."""
+        val, test = measured.get("val"), measured.get("test")
+        results = {
+            "best_epoch": best_epoch,
+            "selected_on": selected_on,
+            "val": val and val.text_to_image.as_dict(),
+            "test": test and test.text_to_image.as_dict(),
+            "image_to_text": {
+                "val": val and val.image_to_text.as_dict(),
+                "test": test and test.image_to_text.as_dict(),
+            },
+            "seed": self._config.seed,
+            "base": self._base.name,
+            "base_sha256": self._base.sha256,
+            **self._counts,
+            "splits": {name: asdict(count_split(records)) for name, records in splits.items()},
+            "seconds": round(seconds, 1),
+        }
+        write_atomically(self._path / RESULTS, json.dumps(results, indent=2) + "\n")
+        write_atomically(self._path / CARD, model_card(self._config, results))
+
+
+def draw_curves(rows: list[dict[str, float]]) -> bytes:
+    """Draw loss and R@1/5/10 of the selecting split over epochs; return a PNG."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    loss_axes, recall_axes = figure.subplots(1, 2)
+    points = [(row["epoch"], row["loss"]) for row in rows]
+    loss_axes.plot(*zip(*points, strict=True), color="#c0392b", marker=_marker(points))
+    loss_axes.set(title="Training loss", xlabel="epoch", ylim=(0, None))
+    split = "test" if any("test R@1" in row for row in rows) else "val"
+    for name, color in (("R@1", "#1f4e79"), ("R@5", "#2e86c1"), ("R@10", "#85c1e9")):
+        points = [
+            (row["epoch"], row[f"{split} {name}"]) for row in rows if f"{split} {name}" in row
+        ]
+        if points:
+            marker = _marker(points)
+            recall_axes.plot(*zip(*points, strict=True), color=color, label=name, marker=marker)
+    recall_axes.set(title=f"Text to image, {split} split (%)", xlabel="epoch", ylim=(0, 102))
+    if recall_axes.lines:
+        recall_axes.legend(frameon=False)
+    else:
+        recall_axes.text(0.5, 0.5, "not measured", ha="center", transform=recall_axes.transAxes)
+    for axes in (loss_axes, recall_axes):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _marker(points: Sequence[object]) -> str:
+    """Return a dot for a single point, which makes no line."""
+    return "o" if len(points) == 1 else ""
