@@ -1,14 +1,37 @@
-"""``upperson parity``."""
+"""``upperson parity``: the command, what it feeds, and its table."""
 
+import tempfile
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from upperson.cli.options import require_extra
 from upperson_rt.cli.options import Debug, Json, Threads, read_batch_sizes
-from upperson_rt.cli.output import print_json
+from upperson_rt.cli.output import new_table, print_json, print_note, print_table
 from upperson_rt.errors import InputError, IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.table import Table
+
+    from upperson.trained_encoder import TrainedEncoder
+    from upperson_export.parity.check import ParityOptions
+    from upperson_export.parity.inputs import ParityInputs
+    from upperson_export.parity.verdict import Judged, ParityResult
+    from upperson_rt.agreement import Agreement
+    from upperson_rt.manifest import Manifest
+    from upperson_rt.tokenizer import Tokenizer
+
+_LOOK = "street"
+
+_WIDTHS = {
+    "tower": 5, "batch": 5, "inputs": 9, "min cos": 8, "1 %": 8, "50 %": 8, "max error": 9,
+    "alone": 7, "top-10": 6, "tau": 6, "": 7,
+}  # fmt: skip
+"""Columns of the table: 100 characters with what is between them."""
 
 
 def parity(
@@ -66,33 +89,199 @@ def parity(
     if min_cosine is not None and not 0 < min_cosine <= 1:
         raise UsageError(f"--min-cosine must be above 0 and at most 1, found {min_cosine}")
     require_extra("export", "parity")
-    from upperson.cli.parity_check import ParityOptions, check_bundle, check_run
     from upperson.cli.progress import Display
-    from upperson_rt.bundle import MANIFEST_FILE
+    from upperson_export.parity.check import ParityOptions
+    from upperson_export.parity.subjects import Tolerance, choose_backends
 
     options = ParityOptions(
-        backends=[] if backends is None else backends.split(","),
+        backends=choose_backends([] if backends is None else backends.split(",")),
         batch_sizes=batch_sizes,
-        images=images,
-        count=count,
-        max_error=max_error,
-        min_cosine=min_cosine,
+        asked=Tolerance(max_error=max_error, min_cosine=min_cosine),
         threads=threads,
     )
     with Display() as display:
-        if (target / MANIFEST_FILE).is_file():
-            report = check_bundle(target, run, options, display.update)
-        elif not target.is_dir():
-            raise InputError(f"expected a run folder or a bundle at {target}, found no folder")
-        elif run is not None:
-            raise UsageError(f"--run goes with a bundle, and {target} is none: leave it out")
-        else:
-            report = check_run(target, options, display.update)
+        result = _check(target, run, images, count, options, display.update)
     if json:
-        print_json({"target": str(target)} | report.as_dict())
+        print_json({"target": str(target)} | result.as_dict())
     else:
-        from upperson.cli.parity_table import print_report
+        _print_result(result)
+    if not result.ok:
+        raise IntegrityError(result.message())
 
-        print_report(report)
-    if not report.ok:
-        raise IntegrityError(report.message())
+
+def _check(
+    target: Path,
+    run: Path | None,
+    images: Path | None,
+    count: int,
+    options: "ParityOptions",
+    progress: "Callable[[str, int, int], None]",
+) -> "ParityResult":
+    from upperson.run import load_run
+    from upperson.trained_encoder import TrainedEncoder, read_pixels
+    from upperson_export.parity.check import check_bundle, check_run
+    from upperson_export.parity.inputs import compare_pixels
+    from upperson_rt.bundle import MANIFEST_FILE, Bundle
+
+    is_bundle = (target / MANIFEST_FILE).is_file()
+    if not is_bundle and not target.is_dir():
+        raise InputError(f"expected a run folder or a bundle at {target}, found no folder")
+    if not is_bundle and run is not None:
+        raise UsageError(f"--run goes with a bundle, and {target} is none: leave it out")
+    with tempfile.TemporaryDirectory() as folder:
+        if not is_bundle:
+            trained = TrainedEncoder(load_run(target)[2])
+            size = trained.model.image_size
+            inputs = _read_inputs(images, count, Path(folder), trained.tokenizer, size)
+            pixels = compare_pixels(trained.read_pixels(inputs.files), inputs)
+            return check_run(trained, inputs, pixels, options, progress)
+        bundle = Bundle.open(target)
+        bundle.check_files()  # Damage is told as damage, not as a difference.
+        own_run = None if run is None else _load_run_of(run, bundle.manifest)
+        size = (bundle.manifest.image.height_px, bundle.manifest.image.width_px)
+        inputs = _read_inputs(images, count, Path(folder), bundle.tokenizer, size)
+        files = inputs.files
+        read = read_pixels(files, size) if own_run is None else own_run.read_pixels(files)
+        pixels = compare_pixels(read, inputs)
+        return check_bundle(bundle, own_run, inputs, pixels, options, progress)
+
+
+def _load_run_of(run: Path, manifest: "Manifest") -> "TrainedEncoder":
+    """Load the run that a bundle was exported from; InputError if it is another one."""
+    from upperson.run import ADAPTER, load_run
+    from upperson.trained_encoder import TrainedEncoder
+    from upperson_rt.files import sha256_of_file
+
+    _, base, model = load_run(run)
+    found = (base.sha256, sha256_of_file(run / ADAPTER), model.image_size)
+    image = manifest.image
+    expected = (
+        manifest.model.base_sha256,
+        manifest.model.adapter_sha256,
+        (image.height_px, image.width_px),
+    )
+    if found != expected:
+        raise InputError(
+            f"the bundle was not exported from the run {run}: it has base {expected[0][:12]}, "
+            f"adapter {expected[1][:12]}, image size {expected[2]}, the run {found[0][:12]}, "
+            f"{found[1][:12]}, {found[2]}. Name its own run with --run, or leave --run out"
+        )
+    return TrainedEncoder(model)
+
+
+def _read_inputs(
+    images: Path | None, count: int, folder: Path, tokenizer: "Tokenizer", size: tuple[int, int]
+) -> "ParityInputs":
+    """Take images from a file or folder, evenly, or render people into `folder`.
+
+    Captions are those of synthetic people in both cases.
+    """
+    import numpy as np
+
+    from upperson.data.records import read_dataset
+    from upperson.data.synthetic import (
+        LOOKS,
+        SyntheticSpec,
+        describe,
+        generate_people,
+        write_dataset,
+    )
+    from upperson_export.parity.inputs import read_inputs
+    from upperson_rt.preprocess import iter_image_files
+
+    spec = SyntheticSpec(
+        look=_LOOK, train_ids=0, val_ids=0, test_ids=count, views=1, captions_per_image=1
+    )
+    if images is None:
+        records = read_dataset("jsonl", write_dataset(folder / "people", spec))["test"]
+        files = [record.image for record in records]
+        names = [f"synthetic/{file.name}" for file in files]
+        captions = [record.captions[0] for record in records]
+        source = f"{count} synthetic people"
+    else:
+        found = list(iter_image_files([images]))
+        chosen = np.unique(np.linspace(0, len(found) - 1, count).round().astype(int))
+        files = [found[index] for index in chosen]
+        names = [str(file) for file in files]
+        captions = [
+            describe(person, LOOKS[_LOOK], np.random.default_rng(number))
+            for number, person in enumerate(generate_people(spec, "test"))
+        ]
+        source = f"{len(files)} of {len(found)} images at {images}, {count} synthetic captions"
+    return read_inputs(
+        files,
+        captions,
+        tokenizer,
+        height_px=size[0],
+        width_px=size[1],
+        source=source,
+        image_names=names,
+    )
+
+
+def _print_result(result: "ParityResult") -> None:
+    """Print a line about what was compared, and a table for each variant and backend.
+
+    A row is the worst of all ways to fill batches of one size; ``--json`` has them all.
+    """
+    typer.echo(f"reference  {result.reference}, one item a batch")
+    typer.echo(f"inputs     {result.inputs.source}; texts of {_lengths(result)} tokens")
+    paths = result.pixel_paths
+    verdict = "equal in training and runtime" if paths.are_equal else f"FAIL: {paths.message()}"
+    typer.echo(f"pixels     {verdict}")
+    for name, group in groupby(result.judged, key=_subject_name):
+        judged = list(group)
+        failing = sum(one.fault is not None for one in judged)
+        verdict = f"{failing} of {len(judged)} comparisons FAIL" if failing else "ok"
+        typer.echo(f"\n{name}: {verdict}, expected {_tolerance(judged[0])}")
+        print_table(_table(judged, result.worst))
+    for absent in result.not_run:
+        print_note(f"not run: {absent.variant} on {absent.backend}: {absent.reason}")
+
+
+def _table(judged: "list[Judged]", worst: "Judged | None") -> "Table":
+    table = new_table(*_WIDTHS, right=tuple(name for name in _WIDTHS if name not in ("tower", "")))
+    for column in table.columns:
+        column.min_width = _WIDTHS[str(column.header)]
+    for (tower, batch), group in groupby(judged, key=_row_key):
+        row = max(group, key=lambda one: one.badness)
+        found, ranking = row.comparison, row.comparison.ranking
+        mark = "WORST" if row is worst else "fails" if row.fault else ""
+        table.add_row(
+            tower,
+            str(batch),
+            found.inputs,
+            *_cosines_and_error(found.to_reference),
+            "" if found.to_alone is None else f"{found.to_alone.max_error:.0e}",
+            "" if ranking is None else f"{ranking.mean_overlap:.3f}",
+            "" if ranking is None else f"{ranking.mean_tau:.3f}",
+            mark,
+        )
+    return table
+
+
+def _cosines_and_error(found: "Agreement | None") -> list[str]:
+    if found is None:
+        return [""] * 4
+    values = (found.min_cosine, found.p1_cosine, found.median_cosine)
+    return [*(f"{value:.6f}" for value in values), f"{found.max_error:.1e}"]
+
+
+def _subject_name(judged: "Judged") -> str:
+    return f"{judged.comparison.variant} on {judged.comparison.backend}"
+
+
+def _row_key(judged: "Judged") -> tuple[str, int]:
+    return judged.comparison.tower, judged.comparison.batch_size
+
+
+def _lengths(result: "ParityResult") -> str:
+    lengths = result.inputs.lengths
+    return f"{lengths.min()} to {lengths.max()}"
+
+
+def _tolerance(judged: "Judged") -> str:
+    tolerance = judged.tolerance
+    if tolerance.max_error is not None:
+        return f"max error {tolerance.max_error:g}"
+    return f"cosine {tolerance.min_cosine:g}"

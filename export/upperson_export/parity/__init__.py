@@ -1,9 +1,10 @@
-"""Do two forms of a model embed alike? At every export, and in ``upperson parity``.
+"""Do a model and what was made of it embed alike? At every export, and in ``upperson parity``.
 
-`written_file` guards the export. The rest is the parity report: `inputs` and `subjects` say what is
-compared, `ranking` how, `check` runs every batch, `report` judges.
+In reading order: `inputs` go through every one of the `subjects`, the runs and files to compare;
+`comparisons` holds what comes out against a reference, `verdict` says whether that is alike, and
+`check` puts the three checks together: of a written file, of a run, of a bundle.
 """
 
-from upperson_export.parity.written_file import TOLERANCE, require_parity
+from upperson_export.parity.check import require_parity
 
-__all__ = ["TOLERANCE", "require_parity"]
+__all__ = ["require_parity"]

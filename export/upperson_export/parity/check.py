@@ -1,264 +1,176 @@
-"""Run a subject over all batches and compare every embedding with what is expected of it.
+"""The three checks: of a file as it is written, of a run, and of a bundle."""
 
-Shapes: N items, E embedding width, T texts, G images.
-"""
-
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import nn
 
-from upperson_export.parity.inputs import Case, ParityInputs, iter_cases, length_buckets
-from upperson_export.parity.ranking import RankingAgreement, compare_rankings
-from upperson_export.parity.subjects import RunTower, Subject
-from upperson_rt.agreement import Agreement, compare_embeds, exchanged_item, is_constant
-from upperson_rt.errors import IntegrityError
-from upperson_rt.towers import TOWERS, Tower
+from upperson_export.parity.comparisons import count_comparisons, iter_comparisons, make_reference
+from upperson_export.parity.inputs import ParityInputs, PixelPaths
+from upperson_export.parity.subjects import (
+    AS_USUAL,
+    FP32_TOLERANCE,
+    TOLERANCE,
+    BackendChoice,
+    NotRun,
+    Subject,
+    Tolerance,
+    TrainedRun,
+    bundle_reference,
+    export_subjects,
+    folded_towers,
+    iter_bundle_subjects,
+    run_subject,
+    torch_subject,
+)
+from upperson_export.parity.verdict import Judged, ParityResult, judge
+from upperson_rt.agreement import compare_embeds
+from upperson_rt.backends import open_backend
+from upperson_rt.bundle import Bundle
+from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.tokenizer import Tokenizer
+from upperson_rt.towers import Tower, run_tower
 
-Embeds = npt.NDArray[np.float32]
+
+@torch.no_grad()
+def require_parity(tower: nn.Module, path: Path, kind: Tower, inputs: npt.NDArray[Any]) -> None:
+    """Run a plain tower and its ONNX file at batch 1, 2 and all, and insist on rounding error.
+
+    Raises:
+        InputError: The tower itself gives values that are not finite.
+        IntegrityError: The file embeds otherwise; names the batch and the worst input.
+    """
+    backend = open_backend(path, "onnxruntime")
+    for batch in dict.fromkeys((1, 2, len(inputs))):
+        expected = tower(torch.from_numpy(inputs[:batch])).numpy()
+        if not np.isfinite(expected).all():
+            raise InputError(
+                f"the {kind} tower embeds calibration samples to values that are not finite: the "
+                "training diverged, or the weights are damaged; export another run"
+            )
+        found = compare_embeds(expected, run_tower(backend, kind, inputs[:batch]))
+        if not found.agrees(max_error=TOLERANCE).all():
+            raise IntegrityError(
+                f"the exported {kind} tower differs from torch by {found.max_error:.2e} at batch "
+                f"{batch}, input {found.worst_error} (cosine {found.min_cosine:.6f}); "
+                f"expected at most {TOLERANCE:.0e}: report the versions of torch, onnxscript "
+                "and onnxruntime"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
-    """Embeddings of some items in one way of batching, compared."""
+class ParityOptions:
+    """How a run or a bundle is checked."""
 
-    variant: str
-    backend: str
-    tower: Tower | Literal["both"]
-    batch_size: int
-    inputs: str
-    """``all`` images, texts of ``9-16`` tokens, ``mixed`` or ``padded``; ``files`` and
-    ``sentences`` went the whole way from disk or string."""
-    items: tuple[int, ...] = ()
-    """Indices of the items; `Agreement` counts in these. Empty for both towers together."""
-    to_reference: Agreement | None = None
-    """None for both towers together, and after a refusal."""
-    to_alone: Agreement | None = None
-    """Against the same items alone in the same form; None where they are alone."""
-    ranking: RankingAgreement | None = None
-    """Text to image. For one tower, the other one is the reference's. None after a refusal."""
-    not_finite: int | None = None
-    """Index of an item whose embedding is not finite, if there is one."""
-    constant: bool = False
-    """All items have one embedding, and should not."""
-    exchanged: tuple[int, int] | None = None
-    """An item and the other one whose embedding it has."""
-    refusal: str | None = None
-    """Why the runtime's encoder gave no embeddings at all."""
+    backends: Sequence[BackendChoice]
+    batch_sizes: Sequence[int]
+    asked: Tolerance = AS_USUAL
+    """What replaces the usual tolerances: `max_error` that of fp32, `min_cosine` of all else."""
+    threads: int | None = None
+    """CPU threads a tower; None lets the library choose."""
+
+    @property
+    def fp32(self) -> Tolerance:
+        """What torch and fresh fp32 files are held to."""
+        error = self.asked.max_error
+        return FP32_TOLERANCE if error is None else Tolerance(max_error=error)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """What is expected: each item alone, in the form that is compared with."""
+def check_run(
+    run: TrainedRun,
+    inputs: ParityInputs,
+    pixels: PixelPaths,
+    options: ParityOptions,
+    progress: Callable[[str, int, int], None],
+) -> ParityResult:
+    """Compare a run with its folded towers and with a fresh fp32 export on each backend.
 
-    name: str
-    alone: dict[Tower, Embeds]
-    whole_way: dict[Tower, Embeds]
-    """From files and sentences."""
+    ``progress`` is called with (what is compared, done, total).
+    """
+    towers = folded_towers(run.model)
+    reference = run_subject(run, options.fp32)
+    folded = torch_subject("folded", towers, options.fp32)
+    with tempfile.TemporaryDirectory() as folder:
+        progress("exporting", 0, 1)
+        exported = export_subjects(
+            towers, inputs, Path(folder), options.backends, options.fp32, options.threads
+        )
+        subjects = [reference, folded, *exported]
+        return _check(reference, subjects, inputs, pixels, options, progress)
 
 
-def make_reference(subject: Subject, inputs: ParityInputs) -> Reference:
-    """Embed every item alone.
+def check_bundle(
+    bundle: Bundle,
+    run: TrainedRun | None,
+    inputs: ParityInputs,
+    pixels: PixelPaths,
+    options: ParityOptions,
+    progress: Callable[[str, int, int], None],
+) -> ParityResult:
+    """Compare every variant of a bundle on each backend, with its fp32 or with its run.
 
     Raises:
-        IntegrityError: An embedding is not finite, or all are the same: nothing can be compared
-            with that.
+        IntegrityError: The bundle's tokenizer is not the run's, or the reference is broken.
     """
-    alone = {tower: embed_alone(subject.run, inputs, tower) for tower in TOWERS}
-    whole_way = {tower: _whole_way(subject, inputs, tower, 1) for tower in TOWERS}
-    for tower in TOWERS:
-        for embeds in (alone[tower], whole_way[tower]):
-            bad = _first_not_finite(embeds)
-            if bad is not None:
-                raise IntegrityError(
-                    f"the reference ({subject.name}) gives no finite embedding for "
-                    f"{inputs.item_name(tower, bad)}: check the weights"
-                )
-        if is_constant(alone[tower]) and inputs.differ(tower):
-            raise IntegrityError(
-                f"the reference ({subject.name}) gives every {tower} the same embedding: check the "
-                "weights, or compare with the run by  --run RUN"
-            )
-    return Reference(name=subject.name, alone=alone, whole_way=whole_way)
-
-
-def embed_alone(run: RunTower, inputs: ParityInputs, tower: Tower) -> Embeds:
-    """Embed every item in a batch of its own, without padding: [N, E]."""
-    items = range(inputs.count(tower))
-    return np.concatenate([run(tower, inputs.batch(tower, np.array([item]))) for item in items])
-
-
-def iter_comparisons(
-    subject: Subject, reference: Reference, inputs: ParityInputs, batch_sizes: Sequence[int]
-) -> Iterator[Comparison]:
-    """Yield the comparisons of a subject: image tower, text tower, both.
-
-    Raises:
-        IntegrityError: The embeddings are not as many or not as long as those of the reference.
-        BackendError: The backend fails.
-    """
-    found: dict[Tower, dict[int, Embeds]] = {"image": {}, "text": {}}
-    for tower in TOWERS:
-        alone_NE = embed_alone(subject.run, inputs, tower)
-        _require_shape(subject, tower, alone_NE, reference.alone[tower].shape)
-        for case in iter_cases(inputs, tower, batch_sizes):
-            items_M = np.concatenate(case.batches)
-            is_alone = case.batch_size == 1 and case.layout == "like"
-            found_ME = alone_NE[items_M] if is_alone else _run_case(subject, inputs, case)
-            _require_shape(subject, tower, found_ME, (len(items_M), alone_NE.shape[1]))
-            if case.layout == "like":
-                by_item_NE = found[tower][case.batch_size] = np.empty_like(alone_NE)
-                by_item_NE[items_M] = found_ME
-            for name, group_M in _groups(inputs, case, items_M).items():
-                yield _compare(
-                    subject,
-                    reference,
-                    case,
-                    name,
-                    items_M[group_M],
-                    found_ME[group_M],
-                    None if is_alone else alone_NE,
-                )
-        yield _compare_whole_way(subject, reference, inputs, tower, max(batch_sizes))
-    for size in batch_sizes:
-        yield Comparison(
-            variant=subject.variant,
-            backend=subject.backend,
-            tower="both",
-            batch_size=size,
-            inputs="all",
-            ranking=compare_rankings(
-                reference.alone["text"] @ reference.alone["image"].T,
-                found["text"][size] @ found["image"][size].T,
-            ),
-        )
-
-
-def count_comparisons(inputs: ParityInputs, batch_sizes: Sequence[int]) -> int:
-    """Return how many comparisons `iter_comparisons` yields, for progress."""
-    per_case = {"image": 1, "text": len(length_buckets(inputs.lengths))}
-    return len(batch_sizes) + sum(
-        1
-        + sum(
-            per_case[tower] if case.layout == "like" else 1
-            for case in iter_cases(inputs, tower, batch_sizes)
-        )
-        for tower in TOWERS
+    subjects: Iterable[Subject | NotRun] = iter_bundle_subjects(
+        bundle.path, options.backends, options.asked, options.threads
     )
-
-
-def _groups(
-    inputs: ParityInputs, case: Case, items_M: npt.NDArray[np.int64]
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """Split the items of a case into the groups that are reported: texts by their length."""
-    if case.tower == "text" and case.layout == "like":
-        buckets = length_buckets(inputs.lengths)
-        return {name: mask_N[items_M] for name, mask_N in buckets.items()}
-    return {"all" if case.layout == "like" else case.layout: np.ones(len(items_M), dtype=bool)}
-
-
-def _compare(
-    subject: Subject,
-    reference: Reference,
-    case: Case,
-    name: str,
-    items_M: npt.NDArray[np.int64],
-    found_ME: Embeds,
-    alone_NE: Embeds | None,
-) -> Comparison:
-    """Compare the embeddings of M items; ``alone_NE`` is None where they are those themselves."""
-    expected_ME = reference.alone[case.tower][items_M]
-    image_GE, text_TE = reference.alone["image"], reference.alone["text"]
-    if case.tower == "text":
-        ranking = compare_rankings(expected_ME @ image_GE.T, found_ME @ image_GE.T)
+    if run is None:
+        reference = bundle_reference(bundle.path, options.threads)
     else:
-        ranking = compare_rankings(text_TE @ expected_ME.T, text_TE @ found_ME.T)
-    exchanged = to_alone = None
-    if alone_NE is not None:
-        exchanged = exchanged_item(alone_NE, found_ME, items_M)
-        to_alone = compare_embeds(alone_NE[items_M], found_ME)
-    return Comparison(
-        variant=subject.variant,
-        backend=subject.backend,
-        tower=case.tower,
-        batch_size=case.batch_size,
-        inputs=name,
-        items=tuple(items_M.tolist()),
-        to_reference=compare_embeds(expected_ME, found_ME),
-        to_alone=to_alone,
-        ranking=ranking,
-        not_finite=_item(items_M, _first_not_finite(found_ME)),
-        constant=is_constant(found_ME) and not is_constant(expected_ME),
-        exchanged=exchanged,
+        _require_equal_tokens(inputs.sentences, bundle.tokenizer, run.tokenizer)
+        reference = run_subject(run, options.fp32)
+        folded = torch_subject("folded", folded_towers(run.model), options.fp32)
+        subjects = chain([reference, folded], subjects)
+    return _check(reference, subjects, inputs, pixels, options, progress)
+
+
+def _check(
+    expected: Subject,
+    subjects: Iterable[Subject | NotRun],
+    inputs: ParityInputs,
+    pixels: PixelPaths,
+    options: ParityOptions,
+    progress: Callable[[str, int, int], None],
+) -> ParityResult:
+    reference = make_reference(expected, inputs)
+    total = count_comparisons(inputs, options.batch_sizes)
+    judged: list[Judged] = []
+    not_run: list[NotRun] = []
+    for subject in subjects:
+        if isinstance(subject, NotRun):
+            not_run.append(subject)
+            continue
+        found = iter_comparisons(subject, reference, inputs, options.batch_sizes)
+        for done, comparison in enumerate(found, start=1):
+            judged.append(judge(comparison, subject.tolerance, inputs))
+            progress(subject.name, done, total)
+    if not judged:
+        raise BackendError(f"no variant runs on any backend here: {not_run[0].reason}")
+    return ParityResult(
+        reference=reference.name,
+        inputs=inputs,
+        batch_sizes=options.batch_sizes,
+        pixel_paths=pixels,
+        judged=judged,
+        not_run=not_run,
     )
 
 
-def _compare_whole_way(
-    subject: Subject, reference: Reference, inputs: ParityInputs, tower: Tower, batch_size: int
-) -> Comparison:
-    """Compare what files or sentences become; the encoder refuses what is no direction at all."""
-    compared = Comparison(
-        variant=subject.variant,
-        backend=subject.backend,
-        tower=tower,
-        batch_size=batch_size,
-        inputs="files" if tower == "image" else "sentences",
-        items=tuple(range(inputs.count(tower))),
-    )
-    try:
-        found_NE = _whole_way(subject, inputs, tower, batch_size)
-    except IntegrityError as error:
-        return replace(compared, refusal=str(error))
-    expected_NE = reference.whole_way[tower]
-    _require_shape(subject, tower, found_NE, expected_NE.shape)
-    other = reference.whole_way["image" if tower == "text" else "text"]
-    expected_QG, found_QG = expected_NE @ other.T, found_NE @ other.T
-    if tower == "image":
-        expected_QG, found_QG = expected_QG.T, found_QG.T
-    return replace(
-        compared,
-        to_reference=compare_embeds(expected_NE, found_NE),
-        ranking=compare_rankings(expected_QG, found_QG),
-        not_finite=_first_not_finite(found_NE),
-        constant=is_constant(found_NE) and not is_constant(expected_NE),
-    )
-
-
-def _whole_way(subject: Subject, inputs: ParityInputs, tower: Tower, batch_size: int) -> Embeds:
-    """Embed files or sentences: [N, E]."""
-    if subject.encode is not None:
-        return subject.encode(tower, inputs, batch_size)
-    prepared = inputs.pixels_NHW3 if tower == "image" else inputs.sentence_ids_NL
-    return np.concatenate(
-        [
-            subject.run(tower, prepared[start : start + batch_size])
-            for start in range(0, len(prepared), batch_size)
-        ]
-    )
-
-
-def _run_case(subject: Subject, inputs: ParityInputs, case: Case) -> Embeds:
-    return np.concatenate(
-        [subject.run(case.tower, inputs.batch(case.tower, b, case.width)) for b in case.batches]
-    )
-
-
-def _first_not_finite(found_NE: Embeds) -> int | None:
-    bad = np.flatnonzero(~np.isfinite(found_NE).all(axis=1))
-    return int(bad[0]) if bad.size else None
-
-
-def _item(items_M: npt.NDArray[np.int64], place: int | None) -> int | None:
-    return None if place is None else int(items_M[place])
-
-
-def _require_shape(
-    subject: Subject, tower: Tower, found: Embeds, expected: tuple[int, ...]
-) -> None:
-    if found.shape != expected:
-        raise IntegrityError(
-            f"{subject.name}: the {tower} tower gives embeddings of shape {found.shape}, expected "
-            f"{expected}: export again"
-        )
+def _require_equal_tokens(sentences: Sequence[str], bundle: Tokenizer, training: Tokenizer) -> None:
+    """Raise IntegrityError if a caption has other token ids in the bundle than in training."""
+    for sentence in sentences:
+        found = bundle.encode([sentence]).input_ids[0].tolist()
+        expected = training.encode([sentence]).input_ids[0].tolist()
+        if found != expected:
+            raise IntegrityError(
+                f'the bundle\'s tokenizer.json gives the caption "{sentence}" the ids {found}, '
+                f"training gave it {expected}: export the bundle again"
+            )

@@ -1,23 +1,29 @@
 """What a parity check feeds: pictures from files, token ids of every length, and their batches.
 
+Before any tower runs, `compare_pixels` asks whether a file becomes the same pixels in training and
+at run time.
+
 Shapes: N items, H image height, W image width, L tokens.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import load_image, resize_image
-from upperson_rt.tokenizer import Tokenizer
+from upperson_rt.tokenizer import Tokenizer, token_lengths
 from upperson_rt.towers import Tower
 
 MIN_LENGTH = 3
 """SOT, one token, EOT."""
+
+ROUNDING_LEVELS = 0.01
+"""Training normalises in float32; undoing that is this exact, in levels of 0 to 255."""
 
 _BUCKET_ENDS = (8, 16, 32, 64)
 
@@ -29,6 +35,8 @@ Layout = Literal["like", "mixed", "padded"]
 class ParityInputs:
     """N pictures and N texts."""
 
+    source: str
+    """Where they come from, for people."""
     files: Sequence[Path]
     image_names: Sequence[str]
     """What messages call the pictures."""
@@ -48,7 +56,7 @@ class ParityInputs:
         return np.array([len(ids) for ids in self.ids])
 
     def count(self, tower: Tower) -> int:
-        """Return the number of items of a tower."""
+        """Number of items of a tower."""
         return len(self.pixels_NHW3) if tower == "image" else len(self.ids)
 
     def differ(self, tower: Tower) -> bool:
@@ -70,13 +78,7 @@ class ParityInputs:
     def batch(
         self, tower: Tower, rows: npt.NDArray[np.int64], width: int | None = None
     ) -> npt.NDArray[np.uint8] | npt.NDArray[np.int32]:
-        """Return some items as a tower reads them.
-
-        Args:
-            tower: Which of the two.
-            rows: Indices of the items.
-            width: Texts are padded to this length; None is the longest of the batch.
-        """
+        """Return the items of some rows; texts are padded to a width, or to the longest of them."""
         if tower == "image":
             return self.pixels_NHW3[rows]
         chosen = [self.ids[row] for row in rows]
@@ -106,6 +108,7 @@ def read_inputs(
     *,
     height_px: int,
     width_px: int,
+    source: str = "",
     image_names: Sequence[str] | None = None,
 ) -> ParityInputs:
     """Prepare files and captions as the runtime does.
@@ -123,6 +126,7 @@ def read_inputs(
     sentence_ids_NL = tokenizer.encode(captions).input_ids
     pixels = [resize_image(load_image(file), height_px, width_px) for file in files]
     return ParityInputs(
+        source=source,
         files=files,
         image_names=image_names or [str(file) for file in files],
         pixels_NHW3=np.stack(pixels),
@@ -181,8 +185,8 @@ def _split(order_N: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int
 def _texts_of_all_lengths(
     sentence_ids_NL: npt.NDArray[np.int32], tokenizer: Tokenizer
 ) -> list[npt.NDArray[np.int32]]:
-    # The end token is not 0, so the last id that is not padding is the end token.
-    words = [row_L[1 : np.flatnonzero(row_L).max()] for row_L in sentence_ids_NL]
+    ends_N = token_lengths(sentence_ids_NL) - 1
+    words = [row_L[1:end] for row_L, end in zip(sentence_ids_NL, ends_N, strict=True)]
     lengths = np.geomspace(MIN_LENGTH, tokenizer.context_length, len(words)).round().astype(int)
     texts = []
     for index, length in enumerate(lengths):
@@ -190,3 +194,37 @@ def _texts_of_all_lengths(
         body = np.resize(stream, length - 2)
         texts.append(np.array([tokenizer.sot_id, *body, tokenizer.eot_id], dtype=np.int32))
     return texts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelPaths:
+    """The largest difference between the two ways from file to pixels."""
+
+    max_difference: float
+    """In levels of 0 to 255."""
+    worst: str
+    """The image it is in."""
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether both give the same bytes."""
+        return self.max_difference <= ROUNDING_LEVELS
+
+    def message(self) -> str:
+        """Say in one line what differs."""
+        return (
+            f"image {self.worst} becomes other pixels in training than at run time: they differ by "
+            f"up to {self.max_difference:.3g} of 255 levels, expected none; install the same "
+            "versions of upperson and upperson-rt, and report it"
+        )
+
+
+def compare_pixels(training_NHW3: npt.NDArray[Any], inputs: ParityInputs) -> PixelPaths:
+    """Compare the runtime's pixels with the training's, in levels of 0 to 255.
+
+    The training's are uint8, or floats whose normalisation has been undone.
+    """
+    difference = np.abs(training_NHW3.astype(np.float64) - inputs.pixels_NHW3.astype(np.float64))
+    difference_N = difference.max(axis=(1, 2, 3))
+    worst = int(difference_N.argmax())
+    return PixelPaths(max_difference=float(difference_N[worst]), worst=inputs.image_names[worst])

@@ -1,0 +1,184 @@
+"""Backends that lie, and what is said of them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.helpers.toy_parity import COUNT, Embed, check, honest, subject
+from upperson_export.parity.inputs import ParityInputs
+from upperson_export.parity.subjects import FP32_TOLERANCE, Tolerance
+
+
+def constant(tower: str, batch: np.ndarray) -> np.ndarray:
+    return np.full((len(batch), 16), 0.25, np.float32)
+
+
+def rotated_rows(tower: str, batch: np.ndarray) -> np.ndarray:
+    return np.roll(honest(tower, batch), 1, axis=0)
+
+
+def wrong_in_batches(tower: str, batch: np.ndarray) -> np.ndarray:
+    """Right alone, off in every batch, as if a shape had been frozen."""
+    embeds = honest(tower, batch)
+    return embeds if len(batch) == 1 else embeds + 0.1 * np.roll(embeds, 3, axis=1)
+
+
+def stale_rest(tower: str, batch: np.ndarray) -> np.ndarray:
+    """An odd last batch is answered from the first row of a full one."""
+    embeds = honest(tower, batch)
+    if len(batch) in (3, COUNT % 8):
+        embeds[-1] = embeds[0]
+    return embeds
+
+
+def broken_once(tower: str, batch: np.ndarray) -> np.ndarray:
+    embeds = honest(tower, batch)
+    if len(batch) == 8:
+        embeds[5] = np.nan
+    return embeds
+
+
+def sees_padding(tower: str, batch: np.ndarray) -> np.ndarray:
+    embeds = honest(tower, batch)
+    if tower == "text":
+        embeds[:, 0] += 0.05 * (batch == 0).mean(axis=1)
+    return embeds
+
+
+LOOSE = Tolerance(min_cosine=0.9)
+
+
+def test_an_honest_backend_with_other_rounding_passes(inputs: ParityInputs) -> None:
+    def rounded(tower: str, batch: np.ndarray) -> np.ndarray:
+        return honest(tower, batch) + np.float32(2e-6 * (-1) ** len(batch))
+
+    result = check(subject(rounded), inputs)
+    assert result.ok
+    assert result.message() == ""
+    assert (result.worst, result.would_pass()) == (None, None)
+    assert {one.comparison.inputs for one in result.judged} == {
+        "all", "files", "3-8", "9-12", "mixed", "padded", "sentences"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("liar", "tolerance", "text"),
+    [
+        (constant, FP32_TOLERANCE, "the same embedding"),
+        (constant, LOOSE, "the same embedding"),
+        (rotated_rows, FP32_TOLERANCE, "has the embedding of"),
+        (rotated_rows, LOOSE, "has the embedding of"),
+        (stale_rest, LOOSE, "has the embedding of"),
+        (broken_once, LOOSE, "has no finite embedding"),
+    ],
+)
+def test_a_lie_that_no_tolerance_makes_true(
+    inputs: ParityInputs, liar: Embed, tolerance: Tolerance, text: str
+) -> None:
+    result = check(subject(liar, tolerance), inputs)
+    assert not result.ok
+    assert result.would_pass() is None
+    assert text in result.message()
+    assert "no tolerance makes this right" in result.message()
+
+
+def test_rows_that_are_exchanged_are_found_even_if_all_people_look_alike(
+    inputs: ParityInputs,
+) -> None:
+    """Where every two embeddings have cosine 0.99, the floor alone would let this pass."""
+
+    def alike(tower: str, batch: np.ndarray) -> np.ndarray:
+        raw = 10 * np.ones(16) / 4 + honest(tower, batch)
+        return (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
+
+    def exchanged(tower: str, batch: np.ndarray) -> np.ndarray:
+        return alike(tower, batch)[::-1]
+
+    tolerance = Tolerance(min_cosine=0.9)
+    expected = subject(alike)
+    result = check(subject(exchanged, tolerance), inputs, expected)
+    closest = [one.comparison.to_reference for one in result.judged]
+    assert all(one is None or one.min_cosine > tolerance.min_cosine for one in closest)
+    assert "has the embedding of" in result.message()
+    assert check(subject(alike, tolerance), inputs, expected).ok
+
+
+@pytest.mark.parametrize("floor", [None, 0.9999])
+def test_wrong_only_in_batches_is_named_with_a_tolerance_that_passes(
+    inputs: ParityInputs, floor: float | None
+) -> None:
+    tolerance = FP32_TOLERANCE if floor is None else Tolerance(min_cosine=floor)
+    result = check(subject(wrong_in_batches, tolerance), inputs)
+    failing = {one.comparison.batch_size for one in result.judged if one.fault}
+    assert failing == {2, 8}
+    message = result.message()
+    assert "fp32 on fake 1.0, " in message
+    assert " tower, batch " in message
+    loosened = result.would_pass()
+    assert loosened is not None
+    (option,) = loosened
+    assert option == ("max_error" if floor is None else "min_cosine")
+    assert f"--{option.replace('_', '-')} {loosened[option]:g} would pass" in message
+    assert check(subject(wrong_in_batches, Tolerance(**loosened)), inputs).ok
+    tight = {"max_error": loosened[option] / 1.2, "min_cosine": 1 - (1 - loosened[option]) / 1.2}
+    assert not check(subject(wrong_in_batches, Tolerance(**{option: tight[option]})), inputs).ok
+
+
+def test_padding_that_matters_is_named(inputs: ParityInputs) -> None:
+    result = check(subject(sees_padding), inputs)
+    failing = {(one.comparison.tower, one.comparison.inputs) for one in result.judged if one.fault}
+    assert failing >= {("text", "padded"), ("text", "mixed")}
+    assert {tower for tower, _ in failing} == {"text"}
+    assert not [one for one in result.judged if one.fault and one.comparison.batch_size == 1
+                and one.comparison.inputs != "padded"]  # fmt: skip
+    assert 'caption 0 "a man in a red coat" made 3 tokens long' in result.message()
+    assert "padded to the context" in result.message()
+
+
+def test_a_suggested_tolerance_holds_for_all_variants(inputs: ParityInputs) -> None:
+    """A stricter floor of one variant must not become that of a worse one that had passed."""
+
+    def noisy(size: float) -> Embed:
+        def embed(tower: str, batch: np.ndarray) -> np.ndarray:
+            embeds = honest(tower, batch)
+            return (embeds + size * np.sign(embeds)).astype(np.float32)
+
+        return embed
+
+    strict, loose = Tolerance(min_cosine=0.9999), Tolerance(min_cosine=0.5)
+    one = check(subject(noisy(0.02), strict), inputs)
+    other = check(subject(noisy(0.05), loose), inputs)
+    assert not one.ok
+    assert other.ok
+    together = replace(one, judged=[*one.judged, *other.judged])
+    loosened = together.would_pass()
+    assert loosened is not None
+    for size in (0.02, 0.05):
+        assert check(subject(noisy(size), Tolerance(**loosened)), inputs).ok
+
+
+def test_a_dict_of_the_result_is_plain(inputs: ParityInputs) -> None:
+    result = check(subject(broken_once), inputs).as_dict()
+    assert result["ok"] is False
+    assert result["worst"]["failure"].endswith("has no finite embedding")
+    assert result["worst"]["to_reference"]["max_error"] is None
+    assert result["worst"]["batch_size"] == 8
+    assert result["images"] == result["captions"] == COUNT
+    assert result["preprocessing"]["equal"] is True
+
+
+def test_no_tolerance_lets_one_pass_that_is_not_finite_alone(inputs: ParityInputs) -> None:
+    """Nor where items alone are not among the batch sizes: batches are held to them, too."""
+
+    def broken_alone(tower: str, batch: np.ndarray) -> np.ndarray:
+        embeds = honest(tower, batch)
+        return embeds if len(batch) > 1 else embeds * np.float32("nan")
+
+    result = check(subject(broken_alone), inputs)
+    in_batches = replace(
+        result, judged=[one for one in result.judged if one.comparison.batch_size == 8]
+    )
+    assert not in_batches.ok
+    assert "differs from itself alone by inf" in in_batches.message()
+    assert in_batches.would_pass() is None
