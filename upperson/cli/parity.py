@@ -73,7 +73,7 @@ def parity(
         ),
     ] = None,
     threads: Threads = None,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Compare embeddings between torch, variants, backends, batch sizes and text lengths.
@@ -101,7 +101,7 @@ def parity(
     )
     with Display() as display:
         result = _check(target, run, images, count, options, display.update)
-    if json:
+    if as_json:
         print_json({"target": str(target)} | result.as_dict())
     else:
         _print_result(result)
