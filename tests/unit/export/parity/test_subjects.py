@@ -2,16 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
-import torch
 
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
-from tests.helpers.toy_clip import toy_model
-from tests.helpers.toy_graphs import TOWERS, min_cosine, run_graph, toy_graph, toy_inputs
-from tests.helpers.toy_parity import BATCH_SIZES, check
-from upperson_export.graphs import build_variant
+from tests.helpers.toy_parity import BATCH_SIZES
 from upperson_export.parity.comparisons import ParityComparison, iter_comparisons, make_reference
 from upperson_export.parity.inputs import ParityInputs
 from upperson_export.parity.subjects import (
@@ -21,11 +15,7 @@ from upperson_export.parity.subjects import (
     Tolerance,
     bundle_reference,
     choose_backends,
-    export_subjects,
-    folded_towers,
     iter_bundle_subjects,
-    open_subject,
-    torch_subject,
 )
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
 
@@ -115,47 +105,3 @@ def test_a_bundle_whose_reference_fails_its_canaries_is_refused(
     replace_in_bundle(bundle, "image.fp32.onnx", (other / "image.fp32.onnx").read_bytes())
     with pytest.raises(IntegrityError, match="canary"):
         bundle_reference(bundle)
-
-
-def test_a_trained_model_its_folded_towers_and_its_export_agree(
-    inputs: ParityInputs, tmp_path: Path
-) -> None:
-    model = toy_model(seed=3)
-    rng = np.random.default_rng(0)
-    ids = [np.array([49406, *rng.integers(1, 49000, n), 49407], np.int32) for n in (1, 5, 30, 75)]
-    pixels = rng.integers(0, 256, (4, *model.image_size, 3), dtype=np.uint8)
-    given = ParityInputs(
-        source="toys",
-        files=inputs.files[:4],
-        image_names=list("abcd"),
-        pixels_NHW3=pixels,
-        sentences=inputs.sentences[:4],
-        sentence_ids_NL=inputs.sentence_ids_NL[:4],
-        ids=ids,
-        context_length=77,
-    )
-    towers = folded_towers(model)
-    reference = torch_subject("folded", towers)
-    backend = BackendChoice("onnxruntime", "cpu")
-    (exported,) = export_subjects(towers, given, tmp_path, [backend], threads=1)
-    assert isinstance(exported, Subject)
-    result = check(exported, given, reference)
-    assert result.ok, result.message()
-    assert "torch " + torch.__version__ in result.reference
-
-
-def test_a_cpu_compares_what_float16_does_to_a_typed_variant(tmp_path: Path) -> None:
-    exact, paths = toy_graph("image"), {}
-    for kind in TOWERS:
-        paths[kind] = tmp_path / f"{kind}.fp16.onnx"
-        onnx.save(build_variant(toy_graph(kind), kind, "fp16"), paths[kind])
-    subject, _ = open_subject("fp16", paths, BackendChoice("onnxruntime", "cpu"), threads=1)
-    assert subject.backend.endswith("on cpu, float16 simulated")
-    images = toy_inputs("image")
-    expected, computed_in_float32 = (
-        run_graph(model, images)[0] for model in (exact, onnx.load(paths["image"]))
-    )
-    found = subject.run("image", images)
-    # Rounded weights alone are closer than rounded weights and results.
-    assert min_cosine(found, expected) > 0.999
-    assert np.abs(found - expected).max() > 1.2 * np.abs(computed_in_float32 - expected).max()
