@@ -5,6 +5,9 @@ import shutil
 import pytest
 
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_rt.bundle import open_encoder
+from upperson_rt.gallery import Gallery
+from upperson_rt.indexer import index_images
 
 
 @pytest.fixture
@@ -33,6 +36,16 @@ def bundle_and_crops(tmp_path_factory):
     (folder / "crops").mkdir()
     for colour in COLOURS:
         draw_person(folder / "crops" / f"{colour}.png", colour)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gallery_of_crops(bundle_and_crops, tmp_path_factory):
+    """A gallery of these crops, a picture in each colour; nobody changes it."""
+    encoder = open_encoder(bundle_and_crops / "bundle", threads=1)
+    folder = tmp_path_factory.mktemp("indexed") / "gallery"
+    with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
+        index_images(encoder, gallery, sorted((bundle_and_crops / "crops").iterdir()))
     return folder
 
 

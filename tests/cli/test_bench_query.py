@@ -2,31 +2,20 @@
 
 import json
 import os
+from functools import partial
 
 import pytest
-from typer.testing import CliRunner
 
-from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle, replace_in_bundle
+from tests.helpers.invoke import run_rt
+from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt.bench import processes
-from upperson_rt.bundle import open_encoder
-from upperson_rt.cli import app
-from upperson_rt.errors import BackendError
-from upperson_rt.gallery import Gallery
-from upperson_rt.indexer import index_images
+
+run = partial(run_rt, "bench", "query")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench")
-    encoder = open_encoder(make_toy_bundle(folder / "bundle"), threads=1)
-    pictures = [draw_person(folder / f"{colour}.png", colour) for colour in COLOURS]
-    with Gallery.open(folder / "gallery", encoder.fingerprint, 16, create=True) as gallery:
-        index_images(encoder, gallery, pictures)
-    return ("-b", folder / "bundle", "-g", folder / "gallery")
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, ["bench", "query", *map(str, arguments)])
+@pytest.fixture
+def folders(bundle_and_crops, gallery_of_crops):
+    return ("-b", bundle_and_crops / "bundle", "-g", gallery_of_crops)
 
 
 def test_processes_are_timed_in_turns(folders, tmp_path, monkeypatch):
@@ -48,8 +37,7 @@ def test_processes_are_timed_in_turns(folders, tmp_path, monkeypatch):
     timings = found["timings"]
     assert [timings[name]["runs"] for name in timings] == [2, 2, 2, 50]
     p50 = {name: timing["p50_ms"] for name, timing in timings.items()}
-    assert p50["python"] < p50["import"] < p50["query"]
-    assert p50["running"] < p50["query"]
+    assert all(milliseconds > 0 for milliseconds in p50.values())
     if os.name == "posix":
         cpu = {name: timing["cpu_ms"] for name, timing in timings.items()}
         assert 0 < cpu["python"] < cpu["import"] < cpu["query"]
@@ -81,12 +69,3 @@ def test_what_does_not_run_is_an_error_of_the_query(folders, tmp_path):
     another = make_toy_bundle(tmp_path / "another", seed=3)
     replace_in_bundle(other, "text.int8.onnx", (another / "text.int8.onnx").read_bytes())
     assert run("red", "-b", other, *folders[2:]).exit_code == 6
-
-
-def test_a_process_that_fails_ends_the_benchmark():
-    with pytest.raises(BackendError, match="a process ended with code 3: nothing works"):
-        processes.run_python(
-            "-c",
-            "import sys; print('nothing works', file=sys.stderr); sys.exit(3)",
-            called="a process",
-        )

@@ -2,27 +2,26 @@
 
 import json
 import sys
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
-from typer.testing import CliRunner
 
 from tests.helpers.command_line import run_program
+from tests.helpers.invoke import run_rt
 from tests.helpers.toy_bundle import CONTEXT_LENGTH, make_toy_bundle, replace_in_bundle
 from upperson_rt.bench.towers import captions
-from upperson_rt.cli import app
 
 BACKENDS = [name for name in ("onnxruntime", "openvino") if find_spec(name)]
 QUICK = ("--batch", "1,3", "--seconds", "0", "--threads", "1")
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return make_toy_bundle(tmp_path_factory.mktemp("bench") / "bundle")
+run = partial(run_rt, "bench", "towers")
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, ["bench", "towers", *map(str, arguments)])
+@pytest.fixture
+def bundle(bundle_and_crops):
+    return bundle_and_crops / "bundle"
 
 
 def test_json_has_every_variant_on_every_backend(bundle):

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 
 from upperson_rt import machine
-from upperson_rt.machine import describe_machine
+from upperson_rt.machine import describe_machine, machine_lines
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,18 @@ def test_instruction_sets_are_those_of_the_architecture(
 def test_a_system_that_does_not_tell_is_not_guessed(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "absent")
     assert describe_machine()["instruction_sets"] is None
+
+
+def test_two_lines_say_on_what_and_with_what_it_ran():
+    machine = describe_machine("numpy", "not-installed") | {
+        "cpu": "Some CPU", "cpus_available": 4, "load_average": 0.5,
+        "instruction_sets": {"avx2": True, "amx_tile": False},
+    }  # fmt: skip
+    hardware, software = machine_lines(machine, 2).split("\n")
+    assert hardware == "Some CPU, 2 threads, 4 CPUs, load 0.5, avx2 yes, amx_tile no"
+    assert software.startswith("upperson ")
+    assert software.endswith(f", numpy {np.__version__}, not-installed absent")
+    unknown = machine | {"load_average": None, "instruction_sets": None}
+    assert machine_lines(unknown, None).startswith(
+        "Some CPU, default threads, 4 CPUs, load unknown\n"
+    )

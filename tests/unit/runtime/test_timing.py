@@ -21,6 +21,14 @@ def test_one_run_is_every_percentile():
     assert found["p50_ms"] == found["p90_ms"] == found["p99_ms"] == pytest.approx(200)
 
 
+def test_processor_time_that_nobody_measured_is_none():
+    timings = time_in_turns({"a": lambda: None}, warmup=0, rounds=2, cpu_clock=None)
+    assert timings["a"].as_dict()["cpu_ms"] is None
+    clock = iter((1.0, 3.5, 10.0, 12.5))
+    timings = time_in_turns({"a": lambda: None}, warmup=0, rounds=2, cpu_clock=lambda: next(clock))
+    assert timings["a"].cpu_seconds == [2.5, 2.5]
+
+
 def test_contenders_take_turns_and_every_round_begins_with_the_next():
     order: list[str] = []
     rounds: list[int] = []
