@@ -22,9 +22,8 @@ from benchmarks.gallery_data import SyntheticPeople
 from benchmarks.gallery_start import gallery_start
 from upperson_rt.bench.processes import call_in_fresh_process
 from upperson_rt.cli.app import Command, new_app, run_app
-from upperson_rt.cli.bench import print_result
 from upperson_rt.cli.options import Debug, Json, Threads
-from upperson_rt.cli.output import new_table, print_note, print_table
+from upperson_rt.cli.output import new_table, print_note, print_result, print_table
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.machine import describe_machine, machine_lines
@@ -236,7 +235,7 @@ def _searches(
     }
     return (
         time_in_turns(single, warmup=_WARMUP, rounds=10, seconds=seconds * len(single)),
-        time_in_turns(batch, warmup=1, rounds=3, seconds=seconds * len(batch)),
+        time_in_turns(batch, warmup=_WARMUP, rounds=3, seconds=seconds * len(batch)),
     )
 
 
@@ -259,7 +258,10 @@ def _recall(gallery: Gallery, queries: Rows) -> float:
 
 def _show(result: dict[str, Any]) -> None:
     typer.echo(machine_lines(result["machine"], result["threads"]))
-    typer.echo(f"{result['rows']} x {result['dim']}, top {result['k']}")
+    typer.echo(
+        f"{result['rows']} x {result['dim']}, top {result['k']}; {_WARMUP} warm-up searches, then "
+        f"in turns for {result['seconds']:g} s each"
+    )
     typer.echo("")
     speeds = ("rows/s", "CPU us/row", "bare SQLite rows/s")
     table = new_table("adding", *speeds, right=speeds)

@@ -8,9 +8,8 @@ from upperson_rt.bench.processes import time_processes
 from upperson_rt.bench.query import PROGRAM
 from upperson_rt.bundle import read_manifest
 from upperson_rt.cli.app import Command, new_app, run_app
-from upperson_rt.cli.bench import print_result, show_progress
 from upperson_rt.cli.options import BundleOption, Debug, GalleryOption, Json
-from upperson_rt.cli.output import new_table, print_table
+from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
 from upperson_rt.errors import UsageError
 from upperson_rt.machine import describe_machine, machine_lines
 from upperson_rt.strict import suggestion
@@ -95,6 +94,7 @@ def startup(
 
 def _show(result: dict[str, Any]) -> None:
     typer.echo(machine_lines(result["machine"], None))
+    typer.echo("fresh processes in turns, after one of each that is not timed")
     columns = ("runs", "p50 ms", "p90 ms", "p99 ms", "CPU ms", "against bare")
     table = new_table(f"process, {result['variant']}", *columns, right=columns)
     for name, timing in result["processes"].items():

@@ -39,9 +39,8 @@ from upperson_rt.agreement import compare_embeds, exchanged_item
 from upperson_rt.backends import open_backend
 from upperson_rt.backends.openvino import same_signal_stack
 from upperson_rt.cli.app import Command, new_app, run_app
-from upperson_rt.cli.bench import print_result, show_progress
 from upperson_rt.cli.options import Debug, Json, Threads
-from upperson_rt.cli.output import new_table, print_table
+from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
 from upperson_rt.errors import IntegrityError
 from upperson_rt.machine import describe_machine, machine_lines
 from upperson_rt.timing import Timing, time_in_turns

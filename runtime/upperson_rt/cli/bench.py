@@ -1,9 +1,6 @@
 """`upperson-rt bench ...`: options, and tables of what was measured."""
 
-import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,18 +25,20 @@ from upperson_rt.cli.options import (
 from upperson_rt.cli.output import (
     backend_line,
     new_table,
-    print_json,
     print_note,
+    print_result,
     print_table,
     print_warning,
+    show_progress,
 )
 from upperson_rt.errors import IntegrityError
+from upperson_rt.machine import describe_machine, machine_lines
 
 if TYPE_CHECKING:
     from upperson_rt.bench.pipeline import PipelineBench
     from upperson_rt.towers import Backend
 
-__all__ = ["app", "print_result", "show_progress"]
+__all__ = ["app"]
 
 app = new_app("Time what this machine runs, contenders in turns.")
 
@@ -47,44 +46,6 @@ app = new_app("Time what this machine runs, contenders in turns.")
 @app.callback()
 def _group() -> None:
     """Time what this machine runs, contenders in turns."""
-
-
-def print_result(
-    result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]
-) -> None:
-    """Print a benchmark's result: for machines, or with ``show`` and then as one line of JSON."""
-    if as_json:
-        print_json(result)
-    else:
-        show(result)
-        typer.echo(json.dumps(result, separators=(",", ":")))
-
-
-@contextmanager
-def show_progress() -> Iterator[Callable[[str, float, float], None]]:
-    """Give a function that shows what is being done, how far it is, and of how much.
-
-    On a terminal one line is redrawn; elsewhere a line is printed when the work changes or ends.
-    """
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True)
-    last = ""
-
-    def update(work: str, done: float, total: float) -> None:
-        nonlocal last
-        line = f"{work}: {done:.0f}/{total:.0f}"
-        if console.is_terminal:
-            status.update(Text(line))
-        elif work != last or done >= total:
-            print_note(line)
-        last = work
-
-    with console.status("starting") as status:
-        if not console.is_terminal:
-            status.stop()
-        yield update
 
 
 @app.command(cls=Command)
@@ -129,7 +90,6 @@ def towers(
     Example: `upperson-rt bench towers -b bundle --threads 1 --batch 1,8`
     """
     from upperson_rt.bench.towers import LEAST_RUNS, WARMUP, bench_bundle
-    from upperson_rt.machine import describe_machine
 
     with show_progress() as progress:
         found = bench_bundle(
@@ -158,8 +118,6 @@ def towers(
 
 
 def _show_towers(result: dict[str, Any]) -> None:
-    from upperson_rt.machine import machine_lines
-
     typer.echo(machine_lines(result["machine"], result["threads"]))
     typer.echo(
         f"{result['warmup']} warm-up run, then in turns for {result['seconds']:g} s each and at "
@@ -223,7 +181,6 @@ def query(
     Example: `upperson-rt bench query -b bundle -g gallery --rounds 20`
     """
     from upperson_rt.bench.query import bench_query
-    from upperson_rt.machine import describe_machine
 
     opening = open_retriever(
         bundle,
@@ -276,8 +233,6 @@ def _running_line(result: dict[str, Any]) -> str:
 
 
 def _show_query(result: dict[str, Any]) -> None:
-    from upperson_rt.machine import machine_lines
-
     typer.echo(machine_lines(result["machine"], result["threads"]))
     typer.echo(f"{_running_line(result)}; {result['items']} pictures")
     columns = ("runs", "p50 ms", "p90 ms", "p99 ms", "CPU ms")
@@ -339,7 +294,6 @@ def pipeline(
     from upperson_rt.bench.pipeline import bench_pipeline
     from upperson_rt.bundle import Bundle
     from upperson_rt.camera.queues import check_policy
-    from upperson_rt.machine import describe_machine
 
     policy = check_policy(drop)
     opened = Bundle.open(bundle, variant, backend, device, threads=threads)
@@ -377,8 +331,6 @@ def pipeline(
 
 
 def _show_pipeline(result: dict[str, Any], found: "PipelineBench") -> None:
-    from upperson_rt.machine import machine_lines
-
     typer.echo(machine_lines(result["machine"], result["threads"]))
     height, width = found.frame
     typer.echo(

@@ -2,7 +2,8 @@
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ __all__ = [
     "print_hits",
     "print_json",
     "print_note",
+    "print_result",
     "print_table",
     "print_warning",
     "short_path",
+    "show_progress",
 ]
 
 _PIPE_WIDTH = 4096
@@ -45,6 +48,41 @@ def print_warning(text: str) -> None:
     """Print a warning on stderr."""
     typer.secho("warning: ", fg=typer.colors.YELLOW, bold=True, err=True, nl=False)
     typer.echo(text, err=True)
+
+
+def print_result(
+    result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]
+) -> None:
+    """Print a benchmark's result: for machines, or with ``show`` and then as one line of JSON."""
+    if as_json:
+        print_json(result)
+    else:
+        show(result)
+        typer.echo(json.dumps(result, separators=(",", ":")))
+
+
+@contextmanager
+def show_progress() -> Iterator[Callable[[str, float, float], None]]:
+    """Give a function that shows what is being done, how far it is, and of how much.
+
+    On a terminal one line is redrawn; elsewhere a line is printed when the work changes or ends.
+    """
+    console = Console(stderr=True)
+    last = ""
+
+    def update(work: str, done: float, total: float) -> None:
+        nonlocal last
+        line = f"{work}: {done:.0f}/{total:.0f}"
+        if console.is_terminal:
+            status.update(Text(line))
+        elif work != last or done >= total:
+            print_note(line)
+        last = work
+
+    with console.status("starting") as status:
+        if not console.is_terminal:
+            status.stop()
+        yield update
 
 
 def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
