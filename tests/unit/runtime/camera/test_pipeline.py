@@ -327,6 +327,7 @@ def test_a_detector_that_fails_leaves_other_cameras_alone(encoder, gallery, stre
     assert stats.cameras["broken"].state == "failed"
     assert "ValueError: no model" in stats.cameras["broken"].error
     assert stats.cameras["broken"].frames_dropped["detector_error"] == len(calls) == 25
+    assert stats.cameras["broken"].frames_read < 96, "nobody reads on for a camera that is given up"
     assert stats.cameras["gate"].state == "ended"
     assert stats.cameras["gate"].committed > 5
     assert "camera broken is given up" in caplog.text
@@ -425,6 +426,28 @@ def test_a_stop_commits_all_that_was_accepted(encoder, gallery):
     assert not [t.name for t in threading.enumerate() if t.name in ("encode", "commit")]
 
 
+def test_a_stop_lets_go_a_file_that_waits_for_room(encoder, gallery, street, monkeypatch):
+    monkeypatch.setattr("upperson_rt.camera.pipeline._CAPTURE_JOIN_S", 1000)
+    gate = Gate()
+
+    def detector(frame):
+        gate.hold()
+        return []
+
+    pipeline = Pipeline(encoder, gallery, frame_queue=2)
+    pipeline.start()
+    pipeline.add_camera("gate", str(street[0]), detector)
+    stopping = threading.Thread(target=pipeline.stop)
+    with gate:
+        wait_for(lambda: pipeline.stats().cameras["gate"].frames_read == 4)
+        stopping.start()
+        wait_for(lambda: pipeline.stats().cameras["gate"].state == "stopped")
+    stopping.join()
+    check_sums(pipeline.stats())
+    camera = pipeline.stats().cameras["gate"]
+    assert (camera.frames_processed, camera.frames_dropped) == (3, {"stopped": 1})
+
+
 LIVE = Source(address="rtsp://user:s3cret@cam/s", kind="network")
 EAGER = CaptureRules(stall_s=1000, first_wait_s=0.02)
 
@@ -493,6 +516,8 @@ def test_what_cannot_work_is_refused_at_once(encoder, gallery, tmp_path, monkeyp
         Pipeline(encoder, foreign)
     for options, message in (
         ({"every_s": -1}, "at least 0"),
+        ({"lost_after_s": 0}, "above 0"),
+        ({"min_views": 0}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),
         ({"drop": "block"}, "only files can wait"),
         ({"drop": "some"}, "no drop policy"),
