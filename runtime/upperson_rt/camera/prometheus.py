@@ -4,13 +4,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from upperson_rt.camera.pipeline import Pipeline
 from upperson_rt.camera.stats import BOUNDS_S, Durations, PipelineStats
 from upperson_rt.errors import InputError, missing_extra
-
-if TYPE_CHECKING:
-    from upperson_rt.camera.pipeline import Pipeline
 
 __all__ = ["MetricsFile", "MetricsServer"]
 
@@ -48,30 +46,32 @@ def _prometheus() -> Any:
 class _Collector:
     """Turns statistics into metric families whenever somebody asks."""
 
-    def __init__(self, pipeline: "Pipeline") -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
     def collect(self) -> Iterator[Any]:
         """Yield every metric."""
         core = _prometheus().core
         stats = self._pipeline.stats()
-        for name, text in _PLAIN.items():
-            family = core.CounterMetricFamily(f"upperson_{name}", text, labels=["camera"])
-            for camera, numbers in stats.cameras.items():
-                family.add_metric([camera], getattr(numbers, name))
-            yield family
-        for name, text in _BY_REASON.items():
-            family = core.CounterMetricFamily(f"upperson_{name}", text, labels=["camera", "reason"])
-            for camera, numbers in stats.cameras.items():
-                for reason, number in getattr(numbers, name).items():
-                    family.add_metric([camera, reason], number)
-            yield family
-        family = core.GaugeMetricFamily(
+        plain = {
+            name: core.CounterMetricFamily(f"upperson_{name}", text, labels=["camera"])
+            for name, text in _PLAIN.items()
+        }
+        by_reason = {
+            name: core.CounterMetricFamily(f"upperson_{name}", text, labels=["camera", "reason"])
+            for name, text in _BY_REASON.items()
+        }
+        up = core.GaugeMetricFamily(
             "upperson_camera_up", "1 while the camera gives pictures.", labels=["camera"]
         )
         for camera, numbers in stats.cameras.items():
-            family.add_metric([camera], float(numbers.state == "running"))
-        yield family
+            for name, family in plain.items():
+                family.add_metric([camera], getattr(numbers, name))
+            for name, family in by_reason.items():
+                for reason, number in getattr(numbers, name).items():
+                    family.add_metric([camera, reason], number)
+            up.add_metric([camera], float(numbers.state == "running"))
+        yield from (*plain.values(), *by_reason.values(), up)
         yield from self._whole(core, stats)
 
     def _whole(self, core: Any, stats: PipelineStats) -> Iterator[Any]:
@@ -112,7 +112,7 @@ def _buckets(durations: Durations) -> tuple[list[tuple[str, float]], float]:
     return [*buckets, ("+Inf", float(sum(counts)))], total_s
 
 
-def _registry(pipeline: "Pipeline") -> Any:
+def _registry(pipeline: Pipeline) -> Any:
     registry = _prometheus().CollectorRegistry()
     registry.register(_Collector(pipeline))
     return registry
@@ -121,7 +121,7 @@ def _registry(pipeline: "Pipeline") -> Any:
 class MetricsServer:
     """Serves the metrics at ``http://ADDRESS:PORT/metrics`` until it is closed."""
 
-    def __init__(self, pipeline: "Pipeline", port: int, address: str = "127.0.0.1") -> None:
+    def __init__(self, pipeline: Pipeline, port: int, address: str = "127.0.0.1") -> None:
         """Start to serve.
 
         Args:
@@ -156,7 +156,7 @@ class MetricsFile:
     That is how node_exporter's textfile collector wants them; its files end in ``.prom``.
     """
 
-    def __init__(self, pipeline: "Pipeline", path: Path, every_s: float = 5.0) -> None:
+    def __init__(self, pipeline: Pipeline, path: Path, every_s: float = 5.0) -> None:
         """Write the file once, and go on in a thread.
 
         Raises:
