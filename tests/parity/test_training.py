@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,6 @@ def assert_same_run(first: Path, second: Path) -> None:
 def test_two_processes_train_as_one(
     config: TrainConfig, tmp_path: Path, changes: dict[str, int]
 ) -> None:
-    from dataclasses import replace
-
     file = tmp_path / "config.yaml"
     file.write_text(replace(config, **changes).to_yaml(), "utf-8")
     done = subprocess.run(
@@ -81,8 +80,6 @@ def test_two_processes_train_as_one(
 def test_the_way_of_computing_does_not_change_the_run(
     config: TrainConfig, tmp_path: Path, changes: dict[str, int | bool]
 ) -> None:
-    from dataclasses import replace
-
     one = losses_of(config, tmp_path / "one")
     other = losses_of(replace(config, **changes), tmp_path / "other")
     assert other == pytest.approx(one, abs=TOLERANCE, rel=TOLERANCE)
@@ -110,8 +107,6 @@ def test_frozen_matrices_in_bf16_change_no_bit_of_autocast_training() -> None:
 
 
 def test_bf16_training_follows_fp32_and_saves_float32(config: TrainConfig, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     one = losses_of(config, tmp_path / "one")
     half = losses_of(replace(config, precision="bf16"), tmp_path / "half")
     assert half == pytest.approx(one, rel=0.05)
