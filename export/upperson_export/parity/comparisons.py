@@ -146,8 +146,8 @@ def iter_comparisons(
         yield _compare_whole_way(subject, reference, inputs, tower, max(batch_sizes))
     for size in batch_sizes:
         ranking = compare_rankings(
-            reference.alone["text"] @ reference.alone["image"].T,
-            found["text"][size] @ found["image"][size].T,
+            _scores(reference.alone["text"], reference.alone["image"]),
+            _scores(found["text"][size], found["image"][size]),
         )
         yield replace(_blank(subject, "both", size, "all"), ranking=ranking)
 
@@ -196,10 +196,10 @@ def _compare_to_reference(
     """Compare embeddings of one tower, and the rankings they give beside the reference's other."""
     if blank.tower == "text":
         image_GE = reference["image"]
-        ranking = compare_rankings(expected_ME @ image_GE.T, found_ME @ image_GE.T)
+        ranking = compare_rankings(_scores(expected_ME, image_GE), _scores(found_ME, image_GE))
     else:
         text_TE = reference["text"]
-        ranking = compare_rankings(text_TE @ expected_ME.T, text_TE @ found_ME.T)
+        ranking = compare_rankings(_scores(text_TE, expected_ME), _scores(text_TE, found_ME))
     return replace(
         blank,
         to_reference=compare_embeds(expected_ME, found_ME),
@@ -274,6 +274,13 @@ def _require_shape(
 
 
 # --- rankings ---
+
+
+def _scores(text_TE: Embeds, image_GE: Embeds) -> npt.NDArray[np.float32]:
+    """Score every image for every text: [T, G]."""
+    with np.errstate(invalid="ignore"):  # What is not finite is told as that, not as a warning.
+        scores_TG: npt.NDArray[np.float32] = text_TE @ image_GE.T
+    return scores_TG
 
 
 def compare_rankings(

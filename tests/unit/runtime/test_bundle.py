@@ -212,6 +212,25 @@ def test_a_backend_that_is_wrong_only_in_batches_is_caught(folder, monkeypatch, 
         again.backend("image")
 
 
+@pytest.mark.parametrize("factor", [0, -1])
+def test_one_canary_that_comes_out_wrong_is_enough(folder, monkeypatch, factor):
+    bundle = Bundle.open(folder, threads=1)
+    right = bundle.backend("image")
+    third = right.run({"image": bundle.canaries.images})["image_embeds"][2]
+
+    def answer(images):
+        embeds = right.run({"image": images})["image_embeds"]
+        embeds[np.abs(embeds - third).max(axis=1) < 1e-5] *= factor
+        return embeds
+
+    again = Bundle.open(folder)
+    monkeypatch.setattr(again, "_load", lambda tower: FakeBackend(answer))
+    with pytest.raises(
+        IntegrityError, match=r"canary 2 has cosine -?\d\.00000 .*\(1 of 4 differ\)"
+    ):
+        again.backend("image")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

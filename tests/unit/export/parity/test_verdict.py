@@ -182,3 +182,45 @@ def test_no_tolerance_lets_one_pass_that_is_not_finite_alone(inputs: ParityInput
     assert not in_batches.ok
     assert "differs from itself alone by inf" in in_batches.message()
     assert in_batches.would_pass() is None
+
+
+@pytest.mark.parametrize("item", [0, 7])
+def test_an_item_that_is_not_finite_is_named(inputs: ParityInputs, item: int) -> None:
+    def one_broken(tower: str, batch: np.ndarray) -> np.ndarray:
+        embeds = honest(tower, batch)
+        if tower == "image":
+            embeds[(batch == inputs.pixels_NHW3[item]).all(axis=(1, 2, 3))] = np.inf
+        return embeds
+
+    result = check(subject(one_broken), inputs)
+    broken = [one for one in result.judged if one.fault and one.fault.severity == 3]
+    assert [one.comparison.not_finite for one in broken] == [item] * len(broken)
+    assert f"image {inputs.image_names[item]} has no finite embedding" in result.message()
+
+
+@pytest.mark.parametrize(
+    ("floor", "cosine", "expected"),
+    [
+        (0.85, 0.9, "itself alone, expected at least 0.85"),
+        (0.5, 0.9, ""),
+        # Above 0.999, what batches may change is more than what the variant may.
+        (0.9995, 0.9997, "itself alone, expected at least 0.999 "),
+        (0.9995, 0.9998, ""),
+    ],
+)
+def test_a_batch_is_held_to_the_item_alone(
+    inputs: ParityInputs, floor: float, cosine: float, expected: str
+) -> None:
+    """Alone and in batches as far from what is expected, and on opposite sides of it."""
+
+    def to_one_side(tower: str, batch: np.ndarray) -> np.ndarray:
+        embeds = honest(tower, batch)
+        aside = np.roll(embeds, 5, axis=1)
+        aside -= (aside * embeds).sum(axis=1, keepdims=True) * embeds
+        aside /= np.linalg.norm(aside, axis=1, keepdims=True)
+        sine = np.sqrt(1 - cosine**2) * (1 if len(batch) == 1 else -1)
+        return (cosine * embeds + sine * aside).astype(np.float32)
+
+    result = check(subject(to_one_side, Tolerance(min_cosine=floor)), inputs)
+    assert result.ok == (not expected)
+    assert expected in result.message() + " "
