@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from upperson.model.encoder import UPPerson
-from upperson_calibration.estimators import estimate
 from upperson_calibration.observe import observe
+from upperson_calibration.ranges import estimate
 from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.graphs import build_variant, export_onnx
 from upperson_export.parity import require_parity
+from upperson_export.plain import PlainTower
 from upperson_rt.towers import Tower
 
 
@@ -24,7 +24,7 @@ from upperson_rt.towers import Tower
 class TowerGraphs:
     """One tower in the forms that run on a CPU."""
 
-    folded: nn.Module
+    folded: PlainTower
     fp32: Path
     int8: Path
 
@@ -50,7 +50,7 @@ def write_graphs(
     Raises:
         IntegrityError: A float32 file does not embed as its tower does.
     """
-    folded: dict[Tower, nn.Module] = {
+    folded: dict[Tower, PlainTower] = {
         "image": fold_image_tower(model),
         "text": fold_text_tower(model),
     }
@@ -61,9 +61,9 @@ def write_graphs(
         inputs = samples[kind]
         # Twice: the exporter takes a batch of one for a constant.
         example = torch.from_numpy(np.concatenate([inputs[:1]] * 2))
-        export_onnx(tower, kind, fp32, example=example)
+        graph = export_onnx(tower, kind, fp32, example=example)
         require_parity(tower, fp32, kind, inputs[:2])
-        amax = estimate(observe(fp32, inputs, batch_size=4, threads=threads), "min-max")
-        onnx.save(build_variant(onnx.load(fp32), kind, "int8", amax), int8)
+        amax = estimate(observe(graph, inputs, batch_size=4, threads=threads), "min-max")
+        ir.save(build_variant(graph, "int8", amax), int8)
         graphs[kind] = TowerGraphs(folded=tower, fp32=fp32, int8=int8)
     return graphs

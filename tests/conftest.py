@@ -60,10 +60,27 @@ class QuickDemo(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def quick_demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> QuickDemo:
-    """Run the quick demo once a session, as a user does; workers of one session share it."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that the workers of one session share."""
     own = tmp_path_factory.getbasetemp()
-    shared = (own if worker_id == "master" else own.parent) / "quick_demo"
+    return own if worker_id == "master" else own.parent
+
+
+@pytest.fixture(scope="session")
+def toy_graphs(shared_folder: Path) -> None:
+    """Export the toy's towers once a session, for `tests.helpers.toy_graphs.toy_graph`."""
+    from tests.helpers.toy_graphs import load_toy_graphs  # Takes torch with it.
+
+    folder = shared_folder / "toy_graphs"
+    with FileLock(f"{folder}.lock"):
+        folder.mkdir(exist_ok=True)
+        load_toy_graphs(folder)
+
+
+@pytest.fixture(scope="session")
+def quick_demo(shared_folder: Path) -> QuickDemo:
+    """Run the quick demo once a session, as a user does; workers of one session share it."""
+    shared = shared_folder / "quick_demo"
     with FileLock(f"{shared}.lock"):
         outputs = shared / "outputs.json"
         if not outputs.exists():

@@ -1,95 +1,114 @@
 """``calibration.json``: what calibration found, to read, to compare and to use again.
 
 It belongs to the float32 graphs it was made from. Numbers are rounded to six digits, so that two
-files differ where calibrations do, and everything that is a set is sorted.
+files differ where calibrations do, and everything that is a set is sorted. The classes here are the
+layout of the file: a field is a key.
 """
 
 import hashlib
 import json
-import math
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-import numpy as np
-
-from upperson_calibration.estimators import ESTIMATORS, Estimator
+from upperson_calibration.ranges import Estimator
 from upperson_calibration.samples import CalibrationSet
 from upperson_calibration.sensitivity import LayerDamage
 from upperson_calibration.smoothing import Smoothing
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import write_atomically
-from upperson_rt.strict import StrictObject, suggestion
+from upperson_rt.strict import (
+    Constraint,
+    Sha256,
+    read_fields,
+    read_json,
+    require_version,
+    suggestion,
+)
+from upperson_rt.towers import TOWERS
 
 SCHEMA_VERSION = 2
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+Smoothness: TypeAlias = Literal["plain", "smoothed"]
+"""A tower as it was folded, or with outliers of its activations moved into its weights."""
 
-Form = Literal["plain", "smoothed"]
-"""A tower as it was folded, or with outliers moved into its weights."""
+Range: TypeAlias = Annotated[float, Constraint(lambda value: value >= 0, "a range of at least 0")]
 
-FORMS: tuple[Form, ...] = get_args(Form)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleHashes:
+    """Which pictures, or which captions, set the ranges."""
+
+    source: str
+    """Where they came from, for people."""
+
+    sha256: tuple[Sha256, ...]
+    """Of each picture's pixels at the model's size, or of each caption's ids; sorted."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha256", tuple(sorted(self.sha256)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
     """Which samples set the ranges."""
 
-    image_source: str
-    """Where the pictures came from, for people."""
-
-    images: tuple[str, ...]
-    """SHA-256 of each picture's pixels at the model's size."""
-
-    text_source: str
-    texts: tuple[str, ...]
-    """SHA-256 of each caption's ids."""
+    images: SampleHashes
+    texts: SampleHashes
 
     @classmethod
     def of(cls, calibration: CalibrationSet) -> "Samples":
-        """Record a set, sorted by hash."""
+        """Record a set."""
         return cls(
-            image_source=calibration.image_source,
-            images=tuple(sorted(calibration.image_sha256)),
-            text_source=calibration.text_source,
-            texts=tuple(sorted(calibration.text_sha256)),
+            images=SampleHashes(
+                source=calibration.image_source, sha256=tuple(calibration.image_sha256)
+            ),
+            texts=SampleHashes(
+                source=calibration.text_source, sha256=tuple(calibration.text_sha256)
+            ),
         )
 
     @property
     def sha256(self) -> str:
         """Hash over all samples: tells whether two calibrations saw the same, in any order."""
-        return hashlib.sha256("\n".join([*self.images, "", *self.texts]).encode()).hexdigest()
+        hashes = [*self.images.sha256, "", *self.texts.sha256]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
     def same_as(self, calibration: CalibrationSet) -> bool:
         """Whether a set has these samples, wherever it came from."""
-        other = Samples.of(calibration)
-        return (self.images, self.texts) == (other.images, other.texts)
+        return self.sha256 == Samples.of(calibration).sha256
 
     def describe(self) -> dict[str, Any]:
         """Return what manifest and report record."""
         return {
-            "images": len(self.images),
-            "image_source": self.image_source,
-            "texts": len(self.texts),
-            "text_source": self.text_source,
+            "images": len(self.images.sha256),
+            "image_source": self.images.source,
+            "texts": len(self.texts.sha256),
+            "text_source": self.texts.source,
             "sha256": self.sha256,
         }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FormRanges:
-    """What was seen in one form of a tower, by names of tensors; empty where nobody looked."""
+class Ranges:
+    """What was seen in a tower, by names of tensors; empty where nobody looked."""
 
-    amax: Mapping[str, float] = field(default_factory=dict)
+    amax: Mapping[str, Range]
     """Range of each activation that enters a block Linear."""
 
-    largest: Mapping[str, float] = field(default_factory=dict)
+    largest: Mapping[str, Range]
     """Largest absolute value seen, by the same names: a range below it saturates."""
 
-    largest_anywhere: Mapping[str, float] = field(default_factory=dict)
+    largest_anywhere: Mapping[str, Range]
     """Largest absolute value of every computed float tensor, which float16 has to hold."""
+
+    def __post_init__(self) -> None:
+        if different := sorted(self.amax.keys() ^ self.largest.keys()):
+            raise InputError(f"amax: '{different[0]}' and 'largest' name not the same tensors")
+
+
+NOTHING_SEEN = Ranges(amax={}, largest={}, largest_anywhere={})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,26 +118,33 @@ class TowerCalibration:
     graph_sha256: str
     """Of the float32 ONNX file before smoothing."""
 
-    forms: Mapping[Form, FormRanges]
-    """Those that were looked at."""
+    forms: Mapping[Smoothness, Ranges]
+    """Ranges of the towers that were looked at."""
 
-    smoothing: Mapping[str, Smoothing] = field(default_factory=dict)
+    smoothing: Mapping[str, Smoothing]
     """By site; empty if none was chosen."""
 
-    damage: tuple[LayerDamage, ...] = ()
+    damage: tuple[LayerDamage, ...]
     """Most harmful first; empty if it was not measured."""
+
+    def __post_init__(self) -> None:
+        _require_known(self.forms, get_args(Smoothness), "forms")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibration:
     """The content of a calibration file."""
 
-    samples: Samples
     estimator: Estimator
     """How ``amax`` followed from what was seen."""
 
+    samples: Samples
+
     towers: Mapping[str, TowerCalibration]
     """By ``image`` and ``text``."""
+
+    def __post_init__(self) -> None:
+        _require_known(self.towers, TOWERS, "towers")
 
     @property
     def sha256(self) -> str:
@@ -159,18 +185,7 @@ class Calibration:
 
     def to_json(self) -> str:
         """Return the text of the file."""
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "estimator": self.estimator,
-            "samples": {
-                "images": {
-                    "source": self.samples.image_source,
-                    "sha256": list(self.samples.images),
-                },
-                "texts": {"source": self.samples.text_source, "sha256": list(self.samples.texts)},
-            },
-            "towers": {name: _tower_json(tower) for name, tower in sorted(self.towers.items())},
-        }
+        content = {"schema_version": SCHEMA_VERSION, **_as_json(self)}
         return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -185,30 +200,10 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         InputError: It cannot be read, or a field is missing, unknown or of another type.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read calibration {path}: {error}") from error
-    fields = {"schema_version", "estimator", "samples", "towers"}
-    top = StrictObject(content, f"{path.name}:", fields)
-    if (version := top.count("schema_version")) != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: expected schema version {SCHEMA_VERSION}, found {version}: calibrate again"
-        )
-    estimator = top.text("estimator")
-    if estimator not in ESTIMATORS:
-        raise top.error("estimator", f"unknown '{estimator}', {suggestion(estimator, ESTIMATORS)}")
-    samples = top.object("samples", {"images", "texts"})
-    image_source, images = _read_samples(samples, "images")
-    text_source, texts = _read_samples(samples, "texts")
-    towers = top.object("towers", {"image", "text"})
-    return Calibration(
-        samples=Samples(
-            image_source=image_source, images=images, text_source=text_source, texts=texts
-        ),
-        estimator=estimator,
-        towers={name: _read_tower(towers, name) for name in sorted(towers.content)},
-    )
+    content = read_json(path)
+    require_version(content, path.name, [SCHEMA_VERSION], "calibrate again")
+    rest = {key: value for key, value in content.items() if key != "schema_version"}
+    return read_fields(Calibration, rest, path.name)
 
 
 def six_digits(values: Mapping[str, float]) -> dict[str, float]:
@@ -216,120 +211,21 @@ def six_digits(values: Mapping[str, float]) -> dict[str, float]:
     return {name: _rounded(value) for name, value in values.items()}
 
 
-def _tower_json(tower: TowerCalibration) -> dict[str, Any]:
-    return {
-        "graph_sha256": tower.graph_sha256,
-        "forms": {
-            form: {
-                name: dict(sorted(six_digits(values).items()))
-                for name, values in asdict(ranges).items()
-            }
-            for form, ranges in sorted(tower.forms.items())
-        },
-        "smoothing": {
-            site: {
-                "alpha": smoothing.alpha,
-                "error_before": _rounded(smoothing.error_before),
-                "error_after": _rounded(smoothing.error_after),
-                # One line, so that a site that differs is one line of a difference.
-                "log2_factors_in_eighths": " ".join(map(str, smoothing.exponents.tolist())),
-            }
-            for site, smoothing in sorted(tower.smoothing.items())
-        },
-        "damage": [
-            {
-                key: _rounded(value) if isinstance(value, float) else value
-                for key, value in asdict(layer).items()
-            }
-            for layer in tower.damage
-        ],
-    }
-
-
-def _read_tower(towers: StrictObject, name: str) -> TowerCalibration:
-    tower = towers.object(name, {"graph_sha256", "forms", "smoothing", "damage"})
-    forms, smoothing = tower.object("forms", FORMS), tower.object("smoothing")
-    return TowerCalibration(
-        graph_sha256=tower.text("graph_sha256"),
-        forms={form: _read_form(forms, form) for form in FORMS if form in forms.content},
-        smoothing={site: _read_smoothing(smoothing, site) for site in smoothing.content},
-        damage=tuple(_read_damage(item, tower.path) for item in _items(tower, "damage")),
-    )
-
-
-def _read_form(forms: StrictObject, form: Form) -> FormRanges:
-    entry = forms.object(form, FormRanges.__dataclass_fields__)
-    ranges = {name: _ranges(entry.object(name)) for name in FormRanges.__dataclass_fields__}
-    if different := sorted(ranges["amax"].keys() ^ ranges["largest"].keys()):
-        raise entry.error("amax", f"'{different[0]}' and 'largest' name not the same tensors")
-    return FormRanges(**ranges)
-
-
-def _read_smoothing(sites: StrictObject, site: str) -> Smoothing:
-    entry = sites.object(site, {"alpha", "error_before", "error_after", "log2_factors_in_eighths"})
-    try:
-        exponents = np.array([int(word) for word in entry.text("log2_factors_in_eighths").split()])
-    except ValueError as error:
-        raise entry.error("log2_factors_in_eighths", f"expected whole numbers: {error}") from error
-    if not len(exponents):
-        raise entry.error("log2_factors_in_eighths", "expected numbers, found none")
-    if np.abs(exponents).max() > 100:
-        raise entry.error("log2_factors_in_eighths", "expected numbers from -100 to 100")
-    return Smoothing(
-        alpha=None if entry.content.get("alpha", 0) is None else _finite(entry, "alpha"),
-        exponents=exponents,
-        error_before=_finite(entry, "error_before"),
-        error_after=_finite(entry, "error_after"),
-    )
-
-
-def _read_damage(item: Any, path: str) -> LayerDamage:
-    entry = StrictObject(
-        item, f"{path}.damage", {"node", "order_loss", "overlap_loss", "cosine_loss"}
-    )
-    return LayerDamage(
-        node=entry.text("node"),
-        order_loss=_finite(entry, "order_loss"),
-        overlap_loss=_finite(entry, "overlap_loss"),
-        cosine_loss=_finite(entry, "cosine_loss"),
-    )
-
-
-def _finite(entry: StrictObject, key: str) -> float:
-    value = entry.number(key)
-    if not math.isfinite(value):  # Such as 1e999.
-        raise entry.error(key, f"expected a finite number, found {value}")
-    return value
-
-
-def _ranges(values: StrictObject) -> dict[str, float]:
-    ranges = {name: _finite(values, name) for name in values.content}
-    for name, value in ranges.items():
-        if value < 0:
-            raise values.error(name, f"expected a range of at least 0, found {value}")
-    return ranges
-
-
-def _read_samples(samples: StrictObject, kind: str) -> tuple[str, tuple[str, ...]]:
-    """Return source and hashes."""
-    entry = samples.object(kind, {"source", "sha256"})
-    hashes = _items(entry, "sha256")
-    for value in hashes:
-        if not isinstance(value, str) or not _SHA256.fullmatch(value):
-            raise entry.error("sha256", f"expected SHA-256 hashes, found {value!r}")
-    return entry.text("source"), tuple(sorted(hashes))
-
-
-def _items(entry: StrictObject, key: str) -> list[Any]:
-    value = entry.content.get(key)
-    if not isinstance(value, list):
-        raise entry.error(key, f"expected a list, found {type(value).__name__}")
-    return value
+def _as_json(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _as_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _as_json(value[name]) for name in sorted(value)}
+    if isinstance(value, tuple):
+        return [_as_json(item) for item in value]
+    return _rounded(value) if isinstance(value, float) else value
 
 
 def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
+def _require_known(names: Collection[str], known: Collection[str], where: str) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"{where}: unknown key '{name}', {suggestion(name, known)}")

@@ -8,27 +8,26 @@ order.
 One session serves all Linears: weights and rounding steps are initializers that a run may replace.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
-from upperson_calibration.block_linears import BlockLinear, block_linears, weights_of
-from upperson_calibration.estimators import LEVELS
-from upperson_calibration.rounding import round_weight
-from upperson_calibration.session import batches, open_session
+from upperson_calibration.graph import (
+    BlockLinear,
+    SampleStream,
+    TowerGraph,
+    array_of,
+    constant,
+    new_node,
+)
+from upperson_calibration.ranges import LEVELS, round_weight
 from upperson_rt.agreement import row_cosines, top_k_overlap
-from upperson_rt.errors import InputError
+from upperson_rt.encoder import Progress
 from upperson_rt.towers import Tower
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) Linears."""
 
 _NO_STEP = 2.0**-40
 """Rounding to this changes no activation: a power of two, far below what float32 resolves."""
@@ -53,8 +52,7 @@ class LayerDamage:
 
 
 def rank_by_damage(
-    tower: Tower,
-    graph: Path,
+    graph: TowerGraph,
     amax: Mapping[str, float],
     inputs: NDArray[Any],
     other_embeds: NDArray[np.float32],
@@ -68,8 +66,7 @@ def rank_by_damage(
     Takes one pass over the samples for each block Linear.
 
     Args:
-        tower: Which tower ``graph`` is.
-        graph: Its float32 ONNX file, smoothed if it is to be shipped smoothed.
+        graph: The tower, smoothed if it is to be shipped smoothed.
         amax: Range of each activation that enters a block Linear.
         inputs: Samples of this tower: uint8 [N, H, W, 3] or zero-padded int32 [N, L].
         other_embeds: float32 embeddings of the other tower's samples, [M, D] of unit length.
@@ -80,78 +77,72 @@ def rank_by_damage(
     Raises:
         InputError: There is no sample.
     """
-    model = onnx.load(graph)
-    linears = block_linears(model)
-    weights = weights_of(model)
-    _make_switchable(model, linears)
-    session = open_session(model, graph.parent, threads)
-    exact = _embed(session, inputs, {}, batch_size)
+    weights: dict[str, NDArray[np.float32]] = {}
+
+    def change(changed: ir.Graph) -> None:
+        for linear in graph.linears:
+            weights[linear.weight] = array_of(changed.initializers[linear.weight])
+        _make_switchable(changed, graph.linears)
+
+    stream = SampleStream(graph, inputs, change, batch_size=batch_size, threads=threads)
+    exact = _embed(stream, len(inputs), {})
     found = []
-    for done, linear in enumerate(linears, 1):
+    for done, linear in enumerate(graph.linears, 1):
         # What is zero everywhere stays zero with any step.
         step = amax[linear.activation] / LEVELS or _NO_STEP
-        rounded = {
-            linear.weight: round_weight(weights[linear.module]),
+        replaced = {
+            linear.weight: round_weight(weights[linear.weight]),
             f"{linear.node}/step": np.array(step, np.float32),
             f"{linear.node}/low": np.array(-LEVELS, np.float32),
             f"{linear.node}/high": np.array(LEVELS, np.float32),
         }
-        embeds = _embed(session, inputs, rounded, batch_size)
-        found.append(_damage(linear.node, tower, exact, embeds, other_embeds))
+        embeds = _embed(stream, len(inputs), replaced)
+        found.append(_damage(linear.node, graph.tower, exact, embeds, other_embeds))
         if progress is not None:
-            progress(done, len(linears))
+            progress(done, len(graph.linears))
     return sorted(found, key=lambda layer: (-layer.order_loss, -layer.cosine_loss))
 
 
-def _make_switchable(model: onnx.ModelProto, linears: list[BlockLinear]) -> None:
+def _make_switchable(graph: ir.Graph, linears: Sequence[BlockLinear]) -> None:
     """Round each Linear's input by a step that a run may give, and let it replace weights."""
-    by_node = {linear.node: linear for linear in linears}
-    nodes = []
-    for node in model.graph.node:
-        if (linear := by_node.get(node.name)) is not None:
-            step, low, high = (f"{linear.node}/{name}" for name in ("step", "low", "high"))
-            scaled, whole, clipped, back = (
-                f"{linear.node}/{name}" for name in ("scaled", "whole", "clipped", "back")
-            )
-            nodes += [
-                helper.make_node("Div", [linear.activation, step], [scaled]),
-                helper.make_node("Round", [scaled], [whole]),
-                helper.make_node("Clip", [whole, low, high], [clipped]),
-                helper.make_node("Mul", [clipped, step], [back]),
-            ]
-            unlimited = np.finfo(np.float32).max
-            for name, value in ((step, _NO_STEP), (low, -unlimited), (high, unlimited)):
-                model.graph.initializer.append(
-                    numpy_helper.from_array(np.array(value, np.float32), name)
-                )
-                model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
-            node.input[0] = back
-        nodes.append(node)
-    shapes = {item.name: list(item.dims) for item in model.graph.initializer}
-    model.graph.input.extend(
-        helper.make_tensor_value_info(linear.weight, TensorProto.FLOAT, shapes[linear.weight])
-        for linear in linears
-    )
-    changed = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(changed)
+    nodes = {node.name: node for node in graph}
+    for linear in linears:
+        matmul = nodes[linear.node]
+        unlimited = float(np.finfo(np.float32).max)
+        step, low, high = (
+            _replaceable(graph, f"{linear.node}/{name}", value)
+            for name, value in (("step", _NO_STEP), ("low", -unlimited), ("high", unlimited))
+        )
+        value = matmul.inputs[0]
+        for name, operator, others in (
+            ("scaled", "Div", [step]),
+            ("whole", "Round", []),
+            ("clipped", "Clip", [low, high]),
+            ("back", "Mul", [step]),
+        ):
+            node, value = new_node(operator, [value, *others], name=f"{linear.node}/{name}")
+            graph.insert_before(matmul, node)
+        matmul.replace_input_with(0, value)
+        graph.inputs.append(graph.initializers[linear.weight])
+
+
+def _replaceable(graph: ir.Graph, name: str, value: float) -> ir.Value:
+    """Add a scalar that a run may replace: an initializer that is also an input."""
+    scalar = constant(graph, name, np.array(value, np.float32))
+    graph.inputs.append(scalar)
+    return scalar
 
 
 def _embed(
-    session: "onnxruntime.InferenceSession",
-    inputs: NDArray[Any],
-    replaced: Mapping[str, Any],
-    batch_size: int,
+    stream: SampleStream, count: int, replaced: Mapping[str, NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    name = session.get_inputs()[0].name
-    embeds_ND: NDArray[np.float32] | None = None
-    for samples, batch, _ in batches(inputs, batch_size):
-        (rows,) = session.run(None, {name: batch, **replaced})
-        if embeds_ND is None:
-            embeds_ND = np.empty((len(inputs), rows.shape[1]), np.float32)
-        embeds_ND[samples] = rows
-    if embeds_ND is None:
-        raise InputError("sensitivity needs at least one sample, found none")
+    """Return the embeddings [count, D] of all samples."""
+    embeds_ND = np.empty((0, 0), np.float32)
+    for batch in stream.run(replaced=replaced):
+        (rows,) = batch.outputs
+        if not embeds_ND.size:
+            embeds_ND = np.empty((count, rows.shape[1]), np.float32)
+        embeds_ND[batch.samples] = rows
     return embeds_ND
 
 

@@ -5,25 +5,22 @@ factor for each channel and the weight's row multiplied by it:
 
     u W = (u / s) (diag(s) W),      s_c = amax_c ** alpha / wmax_c ** (1 - alpha)
 
-A site is where such factors fold into what stands before. ``blocks.i.ln_1`` and ``blocks.i.ln_2``
-divide gain and bias of the norm and the columns of the adapter's up projection, since the input of
-qkv and fc1 is LN(x) + adapter(x). ``blocks.i.attention.out`` divides the value columns and prefix
-values. The input of fc2 follows a GELU, through which no factor can pass.
+A site is where such factors fold into what stands before; the description of a graph says which
+Linears read from it, and some have none.
 
 Factors are powers of 2 ** (1 / 8), which costs no accuracy and lets a file hold them exactly.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from upperson_calibration.block_linears import BlockLinear, block_linears, weights_of
+from upperson_calibration.graph import BlockLinear, TowerGraph, array_of
 from upperson_calibration.observe import Observed
-from upperson_calibration.rounding import output_error
+from upperson_calibration.ranges import output_error
+from upperson_rt.errors import InputError
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Tried at every site; SmoothQuant itself uses 0.5 to 0.9 for a whole model."""
@@ -33,22 +30,41 @@ STEPS_PER_OCTAVE = 8
 _LARGEST_OCTAVE = 12
 """Factors lie between 2 ** -12 and 2 ** 12: smoothed weights stay inside float16's range."""
 
+_LARGEST_EXPONENT = 100
+"""What a file may ask for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """What is done at one site."""
+    """What is done at one site, as a calibration file holds it."""
 
     alpha: float | None
     """None: rounding is best without factors."""
-
-    exponents: NDArray[np.int64]
-    """log2(s) in eighths, by channel [C]."""
 
     error_before: float
     """Relative squared error of the Linears' int8 outputs without factors, on unseen samples."""
 
     error_after: float
     """The same with factors."""
+
+    log2_factors_in_eighths: str
+    """Whole numbers, by channel; one line, so that a site that differs is one of a difference."""
+
+    def __post_init__(self) -> None:
+        name = "log2_factors_in_eighths"
+        try:
+            exponents_C = self.exponents
+        except ValueError as error:
+            raise InputError(f"{name}: expected whole numbers: {error}") from error
+        if not len(exponents_C):
+            raise InputError(f"{name}: expected numbers, found none")
+        if max(map(abs, exponents_C.tolist())) > _LARGEST_EXPONENT:
+            raise InputError(f"{name}: expected numbers from -100 to 100")
+
+    @property
+    def exponents(self) -> NDArray[np.int64]:
+        """log2(s) in eighths, by channel [C]."""
+        return np.array([int(word) for word in self.log2_factors_in_eighths.split()], np.int64)
 
     @property
     def factors(self) -> NDArray[np.float32]:
@@ -62,39 +78,29 @@ def factors_of(exponents: NDArray[np.int64]) -> NDArray[np.float32]:
     return factors
 
 
-def choose_smoothing(
-    model: onnx.ModelProto, observed: Mapping[str, Observed]
-) -> dict[str, Smoothing]:
+def choose_smoothing(graph: TowerGraph, observed: Mapping[str, Observed]) -> dict[str, Smoothing]:
     """Search alpha at every site of a tower for the least error of its Linears.
 
     Args:
-        model: The float32 graph.
+        graph: The tower.
         observed: Its activations.
 
     Returns:
         By site, in graph order.
     """
-    weights = weights_of(model)
+    initializers = graph.load().graph.initializers
     sites: dict[str, list[BlockLinear]] = {}
-    for linear in block_linears(model):
-        if (site := site_of(linear.module)) is not None:
-            sites.setdefault(site, []).append(linear)
+    for linear in graph.linears:
+        if linear.site is not None:
+            sites.setdefault(linear.site, []).append(linear)
     return {
         # Where q and kv are apart, q reads some of the rows that kv reads.
         site: _search(
             max((observed[linear.activation] for linear in linears), key=lambda seen: seen.amax),
-            np.concatenate([weights[linear.module] for linear in linears], axis=1),
+            np.concatenate([array_of(initializers[linear.weight]) for linear in linears], axis=1),
         )
         for site, linears in sites.items()
     }
-
-
-def site_of(module: str) -> str | None:
-    """Return the site before a block Linear, or None before fc2."""
-    block, _, name = module.partition(".attention.")
-    if name:
-        return module if name == "out" else f"{block}.ln_1"
-    return re.sub(r"\.mlp\.fc1$", ".ln_2", module) if module.endswith(".fc1") else None
 
 
 def _search(seen: Observed, weight_IO: NDArray[np.float32]) -> Smoothing:
@@ -119,7 +125,8 @@ def _search(seen: Observed, weight_IO: NDArray[np.float32]) -> Smoothing:
 
     errors = {alpha: error(alpha) for alpha in (None, *ALPHAS)}
     best = min(errors, key=lambda alpha: errors[alpha])
-    return Smoothing(best, _exponents(seen.channel_max, wmax_I, best), errors[None], errors[best])
+    exponents = " ".join(map(str, _exponents(seen.channel_max, wmax_I, best).tolist()))
+    return Smoothing(best, errors[None], errors[best], exponents)
 
 
 def _exponents(

@@ -5,13 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
-import onnx
+import onnx_ir as ir
 
 from upperson_calibration.calibration_file import Calibration, Samples, write_calibration
-from upperson_calibration.estimators import DEFAULT_ESTIMATOR, Estimator
+from upperson_calibration.ranges import DEFAULT_ESTIMATOR, Estimator
 from upperson_calibration.samples import CalibrationSet
 from upperson_export.bundle_files import (
     CALIBRATION,
@@ -19,13 +17,13 @@ from upperson_export.bundle_files import (
     ModelIdentity,
     foreign_to_bundle,
 )
-from upperson_export.calibrator import Report
+from upperson_export.calibrator import CalibrationTask, StageProgress
 from upperson_export.candidates import FormEmbeddings, TowerCandidates
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
 from upperson_export.ladder import Ladder, RetrievalSplit
 from upperson_export.latency import Stopwatch
 from upperson_export.lint import lint
-from upperson_export.plain import PlainImageTower, PlainTextTower
+from upperson_export.plain import PlainTower
 from upperson_export.report import CalibrationRecord, ExportReport, SplitSize, VariantReport
 from upperson_export.variants import EXACT, VARIANTS, VariantName
 from upperson_rt.bundle import Bundle
@@ -66,7 +64,7 @@ def export_bundle(
     split: RetrievalSplit | None,
     output: Path,
     options: ExportOptions,
-    progress: Report,
+    progress: StageProgress,
     reused: Calibration | None = None,
 ) -> ExportReport:
     """Export a model into a bundle and return its report.
@@ -100,12 +98,15 @@ def export_bundle(
     with new_folder(output, foreign_to_bundle) as folder:
         work = folder / _WORK
         work.mkdir()
-        towers = _towers(model, calibration, work, estimator, progress, reused)
+        task = CalibrationTask(
+            samples=calibration, estimator=estimator, reused=reused, progress=progress
+        )
+        towers = _towers(model, work, task)
         if reused is not None:
-            reused.for_graphs({tower: sha256_of_file(towers[tower].fp32) for tower in TOWERS})
+            reused.for_graphs({tower: sha256_of_file(towers[tower].fp32.file) for tower in TOWERS})
         files = BundleFiles(folder, identity, model, tokenizer_json, calibration)
         for tower in TOWERS:
-            files.add(EXACT, tower, towers[tower].fp32, EXACT)
+            files.add(EXACT, tower, towers[tower].fp32.file, EXACT)
         files.write_draft()  # The ladder embeds with its tokenizer and sizes.
         ladder = _ladder(folder, towers, split, options, progress)
         chosen: dict[VariantName, Rungs] = {EXACT: dict.fromkeys(TOWERS, EXACT)}
@@ -162,35 +163,12 @@ def export_bundle(
     return report
 
 
-def _towers(
-    model: TrainedModel,
-    calibration: CalibrationSet,
-    work: Path,
-    estimator: Estimator,
-    progress: Report,
-    reused: Calibration | None,
-) -> dict[Tower, TowerCandidates]:
-    inputs: dict[Tower, npt.NDArray[Any]] = {
-        "image": calibration.images,
-        "text": calibration.input_ids,
-    }
-    plain: dict[Tower, PlainImageTower | PlainTextTower] = {
+def _towers(model: TrainedModel, work: Path, task: CalibrationTask) -> dict[Tower, TowerCandidates]:
+    plain: dict[Tower, PlainTower] = {
         "image": fold_image_tower(model),
         "text": fold_text_tower(model),
     }
-    towers: dict[Tower, TowerCandidates] = {
-        tower: TowerCandidates(
-            tower,
-            plain[tower],
-            inputs[tower],
-            work,
-            estimator=estimator,
-            reused=None if reused is None else reused.towers.get(tower),
-            same_samples=reused is not None and reused.samples.same_as(calibration),
-            progress=progress,
-        )
-        for tower in TOWERS
-    }
+    towers = {tower: TowerCandidates(tower, plain[tower], work, task) for tower in TOWERS}
     towers["image"].calibrator.know_other(towers["text"].calibrator)
     towers["text"].calibrator.know_other(towers["image"].calibrator)
     return towers
@@ -201,7 +179,7 @@ def _ladder(
     towers: Mapping[Tower, TowerCandidates],
     split: RetrievalSplit | None,
     options: ExportOptions,
-    progress: Report,
+    progress: StageProgress,
 ) -> Ladder | None:
     if split is None:
         return None
@@ -234,7 +212,7 @@ def _add(
     """
     for tower, rung in rungs.items():
         built = towers[tower].build(variant, rung)
-        if findings := lint(onnx.load(built)):
+        if findings := lint(ir.load(built)):
             first = findings[0]
             raise IntegrityError(
                 f"{built.name} has {len(findings)} problems for TensorRT, first {first.rule} at "

@@ -8,21 +8,25 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import onnx
+import onnx_ir as ir
 import torch
 
-from upperson_calibration.calibration_file import Form, TowerCalibration
-from upperson_calibration.estimators import Estimator
+from upperson_calibration.calibration_file import Smoothness
+from upperson_calibration.graph import TowerGraph
 from upperson_calibration.sensitivity import LayerDamage
-from upperson_export.calibrator import Report, TowerCalibrator
-from upperson_export.graphs import build_variant, export_onnx, float_type_of, open_simulated
+from upperson_export.calibrator import CalibrationTask, StageProgress, TowerCalibrator
+from upperson_export.graphs import (
+    build_variant,
+    export_onnx,
+    float_type_of,
+    open_simulated,
+    write_with_weights,
+)
 from upperson_export.ladder import Embeds, RetrievalSplit
 from upperson_export.parity import require_parity
-from upperson_export.plain import PlainImageTower, PlainTextTower
+from upperson_export.plain import PlainTower
 from upperson_export.smooth import smooth
 from upperson_export.variants import (
     EXACT,
@@ -39,8 +43,6 @@ from upperson_rt.towers import Tower
 
 _PARITY_INPUTS = 17
 
-PlainTower = PlainImageTower | PlainTextTower
-
 
 class TowerCandidates:
     """Builds the forms of one tower into a folder.
@@ -48,45 +50,22 @@ class TowerCandidates:
     Args:
         kind: Which tower it is.
         plain: The folded tower.
-        inputs: Calibration samples: uint8 [N, H, W, 3] or zero-padded int32 [N, L].
         folder: Where files go.
-        estimator: How ranges follow from what calibration sees.
-        reused: An earlier calibration of this tower, or None.
-        same_samples: Whether it saw these samples; see `TowerCalibrator`.
-        progress: Told what goes on.
+        task: How it is calibrated; its samples are also what files are compared on.
     """
 
-    def __init__(
-        self,
-        kind: Tower,
-        plain: PlainTower,
-        inputs: npt.NDArray[Any],
-        folder: Path,
-        *,
-        estimator: Estimator,
-        reused: TowerCalibration | None,
-        same_samples: bool,
-        progress: Report,
-    ) -> None:
+    def __init__(self, kind: Tower, plain: PlainTower, folder: Path, task: CalibrationTask) -> None:
         self.kind = kind
         self._plain = plain
-        self._inputs = inputs
+        self._inputs = task.samples.inputs(kind)
         self._folder = folder
-        self._progress = progress
-        self.calibrator = TowerCalibrator(
-            kind,
-            self._graph,
-            inputs,
-            estimator=estimator,
-            reused=reused,
-            same_samples=same_samples,
-            progress=progress,
-        )
+        self._progress = task.progress
+        self.calibrator = TowerCalibrator(kind, self._graph, task)
         """What the forms are built from."""
 
     @cached_property
-    def fp32(self) -> Path:
-        """The float32 file, compared with torch."""
+    def fp32(self) -> TowerGraph:
+        """The float32 graph, compared with torch."""
         return self._export(self._plain, f"{self.kind}.fp32.onnx")
 
     def build(self, variant: VariantName, rung: str) -> Path:
@@ -97,17 +76,16 @@ class TowerCandidates:
         """
         made = VARIANTS[variant].at(rung)
         if made.name == EXACT:
-            return self.fp32
+            return self.fp32.file
         path = self._folder / f"{self.kind}.{made.name}.{rung.replace('/', 'of')}.onnx"
         if not path.exists():
-            graph = INT8_RUNGS.get(rung, Int8Rung()).graph
-            amax = self.calibrator.amax(graph) if made.int8 else None
+            which = INT8_RUNGS.get(rung, Int8Rung()).graph
+            amax = self.calibrator.amax(which) if made.int8 else None
             half = made.float_type == "f16"
-            largest = self.calibrator.largest_anywhere(graph) if half else None
+            largest = self.calibrator.largest_anywhere(which) if half else None
             keep = [layer.node for layer in self.kept_float(rung)]
-            # Loaded last, so that no calibration runs beside it.
-            fp32 = onnx.load(self._graph(graph))
-            onnx.save(build_variant(fp32, self.kind, made.name, amax, keep, largest=largest), path)
+            graph = self._graph(which)
+            ir.save(build_variant(graph, made.name, amax, keep, largest=largest), path)
         return path
 
     def kept_float(self, rung: str) -> list[LayerDamage]:
@@ -118,28 +96,32 @@ class TowerCandidates:
         damage = self.calibrator.damage()
         return damage[: math.ceil(len(damage) * share)]
 
-    def _graph(self, form: Form) -> Path:
-        return self.fp32 if form == "plain" else self._smoothed
+    def _graph(self, smoothness: Smoothness) -> TowerGraph:
+        return self.fp32 if smoothness == "plain" else self._smoothed
 
     @cached_property
-    def _smoothed(self) -> Path:
+    def _smoothed(self) -> TowerGraph:
         factors = {
             site: found.factors
             for site, found in self.calibrator.smoothing().items()
             if found.alpha is not None
         }
-        return self._export(smooth(self._plain, factors), f"{self.kind}.smoothed.onnx")
+        smoothed = smooth(self._plain, factors)
+        return self._export(smoothed, f"{self.kind}.smoothed.onnx", like=self.fp32)
 
-    def _export(self, tower: PlainTower, name: str) -> Path:
+    def _export(self, tower: PlainTower, name: str, like: TowerGraph | None = None) -> TowerGraph:
+        """Write a tower's graph, if possible without a trace: from that of a tower alike."""
         path = self._folder / name
         self._progress(f"exporting the {self.kind} tower", 0, 1)
-        # A batch of one would be taken for a constant.
-        example = torch.from_numpy(np.concatenate([self._inputs[:2]] * 2))
-        export_onnx(tower, self.kind, path, example=example)
+        graph = None if like is None else write_with_weights(like, tower, path)
+        if graph is None:
+            # A batch of one would be taken for a constant.
+            example = torch.from_numpy(np.concatenate([self._inputs[:2]] * 2))
+            graph = export_onnx(tower, self.kind, path, example=example)
         # A smoothed tower is compared with the tower as it was: smoothing must change nothing.
         require_parity(self._plain, path, self.kind, self._inputs[:_PARITY_INPUTS])
         self._progress(f"exporting the {self.kind} tower", 1, 1)
-        return path
+        return graph
 
 
 class FormEmbeddings:
@@ -157,7 +139,7 @@ class FormEmbeddings:
         folder: Path,
         towers: Mapping[Tower, TowerCandidates],
         split: RetrievalSplit,
-        progress: Report,
+        progress: StageProgress,
     ) -> None:
         self._exact = Bundle.open(folder, EXACT)
         self._towers = towers

@@ -15,18 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from upperson_export.plain import (
-    PIXEL_CENTRE,
-    Adapter,
-    Attention,
-    Linear,
-    Mlp,
-    PackedAttention,
-    PatchProjection,
-    PlainBlock,
-    PlainImageTower,
-    PlainTextTower,
-)
+from upperson_export.blocks import Adapter, Attention, Linear, Mlp, PackedAttention, PlainBlock
+from upperson_export.plain import PIXEL_CENTRE, PatchProjection, PlainImageTower, PlainTextTower
 from upperson_rt.errors import InputError, UsageError
 
 

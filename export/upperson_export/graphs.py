@@ -7,22 +7,21 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
-from torch import nn
 from torch.export import Dim
 
-from upperson_calibration.block_linears import block_linears
-from upperson_export.passes.node_names import NameByModule
-from upperson_export.passes.shape_after_cast import ShapeAfterCast
-from upperson_export.passes.simulate_half import SimulateHalf
+from upperson_calibration.graph import BlockLinear, TowerGraph
+from upperson_export.passes.after_export import NameByModule, ShapeAfterCast
+from upperson_export.passes.half import SimulateHalf
+from upperson_export.plain import PlainTower
 from upperson_export.variants import VARIANTS, Tensors, VariantName
 from upperson_rt.backends import open_backend
-from upperson_rt.errors import InputError
+from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.towers import GRAPH_NAMES, Backend, Tower
 
 OPSET = 19
@@ -38,7 +37,7 @@ DYNAMIC_AXES: dict[Tower, dict[int, str]] = {
 """Axes of the input that may have any size, by name."""
 
 
-def export_onnx(tower: nn.Module, kind: Tower, path: Path, *, example: torch.Tensor) -> None:
+def export_onnx(tower: PlainTower, kind: Tower, path: Path, *, example: torch.Tensor) -> TowerGraph:
     """Trace a plain tower and write one self-contained ONNX file.
 
     Args:
@@ -46,6 +45,12 @@ def export_onnx(tower: nn.Module, kind: Tower, path: Path, *, example: torch.Ten
         kind: Which of the two it is.
         path: Where to write.
         example: An input of batch 2 or more; dynamic axes must not be 1 or the context length.
+
+    Returns:
+        The file, with the description of the Linears that int8 covers.
+
+    Raises:
+        IntegrityError: The exporter changed one of those Linears.
     """
     input_name, output_name = GRAPH_NAMES[kind]
     dims = {"batch": Dim("batch", min=1)}
@@ -68,6 +73,9 @@ def export_onnx(tower: nn.Module, kind: Tower, path: Path, *, example: torch.Ten
         )
     assert program is not None  # only None with the legacy exporter
     model = program.model
+    model.ir_version = IR_VERSION
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
     ir.passes.Sequential(
         ShapeAfterCast(),
         NameByModule(),
@@ -75,28 +83,42 @@ def export_onnx(tower: nn.Module, kind: Tower, path: Path, *, example: torch.Ten
         common.ClearMetadataAndDocStringPass(),
         common.RemoveUnusedNodesPass(),
     )(model)
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        value.metadata_props.clear()
-    model.ir_version = IR_VERSION
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto)
-    onnx.save(proto, path)
+    _check(model)
+    ir.save(model, path)
+    return TowerGraph(kind, path, described_linears(model, tower))
+
+
+def write_with_weights(graph: TowerGraph, tower: PlainTower, path: Path) -> TowerGraph | None:
+    """Write a copy of a graph with the weights of another tower of the same structure.
+
+    That is what `export_onnx` would write, without a trace, which takes most of an export's time.
+
+    Returns:
+        The copy; None if the exporter merged or renamed a weight, so that it cannot be exchanged.
+    """
+    model = graph.load()
+    initializers = model.graph.initializers
+    weights = tower.state_dict()
+    if not weights.keys() <= initializers.keys():
+        return None
+    for name, weight in weights.items():
+        initializers[name].const_value = ir.tensor(weight.numpy(), name=name)
+    ir.save(model, path)
+    return replace(graph, file=path)
 
 
 def build_variant(
-    fp32: onnx.ModelProto,
-    kind: Tower,
+    graph: TowerGraph,
     variant: VariantName,
     amax: Mapping[str, float] | None = None,
     keep_float: Collection[str] = (),
     *,
     largest: Mapping[str, float] | None = None,
-) -> onnx.ModelProto:
-    """Make one variant of a tower from the float32 graph, which is not changed.
+) -> ir.Model:
+    """Make one variant of a tower from its float32 graph, whose file stays as it is.
 
     Args:
-        fp32: The graph of `export_onnx`.
-        kind: Which tower it is.
+        graph: As `export_onnx` gave it.
         variant: What to make.
         amax: For int8: calibrated range by the name of the tensor that enters a block Linear.
         keep_float: Names of block Linears' MatMul nodes that int8 leaves alone.
@@ -104,17 +126,11 @@ def build_variant(
             comes near the range of float16, the nodes around compute in float32.
 
     Raises:
-        InputError: The graph is of another tower, a range is missing or not usable, or
-            ``keep_float`` names no block Linear.
+        InputError: A range is missing or not usable, or ``keep_float`` names no block Linear.
     """
-    names = (fp32.graph.input[0].name, fp32.graph.output[0].name)
-    if names != GRAPH_NAMES[kind]:
-        raise InputError(
-            f"expected the {kind} tower with input and output {GRAPH_NAMES[kind]}, found {names}"
-        )
     if VARIANTS[variant].int8 and amax is None:
         raise InputError(f"the variant '{variant}' needs calibrated ranges: calibrate first")
-    linears = [linear.node for linear in block_linears(fp32)]
+    linears = [linear.node for linear in graph.linears]
     if unknown := sorted(set(keep_float) - set(linears)):
         raise InputError(
             f"no block Linear is named {', '.join(unknown)}: the graph has {', '.join(linears)}"
@@ -124,11 +140,12 @@ def build_variant(
         amax=amax or {},
         largest=largest,
     )
-    return _changed(fp32, *VARIANTS[variant].passes(given), common.RemoveUnusedNodesPass())
+    changes = (*VARIANTS[variant].passes(given), common.RemoveUnusedNodesPass())
+    return _changed(graph.load(), *changes)
 
 
-def simulated(typed: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a typed graph as one that a CPU computes with float16's range and rounding."""
+def simulate_half(typed: ir.Model) -> ir.Model:
+    """Turn a typed graph into one that a CPU computes with float16's range and rounding."""
     return _changed(typed, SimulateHalf())
 
 
@@ -136,7 +153,7 @@ def open_simulated(path: Path, threads: int | None = None) -> Backend:
     """Open a typed graph in ONNX Runtime with float16's range and rounding."""
     with tempfile.TemporaryDirectory() as folder:
         half = Path(folder, path.name)
-        onnx.save(simulated(onnx.load(path)), half)
+        ir.save(simulate_half(ir.load(path)), half)
         return open_backend(half, "onnxruntime", threads=threads)
 
 
@@ -145,10 +162,42 @@ def float_type_of(backend: Backend) -> str:
     return str(getattr(backend, "float_type", "f32"))
 
 
-def _changed(proto: onnx.ModelProto, *passes: ir.passes.InPlacePass) -> onnx.ModelProto:
-    model = ir.from_proto(proto)
+def _changed(model: ir.Model, *passes: ir.passes.InPlacePass) -> ir.Model:
     for change in passes:
         change(model)
-    changed = ir.to_proto(model)
-    onnx.checker.check_model(changed)
-    return changed
+    _check(model)
+    return model
+
+
+def _check(model: ir.Model) -> None:
+    """Ask ONNX whether a graph is valid; a copy, because large initializers lose their order."""
+    common.CheckerPass()(model.clone())
+
+
+def described_linears(model: ir.Model, tower: PlainTower) -> tuple[BlockLinear, ...]:
+    """Find the Linears of blocks that a tower says it has in its graph, in graph order.
+
+    Raises:
+        IntegrityError: One is not there.
+    """
+    sites = {f"{path}.weight": site for path, site in tower.block_linears().items()}
+    found = []
+    for node in model.graph:
+        if node.op_type != "MatMul":
+            continue
+        x, weight = node.inputs
+        if x is not None and weight is not None and weight.name in sites:
+            found.append(
+                BlockLinear(
+                    node=str(node.name),
+                    activation=str(x.name),
+                    weight=weight.name,
+                    site=sites.pop(weight.name),
+                )
+            )
+    if sites:
+        raise IntegrityError(
+            f"the exported graph has no MatMul with '{next(iter(sites))}': report the versions of "
+            "torch, onnxscript and onnx"
+        )
+    return tuple(found)

@@ -211,10 +211,10 @@ def _facts(report: ExportReport, manifest: Manifest, quote: Quote) -> list[tuple
 
 def _calibrated(report: ExportReport, calibration: CalibrationRecord, quote: Quote) -> str:
     samples = calibration.samples
+    images, texts = samples.images, samples.texts
     parts = [
-        f"{len(samples.images)} images from {quote(samples.image_source)} and "
-        f"{len(samples.texts)} texts from {quote(samples.text_source)}, "
-        f"sha256 {samples.sha256[:16]}"
+        f"{len(images.sha256)} images from {quote(images.source)} and "
+        f"{len(texts.sha256)} texts from {quote(texts.source)}, sha256 {samples.sha256[:16]}"
     ]
     if any(VARIANTS[variant].int8 for variant in report.variants):
         parts.append(f"{calibration.estimator} ranges")

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from upperson_calibration.calibration_file import Samples
-from upperson_calibration.estimators import Estimator
+from upperson_calibration.ranges import Estimator
 from upperson_calibration.sensitivity import LayerDamage
 from upperson_export.ladder import Accuracy, Compared, Measured, RetrievalSplit
 from upperson_export.latency import Conditions, Times

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from onnx_ir.passes import InPlacePass
 
-    from upperson_calibration.calibration_file import Form
+    from upperson_calibration.calibration_file import Smoothness
 
 VariantName: TypeAlias = Literal["fp32", "fp16", "int8", "int8-fp16"]
 
@@ -31,7 +31,7 @@ SIMULATED = "onnxruntime, float16 simulated"
 class Int8Rung:
     """A way to make a tower int8."""
 
-    graph: "Form" = "plain"
+    graph: "Smoothness" = "plain"
     """Which float32 graph is quantized."""
 
     in_float: Fraction = Fraction(0)
@@ -118,22 +118,22 @@ def _no_pass(_: Tensors) -> Iterable["InPlacePass"]:
 
 
 def _int8(given: Tensors) -> Iterable["InPlacePass"]:
+    from upperson_export.passes.packed import TransposePacked
     from upperson_export.passes.quantize_linears import QuantizeLinears
-    from upperson_export.passes.transpose_packed import TransposePacked
 
     return QuantizeLinears(given.linears, given.amax), TransposePacked()
 
 
 def _fp16(given: Tensors) -> Iterable["InPlacePass"]:
-    from upperson_export.passes.to_half import ToHalf
+    from upperson_export.passes.half import ToHalf
 
     return (ToHalf(given.largest),)
 
 
 def _int8_fp16(given: Tensors) -> Iterable["InPlacePass"]:
+    from upperson_export.passes.half import ToHalf
+    from upperson_export.passes.packed import UnpackProjections, unpacked
     from upperson_export.passes.quantize_linears import QuantizeLinears
-    from upperson_export.passes.to_half import ToHalf
-    from upperson_export.passes.unpack_projections import UnpackProjections, unpacked
 
     linears = [part for name in given.linears for part in unpacked(name)]
     return UnpackProjections(), QuantizeLinears(linears, given.amax), ToHalf(given.largest)

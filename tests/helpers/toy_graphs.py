@@ -1,31 +1,44 @@
-"""The toy's towers as ONNX graphs, exported once a process, and helpers to look into graphs."""
+"""The toy's towers as ONNX graphs, exported once a session, and helpers to look into graphs.
+
+Tests that use `toy_graph` or `graph_of` ask for the fixture ``toy_graphs``.
+"""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterable
-from functools import cache
+from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 import onnxruntime
-from onnx import TensorProto, helper
-from torch import nn
 
 from tests.helpers.toy_clip import toy_ids, toy_model, toy_pixels
-from upperson_calibration.block_linears import block_linears
+from upperson_calibration.graph import BlockLinear, TowerGraph
 from upperson_export.fold import fold_image_tower, fold_text_tower
-from upperson_export.graphs import export_onnx
+from upperson_export.graphs import export_onnx, write_with_weights
+from upperson_export.plain import PlainTower
 from upperson_rt.agreement import compare_embeds
 from upperson_rt.towers import Tower
 
 Array = npt.NDArray[Any]
+Graph = TowerGraph | ir.Model | onnx.ModelProto
 TOWERS: tuple[Tower, ...] = ("image", "text")
 
-_FOLD: dict[str, Callable[[Any], nn.Module]] = {"image": fold_image_tower, "text": fold_text_tower}
+FOLD: dict[Tower, Callable[[Any], PlainTower]] = {
+    "image": fold_image_tower,
+    "text": fold_text_tower,
+}
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="toy_graphs.")
+_NUMBERS = count()
+_GRAPHS: dict[Tower, TowerGraph] = {}
 
 
 def toy_inputs(kind: Tower, count: int = 9) -> Array:
@@ -34,42 +47,64 @@ def toy_inputs(kind: Tower, count: int = 9) -> Array:
     return np.asarray(rows.numpy())
 
 
-def exported(model: Any, kind: Tower) -> onnx.ModelProto:
-    """Fold and export one tower of a model with the toy's sizes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "tower.onnx")
-        example = toy_pixels(3) if kind == "image" else toy_ids([4, 9])
-        export_onnx(_FOLD[kind](model), kind, path, example=example)
-        return onnx.load(path)
+def load_toy_graphs(folder: Path) -> None:
+    """Take the toy's graphs from a folder, exporting them if they are not there."""
+    for kind in TOWERS:
+        file, description = folder / f"{kind}.onnx", folder / f"{kind}.json"
+        if not description.exists():
+            example = toy_pixels(3) if kind == "image" else toy_ids([4, 9])
+            graph = export_onnx(FOLD[kind](toy_model()), kind, file, example=example)
+            description.write_text(json.dumps([asdict(linear) for linear in graph.linears]))
+        linears = [BlockLinear(**fields) for fields in json.loads(description.read_text())]
+        _GRAPHS[kind] = TowerGraph(kind, file, tuple(linears))
 
 
-@cache
-def toy_graph(kind: Tower) -> onnx.ModelProto:
-    """The float32 graph; shared, so not to be changed."""
-    return exported(toy_model(), kind)
+def toy_graph(kind: Tower) -> TowerGraph:
+    """Return the float32 graph of the toy's model, which is shared."""
+    return _GRAPHS[kind]
 
 
-def run_graph(model: onnx.ModelProto, *inputs: Array, outputs: Iterable[str] = ()) -> list[Array]:
-    """Run a model in ONNX Runtime on one thread."""
+def export_exchanged(tower: PlainTower, kind: Tower, path: Path, *, example: Any) -> TowerGraph:
+    """Do what `export_onnx` does for a tower that differs from the toy's in weights alone.
+
+    An export takes seconds; that exchanging the weights gives the same file is a test of its own.
+    """
+    graph = write_with_weights(toy_graph(kind), tower, path)
+    assert graph is not None
+    return graph
+
+
+def graph_of(tower: PlainTower, kind: Tower) -> TowerGraph:
+    """Return the graph of a folded tower that differs from the toy's in weights alone."""
+    return export_exchanged(tower, kind, _new_file(), example=None)
+
+
+def proto_of(graph: Graph) -> onnx.ModelProto:
+    """Return a graph as tests read it; changes of it change nothing else."""
+    if isinstance(graph, onnx.ModelProto):
+        return graph
+    return onnx.load(graph.file) if isinstance(graph, TowerGraph) else ir.to_proto(graph)
+
+
+def run_graph(graph: Graph, *inputs: Array, outputs: Iterable[str] = ()) -> list[Array]:
+    """Run a graph in ONNX Runtime on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        proto_of(graph).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     names = [value.name for value in session.get_inputs()]
     found: list[Array] = session.run(list(outputs) or None, dict(zip(names, inputs, strict=True)))
     return found
 
 
-def amax_of(model: onnx.ModelProto, inputs: Array) -> dict[str, float]:
+def amax_of(graph: TowerGraph, inputs: Array) -> dict[str, float]:
     """Return the largest absolute value of what enters each block Linear."""
-    names = list(dict.fromkeys(linear.activation for linear in block_linears(model)))
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    watched.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
-    )
+    names = list(dict.fromkeys(linear.activation for linear in graph.linears))
+    watched = graph.load()
+    values = ir.convenience.create_value_mapping(watched.graph)
+    watched.graph.outputs.extend(values[name] for name in names)
     found = run_graph(watched, inputs, outputs=names)
     return {name: float(np.abs(value).max()) for name, value in zip(names, found, strict=True)}
 
@@ -82,3 +117,7 @@ def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 def min_cosine(a: Array, b: Array) -> float:
     """Return the smallest cosine of two sets of rows [N, E]."""
     return compare_embeds(a, b).min_cosine
+
+
+def _new_file() -> Path:
+    return Path(_FOLDER.name, f"{next(_NUMBERS)}.onnx")

@@ -1,15 +1,13 @@
 """Folded against unfolded, torch against ONNX, at several batches and text lengths."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers.toy_clip import normalised, toy_ids, toy_model, toy_pixels
+from tests.helpers.toy_graphs import TOWERS, toy_graph
 from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 from upperson_export.fold import fold_image_tower, fold_text_tower
-from upperson_export.graphs import export_onnx
 from upperson_rt.backends import open_backend
 from upperson_rt.towers import run_tower
 
@@ -64,13 +62,10 @@ def test_folding_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.timeout(300)
-def test_onnx_equals_the_unfolded_model(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("toy_graphs")
+def test_onnx_equals_the_unfolded_model() -> None:
     model = toy_model()
-    export_onnx(fold_image_tower(model), "image", tmp_path / "image.onnx", example=toy_pixels(3))
-    export_onnx(fold_text_tower(model), "text", tmp_path / "text.onnx", example=toy_ids([4, 9]))
-    image = open_backend(tmp_path / "image.onnx", "onnxruntime")
-    text = open_backend(tmp_path / "text.onnx", "onnxruntime")
+    image, text = (open_backend(toy_graph(tower).file, "onnxruntime") for tower in TOWERS)
     with torch.no_grad():
         for batch in BATCHES:
             pixels = toy_pixels(batch)

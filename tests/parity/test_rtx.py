@@ -7,33 +7,27 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.helpers.toy_graphs import TOWERS, toy_graph
-from upperson_calibration.block_linears import block_linears
+from upperson_calibration.graph import TowerGraph
+from upperson_export.blocks import Adapter, Attention, Linear, Mlp, PackedAttention, PlainBlock
 from upperson_export.graphs import build_variant, export_onnx
 from upperson_export.lint import lint
-from upperson_export.plain import (
-    Adapter,
-    Attention,
-    Linear,
-    Mlp,
-    PackedAttention,
-    PatchProjection,
-    PlainBlock,
-    PlainImageTower,
-    PlainTextTower,
-)
+from upperson_export.plain import PatchProjection, PlainImageTower, PlainTextTower, PlainTower
 from upperson_export.rtx import RtxEngine, build_rtx_engine, parse_layers, rtx_target
 from upperson_export.variants import VariantName
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_rt.tensorrt.builder import InputProfile
 from upperson_rt.towers import Tower
 
-pytestmark = pytest.mark.timeout(300)  # Two exports of ViT-B/16, four builds.
+pytestmark = [
+    pytest.mark.timeout(300),  # Two exports of ViT-B/16, four builds.
+    pytest.mark.usefixtures("toy_graphs"),
+]
 
 LAYERS = 12
 PREFIX = 10
@@ -86,7 +80,7 @@ def vit_blocks(width: int, heads: int) -> list[PlainBlock]:
     return [vit_block(width, heads, kind) for kind in kinds]
 
 
-def vit_b16(kind: Tower) -> nn.Module:
+def vit_b16(kind: Tower) -> PlainTower:
     """Build a tower with the sizes of UP-Person on ViT-B/16 at 384x128."""
     torch.manual_seed(0)
     if kind == "image":
@@ -112,31 +106,31 @@ def vit_b16(kind: Tower) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[Tower, TowerGraph]:
     """Export both towers once; files, so that only one is in memory at a time."""
     folder = tmp_path_factory.mktemp("vit_b16")
     examples = {
         "image": torch.zeros(3, 384, 128, 3, dtype=torch.uint8),
         "text": torch.ones(3, 20, dtype=torch.int32),
     }
-    files = {kind: folder / f"{kind}.onnx" for kind in examples}
-    for kind in TOWERS:
-        export_onnx(vit_b16(kind), kind, files[kind], example=examples[kind])
-    return files
+    return {
+        kind: export_onnx(vit_b16(kind), kind, folder / f"{kind}.onnx", example=examples[kind])
+        for kind in TOWERS
+    }
 
 
 def build(
-    model: onnx.ModelProto, folder: Path, profile: InputProfile, capability: str = "8.6"
+    model: ir.Model, folder: Path, profile: InputProfile, capability: str = "8.6"
 ) -> RtxEngine:
-    onnx.save(model, folder / "tower.onnx")
+    ir.save(model, folder / "tower.onnx")
     return build_rtx_engine(folder / "tower.onnx", profile, capability)
 
 
-def compiled(graphs: dict[str, Path], kind: Tower, variant: VariantName, folder: Path) -> RtxEngine:
-    fp32 = onnx.load(graphs[kind])
-    amax = {item.activation: 8.0 for item in block_linears(fp32)}
-    model = build_variant(fp32, kind, variant, amax)
-    del fp32
+def compiled(
+    graphs: dict[Tower, TowerGraph], kind: Tower, variant: VariantName, folder: Path
+) -> RtxEngine:
+    amax = {linear.activation: 8.0 for linear in graphs[kind].linears}
+    model = build_variant(graphs[kind], variant, amax)
     assert lint(model) == []
     engine = build(model, folder, PROFILES[kind])
     print(
@@ -150,7 +144,7 @@ def compiled(graphs: dict[str, Path], kind: Tower, variant: VariantName, folder:
 @needs_rtx
 @pytest.mark.parametrize("kind", TOWERS)
 def test_attention_of_the_fp16_graph_is_fused(
-    graphs: dict[str, Path], kind: Tower, tmp_path: Path
+    graphs: dict[Tower, TowerGraph], kind: Tower, tmp_path: Path
 ) -> None:
     engine = compiled(graphs, kind, "fp16", tmp_path)
     # That of the last block has one query row, and no kernel for it.
@@ -162,7 +156,7 @@ def test_attention_of_the_fp16_graph_is_fused(
 @needs_rtx
 @pytest.mark.parametrize("kind", TOWERS)
 def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(
-    graphs: dict[str, Path], kind: Tower, tmp_path: Path
+    graphs: dict[Tower, TowerGraph], kind: Tower, tmp_path: Path
 ) -> None:
     engine = compiled(graphs, kind, "int8-fp16", tmp_path)
     assert len(engine.fused_attentions()) >= LAYERS - 1
@@ -184,8 +178,8 @@ def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(
 
 
 @cache
-def toy_fp16() -> onnx.ModelProto:
-    return build_variant(toy_graph("image"), "image", "fp16")
+def toy_fp16() -> ir.Model:
+    return build_variant(toy_graph("image"), "fp16")
 
 
 @needs_rtx
@@ -201,10 +195,10 @@ def test_one_build_makes_one_engine(tmp_path: Path) -> None:
 def test_a_graph_that_the_linter_finds_fault_with_is_refused_by_the_compiler(
     tmp_path: Path,
 ) -> None:
-    broken = onnx.ModelProto()
-    broken.CopyFrom(toy_fp16())
-    add = next(node for node in broken.graph.node if node.name == "blocks.0/Add_2")
-    add.input[1] = "blocks.0.ln_1/LayerNormalization"  # float32 beside float16
+    broken = toy_fp16().clone()
+    add = next(node for node in broken.graph if node.name == "blocks.0/Add_2")
+    values = ir.convenience.create_value_mapping(broken.graph)
+    add.replace_input_with(1, values["blocks.0.ln_1/LayerNormalization"])  # float32 beside float16
     assert {(finding.rule, finding.node) for finding in lint(broken)} == {
         ("mixed-types", "blocks.0/Add_2")
     }

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -14,19 +14,20 @@ from tests.helpers.stress_models import (
     with_stream_outlier,
 )
 from tests.helpers.toy_clip import normalised, toy_ids, toy_model, toy_pixels
+from tests.helpers.toy_graphs import graph_of
 from upperson.model.encoder import UPPerson
-from upperson_calibration.estimators import estimate
+from upperson_calibration.graph import TowerGraph
 from upperson_calibration.observe import observe
+from upperson_calibration.ranges import estimate
 from upperson_calibration.sensitivity import rank_by_damage
 from upperson_calibration.smoothing import choose_smoothing
 from upperson_export.fold import fold_image_tower
-from upperson_export.graphs import build_variant, export_onnx
-from upperson_export.plain import PlainImageTower
+from upperson_export.graphs import build_variant
 from upperson_export.smooth import smooth
 from upperson_rt.backends import open_backend
 from upperson_rt.towers import run_tower
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.usefixtures("toy_graphs")
 
 CALIBRATION = toy_pixels(32).numpy()
 TEST = toy_pixels(24, seed=7).numpy()
@@ -36,13 +37,11 @@ def embed(path: Path) -> NDArray[np.float32]:
     return run_tower(open_backend(path, "onnxruntime", threads=1), "image", TEST)
 
 
-def int8_loss(tower: PlainImageTower, path: Path, exact: NDArray[np.float32]) -> float:
+def int8_loss(graph: TowerGraph, folder: Path, exact: NDArray[np.float32]) -> float:
     """Return 1 - mean cosine of the int8 image tower to the float32 one."""
-    export_onnx(tower, "image", path, example=toy_pixels(3))
-    amax = estimate(observe(path, CALIBRATION, threads=1), "min-max")
-    int8 = path.with_suffix(".int8.onnx")
-    onnx.save(build_variant(onnx.load(path), "image", "int8", amax), int8)
-    return 1 - float((embed(int8) * exact).sum(axis=1).mean())
+    amax = estimate(observe(graph, CALIBRATION, threads=1), "min-max")
+    ir.save(build_variant(graph, "int8", amax), folder / "int8.onnx")
+    return 1 - float((embed(folder / "int8.onnx") * exact).sum(axis=1).mean())
 
 
 def test_loud_channels_ruin_plain_int8_and_smoothing_restores_it(tmp_path: Path) -> None:
@@ -52,36 +51,33 @@ def test_loud_channels_ruin_plain_int8_and_smoothing_restores_it(tmp_path: Path)
     with torch.no_grad():
         exact = quiet(torch.from_numpy(TEST)).numpy()
         np.testing.assert_allclose(loud(torch.from_numpy(TEST)).numpy(), exact, atol=1e-5)
-    quiet_loss = int8_loss(quiet, tmp_path / "quiet.onnx", exact)
-    loud_loss = int8_loss(loud, tmp_path / "loud.onnx", exact)
-    found = choose_smoothing(
-        onnx.load(tmp_path / "loud.onnx"),
-        observe(tmp_path / "loud.onnx", CALIBRATION, threads=1),
-    )
+    quiet_loss = int8_loss(graph_of(quiet, "image"), tmp_path, exact)
+    loud_graph = graph_of(loud, "image")
+    loud_loss = int8_loss(loud_graph, tmp_path, exact)
+    found = choose_smoothing(loud_graph, observe(loud_graph, CALIBRATION, threads=1))
     factors = {site: item.factors for site, item in found.items()}
-    smoothed_loss = int8_loss(smooth(loud, factors), tmp_path / "smoothed.onnx", exact)
+    smoothed = graph_of(smooth(loud, factors), "image")
+    smoothed_loss = int8_loss(smoothed, tmp_path, exact)
     assert loud_loss > 30 * quiet_loss
     assert smoothed_loss < 1.5 * quiet_loss
-    np.testing.assert_allclose(embed(tmp_path / "smoothed.onnx"), exact, atol=1e-5)
+    np.testing.assert_allclose(embed(smoothed.file), exact, atol=1e-5)
 
 
 def test_the_loud_linears_are_found_to_be_the_harmful_ones(tmp_path: Path) -> None:
-    path = tmp_path / "loud.onnx"
-    tower = fold_image_tower(with_loud_channels(toy_model(), blocks=[1]))
-    export_onnx(tower, "image", path, example=toy_pixels(3))
-    amax = estimate(observe(path, CALIBRATION, threads=1), "min-max")
+    graph = graph_of(fold_image_tower(with_loud_channels(toy_model(), blocks=[1])), "image")
+    amax = estimate(observe(graph, CALIBRATION, threads=1), "min-max")
     texts = np.random.default_rng(0).normal(size=(20, 24)).astype(np.float32)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-    ranking = rank_by_damage("image", path, amax, TEST, texts, threads=1)
+    ranking = rank_by_damage(graph, amax, TEST, texts, threads=1)
     assert {layer.node for layer in ranking[:2]} <= {
         "blocks.1.attention.kv/MatMul", "blocks.1.attention.q/MatMul", "blocks.1.mlp.fc1/MatMul"
     }  # fmt: skip
-    exact = embed(path)
+    exact = embed(graph.file)
     alone = {}
     for layer in (ranking[0], ranking[-1]):
         keep = [other.node for other in ranking if other.node != layer.node]
         int8 = tmp_path / "one.onnx"
-        onnx.save(build_variant(onnx.load(path), "image", "int8", amax, keep), int8)
+        ir.save(build_variant(graph, "int8", amax, keep), int8)
         alone[layer.node] = 1 - float((embed(int8) * exact).sum(axis=1).mean())
     # What was predicted for a Linear is what the graph with it alone in int8 does.
     assert alone[ranking[0].node] == pytest.approx(ranking[0].cosine_loss, rel=0.1)

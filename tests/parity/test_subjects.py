@@ -4,12 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import pytest
 import torch
 
 from tests.helpers.toy_clip import toy_model
-from tests.helpers.toy_graphs import TOWERS, min_cosine, run_graph, toy_graph, toy_inputs
+from tests.helpers.toy_graphs import (
+    TOWERS,
+    export_exchanged,
+    min_cosine,
+    run_graph,
+    toy_graph,
+    toy_inputs,
+)
 from tests.helpers.toy_parity import check, toy_parity_inputs
 from upperson_export.graphs import build_variant
+from upperson_export.parity import subjects
 from upperson_export.parity.inputs import ParityInputs
 from upperson_export.parity.subjects import (
     BackendChoice,
@@ -20,8 +30,13 @@ from upperson_export.parity.subjects import (
     torch_subject,
 )
 
+pytestmark = pytest.mark.usefixtures("toy_graphs")
 
-def test_a_trained_model_its_folded_towers_and_its_export_agree(tmp_path: Path) -> None:
+
+def test_a_trained_model_its_folded_towers_and_its_export_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subjects, "export_onnx", export_exchanged)
     inputs = toy_parity_inputs(tmp_path)
     model = toy_model(seed=3)
     rng = np.random.default_rng(0)
@@ -51,7 +66,7 @@ def test_a_cpu_compares_what_float16_does_to_a_typed_variant(tmp_path: Path) -> 
     exact, paths = toy_graph("image"), {}
     for kind in TOWERS:
         paths[kind] = tmp_path / f"{kind}.fp16.onnx"
-        onnx.save(build_variant(toy_graph(kind), kind, "fp16"), paths[kind])
+        ir.save(build_variant(toy_graph(kind), "fp16"), paths[kind])
     subject, _ = open_subject("fp16", paths, BackendChoice("onnxruntime", "cpu"), threads=1)
     assert subject.backend.endswith("on cpu, float16 simulated")
     images = toy_inputs("image")

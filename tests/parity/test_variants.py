@@ -12,25 +12,29 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 
 from tests.helpers.stress_models import with_loud_channels, with_prefix_scale, with_stream_outlier
 from tests.helpers.toy_clip import normalised, toy_ids, toy_model, toy_pixels
 from tests.helpers.toy_graphs import (
+    FOLD,
     TOWERS,
     Array,
     amax_of,
-    exported,
+    graph_of,
     min_cosine,
+    proto_of,
     run_graph,
     toy_graph,
     toy_inputs,
 )
 from upperson.model.encoder import UPPerson
-from upperson_export.extremes import largest_values
-from upperson_export.graphs import build_variant, simulated
-from upperson_export.passes.to_half import LIMIT
+from upperson_calibration.graph import TowerGraph
+from upperson_calibration.observe import largest_values
+from upperson_export.graphs import build_variant, simulate_half
+from upperson_export.passes.half import LIMIT
 from upperson_export.variants import VariantName
 from upperson_rt.backends import open_backend
 from upperson_rt.errors import InputError
@@ -40,7 +44,7 @@ from upperson_rt.towers import Tower, run_tower
 MIN_COSINE = {"fp16": 0.99999, "int8": 0.998, "int8-fp16": 0.998}
 """Measured on the toy: 0.9999991, 0.9988 and 0.9988; its Linears are short, so int8 errs more."""
 
-pytestmark = pytest.mark.timeout(240)  # Exports of towers.
+pytestmark = pytest.mark.usefixtures("toy_graphs")
 
 each_tower = pytest.mark.parametrize("kind", TOWERS)
 each_variant = pytest.mark.parametrize("variant", list(MIN_COSINE))
@@ -49,7 +53,15 @@ each_variant = pytest.mark.parametrize("variant", list(MIN_COSINE))
 @cache
 def variant_of(kind: Tower, variant: VariantName) -> onnx.ModelProto:
     fp32 = toy_graph(kind)
-    return build_variant(fp32, kind, variant, amax_of(fp32, toy_inputs(kind, 24)))
+    return proto_of(build_variant(fp32, variant, amax_of(fp32, toy_inputs(kind, 24))))
+
+
+def exported(model: UPPerson, kind: Tower) -> TowerGraph:
+    return graph_of(FOLD[kind](model), kind)
+
+
+def simulated(typed: onnx.ModelProto) -> onnx.ModelProto:
+    return proto_of(simulate_half(ir.from_proto(typed)))
 
 
 def half_arithmetic(model: onnx.ModelProto, inputs: Array) -> Array:
@@ -130,7 +142,7 @@ def test_simulated_float16_rounds_like_strict_arithmetic(kind: Tower, variant: V
 def test_an_overflow_that_onnxruntime_hides_shows_in_the_simulation(kind: Tower) -> None:
     fp32 = exported(with_loud_channels(toy_model(), largest=2.0**18), kind)
     inputs = toy_inputs(kind)
-    trusting = build_variant(fp32, kind, "fp16", largest={})
+    trusting = proto_of(build_variant(fp32, "fp16", largest={}))
     assert np.isfinite(run_graph(trusting, inputs)[0]).all()
     assert not np.isfinite(run_graph(simulated(trusting), inputs)[0]).any()
 
@@ -146,21 +158,19 @@ def test_float16_holds_what_clip_does_to_numbers(
 ) -> None:
     fp32 = exported(change(toy_model()), kind)
     inputs = toy_inputs(kind)
-    found = half_arithmetic(build_variant(fp32, kind, "fp16"), inputs)
+    found = half_arithmetic(proto_of(build_variant(fp32, "fp16")), inputs)
     assert min_cosine(found, run_graph(fp32, inputs)[0]) > floor
 
 
 @each_tower
-def test_what_float16_cannot_hold_stays_float32(kind: Tower, tmp_path: Path) -> None:
+def test_what_float16_cannot_hold_stays_float32(kind: Tower) -> None:
     fp32 = exported(with_prefix_scale(toy_model(), 1e6), kind)
-    path = tmp_path / "fp32.onnx"
-    onnx.save(fp32, path)
     inputs = toy_inputs(kind)
-    largest = largest_values(path, inputs, batch_size=5, threads=1)
+    largest = largest_values(fp32, inputs, batch_size=5, threads=1)
     assert max(largest.values()) > LIMIT
     with pytest.raises(InputError, match="float16 ends at 65504"):
-        build_variant(fp32, kind, "fp16")
-    fp16 = build_variant(fp32, kind, "fp16", largest=largest)
+        build_variant(fp32, "fp16")
+    fp16 = proto_of(build_variant(fp32, "fp16", largest=largest))
     found = half_arithmetic(fp16, inputs)
     assert min_cosine(found, run_graph(fp32, inputs)[0]) > 0.99999
     # Only the attention over the large values is kept, not the whole tower.
@@ -169,16 +179,14 @@ def test_what_float16_cannot_hold_stays_float32(kind: Tower, tmp_path: Path) -> 
 
 
 @each_tower
-def test_largest_values_are_those_of_the_tensors(kind: Tower, tmp_path: Path) -> None:
+def test_largest_values_are_those_of_the_tensors(kind: Tower) -> None:
     fp32, inputs = toy_graph(kind), toy_inputs(kind)
-    path = tmp_path / "fp32.onnx"
-    onnx.save(fp32, path)
     if kind == "text":
         inputs = inputs[:, : token_lengths(inputs).max()]  # What a batch is padded to.
-    largest = largest_values(path, inputs, batch_size=len(inputs), threads=1)
+    largest = largest_values(fp32, inputs, batch_size=len(inputs), threads=1)
     for name, amax in amax_of(fp32, inputs).items():
         # Moved tensors are left out; their sources are there.
         assert name not in largest or largest[name] == pytest.approx(amax, rel=1e-5)
     assert len(largest) > 50
     with pytest.raises(InputError, match="at least one sample"):
-        largest_values(path, inputs[:0])
+        largest_values(fp32, inputs[:0])

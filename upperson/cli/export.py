@@ -145,7 +145,7 @@ def export(
     )
     require_extra("export", "export")
     from upperson.cli.progress import Display
-    from upperson_calibration.estimators import ESTIMATORS
+    from upperson_calibration.ranges import ESTIMATORS
     from upperson_export.bundle import ExportOptions, foreign_to_bundle
     from upperson_export.engines import build_engines, require_engines
     from upperson_export.serving import require_serving_place

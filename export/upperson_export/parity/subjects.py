@@ -17,6 +17,7 @@ from torch import nn
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
 from upperson_export.graphs import export_onnx, open_simulated
 from upperson_export.parity.inputs import ParityInputs
+from upperson_export.plain import PlainTower
 from upperson_export.variants import EXACT, is_half
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.bundle import Bundle, read_manifest
@@ -125,7 +126,7 @@ def torch_subject(
     return Subject(variant=variant, backend=_TORCH, tolerance=tolerance, run=run)
 
 
-def folded_towers(model: TrainedModel) -> dict[Tower, nn.Module]:
+def folded_towers(model: TrainedModel) -> dict[Tower, PlainTower]:
     """Fold both towers; raises as `fold_image_tower`."""
     return {"image": fold_image_tower(model), "text": fold_text_tower(model)}
 
@@ -220,7 +221,7 @@ def open_subject(
 
 
 def export_subjects(
-    towers: Mapping[Tower, nn.Module],
+    towers: Mapping[Tower, PlainTower],
     inputs: ParityInputs,
     folder: Path,
     backends: Sequence[BackendChoice],

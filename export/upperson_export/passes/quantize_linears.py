@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from upperson_calibration.estimators import LEVELS
-from upperson_export.passes.initializers import constant
+from upperson_calibration.graph import array_of, constant, new_node
+from upperson_calibration.ranges import LEVELS
 from upperson_rt.errors import InputError
 
 _ROW_SELECTION = ("Slice", "Gather", "GatherElements")
@@ -51,19 +51,24 @@ class QuantizeLinears(ir.passes.InPlacePass):
                 constant(graph, "zero_point", np.zeros((), np.int8)),
             ]
             if x not in quantized:
-                quantize = ir.node(
-                    "QuantizeLinear", [x, *parameters], name=f"{x.name}/QuantizeLinear"
+                quantize, quantized[x] = new_node(
+                    "QuantizeLinear",
+                    [x, *parameters],
+                    name=f"{x.name}/QuantizeLinear",
+                    dtype=ir.DataType.INT8,
+                    shape=x.shape,
                 )
                 graph.insert_before(node, quantize)
-                quantized[x] = _result(quantize, ir.DataType.INT8, x.shape)
             module = str(node.name).removesuffix("/MatMul")
-            dequantize = ir.node(
+            dequantize, value = new_node(
                 "DequantizeLinear",
                 [quantized[x], *parameters],
                 name=f"{module}/DequantizeLinear",
+                dtype=ir.DataType.FLOAT,
+                shape=x.shape,
             )
             graph.insert_before(node, dequantize)
-            node.replace_input_with(0, _result(dequantize, ir.DataType.FLOAT, x.shape))
+            node.replace_input_with(0, value)
             node.replace_input_with(1, _quantized_weight(graph, node, weight))
         return ir.passes.PassResult(model, modified=bool(quantized))
 
@@ -92,11 +97,10 @@ def _whole_tensor(x: ir.Value) -> ir.Value:
 
 def _quantized_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.Value:
     """Store a weight [in, out] as int8 and return its dequantized value."""
-    assert weight.const_value is not None  # an initializer, as its name says
-    w_IO = weight.const_value.numpy()
+    w_IO = array_of(weight)
     scale_O = _half_at_least(np.abs(w_IO).max(axis=0) / LEVELS)
     int8_IO = np.rint(w_IO / scale_O).astype(np.int8)
-    dequantize = ir.node(
+    dequantize, value = new_node(
         "DequantizeLinear",
         [
             constant(graph, f"{weight.name}.int8", int8_IO),
@@ -105,9 +109,11 @@ def _quantized_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.Va
         ],
         {"axis": 1},
         name=f"{weight.name}/DequantizeLinear",
+        dtype=ir.DataType.FLOAT,
+        shape=weight.shape,
     )
     graph.insert_before(node, dequantize)
-    return _result(dequantize, ir.DataType.FLOAT, weight.shape)
+    return value
 
 
 def _half_at_least(scale: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -116,11 +122,3 @@ def _half_at_least(scale: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     above = np.nextafter(half, np.float16(np.inf))
     rounded: npt.NDArray[np.float32] = np.where(half < scale, above, half).astype(np.float32)
     return rounded
-
-
-def _result(node: ir.Node, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
-    value = node.outputs[0]
-    value.name = node.name
-    value.dtype = dtype
-    value.shape = shape
-    return value

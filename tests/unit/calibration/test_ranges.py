@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from upperson_calibration.estimators import (
+from upperson_calibration.observe import AbsHistogram, Observed
+from upperson_calibration.ranges import (
     ESTIMATORS,
     LEVELS,
     Estimator,
     amax_of,
     estimate,
+    output_error,
+    round_activation,
+    round_weight,
 )
-from upperson_calibration.histogram import AbsHistogram
-from upperson_calibration.observe import Observed
-from upperson_calibration.rounding import output_error, round_activation, round_weight
 
 
 def observed(values: NDArray[np.float32], chunks: int = 3) -> Observed:

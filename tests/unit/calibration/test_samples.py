@@ -8,8 +8,13 @@ import pytest
 from PIL import Image
 
 from upperson.data.vocabulary import clip_tokenizer
-from upperson_calibration.coverage import cover, image_features
-from upperson_calibration.samples import CANDIDATES_PER_SAMPLE, CalibrationSet, choose_samples
+from upperson_calibration.samples import (
+    CANDIDATES_PER_SAMPLE,
+    CalibrationSet,
+    choose_samples,
+    cover,
+    image_features,
+)
 from upperson_rt.errors import InputError
 from upperson_rt.tokenizer import token_lengths
 

@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from upperson_calibration.rounding import round_activation, round_weight
+from upperson_calibration.graph import BlockLinear, TowerGraph
+from upperson_calibration.ranges import round_activation, round_weight
 from upperson_calibration.sensitivity import rank_by_damage
 from upperson_rt.errors import InputError
 from upperson_rt.towers import Tower
@@ -40,6 +41,14 @@ class HandMade:
             self.inputs[::2, 3:] = 0
         self.path = folder / f"{kind}.onnx"
         self._save()
+        self.graph = TowerGraph(
+            kind,
+            self.path,
+            tuple(
+                BlockLinear(f"{name}/MatMul", activation, f"{name}.weight", None)
+                for name, activation in ((FC1, "x"), (FC2, "r"))
+            ),
+        )
 
     def _save(self) -> None:
         if self.kind == "image":
@@ -101,7 +110,7 @@ def test_damage_is_that_of_one_rounded_linear(tmp_path: Path, kind: Tower) -> No
     # A hundred times too wide a range for fc2: it must come first.
     amax = {"x": float(np.abs(tower.x()).max()), "r": 100 * float(tower.x().max())}
     other = others()
-    ranking = rank_by_damage(kind, tower.path, amax, tower.inputs, other, batch_size=7, threads=1)
+    ranking = rank_by_damage(tower.graph, amax, tower.inputs, other, batch_size=7, threads=1)
     assert [layer.node for layer in ranking] == [f"{FC2}/MatMul", f"{FC1}/MatMul"]
     exact = tower.embeds(amax)
     for layer in ranking:
@@ -124,8 +133,7 @@ def test_progress_and_no_file_left(tmp_path: Path) -> None:
     tower = HandMade(tmp_path, "text")
     told: list[tuple[int, int]] = []
     rank_by_damage(
-        "text",
-        tower.path,
+        tower.graph,
         {"x": 5.0, "r": 9.0},
         tower.inputs,
         others(),
@@ -139,4 +147,4 @@ def test_progress_and_no_file_left(tmp_path: Path) -> None:
 def test_no_sample_is_an_error(tmp_path: Path) -> None:
     tower = HandMade(tmp_path, "image")
     with pytest.raises(InputError, match="at least one sample"):
-        rank_by_damage("image", tower.path, {"x": 1.0, "r": 1.0}, tower.inputs[:0], others())
+        rank_by_damage(tower.graph, {"x": 1.0, "r": 1.0}, tower.inputs[:0], others())

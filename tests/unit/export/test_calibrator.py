@@ -1,64 +1,64 @@
 """What is measured of a tower, and what a calibration that is reused decides."""
 
-from pathlib import Path
-
 import numpy as np
-import onnx
 import pytest
 
 from tests.helpers.toy_graphs import toy_graph, toy_inputs
-from upperson_calibration.calibration_file import TowerCalibration
+from upperson_calibration.calibration_file import Calibration, Samples
+from upperson_calibration.samples import CalibrationSet
 from upperson_export import calibrator as module
-from upperson_export.calibrator import TowerCalibrator
+from upperson_export.calibrator import CalibrationTask, TowerCalibrator
 from upperson_rt.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("toy_graphs")
 
-@pytest.fixture
-def graph(tmp_path: Path) -> Path:
-    """The toy's image tower; smoothing changes nothing that matters here, so it stands for both."""
-    onnx.save(toy_graph("image"), tmp_path / "image.onnx")
-    return tmp_path / "image.onnx"
+ESTIMATOR = "min-max"
 
 
-def calibrator(
-    graph: Path,
-    reused: TowerCalibration | None = None,
-    *,
-    same_samples: bool = False,
-    seed: int = 0,
-) -> TowerCalibrator:
-    inputs = toy_inputs("image", 6)
+def samples(seed: int = 0) -> CalibrationSet:
+    images = toy_inputs("image", 6)
     if seed:
-        inputs = np.random.default_rng(seed).integers(0, 256, inputs.shape, np.uint8)
-    return TowerCalibrator(
-        "image",
-        lambda form: graph,
-        inputs,
-        estimator="min-max",
+        images = np.random.default_rng(seed).integers(0, 256, images.shape, np.uint8)
+    return CalibrationSet(images, toy_inputs("text", 6), "here", "there")
+
+
+def calibrator(reused: Calibration | None = None, *, seed: int = 0) -> TowerCalibrator:
+    """The toy's image tower; smoothing changes nothing that matters here: its graph is for both."""
+    task = CalibrationTask(
+        samples=samples(seed),
+        estimator=ESTIMATOR,
         reused=reused,
-        same_samples=same_samples,
-        progress=lambda work, done, total: None,
+        progress=lambda stage, done, total: None,
+    )
+    return TowerCalibrator("image", lambda smoothness: toy_graph("image"), task)
+
+
+def kept(found: TowerCalibrator) -> Calibration:
+    """What a file keeps of it."""
+    return Calibration(
+        samples=Samples.of(samples()), estimator=ESTIMATOR, towers={"image": found.found()}
     )
 
 
-def complete(graph: Path) -> TowerCalibration:
-    first = calibrator(graph)
+def complete() -> Calibration:
+    first = calibrator()
     assert first.damage()
     assert first.smoothing()
-    for form in ("plain", "smoothed"):
-        assert first.amax(form)  # type: ignore[arg-type]
-        assert first.largest_anywhere(form)  # type: ignore[arg-type]
-    return first.found()
+    for smoothness in ("plain", "smoothed"):
+        assert first.amax(smoothness)  # type: ignore[arg-type]
+        assert first.largest_anywhere(smoothness)  # type: ignore[arg-type]
+    return kept(first)
 
 
 def test_a_complete_calibration_is_taken_over_without_a_look_at_other_samples(
-    graph: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = complete(graph)
+    calibration = complete()
+    found = calibration.towers["image"]
     assert set(found.forms) == {"plain", "smoothed"}
     for name in ("observe", "largest_values", "rank_by_damage", "choose_smoothing"):
         monkeypatch.delattr(module, name)
-    again = calibrator(graph, found, seed=1)
+    again = calibrator(calibration, seed=1)
     assert again.amax("plain") == found.forms["plain"].amax
     assert again.largest_anywhere("smoothed") == found.forms["smoothed"].largest_anywhere
     assert again.smoothing() == found.smoothing
@@ -66,16 +66,16 @@ def test_a_complete_calibration_is_taken_over_without_a_look_at_other_samples(
     assert again.found() == found
 
 
-def test_other_samples_give_other_ranges(graph: Path) -> None:
-    assert calibrator(graph).amax("plain") != calibrator(graph, seed=1).amax("plain")
+def test_other_samples_give_other_ranges() -> None:
+    assert calibrator().amax("plain") != calibrator(seed=1).amax("plain")
 
 
-def test_what_is_missing_is_never_mixed_from_other_samples(graph: Path) -> None:
-    first = calibrator(graph)
+def test_what_is_missing_is_never_mixed_from_other_samples() -> None:
+    first = calibrator()
     first.amax("plain")
-    found = first.found()
-    assert set(found.forms) == {"plain"}
-    other = calibrator(graph, found, seed=1)
+    calibration = kept(first)
+    assert set(calibration.towers["image"].forms) == {"plain"}
+    other = calibrator(calibration, seed=1)
     for what, ask in (
         ("ranges of the smoothed image tower", lambda: other.amax("smoothed")),
         ("largest values of the plain image tower", lambda: other.largest_anywhere("plain")),
@@ -84,7 +84,7 @@ def test_what_is_missing_is_never_mixed_from_other_samples(graph: Path) -> None:
     ):
         with pytest.raises(InputError, match=f"has no {what}, and the samples here are not"):
             ask()
-    same = calibrator(graph, found, same_samples=True)
+    same = calibrator(calibration)
     assert same.amax("smoothed")
     assert same.smoothing()
-    assert same.found().forms["plain"] == found.forms["plain"]
+    assert same.found().forms["plain"] == first.found().forms["plain"]

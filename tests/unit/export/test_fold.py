@@ -1,35 +1,34 @@
 """What folding refuses, and what the file of a folded tower is compared with."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.helpers.toy_clip import toy_model
+from tests.helpers.toy_graphs import graph_of
 from upperson_export.fold import fold_image_tower, fold_text_tower
-from upperson_export.graphs import export_onnx
 from upperson_export.parity import require_parity
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 
 
-def test_a_file_of_other_weights_fails_parity(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("toy_graphs")
+def test_a_file_of_other_weights_fails_parity() -> None:
     pixels = torch.randint(0, 256, (4, 48, 32, 3), dtype=torch.uint8)
-    path = tmp_path / "image.onnx"
-    export_onnx(fold_image_tower(toy_model(seed=1)), "image", path, example=pixels)
+    path = graph_of(fold_image_tower(toy_model(seed=1)), "image").file
     require_parity(fold_image_tower(toy_model(seed=1)), path, "image", pixels.numpy())
     with pytest.raises(IntegrityError, match=r"differs from torch by .* at batch 1, input 0"):
         require_parity(fold_image_tower(toy_model(seed=2)), path, "image", pixels.numpy())
 
 
-def test_a_run_that_diverged_is_told_apart_from_an_export_that_went_wrong(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("toy_graphs")
+def test_a_run_that_diverged_is_told_apart_from_an_export_that_went_wrong() -> None:
     pixels = torch.randint(0, 256, (4, 48, 32, 3), dtype=torch.uint8)
     model = toy_model()
     with torch.no_grad():
         model.image.blocks[0].mlp.c_fc.weight.mul_(1e30)  # Finite, and its products are not.
     tower = fold_image_tower(model)
-    export_onnx(tower, "image", tmp_path / "image.onnx", example=pixels)
+    path = graph_of(tower, "image").file
     with pytest.raises(InputError, match=r"image tower embeds .* the training diverged"):
-        require_parity(tower, tmp_path / "image.onnx", "image", pixels.numpy())
+        require_parity(tower, path, "image", pixels.numpy())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

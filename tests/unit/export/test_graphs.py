@@ -1,29 +1,33 @@
 """The structure of exported float32 graphs: names, types, axes, and which operators."""
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from tests.helpers.toy_graphs import TOWERS, toy_graph
-from upperson_calibration.block_linears import block_linears
+from tests.helpers.toy_clip import toy_ids, toy_model, toy_pixels
+from tests.helpers.toy_graphs import FOLD, TOWERS, proto_of, toy_graph
+from upperson_calibration.graph import BlockLinear
+from upperson_export.graphs import export_onnx, write_with_weights
 from upperson_rt.towers import Tower
 
-pytestmark = pytest.mark.timeout(240)  # The first test exports the towers.
+pytestmark = pytest.mark.usefixtures("toy_graphs")
 
-LINEARS = [
-    "blocks.0.attention.qkv/MatMul",
-    "blocks.0.attention.out/MatMul",
-    "blocks.0.mlp.fc1/MatMul",
-    "blocks.0.mlp.fc2/MatMul",
-    "blocks.1.attention.kv/MatMul",
-    "blocks.1.attention.q/MatMul",
-    "blocks.1.attention.out/MatMul",
-    "blocks.1.mlp.fc1/MatMul",
-    "blocks.1.mlp.fc2/MatMul",
-]
+BLOCK = {
+    "mlp.fc2": None,  # Reads a GELU, through which no factor passes.
+    "mlp.fc1": "ln_2",
+    "attention.out": "attention.out",
+}
+LINEARS = {
+    "blocks.0": {"attention.qkv": "ln_1", **BLOCK},
+    "blocks.1": {"attention.q": "ln_1", "attention.kv": "ln_1", **BLOCK},
+}
+"""Block Linears by block, with the site of each one's input."""
 
 
 def axes(value: onnx.ValueInfoProto) -> list[object]:
@@ -31,7 +35,7 @@ def axes(value: onnx.ValueInfoProto) -> list[object]:
 
 
 def test_inputs_and_outputs_have_the_contracts_names_types_and_axes() -> None:
-    image, text = toy_graph("image").graph, toy_graph("text").graph
+    image, text = (proto_of(toy_graph(tower)).graph for tower in TOWERS)
     assert [(v.name, v.type.tensor_type.elem_type, axes(v)) for v in image.input] == [
         ("image", TensorProto.UINT8, ["batch", 48, 32, 3])
     ]
@@ -48,7 +52,7 @@ def test_inputs_and_outputs_have_the_contracts_names_types_and_axes() -> None:
 
 @pytest.mark.parametrize("tower", TOWERS)
 def test_the_graph_is_plain_and_readable(tower: Tower) -> None:
-    model = toy_graph(tower)
+    model = proto_of(toy_graph(tower))
     operators = Counter(node.op_type for node in model.graph.node)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 19)]
     assert model.ir_version == 9
@@ -60,25 +64,71 @@ def test_the_graph_is_plain_and_readable(tower: Tower) -> None:
     assert operators["Cast"] == (1 if tower == "image" else 0)
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
-    assert sorted(item.node for item in block_linears(model)) == sorted(LINEARS)
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
 
 
+@pytest.mark.parametrize("tower", TOWERS)
+def test_the_graph_is_described_by_its_tower(tower: Tower) -> None:
+    graph = toy_graph(tower)
+    nodes = {node.name: node for node in proto_of(graph).graph.node}
+    expected = {
+        BlockLinear(
+            node=f"{block}.{name}/MatMul",
+            activation=nodes[f"{block}.{name}/MatMul"].input[0],
+            weight=f"{block}.{name}.weight",
+            site=None if site is None else f"{block}.{site}",
+        )
+        for block, linears in LINEARS.items()
+        for name, site in linears.items()
+    }
+    assert set(graph.linears) == expected
+    order = list(nodes)
+    assert [item.node for item in graph.linears] == sorted(
+        (item.node for item in expected), key=order.index
+    )
+    inputs = {item.weight: item.activation for item in graph.linears}
+    assert inputs["blocks.0.attention.qkv.weight"] == "blocks.0/Add"
+    assert inputs["blocks.1.attention.q.weight"] != inputs["blocks.1.attention.kv.weight"]
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_exchanged_weights_give_the_file_that_an_export_gives(tower: Tower, tmp_path: Path) -> None:
+    other = FOLD[tower](toy_model(seed=1))
+    example = toy_pixels(3) if tower == "image" else toy_ids([4, 9])
+    exported = export_onnx(other, tower, tmp_path / "exported.onnx", example=example)
+    exchanged = write_with_weights(toy_graph(tower), other, tmp_path / "exchanged.onnx")
+    assert exchanged is not None
+    assert exchanged.linears == exported.linears
+    assert exchanged.file.read_bytes() == exported.file.read_bytes()
+
+
+def test_weights_that_the_exporter_merged_are_not_exchanged(tmp_path: Path) -> None:
+    tower = FOLD["image"](toy_model())
+    model = toy_graph("image").load()
+    twins = [model.graph.initializers[f"blocks.0.ln_{number}.bias"] for number in (1, 2)]
+    twins[1].replace_all_uses_with(twins[0])
+    del model.graph.initializers[str(twins[1].name)]
+    ir.save(model, tmp_path / "merged.onnx")
+    merged = replace(toy_graph("image"), file=tmp_path / "merged.onnx")
+    assert write_with_weights(merged, tower, tmp_path / "other.onnx") is None
+    assert not (tmp_path / "other.onnx").exists()
+
+
 def test_the_uint8_image_feeds_a_cast_alone() -> None:
-    graph = toy_graph("image").graph
+    graph = proto_of(toy_graph("image")).graph
     readers = {node.op_type for node in graph.node if "image" in node.input}
     assert readers == {"Cast"}
 
 
 def test_masks_are_finite() -> None:
-    for initializer in toy_graph("text").graph.initializer:
+    for initializer in proto_of(toy_graph("text")).graph.initializer:
         assert np.isfinite(numpy_helper.to_array(initializer)).all(), initializer.name
 
 
 def test_the_query_scale_is_inside_the_weights() -> None:
     """No Mul or Div in attention: softmax(q k^T) v as TensorRT wants it."""
     for tower in TOWERS:
-        nodes = toy_graph(tower).graph.node
+        nodes = proto_of(toy_graph(tower)).graph.node
         scaled = [node.name for node in nodes if node.op_type in ("Mul", "Div")]
         outside = {"patch/Mul", "projection/Div"}
         assert all("mlp" in name or name in outside for name in scaled), scaled

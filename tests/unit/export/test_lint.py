@@ -2,10 +2,16 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper, parser
 
-from upperson_export.lint import lint
+from upperson_export.lint import Finding, lint
+
+
+def findings_of(proto: onnx.ModelProto) -> list[Finding]:
+    return lint(ir.from_proto(proto))
+
 
 INT8_ZERO = "int8 z = {0}"
 
@@ -90,7 +96,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_each_rule_finds_its_case(name: str) -> None:
     broken, rule = BROKEN[name]
-    findings = lint(broken)
+    findings = findings_of(broken)
     assert rule in {finding.rule for finding in findings}
     assert all(finding.node and finding.message for finding in findings)
 
@@ -122,7 +128,7 @@ def constants(array: np.ndarray, cast: bool = False) -> onnx.ModelProto:
     ids=["infinite mask", "nan", "cast to half", "clipped"],
 )
 def test_constants_that_float16_cannot_hold(graph: onnx.ModelProto, rule: str) -> None:
-    assert [finding.rule for finding in lint(graph)] == [rule]
+    assert [finding.rule for finding in findings_of(graph)] == [rule]
 
 
 def test_custom_operators_and_functions_are_found() -> None:
@@ -134,7 +140,7 @@ def test_custom_operators_and_functions_are_found() -> None:
         [helper.make_opsetid("", 19)],
     )  # fmt: skip
     graph.functions.append(function)
-    assert {finding.rule for finding in lint(graph)} == {"operator", "function"}
+    assert {finding.rule for finding in findings_of(graph)} == {"operator", "function"}
 
 
 LOOP = """
@@ -173,7 +179,7 @@ SCAN = """
 )
 def test_a_node_with_a_graph_inside_is_refused(body: str, found: str) -> None:
     graph = model(body, more="float s = {1.0}, uint8 z = {3}, float o = {0}")
-    (finding,) = (finding for finding in lint(graph) if finding.rule == "subgraph")
+    (finding,) = (finding for finding in findings_of(graph) if finding.rule == "subgraph")
     assert finding.node == graph.graph.node[-1].output[0]
     assert found in finding.message
 
@@ -186,4 +192,4 @@ def test_what_tensorrt_takes_is_not_complained_about() -> None:
         more=f"float s = {{0.5}}, {INT8_ZERO}, int8[2, 2] w8 = {{1, 2, 3, 4}},"
         " float[2] ws = {1, 2}, int8[2] wz = {0, 0}",
     )
-    assert lint(good) == []
+    assert findings_of(good) == []

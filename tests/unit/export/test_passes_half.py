@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, numpy_helper, parser
 
 from tests.helpers.toy_graphs import producers
-from upperson_export.passes.to_half import ToHalf
+from upperson_export.passes.half import ToHalf
 from upperson_rt.errors import InputError
 
 SOURCE = """<ir_version: 9, opset_import: ["" : 19]>

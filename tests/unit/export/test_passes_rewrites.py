@@ -7,10 +7,8 @@ import pytest
 from onnx import numpy_helper, parser
 
 from tests.helpers.toy_graphs import run_graph
-from upperson_export.passes.node_names import NameByModule
-from upperson_export.passes.shape_after_cast import ShapeAfterCast
-from upperson_export.passes.transpose_packed import TransposePacked
-from upperson_export.passes.unpack_projections import UnpackProjections, unpacked
+from upperson_export.passes.after_export import NameByModule, ShapeAfterCast
+from upperson_export.passes.packed import TransposePacked, UnpackProjections, unpacked
 
 HEADER = '<ir_version: 9, opset_import: ["" : 19]>'
 

@@ -9,7 +9,7 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from upperson_calibration.calibration_file import Samples
+from upperson_calibration.calibration_file import SampleHashes, Samples
 from upperson_calibration.sensitivity import LayerDamage
 from upperson_export.ladder import Accuracy, Compared, Drop, Measured
 from upperson_export.latency import Conditions, TowerTime
@@ -95,8 +95,8 @@ def example_report() -> ExportReport:
         ),
         calibration=CalibrationRecord(
             samples=Samples(
-                image_source="people, train", images=("0" * 64,),
-                text_source="people, train", texts=("1" * 64,),
+                images=SampleHashes(source="people, train", sha256=("0" * 64,)),
+                texts=SampleHashes(source="people, train", sha256=("1" * 64,)),
             ),
             estimator="mse",
             reused_file_sha256=None,
@@ -208,7 +208,8 @@ def named(name: str) -> tuple[ExportReport, Manifest]:
     report = example_report()
     assert report.split is not None
     assert report.calibration is not None
-    samples = replace(report.calibration.samples, image_source=name, text_source=name)
+    hashes = report.calibration.samples.images
+    samples = Samples(images=replace(hashes, source=name), texts=replace(hashes, source=name))
     report = replace(
         report,
         model=name,

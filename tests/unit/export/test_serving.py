@@ -17,9 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 import upperson_rt
 from tests.helpers import toy_bundle
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
-from tests.helpers.toy_clip import toy_model, toy_pixels
-from upperson_export.fold import fold_image_tower
-from upperson_export.graphs import export_onnx
+from tests.helpers.toy_clip import toy_pixels
+from tests.helpers.toy_graphs import proto_of, toy_graph
 from upperson_export.serving import write_deepstream, write_triton
 from upperson_export.serving.deepstream import BATCH_SIZE, CONFIG, planar_float_input
 from upperson_export.serving.folder import RECORD
@@ -292,15 +291,12 @@ def test_the_readmes_probe_fills_a_gallery(bundle, tmp_path, monkeypatch):
 # The planar graph
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+@pytest.fixture
+def exported(toy_graphs):
     """The real image tower of the toy model."""
-    path = tmp_path_factory.mktemp("planar") / "image.onnx"
-    export_onnx(fold_image_tower(toy_model()), "image", path, example=toy_pixels(3))
-    return onnx.load(path)
+    return proto_of(toy_graph("image"))
 
 
-@pytest.mark.timeout(240)
 def test_the_planar_graph_gives_the_same_bits(exported):
     pixels = toy_pixels(17).numpy()
     planar = pixels.transpose(0, 3, 1, 2).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Name nodes and values after the module they come from, so that graphs and logs can be read."""
+"""What every graph needs after the exporter: readable names, and a Cast alone at a uint8 input."""
 
 import ast
 from collections import Counter
@@ -39,3 +39,24 @@ def _module_path(node: ir.Node) -> str:
     modules = ast.literal_eval(scopes)[:-1]
     path = str(modules[-1]) if modules else ""
     return "" if path.startswith("_") else path  # the exporter's own helpers
+
+
+class ShapeAfterCast(ir.passes.InPlacePass):
+    """Let Shape nodes read the Cast of an 8-bit graph input instead of the input itself.
+
+    TensorRT takes uint8 at the border of a network only: nothing but a Cast may read it.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewire in place."""
+        modified = False
+        for value in model.graph.inputs:
+            casts = [node for node in value.consumers() if node.op_type == "Cast"]
+            if value.dtype != ir.DataType.UINT8 or not casts:
+                continue
+            for node in [node for node in value.consumers() if node.op_type == "Shape"]:
+                node.replace_input_with(0, casts[0].outputs[0])
+                modified = True
+        if modified:
+            model.graph.sort()
+        return ir.passes.PassResult(model, modified)

@@ -1,9 +1,9 @@
-"""Parts and heads of a packed projection, transposed together."""
+"""Projections to queries, keys and values in one product, arranged as each compiler wants them."""
 
 import numpy as np
 import onnx_ir as ir
 
-from upperson_export.passes.initializers import constant
+from upperson_calibration.graph import array_of, constant, new_node
 
 _PERM = (0, 2, 1, 3)
 """[N, L, heads, d] to [N, heads, L, d]."""
@@ -28,6 +28,59 @@ class TransposePacked(ir.passes.InPlacePass):
                 _rearrange(model.graph, split, chains)
                 modified = True
         return ir.passes.PassResult(model, modified)
+
+
+class UnpackProjections(ir.passes.InPlacePass):
+    """Replace MatMul, Add, Split by one MatMul and Add for each part of the Split.
+
+    TensorRT pushes a Split into the weights and then misses the int8 pattern: the GEMM runs in
+    float16. Separate MatMuls on one quantized tensor it merges again, in int8. The parts of
+    ``attention.qkv`` are called ``attention.q``, ``attention.k`` and ``attention.v``.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace in place."""
+        graph = model.graph
+        modified = False
+        for split in [node for node in graph if node.op_type == "Split"]:
+            packed = split.inputs[0]
+            add = None if packed is None else packed.producer()
+            matmul = None if add is None else next(iter(add.predecessors()), None)
+            if add is None or matmul is None or not _is_linear(matmul, add):
+                continue
+            x, weight = matmul.inputs
+            bias = add.inputs[1]
+            if x is None or weight is None or bias is None:
+                continue
+            module, _, parts = str(weight.name).removesuffix(".weight").rpartition(".")
+            weights = np.split(array_of(weight), len(split.outputs), axis=1)
+            biases = np.split(array_of(bias), len(split.outputs))
+            for part, weight_IO, bias_O, output in zip(
+                parts, weights, biases, split.outputs, strict=True
+            ):
+                value, path = x, f"{module}.{part}"
+                for operator, name, array in (
+                    ("MatMul", f"{path}.weight", weight_IO),
+                    ("Add", f"{path}.bias", bias_O),
+                ):
+                    node, value = new_node(
+                        operator,
+                        [value, constant(graph, name, np.ascontiguousarray(array))],
+                        name=f"{path}/{operator}",
+                        dtype=output.dtype,
+                        shape=output.shape,
+                    )
+                    graph.insert_before(split, node)
+                output.replace_all_uses_with(value)
+            graph.remove([split, add, matmul], safe=True)
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def unpacked(linear: str) -> list[str]:
+    """Return the names of the MatMul nodes that one becomes, three of ``attention.qkv/MatMul``."""
+    module, _, parts = linear.removesuffix("/MatMul").rpartition(".")
+    return [f"{module}.{part}/MatMul" for part in parts] if parts in ("qkv", "kv") else [linear]
 
 
 def _chains(split: ir.Node) -> list[tuple[ir.Node, ir.Node]] | None:
@@ -77,9 +130,23 @@ def _rearrange(graph: ir.Graph, split: ir.Node, chains: list[tuple[ir.Node, ir.N
     graph.insert_before(split, [reshape, transpose, parts])
     first_axis = constant(graph, "first_axis", np.zeros(1, np.int64))
     for number, ((_, transposed), part) in enumerate(zip(chains, parts.outputs, strict=True)):
-        squeeze = ir.node("Squeeze", [part, first_axis], name=f"{module}/Squeeze_{number}")
-        value, replaced = squeeze.outputs[0], transposed.outputs[0]
-        value.name, value.type, value.shape = squeeze.name, replaced.type, replaced.shape
+        replaced = transposed.outputs[0]
+        squeeze, value = new_node(
+            "Squeeze",
+            [part, first_axis],
+            name=f"{module}/Squeeze_{number}",
+            dtype=replaced.dtype,
+            shape=replaced.shape,
+        )
         graph.insert_before(split, squeeze)
         replaced.replace_all_uses_with(value)
     graph.remove([node for chain in chains for node in chain] + [split], safe=True)
+
+
+def _is_linear(matmul: ir.Node, add: ir.Node) -> bool:
+    constants = (matmul.inputs[-1], add.inputs[-1])
+    return (
+        (matmul.op_type, add.op_type) == ("MatMul", "Add")
+        and all(value is not None and value.is_initializer() for value in constants)
+        and len(add.outputs[0].uses()) == len(matmul.outputs[0].uses()) == 1
+    )

@@ -1,6 +1,7 @@
-"""The largest absolute value that INT8 should still represent, from a histogram of |x|.
+"""Symmetric int8: the largest absolute value it should still represent, and what rounding costs.
 
-All ranges are symmetric: a step is amax / 127, and what lies beyond amax saturates.
+A step is amax / 127, and what lies beyond amax saturates. Ways to choose amax, from a histogram of
+|x|:
 
 - ``min-max``: nothing saturates; one outlier makes all steps coarse.
 - ``percentile-P``: P percent of the values do not saturate.
@@ -31,6 +32,9 @@ _ENTROPY_BINS = 2048
 _MSE_CANDIDATES = 120
 _MSE_SMALLEST = 1e-3
 """Smallest range tried, as a part of the largest value."""
+
+_SMALLEST = 1e-30
+"""Stands for zero where something is divided by it; float32 still holds a step of it."""
 
 
 def estimate(observed: Mapping[str, Observed], estimator: Estimator) -> dict[str, float]:
@@ -90,3 +94,34 @@ def _mse(
         rounded = np.minimum(np.round(values / step), LEVELS) * step
         errors.append((counts * (values - rounded) ** 2).sum())
     return float(ranges[int(np.argmin(errors))])
+
+
+def round_activation(x: NDArray[np.float32], amax: float) -> NDArray[np.float32]:
+    """Round x to 255 steps of [-amax, amax]; what lies beyond saturates."""
+    return _rounded(x, np.float32(max(amax, _SMALLEST) / LEVELS))
+
+
+def round_weight(weight_IO: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round a weight [in, out] with one scale for each output."""
+    amax_O = np.maximum(np.abs(weight_IO).max(axis=0), np.float32(_SMALLEST))
+    return _rounded(weight_IO, amax_O / LEVELS)
+
+
+def output_error(
+    rows_RI: NDArray[np.float32], weight_IO: NDArray[np.float32], amax: float
+) -> float:
+    """Return |int8 output - float output|^2 / |float output|^2 of x W over sampled rows.
+
+    Args:
+        rows_RI: Rows that enter the Linear.
+        weight_IO: Its weight.
+        amax: Range of its input.
+    """
+    exact = rows_RI @ weight_IO
+    error = round_activation(rows_RI, amax) @ round_weight(weight_IO) - exact
+    return float((error**2).sum() / max(float((exact**2).sum()), _SMALLEST))
+
+
+def _rounded(x: NDArray[np.float32], step: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
+    rounded: NDArray[np.float32] = np.clip(np.round(x / step), -LEVELS, LEVELS) * step
+    return rounded

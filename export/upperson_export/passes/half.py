@@ -1,10 +1,17 @@
-"""A float32 graph to a typed float16 graph, with islands that stay in float32."""
+"""A float32 graph to a typed float16 graph, and a typed graph to one that shows what it does.
+
+ONNX Runtime has no float16 kernels on a CPU: it computes a typed graph in float32, and neither an
+overflow nor a rounding shows. In the simulated graph every computed float16 tensor is cast to
+float16 and back; products are summed in float32, as GPUs do.
+"""
 
 from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
+from upperson_calibration.graph import array_of, constant, new_node
+from upperson_calibration.observe import MOVES_VALUES
 from upperson_rt.errors import InputError
 
 LIMIT = 32_752.0
@@ -12,12 +19,6 @@ LIMIT = 32_752.0
 
 MAX_RELATIVE_ERROR = 1e-3
 """Of a constant's rounding, in norm; rounding to 11 bits gives 2e-4, lost small numbers more."""
-
-MOVES_VALUES = (
-    "Concat", "Expand", "Gather", "GatherElements", "Reshape", "Slice", "Split", "Squeeze",
-    "Transpose", "Unsqueeze",
-)  # fmt: skip
-"""Operators whose outputs hold values of their inputs."""
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _MAX = float(np.finfo(np.float16).max)
@@ -38,7 +39,7 @@ class ToHalf(ir.passes.InPlacePass):
 
     Args:
         largest: Largest absolute value seen of tensors, by name; see
-            :func:`upperson_export.extremes.largest_values`. None trusts all computed tensors to
+            :func:`upperson_calibration.observe.largest_values`. None trusts all computed tensors to
             fit, which a graph with constants beyond float16 is not.
     """
 
@@ -103,17 +104,42 @@ class ToHalf(ir.passes.InPlacePass):
         return stays_float | {node for node in after if node.op_type != "MatMul"}
 
 
+class SimulateHalf(ir.passes.InPlacePass):
+    """Compute in float32 with every float16 result rounded; the graph's ends keep their types."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Convert in place."""
+        graph = model.graph
+        for item in graph.initializers.values():
+            if item.dtype == _HALF and item.const_value is not None:
+                array = array_of(item).astype(_FLOAT.numpy())
+                item.const_value = ir.tensor(array, name=item.name)
+                item.dtype = _FLOAT
+        for node in list(graph):
+            for value in node.outputs:
+                if value.dtype != _HALF:
+                    continue
+                if node.op_type == "Cast":
+                    _follow(graph, node, value, _FLOAT)
+                    continue
+                value.dtype = _FLOAT
+                if node.op_type not in MOVES_VALUES:
+                    half = _follow(graph, node, value, _HALF)
+                    _follow(graph, half, half.outputs[0], _FLOAT)
+        return ir.passes.PassResult(model, modified=True)
+
+
 def _largest(value: ir.Value) -> float:
     """Return the largest absolute value of a float32 constant, 0 for everything else."""
     if value.const_value is None or value.dtype != _FLOAT:
         return 0.0
-    return float(np.abs(value.const_value.numpy()).max(initial=0))
+    return float(np.abs(array_of(value)).max(initial=0))
 
 
 def _fits_half(value: ir.Value) -> bool:
     if value.const_value is None or value.dtype != _FLOAT:
         return True
-    array = value.const_value.numpy()
+    array = array_of(value)
     with np.errstate(over="ignore"):
         error = array.astype(np.float16).astype(np.float32) - array
     norm = float(np.linalg.norm(array.ravel()))
@@ -129,24 +155,37 @@ def _dtype(value: ir.Value | None) -> ir.DataType:
 def _as_type(graph: ir.Graph, reader: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     name = f"{value.name}.{_SUFFIX[dtype]}"
     if value.const_value is not None:
-        array = value.const_value.numpy().astype(dtype.numpy())
-        constant = ir.val(name, const_value=ir.tensor(array, name=name))
-        graph.register_initializer(constant)
-        return constant
-    cast = ir.node("Cast", [value], {"to": dtype}, name=f"{name}/Cast")
+        return constant(graph, name, array_of(value).astype(dtype.numpy()))
+    cast, result = _cast(value, dtype, name)
     graph.insert_before(reader, cast)
-    return _named(cast, name, dtype, value.shape)
+    return result
 
 
 def _float_output(graph: ir.Graph, value: ir.Value) -> ir.Value:
     name = str(value.name)
     value.name = f"{name}.fp16"
-    cast = ir.node("Cast", [value], {"to": _FLOAT}, name=f"{name}/Cast")
+    cast, result = _cast(value, _FLOAT, name)
     graph.append(cast)
-    return _named(cast, name, _FLOAT, value.shape)
+    return result
 
 
-def _named(node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
-    value = node.outputs[0]
-    value.name, value.dtype, value.shape = name, dtype, shape
-    return value
+def _follow(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    """Put a Cast behind a node and have everyone who reads the value read the Cast."""
+    cast, result = _cast(value, dtype, f"{value.name}/{dtype.name}")
+    for reader, index in list(value.uses()):
+        if reader is not cast:
+            reader.replace_input_with(index, result)
+    graph.insert_after(node, cast)
+    return cast
+
+
+def _cast(value: ir.Value, dtype: ir.DataType, result: str) -> tuple[ir.Node, ir.Value]:
+    return new_node(
+        "Cast",
+        [value],
+        {"to": dtype},
+        name=f"{result}/Cast",
+        result=result,
+        dtype=dtype,
+        shape=value.shape,
+    )

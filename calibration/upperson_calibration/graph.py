@@ -1,0 +1,188 @@
+"""A tower's float32 graph as calibration sees it: which Linears int8 covers, and samples run.
+
+Whoever writes the graph says which Linears it has; calibration knows no names of its own.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from upperson_rt.encoder import Progress
+from upperson_rt.errors import InputError
+from upperson_rt.tokenizer import token_lengths
+from upperson_rt.towers import Tower, batch_slices
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLinear:
+    """A Linear of a transformer block: what int8 covers, and nothing else."""
+
+    node: str
+    """Name of its MatMul node."""
+
+    activation: str
+    """Name of the tensor [N, L, in] that enters."""
+
+    weight: str
+    """Name of the initializer [in, out]."""
+
+    site: str | None
+    """Where a factor for each channel of the activation folds into what computes it, such as a norm
+    and the adapter beside it; several Linears may share one. None: nothing takes such a factor."""
+
+
+@dataclass(frozen=True, slots=True)
+class TowerGraph:
+    """A float32 ONNX file of a tower, described by its writer."""
+
+    tower: Tower
+    file: Path
+    linears: tuple[BlockLinear, ...]
+    """In graph order."""
+
+    def load(self) -> ir.Model:
+        """Read the file."""
+        return ir.load(self.file)
+
+
+def array_of(value: ir.Value) -> NDArray[Any]:
+    """Return the values of an initializer."""
+    assert value.const_value is not None  # An initializer always has them.
+    return value.const_value.numpy()
+
+
+def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Return the initializer of that name, made if it is not there."""
+    if name not in graph.initializers:
+        graph.register_initializer(ir.val(name, const_value=ir.tensor(array, name=name)))
+    return graph.initializers[name]
+
+
+def new_node(
+    operator: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    name: str,
+    result: str | None = None,
+    dtype: ir.DataType | None = None,
+    shape: ir.Shape | None = None,
+) -> tuple[ir.Node, ir.Value]:
+    """Make a node with one output, and return both; whoever calls puts it in its place.
+
+    Args:
+        operator: Of ONNX's own domain.
+        inputs: What it reads.
+        attributes: Its attributes.
+        name: Of the node.
+        result: Name of the output; None for that of the node.
+        dtype: Type of the output.
+        shape: Shape of the output.
+    """
+    node = ir.node(operator, inputs, attributes, name=name)
+    value = node.outputs[0]
+    value.name, value.shape = result or name, shape
+    if dtype is not None:
+        value.dtype = dtype
+    return node, value
+
+
+class Batch(NamedTuple):
+    """Some samples and what the graph made of them."""
+
+    samples: NDArray[np.int64]
+    """Their places among all samples, [B]."""
+
+    inputs: NDArray[Any]
+    """uint8 [B, H, W, 3], or int32 [B, L] padded to the longest."""
+
+    lengths: NDArray[np.int64] | None
+    """Tokens of each caption, [B]; None for pictures."""
+
+    outputs: list[NDArray[Any]]
+
+
+class SampleStream:
+    """Samples that stream through a changed graph in ONNX Runtime on the CPU.
+
+    Captions run sorted by length, so that little padding is computed.
+
+    Args:
+        graph: Its file stays as it is; a changed copy lies beside it while it is opened.
+        inputs: uint8 [N, H, W, 3] or zero-padded int32 [N, L].
+        change: Changes the graph in place.
+        batch_size: Samples run at a time; memory is proportional to it.
+        threads: CPU threads; None lets ONNX Runtime choose.
+
+    Raises:
+        InputError: There is no sample.
+    """
+
+    def __init__(
+        self,
+        graph: TowerGraph,
+        inputs: NDArray[Any],
+        change: Callable[[ir.Graph], None],
+        *,
+        batch_size: int,
+        threads: int | None,
+    ) -> None:
+        if not len(inputs):
+            raise InputError("calibration needs at least one sample, found none")
+        self._inputs = inputs
+        self._batch_size = batch_size
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # Its arena would keep the largest batch's memory several times over.
+        options.enable_cpu_mem_arena = False
+        # Its default order runs reductions of inner tensors last, and keeps all of them until then.
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        with tempfile.TemporaryDirectory(dir=graph.file.parent, prefix=".calibration.") as folder:
+            file = Path(folder, "graph.onnx")
+            _save_changed(graph, change, file)
+            self._session = onnxruntime.InferenceSession(
+                file, options, providers=["CPUExecutionProvider"]
+            )
+
+    def run(
+        self,
+        outputs: Sequence[str] | None = None,
+        *,
+        replaced: Mapping[str, NDArray[Any]] | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Batch]:
+        """Run all samples, batch by batch.
+
+        Args:
+            outputs: Names of what to compute; None for all outputs of the graph.
+            replaced: Values for further inputs of the graph, which have others of their own.
+            progress: Told after each batch.
+        """
+        inputs, name = self._inputs, self._session.get_inputs()[0].name
+        lengths = token_lengths(inputs) if inputs.ndim == 2 else None
+        order = np.arange(len(inputs)) if lengths is None else np.argsort(lengths, kind="stable")
+        for rows in batch_slices(len(inputs), self._batch_size):
+            samples = order[rows]
+            own = None if lengths is None else lengths[samples]
+            batch = inputs[rows] if own is None else inputs[samples, : own.max()]
+            found = self._session.run(outputs, {name: batch, **(replaced or {})})
+            yield Batch(samples, batch, own, found)
+            if progress is not None:
+                progress(rows.stop, len(inputs))
+
+
+def _save_changed(graph: TowerGraph, change: Callable[[ir.Graph], None], file: Path) -> None:
+    """Write a changed copy; its weights are gone from memory before a session takes its own."""
+    model = graph.load()
+    change(model.graph)
+    # Weights in a file of their own are written one by one, and the session maps them.
+    ir.save(model, file, external_data="weights")
