@@ -130,7 +130,7 @@ def _check(
         raise UsageError(f"--run goes with a bundle, and {target} is none: leave it out")
     with tempfile.TemporaryDirectory() as folder:
         if not is_bundle:
-            trained = TrainedEncoder(load_run(target)[2])
+            trained = TrainedEncoder(load_run(target).model)
             size = trained.model.image_size
             inputs = _read_inputs(images, count, Path(folder), trained.tokenizer, size)
             pixels = compare_pixels(trained.read_pixels(inputs.files), inputs)
