@@ -8,13 +8,11 @@ from typing import Any, Literal, TypeAlias
 
 from PIL import ExifTags, Image
 
-__all__ = ["TIME_SOURCES", "TimeSource", "capture_time"]
+__all__ = ["TimeSource", "capture_time"]
 
 TimeSource: TypeAlias = Literal["exif", "mtime", "name", "none"]
 """``exif``: the camera's clock in the file; ``mtime``: when the file was last written; ``name``: a
 date and time in the file's name; ``none``: no time at all."""
-
-TIME_SOURCES: tuple[TimeSource, ...] = ("exif", "mtime", "name", "none")
 
 _ORIGINAL, _OFFSET, _FRACTION = 0x9003, 0x9011, 0x9291
 """DateTimeOriginal, OffsetTimeOriginal and SubSecTimeOriginal of EXIF."""

@@ -15,13 +15,13 @@ from upperson_rt.files import all_names, new_folder
 from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.records import Filter, Item
 
-__all__ = ["EXPORTED_FILES", "Exported", "export_gallery"]
+__all__ = ["Exported", "export_gallery"]
 
-COLUMNS = (
+_COLUMNS = (
     "key", "source", "camera", "time", "track", "x0", "y0", "x1", "y1", "crop", "attributes",
 )  # fmt: skip
 _FACTS, _VECTORS, _CSV, _PARQUET = "gallery.json", "vectors.npy", "items.csv", "items.parquet"
-EXPORTED_FILES = frozenset((_FACTS, _VECTORS, _CSV, _PARQUET))
+_FILES = frozenset((_FACTS, _VECTORS, _CSV, _PARQUET))
 _NPY_HEADER_BYTES = 128
 
 
@@ -63,7 +63,7 @@ def export_gallery(
             table = csv.writer(
                 stack.enter_context(open(temporary / _CSV, "w", encoding="utf-8", newline=""))
             )
-            table.writerow(COLUMNS)
+            table.writerow(_COLUMNS)
             parquet = _parquet_writer(temporary / _PARQUET, stack)
             for items, rows in gallery.vectors(where):
                 vectors.write(rows.astype("<f4").tobytes())
@@ -121,7 +121,7 @@ def _parquet_writer(
     pq: Any = import_module("pyarrow.parquet")
 
     kinds = {"time": pa.float64(), **dict.fromkeys(("x0", "y0", "x1", "y1"), pa.int64())}
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in _COLUMNS])
     writer = stack.enter_context(pq.ParquetWriter(path, schema))
 
     def write(rows: Sequence[tuple[Any, ...]]) -> None:
@@ -136,4 +136,4 @@ def _parquet_writer(
 
 def _foreign(folder: Path) -> set[str]:
     names = set(all_names(folder))
-    return names - EXPORTED_FILES if names >= {_FACTS, _VECTORS, _CSV} else names
+    return names - _FILES if names >= {_FACTS, _VECTORS, _CSV} else names

@@ -102,16 +102,13 @@ class Gallery(ABC):
                 not answer.
             IntegrityError: It is damaged or no gallery, or holds another embedding space.
         """
-        text = os.fspath(location)
-        scheme = text.partition("://")[0] if "://" in text else ""
-        module, _, name = STORES.get(scheme, STORES[""]).partition(":")
-        store = cast("type[Gallery]", getattr(import_module(module), name))
         space = None
         if create:
             if fingerprint is None or embed_dim is None:
                 raise UsageError("creating a gallery needs its fingerprint and embed_dim")
             space = fingerprint, embed_dim
-        gallery = store._open(text, space)
+        place = os.fspath(location)
+        gallery = _store_of(place)._open(place, space)
         found = gallery.fingerprint, gallery.embed_dim
         if fingerprint not in (None, found[0]) or embed_dim not in (None, found[1]):
             gallery.close()
@@ -309,6 +306,12 @@ class Gallery(ABC):
     @abstractmethod
     def _prune(self, too_old: Filter | None, keep_newest: int | None, scope: Filter) -> int:
         """Delete what passes ``too_old``, then of what passes ``scope`` all but the newest."""
+
+
+def _store_of(location: str) -> type[Gallery]:
+    scheme, separator, _ = location.partition("://")
+    module, _, name = STORES.get(scheme if separator else "", STORES[""]).partition(":")
+    return cast("type[Gallery]", getattr(import_module(module), name))
 
 
 def made_now() -> dict[str, str]:

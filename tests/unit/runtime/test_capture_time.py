@@ -1,10 +1,11 @@
 import datetime
 import os
+from typing import get_args
 
 import pytest
 from PIL import Image
 
-from upperson_rt.capture_time import TIME_SOURCES, capture_time
+from upperson_rt.capture_time import TimeSource, capture_time
 
 LOCAL = datetime.datetime(2026, 11, 24, 14, 0, 5).timestamp()
 UTC = datetime.datetime(2026, 11, 24, 14, 0, 5, tzinfo=datetime.timezone.utc).timestamp()
@@ -72,7 +73,7 @@ def test_mtime_and_none(tmp_path):
     assert capture_time(path, "none") is None
 
 
-@pytest.mark.parametrize("source", TIME_SOURCES)
+@pytest.mark.parametrize("source", get_args(TimeSource))
 def test_what_cannot_be_read_has_no_time(tmp_path, source):
     (tmp_path / "junk.jpg").write_bytes(b"\xff\xd8\xffjunk")
     os.mkfifo(tmp_path / "pipe.jpg")

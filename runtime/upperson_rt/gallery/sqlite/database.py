@@ -20,7 +20,7 @@ from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery.protocol import Meta, check_schema_version, made_now, no_gallery
 from upperson_rt.locks import locked_folder
 
-__all__ = ["DATABASE_FILE", "LOCK_TIMEOUT_S", "Database", "SqliteMeta", "is_writable", "make"]
+__all__ = ["DATABASE_FILE", "Database", "SqliteMeta", "make"]
 
 DATABASE_FILE = "gallery.sqlite"
 SCHEMA_VERSION = 2
@@ -120,7 +120,7 @@ def _fill(connection: sqlite3.Connection, fingerprint: str, embed_dim: int) -> N
     connection.execute("COMMIT")
 
 
-def is_writable(path: Path) -> bool:
+def _is_writable(path: Path) -> bool:
     """Tell whether a database file and the folder of its log can be written to."""
     return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
@@ -143,7 +143,7 @@ class Database:
                 "or remove it to begin anew"
             )
         self.path = path
-        self.read_only = not is_writable(path)
+        self.read_only = not _is_writable(path)
         with _translated(path):
             self._writer = _connect(path, self.read_only)
             try:

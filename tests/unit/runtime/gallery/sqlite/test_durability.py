@@ -293,7 +293,7 @@ if os.getuid() == 0:
     os.setuid(65534)
 else:
     from upperson_rt.gallery.sqlite import database
-    database.is_writable = lambda path: False
+    database._is_writable = lambda path: False
 gallery = Gallery.open(folder, FINGERPRINT, DIM)
 assert gallery._database.read_only
 for line in sys.stdin:
