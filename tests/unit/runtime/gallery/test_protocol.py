@@ -1,0 +1,40 @@
+"""A location chooses its store."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.helpers.gallery_places import DIM, FINGERPRINT
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Gallery, protocol
+
+
+class Elsewhere:
+    """As much of a third store as opening needs."""
+
+    fingerprint, embed_dim = FINGERPRINT, DIM
+
+    def __init__(self, location, create):
+        self.opened = location, create
+
+    @classmethod
+    def _open(cls, location, create):
+        return cls(location, create)
+
+
+def test_a_third_store_is_a_row_of_the_table(monkeypatch):
+    monkeypatch.setitem(protocol.STORES, "elsewhere", "a.room:Elsewhere")
+    room = SimpleNamespace(Elsewhere=Elsewhere)
+    monkeypatch.setattr(protocol, "import_module", {"a.room": room}.__getitem__)
+    assert Gallery.open("elsewhere://place/people").opened == ("elsewhere://place/people", None)
+    made = Gallery.open("elsewhere://place/people", FINGERPRINT, DIM, create=True)
+    assert made.opened == ("elsewhere://place/people", (FINGERPRINT, DIM))
+
+
+@pytest.mark.parametrize("location", ["nowhere://place/people", "milvus", "milvus:people"])
+def test_what_names_no_store_is_a_folder(tmp_path, monkeypatch, location):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no gallery at .*upperson-rt index"):
+        Gallery.open(location)
+    Gallery.open(location, FINGERPRINT, DIM, create=True).close()
+    assert (tmp_path / location / "gallery.sqlite").is_file()
