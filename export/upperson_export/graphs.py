@@ -22,7 +22,7 @@ from upperson_export.plain import PlainTower
 from upperson_export.variants import VARIANTS, Tensors, VariantName
 from upperson_rt.backends import open_backend
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.towers import GRAPH_NAMES, Backend, Tower
+from upperson_rt.towers import GRAPH_NAMES, SHORTEST_TEXT, Backend, Tower
 
 OPSET = 19
 """QuantizeLinear takes float16 since 19, which int8-fp16 needs; TensorRT 10.3 reads up to 20."""
@@ -55,7 +55,7 @@ def export_onnx(tower: PlainTower, kind: Tower, path: Path, *, example: torch.Te
     input_name, output_name = GRAPH_NAMES[kind]
     dims = {"batch": Dim("batch", min=1)}
     if kind == "text":
-        dims["length"] = Dim("length", min=2, max=len(tower.get_parameter("positions")))
+        dims["length"] = Dim("length", min=SHORTEST_TEXT, max=len(tower.get_parameter("positions")))
     with warnings.catch_warnings(), torch.no_grad():
         # The exporter warns about its own internals; a wrong graph is caught by parity instead.
         warnings.simplefilter("ignore")

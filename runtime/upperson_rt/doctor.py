@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,12 @@ def _backends() -> list[Check]:
         Check("tensorrt", "ok", OPTIONAL) if find_spec("tensorrt") is None else _tensorrt()
     )
     if not any(find_spec(name) for name in ("onnxruntime", "openvino", "tensorrt")):
-        checks.append(failed("backend", "none is installed", f"{install_command('cpu')} or [gpu]"))
+        checks.append(failed("backend", "none is installed", _backend_advice()))
     return checks
+
+
+def _backend_advice() -> str:
+    return f"{install_command('cpu')}; for an NVIDIA GPU  {install_command('gpu')}"
 
 
 def _onnxruntime(version: str) -> Check:
@@ -85,12 +90,23 @@ def _onnxruntime(version: str) -> Check:
     except ImportError as error:
         return failed("onnxruntime", f"{version} does not import: {error}", "install it again")
     providers = [name.removesuffix("ExecutionProvider") for name in _providers(onnxruntime)]
-    return Check(
-        "onnxruntime",
-        "ok",
-        f"{version} with {', '.join(providers)}",
-        facts={"version": version, "providers": providers},
-    )
+    facts = {"version": version, "providers": providers}
+    wanted, driver = _onnxruntime_cuda(), probe_cuda_driver().version
+    if wanted is not None and driver is not None and int(driver.partition(".")[0]) < wanted:
+        detail = f"{version} is for CUDA {wanted}, but the driver only goes up to CUDA {driver}"
+        fix = "update the driver, or  pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'"
+        return Check("onnxruntime", "warn", detail, fix, facts=facts)
+    return Check("onnxruntime", "ok", f"{version} with {', '.join(providers)}", facts=facts)
+
+
+def _onnxruntime_cuda() -> int | None:
+    """Return the version of CUDA that onnxruntime-gpu's own extra asks for, None if it does not."""
+    try:
+        requires = " ".join(metadata.requires("onnxruntime-gpu") or ())
+    except metadata.PackageNotFoundError:
+        return None
+    found = re.search(r"nvidia-cuda-runtime[\w-]*~=(\d+)", requires)
+    return found and int(found[1])
 
 
 def _openvino() -> Check:
@@ -136,8 +152,8 @@ def _device(backend: str, device: str) -> list[Check]:
 
 
 def _tensorrt() -> Check:
-    """Check TensorRT and its engines. Importing it is safe without a driver, using it is not."""
-    from upperson_rt.tensorrt.bindings import import_tensorrt
+    """Check TensorRT and its engines; it is started in a process of its own, which it may crash."""
+    from upperson_rt.tensorrt.bindings import import_tensorrt, install_hint, start_problem
     from upperson_rt.tensorrt.cache import EngineCache
 
     try:
@@ -158,6 +174,10 @@ def _tensorrt() -> Check:
     cache = EngineCache()
     records, problems = cache.records()
     usable = [record for record in records if record.target.tensorrt == version]
+    problem = start_problem()
+    if problem is not None:
+        advice = f"update the driver, or install TensorRT again: {install_hint()}"
+        return failed("tensorrt", f"{version} does not start: {problem}", advice)
     variants = ", ".join(sorted({record.variant for record in usable})) or "none"
     found = f"{version}, engines in {cache.folder}: {len(usable)} for this version ({variants})"
     if len(records) > len(usable):
@@ -199,7 +219,8 @@ def _kernel_driver() -> str | None:
     """Return the release of the driver, such as 550.54.14, where the kernel module tells."""
     if not _KERNEL_DRIVER.is_file():
         return None
-    found = re.search(r"Kernel Module\D*([\d.]+)", _KERNEL_DRIVER.read_text("utf-8", "replace"))
+    text = _KERNEL_DRIVER.read_text("utf-8", "replace")
+    found = re.search(r"Kernel Module.*?\b(\d+(?:\.\d+)+)\b", text)  # Not the 86 of x86_64.
     return found and found[1]
 
 

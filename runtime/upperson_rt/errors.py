@@ -66,12 +66,21 @@ def missing_extra(package: str, extra: str, purpose: str) -> BackendError:
 def install_command(extra: str) -> str:
     """Return the command that adds an extra to the distribution that is installed.
 
-    The slim ``upperson-rt`` and ``upperson`` hold the same files: only one may be installed.
+    The slim ``upperson-rt`` and ``upperson`` hold the same files: only one may be installed. A
+    Jetson and other machines of its kind get what takes the place of what PyPI lacks for them.
     """
+    import platform
     from importlib import metadata
+
+    from upperson_rt import jetson
 
     try:
         metadata.distribution("upperson")
+        distribution = "upperson"
     except metadata.PackageNotFoundError:
-        return f"pip install 'upperson-rt[{extra}]'"
-    return f"pip install 'upperson[{extra}]'"
+        distribution = "upperson-rt"
+    if extra == "gpu" and platform.machine() == "aarch64":
+        return f"pip install '{distribution}[cpu]', then {jetson.ADVICE}"
+    if extra == "camera" and jetson.jetson_line() is not None:
+        return "sudo apt install nvidia-opencv  (it has GStreamer, PyPI's has not)"
+    return f"pip install '{distribution}[{extra}]'"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 from upperson_rt.errors import BackendError, install_command
+from upperson_rt.jetson import jetson_advice, jetson_line, jetson_release
 
 __all__ = ["OPTIONAL", "Check", "failed", "installed_checks", "version_of"]
 
@@ -34,7 +34,6 @@ OPTIONAL = "not installed (optional)"
 """Of a package that some installations do without."""
 
 _OLDEST_SQLITE = (3, 24, 0)  # The first with UPSERT.
-_TEGRA = Path("/etc/nv_tegra_release")
 _OPENCV = (
     "opencv-python", "opencv-python-headless", "opencv-contrib-python",
     "opencv-contrib-python-headless",
@@ -45,6 +44,7 @@ def installed_checks() -> list[Check]:
     """Check everything that needs neither a model nor a GPU."""
     return [
         _python(),
+        *_jetson(),
         *_packages(),
         _sqlite(),
         _faiss(),
@@ -71,12 +71,27 @@ def _python() -> Check:
     system = f"{platform.system()} {platform.machine()}"
     facts = {"version": platform.python_version(), "system": system}
     detail = f"{platform.python_version()} on {system}"
-    if _TEGRA.is_file():
-        facts["jetson"] = (
-            _TEGRA.read_text("utf-8", errors="replace").split(", GCID")[0].strip("# \n")
-        )
-        detail += f", Jetson Linux {facts['jetson']}"
+    if (line := jetson_line()) is not None:
+        facts["jetson"] = line
+        detail += f", Jetson Linux {line}"
     return Check("python", "ok", detail, facts=facts)
+
+
+def _jetson() -> list[Check]:
+    """Tell a Jetson how to use what JetPack brings; no row elsewhere."""
+    line = jetson_line()
+    if line is None:
+        return []
+    advice = jetson_advice(jetson_release(), version_of("numpy"), _opencv_versions())
+    return [
+        Check(
+            "jetson",
+            "warn" if advice else "ok",
+            "set up as docs/jetson.md says" if not advice else "; ".join(advice),
+            "docs/jetson.md" if advice else "",
+            facts={"release": line, "advice": advice},
+        )
+    ]
 
 
 def _packages() -> list[Check]:
@@ -130,9 +145,13 @@ def _faiss() -> Check:
     return Check("faiss", "ok", version or "unknown version", facts={"version": version})
 
 
+def _opencv_versions() -> dict[str, str]:
+    return {name: version for name in _OPENCV if (version := version_of(name)) is not None}
+
+
 def _opencv() -> Check:
     """Check OpenCV; several of its distributions overwrite each other's files."""
-    found = {name: version for name in _OPENCV if (version := version_of(name)) is not None}
+    found = _opencv_versions()
     facts = {"distributions": found}
     if not found and find_spec("cv2") is None:
         return Check("opencv", "ok", f"{OPTIONAL}: {install_command('camera')}", facts=facts)

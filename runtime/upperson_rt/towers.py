@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, IntegrityError
 
-__all__ = ["GRAPH_NAMES", "TOWERS", "Backend", "Tower", "batch_slices", "run_tower"]
+__all__ = [
+    "GRAPH_NAMES",
+    "SHORTEST_TEXT",
+    "TOWERS",
+    "Backend",
+    "Tower",
+    "batch_slices",
+    "run_tower",
+]
 
 Tower: TypeAlias = Literal["image", "text"]
 
@@ -19,6 +27,9 @@ GRAPH_NAMES: dict[Tower, tuple[str, str]] = {
     "text": ("input_ids", "text_embeds"),
 }
 """Input and output of each tower's graph."""
+
+SHORTEST_TEXT = 2
+"""Tokens that every text has, a start and an end; text graphs are exported from there on."""
 
 
 class Backend(Protocol):

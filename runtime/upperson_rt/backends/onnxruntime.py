@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from upperson_rt.errors import BackendError, missing_extra
+from upperson_rt.errors import BackendError, install_command, missing_extra
 
 __all__ = ["OnnxRuntimeBackend"]
 
@@ -64,8 +64,14 @@ class OnnxRuntimeBackend:
         if provider not in available:
             raise BackendError(
                 f"device '{device}' needs ONNX Runtime's {provider}, but onnxruntime "
-                f"{ort.__version__} here has only {', '.join(available)}: install "
-                "'upperson[gpu]' in place of 'upperson[cpu]', or choose the device 'cpu'"
+                f"{ort.__version__} here has only {', '.join(available)}: "
+                f"{_cuda_advice()}, or choose the device 'cpu'"
+            )
+        numbers = [int(n) if n.isdigit() else 0 for n in ort.__version__.split(".")[:2]]
+        if "use_tf32" in provider_options and numbers < [1, 18]:
+            raise BackendError(
+                f"onnxruntime {ort.__version__} is too old for a GPU, it computes float32 in TF32: "
+                "1.18 or later is needed"
             )
         if provider == "CUDAExecutionProvider":
             _preload_cuda(ort)
@@ -101,6 +107,11 @@ class OnnxRuntimeBackend:
             raise BackendError(f"onnxruntime {self.version} failed: {error}") from error
 
 
+def _cuda_advice() -> str:
+    command = install_command("gpu")
+    return command if "[cpu]" in command else f"pip uninstall onnxruntime, then  {command}"
+
+
 def _preload_cuda(ort: Any) -> None:
     """Load CUDA and cuDNN from NVIDIA's Python packages, where the linker does not look."""
     if hasattr(ort, "preload_dlls"):  # From 1.21 on.
@@ -113,7 +124,8 @@ def _provider(device: str) -> tuple[str, dict[str, str]]:
     if device == "cpu":
         return "CPUExecutionProvider", {}
     if kind == "cuda" and (not index or index.isdigit()):
-        return "CUDAExecutionProvider", {"device_id": index or "0"}
+        # Else products of float32 are computed with 10 bits of mantissa.
+        return "CUDAExecutionProvider", {"device_id": index or "0", "use_tf32": "0"}
     raise BackendError(
         f"the backend 'onnxruntime' has no device '{device}': use cpu, cuda or cuda:N"
     )

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_rt.manifest import Manifest
 from upperson_rt.strict import Positive
-from upperson_rt.tensorrt.bindings import trt_log
-from upperson_rt.towers import Tower
+from upperson_rt.tensorrt.bindings import TensorRtLog, trt_log
+from upperson_rt.towers import SHORTEST_TEXT, Tower
 
 __all__ = [
     "DEFAULT_WORKSPACE_MIB",
@@ -75,7 +75,10 @@ def tower_profile(tower: Tower, manifest: Manifest, max_batch: int) -> InputProf
         return InputProfile("image", (1, *size), (typical, *size), (max_batch, *size))
     longest = manifest.text.context_length
     return InputProfile(
-        "input_ids", (1, 1), (typical, min(_TYPICAL_TOKENS, longest)), (max_batch, longest)
+        "input_ids",
+        (1, SHORTEST_TEXT),
+        (typical, min(_TYPICAL_TOKENS, longest)),
+        (max_batch, longest),
     )
 
 
@@ -121,18 +124,18 @@ def build_engine(
         IntegrityError: The graph is not a tower: its input or output has another name.
         KeyboardInterrupt: Ctrl-C, or what the program's handlers raise.
     """
-    logger, log = trt_log(trt)
+    log = trt_log(trt, layers=bool(targets))
     log.take_errors()
     log.layers = ""
     about = f"TensorRT{' for RTX' if targets else ''} {trt.__version__}"
     start = time.perf_counter()
     try:
-        builder = trt.Builder(logger)
+        builder = trt.Builder(log.logger)
     except (TypeError, RuntimeError) as error:  # How pybind11 reports a null pointer.
-        raise BackendError(
-            f"{about} does not start: {log.take_errors()}; see  upperson-rt doctor"
-        ) from error
-    network = _parse(trt, builder, onnx_file, profile, about)
+        raise BackendError(f"{about} does not start;  upperson-rt doctor  says why") from error
+    network = _parse(trt, builder, log, onnx_file, profile, about)
+    # Not earlier: a parser of a network that has a recorder crashes when it goes.
+    builder.error_recorder = log.recorder
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     config.clear_flag(trt.BuilderFlag.TF32)  # Else fp32 is computed with 10 bits of mantissa.
@@ -164,6 +167,7 @@ def build_engine(
 def _parse(
     trt: ModuleType,
     builder: Any,
+    log: TensorRtLog,
     onnx_file: str | os.PathLike[str],
     profile: InputProfile,
     about: str,
@@ -171,12 +175,12 @@ def _parse(
     # TensorRT 10 has to be asked for strong typing; 11 always does it and ignores the flag.
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
-    parser = trt.OnnxParser(network, trt_log(trt)[0])
+    parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(os.fspath(onnx_file)):
         errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
         raise BackendError(
             f"{about} cannot parse {os.fspath(onnx_file)}: "
-            f"{'; '.join(errors) or trt_log(trt)[1].take_errors()}; {_ADVICE}"
+            f"{'; '.join(errors) or log.take_errors()}; {_ADVICE}"
         )
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     shapes = {tensor.name: tuple(tensor.shape) for tensor in inputs}

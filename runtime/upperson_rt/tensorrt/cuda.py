@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import BackendError
 
-__all__ = ["SIGNATURES", "Cuda", "CudaDriver", "Gpu", "StagedBuffer", "probe_cuda_driver"]
+__all__ = [
+    "CONSTANTS",
+    "SIGNATURES",
+    "Cuda",
+    "CudaDriver",
+    "Gpu",
+    "StagedBuffer",
+    "probe_cuda_driver",
+]
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuInit": (c_uint,),
@@ -36,6 +44,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemFree_v2": (c_uint64,),
     "cuMemHostAlloc": (POINTER(c_handle), c_size_t, c_uint),
     "cuMemFreeHost": (c_handle,),
+    "cuMemHostGetDevicePointer_v2": (POINTER(c_uint64), c_handle, c_uint),
     "cuMemcpyHtoDAsync_v2": (c_uint64, c_handle, c_size_t, c_handle),
     "cuMemcpyDtoHAsync_v2": (c_handle, c_uint64, c_size_t, c_handle),
     "cuStreamCreate": (POINTER(c_handle), c_uint),
@@ -50,11 +59,16 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 """Types of the arguments of each function used; every one returns a CUresult, an int."""
 
-_ATTRIBUTE_MULTIPROCESSORS = 16
-_ATTRIBUTE_CAPABILITY_MAJOR = 75
-_ATTRIBUTE_CAPABILITY_MINOR = 76
-_STREAM_NON_BLOCKING = 1
-_CAPTURE_THREAD_LOCAL = 1  # What other threads do with CUDA meanwhile is not our business.
+CONSTANTS = {
+    "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": 75,
+    "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR": 76,
+    "CU_DEVICE_ATTRIBUTE_INTEGRATED": 18,
+    "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT": 16,
+    "CU_MEMHOSTALLOC_DEVICEMAP": 2,
+    "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL": 1,
+    "CU_STREAM_NON_BLOCKING": 1,
+}
+"""Each one used, by its name in `cuda.h`."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +83,20 @@ class Gpu:
     """Boards of one name can differ in this: all Jetson Orin modules are called Orin."""
     driver: str
     """Highest CUDA version the driver supports, such as ``12.6``."""
+    integrated: bool
+    """It shares the memory of the processor, as on a Jetson."""
 
 
 @dataclass(frozen=True)
 class StagedBuffer:
-    """Page-locked host memory and device memory of the same size."""
+    """Page-locked host memory, and device memory of the same size or the same memory again."""
 
     host: NDArray[np.uint8]
     """(nbytes,); a view of the page-locked memory."""
     host_address: int
     device_address: int
+    mapped: bool
+    """Both are one memory: there is nothing to copy."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +168,13 @@ class Cuda:
         self._call("cuDriverGetVersion", byref(version))
         name_buffer = ctypes.create_string_buffer(128)
         self._call("cuDeviceGetName", name_buffer, len(name_buffer), device)
-        major, minor, multiprocessors = (
-            self._attribute(device, attribute)
-            for attribute in (
-                _ATTRIBUTE_CAPABILITY_MAJOR,
-                _ATTRIBUTE_CAPABILITY_MINOR,
-                _ATTRIBUTE_MULTIPROCESSORS,
+        major, minor, multiprocessors, integrated = (
+            self._attribute(device, name)
+            for name in (
+                "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR",
+                "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR",
+                "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT",
+                "CU_DEVICE_ATTRIBUTE_INTEGRATED",
             )
         )
         self.gpu = Gpu(
@@ -164,6 +183,7 @@ class Cuda:
             compute_capability=f"{major}.{minor}",
             multiprocessors=multiprocessors,
             driver=_release(version.value),
+            integrated=bool(integrated),
         )
         self._context = c_handle()
         self._call("cuDevicePrimaryCtxRetain", byref(self._context), device)
@@ -180,44 +200,63 @@ class Cuda:
     def staged_buffer(self, nbytes: int) -> StagedBuffer:
         """Allocate page-locked host memory and device memory, at least 1 byte of each.
 
+        An integrated GPU reads and writes the host's memory itself, without a copy.
+
         Raises:
             BackendError: The memory is not there.
         """
-        nbytes = max(nbytes, 1)
+        nbytes, mapped = max(nbytes, 1), self.gpu.integrated
         host, device = c_handle(), c_uint64()
+        flags = CONSTANTS["CU_MEMHOSTALLOC_DEVICEMAP"] if mapped else 0
         with self.current():
-            self._call("cuMemHostAlloc", byref(host), nbytes, 0)
+            self._call("cuMemHostAlloc", byref(host), nbytes, flags)
             try:
-                self._call("cuMemAlloc_v2", byref(device), nbytes)
+                if mapped:
+                    self._call("cuMemHostGetDevicePointer_v2", byref(device), host, 0)
+                else:
+                    self._call("cuMemAlloc_v2", byref(device), nbytes)
             except BackendError:
                 self._call("cuMemFreeHost", host)
                 raise
         address = host.value or 0
         view = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
-        return StagedBuffer(view, address, device.value)
+        return StagedBuffer(view, address, device.value, mapped)
 
     def new_stream(self) -> int:
         """Make a stream that does not wait for the default stream."""
         stream = c_handle()
         with self.current():
-            self._call("cuStreamCreate", byref(stream), _STREAM_NON_BLOCKING)
+            self._call("cuStreamCreate", byref(stream), CONSTANTS["CU_STREAM_NON_BLOCKING"])
         return stream.value or 0
 
     def upload(self, buffer: StagedBuffer, nbytes: int, stream: int) -> None:
-        """Queue a copy of the first bytes from host to device."""
-        self._call(
-            "cuMemcpyHtoDAsync_v2", buffer.device_address, buffer.host_address, nbytes, stream
-        )
+        """Queue a copy of the first bytes from host to device, where they are not one memory."""
+        if not buffer.mapped:
+            with self.current():
+                self._call(
+                    "cuMemcpyHtoDAsync_v2",
+                    buffer.device_address,
+                    buffer.host_address,
+                    nbytes,
+                    stream,
+                )
 
     def download(self, buffer: StagedBuffer, nbytes: int, stream: int) -> None:
-        """Queue a copy of the first bytes from device to host."""
-        self._call(
-            "cuMemcpyDtoHAsync_v2", buffer.host_address, buffer.device_address, nbytes, stream
-        )
+        """Queue a copy of the first bytes from device to host, where they are not one memory."""
+        if not buffer.mapped:
+            with self.current():
+                self._call(
+                    "cuMemcpyDtoHAsync_v2",
+                    buffer.host_address,
+                    buffer.device_address,
+                    nbytes,
+                    stream,
+                )
 
     def synchronize(self, stream: int) -> None:
         """Wait until everything queued is done."""
-        self._call("cuStreamSynchronize", stream)
+        with self.current():
+            self._call("cuStreamSynchronize", stream)
 
     def capture(self, stream: int, work: Callable[[], None]) -> int:
         """Record what ``work`` queues on a stream, without running it, as a graph to `launch`.
@@ -226,25 +265,29 @@ class Cuda:
             BackendError: Something in it cannot be captured.
         """
         graph, executable = c_handle(), c_handle()
-        self._call("cuStreamBeginCapture_v2", stream, _CAPTURE_THREAD_LOCAL)
-        try:
-            work()
-        except BaseException:
-            # Leave the stream usable; what went wrong is on its way already.
-            self._library.cuStreamEndCapture(stream, byref(graph))
-            if graph:
-                self._library.cuGraphDestroy(graph)
-            raise
-        self._call("cuStreamEndCapture", stream, byref(graph))
-        try:
-            self._call("cuGraphInstantiateWithFlags", byref(executable), graph, 0)
-        finally:
-            self._call("cuGraphDestroy", graph)
+        # What other threads do with CUDA meanwhile is not our business.
+        mode = CONSTANTS["CU_STREAM_CAPTURE_MODE_THREAD_LOCAL"]
+        with self.current():
+            self._call("cuStreamBeginCapture_v2", stream, mode)
+            try:
+                work()
+            except BaseException:
+                # Leave the stream usable; what went wrong is on its way already.
+                self._library.cuStreamEndCapture(stream, byref(graph))
+                if graph:
+                    self._library.cuGraphDestroy(graph)
+                raise
+            self._call("cuStreamEndCapture", stream, byref(graph))
+            try:
+                self._call("cuGraphInstantiateWithFlags", byref(executable), graph, 0)
+            finally:
+                self._call("cuGraphDestroy", graph)
         return executable.value or 0
 
     def launch(self, graph: int, stream: int) -> None:
         """Queue a captured graph."""
-        self._call("cuGraphLaunch", graph, stream)
+        with self.current():
+            self._call("cuGraphLaunch", graph, stream)
 
     def release(
         self, buffers: Sequence[StagedBuffer], streams: Sequence[int], graphs: Sequence[int]
@@ -256,12 +299,13 @@ class Cuda:
             for stream in streams:
                 self._call("cuStreamDestroy_v2", stream)
             for buffer in buffers:
-                self._call("cuMemFree_v2", buffer.device_address)
+                if not buffer.mapped:
+                    self._call("cuMemFree_v2", buffer.device_address)
                 self._call("cuMemFreeHost", buffer.host_address)
 
-    def _attribute(self, device: c_int, attribute: int) -> int:
+    def _attribute(self, device: c_int, name: str) -> int:
         value = c_int()
-        self._call("cuDeviceGetAttribute", byref(value), attribute, device)
+        self._call("cuDeviceGetAttribute", byref(value), CONSTANTS[name], device)
         return value.value
 
     def _call(self, function: str, *arguments: Any) -> None:

@@ -130,11 +130,19 @@ def test_the_cuda_provider_is_used_and_nothing_else(text_tower, monkeypatch, cap
     cuda = FakeCuda(monkeypatch)
     backend = open_backend(text_tower, "onnxruntime", device="cuda:1")
     assert (backend.name, backend.device, backend.max_batch) == ("onnxruntime", "cuda:1", None)
-    assert cuda.asked == [([("CUDAExecutionProvider", {"device_id": "1"})], 0)]
+    assert cuda.asked == [([("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"})], 0)]
     assert cuda.preloaded == 1
     assert capsys.readouterr() == ("", "Failed to load libcudnn.so.9\n")
     open_backend(text_tower, "onnxruntime", device="cpu")
     assert cuda.preloaded == 1
+
+
+def test_an_onnxruntime_without_the_switch_for_tf32(text_tower, monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    monkeypatch.setattr(cuda.ort, "__version__", "1.17.3")
+    with pytest.raises(BackendError, match=r"1\.17\.3 is too old .* in TF32: 1\.18 or later"):
+        open_backend(text_tower, "onnxruntime", device="cuda")
+    assert open_backend(text_tower, "onnxruntime", device="cpu").name == "onnxruntime"
 
 
 def test_a_gpu_that_fails_later_is_an_error_and_not_the_cpu(text_tower):

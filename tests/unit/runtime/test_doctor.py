@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
-from upperson_rt import doctor
+from upperson_rt import doctor, jetson
 from upperson_rt import installed as packages
 from upperson_rt.doctor import diagnose
+from upperson_rt.errors import install_command
 from upperson_rt.gallery import Gallery
 from upperson_rt.manifest import parse_manifest
 from upperson_rt.tensorrt.cuda import CudaDriver
@@ -182,18 +183,95 @@ def test_optional_packages_say_how_to_get_them(monkeypatch):
     assert found["pymilvus"].detail == "3"
 
 
-def test_the_kernel_driver_and_a_jetson_are_named(monkeypatch, tmp_path):
-    release = tmp_path / "nv_tegra_release"
-    release.write_text("# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic\n")
-    monkeypatch.setattr(packages, "_TEGRA", release)
-    assert packages.installed_checks()[0].facts["jetson"] == "R36 (release), REVISION: 4.0"
+def on_a_jetson(monkeypatch, tmp_path, revision="4.0", release=36):
+    path = tmp_path / "nv_tegra_release"
+    path.write_text(
+        f"# R{release} (release), REVISION: {revision}, GCID: 37537400, BOARD: generic\n"
+    )
+    monkeypatch.setattr(jetson, "_TEGRA", path)
+
+
+@pytest.mark.parametrize(
+    ("line", "release"),
+    [
+        ("NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 01:44:30 UTC", "550.54.14"),
+        ("NVIDIA UNIX Open Kernel Module for x86_64  580.178.04  Release Build", "580.178.04"),
+        ("NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build  (b", "540.4.0"),
+        ("NVIDIA UNIX Open Kernel Module for x86_64", None),
+    ],
+)
+def test_the_kernel_driver_is_named(monkeypatch, tmp_path, line, release):
     kernel = tmp_path / "version"
-    kernel.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22\n")
+    kernel.write_text(f"NVRM version: {line}\nGCC version:  gcc version 12.2.0\n")
     monkeypatch.setattr(doctor, "_KERNEL_DRIVER", kernel)
     monkeypatch.setattr(doctor, "probe_cuda_driver", lambda: CudaDriver("12.4", ("L4",)))
     found = by_name(diagnose())["NVIDIA driver"]
-    assert found.detail == "CUDA 12.4, L4, driver 550.54.14"
-    assert found.facts == {"cuda": "12.4", "gpus": ["L4"], "version": "550.54.14"}
+    assert found.detail == "CUDA 12.4, L4" + (f", driver {release}" if release else "")
+    assert found.facts == {"cuda": "12.4", "gpus": ["L4"], "version": release}
+
+
+def test_a_jetson_that_is_set_up_well(monkeypatch, tmp_path):
+    on_a_jetson(monkeypatch, tmp_path, "4.3")
+    with_packages(monkeypatch, numpy="1.26.4")
+    (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = true\n")
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    found = by_name(packages.installed_checks())
+    assert found["python"].facts["jetson"] == "R36 (release), REVISION: 4.3"
+    assert (found["jetson"].status, found["jetson"].fix) == ("ok", "")
+    assert jetson.jetson_release() == (36, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("installed", "revision", "venv", "advice"),
+    [
+        ({"numpy": "2.2.6"}, "4.3", "true", "pip install 'numpy<2'"),
+        ({"numpy": "1.26.4", "opencv-python-headless": "4.12"}, "4.3", "true",
+         "pip uninstall opencv-python-headless"),
+        ({"numpy": "1.26.4"}, "3.0", "true", "install JetPack 6.1 or later"),
+        ({"numpy": "1.26.4"}, "4.3", "false", "python3 -m venv --system-site-packages"),
+    ],
+)  # fmt: skip
+def test_a_jetson_is_told_what_to_change(monkeypatch, tmp_path, installed, revision, venv, advice):
+    on_a_jetson(monkeypatch, tmp_path, revision)
+    with_packages(monkeypatch, **{name.replace("-", "_"): v for name, v in installed.items()})
+    (tmp_path / "pyvenv.cfg").write_text(f"include-system-site-packages = {venv}\n")
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    found = by_name(packages.installed_checks())["jetson"]
+    assert (found.status, found.fix) == ("warn", "docs/jetson.md")
+    assert advice in found.detail
+    assert len(found.facts["advice"]) == 1
+
+
+def test_hints_for_machines_without_wheels(monkeypatch, tmp_path):
+    assert install_command("gpu").endswith("[gpu]'")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert "[cpu]', then use JetPack's TensorRT" in install_command("gpu")
+    assert install_command("camera").endswith("[camera]'")
+    on_a_jetson(monkeypatch, tmp_path)
+    assert install_command("camera").startswith("sudo apt install nvidia-opencv")
+
+
+@pytest.mark.parametrize(
+    ("requires", "driver", "status"),
+    [
+        (["nvidia-cuda-runtime~=13.0; extra == 'cuda'"], "12.6", "warn"),
+        (["nvidia-cuda-runtime~=13.0; extra == 'cuda'"], "13.0", "ok"),
+        (["nvidia-cuda-runtime-cu12~=12.0; extra == 'cuda'"], "12.2", "ok"),
+        (["numpy"], "11.4", "ok"),
+        (["nvidia-cuda-runtime~=13.0; extra == 'cuda'"], None, "ok"),
+    ],
+)
+def test_an_onnxruntime_for_another_cuda(monkeypatch, requires, driver, status):
+    with_packages(monkeypatch, onnxruntime_gpu="1.31.1")
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: requires)
+    monkeypatch.setattr(
+        doctor, "probe_cuda_driver", lambda: CudaDriver(driver, problem="no driver")
+    )
+    found = by_name(doctor._backends())["onnxruntime"]
+    assert found.status == status
+    if status == "warn":
+        assert found.detail == "1.31.1 is for CUDA 13, but the driver only goes up to CUDA 12.6"
+        assert "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'" in found.fix
 
 
 def test_an_old_sqlite_fails(monkeypatch):

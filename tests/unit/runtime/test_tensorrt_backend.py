@@ -11,7 +11,9 @@ from upperson_rt.backends import open_backend
 from upperson_rt.backends.tensorrt import TensorRtBackend
 from upperson_rt.bundle import Bundle
 from upperson_rt.compile import compile_bundle
-from upperson_rt.errors import BackendError, IntegrityError
+from upperson_rt.errors import BackendError, IntegrityError, UsageError
+from upperson_rt.tensorrt.cache import EngineCache
+from upperson_rt.tensorrt.cuda import Cuda
 
 MAX_BATCH = 8
 
@@ -80,7 +82,7 @@ def test_any_batch_is_right(bundle, driver, count):
         np.testing.assert_array_equal(found, expected(bundle, "image", rows))
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 12])
+@pytest.mark.parametrize("tokens", [2, 5, 12])
 def test_texts_of_any_length(bundle, driver, tokens):
     backend = TensorRtBackend(bundle / "text.fp32.onnx")
     ids = np.random.default_rng(1).integers(2, 12, (11, tokens), dtype=np.int32)
@@ -121,7 +123,7 @@ def test_wrong_inputs_are_an_error(bundle, one_version, inputs, message):
 
 def test_texts_that_are_too_long_are_an_error(bundle, one_version):
     backend = TensorRtBackend(bundle / "text.fp32.onnx")
-    with pytest.raises(BackendError, match=r"is int32 \(N, 1 to 12\), found int32 \(2, 13\)"):
+    with pytest.raises(BackendError, match=r"is int32 \(N, 2 to 12\), found int32 \(2, 13\)"):
         backend.run({"input_ids": np.ones((2, 13), np.int32)})
 
 
@@ -136,8 +138,11 @@ def test_a_failing_gpu_is_an_error_and_the_next_run_works(bundle, one_version):
     assert one_version.current_gpu is None
 
 
-def test_threads_take_turns(bundle, one_version):
-    backend = TensorRtBackend(bundle / "image.fp32.onnx")
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_threads_share_two_lanes(bundle, one_version, eager, cuda_graphs):
+    one_version.eager = eager
+    backend = TensorRtBackend(bundle / "image.fp32.onnx", cuda_graphs=cuda_graphs)
     batches = [images(1 + i % 11, seed=i) for i in range(24)]
     found = {}
 
@@ -152,6 +157,54 @@ def test_threads_take_turns(bundle, one_version):
         thread.join()
     for i, batch in enumerate(batches):
         np.testing.assert_array_equal(found[i], expected(bundle, "image", batch))
+    assert len(one_version.streams) == 2
+    assert all(not queued for queued in one_version.streams.values())
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_piece_is_copied_while_another_runs(bundle, one_version, eager):
+    one_version.eager = eager
+    backend = TensorRtBackend(bundle / "image.fp32.onnx")
+    rows = images(3 * MAX_BATCH + 1)
+    one_version.calls.clear()
+    found = backend.run({"image": rows})["image_embeds"]
+    np.testing.assert_array_equal(found, expected(bundle, "image", rows))
+    to_gpu, wait = "cuMemcpyHtoDAsync_v2", "cuStreamSynchronize"
+    order = [name for name in one_version.calls if name in (to_gpu, wait)]
+    assert order == [to_gpu, to_gpu, wait, to_gpu, wait, to_gpu, wait, wait]
+
+
+def test_without_memory_for_a_second_lane_batches_take_turns(bundle, one_version, caplog):
+    backend = TensorRtBackend(bundle / "image.fp32.onnx")
+    one_version.free_bytes = 0
+    for _ in range(2):
+        rows = images(2 * MAX_BATCH)
+        found = backend.run({"image": rows})["image_embeds"]
+        np.testing.assert_array_equal(found, expected(bundle, "image", rows))
+    assert caplog.text.count("batches take turns from here on") == 1
+    assert len(one_version.streams) == 1
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_an_integrated_gpu_copies_nothing(bundle, caches, monkeypatch, cuda_graphs):
+    driver, _ = install_fake_tensorrt(monkeypatch, VERSIONS[0], integrated=True)
+    monkeypatch.setenv("UPPERSON_CACHE", str(caches[VERSIONS[0]]))
+    backend = TensorRtBackend(bundle / "image.fp32.onnx", cuda_graphs=cuda_graphs)
+    for turn in range(6):
+        rows = images(MAX_BATCH + 3, seed=turn)
+        found = backend.run({"image": rows})["image_embeds"]
+        np.testing.assert_array_equal(found, expected(bundle, "image", rows))
+    assert not [name for name in driver.calls if name.startswith(("cuMemcpy", "cuMemAlloc"))]
+    del backend
+    gc.collect()
+    assert driver.memory == {}
+
+
+def test_no_line_of_the_log_reaches_python(bundle, driver, capfd):
+    backend = TensorRtBackend(bundle / "image.fp32.onnx")
+    backend.run({"image": images(1)})
+    assert driver.trt.behaviour.python_lines == []
+    assert capfd.readouterr().out == ""  # Where programs expect JSON.
 
 
 def test_memory_goes_back(bundle, one_version):
@@ -181,14 +234,36 @@ def test_graphs_take_over_shapes_that_come_back(bundle, driver):
             found = backend.run({"image": rows})["image_embeds"]
             np.testing.assert_array_equal(found, expected(bundle, "image", rows))
     assert len(driver.executables) == 4  # No more: each holds memory.
-    assert driver.calls.count("cuGraphLaunch") == 4 * 3
+    assert driver.calls.count("cuGraphLaunch") == 4 * (1 + 3)  # The first of each is a test.
 
 
-def test_without_graphs_nothing_is_captured(bundle, one_version):
-    backend = TensorRtBackend(bundle / "image.fp32.onnx")
+@pytest.mark.parametrize(
+    ("said", "captured"), [(None, False), ("", False), ("0", False), ("1", True)]
+)
+def test_the_environment_switches_graphs_on(bundle, one_version, monkeypatch, said, captured):
+    monkeypatch.delenv("UPPERSON_CUDA_GRAPHS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("UPPERSON_CUDA_GRAPHS", said)
+    encoder = Bundle.open(bundle, "fp32", "tensorrt", "cuda").encoder()
     for _ in range(9):
-        backend.run({"image": images(1)})
-    assert "cuStreamBeginCapture_v2" not in one_version.calls
+        encoder.encode_pixels(images(2))
+    assert ("cuStreamBeginCapture_v2" in one_version.calls) == captured
+
+
+def test_the_environment_says_on_or_off(bundle, one_version, monkeypatch):
+    monkeypatch.setenv("UPPERSON_CUDA_GRAPHS", "yes")
+    with pytest.raises(UsageError, match=r"must be 1 \(on\) or 0 \(off\), found 'yes'"):
+        open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
+
+
+def test_a_graph_that_computes_something_else_is_not_used(bundle, one_version, caplog):
+    one_version.trt.behaviour.wrong_graphs = True
+    backend = TensorRtBackend(bundle / "image.fp32.onnx", cuda_graphs=True)
+    for turn in range(8):
+        found = backend.run({"image": images(2, seed=turn)})["image_embeds"]
+        np.testing.assert_array_equal(found, expected(bundle, "image", images(2, seed=turn)))
+    assert caplog.text.count("gives other results than the engine") == 1
+    assert one_version.calls.count("cuGraphLaunch") == 1
 
 
 def test_an_engine_that_cannot_be_captured_runs_as_before(bundle, one_version, caplog):
@@ -233,6 +308,35 @@ def test_a_changed_engine_is_refused(bundle, one_version, caches, tmp_path, monk
 
 
 def test_an_engine_that_tensorrt_refuses(bundle, one_version, monkeypatch):
-    monkeypatch.setattr(one_version.trt.Runtime, "deserialize_cuda_engine", lambda self, plan: None)
-    with pytest.raises(BackendError, match=r"refuses the engine: .*upperson-rt compile"):
+    load = EngineCache.load
+    monkeypatch.setattr(
+        EngineCache, "load", lambda *a: load(*a).replace(b"10.3.0.26", b"10.3.0.30")
+    )
+    refused = r"refuses the engine: the engine plan file is not compatible; .*upperson-rt compile"
+    with pytest.raises(BackendError, match=refused):
         open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
+
+
+def test_what_the_stand_in_refuses_as_the_real_one_does(bundle, one_version):
+    """No context, host addresses, other types, unknown attributes."""
+    session = TensorRtBackend(bundle / "image.fp32.onnx")._session
+    trt, cuda, context = one_version.trt, Cuda(), session._engine.create_execution_context
+    with pytest.raises(AssertionError, match="no device is current"):
+        context()
+    with cuda.current():
+        context = context()
+        buffer = cuda.staged_buffer(1 << 16)
+        context.set_input_shape("image", (1, 24, 8, 3))
+        context.set_tensor_address("image", buffer.device_address)
+        context.set_tensor_address("image_embeds", buffer.host_address)
+        with pytest.raises(AssertionError, match="none of the device"):
+            context.execute_async_v3(cuda.new_stream())
+        for wrong in (("image", (1.0, 24, 8, 3)), (b"image", (1, 24, 8, 3)), ("image", None)):
+            with pytest.raises(TypeError, match="incompatible function arguments"):
+                context.set_input_shape(*wrong)
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            trt.Runtime("logger")
+        with pytest.raises(AttributeError, match="no attribute 'error_recoder'"):
+            trt.Runtime(trt.Logger()).error_recoder = None
+        with pytest.raises(TypeError, match="unsupported operand"):
+            1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED

@@ -1,13 +1,16 @@
 import builtins
 import sys
 import types
+from importlib import metadata
 
 import pytest
 
 from tests.helpers.fake_cuda import FakeDriver
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
+from upperson_rt import jetson
 from upperson_rt.errors import BackendError
-from upperson_rt.tensorrt.bindings import import_tensorrt, open_gpu
+from upperson_rt.tensorrt import bindings
+from upperson_rt.tensorrt.bindings import import_tensorrt, install_hint, open_gpu
 
 
 def without_tensorrt(monkeypatch, error):
@@ -25,7 +28,7 @@ def without_tensorrt(monkeypatch, error):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ModuleNotFoundError(name="tensorrt"), "TensorRT is not installed: on a Jetson"),
+        (ModuleNotFoundError(name="tensorrt"), "TensorRT is not installed: pip install"),
         (ModuleNotFoundError("no tensorrt_libs", name="tensorrt_libs"), "incomplete"),
         (ImportError("libnvinfer.so.10: cannot open\nshared"), "so.10: cannot open shared"),
         (OSError("libcudart.so.12: no such file"), r"does not load \(libcudart"),
@@ -35,10 +38,92 @@ def test_bindings_that_do_not_load_are_explained(monkeypatch, error, message):
     without_tensorrt(monkeypatch, error)
     with pytest.raises(BackendError, match=message) as raised:
         import_tensorrt()
-    assert "python3-libnvinfer" in str(raised.value)
-    assert "--system-site-packages" in str(raised.value)
-    assert "pypi.nvidia.com" in str(raised.value)
+    assert "pip install tensorrt-cu12 --extra-index-url https://pypi.nvidia.com" in str(
+        raised.value
+    )
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "package"),
+    [(11040, "tensorrt-cu12"), (12080, "tensorrt-cu12"), (13000, "tensorrt-cu13")],
+)
+def test_the_package_that_is_advised_suits_the_driver(monkeypatch, cuda, package):
+    FakeDriver(version=cuda).install(monkeypatch)
+    assert install_hint() == f"pip install {package} --extra-index-url https://pypi.nvidia.com"
+
+
+def test_the_advice_for_machines_with_arm_processors(monkeypatch, tmp_path):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert "; on a Jetson use JetPack's TensorRT" in install_hint()
+    release = tmp_path / "nv_tegra_release"
+    release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081\n")
+    monkeypatch.setattr(jetson, "_TEGRA", release)
+    assert install_hint() == (
+        "use JetPack's TensorRT (sudo apt install python3-libnvinfer) in a virtual environment "
+        "made with --system-site-packages, see docs/jetson.md"
+    )
+
+
+@pytest.mark.parametrize(
+    ("installed", "cuda", "problem"),
+    [
+        ((), 12060, None),  # JetPack's.
+        ((12,), 12060, None),
+        ((12,), 13000, None),
+        ((13,), 13020, None),
+        ((13,), 12060, r"is for CUDA 13, but the driver only goes up to CUDA 12\.6: update the dr"),
+        ((13,), 11040, r"is for CUDA 13.*CUDA 11\.4.*pip install tensorrt-cu12"),
+        ((12, 13), 13000, "for CUDA 12 and for CUDA 13, one over the other: pip uninstall both"),
+    ],
+)
+def test_a_tensorrt_for_another_cuda(monkeypatch, installed, cuda, problem):
+    install_fake_tensorrt(monkeypatch, VERSIONS[2], version=cuda)
+    real = metadata.version
+
+    def version(name):
+        if name in [f"tensorrt-cu{n}-bindings" for n in installed]:
+            return VERSIONS[2]
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    if problem is None:
+        assert import_tensorrt().__version__ == VERSIONS[2]
+    else:
+        with pytest.raises(BackendError, match=problem) as raised:
+            import_tensorrt()
+        assert "\n" not in str(raised.value)
+
+
+STARTS = """
+__version__ = "10.3.0"
+class Logger:
+    WARNING = 2
+    def __init__(self, level): pass
+def Runtime(logger):
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "problem"),
+    [
+        ("return 1", None),
+        ("import os; os.abort()", "it ended its process with SIGABRT"),
+        ("print('[TRT] [E] no such engine'); import os; os.kill(os.getpid(), 11)",
+         "it ended its process with SIGSEGV (no such engine)"),
+        ("print('[11/26] [TRT] [W] x\\n[11/26] [TRT] [E] error: 35'); raise TypeError('nullptr')",
+         "error: 35"),
+        ("raise TypeError('factory function returned nullptr')",
+         "TypeError: factory function returned nullptr"),
+        ("import time; time.sleep(60)", "it does not start within 2 seconds"),
+    ],
+)  # fmt: skip
+def test_tensorrt_is_started_in_a_process_of_its_own(monkeypatch, tmp_path, start, problem):
+    (tmp_path / "tensorrt.py").write_text(f"{STARTS}    {start}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if start.startswith("import time"):
+        monkeypatch.setattr(bindings, "_START_SECONDS", 2)
+    assert bindings.start_problem() == problem
 
 
 @pytest.mark.parametrize("version", VERSIONS)

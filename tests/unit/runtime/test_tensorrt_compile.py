@@ -79,7 +79,7 @@ def test_other_settings_build_again(bundle, tmp_path, fake):
     compiled(bundle, tmp_path)
     smaller, _ = compiled(bundle, tmp_path, workspace_mib=64)
     assert not any(tower.reused for tower in smaller.towers)
-    assert set(fake.last_config.pools.values()) == {64 << 20}
+    assert set(fake.last_config._pools.values()) == {64 << 20}
     larger, _ = compiled(bundle, tmp_path, max_batch=64)
     assert not any(tower.reused for tower in larger.towers)
     assert len(EngineCache(tmp_path).records()[0]) == 4

@@ -1,7 +1,9 @@
 import ctypes
 import re
 import threading
+from collections import Counter
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from tests.helpers.fake_cuda import FakeDriver
 from upperson_rt.errors import BackendError
 from upperson_rt.tensorrt import cuda as cuda_module
-from upperson_rt.tensorrt.cuda import SIGNATURES, Cuda, Gpu
+from upperson_rt.tensorrt.cuda import CONSTANTS, SIGNATURES, Cuda, Gpu, StagedBuffer
 
 
 @pytest.fixture
@@ -33,13 +35,6 @@ C_TYPES = {
     "unsigned int": ctypes.c_uint,
     "unsigned long long": ctypes.c_ulonglong,
     "void*": ctypes.c_void_p,
-}
-CONSTANTS = {
-    "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT": "_ATTRIBUTE_MULTIPROCESSORS",
-    "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": "_ATTRIBUTE_CAPABILITY_MAJOR",
-    "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR": "_ATTRIBUTE_CAPABILITY_MINOR",
-    "CU_STREAM_NON_BLOCKING": "_STREAM_NON_BLOCKING",
-    "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL": "_CAPTURE_THREAD_LOCAL",
 }
 
 
@@ -78,12 +73,65 @@ def test_the_prototypes_are_those_of_the_header(header, name):
 
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_the_constants_are_those_of_the_header(header, name):
-    value = re.search(rf"\b{name} *= *(\w+)", header)[1]
-    assert int(value, 0) == getattr(cuda_module, CONSTANTS[name])
+    value = re.search(rf"\b{name}(?: *=|) +(\w+)", header)[1]
+    assert int(value, 0) == CONSTANTS[name]
+
+
+def test_every_function_that_is_called_has_a_prototype_and_the_other_way_round():
+    source = Path(cuda_module.__file__).read_text()
+    named = re.findall(r'(?:"|_library\.|cuda\.)(cu[A-Z]\w+|CU_\w+)', source)
+    counted = Counter(named)
+    assert counted.keys() == SIGNATURES.keys() | CONSTANTS.keys()
+    assert not [name for name, times in counted.items() if times == 1], "named, but not used"
+
+
+@pytest.mark.parametrize("integrated", [False, True])
+def test_no_method_needs_a_current_context(monkeypatch, integrated):
+    """The driver refuses nearly everything in a thread without one."""
+    driver = FakeDriver(integrated=integrated).install(monkeypatch)
+    assert driver.cuStreamCreate(ctypes.byref(ctypes.c_void_p()), 1) == 201
+    cuda = Cuda()
+    assert cuda.gpu.integrated == integrated
+    buffer, stream = cuda.staged_buffer(4), cuda.new_stream()
+    assert buffer.mapped == integrated
+    graph = cuda.capture(stream, lambda: driver.enqueue(stream, lambda: None))
+    cuda.upload(buffer, 4, stream)
+    cuda.launch(graph, stream)
+    cuda.download(buffer, 4, stream)
+    cuda.synchronize(stream)
+    cuda.release([buffer], [stream], [graph])
+    assert driver.current_gpu is None
+    assert (driver.memory, driver.streams, driver.executables) == ({}, {}, {})
+
+
+def test_an_integrated_gpu_sees_the_memory_of_the_host(monkeypatch):
+    driver = FakeDriver(integrated=True).install(monkeypatch)
+    cuda = Cuda()
+    buffer, stream = cuda.staged_buffer(3), cuda.new_stream()
+    assert buffer.host_address != buffer.device_address
+    buffer.host[:] = [1, 2, 3]
+    cuda.upload(buffer, 3, stream)
+    assert ctypes.string_at(buffer.device_address, 3) == b"\x01\x02\x03"
+    ctypes.memmove(buffer.device_address, b"\x07\x08\x09", 3)
+    cuda.download(buffer, 3, stream)
+    assert buffer.host.tolist() == [7, 8, 9]
+    driver.fail["cuMemHostGetDevicePointer_v2"] = 1
+    with pytest.raises(BackendError, match="cuMemHostGetDevicePointer_v2 failed"):
+        cuda.staged_buffer(3)
+    assert len(driver.memory) == 1
+
+
+def test_addresses_of_the_wrong_side_are_refused(driver):
+    cuda = Cuda()
+    buffer, stream = cuda.staged_buffer(4), cuda.new_stream()
+    swapped = StagedBuffer(buffer.host, buffer.device_address, buffer.host_address, mapped=False)
+    for copy in (cuda.upload, cuda.download):
+        with pytest.raises(BackendError, match="INVALID_VALUE"):
+            copy(swapped, 4, stream)
 
 
 def test_a_gpu_is_described(driver):
-    assert Cuda(1).gpu == Gpu(1, "NVIDIA L4", "8.9", 58, "12.6")
+    assert Cuda(1).gpu == Gpu(1, "NVIDIA L4", "8.9", 58, "12.6", False)
     with pytest.raises(BackendError, match="cuDeviceGet failed with CUDA_ERROR_INVALID_DEVICE"):
         Cuda(2)
 
@@ -109,7 +157,7 @@ def test_bytes_go_to_the_device_and_back(driver):
     buffer.host[:] = [1, 2, 3, 4]
     cuda.upload(buffer, 3, stream)
     cuda.synchronize(stream)
-    assert bytes(driver.memory[buffer.device_address]) == b"\x01\x02\x03\xee"
+    assert bytes(driver.device_memory(buffer.device_address)) == b"\x01\x02\x03\xee"
     buffer.host[:] = 0
     cuda.download(buffer, 2, stream)
     assert buffer.host.tolist() == [0, 0, 0, 0]
@@ -155,7 +203,7 @@ def test_a_graph_repeats_what_was_captured(driver):
         buffer.host[:] = value
         cuda.launch(graph, stream)
         cuda.synchronize(stream)
-        assert bytes(driver.memory[buffer.device_address]) == bytes([value, value])
+        assert bytes(driver.device_memory(buffer.device_address)) == bytes([value, value])
     assert driver.graphs == {}  # The executable graph is what is kept.
 
 
@@ -176,4 +224,4 @@ def test_a_failed_capture_leaves_the_stream_usable(driver):
     buffer.host[:] = np.uint8(5)
     cuda.upload(buffer, 1, stream)
     cuda.synchronize(stream)
-    assert bytes(driver.memory[buffer.device_address]) == b"\x05"
+    assert bytes(driver.device_memory(buffer.device_address)) == b"\x05"

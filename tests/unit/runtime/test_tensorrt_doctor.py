@@ -5,6 +5,7 @@ from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt import doctor
 from upperson_rt.compile import compile_bundle
 from upperson_rt.doctor import diagnose
+from upperson_rt.tensorrt import bindings
 
 
 @pytest.fixture
@@ -13,6 +14,7 @@ def driver(monkeypatch, tmp_path):
     find_spec = doctor.find_spec
     monkeypatch.setattr(doctor, "find_spec", lambda name: name == "tensorrt" or find_spec(name))
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bindings, "start_problem", lambda: None)
     return driver
 
 
@@ -54,6 +56,18 @@ def test_engines_are_counted_and_checked(driver, tmp_path, monkeypatch):
     assert "is not valid JSON" in row().detail
     monkeypatch.setattr(driver.trt, "__version__", "10.17.0")
     assert "0 for this version (none), 1 for another" in row().detail
+
+
+def test_a_tensorrt_that_does_not_start(driver, monkeypatch):
+    problem = "CUDA initialization failure with error: 35"
+    monkeypatch.setattr(bindings, "start_problem", lambda: problem)
+    found = row()
+    assert (found.status, found.exit_code) == ("fail", 5)
+    assert found.detail == f"{VERSIONS[1]} does not start: {problem}"
+    assert found.fix == (
+        "update the driver, or install TensorRT again: pip install tensorrt-cu12 "
+        "--extra-index-url https://pypi.nvidia.com"
+    )
 
 
 def test_problems_come_with_their_fix(driver, monkeypatch):
