@@ -19,6 +19,8 @@ from upperson_rt.preprocess import load_image
 Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """Captions [Q, E] and images [G, E] of one model."""
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 _QUERIES = 6
 _SHOWN = 6
 
@@ -60,18 +62,17 @@ def sample_queries(
 
 def render_page(
     summary: dict[str, Any],
+    environment: jinja2.Environment,
     *,
     question: str,
     run: Path,
     answer: Path,
     queries: Sequence[SampleQuery],
 ) -> str:
-    """Fill the template. Its numbers are the summary's, its pictures are embedded."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    """Fill the template. Its numbers are the summary's, its pictures are embedded.
+
+    ``environment`` finds it in `TEMPLATES`, and beside it ``page.html.j2``, which it extends.
+    """
     return environment.get_template("demo.html.j2").render(
         version=__version__,
         question=question,

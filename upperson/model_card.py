@@ -1,12 +1,12 @@
 """The run's model card: what the model is, how well it does, what it must not be used for."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from upperson.config import TrainConfig
+from upperson_rt.markdown import code_span
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,7 +28,7 @@ def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["code"] = _code
+    environment.filters["code"] = code_span
     measured = {split: results[split] for split in ("val", "test") if results.get(split)}
     metrics = list(dict.fromkeys(name for values in measured.values() for name in values))
     return environment.get_template("model_card.md.j2").render(
@@ -100,11 +100,3 @@ def _parts(config: TrainConfig) -> list[str]:
             f"L-Adapter of width / {model.adapter_reduction}, blocks {model.adapter_blocks}"
         )
     return parts
-
-
-def _code(text: str) -> str:
-    """Return text as a Markdown code span, whatever is in it."""
-    text = " ".join(text.split())
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    space = " " if text[:1] == "`" or text[-1:] == "`" else ""
-    return f"{fence}{space}{text}{space}{fence}"

@@ -33,6 +33,16 @@ class TextTable:
             if all(cell[:1] in "+-0123456789" for cell in cells)
         }
 
+    def filled(self) -> "TextTable":
+        """Return it without columns of nothing but dashes."""
+        shown = [
+            place for place, cells in enumerate(zip(*self.body, strict=True)) if set(cells) != {"-"}
+        ]
+        return TextTable(
+            [self.head[place] for place in shown],
+            [[row[place] for place in shown] for row in self.body],
+        )
+
 
 def report_html(report: ExportReport, manifest: Manifest) -> str:
     """Render the tables and the facts of the bundle as one HTML file."""

@@ -27,7 +27,7 @@ METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
 def worked(monkeypatch):
     """The runs that were loaded, which every export begins with."""
     loaded = []
-    monkeypatch.setattr("upperson.run.load_run", loaded.append)
+    monkeypatch.setattr("upperson.cli.export_run.load_run", loaded.append)
     return loaded
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from tests.conftest import QuickDemo
 from tests.helpers.stress_models import with_loud_channels, with_prefix_scale, with_stream_outlier
-from upperson.cli.calibration_data import from_records
-from upperson.cli.export import retrieval_split
+from upperson.cli.export_run import calibration_samples, retrieval_split
 from upperson.data.records import read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
@@ -64,7 +63,7 @@ def without_traces(quick_demo: QuickDemo, monkeypatch: pytest.MonkeyPatch) -> No
 def samples(model: Any, quick_demo: QuickDemo) -> CalibrationSet:
     (people,) = (quick_demo.folder / "people").iterdir()
     height_px, width_px = model.image_size
-    return from_records(
+    return calibration_samples(
         read_dataset("jsonl", people)["train"], "train", clip_tokenizer(), height_px=height_px,
         width_px=width_px, count=48, seed=0,
     )  # fmt: skip

@@ -82,12 +82,12 @@ def demo(
 
 def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]:
     """Run all stages and return the summary; ``output`` changes only at the end."""
-    from upperson.cli.export import export_run
+    from upperson.cli.export_run import export_run
     from upperson.cli.progress import TrainingDisplay
     from upperson.config import read_recipe
     from upperson.data.records import read_dataset
     from upperson.data.vocabulary import clip_tokenizer
-    from upperson.demo_page import render_page, sample_queries
+    from upperson.demo_page import TEMPLATES, render_page, sample_queries
     from upperson.evaluate import embed_records, pids_of
     from upperson.model.base import load_base
     from upperson.model.encoder import UPPerson
@@ -95,6 +95,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson.run import load_run
     from upperson.train import train
     from upperson_export.bundle import ExportOptions
+    from upperson_export.rendering import templates
     from upperson_rt.bundle import open_encoder
     from upperson_rt.files import scratch_folder
     from upperson_rt.gallery import Gallery
@@ -175,6 +176,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
             after = embed_records(load_run(building / "run").model, tokenizer, test)
             html = render_page(
                 summary,
+                templates(TEMPLATES),
                 question=QUESTION,
                 run=building / "run",
                 answer=building / "answer.png",

@@ -1,30 +1,20 @@
 """``upperson export``."""
 
 import math
-import tempfile
-from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from upperson.cli.options import RunFolder, require_extra
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_json, print_table, print_warning
-from upperson_rt.errors import InputError, UsageError
+from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from upperson.data.records import Record
-    from upperson_calibration.samples import CalibrationSet
-    from upperson_export.bundle import ExportOptions
-    from upperson_export.ladder import RetrievalSplit
     from upperson_export.report import ExportReport
-
-Progress = Callable[[str, int, int], None]
 
 
 def export(
@@ -114,7 +104,7 @@ def export(
     deepstream: Annotated[
         Path | None, typer.Option(help="Also write nvinfer files for DeepStream into this folder.")
     ] = None,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Fold a run into ONNX files, measure every one, and write a bundle.
@@ -144,6 +134,7 @@ def export(
         }
     )
     require_extra("export", "export")
+    from upperson.cli.export_run import export_run
     from upperson.cli.progress import Display
     from upperson_calibration.ranges import ESTIMATORS
     from upperson_export.bundle import ExportOptions, foreign_to_bundle
@@ -195,7 +186,7 @@ def export(
             )
     if warning := report.too_few_queries():
         print_warning(warning)
-    if json:
+    if as_json:
         print_json(
             {"bundle": str(output), **report.as_dict(), "engines": engines, "serving": written}
         )
@@ -210,13 +201,9 @@ def _print_report(report: "ExportReport") -> None:
     """Print accuracy, size and time of each variant, without columns that are empty."""
     from upperson_export.pages import accuracy_table
 
-    rows = accuracy_table(report)
-    columns = zip(rows.head, *rows.body, strict=True)
-    filled = [column for column in columns if set(column[1:]) != {"-"}]
-    names = [column[0] for column in filled]
-    words = ("variant", "on", "image", "text", "shipped")
-    table = new_table(*names, right=tuple(name for name in names if name not in words))
-    for row in zip(*(column[1:] for column in filled), strict=True):
+    found = accuracy_table(report).filled()
+    table = new_table(*found.head, right=tuple(found.head[place] for place in found.numbers))
+    for row in found.body:
         table.add_row(*row)
     print_table(table)
 
@@ -249,133 +236,6 @@ def _refuse_nested(folders: dict[str, Path | None]) -> None:
                 f"{one} {first} and {other} {second} are the same folder or lie in each other: "
                 "name folders beside each other"
             )
-
-
-def export_run(
-    run: Path,
-    output: Path,
-    options: "ExportOptions",
-    *,
-    root: Path | None = None,
-    gate: bool = True,
-    calib_size: int,
-    calib_data: Path | None = None,
-    calibration: Path | None = None,
-    progress: Progress,
-) -> "ExportReport":
-    """Load a run and its data set and export it; return the report. Raises as its parts do."""
-    from upperson.data.records import Split, read_dataset
-    from upperson.data.vocabulary import clip_tokenizer_json
-    from upperson.run import ADAPTER, load_run
-    from upperson_calibration.calibration_file import read_calibration
-    from upperson_export.bundle import ModelIdentity, export_bundle
-    from upperson_rt.files import sha256_of_file
-    from upperson_rt.preprocess import iter_image_files
-
-    reused = None if calibration is None else read_calibration(calibration)
-    if reused is not None:
-        reused.require_estimator(options.estimator)  # Before any work.
-    if calib_data is not None:
-        next(iter_image_files([calib_data]))  # Raises now rather than after minutes.
-    progress("loading the run", 0, 1)
-    config, base, model = load_run(run)
-    progress("loading the run", 1, 1)
-    split = None
-    splits = None
-    if gate:
-        root = root or Path(config.root)
-        splits = read_dataset(config.dataset, root)
-        measured_on: Split = "test" if splits["test"] else "val"
-        if not splits[measured_on]:
-            raise InputError(
-                f"{root} has neither test nor val images: accuracy cannot be measured; pass "
-                "another --root, or --no-gate to export without"
-            )
-        if len({record.pid for record in splits[measured_on]}) < 2:
-            raise InputError(
-                f"{root} shows one person in its {measured_on} split: every ranking would be "
-                "right; pass another --root, or --no-gate to export without"
-            )
-        split = retrieval_split(splits[measured_on], f"{root.resolve().name}, {measured_on}")
-    samples = _samples(
-        calib_data,
-        None if splits is None else splits["train"],
-        f"{root.resolve().name}, train" if root is not None else "",
-        context_length=model.text.context_length,
-        height_px=config.height_px,
-        width_px=config.width_px,
-        count=calib_size,
-        seed=config.seed,
-        progress=progress,
-    )
-    return export_bundle(
-        model,
-        ModelIdentity(
-            name=f"up-person-{base.name.removeprefix('upperson-')}",
-            base=base.name,
-            base_sha256=base.sha256,
-            adapter_sha256=sha256_of_file(run / ADAPTER),
-            embed_dim=model.embed_dim,
-        ),
-        clip_tokenizer_json(),
-        samples,
-        split,
-        output,
-        options,
-        progress,
-        reused,
-    )
-
-
-def retrieval_split(records: "Sequence[Record]", name: str) -> "RetrievalSplit":
-    """Flatten records to what an export measures accuracy on: every caption queries all images."""
-    from upperson.evaluate import pids_of
-    from upperson_export.ladder import RetrievalSplit
-
-    caption_pids, image_pids = pids_of(records)
-    return RetrievalSplit(
-        name=name,
-        image_files=[record.image for record in records],
-        image_pids=image_pids,
-        captions=[caption for record in records for caption in record.captions],
-        caption_pids=caption_pids,
-    )
-
-
-def _samples(
-    folder: Path | None,
-    train: Any,
-    source: str,
-    *,
-    context_length: int,
-    count: int,
-    progress: Progress,
-    **options: Any,
-) -> "CalibrationSet":
-    """Choose calibration samples: a folder that was named, else training data, else rendered."""
-    from upperson.cli.calibration_data import (
-        RENDERER,
-        from_folder,
-        from_records,
-        from_renderer,
-        rendered_records,
-    )
-    from upperson.data.vocabulary import clip_tokenizer
-
-    tokenizer = clip_tokenizer(context_length)
-    options["progress"] = lambda done, total: progress("choosing calibration images", done, total)
-    if folder is None and train is not None:
-        return from_records(train, source, tokenizer, count=count, **options)
-    if folder is None:
-        return from_renderer(count, tokenizer, **options)
-    if train is not None:
-        captions = [caption for record in train for caption in record.captions]
-    else:
-        with tempfile.TemporaryDirectory() as rendered:
-            records = rendered_records(Path(rendered) / "people", min(count, 128))
-            captions = [caption for record in records for caption in record.captions]
-        source = RENDERER
-    return from_folder(folder, captions, source, tokenizer, count=count, **options)
 
 
 def _serving(bundle: Path, triton: Path | None, deepstream: Path | None) -> dict[str, str]:

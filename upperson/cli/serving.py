@@ -36,7 +36,7 @@ def serving(
         str | None,
         typer.Option(help="Precision to serve.", show_default="fp16, else fp32"),
     ] = None,
-    json: Json = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write what Triton or DeepStream need to serve a bundle; constants come from its manifest.
@@ -60,7 +60,7 @@ def serving(
         (deepstream, write_deepstream),
     ]
     written = [write(bundle, folder, variant) for folder, write in wanted if folder is not None]
-    if json:
+    if as_json:
         described = {
             item.format: asdict(item) | {"folder": str(item.folder), "files": list(item.files)}
             for item in written

@@ -1,0 +1,178 @@
+"""A run as an export takes it: its model, a split to measure on, and samples that set ranges."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from upperson.data.records import Record, Split, read_dataset
+from upperson.data.synthetic import SyntheticSpec, write_dataset
+from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
+from upperson.evaluate import pids_of
+from upperson.run import ADAPTER, load_run
+from upperson_calibration.calibration_file import read_calibration
+from upperson_calibration.samples import CalibrationSet, choose_samples
+from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
+from upperson_export.calibrator import StageProgress
+from upperson_export.ladder import RetrievalSplit
+from upperson_export.report import ExportReport
+from upperson_rt.errors import InputError
+from upperson_rt.files import sha256_of_file
+from upperson_rt.preprocess import iter_image_files
+from upperson_rt.tokenizer import Tokenizer
+
+_RENDERED_VIEWS = 2
+_RENDERED_FOR_CAPTIONS = 128
+"""Pictures rendered where only their captions are wanted."""
+
+
+def export_run(
+    run: Path,
+    output: Path,
+    options: ExportOptions,
+    *,
+    root: Path | None = None,
+    gate: bool = True,
+    calib_size: int,
+    calib_data: Path | None = None,
+    calibration: Path | None = None,
+    progress: StageProgress,
+) -> ExportReport:
+    """Load a run and its data set, export it, and return the report.
+
+    Args:
+        run: The run's folder.
+        output: Bundle to write.
+        options: What to export.
+        root: Folder of the data set; None: where the run was trained.
+        gate: Whether accuracy is measured.
+        calib_size: Pictures, and captions, that set ranges.
+        calib_data: Folder of pictures that set ranges instead of the training split's.
+        calibration: Calibration file of an earlier export to take over.
+        progress: Told what goes on.
+    """
+    reused = None if calibration is None else read_calibration(calibration)
+    if reused is not None:
+        reused.require_estimator(options.estimator)  # Before any work.
+    if calib_data is not None:
+        next(iter_image_files([calib_data]))  # Raises now rather than after minutes.
+    progress("loading the run", 0, 1)
+    config, base, model = load_run(run)
+    progress("loading the run", 1, 1)
+    root = root or Path(config.root)
+    split, train = None, None
+    if gate:
+        split, train = _measured_split(config.dataset, root)
+    samples = calibration_samples(
+        train,
+        f"{root.resolve().name}, train",
+        clip_tokenizer(model.text.context_length),
+        folder=calib_data,
+        height_px=config.height_px,
+        width_px=config.width_px,
+        count=calib_size,
+        seed=config.seed,
+        progress=lambda done, total: progress("choosing calibration images", done, total),
+    )
+    return export_bundle(
+        model,
+        ModelIdentity(
+            name=f"up-person-{base.name.removeprefix('upperson-')}",
+            base=base.name,
+            base_sha256=base.sha256,
+            adapter_sha256=sha256_of_file(run / ADAPTER),
+            embed_dim=model.embed_dim,
+        ),
+        clip_tokenizer_json(),
+        samples,
+        split,
+        output,
+        options,
+        progress,
+        reused,
+    )
+
+
+def _measured_split(dataset: str, root: Path) -> tuple[RetrievalSplit, list[Record]]:
+    """Return what accuracy is measured on, test or else val, and the training split beside it."""
+    splits = read_dataset(dataset, root)
+    name: Split = "test" if splits["test"] else "val"
+    if not splits[name]:
+        raise InputError(
+            f"{root} has neither test nor val images: accuracy cannot be measured; pass "
+            "another --root, or --no-gate to export without"
+        )
+    if len({record.pid for record in splits[name]}) < 2:
+        raise InputError(
+            f"{root} shows one person in its {name} split: every ranking would be "
+            "right; pass another --root, or --no-gate to export without"
+        )
+    return retrieval_split(splits[name], f"{root.resolve().name}, {name}"), splits["train"]
+
+
+def retrieval_split(records: Sequence[Record], name: str) -> RetrievalSplit:
+    """Flatten records: every caption queries all images."""
+    caption_pids, image_pids = pids_of(records)
+    return RetrievalSplit(
+        name=name,
+        image_files=[record.image for record in records],
+        image_pids=image_pids,
+        captions=[caption for record in records for caption in record.captions],
+        caption_pids=caption_pids,
+    )
+
+
+def calibration_samples(
+    train: Sequence[Record] | None,
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    folder: Path | None = None,
+    count: int,
+    **options: Any,
+) -> CalibrationSet:
+    """Choose pictures and captions of a training split, or of rendered people.
+
+    Args:
+        train: The training split; None renders people, the last resort: real cameras look
+            otherwise.
+        source: What reports call the training split.
+        tokenizer: Of the model.
+        folder: Pictures come from here instead, captions still from where they would.
+        count: Of pictures, and of captions.
+        options: See `choose_samples`.
+    """
+    with tempfile.TemporaryDirectory() as rendered:
+        if train is None:
+            source = "synthetic renderer"
+            train = _render(
+                Path(rendered) / "people",
+                count if folder is None else min(count, _RENDERED_FOR_CAPTIONS),
+            )
+        images, cameras, image_source = [record.image for record in train], None, source
+        if folder is None:
+            cameras = [record.camera for record in train]
+        else:
+            images, image_source = (
+                list(iter_image_files([folder])),
+                f"folder {folder.resolve().name}",
+            )
+        return choose_samples(
+            images,
+            [caption for record in train for caption in record.captions],
+            tokenizer,
+            cameras=cameras,
+            image_source=image_source,
+            text_source=source,
+            count=count,
+            **options,
+        )
+
+
+def _render(folder: Path, count: int) -> list[Record]:
+    """Render at least ``count`` pictures of people with captions into a folder."""
+    people = -(-count // _RENDERED_VIEWS)
+    spec = SyntheticSpec(
+        look="street", train_ids=people, val_ids=0, test_ids=0, views=_RENDERED_VIEWS
+    )
+    return read_dataset("jsonl", write_dataset(folder, spec))["train"]
