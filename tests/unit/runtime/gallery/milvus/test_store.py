@@ -208,6 +208,7 @@ def test_verify_finds_what_is_wrong(lite_place):
             list(gallery.items())
 
 
+@pytest.mark.timeout(150, func_only=True)  # Two processes that import pymilvus.
 def test_a_folder_belongs_to_one_process_until_it_is_closed(lite_place):
     location = lite_place.empty()
     code = (
@@ -218,7 +219,7 @@ def test_a_folder_belongs_to_one_process_until_it_is_closed(lite_place):
     )
 
     def elsewhere():
-        done = run_code(code, timeout_s=25)
+        done = run_code(code, timeout_s=60)
         assert done.stderr == ""
         return done.stdout.strip()
 
