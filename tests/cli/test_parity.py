@@ -188,6 +188,7 @@ def test_a_backend_that_is_asked_for_and_not_installed_ends_with_5(bundle):
 # --- a real run and its bundle ---
 
 
+@pytest.mark.timeout(180, func_only=True)  # It traces both towers, in seconds on a quiet machine.
 def test_a_run_agrees_with_its_folded_towers_and_a_fresh_export(demo_folder):
     result = run(demo_folder / "run", *SMALL)
     assert result.exit_code == 0, result.stderr
