@@ -30,7 +30,7 @@ Splits = dict[Split, list[Record]]
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """The parts of a run, on the CPU, with fresh trained tensors drawn from its seed."""
+    """What a run is made of, on the CPU, with fresh trained tensors drawn from its seed."""
 
     splits: Splits
     base: Base

@@ -6,17 +6,17 @@ what autograd keeps for the backward pass, and the difference is what one more p
 Shapes: N batch, H image height, W image width, L tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from upperson.components import AUTOCAST_DTYPES
+from upperson.components import AUTOCAST_DTYPES, Components
 from upperson.config import MixedPrecision, TrainConfig
 from upperson.data.batches import BatchSampler
-from upperson.data.records import Record, Split
+from upperson.data.records import Record
 from upperson.model.block import TRAINED_PARTS
 from upperson.model.encoder import UPPerson
 from upperson_rt.tokenizer import Tokenizer, token_lengths
@@ -106,7 +106,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A training run before it runs."""
+    """What ``upperson train --dry-run`` shows."""
 
     splits: dict[str, SplitCounts]
     parts: tuple[PartCount, ...]
@@ -119,9 +119,7 @@ class Plan:
     batch_size: int
     epochs: int
     steps_per_epoch: int
-    tokens: TokenLengths | None
-    """None where no tokenizer was given."""
-
+    tokens: TokenLengths
     memory: MemoryEstimate
 
     @property
@@ -145,52 +143,34 @@ class Plan:
         return asdict(self) | derived
 
 
-def plan(
-    config: TrainConfig,
-    splits: Mapping[Split, Sequence[Record]],
-    model: UPPerson,
-    *,
-    tokenizer: Tokenizer | None = None,
-    extra_parameters: Mapping[str, int] | None = None,
-    processes: int = 1,
-) -> Plan:
-    """Work out what a run of a configuration does; nothing is written, no image is opened.
+def plan(config: TrainConfig, components: Components, *, processes: int = 1) -> Plan:
+    """Work out what a run does; nothing is written, no image is opened.
 
     Args:
         config: The run.
-        splits: Its data; the training split must not be empty.
-        model: As it would be trained: on its device, frozen weights in the type they are kept in.
-        tokenizer: Of the model; without one, captions count as long as the context.
-        extra_parameters: Trained float32 parameters outside the model, such as the classifier of
-            an identity loss, by name.
+        components: As they would be trained: the model on its device, frozen weights in the type
+            they are kept in; the training split must not be empty.
         processes: Processes that share a batch.
     """
-    extra = dict(extra_parameters or {})
-    parts = count_parts(model) + tuple(
-        PartCount(part=name, image=0, text=0, total=count) for name, count in extra.items()
-    )
-    tokens = None
-    if tokenizer is not None:
-        captions = [text for record in splits["train"] for text in record.captions]
-        tokens = count_tokens(tokenizer, captions)
-    pairs = sum(len(record.captions) for record in splits["train"])
-    sampler = BatchSampler(pairs, config.batch_size, config.seed, processes=processes)
+    model, train = components.model, components.splits["train"]
+    parts = count_parts(model)
+    if classifier := sum(p.numel() for p in components.objective.parameters()):
+        parts += (PartCount(part="classifier", image=0, text=0, total=classifier),)
+    captions = [text for record in train for text in record.captions]
+    tokens = count_tokens(components.tokenizer, captions)
+    sampler = BatchSampler(len(captions), config.batch_size, config.seed, processes=processes)
     share = -(-config.batch_size // processes)
     return Plan(
-        splits={name: count_split(records) for name, records in splits.items()},
+        splits={name: count_split(records) for name, records in components.splits.items()},
         parts=parts,
         trained=sum(part.total for part in parts),
-        total=sum(p.numel() for p in model.parameters()) + sum(extra.values()),
+        total=sum(p.numel() for p in model.parameters()) + classifier,
         batch_size=config.batch_size,
         epochs=config.epochs,
         steps_per_epoch=len(sampler),
         tokens=tokens,
         memory=_estimate_memory(
-            model,
-            config,
-            length=tokens.longest if tokens else model.text.context_length,
-            pairs=-(-share // config.accumulate),
-            extra=sum(extra.values()),
+            components, config, length=tokens.longest, pairs=-(-share // config.accumulate)
         ),
     )
 
@@ -281,14 +261,15 @@ def measure_activations(
 
 
 def _estimate_memory(
-    model: UPPerson, config: TrainConfig, *, length: int, pairs: int, extra: int
+    components: Components, config: TrainConfig, *, length: int, pairs: int
 ) -> MemoryEstimate:
+    model = components.model
     per_pair, fixed = measure_activations(
         model, length, config.precision, checkpointed=config.checkpoint_activations
     )
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
-    trained_bytes = _bytes_of(trained) + extra * torch.float32.itemsize
+    trained_bytes = _bytes_of([*trained, *components.objective.parameters()])
     return MemoryEstimate(
         frozen_bytes=_bytes_of(frozen) + _bytes_of(list(model.buffers())),
         trained_bytes=trained_bytes,

@@ -35,7 +35,7 @@ class RunWriter:
         resume: The folder holds this run already.
 
     Raises:
-        InputError: The folder is not empty, or, with ``resume``, holds no run.
+        InputError: The folder of a new run is not empty.
     """
 
     def __init__(

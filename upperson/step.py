@@ -1,10 +1,10 @@
 """One optimisation step over a global batch: gradients, the optimiser, its learning rate.
 
-The towers run on a share of the batch, in parts if memory asks for it; the loss always sees the
+The towers run on a share of the batch, in pieces if memory asks for it; the loss always sees the
 whole batch. That is exact, because gradients of the loss stop at the features first:
 
-    features of every part  ->  gathered batch  ->  loss  ->  gradient of the own features
-    for every part: features again, backward from their gradient   (once only, if it is one part)
+    features of every piece  ->  gathered batch  ->  loss  ->  gradient of the own features
+    for every piece: features again, backward from their gradient  (once only, if it is one piece)
 
 Shapes: N pairs of the global batch, n pairs of this process, E embedding width.
 """
@@ -30,7 +30,7 @@ def backward_through_batch(
     objective: Objective,
     share: Batch,
     sizes: list[int],
-    parts: int,
+    accumulate: int,
 ) -> Tensor:
     """Add the gradients of the global batch's loss and return the loss, detached.
 
@@ -40,12 +40,14 @@ def backward_through_batch(
         objective: The loss, the same on every process.
         share: Pairs of this process, on its device.
         sizes: Pairs of every process.
-        parts: Parts in which the share passes the towers.
+        accumulate: Pieces in which the share passes the towers.
     """
     pieces = [
         piece
         for piece in zip(
-            share.image_N3HW.tensor_split(parts), share.ids_NL.tensor_split(parts), strict=True
+            share.image_N3HW.tensor_split(accumulate),
+            share.ids_NL.tensor_split(accumulate),
+            strict=True,
         )
         if len(piece[0])
     ]
@@ -65,7 +67,7 @@ def backward_through_batch(
     rows = [len(images) for images, _ in pieces]
     gradients = zip(torch.split(image_nE.grad, rows), torch.split(text_nE.grad, rows), strict=True)
     for number, (piece, gradient) in enumerate(zip(pieces, gradients, strict=True), start=1):
-        # Processes exchange gradients once, with the last part.
+        # Processes exchange gradients once, with the last piece.
         with nullcontext() if number == len(pieces) else accelerator.no_sync(model):
             torch.autograd.backward(outputs[0] if in_one else model(*piece), gradient)
     return loss.detach()

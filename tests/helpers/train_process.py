@@ -1,6 +1,8 @@
-"""One process of a distributed toy run, started by torchrun; writes the main process's losses.
+"""One process of distributed toy runs, started by torchrun; writes the main process's losses.
 
-python -m tests.helpers.train_process CONFIG RUN LOSSES
+python -m tests.helpers.train_process FOLDER...
+
+Each folder holds config.yaml and gets ``run`` and ``losses.json``.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ from upperson.train import train
 
 
 def main() -> None:
-    """Train as one of several processes."""
-    config, run, losses = map(Path, sys.argv[1:])
-    recorder = Recorder()
+    """Train as one of several processes, one run after the other."""
     with pytest.MonkeyPatch.context() as patch:
         know_toy(patch)
-        train(read_config(config), run, recorder)
-    if os.environ["RANK"] == "0":
-        losses.write_text(json.dumps(recorder.losses), "utf-8")
-    else:
-        assert recorder.losses == []
+        for folder in map(Path, sys.argv[1:]):
+            recorder = Recorder()
+            train(read_config(folder / "config.yaml"), folder / "run", recorder)
+            if os.environ["RANK"] == "0":
+                (folder / "losses.json").write_text(json.dumps(recorder.losses), "utf-8")
+            else:
+                assert recorder.losses == []
 
 
 if __name__ == "__main__":

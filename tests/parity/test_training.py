@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,43 +22,57 @@ from upperson.train import train
 TOLERANCE = 1e-5
 
 
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainConfig]:
     # 24 pairs in batches of 7: the last batch has 3, which two processes share as 2 and 1.
-    return toy_config(
-        tmp_path,
-        monkeypatch,
-        batch_size=7,
-        lr=3e-3,
-        augment=True,
-        mask_captions=True,
-        loss="sdm+id",
-    )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield toy_config(
+            tmp_path_factory.mktemp("toy"),
+            monkeypatch,
+            batch_size=7,
+            lr=3e-3,
+            augment=True,
+            mask_captions=True,
+            loss="sdm+id",
+        )
 
 
-def losses_of(config: TrainConfig, run: Path) -> list[float]:
+class Trained(NamedTuple):
+    losses: list[float]
+    run: Path
+
+
+def train_here(config: TrainConfig, run: Path) -> Trained:
     recorder = Recorder()
     train(config, run, recorder, device="cpu")
-    return recorder.losses
+    return Trained(recorder.losses, run)
 
 
-def assert_same_run(first: Path, second: Path) -> None:
-    ours, theirs = (load_file(run / "adapter.safetensors") for run in (first, second))
+@pytest.fixture(scope="module")
+def one(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The run in one process and in one part, which the others must equal."""
+    found = train_here(config, tmp_path_factory.mktemp("one") / "run")
+    assert len(found.losses) == 8
+    return found
+
+
+def assert_same_run(found: Trained, expected: Trained) -> None:
+    assert found.losses == pytest.approx(expected.losses, abs=TOLERANCE, rel=TOLERANCE)
+    theirs, ours = (load_file(trained.run / "adapter.safetensors") for trained in (expected, found))
     for name, tensor in ours.items():
         # Adam divides by the size of a gradient and so enlarges rounding differences.
         torch.testing.assert_close(tensor, theirs[name], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}], ids=["whole", "in two parts"])
-def test_two_processes_train_as_one(
-    config: TrainConfig, tmp_path: Path, changes: dict[str, int]
-) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text(replace(config, **changes).to_yaml(), "utf-8")
+def test_two_processes_train_as_one(config: TrainConfig, one: Trained, tmp_path: Path) -> None:
+    folders = {tmp_path / "whole": config, tmp_path / "parts": replace(config, accumulate=2)}
+    for folder, settings in folders.items():
+        folder.mkdir()
+        (folder / "config.yaml").write_text(settings.to_yaml(), "utf-8")
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "--module", "tests.helpers.train_process", file, tmp_path / "two", tmp_path / "losses",
+            "--module", "tests.helpers.train_process", *folders,
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -65,11 +81,9 @@ def test_two_processes_train_as_one(
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    two = json.loads((tmp_path / "losses").read_text("utf-8"))
-    one = losses_of(config, tmp_path / "one")
-    assert len(one) == 8
-    assert two == pytest.approx(one, abs=TOLERANCE, rel=TOLERANCE)
-    assert_same_run(tmp_path / "one", tmp_path / "two")
+    for folder in folders:
+        losses = json.loads((folder / "losses.json").read_text("utf-8"))
+        assert_same_run(Trained(losses, folder / "run"), one)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +92,9 @@ def test_two_processes_train_as_one(
     ids=["three parts", "more parts than pairs", "activations recomputed", "two workers"],
 )
 def test_the_way_of_computing_does_not_change_the_run(
-    config: TrainConfig, tmp_path: Path, changes: dict[str, int | bool]
+    config: TrainConfig, one: Trained, tmp_path: Path, changes: dict[str, int | bool]
 ) -> None:
-    one = losses_of(config, tmp_path / "one")
-    other = losses_of(replace(config, **changes), tmp_path / "other")
-    assert other == pytest.approx(one, abs=TOLERANCE, rel=TOLERANCE)
-    assert_same_run(tmp_path / "one", tmp_path / "other")
+    assert_same_run(train_here(replace(config, **changes), tmp_path / "run"), one)
 
 
 def test_frozen_matrices_in_bf16_change_no_bit_of_autocast_training() -> None:
@@ -106,10 +117,11 @@ def test_frozen_matrices_in_bf16_change_no_bit_of_autocast_training() -> None:
         torch.testing.assert_close(gradient, gradients[1][name], atol=0, rtol=0)
 
 
-def test_bf16_training_follows_fp32_and_saves_float32(config: TrainConfig, tmp_path: Path) -> None:
-    one = losses_of(config, tmp_path / "one")
-    half = losses_of(replace(config, precision="bf16"), tmp_path / "half")
-    assert half == pytest.approx(one, rel=0.05)
-    assert half != one
-    state = load_file(tmp_path / "half/adapter.safetensors")
+def test_bf16_training_follows_fp32_and_saves_float32(
+    config: TrainConfig, one: Trained, tmp_path: Path
+) -> None:
+    half = train_here(replace(config, precision="bf16"), tmp_path / "run")
+    assert half.losses == pytest.approx(one.losses, rel=0.05)
+    assert half.losses != one.losses
+    state = load_file(half.run / "adapter.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}

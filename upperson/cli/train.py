@@ -284,16 +284,8 @@ def _dry_run(config: "TrainConfig", device: str, as_json: bool) -> None:
     from upperson.plan import LEFT_OUT, plan
 
     check_precision(config.precision, choose_device(device))
-    components = build_components(config)
-    classifier = sum(parameter.numel() for parameter in components.objective.parameters())
-    planned = plan(
-        config,
-        components.splits,
-        components.model,
-        tokenizer=components.tokenizer,
-        extra_parameters={"classifier": classifier} if classifier else None,
-        processes=int(os.environ.get("WORLD_SIZE", "1")),
-    )
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    planned = plan(config, build_components(config), processes=processes)
     if not _is_main_process():
         return
     if as_json:
@@ -340,13 +332,12 @@ def _steps_table(plan: "Plan") -> Table:
         f"{plan.steps:,}: {plan.epochs} epochs of {plan.steps_per_epoch:,} steps "
         f"of {plan.batch_size} pairs",
     )
-    if plan.tokens is not None:
-        tokens = plan.tokens
-        table.add_row(
-            "caption tokens",
-            f"mean {tokens.mean:.1f}, longest {tokens.longest}; "
-            f"cut at {tokens.limit}: {tokens.cut:,} of {plan.splits['train'].captions:,}",
-        )
+    tokens = plan.tokens
+    table.add_row(
+        "caption tokens",
+        f"mean {tokens.mean:.1f}, longest {tokens.longest}; "
+        f"cut at {tokens.limit}: {tokens.cut:,} of {plan.splits['train'].captions:,}",
+    )
     return table
 
 

@@ -17,7 +17,7 @@ from upperson_rt.errors import UsageError
 
 
 class ImageEncoder(nn.Module):
-    """Image tower.
+    """The image tower: patches of a crop to the feature of its class token.
 
     Args:
         visual: ``VisionTransformer`` of open_clip, pooling its class token.
@@ -60,7 +60,7 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Text tower.
+    """The text tower: token ids of a caption to the feature of its end token.
 
     Args:
         clip: ``CLIP`` of open_clip (the text tower's modules sit on it), pooling the EOT token.

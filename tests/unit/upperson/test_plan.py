@@ -12,14 +12,29 @@ from torch import Tensor
 
 from tests.helpers.toy_clip import IMAGE_SIZE, toy_clip, toy_model
 from upperson.cli.train import plan_tables
+from upperson.components import Components
 from upperson.config import TrainConfig
 from upperson.data.records import Record, Split
+from upperson.data.transforms import CLIP_STATISTICS
 from upperson.data.vocabulary import clip_tokenizer
+from upperson.losses import Objective
+from upperson.model.base import Base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 from upperson.plan import Plan, count_parts, count_tokens, measure_activations, plan
 
 CONFIG = TrainConfig(root="people", base="toy", epochs=4, warmup_epochs=1, batch_size=8)
+
+
+OBJECTIVE = Objective(("sdm", "id"), 24, 4)
+"""Its classifier has 25 x 4 parameters."""
+
+CLASSIFIER = 100
+
+
+def components(model: UPPerson, objective: Objective = OBJECTIVE) -> Components:
+    base = Base(None, "toy", "", CLIP_STATISTICS)
+    return Components(SPLITS, base, model, objective, clip_tokenizer())
 
 
 def record(pid: int, *captions: str) -> Record:
@@ -71,11 +86,11 @@ def test_parts_add_up_to_what_is_trained() -> None:
         prefix_length=2, lora_rank=0, adapter_reduction=4, prefix_blocks="2", adapter_blocks="1"
     )
     model = toy_model(config)
-    found = plan(CONFIG, SPLITS, model, extra_parameters={"classifier": 1000})
+    found = plan(CONFIG, components(model))
     assert {part.part: part.total for part in found.parts}["LoRA"] == 0
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert found.trained == trained + 1000
-    assert found.total == sum(p.numel() for p in model.parameters()) + 1000
+    assert found.trained == trained + CLASSIFIER
+    assert found.total == sum(p.numel() for p in model.parameters()) + CLASSIFIER
     assert found.percent == pytest.approx(100 * found.trained / found.total)
 
 
@@ -84,7 +99,9 @@ def test_parts_add_up_to_what_is_trained() -> None:
 )
 def test_steps_and_splits(batch_size: int, processes: int, steps: int) -> None:
     config = TrainConfig(root="p", base="toy", epochs=5, batch_size=batch_size)
-    found = plan(config, SPLITS, toy_model(), processes=processes)
+    without = components(toy_model(), Objective(("sdm",), 24, 4))
+    found = plan(config, without, processes=processes)
+    assert [part.part for part in found.parts] == ["S-Prefix", "LoRA", "L-Adapter"]
     assert found.steps_per_epoch == steps  # 19 pairs.
     assert found.steps == 5 * steps
     assert found.as_dict()["splits"] == {
@@ -143,11 +160,9 @@ def test_memory_adds_up() -> None:
         if not parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
     config = TrainConfig(root="p", base="toy", batch_size=10, accumulate=2, precision="bf16")
-    memory = plan(
-        config, SPLITS, model, tokenizer=clip_tokenizer(), extra_parameters={"classifier": 100}
-    ).memory
+    memory = plan(config, components(model)).memory
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) + 100
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) + CLASSIFIER
     assert memory.frozen_bytes == 2 * frozen + model.text.mask.numel()
     assert memory.trained_bytes == memory.gradient_bytes == 4 * trained
     assert memory.optimizer_bytes == 8 * trained
@@ -167,7 +182,7 @@ def test_memory_adds_up() -> None:
 )
 def test_pairs_kept_at_a_time(batch_size: int, processes: int, accumulate: int, pairs: int) -> None:
     config = TrainConfig(root="p", base="toy", batch_size=batch_size, accumulate=accumulate)
-    assert plan(config, SPLITS, toy_model(), processes=processes).memory.pairs == pairs
+    assert plan(config, components(toy_model()), processes=processes).memory.pairs == pairs
 
 
 def printed(found: Plan) -> str:
@@ -179,16 +194,14 @@ def printed(found: Plan) -> str:
 
 
 def test_the_tables_hold_the_plans_numbers_and_fit_100_columns() -> None:
-    found = plan(
-        CONFIG, SPLITS, toy_model(), tokenizer=clip_tokenizer(), extra_parameters={"classifier": 77}
-    )
+    found = plan(CONFIG, components(toy_model()))
     text = printed(found)
     assert max(map(len, text.splitlines())) <= 100
     rows = [line.split() for line in text.splitlines()]
     assert ["train", "10", "19", "6"] in rows
     for part in found.parts[:3]:
         assert [part.part, *(f"{n:,}" for n in (part.image, part.text, part.total))] in rows
-    assert ["classifier", "77"] in rows
+    assert ["classifier", "100"] in rows
     assert f"{found.trained:,}" in text
     assert f"{found.total:,}" in text
     assert "12: 4 epochs of 3 steps of 8 pairs" in text

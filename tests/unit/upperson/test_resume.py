@@ -1,5 +1,6 @@
 """A run that stops anywhere goes on as if it had not."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,9 @@ class StopAfter(Recorder):
             raise StoppedError
 
 
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+def make_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     return toy_config(
-        tmp_path,
+        folder,
         monkeypatch,
         epochs=EPOCHS,
         augment=True,
@@ -51,6 +51,26 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
         loss="sdm+id",
         checkpoint_every=1,
     )
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    return make_config(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a run that was never stopped, on people and a base of its own."""
+    folder, recorder = tmp_path_factory.mktemp("whole"), Recorder()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        train(make_config(folder, monkeypatch), folder / "run", recorder)
+    assert len(recorder.losses) == STEPS * EPOCHS
+    return folder / "run"
+
+
+@pytest.fixture
+def whole(whole_run: Path) -> dict[str, bytes]:
+    return result_files(whole_run)
 
 
 def newest_tensors(last: Path) -> dict[str, Tensor]:
@@ -62,14 +82,6 @@ def newest_tensors(last: Path) -> dict[str, Tensor]:
 
 def result_files(run: Path) -> dict[str, bytes]:
     return {name: (run / name).read_bytes() for name in ("metrics.csv", "adapter.safetensors")}
-
-
-@pytest.fixture
-def whole(config: TrainConfig, tmp_path: Path) -> dict[str, bytes]:
-    recorder = Recorder()
-    train(config, tmp_path / "whole", recorder)
-    assert len(recorder.losses) == STEPS * EPOCHS
-    return result_files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("steps", [1, 2, STEPS, STEPS + 1, STEPS * EPOCHS])
@@ -95,12 +107,14 @@ def test_a_run_may_stop_again_and_again(
 
 
 def test_a_finished_run_resumed_stays_as_it_is(
-    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
+    config: TrainConfig, whole_run: Path, tmp_path: Path
 ) -> None:
     recorder = Recorder()
-    train(config, tmp_path / "whole", recorder, resume=True)
+    run = shutil.copytree(whole_run, tmp_path / "run")
+    train(config, run, recorder, resume=True)
     assert recorder.losses == []
-    assert result_files(tmp_path / "whole") == whole
+    assert recorder.notes == ["all epochs are done: only measuring the saved run"]
+    assert result_files(run) == result_files(whole_run)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_anew(

@@ -3,10 +3,12 @@
 import csv
 import json
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.toy_clip import toy_clip
@@ -17,6 +19,7 @@ from upperson.data.vocabulary import clip_tokenizer
 from upperson.evaluate import evaluate
 from upperson.model.base import SMALL, build_clip, load_base
 from upperson.run import load_run
+from upperson.run_writer import draw_curves
 from upperson.train import train
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 
@@ -44,6 +47,16 @@ def test_a_run_folder_holds_what_it_should(run: Path) -> None:
     assert set(results["test"]) == {"R@1", "R@5", "R@10", "mAP", "mINP"}
     best = max(rows, key=lambda row: float(row["val R@1"]))
     assert results["val"]["R@1"] == float(best["val R@1"])
+
+
+@pytest.mark.parametrize("split", ["val", "test", None])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_curves_are_a_picture(split: str | None, epochs: int) -> None:
+    recall = {f"{split} R@{k}": 10.0 + k for k in (1, 5, 10)} if split else {}
+    rows = [{"epoch": epoch, "loss": 3.0 - epoch} | recall for epoch in range(epochs)]
+    with Image.open(BytesIO(draw_curves(rows))) as picture:
+        assert (picture.format, picture.size) == ("PNG", (1080, 384))
+        assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 20
 
 
 def test_a_loaded_run_measures_what_training_reported(run: Path) -> None:
@@ -169,11 +182,12 @@ def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_every_setting_reaches_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path, monkeypatch, epochs=3, eval_every=2, lr=1e-4)
     first = {}
+    short = {"epochs": 1}
     for name, changes in {
         "plain": {},
-        "augment": {"augment": True},
-        "masks": {"mask_captions": True},
-        "loss": {"loss": "itc"},
+        "augment": short | {"augment": True},
+        "masks": short | {"mask_captions": True},
+        "loss": short | {"loss": "itc"},
     }.items():
         recorder = Recorder()
         train(replace(config, **changes), tmp_path / name, recorder)
