@@ -6,6 +6,7 @@ import zlib
 from email.parser import Parser
 
 import pytest
+from packaging.requirements import Requirement
 
 import upperson_rt
 from tests.helpers.command_line import ROOT
@@ -95,6 +96,17 @@ def test_the_two_projects_agree():
         (ROOT / "runtime" / slim["tool"]["hatch"]["version"]["path"]).resolve(),
     }
     assert version_files == {PACKAGES["upperson_rt"] / "__init__.py"}
+
+
+def test_gpu_packages_are_asked_for_where_they_exist():
+    """PyPI has neither for ARM: an extra that names them there would fail, or bring a stub."""
+    extras = read_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]
+    (gpu,) = map(Requirement, extras["gpu"])
+    assert gpu.extras == {"cuda", "cudnn"}
+    for requirement in (gpu, *map(Requirement, (*extras["trt"], *extras["trt-cu12"]))):
+        for machine, wanted in (("x86_64", True), ("aarch64", requirement.name == "onnxruntime")):
+            marker = requirement.marker
+            assert (marker is None or marker.evaluate({"platform_machine": machine})) == wanted
 
 
 def test_the_container_folders_are_no_packages():
