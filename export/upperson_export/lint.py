@@ -1,4 +1,4 @@
-"""What TensorRT rejects or gets wrong in a graph, found without TensorRT.
+"""What TensorRT rejects or gets wrong in a graph, and what saturates on a CPU, found without them.
 
 The rules hold for TensorRT 10.3 (JetPack 6) to 11: strongly typed networks, symmetric int8 by
 explicit Q/DQ. Each was met in the parser's own messages or in its support matrix.
@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
+
+from upperson_rt.backends.saturation import EXACT, INT8_SUMS, PAIR_LIMIT, largest_pair
 
 OPSETS = range(17, 21)
 """LayerNormalization is one op since 17; the parser of TensorRT 10.3 reads up to 20."""
@@ -141,6 +143,19 @@ def _scales(model: ir.Model) -> Iterator[Finding]:
             yield Finding("scale", _name(node), message)
 
 
+def _saturating_pairs(model: ir.Model) -> Iterator[Finding]:
+    if model.metadata_props.get(INT8_SUMS) != EXACT:
+        return
+    for node in _nodes(model, "DequantizeLinear"):
+        weight = _array(node, 0)
+        if weight is not None and (most := int(largest_pair(weight).max())) > PAIR_LIMIT:
+            message = (
+                f"two neighbouring int8 weights add up to {most}, at most {PAIR_LIMIT} expected in "
+                "a graph that says it is exact: a CPU without VNNI would saturate"
+            )
+            yield Finding("pairs", _name(node), message)
+
+
 def _mixed_types(model: ir.Model) -> Iterator[Finding]:
     for node in _nodes(model):
         if node.op_type in _MIXED_BY_DESIGN:
@@ -219,6 +234,6 @@ def _type_name(dtype: ir.DataType | None) -> str:
 
 
 _RULES: tuple[Callable[[ir.Model], Iterator[Finding]], ...] = (
-    _opset, _operators, _subgraphs, _zero_points, _quantized_types, _scales, _mixed_types, _double,
-    _uint8, _resize, _topk, _constants, _norms,
+    _opset, _operators, _subgraphs, _zero_points, _quantized_types, _scales, _saturating_pairs,
+    _mixed_types, _double, _uint8, _resize, _topk, _constants, _norms,
 )  # fmt: skip

@@ -10,6 +10,8 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from upperson_rt.backends.saturation import PAIR_LIMIT
+
 if TYPE_CHECKING:
     from onnx_ir.passes import InPlacePass
 
@@ -74,6 +76,9 @@ class Variant:
     int8: bool = False
     """Whether block Linears are int8, for which ranges are calibrated."""
 
+    pair_limit: int | None = None
+    """See `QuantizeLinears`: what CPUs run may not saturate on any; GPUs add up in 32 bits."""
+
     rungs: tuple[str, ...]
     """What the ladder may take, smallest first: names of `INT8_RUNGS`, or of float variants. The
     last one loses nothing."""
@@ -121,7 +126,7 @@ def _int8(given: Tensors) -> Iterable["InPlacePass"]:
     from upperson_export.passes.packed import TransposePacked
     from upperson_export.passes.quantize_linears import QuantizeLinears
 
-    return QuantizeLinears(given.linears, given.amax), TransposePacked()
+    return QuantizeLinears(given.linears, given.amax, PAIR_LIMIT), TransposePacked()
 
 
 def _fp16(given: Tensors) -> Iterable["InPlacePass"]:
@@ -152,6 +157,7 @@ _ROWS = (
     Variant(
         name="int8",
         int8=True,
+        pair_limit=PAIR_LIMIT,
         rungs=(*INT8_RUNGS, "fp32"),
         ungated_rung="smoothed",  # Exact in float, and robust to outliers.
         canary_min_cosine=0.99,

@@ -3,18 +3,19 @@
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from upperson_rt import __version__
 
-__all__ = ["describe_machine", "machine_lines"]
+__all__ = ["Processor", "describe_machine", "machine_lines", "processor"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 
 _X86_SETS = (
-    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8",
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8",
 )  # fmt: skip
 _ARM_SETS = ("asimddp", "i8mm", "bf16", "sve")
 
@@ -26,15 +27,15 @@ def describe_machine(*packages: str) -> dict[str, Any]:
     it; it is None where the system does not tell (Linux does). ``load_average`` is the mean number
     of running processes in the last minute: where it exceeds ``cpus_available``, others compete.
     """
-    name, flags = _processor()
+    cpu = processor()
     return {
-        "cpu": name,
+        "cpu": cpu.name,
         "cpus_available": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "instruction_sets": None
-        if flags is None
-        else {flag: flag in flags for flag in (_ARM_SETS if _is_arm() else _X86_SETS)},
+        if cpu.flags is None
+        else {flag: flag in cpu.flags for flag in (_X86_SETS if cpu.is_x86 else _ARM_SETS)},
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -64,12 +65,22 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _is_arm() -> bool:
-    return platform.machine().lower() in ("aarch64", "arm64")
+@dataclass(frozen=True)
+class Processor:
+    """A processor as the system describes it."""
+
+    name: str
+    flags: frozenset[str] | None
+    """What it can do, such as ``avx2``; None where /proc does not tell."""
+
+    @property
+    def is_x86(self) -> bool:
+        """Whether it is one of Intel's or AMD's."""
+        return platform.machine().lower() in ("x86_64", "amd64")
 
 
-def _processor() -> tuple[str, set[str] | None]:
-    """Return the processor's name and its flags; flags are None where /proc has none."""
+def processor() -> Processor:
+    """Return the processor of this machine."""
     name, flags = platform.processor() or platform.machine(), None
     if _CPUINFO.is_file():
         for line in _CPUINFO.read_text("utf-8", errors="replace").splitlines():
@@ -77,5 +88,5 @@ def _processor() -> tuple[str, set[str] | None]:
             if key == "model name":
                 name = value
             elif key in ("flags", "Features"):
-                flags = set(value.split())
-    return name, flags
+                flags = frozenset(value.split())
+    return Processor(name, flags)

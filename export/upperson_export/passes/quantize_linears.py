@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from upperson_calibration.graph import array_of, constant, new_node
 from upperson_calibration.ranges import LEVELS
+from upperson_rt.backends.saturation import EXACT, INT8_SUMS, largest_pair
 from upperson_rt.errors import InputError
 
 _ROW_SELECTION = ("Slice", "Gather", "GatherElements")
@@ -26,11 +27,21 @@ class QuantizeLinears(ir.passes.InPlacePass):
     Args:
         linears: Names of MatMul nodes with a constant second input [in, out].
         amax: Largest absolute value of the tensor that enters them, by tensor name.
+        pair_limit: The most that two neighbouring int8 weights [2i, out] and [2i + 1, out] may add
+            up to, in absolute values; a channel that exceeds it gets a larger scale, and the file
+            says of itself that its sums are exact on every CPU. None for devices that add up in 32
+            bits.
     """
 
-    def __init__(self, linears: Collection[str], amax: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        linears: Collection[str],
+        amax: Mapping[str, float],
+        pair_limit: int | None = None,
+    ) -> None:
         self.linears = frozenset(linears)
         self.amax = amax
+        self.pair_limit = pair_limit
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Insert the pairs in place.
@@ -69,7 +80,9 @@ class QuantizeLinears(ir.passes.InPlacePass):
             )
             graph.insert_before(node, dequantize)
             node.replace_input_with(0, value)
-            node.replace_input_with(1, _quantized_weight(graph, node, weight))
+            node.replace_input_with(1, _quantized_weight(graph, node, weight, self.pair_limit))
+        if self.pair_limit is not None:
+            model.metadata_props[INT8_SUMS] = EXACT
         return ir.passes.PassResult(model, modified=bool(quantized))
 
     def _amax_of(self, value: ir.Value) -> float:
@@ -95,10 +108,12 @@ def _whole_tensor(x: ir.Value) -> ir.Value:
     return _whole_tensor(node.inputs[0])
 
 
-def _quantized_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.Value:
+def _quantized_weight(
+    graph: ir.Graph, node: ir.Node, weight: ir.Value, pair_limit: int | None
+) -> ir.Value:
     """Store a weight [in, out] as int8 and return its dequantized value."""
     w_IO = array_of(weight)
-    scale_O = _half_at_least(np.abs(w_IO).max(axis=0) / LEVELS)
+    scale_O = _weight_scales(w_IO, pair_limit)
     int8_IO = np.rint(w_IO / scale_O).astype(np.int8)
     dequantize, value = new_node(
         "DequantizeLinear",
@@ -114,6 +129,20 @@ def _quantized_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.Va
     )
     graph.insert_before(node, dequantize)
     return value
+
+
+def _weight_scales(
+    w_IO: npt.NDArray[np.float32], pair_limit: int | None
+) -> npt.NDArray[np.float32]:
+    """Return the smallest scale [out] of each channel whose int8 weights stay in their limits."""
+    step_O = np.abs(w_IO).max(axis=0) / LEVELS
+    if pair_limit is None:
+        return _half_at_least(step_O)
+    scale_O = _half_at_least(np.maximum(step_O, largest_pair(w_IO) / pair_limit))
+    # Both of a pair may be rounded up: a few steps of float16 more, and they no longer are.
+    while (over_O := largest_pair(np.rint(w_IO / scale_O)) > pair_limit).any():
+        scale_O[over_O] = np.nextafter(scale_O[over_O].astype(np.float16), np.float16(np.inf))
+    return scale_O
 
 
 def _half_at_least(scale: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

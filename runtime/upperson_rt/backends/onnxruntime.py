@@ -4,10 +4,12 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
+from upperson_rt.backends.saturation import EXACT, INT8_SUMS, int8_sums_saturate
 from upperson_rt.errors import BackendError, install_command, missing_extra
 
 __all__ = ["OnnxRuntimeBackend"]
@@ -18,6 +20,9 @@ class OnnxRuntimeBackend:
 
     Left to itself, ONNX Runtime goes on with the CPU when a GPU does not start, and again when it
     fails later on, with a line on stdout. Both are off here: they end in a BackendError.
+
+    Where a CPU would add int8 products in saturating 16 bits, graphs that are not made for it are
+    computed in float: see ``saturation.py``.
     """
 
     name = "onnxruntime"
@@ -79,13 +84,21 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3  # What matters comes back as an exception.
         if threads is not None:
             options.intra_op_num_threads = threads
+        session = partial(
+            ort.InferenceSession,
+            os.fspath(path),
+            providers=[(provider, provider_options)],
+            enable_fallback=0,
+        )
+        saturates = device == "cpu" and int8_sums_saturate()
+        if saturates:  # Then in float, as the Q/DQ pairs of the graph say.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            self._session = ort.InferenceSession(
-                os.fspath(path),
-                options,
-                providers=[(provider, provider_options)],
-                enable_fallback=0,
-            )
+            self._session = session(options)
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            if saturates and metadata.get(INT8_SUMS) == EXACT:
+                options.add_session_config_entry("session.disable_quant_qdq", "0")
+                self._session = session(options)
         except self._errors as error:
             raise BackendError(
                 f"onnxruntime {ort.__version__} cannot load {os.fspath(path)}: {error}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.backends.saturation import PAIR_LIMIT, int8_sums_saturate, largest_pair
 from upperson_rt.errors import BackendError, missing_extra
 
 __all__ = ["OpenVinoBackend", "same_signal_stack"]
@@ -76,6 +77,13 @@ class OpenVinoBackend:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(os.fspath(path))
+            if device == "cpu" and int8_sums_saturate() and _may_saturate(model):
+                raise BackendError(
+                    f"OpenVINO would compute {os.fspath(path)} inexactly: this processor has no "
+                    "VNNI and adds int8 products in saturating 16 bits. Choose the backend "
+                    "onnxruntime or another variant, or export the bundle again, which makes int8 "
+                    "that is exact on every CPU"
+                )
             float_type = "bf16" if _is_int8(model) and _has_bf16(core, device) else "f32"
             # Without the hint a CPU with bf16 units quietly computes all graphs in bf16, and
             # embeddings of float32 graphs drift.
@@ -153,6 +161,18 @@ def _runs_in_pieces(device: str, compiled: Any) -> bool:
 def _is_int8(model: Any) -> bool:
     """Whether the graph has quantization in it."""
     return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+
+
+def _may_saturate(model: Any) -> bool:
+    """Whether two neighbouring weights of an int8 matrix [in, out] exceed `PAIR_LIMIT`."""
+    weights = (
+        node.get_data()
+        for node in model.get_ops()
+        if node.get_type_name() == "Constant"
+        and node.get_element_type().get_type_name() == "i8"
+        and len(node.get_output_shape(0)) == 2
+    )
+    return any(largest_pair(weight).max() > PAIR_LIMIT for weight in weights)
 
 
 def _has_bf16(core: Any, device: str) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from onnx import helper, numpy_helper, parser
 
 from upperson_export.lint import Finding, lint
+from upperson_rt.backends.saturation import EXACT, INT8_SUMS
 
 
 def findings_of(proto: onnx.ModelProto) -> list[Finding]:
@@ -21,6 +22,11 @@ def model(body: str, opset: int = 19, more: str = "", x: str = "float[N, 4] x") 
         f'<ir_version: 9, opset_import: ["" : {opset}]>'
         f"g ({x}) => (y) {'<' + more + '>' if more else ''} {{ {body} }}"
     )
+
+
+def exact(proto: onnx.ModelProto) -> onnx.ModelProto:
+    helper.set_model_props(proto, {INT8_SUMS: EXACT})
+    return proto
 
 
 BROKEN = {
@@ -59,6 +65,15 @@ BROKEN = {
         "mixed-types",
     ),
     "float64": (model("d = Cast<to = 11>(x)\n e = Exp(d)\n y = Cast<to = 1>(e)"), "double"),
+    "pairs that saturate": (
+        exact(
+            model(
+                "d = DequantizeLinear<axis = 1>(w, s, z)\n y = MatMul(x, d)",
+                more="int8[4, 1] w = {1, 2, 100, -29}, float[1] s = {1.0}, int8[1] z = {0}",
+            )
+        ),
+        "pairs",
+    ),
     "opset too new": (model("y = Relu(x)", opset=23), "opset"),
     "opset too old": (model("y = Relu(x)", opset=13), "opset"),
     "uint8 without a cast": (
@@ -193,3 +208,10 @@ def test_what_tensorrt_takes_is_not_complained_about() -> None:
         " float[2] ws = {1, 2}, int8[2] wz = {0, 0}",
     )
     assert findings_of(good) == []
+
+
+def test_pairs_are_a_matter_of_what_the_file_says_of_itself() -> None:
+    body = "d = DequantizeLinear<axis = 1>(w, s, z)\n y = MatMul(x, d)"
+    more = "int8[4, 1] w = {{1, 127, 100, {}}}, float[1] s = {{1.0}}, int8[1] z = {{0}}"
+    assert findings_of(model(body, more=more.format(-29))) == []  # It does not say it is exact.
+    assert findings_of(exact(model(body, more=more.format(-28)))) == []  # Neighbours add to 128.

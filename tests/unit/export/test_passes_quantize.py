@@ -8,6 +8,7 @@ from onnx import numpy_helper, parser
 
 from tests.helpers.toy_graphs import run_graph
 from upperson_export.passes.quantize_linears import QuantizeLinears
+from upperson_rt.backends.saturation import EXACT, INT8_SUMS, PAIR_LIMIT, largest_pair
 from upperson_rt.errors import InputError
 
 SOURCE = """<ir_version: 9, opset_import: ["" : 19]>
@@ -113,3 +114,37 @@ def test_a_missing_range_is_refused_and_zero_is_taken(proto: onnx.ModelProto) ->
         quantized(proto, {"row": 1.0}, "kv")
     found = run_graph(quantized(proto, {"u": 0.0}, "kv", "q"), np.zeros((1, 5, 4), np.float32))
     assert not np.any(found[0])
+
+
+@pytest.mark.parametrize("inputs", [6, 7])
+@pytest.mark.parametrize("spread", ["normal", "uniform", "one of two"])
+def test_neighbours_stay_below_the_limit_with_a_small_scale(inputs: int, spread: str) -> None:
+    rng = np.random.default_rng(3)
+    shape = (inputs, 500)
+    weight = {
+        "normal": rng.standard_normal(shape),
+        "uniform": rng.uniform(-1, 1, shape),
+        "one of two": np.where(np.arange(inputs)[:, None] % 2, 0, rng.uniform(-1, 1, shape)),
+    }[spread].astype(np.float32)
+    source = f"""<ir_version: 9, opset_import: ["" : 19]>
+    g (float[N, {inputs}] x) => (float[N, 500] y) {{ y = MatMul(x, w) }}"""
+    proto = parser.parse_model(source)
+    proto.graph.node[0].name = "y"
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    model = ir.from_proto(proto)
+    QuantizeLinears(["y"], {"x": 1.0}, PAIR_LIMIT)(model)
+    values = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
+    rounded, scale = values["w.int8"], values["w.scale"]
+    assert largest_pair(rounded).max() <= PAIR_LIMIT
+    assert (np.abs(rounded * scale - weight) <= scale / 2 + 1e-6).all()
+    finer = np.rint(weight / (0.98 * scale))
+    breaks = (largest_pair(finer) > PAIR_LIMIT) | (np.abs(finer).max(axis=0) > 127)
+    assert breaks.mean() > 0.95, "scales are larger than they need to be"
+    if spread == "one of two":
+        assert np.abs(rounded).max(axis=0).min() >= 126, "there is nothing to give way to"
+    assert model.metadata_props == {INT8_SUMS: EXACT}
+
+
+def test_without_a_limit_a_file_does_not_say_that_it_is_exact(proto: onnx.ModelProto) -> None:
+    changed = quantized(proto, {"u": 4.0}, "kv", "q")
+    assert not changed.metadata_props

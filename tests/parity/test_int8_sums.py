@@ -1,0 +1,171 @@
+"""int8 is the same numbers on every CPU: those without VNNI, emulated, against exact arithmetic.
+
+One Linear whose weights and inputs are as large as they get, as the exporter quantizes it with and
+without a limit for pairs of neighbours. Without it the emulated processors saturate, which shows
+that they are a test at all.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from tests.helpers.command_line import SOURCES, run_code
+from upperson_export.passes.quantize_linears import QuantizeLinears
+from upperson_rt.backends import onnxruntime as onnxruntime_backend
+from upperson_rt.backends import openvino as openvino_backend
+from upperson_rt.backends.onnxruntime import OnnxRuntimeBackend
+from upperson_rt.backends.openvino import OpenVinoBackend
+from upperson_rt.backends.saturation import PAIR_LIMIT, int8_sums_saturate
+from upperson_rt.errors import BackendError
+
+INPUTS, OUTPUTS, ROWS = 192, 48, 8
+HASWELL = shutil.which("qemu-x86_64")
+
+RUN_ONNXRUNTIME = """
+import sys, numpy as np, onnxruntime as ort
+x = np.load(sys.argv[1])
+for path in sys.argv[2:]:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    np.save(path + ".npy", session.run(None, {"x": x})[0])
+
+from upperson_rt.backends import onnxruntime as backend
+backend.int8_sums_saturate = lambda: True  # /proc/cpuinfo is that of the real processor.
+for path in sys.argv[2:]:
+    np.save(path + ".ours.npy", backend.OnnxRuntimeBackend(path).run({"x": x})["y"])
+"""
+RUN_OPENVINO = """
+import sys, numpy as np, openvino
+x = np.load(sys.argv[1])
+for path in sys.argv[2:]:
+    model = openvino.Core().read_model(path)
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    np.save(path + ".npy", compiled({"x": x})[0])
+"""
+
+
+def linear(weight_IO: np.ndarray, pair_limit: int | None) -> ir.Model:
+    float_type = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "weight"], ["y"], "linear")],
+        "linear",
+        [helper.make_tensor_value_info("x", float_type, ["rows", INPUTS])],
+        [helper.make_tensor_value_info("y", float_type, ["rows", OUTPUTS])],
+        [onnx.numpy_helper.from_array(weight_IO, "weight")],
+    )
+    opsets = [helper.make_opsetid("", 19)]
+    model = ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=9))
+    QuantizeLinears(["linear"], {"x": 1.0}, pair_limit)(model)
+    return model
+
+
+def exact_product(model: ir.Model, x_RI: np.ndarray) -> np.ndarray:
+    """The Q/DQ arithmetic of the graph in float64."""
+    values = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
+    steps_RI = np.clip(np.rint(x_RI / values["x.scale"]), -128, 127)
+    sums_RO = steps_RI @ values["weight.int8"].astype(np.float64)
+    return sums_RO * values["weight.scale"].astype(np.float64) * float(values["x.scale"])
+
+
+@pytest.fixture(scope="module")
+def limited_and_not(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, list]:
+    """Inputs, the file with the limit, the file without it, and what each gives exactly."""
+    folder = tmp_path_factory.mktemp("sums")
+    rng = np.random.default_rng(0)
+    weight_IO = rng.uniform(-1, 1, (INPUTS, OUTPUTS)).astype(np.float32)
+    weight_IO[:, 0] = 1  # The worst there is.
+    x_RI = rng.choice(np.float32([-1, 0.7, 1]), (ROWS, INPUTS))
+    x_RI[0] = 1
+    np.save(folder / "x.npy", x_RI)
+    models = [linear(weight_IO, limit) for limit in (PAIR_LIMIT, None)]
+    files = folder / "limited.onnx", folder / "unlimited.onnx"
+    for model, file in zip(models, files, strict=True):
+        ir.save(model, file)
+    return folder / "x.npy", *files, [exact_product(model, x_RI) for model in models]
+
+
+def errors(files: list[Path], exact: list[np.ndarray], ending: str = ".npy") -> list[float]:
+    """Largest error of each product as a part of the largest product."""
+    found = [np.load(f"{file}{ending}") for file in files]
+    return [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, exact, strict=True)]
+
+
+def test_onnxruntime_on_a_haswell(limited_and_not, tmp_path: Path) -> None:
+    if HASWELL is None:
+        pytest.skip("qemu-x86_64 is not installed: apt install qemu-user")
+    x, limited, unlimited, exact = limited_and_not
+    files = [Path(shutil.copy(file, tmp_path)) for file in (x, limited, unlimited)]
+    packages = [*SOURCES, sysconfig.get_paths()["purelib"]]
+    interpreter = Path(sys.executable).resolve()  # The emulator starts no link.
+    done = subprocess.run(
+        [HASWELL, "-cpu", "Haswell", interpreter, "-W", "ignore", "-c", RUN_ONNXRUNTIME, *files],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, packages))},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    limited_error, unlimited_error = errors(files[1:], exact)
+    assert limited_error < 1e-6
+    assert unlimited_error > 0.05, "the emulated processor does not saturate"
+    # The backend computes in float what does not say that it is exact.
+    assert max(errors(files[1:], exact, ".ours.npy")) < 1e-6
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_openvino_without_vnni(limited_and_not, tmp_path: Path, monkeypatch, isa: str) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed: extra 'cpu'")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+    x, limited, unlimited, exact = limited_and_not
+    files = [Path(shutil.copy(file, tmp_path)) for file in (x, limited, unlimited)]
+    done = run_code(RUN_OPENVINO, *files)
+    assert done.returncode == 0, done.stderr
+    limited_error, unlimited_error = errors(files[1:], exact)
+    assert limited_error < 1e-6
+    assert unlimited_error > 0.05, "the processor does not saturate"
+
+
+def test_only_what_says_that_it_is_exact_is_fused(limited_and_not, monkeypatch) -> None:
+    monkeypatch.setattr(onnxruntime_backend, "int8_sums_saturate", lambda: True)
+    for file, in_float in zip(limited_and_not[1:3], ("0", "1"), strict=True):
+        options = OnnxRuntimeBackend(file, threads=1)._session.get_session_options()
+        assert options.get_session_config_entry("session.disable_quant_qdq") == in_float
+
+
+def test_openvino_is_refused_what_would_saturate(limited_and_not, monkeypatch) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed: extra 'cpu'")
+    monkeypatch.setattr(openvino_backend, "int8_sums_saturate", lambda: True)
+    x, limited, unlimited, exact = limited_and_not
+    found = OpenVinoBackend(limited).run({"x": np.load(x)})["y"]
+    np.testing.assert_allclose(found, exact[0], rtol=0.02, atol=0.02 * np.abs(exact[0]).max())
+    with pytest.raises(BackendError, match=r"inexactly: this processor has no VNNI .* onnxruntime"):
+        OpenVinoBackend(unlimited)
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "saturates"),
+    [
+        ("x86_64", "avx2", True),
+        ("AMD64", "avx2 avx512f", True),
+        ("x86_64", "avx2 avx_vnni", False),
+        ("x86_64", "avx512f avx512_vnni", False),
+        ("x86_64", "amx_int8", False),
+        ("aarch64", "asimd", False),
+        ("x86_64", None, False),
+    ],
+)
+def test_which_processors_saturate(monkeypatch, tmp_path, machine, flags, saturates) -> None:
+    info = tmp_path / "cpuinfo"
+    if flags is not None:
+        info.write_text(f"model name : x\nflags : {flags}\n")
+    monkeypatch.setattr("upperson_rt.machine._CPUINFO", info)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert int8_sums_saturate() is saturates
