@@ -25,6 +25,7 @@ from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.graphs import export_onnx, write_with_weights
 from upperson_export.plain import PlainTower
 from upperson_rt.agreement import compare_embeds
+from upperson_rt.backends.saturation import int8_sums_saturate
 from upperson_rt.towers import Tower
 
 Array = npt.NDArray[Any]
@@ -87,10 +88,12 @@ def proto_of(graph: Graph) -> onnx.ModelProto:
 
 
 def run_graph(graph: Graph, *inputs: Array, outputs: Iterable[str] = ()) -> list[Array]:
-    """Run a graph in ONNX Runtime on one thread."""
+    """Run a graph in ONNX Runtime on one thread, with the same numbers on every CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
+    if int8_sums_saturate():
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(
         proto_of(graph).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

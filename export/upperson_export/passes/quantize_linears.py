@@ -21,8 +21,8 @@ class QuantizeLinears(ir.passes.InPlacePass):
     Symmetric int8, zero point 0; weights are stored as int8 with a scale per output channel;
     activations have one scale a tensor, and queries share that of keys and values where they read
     a row of the same tensor. Scales are float16 numbers whatever the graph's type, so a float32
-    and a float16 graph compute with the same integers. Every MatMul has DequantizeLinear nodes of
-    its own, which is the pattern that ONNX Runtime, OpenVINO and TensorRT fuse.
+    and a float16 graph round activations to the same integers. Every MatMul has DequantizeLinear
+    nodes of its own, which is the pattern that ONNX Runtime, OpenVINO and TensorRT fuse.
 
     Args:
         linears: Names of MatMul nodes with a constant second input [in, out].

@@ -13,6 +13,7 @@ from upperson_export.graphs import build_variant
 from upperson_export.lint import lint
 from upperson_export.passes.packed import unpacked
 from upperson_export.variants import VariantName
+from upperson_rt.backends.saturation import PAIR_LIMIT, largest_pair
 from upperson_rt.errors import InputError
 from upperson_rt.towers import Tower
 
@@ -225,19 +226,34 @@ def test_graphs_are_plain_readable_and_clean(kind: Tower, variant: VariantName) 
 
 
 @each_tower
-def test_both_int8_variants_hold_the_same_integers(kind: Tower) -> None:
-    scales = []
+def test_int8_for_cpus_keeps_a_limit_and_int8_for_gpus_uses_all_of_its_levels(kind: Tower) -> None:
+    found = {}
     for variant in ("int8", "int8-fp16"):
-        model = variant_of(kind, variant)  # type: ignore[arg-type]
-        scales.append(
-            {
-                item.name.removesuffix(".fp16"): onnx.numpy_helper.to_array(item).tolist()
-                for item in model.graph.initializer
-                if "fc1" in item.name and (".int8" in item.name or ".scale" in item.name)
-            }
-        )
+        constants = {
+            item.name.removesuffix(".fp16"): onnx.numpy_helper.to_array(item)
+            for item in variant_of(kind, variant).graph.initializer  # type: ignore[arg-type]
+            if "fc1" in item.name
+        }
+        weights = [array for name, array in constants.items() if name.endswith(".weight.int8")]
+        assert weights
+        most = max([largest_pair(weight).max() for weight in weights])
+        largest = max([abs(weight.astype(int)).max(axis=0).min() for weight in weights])
+        found[variant] = (most <= PAIR_LIMIT, largest >= 126)
+    assert found == {"int8": (True, False), "int8-fp16": (False, True)}
+
+
+@each_tower
+def test_both_int8_variants_round_activations_alike(kind: Tower) -> None:
+    scales = [
+        {
+            item.name.removesuffix(".fp16"): float(onnx.numpy_helper.to_array(item))
+            for item in variant_of(kind, variant).graph.initializer  # type: ignore[arg-type]
+            if item.name.removesuffix(".fp16").endswith(".scale") and not item.dims
+        }
+        for variant in ("int8", "int8-fp16")
+    ]
+    assert len(scales[0]) >= 6
     assert scales[0] == scales[1]
-    assert scales[0]
 
 
 @each_tower
