@@ -148,7 +148,7 @@ def test_a_setting_edited_in_a_run_is_a_fault_of_its_file(
     text = config.read_text("utf-8")
     assert setting in text
     config.write_text(text.replace(setting, edited), "utf-8")
-    for command in (["train", "--resume", "run"], ["evaluate", "run"]):
+    for command in (["train", "--resume", "run"], ["evaluate", "run"], ["export", "run"]):
         result = run(*command)
         assert result.exit_code == 3, result.stderr
         assert "run/config.yaml: " in result.stderr

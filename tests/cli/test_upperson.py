@@ -324,7 +324,7 @@ def test_the_demo_runs_again_over_an_earlier_one(demo_folder, work, monkeypatch)
         report = json.loads((output / "report.json").read_text("utf-8"))
         return SimpleNamespace(as_dict=lambda: report)
 
-    monkeypatch.setattr(import_module("upperson.cli.export"), "export_run", export_as_before)
+    monkeypatch.setattr(import_module("upperson.cli.export_run"), "export_run", export_as_before)
     done = run("demo", "--quick")
     assert done.exit_code == 0, done.stderr
     table = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from upperson.config import settings_from
 from upperson.data.records import Record, Split, read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson.evaluate import pids_of
-from upperson.run import ADAPTER, load_run
+from upperson.run import ADAPTER, CONFIG, load_run
 from upperson_calibration.calibration_file import read_calibration
 from upperson_calibration.samples import CalibrationSet, choose_samples
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
@@ -62,7 +63,8 @@ def export_run(
     root = root or Path(config.root)
     split, train = None, None
     if gate:
-        split, train = _measured_split(config.dataset, root)
+        with settings_from(run / CONFIG):
+            split, train = _measured_split(config.dataset, root)
     samples = calibration_samples(
         train,
         f"{root.resolve().name}, train",
