@@ -12,7 +12,6 @@ Needs pyds and gi, which come with DeepStream. On a GPU card the streammux and c
 unified memory (``nvbuf-memory-type=3``); on a Jetson the default works.
 """
 
-import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,6 +20,7 @@ import pyds
 from gi.repository import Gst
 
 import upperson_rt
+from upperson_rt.tensorrt.cuda import Cuda
 
 PERSON = 0
 """Class of people in your detector."""
@@ -39,6 +39,7 @@ def each(entry: Any, kind: Any) -> Iterator[Any]:
 
 def hand_over(pipeline: upperson_rt.Pipeline, cameras: Mapping[int, str]) -> Callable[..., Any]:
     """Return a probe; ``cameras`` names the sources of the streammux by their numbers."""
+    integrated = Cuda().gpu.integrated  # Its frames are mapped, and have to be unmapped.
 
     def probe(pad: Any, info: Any, user_data: Any) -> Any:
         buffer = hash(info.get_buffer())
@@ -67,7 +68,7 @@ def hand_over(pipeline: upperson_rt.Pipeline, cameras: Mapping[int, str]) -> Cal
                 print(f"the gallery gets nothing more: {error}", file=sys.stderr)
                 return Gst.PadProbeReturn.REMOVE  # The video goes on.
             finally:
-                if platform.machine() == "aarch64":
+                if integrated:
                     pyds.unmap_nvds_buf_surface(buffer, frame.batch_id)
         return Gst.PadProbeReturn.OK
 

@@ -28,6 +28,9 @@ CONFIG = "config_infer_secondary_person.txt"
 BATCH_SIZE = 16
 """Most people embedded at once; the engine's profile ends there, too."""
 
+MOST_SCALING = 16
+"""A Jetson's scaler enlarges no more than that; asked for more, nvinfer ends the pipeline."""
+
 GIE_ID = 2
 """Number of this nvinfer in the pipeline; the detector has 1 in all of DeepStream's samples."""
 
@@ -71,6 +74,7 @@ def write_deepstream(bundle: Path, output: Path, variant: str | None = None) -> 
         "image": expected,
         "batch_size": BATCH_SIZE,
         "gie_id": GIE_ID,
+        "least": (-(-height_px // MOST_SCALING), -(-width_px // MOST_SCALING)),
     }
     with serving_folder(output, "deepstream") as folder:
         adapted = planar_float_input(load_tower(opened, "image"))

@@ -21,7 +21,7 @@ from upperson_export.serving.folder import (
     write_serving_record,
 )
 from upperson_rt.bundle import Bundle
-from upperson_rt.towers import TOWERS, Tower
+from upperson_rt.towers import SHORTEST_TEXT, TOWERS, Tower
 
 MAX_BATCH_SIZE: dict[Tower, int] = {"image": 32, "text": 64}
 """Most pictures or sentences the server runs at once."""
@@ -76,6 +76,7 @@ def write_triton(bundle: Path, output: Path, variant: str | None = None) -> Serv
             image=signature(manifest, "image"),
             text=signature(manifest, "text"),
             length_step=LENGTH_STEP,
+            shortest_text=SHORTEST_TEXT,
         )
         (folder / "README.md").write_text(readme, "utf-8")
         return write_serving_record(folder, output, "triton", opened)

@@ -119,6 +119,8 @@ def test_configs_follow_tritons_definition_and_the_graphs(bundle, tmp_path, kser
         assert config.backend == "onnxruntime"
         assert config.max_batch_size > 1
         assert config.HasField("dynamic_batching")
+        (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
         assert [group.count for group in config.instance_group] == [1]
         graph = onnx.load(folder / "1" / "model.onnx").graph
         (given,), (result,) = config.input, config.output
@@ -202,9 +204,12 @@ def test_nvinfer_gets_the_tower_and_values_that_fit_it(bundle, tmp_path):
     graph = onnx.load(written.folder / "image.fp32.planar.onnx").graph
     dims = [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
     assert config["infer-dims"] == ";".join(map(str, dims[1:]))
+    least = int(config["input-object-min-height"]), int(config["input-object-min-width"])
+    assert all(16 * a >= n > 16 * (a - 1) for a, n in zip(least, dims[2:], strict=True))
     assert config["output-blob-names"] == graph.output[0].name
     readme = (written.folder / "README.md").read_text("utf-8")
     assert f"--saveEngine={config['model-engine-file']} " in readme
+    assert " --stronglyTyped --noTF32 " in readme
     assert "--onnx=image.fp32.planar.onnx " in readme
     assert f"--maxShapes=image:{BATCH_SIZE}x3x24x8\n" in readme
 
@@ -258,7 +263,11 @@ def test_the_readmes_probe_fills_a_gallery(bundle, tmp_path, monkeypatch):
     # Not quite of unit length, as float16 leaves them.
     red, blue = encoder.encode_images(pictures) * np.float32(1.01)
     people = Chain(
-        detected(red, 7), Chain(detected(blue, 8), Chain(detected(blue, 9, gie_id=1), None))
+        detected(red, 7),
+        Chain(
+            detected(blue, 8),
+            Chain(detected(blue, 9, gie_id=1), Chain(detected(blue, 2**64 - 1), None)),
+        ),
     )
     frame = SimpleNamespace(
         obj_meta_list=people, source_id=3, frame_num=5, ntp_timestamp=1_700_000_000 * 10**9
@@ -276,7 +285,9 @@ def test_the_readmes_probe_fills_a_gallery(bundle, tmp_path, monkeypatch):
     with upperson_rt.Gallery.open(
         tmp_path / "gallery", encoder.fingerprint, encoder.embed_dim
     ) as gallery:
-        assert gallery.count() == 2, "the tensor of another nvinfer is none of ours"
+        assert gallery.count() == 2, (
+            "the tensor of another nvinfer is none of ours, nor who has no number"
+        )
         (best, _) = upperson_rt.Retriever(encoder, gallery).query("a man in red", k=2)
     assert best.item.track == "7"
     assert best.item.camera == "3"

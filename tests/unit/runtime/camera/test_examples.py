@@ -13,6 +13,7 @@ import pytest
 import upperson_rt
 from tests.helpers.command_line import ROOT
 from tests.helpers.fake_camera import person_frame, wait_for
+from tests.helpers.fake_cuda import FakeDriver
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.gallery import Gallery
@@ -143,8 +144,9 @@ def detected(number, class_id=0):
     return SimpleNamespace(object_id=number, class_id=class_id, rect_params=box)
 
 
-def test_a_deepstream_probe(work, deepstream, monkeypatch, capsys):
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+@pytest.mark.parametrize("integrated", [True, False])
+def test_a_deepstream_probe(work, deepstream, monkeypatch, capsys, integrated):
+    FakeDriver(integrated=integrated).install(monkeypatch)
     names = runpy.run_path(str(EXAMPLES / "deepstream_handover.py"))
     people = Chain(detected(7), detected(8, class_id=2), detected(names["UNTRACKED"]))
     batches = [
@@ -171,6 +173,6 @@ def test_a_deepstream_probe(work, deepstream, monkeypatch, capsys):
         assert items[0].time in (1_800_000_000, 1_800_000_001)
         red = gallery.search(encoder.encode_texts(["red"]), 1)[0][0]
         assert red.score > 0.5, "RGBA was taken for what it is"
-    assert deepstream.unmapped == [1, 1, 1]
+    assert deepstream.unmapped == ([1, 1, 1] if integrated else [])
     assert probe(None, info, 0) == "remove"
     assert "the gallery gets nothing more: the pipeline does not run" in capsys.readouterr().err
