@@ -18,8 +18,8 @@ from upperson_export.bundle_files import (
     foreign_to_bundle,
 )
 from upperson_export.calibrator import CalibrationTask, StageProgress
-from upperson_export.candidates import FormEmbeddings, TowerCandidates
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
+from upperson_export.forms import FormEmbeddings, TowerForms
 from upperson_export.ladder import Ladder, RetrievalSplit
 from upperson_export.latency import Stopwatch
 from upperson_export.lint import lint
@@ -163,12 +163,12 @@ def export_bundle(
     return report
 
 
-def _towers(model: TrainedModel, work: Path, task: CalibrationTask) -> dict[Tower, TowerCandidates]:
+def _towers(model: TrainedModel, work: Path, task: CalibrationTask) -> dict[Tower, TowerForms]:
     plain: dict[Tower, PlainTower] = {
         "image": fold_image_tower(model),
         "text": fold_text_tower(model),
     }
-    towers = {tower: TowerCandidates(tower, plain[tower], work, task) for tower in TOWERS}
+    towers = {tower: TowerForms(tower, plain[tower], work, task) for tower in TOWERS}
     towers["image"].calibrator.know_other(towers["text"].calibrator)
     towers["text"].calibrator.know_other(towers["image"].calibrator)
     return towers
@@ -176,7 +176,7 @@ def _towers(model: TrainedModel, work: Path, task: CalibrationTask) -> dict[Towe
 
 def _ladder(
     folder: Path,
-    towers: Mapping[Tower, TowerCandidates],
+    towers: Mapping[Tower, TowerForms],
     split: RetrievalSplit | None,
     options: ExportOptions,
     progress: StageProgress,
@@ -201,7 +201,7 @@ def _left_out(variant: VariantName, rungs: Rungs) -> str | None:
 
 def _add(
     files: BundleFiles,
-    towers: Mapping[Tower, TowerCandidates],
+    towers: Mapping[Tower, TowerForms],
     variant: VariantName,
     rungs: Rungs,
 ) -> None:

@@ -32,7 +32,7 @@ class TowerTime:
 
 
 Times = Mapping[str, Mapping[Tower, TowerTime]]
-"""By backend and tower."""
+"""What each tower takes, by backend."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class Conditions:
     """What times depend on."""
 
     machine: Mapping[str, Any]
-    """Of `describe_machine`."""
+    """What `describe_machine` says."""
 
     threads: int
     backends: Mapping[str, str]
@@ -48,7 +48,7 @@ class Conditions:
 
     batch: Mapping[Tower, int]
     caption_tokens: int
-    """Of the longest caption."""
+    """Length of the longest caption."""
 
     repeats: int
 

@@ -34,7 +34,7 @@ class CalibrationRecord:
     samples: Samples
     estimator: Estimator
     reused_file_sha256: str | None
-    """Of the calibration file that was taken over, if one was."""
+    """Hash of the calibration file that was taken over, if one was."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what report and manifest keep."""
@@ -52,10 +52,10 @@ class VariantReport:
     rungs: Mapping[Tower, str]
 
     accuracy: Accuracy | None = None
-    """Of the chosen towers together, where the variant is measured first; None without the gate."""
+    """What the chosen towers do together, where the variant is measured first; None: no gate."""
 
     elsewhere: Mapping[str, Accuracy] = field(default_factory=dict)
-    """The same on further backends, by name."""
+    """What they do on further backends, by name."""
 
     kept_float: Mapping[Tower, Sequence[LayerDamage]]
     """Linears left in float, most harmful first."""
@@ -89,7 +89,7 @@ class ExportReport:
     """Every form that was measured, in order."""
 
     conditions: Conditions
-    """Of the times."""
+    """What all times depend on."""
 
     calibration: CalibrationRecord | None
     """None: fp32 alone was written."""

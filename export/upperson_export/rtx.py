@@ -47,7 +47,7 @@ class RtxEngine:
 
     content: bytes
     version: str
-    """Of TensorRT for RTX; an engine runs with that version only."""
+    """TensorRT for RTX that made it; it runs with that version only."""
 
     layers: tuple[FusedLayer, ...]
 

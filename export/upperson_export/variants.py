@@ -103,7 +103,7 @@ class Variant:
     """Whether Triton and DeepStream take it unasked: the last such row that a bundle has."""
 
     asked_by: frozenset[str] = frozenset()
-    """Options of ``upperson export`` of which each asks for it."""
+    """Options of ``upperson export``; each of them asks for it."""
 
     passes: Callable[[Tensors], Iterable["InPlacePass"]] = field(repr=False)
     """Make it from the float32 graph."""
@@ -194,7 +194,7 @@ _ROWS = (
 )
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType({row.name: row for row in _ROWS})
-"""By name, in the order of reports; what comes later suits TensorRT and servers better."""
+"""The table, in the order of reports; what comes later suits TensorRT and servers better."""
 
 
 def variants_asked(options: Collection[str]) -> tuple[VariantName, ...]:

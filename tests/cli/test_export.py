@@ -66,9 +66,9 @@ def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, m
     import onnx
     from onnx import numpy_helper
 
-    from upperson_export import candidates
+    from upperson_export import forms
 
-    real = candidates.export_onnx
+    real = forms.export_onnx
 
     def broken(tower, kind, path, *, example):
         real(tower, kind, path, example=example)
@@ -79,7 +79,7 @@ def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, m
         weights.CopyFrom(numpy_helper.from_array(values, weights.name))
         onnx.save(model, path)
 
-    monkeypatch.setattr(candidates, "export_onnx", broken)
+    monkeypatch.setattr(forms, "export_onnx", broken)
     result = run("export", copied_run, "--output", "bundle", "--calib-size", 8)
     assert result.exit_code == 6
     assert "differs from torch" in result.stderr

@@ -22,7 +22,7 @@ from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson.run import load_run
 from upperson_calibration.graph import TowerGraph
 from upperson_calibration.samples import CalibrationSet
-from upperson_export import calibrator, candidates
+from upperson_export import calibrator, forms
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.graphs import described_linears, write_with_weights
 from upperson_export.ladder import RetrievalSplit
@@ -57,7 +57,7 @@ def without_traces(quick_demo: QuickDemo, monkeypatch: pytest.MonkeyPatch) -> No
         assert found is not None
         return found
 
-    monkeypatch.setattr(candidates, "export_onnx", exchanged)
+    monkeypatch.setattr(forms, "export_onnx", exchanged)
 
 
 def samples(model: Any, quick_demo: QuickDemo) -> CalibrationSet:

@@ -44,7 +44,7 @@ from upperson_rt.towers import Tower
 _PARITY_INPUTS = 17
 
 
-class TowerCandidates:
+class TowerForms:
     """Builds the forms of one tower into a folder.
 
     Args:
@@ -137,7 +137,7 @@ class FormEmbeddings:
     def __init__(
         self,
         folder: Path,
-        towers: Mapping[Tower, TowerCandidates],
+        towers: Mapping[Tower, TowerForms],
         split: RetrievalSplit,
         progress: StageProgress,
     ) -> None:
