@@ -13,12 +13,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from upperson_export.variants import VARIANTS
 from upperson_rt.backends.saturation import EXACT, INT8_SUMS, PAIR_LIMIT, largest_pair
 
 OPSETS = range(17, 21)
 """LayerNormalization is one op since 17; the parser of TensorRT 10.3 reads up to 20."""
 
 MAX_TOPK = 3840
+
+_QUANTIZED = [ir.DataType[row.quantized] for row in VARIANTS.values() if row.quantized]
 
 _NOT_SUPPORTED = frozenset({
     "BitShift", "Compress", "ConcatFromSequence", "ConvInteger", "Det", "DynamicQuantizeLinear",
@@ -126,8 +129,9 @@ def _quantized_types(model: ir.Model) -> Iterator[Finding]:
         if found == ir.DataType.INT32:
             message = "an int32 bias cannot be dequantized: keep biases in floating point"
             yield Finding("int32-bias", _name(node), message)
-        elif found != ir.DataType.INT8:
-            message = f"int8 expected, found {_type_name(found)}"
+        elif found not in _QUANTIZED:
+            expected = " or ".join(dict.fromkeys(map(_type_name, _QUANTIZED)))
+            message = f"{expected} expected, found {_type_name(found)}"
             yield Finding("quantized-type", _name(node), message)
 
 

@@ -71,10 +71,10 @@ class Variant:
     name: VariantName
 
     float_type: Literal["f32", "f16"] = "f32"
-    """What is computed in where nothing is int8."""
+    """What is computed in where nothing is quantized."""
 
-    int8: bool = False
-    """Whether block Linears are int8, for which ranges are calibrated."""
+    quantized: Literal["INT8"] | None = None
+    """What the weights of block Linears are stored in, by ONNX's name; None: a float type."""
 
     pair_limit: int | None = None
     """See `QuantizeLinears`: what CPUs run may not saturate on any; GPUs add up in 32 bits."""
@@ -107,6 +107,11 @@ class Variant:
 
     passes: Callable[[Tensors], Iterable["InPlacePass"]] = field(repr=False)
     """Make it from the float32 graph."""
+
+    @property
+    def int8(self) -> bool:
+        """Whether block Linears compute in int8, for which ranges are calibrated."""
+        return self.quantized == "INT8"
 
     @property
     def own_rungs(self) -> tuple[str, ...]:
@@ -156,7 +161,7 @@ _ROWS = (
     ),
     Variant(
         name="int8",
-        int8=True,
+        quantized="INT8",
         pair_limit=PAIR_LIMIT,
         rungs=(*INT8_RUNGS, "fp32"),
         ungated_rung="smoothed",  # Exact in float, and robust to outliers.
@@ -181,7 +186,7 @@ _ROWS = (
     Variant(
         name="int8-fp16",
         float_type="f16",
-        int8=True,
+        quantized="INT8",
         rungs=(*INT8_RUNGS, "fp16", "fp32"),
         ungated_rung="smoothed",
         canary_min_cosine=0.99,

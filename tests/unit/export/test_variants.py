@@ -64,7 +64,7 @@ def test_a_precision_of_a_later_version_is_not_taken_for_float16() -> None:
 
 
 def test_the_table_needs_no_onnx() -> None:
-    heavy = ["numpy", "onnx", "onnx_ir", "onnxruntime", "torch"]
+    heavy = ["onnx", "onnx_ir", "onnxruntime", "torch"]
     done = run_code("import upperson_export.variants", without=heavy)
     assert done.returncode == 0, done.stderr
 
