@@ -161,7 +161,7 @@ def _load_images(
     device: torch.device,
 ) -> Iterator[Tensor]:
     """Yield normalised images, float32 [N, 3, H, W], in the order of records."""
-    transform = evaluation_transform((model.image_mean, model.image_std))
+    transform = evaluation_transform(model.statistics)
     images = _ReadableImages(ImageDataset(records, model.image_size, transform))
     loader: DataLoader[Tensor | UppersonError] = DataLoader(
         images,

@@ -131,21 +131,11 @@ def _train(
     identity = identity_of(config, components.base.sha256, splits)
     checkpointer = Checkpointer(run_path / LAST, trained, optimizer, accelerator.scaler, identity)
     writer = RunWriter(run_path, config, components.base, trained, resume=resume)
-    state = RunState()
     if main:
         _tell_cut_captions(splits, tokenizer, observer)
+    state = RunState()
     if resume:
-        found, damaged = checkpointer.load()
-        state = found or state
-        if main:
-            for problem in damaged:
-                observer.note(f"{problem}; going on from the one before it")
-            if found is None:
-                observer.note("no checkpoint yet: starting from the beginning")
-            elif state.epoch == config.epochs:
-                observer.note("all epochs are done: only measuring the saved run")
-            else:
-                observer.note(f"resuming at epoch {state.epoch + 1}, step {state.step + 1}")
+        state = _load_state(checkpointer, config.epochs, observer if main else None)
     accelerator.wait_for_everyone()
     if main:
         closing.callback(writer.close)
@@ -234,6 +224,22 @@ def _train(
     )
 
 
+def _load_state(checkpointer: Checkpointer, epochs: int, observer: Observer | None) -> RunState:
+    """Bring the run back to its newest checkpoint; a run without one starts anew."""
+    found, damaged = checkpointer.load()
+    state = found or RunState()
+    if observer is not None:
+        for problem in damaged:
+            observer.note(f"{problem}; going on from the one before it")
+        if found is None:
+            observer.note("no checkpoint yet: starting from the beginning")
+        elif state.epoch == epochs:
+            observer.note("all epochs are done: only measuring the saved run")
+        else:
+            observer.note(f"resuming at epoch {state.epoch + 1}, step {state.step + 1}")
+    return state
+
+
 def _measure_saved_run(
     run_path: Path,
     components: Components,
@@ -267,11 +273,10 @@ def _training_loader(
     tokenizer: Tokenizer,
     accelerator: Accelerator,
 ) -> tuple["DataLoader[Batch | UppersonError]", BatchSampler]:
-    statistics = (model.image_mean, model.image_std)
     transform = (
-        training_transform(*model.image_size, statistics)
+        training_transform(*model.image_size, model.statistics)
         if config.augment
-        else evaluation_transform(statistics)
+        else evaluation_transform(model.statistics)
     )
     pairs = PairDataset(
         records,

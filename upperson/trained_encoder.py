@@ -26,7 +26,7 @@ class TrainedEncoder:
     def __init__(self, model: UPPerson) -> None:
         self.model = model
         self.tokenizer = clip_tokenizer(model.text.context_length)
-        self._normalise = evaluation_transform((model.image_mean, model.image_std))
+        self._normalise = evaluation_transform(model.statistics)
 
     @torch.inference_mode()
     def run(self, tower: Tower, inputs: NDArray[Any]) -> NDArray[np.float32]:

@@ -129,6 +129,7 @@ class UPPerson(nn.Module):
         _check_base(clip)
         self.config = config
         self.image_size = image_size
+        self.statistics = statistics
         self.image_mean, self.image_std = statistics
         self.image = ImageEncoder(clip.visual, config, *image_size)
         self.text = TextEncoder(clip, config)
