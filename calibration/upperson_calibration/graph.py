@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError
 from upperson_rt.tokenizer import token_lengths
@@ -138,14 +139,11 @@ class SampleStream:
             raise InputError("calibration needs at least one sample, found none")
         self._inputs = inputs
         self._batch_size = batch_size
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options = session_options(onnxruntime, threads)
         # Its arena would keep the largest batch's memory several times over.
         options.enable_cpu_mem_arena = False
         # Its default order runs reductions of inner tensors last, and keeps all of them until then.
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-        if threads is not None:
-            options.intra_op_num_threads = threads
         with tempfile.TemporaryDirectory(dir=graph.file.parent, prefix=".calibration.") as folder:
             file = Path(folder, "graph.onnx")
             _save_changed(graph, change, file)

@@ -6,9 +6,11 @@
     embeds = encoder.encode_texts(["a woman in a red coat"])
 
 The names below are imported on first use, so that ``import upperson_rt`` costs nothing and
-works without numpy, Pillow or any inference backend.
+works without numpy, Pillow or any inference backend. It sets environment variables, unless the
+user has, so that threads of libraries that are loaded later sleep while they wait.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
     from upperson_rt.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
+
+if os.environ.keys().isdisjoint(("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+    # Threads of OpenMP (torch, faiss) otherwise wait for each other in a loop, which keeps a busy
+    # processor from the very thread that they wait for.
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # numpy's: 2**4 cycles, its least.
 
 __all__ = [
     "AccuracyGateError",

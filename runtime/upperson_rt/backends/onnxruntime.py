@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from upperson_rt.backends.saturation import EXACT, INT8_SUMS, int8_sums_saturate
 from upperson_rt.errors import BackendError, install_command, missing_extra
 
-__all__ = ["OnnxRuntimeBackend"]
+__all__ = ["OnnxRuntimeBackend", "session_options"]
 
 
 class OnnxRuntimeBackend:
@@ -80,10 +80,7 @@ class OnnxRuntimeBackend:
             )
         if provider == "CUDAExecutionProvider":
             _preload_cuda(ort)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # What matters comes back as an exception.
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options = session_options(ort, threads)
         session = partial(
             ort.InferenceSession,
             os.fspath(path),
@@ -118,6 +115,21 @@ class OnnxRuntimeBackend:
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
         except self._errors as error:
             raise BackendError(f"onnxruntime {self.version} failed: {error}") from error
+
+
+def session_options(ort: Any, threads: int | None) -> Any:
+    """Return onnxruntime's ``SessionOptions`` for this many CPU threads; None: it chooses.
+
+    By default its threads wait for each other in a loop, which keeps a busy processor from the very
+    thread that they wait for: here they sleep.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # What matters comes back as an exception.
+    for pool in ("intra_op", "inter_op"):
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
 
 
 def _cuda_advice() -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.camera.source import import_cv2
 from upperson_rt.errors import BackendError, InputError, missing_extra
 
@@ -154,13 +155,11 @@ class YoloDetector:
             raise missing_extra("onnxruntime", "cpu", "a YOLO detector") from error
         if not path.is_file():
             raise InputError(f"no detector file {path}")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path),
+                session_options(onnxruntime, threads),
+                providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # onnxruntime has one class for each status, no common base.
             raise InputError(f"onnxruntime cannot load the detector {path}: {error}") from error

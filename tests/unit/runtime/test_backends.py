@@ -10,6 +10,7 @@ from tests.helpers.command_line import run_code
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt import backends
 from upperson_rt.backends import auto_order, open_backend
+from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.tensorrt.cuda import probe_cuda_driver
 
@@ -156,6 +157,13 @@ def test_a_gpu_that_fails_later_is_an_error_and_not_the_cpu(text_tower):
     with pytest.raises(BackendError, match=f"onnxruntime {ort.__version__} failed: .*719"):
         backend.run({"input_ids": np.array([[3]], np.int32)})
     assert broken.run.call_count == 1
+
+
+def test_threads_of_onnx_runtime_sleep_while_they_wait():
+    options = session_options(pytest.importorskip("onnxruntime"), 2)
+    for pool in ("intra_op", "inter_op"):
+        assert options.get_session_config_entry(f"session.{pool}.allow_spinning") == "0"
+    assert options.intra_op_num_threads == 2
 
 
 def test_bad_arguments(text_tower):

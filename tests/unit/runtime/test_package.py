@@ -1,5 +1,8 @@
+import json
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -46,3 +49,42 @@ def test_missing_extra_names_the_command():
     error = missing_extra("openvino", "cpu", "the backend 'openvino'")
     assert isinstance(error, BackendError)
     assert "pip install 'upperson[cpu]'" in str(error)
+
+
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_THREAD_TIMEOUT")
+SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "OPENBLAS_THREAD_TIMEOUT": "4"}
+
+
+def run_with(code, **variables):
+    """Run code with these variables in place of those that say how threads wait."""
+    env = {name: value for name, value in os.environ.items() if name not in WAITING}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("own", "set_here"),
+    [
+        ({}, SLEEPING),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OPENBLAS_THREAD_TIMEOUT": "4"}),
+        ({"GOMP_SPINCOUNT": "100"}, {"OPENBLAS_THREAD_TIMEOUT": "4"}),
+        ({"KMP_BLOCKTIME": "200", "OPENBLAS_THREAD_TIMEOUT": "20"}, {}),
+    ],
+)
+def test_threads_are_told_to_sleep_while_they_wait_unless_the_user_chose(own, set_here):
+    code = "import json, os, upperson_rt; print(json.dumps(dict(os.environ)))"
+    found = json.loads(run_with(code, **own).stdout)
+    assert {name: found[name] for name in WAITING if name in found} == own | set_here
+
+
+@pytest.mark.parametrize("library", ["faiss", "torch"])
+def test_openmp_obeys(library):
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    code = f"import upperson_rt.cli, {library}"
+    found = run_with(code, OMP_DISPLAY_ENV="VERBOSE").stderr
+    if "GOMP_SPINCOUNT" not in found:
+        pytest.skip(f"{library} is built with another OpenMP than GCC's")
+    assert "GOMP_SPINCOUNT = '0'" in found
