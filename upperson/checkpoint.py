@@ -4,7 +4,7 @@
 and, as JSON in the metadata, the rest, with a hash over both. A file is written under another name
 and renamed; the newest two stay, so that one damaged file never ends a run.
 
-Batches and augmentation depend on seed, epoch and step alone (``data/sampler.py``) and no layer
+Batches and augmentation depend on seed, epoch and step alone (``data/batches.py``) and no layer
 draws random numbers, so this is all there is.
 """
 
