@@ -78,14 +78,7 @@ def new_node(
 ) -> tuple[ir.Node, ir.Value]:
     """Make a node with one output, and return both; whoever calls puts it in its place.
 
-    Args:
-        operator: Of ONNX's own domain.
-        inputs: What it reads.
-        attributes: Its attributes.
-        name: Of the node.
-        result: Name of the output; None for that of the node.
-        dtype: Type of the output.
-        shape: Shape of the output.
+    The output is called ``result``, or as the node.
     """
     node = ir.node(operator, inputs, attributes, name=name)
     value = node.outputs[0]

@@ -61,18 +61,36 @@ class CalibrationSet:
         ]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictures:
+    """Pictures to choose among."""
+
+    files: Sequence[Path]
+
+    source: str
+    """Where they come from; recorded with the samples."""
+
+    cameras: Sequence[str | None] | None = None
+    """None, or a camera (or None) for each picture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Captions:
+    """Captions to choose among, of those pictures or of others."""
+
+    texts: Sequence[str]
+    source: str
+
+
 def choose_samples(
-    image_files: Sequence[Path],
-    texts: Sequence[str],
+    pictures: Pictures,
+    captions: Captions,
     tokenizer: Tokenizer,
     *,
     height_px: int,
     width_px: int,
     count: int,
     seed: int,
-    image_source: str,
-    text_source: str,
-    cameras: Sequence[str | None] | None = None,
     progress: Progress | None = None,
 ) -> CalibrationSet:
     """Choose up to ``count`` pictures and as many captions that span what there is.
@@ -81,33 +99,30 @@ def choose_samples(
     length in tokens: the darkest picture looked at and the longest caption are always among them.
 
     Args:
-        image_files: Candidates; more than ``CANDIDATES_PER_SAMPLE * count`` are thinned at random
+        pictures: Candidates; more than ``CANDIDATES_PER_SAMPLE * count`` are thinned at random
             first, so that large sets need not be decoded whole.
-        texts: Captions, of those pictures or of others.
+        captions: Candidates.
         tokenizer: Of the model.
         height_px: Height of the model's input.
         width_px: Width of the model's input.
         count: Number of pictures, and of captions.
         seed: Equal seeds give equal samples.
-        image_source: Where the pictures come from; recorded with the samples.
-        text_source: The same of the captions.
-        cameras: None, or a camera (or None) for each picture.
         progress: Told after each picture looked at.
 
     Raises:
         InputError: There is no image or no text, or an image cannot be read.
     """
-    if not image_files or not texts:
+    files, cameras, texts = pictures.files, pictures.cameras, captions.texts
+    if not files or not texts:
         raise InputError(
-            f"calibration needs images and texts, found {len(image_files)} images in "
-            f"{image_source} and {len(texts)} texts in {text_source}: pass a data set with a "
-            "training split"
+            f"calibration needs images and texts, found {len(files)} images in {pictures.source} "
+            f"and {len(texts)} texts in {captions.source}: pass a data set with a training split"
         )
     rng = np.random.default_rng(seed)
-    looked_at = np.sort(rng.permutation(len(image_files))[: CANDIDATES_PER_SAMPLE * count])
+    looked_at = np.sort(rng.permutation(len(files))[: CANDIDATES_PER_SAMPLE * count])
     features = []
     for done, row in enumerate(looked_at, 1):
-        features.append(image_features(load_image(image_files[row])))
+        features.append(image_features(load_image(files[row])))
         if progress is not None:
             progress(done, len(looked_at))
     groups = None if cameras is None else [cameras[row] for row in looked_at]
@@ -115,11 +130,12 @@ def choose_samples(
     # Filled in place: a list of pictures beside their stack would be all of them twice.
     images = np.empty((len(chosen), height_px, width_px, 3), np.uint8)
     for place, row in enumerate(chosen):
-        images[place] = resize_image(load_image(image_files[row]), height_px, width_px)
+        images[place] = resize_image(load_image(files[row]), height_px, width_px)
     input_ids = tokenizer.encode(texts).input_ids
     lengths = token_lengths(input_ids)
     rows = cover(lengths[:, None].astype(np.float64), count, rng)
-    return CalibrationSet(images, input_ids[rows, : lengths[rows].max()], image_source, text_source)
+    input_ids = input_ids[rows, : lengths[rows].max()]
+    return CalibrationSet(images, input_ids, pictures.source, captions.source)
 
 
 def image_features(image: npt.NDArray[np.uint8]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson.evaluate import pids_of
 from upperson.run import ADAPTER, CONFIG, load_run
 from upperson_calibration.calibration_file import read_calibration
-from upperson_calibration.samples import CalibrationSet, choose_samples
+from upperson_calibration.samples import CalibrationSet, Captions, Pictures, choose_samples
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.calibrator import StageProgress
 from upperson_export.ladder import RetrievalSplit
@@ -151,24 +151,19 @@ def calibration_samples(
                 Path(rendered) / "people",
                 count if folder is None else min(count, _RENDERED_FOR_CAPTIONS),
             )
-        images, cameras, image_source = [record.image for record in train], None, source
         if folder is None:
-            cameras = [record.camera for record in train]
-        else:
-            images, image_source = (
-                list(iter_image_files([folder])),
-                f"folder {folder.resolve().name}",
+            pictures = Pictures(
+                files=[record.image for record in train],
+                source=source,
+                cameras=[record.camera for record in train],
             )
-        return choose_samples(
-            images,
-            [caption for record in train for caption in record.captions],
-            tokenizer,
-            cameras=cameras,
-            image_source=image_source,
-            text_source=source,
-            count=count,
-            **options,
-        )
+        else:
+            pictures = Pictures(
+                files=list(iter_image_files([folder])), source=f"folder {folder.resolve().name}"
+            )
+        texts = [caption for record in train for caption in record.captions]
+        captions = Captions(texts=texts, source=source)
+        return choose_samples(pictures, captions, tokenizer, count=count, **options)
 
 
 def _render(folder: Path, count: int) -> list[Record]:

@@ -11,6 +11,8 @@ from upperson.data.vocabulary import clip_tokenizer
 from upperson_calibration.samples import (
     CANDIDATES_PER_SAMPLE,
     CalibrationSet,
+    Captions,
+    Pictures,
     choose_samples,
     cover,
     image_features,
@@ -31,16 +33,13 @@ def choose(
     files: list[Path], texts: list[str], count: int, seed: int = 0, cameras: list[str] | None = None
 ) -> CalibrationSet:
     return choose_samples(
-        files,
-        texts,
+        Pictures(files=files, source="folder crops", cameras=cameras),
+        Captions(texts=texts, source="people, train"),
         clip_tokenizer(),
         height_px=8,
         width_px=4,
         count=count,
         seed=seed,
-        image_source="folder crops",
-        text_source="people, train",
-        cameras=cameras,
     )
 
 
@@ -105,15 +104,13 @@ def test_large_sets_are_thinned_before_they_are_decoded(tmp_path: Path) -> None:
     files = save_images(tmp_path, [(50, 50, 50)] * 4)
     told: list[tuple[int, int]] = []
     choose_samples(
-        files * 10,
-        ["a"],
+        Pictures(files=files * 10, source="x"),
+        Captions(texts=["a"], source="y"),
         clip_tokenizer(),
         height_px=8,
         width_px=4,
         count=2,
         seed=0,
-        image_source="x",
-        text_source="y",
         progress=lambda done, total: told.append((done, total)),
     )
     assert told[-1] == (2 * CANDIDATES_PER_SAMPLE, 2 * CANDIDATES_PER_SAMPLE)

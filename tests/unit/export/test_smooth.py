@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from tests.helpers.toy_clip import toy_model
+from upperson_export.blocks import Linear, Site
 from upperson_export.fold import fold_image_tower
-from upperson_export.plain import PlainImageTower
+from upperson_export.plain import PlainImageTower, PlainTower
 from upperson_export.smooth import smooth
 from upperson_rt.errors import InputError
 
@@ -125,3 +126,57 @@ def test_factors_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         smooth(tower, {site: values})
+
+
+class GatedBlock(torch.nn.Module):
+    """A block of another base: what a norm gives is read by two projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(WIDTH)
+        torch.nn.init.normal_(self.norm.bias)
+        self.gate, self.up = (
+            Linear(torch.randn(WIDTH, WIDTH), torch.randn(WIDTH)) for _ in range(2)
+        )
+
+    def linears(self) -> tuple[Linear, ...]:
+        return (self.gate, self.up)
+
+    def sites(self) -> dict[str, Site]:
+        def divide(s_D: torch.Tensor) -> None:
+            self.norm.weight.div_(s_D)
+            self.norm.bias.div_(s_D)
+
+        return {"norm": Site(divide, (self.gate, self.up))}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        u = self.norm(x)
+        return x + torch.sigmoid(self.gate(u)) * self.up(u)
+
+
+class GatedTower(PlainTower):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([GatedBlock(), GatedBlock()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_block_of_another_shape_says_itself_where_factors_go() -> None:
+    torch.manual_seed(0)
+    tower = GatedTower().eval()
+    assert tower.block_linears() == {
+        f"blocks.{block}.{name}": f"blocks.{block}.norm"
+        for block in (0, 1)
+        for name in ("gate", "up")
+    }
+    x = torch.randn(5, WIDTH)
+    with torch.no_grad():
+        smoothed = smooth(tower, {"blocks.1.norm": factors(7, 16.0)})
+        torch.testing.assert_close(smoothed(x), tower(x), atol=1e-4, rtol=1e-5)
+    assert set(changed(tower, smoothed)) == {
+        f"blocks.1.{name}" for name in ("norm.weight", "norm.bias", "gate.weight", "up.weight")
+    }
