@@ -29,7 +29,11 @@ pytestmark = [
     pytest.mark.usefixtures("toy_graphs"),
 ]
 
-LAYERS = 12
+LAYERS = 3
+"""One block after the embedding, one after a block, and the last one. ViT-B/16 has twelve, which
+differ in nothing that the compiler looks at, and to export them takes 2.7 GB."""
+
+VOCABULARY = 512
 PREFIX = 10
 PROFILES = {
     "image": InputProfile("image", (1, 384, 128, 3), (8, 384, 128, 3), (32, 384, 128, 3)),
@@ -81,10 +85,10 @@ def vit_blocks(width: int, heads: int) -> list[PlainBlock]:
 
 
 def vit_b16(kind: Tower) -> PlainTower:
-    """Build a tower with the sizes of UP-Person on ViT-B/16 at 384x128."""
+    """Build a tower of UP-Person on ViT-B/16 at 384x128, with fewer blocks and words."""
     torch.manual_seed(0)
     if kind == "image":
-        tower: nn.Module = PlainImageTower(
+        tower: PlainTower = PlainImageTower(
             patch=PatchProjection(random(768, 768), random(1, 192, 768), (16, 16)),
             class_row=random(1, 1, 768),
             ln_pre=nn.LayerNorm(768),
@@ -94,7 +98,7 @@ def vit_b16(kind: Tower) -> PlainTower:
         )
     else:
         tower = PlainTextTower(
-            embedding=random(49408, 512),
+            embedding=random(VOCABULARY, 512),
             positions=random(77, 512),
             visible=torch.ones(77, PREFIX + 77).tril(PREFIX).bool(),
             prefix_length=PREFIX,
@@ -150,7 +154,7 @@ def test_attention_of_the_fp16_graph_is_fused(
     # That of the last block has one query row, and no kernel for it.
     assert len(engine.fused_attentions()) >= LAYERS - 1
     assert not engine.int8_gemms()
-    assert len(engine.content) > 1e8
+    assert len(engine.content) > graphs[kind].file.stat().st_size / 2 * 0.95  # All weights, halved.
 
 
 @needs_rtx
@@ -171,8 +175,8 @@ def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(
             "attention.q", "attention.k", "attention.v", "attention.out", "mlp.fc1", "mlp.fc2",
         )
     }  # fmt: skip
-    projections = [layer for layer in gemms if "blocks.3.attention.q/MatMul" in layer.nodes]
-    assert {"blocks.3.attention.k/MatMul", "blocks.3.attention.v/MatMul"} <= set(
+    projections = [layer for layer in gemms if "blocks.1.attention.q/MatMul" in layer.nodes]
+    assert {"blocks.1.attention.k/MatMul", "blocks.1.attention.v/MatMul"} <= set(
         projections[0].nodes
     ), "queries, keys and values are one GEMM"
 
