@@ -115,18 +115,7 @@ def export_bundle(
             chosen[variant] = ungated if ladder is None else ladder.climb(variant)
             if _left_out(variant, chosen[variant]) is None:
                 _add(files, towers, variant, chosen[variant])
-        record = None
-        if options.variants:
-            record = CalibrationRecord(
-                samples=Samples.of(calibration) if reused is None else reused.samples,
-                estimator=estimator,
-                reused_file_sha256=None if reused is None else reused.sha256,
-            )
-            found = {str(tower): towers[tower].calibrator.found() for tower in TOWERS}
-            write_calibration(
-                folder / CALIBRATION,
-                Calibration(samples=record.samples, estimator=estimator, towers=found),
-            )
+        record = _write_calibration(folder, towers, task) if options.variants else None
         kept_float = {
             variant: {tower: towers[tower].kept_float(rungs[tower]) for tower in TOWERS}
             for variant, rungs in chosen.items()
@@ -189,6 +178,24 @@ def _ladder(
         max_r1_drop=options.max_r1_drop,
         int8_only=options.int8_only,
         also_on=("openvino",) if find_spec("openvino") is not None else (),
+    )
+
+
+def _write_calibration(
+    folder: Path, towers: Mapping[Tower, TowerForms], task: CalibrationTask
+) -> CalibrationRecord:
+    """Keep what was found, to read and to use again; return what report and manifest say of it."""
+    reused = task.reused
+    samples = Samples.of(task.samples) if reused is None else reused.samples
+    found = {str(tower): forms.calibrator.found() for tower, forms in towers.items()}
+    write_calibration(
+        folder / CALIBRATION,
+        Calibration(samples=samples, estimator=task.estimator, towers=found),
+    )
+    return CalibrationRecord(
+        samples=samples,
+        estimator=task.estimator,
+        reused_file_sha256=None if reused is None else reused.sha256,
     )
 
 
