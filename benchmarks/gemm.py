@@ -9,9 +9,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from upperson_rt.machine import processor
 from upperson_rt.timing import Timing
 
 FLOAT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def float_types() -> tuple[str, ...]:
+    """Return the keys of ``FLOAT_TYPES`` that this processor multiplies, the fastest one last.
+
+    Where it has no instructions for bf16 a product takes hundreds of times as long.
+    """
+    return tuple(name for name in FLOAT_TYPES if name == "fp32" or processor().has_bf16)
+
 
 Shape = tuple[int, int, int]
 
@@ -32,9 +42,9 @@ def gemm_contenders(
     for inputs, outputs in dict.fromkeys(linears):
         x_MK = torch.randn(rows, inputs, generator=generator)
         weight_NK = torch.randn(outputs, inputs, generator=generator)
-        for name, dtype in FLOAT_TYPES.items():
+        for name in float_types():
             shape = (rows, inputs, outputs)
-            pair = (x_MK.to(dtype), weight_NK.to(dtype))
+            pair = (x_MK.to(FLOAT_TYPES[name]), weight_NK.to(FLOAT_TYPES[name]))
             runs[name, shape] = partial(_multiply, [pair] * _repeats(shape, flop))
     return runs
 
@@ -50,7 +60,7 @@ def peaks(timings: Mapping[tuple[str, Shape], Timing], flop: int) -> dict[str, d
         flop: As for `gemm_contenders`.
     """
     best: dict[str, dict[str, float]] = {
-        name: {"flops": 0.0, "cpu_flops": 0.0, "p50_flops": 0.0} for name in FLOAT_TYPES
+        name: {"flops": 0.0, "cpu_flops": 0.0, "p50_flops": 0.0} for name, _ in timings
     }
     for (name, shape), timing in timings.items():
         done = _flop(shape) * _repeats(shape, flop)
@@ -64,18 +74,20 @@ def peaks(timings: Mapping[tuple[str, Shape], Timing], flop: int) -> dict[str, d
 
 
 def own_products(rows: int, weights: Iterable[Tensor]) -> tuple[Callable[[], object], int]:
-    """Return a run of a tower's own products in bf16, one after another, and its FLOP.
+    """Return a run of a tower's own products, one after another, and its FLOP.
 
-    Unlike one product again and again, each meets a weight that is not in the cache.
+    They are in the fastest of `float_types`. Unlike one product again and again, each meets a
+    weight that is not in the cache.
 
     Args:
         rows: M.
         weights: [N, K] of every Linear, in the order in which the tower has them.
     """
     generator = torch.Generator().manual_seed(0)
-    weights_NK = [weight.detach().to(torch.bfloat16) for weight in weights]
+    dtype = FLOAT_TYPES[float_types()[-1]]
+    weights_NK = [weight.detach().to(dtype) for weight in weights]
     widths = {weight.shape[1] for weight in weights_NK}
-    x_MK = {k: torch.randn(rows, k, generator=generator).to(torch.bfloat16) for k in widths}
+    x_MK = {k: torch.randn(rows, k, generator=generator).to(dtype) for k in widths}
     pairs = [(x_MK[weight.shape[1]], weight) for weight in weights_NK]
     return partial(_multiply, pairs), sum(2 * rows * weight.numel() for weight in weights_NK)
 

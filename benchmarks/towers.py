@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import literal
-from benchmarks.gemm import gemm_contenders, own_products, peaks
+from benchmarks.gemm import float_types, gemm_contenders, own_products, peaks
 from benchmarks.random_model import (
     BaseOption,
     HeightOption,
@@ -99,7 +99,8 @@ def towers(
     turns, as many as come to the work of the tower: the best run of any is the peak, and shares are
     what the best run of a contender achieves of it. Beside them run the tower's own products in
     bf16, one after another, each with a weight that is not in the cache. int8 may exceed both,
-    since its own peak is twice as high.
+    since its own peak is twice as high. Where the processor has no instructions for bf16, what is
+    in bf16 is left out, and fp32 is the peak.
 
     Example: `python -m benchmarks.towers --threads 1`
     """
@@ -259,10 +260,10 @@ def measure(
 ) -> dict[str, Any]:
     """Time a tower's contenders and its matrix products in turns; return plain values.
 
-    A contender's ``gemm_share`` is what its best run achieves of the best run of bf16 products;
-    ``p50_gemm_share`` compares median runs, and ``own_share`` does so with the tower's own products
-    in bf16, one after another. ``padded_ratio`` is how much faster it is than on padded captions.
-    Keys with ``cpu_`` are by processor time.
+    A contender's ``gemm_share`` is what its best run achieves of the best run of products in the
+    fastest of `float_types`; ``p50_gemm_share`` compares median runs, and ``own_share`` does so
+    with the tower's own products, one after another. ``padded_ratio`` is how much faster it is
+    than on padded captions. Keys with ``cpu_`` are by processor time.
 
     Args:
         contenders: The literal model among them.
@@ -291,7 +292,7 @@ def measure(
     )
     peak = peaks({key: timings[key] for key in gemm}, work)
     own_flops = own_flop / timings[OWN_PRODUCTS].median_s
-    base, bf16 = timings[LITERAL], peak["bf16"]
+    base, fastest = timings[LITERAL], peak[float_types()[-1]]
     found = {}
     for name, contender in contenders.items():
         timing, flop = timings[name], contender.flop * batch_size
@@ -299,9 +300,9 @@ def measure(
             "speedup": base.median_s / timing.median_s,
             "cpu_speedup": base.median_cpu_s / timing.median_cpu_s,
             "gflop_per_item": contender.flop / 1e9,
-            "gemm_share": flop / min(timing.seconds) / bf16["flops"],
-            "cpu_gemm_share": flop / min(timing.cpu_seconds) / bf16["cpu_flops"],
-            "p50_gemm_share": flop / timing.median_s / bf16["p50_flops"],
+            "gemm_share": flop / min(timing.seconds) / fastest["flops"],
+            "cpu_gemm_share": flop / min(timing.cpu_seconds) / fastest["cpu_flops"],
+            "p50_gemm_share": flop / timing.median_s / fastest["p50_flops"],
             "own_share": flop / timing.median_s / own_flops,
             "min_cosine": cosines[name],
             "seconds": timing.seconds,
@@ -368,16 +369,17 @@ def summarize(towers: Mapping[str, Any]) -> dict[str, Any]:
     """Return the ratios that matter, of the fastest int8; keys with ``cpu_`` by processor time."""
     image, text = towers["image"]["contenders"], towers["text"]["contenders"]
     best = next(name for name in FASTEST_INT8 if name in image)
+    kind = float_types()[-1]
     summary: dict[str, Any] = {
         "image_int8": best,
-        "p50_image_int8_share_of_bf16_peak": image[best]["p50_gemm_share"],
-        "image_int8_share_of_own_bf16_products": image[best]["own_share"],
+        f"p50_image_int8_share_of_{kind}_peak": image[best]["p50_gemm_share"],
+        f"image_int8_share_of_own_{kind}_products": image[best]["own_share"],
     }
     for prefix, time in (("", "p50_ms"), ("cpu_", "cpu_ms")):
         summary |= {
             f"{prefix}image_int8_over_literal": image[LITERAL][time] / image[best][time],
             f"{prefix}image_int8_over_onnxruntime_fp32": image[ORT_FP32][time] / image[best][time],
-            f"{prefix}image_int8_share_of_bf16_peak": image[best][f"{prefix}gemm_share"],
+            f"{prefix}image_int8_share_of_{kind}_peak": image[best][f"{prefix}gemm_share"],
             f"{prefix}text_fp32_over_padded": text[ORT_FP32][f"{prefix}padded_ratio"],
             f"{prefix}text_int8_over_padded": text[best][f"{prefix}padded_ratio"],
             f"{prefix}text_int8_over_literal": text[LITERAL][time] / text[best][time],
@@ -395,6 +397,8 @@ def _show(result: dict[str, Any]) -> None:
     typer.echo(machine_lines(machine, spec["threads"]))
     if not (machine["instruction_sets"] or {}).get("amx_bf16"):
         typer.echo("no AMX here: int8 and bf16 gain several times as much on a CPU that has it")
+    if "bf16" not in float_types():
+        typer.echo("no instructions for bf16 here: what is in bf16 is left out, fp32 is the peak")
     for name, tower in result["towers"].items():
         typer.echo("")
         _show_tower(name, tower)
@@ -407,12 +411,12 @@ def _show_tower(name: str, tower: dict[str, Any]) -> None:
             f"{kind} {peak['flops'] / 1e9:.0f} and {peak['cpu_flops'] / 1e9:.0f} GFLOP/s"
             for kind, peak in tower["peaks"].items()
         )
-        + f"; its own products in bf16 {tower['own_products']['p50_ms']:.1f} ms, "
+        + f"; its own products in {float_types()[-1]} {tower['own_products']['p50_ms']:.1f} ms, "
         f"{tower['own_products']['flops'] / 1e9:.0f} GFLOP/s"
     )
     right = (
-        "items/s", "p50 ms", "p90 ms", "speed", "CPU ms", "CPU speed", "of bf16 peak",
-        "of own products", "lowest cosine", *(("over padded",) if name == "text" else ()),
+        "items/s", "p50 ms", "p90 ms", "speed", "CPU ms", "CPU speed",
+        f"of {float_types()[-1]} peak", "of own products", "lowest cosine", *(("over padded",) if name == "text" else ()),
     )  # fmt: skip
     table = new_table("", *right, right=right)
     for contender, row in tower["contenders"].items():

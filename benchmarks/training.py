@@ -18,7 +18,13 @@ from benchmarks.random_model import (
     WidthOption,
     random_base,
 )
-from benchmarks.training_step import CONTENDERS, LITERAL, TrainingStep, peak_extra_bytes
+from benchmarks.training_step import (
+    CONTENDERS,
+    LITERAL,
+    OURS_BF16,
+    TrainingStep,
+    peak_extra_bytes,
+)
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json, Threads
 from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
@@ -164,6 +170,8 @@ def _show(result: dict[str, Any]) -> None:
         f"the last {step['steps']} timed"
     )
     typer.echo(machine_lines(result["machine"], result["threads"]))
+    if OURS_BF16 not in result["contenders"]:
+        typer.echo(f"no instructions for bf16 here: '{OURS_BF16}' is left out")
     columns = (
         "s/step", "p90", "p99", "speed", "CPU s", "CPU speed", "peak extra", "memory",
         "losses differ by",

@@ -18,14 +18,21 @@ from benchmarks.random_model import ModelSpec, random_base, random_batch, random
 from upperson.losses import sdm_loss
 from upperson_rt.bench.processes import call_in_fresh_process, resident_bytes
 from upperson_rt.errors import BackendError, InputError
+from upperson_rt.machine import processor
 
 LITERAL = "literal fp32"
 OURS = "ours fp32"
 OURS_BF16 = "ours bf16"
 OURS_CHECKPOINTED = "ours fp32, checkpointed"
-CONTENDERS = (LITERAL, OURS, OURS_BF16, OURS_CHECKPOINTED)
+CONTENDERS = (
+    LITERAL,
+    OURS,
+    *((OURS_BF16,) if processor().has_bf16 else ()),
+    OURS_CHECKPOINTED,
+)
 """The step written literally from the formulas, and this package's: in float32, under bf16
-autocast, and in float32 with every block's activations computed again in the backward pass."""
+autocast (where the processor has instructions for it: without, a step takes minutes), and in
+float32 with every block's activations computed again in the backward pass."""
 
 _LR = 1e-4
 _MEMORY_STEPS = 2  # The first allocates gradients and the optimiser's state, the second has all.

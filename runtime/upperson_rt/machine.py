@@ -18,6 +18,7 @@ _X86_SETS = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8",
 )  # fmt: skip
 _ARM_SETS = ("asimddp", "i8mm", "bf16", "sve")
+_BF16_SETS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def describe_machine(*packages: str) -> dict[str, Any]:
@@ -77,6 +78,11 @@ class Processor:
     def is_x86(self) -> bool:
         """Whether it is one of Intel's or AMD's."""
         return platform.machine().lower() in ("x86_64", "amd64")
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it multiplies bf16; True where the system does not tell."""
+        return self.flags is None or bool(self.flags & _BF16_SETS)
 
 
 def processor() -> Processor:

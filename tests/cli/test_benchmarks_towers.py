@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from benchmarks import gemm, towers
 from benchmarks.towers import LITERAL, ORT_FP32, ORT_INT8, PADDED
 from upperson_rt.errors import IntegrityError
+from upperson_rt.machine import Processor
 from upperson_rt.timing import Timing
 
 SMALL = ("--base", "upperson-small", "--height", "96", "--width", "32")
@@ -104,7 +105,7 @@ def test_peaks_are_the_best_run_of_any_shape() -> None:
 def test_equal_shapes_of_products_run_once() -> None:
     runs = gemm.gemm_contenders(4, [(8, 8), (8, 8), (8, 16)], 4096)
     assert list(runs) == [
-        (kind, (4, 8, outputs)) for outputs in (8, 16) for kind in ("fp32", "bf16")
+        (kind, (4, 8, outputs)) for outputs in (8, 16) for kind in gemm.float_types()
     ]
     repeats = {shape: len(run.args[0]) for (_, shape), run in runs.items()}
     assert repeats == {(4, 8, 8): 8, (4, 8, 16): 4}, "all do the same work"
@@ -131,5 +132,48 @@ def test_own_products_are_those_of_every_linear_in_order() -> None:
     run, flop = gemm.own_products(5, weights)
     assert flop == 2 * 5 * 2 * (24 * 8 + 8 * 8 + 2 * 32 * 8)
     assert [tuple(weight.shape) for _, weight in run.args[0]] == [tuple(w.shape) for w in weights]
-    assert {x.dtype for x, _ in run.args[0]} == {torch.bfloat16}
+    assert {x.dtype for x, _ in run.args[0]} == {gemm.FLOAT_TYPES[gemm.float_types()[-1]]}
     run()
+
+
+@pytest.fixture
+def no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor without instructions for it, where a product takes minutes."""
+    avx2 = Processor("EPYC", frozenset({"avx2"}))
+    monkeypatch.setattr(gemm, "processor", lambda: avx2)
+
+
+@pytest.mark.usefixtures("no_bf16")
+def test_without_instructions_for_bf16_nothing_is_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.zeros(8, 8)
+    multiplied = []
+    linear = torch.nn.functional.linear
+
+    def noted(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        multiplied.append(x.dtype)
+        return linear(x, w)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", noted)
+    embeds = np.eye(3, 8, dtype=np.float32)
+    contender = towers.Contender(run=lambda: embeds, flop=1000)
+    names = (LITERAL, ORT_FP32, ORT_INT8)
+    found = towers.measure(
+        dict.fromkeys(names, contender), [weight], rows=4, batch_size=3, rounds=1, warmup=0,
+        progress=lambda done, total: None,
+    )  # fmt: skip
+    assert list(found["peaks"]) == ["fp32"]
+    assert set(multiplied) == {torch.float32}
+    assert found["contenders"][ORT_INT8]["gemm_share"] > 0
+
+
+@pytest.mark.usefixtures("no_bf16")
+def test_without_instructions_for_bf16_that_is_said(
+    printed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads(printed.stdout.splitlines()[-1])
+    for tower in found["towers"].values():
+        tower["peaks"].pop("bf16", None)
+    towers._show(found)
+    shown = capsys.readouterr().out
+    assert "no instructions for bf16 here: what is in bf16 is left out" in shown
+    assert "of fp32 peak" in shown

@@ -13,6 +13,7 @@ from benchmarks.training_step import (
     CONTENDERS,
     LITERAL,
     OURS,
+    OURS_BF16,
     OURS_CHECKPOINTED,
     peak_extra_bytes,
 )
@@ -63,6 +64,17 @@ def test_people_get_a_table_and_the_last_line_is_json() -> None:
     assert any(line.startswith(LITERAL) and "1.00x" in line for line in lines)
     assert any(line.startswith(OURS) and "not measured" in line for line in lines)
     assert tuple(json.loads(lines[-1])["contenders"]) == CONTENDERS
+    assert ("no instructions for bf16 here" in result.stdout) == (OURS_BF16 not in CONTENDERS)
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_without_instructions_for_bf16_its_contender_is_left_out_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "CONTENDERS", (LITERAL, OURS))
+    result = run(*QUICK)
+    assert result.exit_code == 0, result.stderr
+    assert "no instructions for bf16 here: 'ours bf16' is left out" in result.stdout
 
 
 @pytest.mark.usefixtures("no_memory")

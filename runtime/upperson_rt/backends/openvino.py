@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.backends.saturation import PAIR_LIMIT, int8_sums_saturate, largest_pair
 from upperson_rt.errors import BackendError, missing_extra
+from upperson_rt.machine import processor
 
 __all__ = ["OpenVinoBackend", "same_signal_stack"]
 
@@ -176,7 +177,7 @@ def _may_saturate(model: Any) -> bool:
 
 
 def _has_bf16(core: Any, device: str) -> bool:
-    if device != "cpu":
+    if device != "cpu" or not processor().has_bf16:  # OpenVINO emulates it on AVX-512.
         return False
     return "BF16" in core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from upperson_rt import machine
-from upperson_rt.machine import describe_machine, machine_lines
+from upperson_rt.machine import Processor, describe_machine, machine_lines
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,13 @@ def test_instruction_sets_are_those_of_the_architecture(
 def test_a_system_that_does_not_tell_is_not_guessed(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "absent")
     assert describe_machine()["instruction_sets"] is None
+
+
+def test_bf16_is_known_by_its_instructions():
+    for flag in ("avx512_bf16", "amx_bf16", "bf16"):
+        assert Processor("x", frozenset({"avx2", flag})).has_bf16
+    assert not Processor("x", frozenset({"avx2", "avx512f"})).has_bf16
+    assert Processor("x", None).has_bf16, "where the system does not tell, the library may"
 
 
 def test_two_lines_say_on_what_and_with_what_it_ran():

@@ -7,10 +7,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from upperson_rt.backends.openvino import OpenVinoBackend
 from upperson_rt.errors import BackendError
+from upperson_rt.machine import Processor, processor
 
 openvino = pytest.importorskip("openvino")
 
-CPU_HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+CPU_HAS_BF16 = (
+    "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    and processor().has_bf16
+)
 
 
 def make_product(path, *, int8):
@@ -71,6 +75,12 @@ def test_beside_int8_floats_are_bf16_where_the_cpu_has_it(int8_graph, monkeypatc
     expected = exact.run({"x": x})["y"]
     error = np.abs(backend.run({"x": x})["y"] - expected).max()
     assert error <= 2**-7 * np.abs(expected).max()
+
+
+def test_bf16_that_the_cpu_would_emulate_is_not_used(int8_graph, monkeypatch):
+    without = Processor("Skylake", frozenset({"avx2", "avx512f", "avx512_vnni"}))
+    monkeypatch.setattr("upperson_rt.backends.openvino.processor", lambda: without)
+    assert OpenVinoBackend(int8_graph, threads=1).float_type == "f32"
 
 
 def test_floats_other_than_asked_for_are_refused(float_graph, int8_graph, monkeypatch):
