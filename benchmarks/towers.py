@@ -416,7 +416,8 @@ def _show_tower(name: str, tower: dict[str, Any]) -> None:
     )
     right = (
         "items/s", "p50 ms", "p90 ms", "speed", "CPU ms", "CPU speed",
-        f"of {float_types()[-1]} peak", "of own products", "lowest cosine", *(("over padded",) if name == "text" else ()),
+        f"of {float_types()[-1]} peak", "of own products", "lowest cosine",
+        *(("over padded",) if name == "text" else ()),
     )  # fmt: skip
     table = new_table("", *right, right=right)
     for contender, row in tower["contenders"].items():
