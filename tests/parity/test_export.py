@@ -1,15 +1,18 @@
 """Folded against unfolded, torch against ONNX, at several batches and text lengths."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers.toy_clip import normalised, toy_ids, toy_model, toy_pixels
-from tests.helpers.toy_graphs import TOWERS, toy_graph
+from tests.helpers.toy_graphs import FOLD, TOWERS, toy_graph
 from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 from upperson_export.fold import fold_image_tower, fold_text_tower
+from upperson_export.graphs import export_onnx, write_with_weights
 from upperson_rt.backends import open_backend
-from upperson_rt.towers import run_tower
+from upperson_rt.towers import Tower, run_tower
 
 TOLERANCE = 1e-5
 BATCHES = [1, 2, 17]
@@ -77,3 +80,15 @@ def test_onnx_equals_the_unfolded_model() -> None:
                 expected = model.encode_text(ids.long()).numpy()
                 found = run_tower(text, "text", ids.numpy())
                 np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.usefixtures("toy_graphs")
+@pytest.mark.parametrize("tower", TOWERS)
+def test_exchanged_weights_give_the_file_that_an_export_gives(tower: Tower, tmp_path: Path) -> None:
+    other = FOLD[tower](toy_model(seed=1))
+    example = toy_pixels(3) if tower == "image" else toy_ids([4, 9])
+    exported = export_onnx(other, tower, tmp_path / "exported.onnx", example=example)
+    exchanged = write_with_weights(toy_graph(tower), other, tmp_path / "exchanged.onnx")
+    assert exchanged is not None
+    assert exchanged.linears == exported.linears
+    assert exchanged.file.read_bytes() == exported.file.read_bytes()

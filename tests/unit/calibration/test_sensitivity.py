@@ -107,8 +107,8 @@ def others(count: int = 20) -> NDArray[np.float32]:
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_damage_is_that_of_one_rounded_linear(tmp_path: Path, kind: Tower) -> None:
     tower = HandMade(tmp_path, kind)
-    # A hundred times too wide a range for fc2: it must come first.
-    amax = {"x": float(np.abs(tower.x()).max()), "r": 100 * float(tower.x().max())}
+    # A hundred times too wide a range for fc2: it must come first. A few values of fc1 saturate.
+    amax = {"x": 0.9 * float(np.abs(tower.x()).max()), "r": 100 * float(tower.x().max())}
     other = others()
     ranking = rank_by_damage(tower.graph, amax, tower.inputs, other, batch_size=7, threads=1)
     assert [layer.node for layer in ranking] == [f"{FC2}/MatMul", f"{FC1}/MatMul"]

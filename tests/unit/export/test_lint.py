@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper, numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from upperson_export.lint import Finding, lint
 from upperson_rt.backends.saturation import EXACT, INT8_SUMS
@@ -215,3 +215,9 @@ def test_pairs_are_a_matter_of_what_the_file_says_of_itself() -> None:
     more = "int8[4, 1] w = {{1, 127, 100, {}}}, float[1] s = {{1.0}}, int8[1] z = {{0}}"
     assert findings_of(model(body, more=more.format(-29))) == []  # It does not say it is exact.
     assert findings_of(exact(model(body, more=more.format(-28)))) == []  # Neighbours add to 128.
+
+
+def test_types_are_inferred_whatever_a_file_says_of_them() -> None:
+    mixed = model("h = Cast<to = 10>(x)\n y = Add(x, h)")
+    mixed.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 4]))
+    assert [finding.rule for finding in findings_of(mixed)] == ["mixed-types"]
