@@ -22,12 +22,14 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(towers.app, arguments)
 
 
+pytestmark = pytest.mark.timeout(400)  # Two exports; minutes beside other work.
+
+
 @pytest.fixture(scope="module")
 def printed() -> Any:
     return run(*QUICK)
 
 
-@pytest.mark.timeout(180)
 def test_people_get_tables_and_the_last_line_is_json(printed: Any) -> None:
     assert printed.exit_code == 0, printed.stderr
     lines = printed.stdout.splitlines()
@@ -40,7 +42,6 @@ def test_people_get_tables_and_the_last_line_is_json(printed: Any) -> None:
     assert "load_average" in found["machine"]
 
 
-@pytest.mark.timeout(180)
 def test_every_contender_agrees_and_is_measured(printed: Any) -> None:
     found = json.loads(printed.stdout.splitlines()[-1])
     image, text = (found["towers"][kind]["contenders"] for kind in ("image", "text"))
