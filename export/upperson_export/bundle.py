@@ -20,6 +20,7 @@ from upperson_export.bundle_files import (
 from upperson_export.calibrator import CalibrationTask, StageProgress
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
 from upperson_export.forms import FormEmbeddings, TowerForms
+from upperson_export.half_sums import HalfSums
 from upperson_export.ladder import Ladder, RetrievalSplit
 from upperson_export.latency import Stopwatch
 from upperson_export.lint import lint
@@ -110,10 +111,16 @@ def export_bundle(
         files.write_draft()  # The ladder embeds with its tokenizer and sizes.
         ladder = _ladder(folder, towers, split, options, progress)
         chosen: dict[VariantName, Rungs] = {EXACT: dict.fromkeys(TOWERS, EXACT)}
+        half_sums: dict[VariantName, dict[Tower, HalfSums]] = {}
         for variant in options.variants:
             ungated = dict.fromkeys(TOWERS, VARIANTS[variant].ungated_rung)
             chosen[variant] = ungated if ladder is None else ladder.climb(variant)
             if _left_out(variant, chosen[variant]) is None:
+                half_sums[variant] = {
+                    tower: sums
+                    for tower, rung in chosen[variant].items()
+                    if (sums := towers[tower].bear_half_sums(variant, rung)) is not None
+                }
                 _add(files, towers, variant, chosen[variant])
         record = _write_calibration(folder, towers, task) if options.variants else None
         kept_float = {
@@ -132,6 +139,7 @@ def export_bundle(
                 accuracy=measured.pop(VARIANTS[variant].measured_on, None),
                 elsewhere=measured,
                 kept_float=kept_float[variant],
+                half_sums=half_sums.get(variant, {}),
                 left_out=_left_out(variant, rungs),
                 size_bytes=files.size_bytes(variant),
                 times=stopwatch.measure(files.graphs.get(variant, {}), variant),

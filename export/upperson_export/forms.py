@@ -24,6 +24,7 @@ from upperson_export.graphs import (
     open_simulated,
     write_with_weights,
 )
+from upperson_export.half_sums import HalfSums, with_safe_sums
 from upperson_export.ladder import Embeds, RetrievalSplit
 from upperson_export.parity import require_parity
 from upperson_export.plain import PlainTower
@@ -60,6 +61,7 @@ class TowerForms:
         self._inputs = task.samples.inputs(kind)
         self._folder = folder
         self._progress = task.progress
+        self._half_sums: dict[Path, HalfSums] = {}
         self.calibrator = TowerCalibrator(kind, self._graph, task)
         """What the forms are built from."""
 
@@ -87,6 +89,21 @@ class TowerForms:
             graph = self._graph(which)
             ir.save(build_variant(graph, made.name, amax, keep, largest=largest), path)
         return path
+
+    def bear_half_sums(self, variant: VariantName, rung: str) -> HalfSums | None:
+        """Make the file of a form one that bears sums in float16; None where nothing is float16.
+
+        It computes the same or, where products get casts, more exactly than what was measured.
+        """
+        made = VARIANTS[variant].at(rung)
+        path = self.build(variant, rung)
+        if made.float_type == "f16" and path not in self._half_sums:
+            self._progress(f"sums in float16 of the {self.kind} tower, {variant} {rung}", 0, 1)
+            self._half_sums[path] = with_safe_sums(
+                path, self.kind, self._inputs, made.canary_min_cosine
+            )
+            self._progress(f"sums in float16 of the {self.kind} tower, {variant} {rung}", 1, 1)
+        return self._half_sums.get(path)
 
     def kept_float(self, rung: str) -> list[LayerDamage]:
         """Return the Linears that a rung leaves in float, most harmful first."""

@@ -144,16 +144,23 @@ def build_variant(
     return _changed(graph.load(), *changes)
 
 
-def simulate_half(typed: ir.Model) -> ir.Model:
-    """Turn a typed graph into one that a CPU computes with float16's range and rounding."""
-    return _changed(typed, SimulateHalf())
+def simulate_half(typed: ir.Model, half_sums: Collection[str] = ()) -> ir.Model:
+    """Turn a typed graph into one that a CPU computes with float16's range and rounding.
+
+    Args:
+        typed: The graph.
+        half_sums: Products that add up in float16; see `SimulateHalf`.
+    """
+    return _changed(typed, SimulateHalf(half_sums))
 
 
-def open_simulated(path: Path, threads: int | None = None) -> Backend:
+def open_simulated(
+    path: Path, threads: int | None = None, half_sums: Collection[str] = ()
+) -> Backend:
     """Open a typed graph in ONNX Runtime with float16's range and rounding."""
     with tempfile.TemporaryDirectory() as folder:
         half = Path(folder, path.name)
-        ir.save(simulate_half(ir.load(path)), half)
+        ir.save(simulate_half(ir.load(path), half_sums), half)
         return open_backend(half, "onnxruntime", threads=threads)
 
 

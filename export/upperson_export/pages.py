@@ -195,6 +195,13 @@ def _notes(report: ExportReport, quote: Quote) -> list[str]:
         ]
         if warning := report.too_few_queries():
             notes.append(f"{warning[0].upper()}{warning[1:]}.")
+    notes += [
+        f"{variant}: sums in float16, as TensorRT may choose, leave the {tower} tower a cosine of "
+        f"{sums.cosine:.6f} to sums in float32 in the worst case (needs {sums.min_cosine:.6f})"
+        + (f"; {len(sums.float_sums)} products got casts to float32." if sums.float_sums else ".")
+        for variant, row in report.variants.items()
+        for tower, sums in row.half_sums.items()
+    ]
     times = report.conditions
     versions = ", ".join(f"{name} {version}" for name, version in times.backends.items())
     return [

@@ -7,6 +7,7 @@ from typing import Any
 from upperson_calibration.calibration_file import Samples
 from upperson_calibration.ranges import Estimator
 from upperson_calibration.sensitivity import LayerDamage
+from upperson_export.half_sums import HalfSums
 from upperson_export.ladder import Accuracy, Compared, Measured, RetrievalSplit
 from upperson_export.latency import Conditions, Times
 from upperson_export.variants import VariantName
@@ -59,6 +60,9 @@ class VariantReport:
 
     kept_float: Mapping[Tower, Sequence[LayerDamage]]
     """Linears left in float, most harmful first."""
+
+    half_sums: Mapping[Tower, HalfSums] = field(default_factory=dict)
+    """What sums in float16 do to it in the worst case, of towers that have floats in float16."""
 
     left_out: str | None = None
     """Why it is not in the bundle."""
@@ -127,6 +131,7 @@ def _variant(row: VariantReport) -> dict[str, Any]:
         "kept_float": {
             tower: [asdict(layer) for layer in layers] for tower, layers in row.kept_float.items()
         },
+        "half_sums": {tower: asdict(sums) for tower, sums in row.half_sums.items()},
         "shipped": row.shipped,
         "reason": row.left_out,
         "size_bytes": row.size_bytes,

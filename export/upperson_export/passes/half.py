@@ -2,10 +2,11 @@
 
 ONNX Runtime has no float16 kernels on a CPU: it computes a typed graph in float32, and neither an
 overflow nor a rounding shows. In the simulated graph every computed float16 tensor is cast to
-float16 and back; products are summed in float32, as GPUs do.
+float16 and back. Products are summed in float32, as ONNX Runtime and cuBLAS do on GPUs, or in
+float16, which TensorRT may choose: float16 kernels differ in that, and it takes the fastest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,48 @@ LIMIT = 32_752.0
 
 MAX_RELATIVE_ERROR = 1e-3
 """Of a constant's rounding, in norm; rounding to 11 bits gives 2e-4, lost small numbers more."""
+
+ERROR = "/sum_error"
+SUM_OF = 8
+"""Products that tensor cores of Turing, the oldest of TensorRT 11, add up before they round to
+float16; newer ones take 16."""
+
+_SUMS = next(
+    iter(
+        ir.from_onnx_text(f"""
+<ir_version: 9, opset_import: ["" : 19, "half" : 1]>
+unused (float x) => (float y) {{ y = Identity (x) }}
+
+<domain: "half", opset_import: ["" : 19]>
+Sums (left, right) => (sum) {{
+    size = Constant <value_ints = [{SUM_OF}]> ()
+    most = Constant <value_ints = [{SUM_OF - 1}]> ()
+    columns = Constant <value_ints = [-1]> ()
+    rows = Constant <value_ints = [-2]> ()
+    nothing = Constant <value_float = 0.0> ()
+    length = Shape <start = -1> (left)
+    filled = Add (length, most)
+    pieces = Div (filled, size)
+    count = Squeeze (pieces)
+    yes = Cast <to = 9> (count)
+    sum = Loop (count, yes, nothing) <body = piece (
+        int64 step, bool going, float[] before
+    ) => (bool still, float[] after) {{
+        start = Mul (step, size)
+        end = Add (start, size)
+        some = Slice (left, start, end, columns)
+        others = Slice (right, start, end, rows)
+        exact = MatMul (some, others)
+        next = Add (before, exact)
+        rounded = Cast <to = 10> (next)
+        after = Cast <to = 1> (rounded)
+        still = Identity (going)
+    }}>
+}}
+""").functions.values()
+    )
+)
+"""A MatMul of float32 numbers with sums that are rounded to float16, piece by piece."""
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _MAX = float(np.finfo(np.float16).max)
@@ -104,8 +147,56 @@ class ToHalf(ir.passes.InPlacePass):
         return stays_float | {node for node in after if node.op_type != "MatMul"}
 
 
+class FloatSums(ir.passes.InPlacePass):
+    """Have products of a typed graph summed in float32: operands cast up, the result cast down.
+
+    The numbers that are multiplied stay float16's, so a kernel for them with sums in float32 may
+    take the place of casts and product; without one, TensorRT multiplies in float32.
+
+    Args:
+        names: MatMul nodes.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = names
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Insert the casts in place."""
+        for node in list(model.graph):
+            if node.name not in self.names:
+                continue
+            for index, value in enumerate(node.inputs):
+                assert value is not None
+                cast, result = _cast(value, _FLOAT, f"{node.name}/operand{index}")
+                model.graph.insert_before(node, cast)
+                node.replace_input_with(index, result)
+            (value,) = node.outputs
+            value.dtype = _FLOAT
+            _follow(model.graph, node, value, _HALF)
+        return ir.passes.PassResult(model, modified=bool(self.names))
+
+
+def half_products(graph: ir.Graph) -> list[str]:
+    """Return the names of the products of float16 numbers; those of int8 are summed in int32."""
+    return [
+        str(node.name)
+        for node in graph
+        if node.op_type == "MatMul"
+        and node.outputs[0].dtype == _HALF
+        and not any(before.op_type == "DequantizeLinear" for before in node.predecessors())
+    ]
+
+
 class SimulateHalf(ir.passes.InPlacePass):
-    """Compute in float32 with every float16 result rounded; the graph's ends keep their types."""
+    """Compute in float32 with every float16 result rounded; the graph's ends keep their types.
+
+    Args:
+        half_sums: MatMul nodes that add up in float16: `SUM_OF` products at a time are summed
+            exactly, and the sum so far is rounded after each time.
+    """
+
+    def __init__(self, half_sums: Collection[str] = ()) -> None:
+        self.half_sums = half_sums
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert in place."""
@@ -126,7 +217,55 @@ class SimulateHalf(ir.passes.InPlacePass):
                 if node.op_type not in MOVES_VALUES:
                     half = _follow(graph, node, value, _HALF)
                     _follow(graph, half, half.outputs[0], _FLOAT)
+            if node.name in self.half_sums:
+                node.domain, node.op_type = _SUMS.domain, _SUMS.name
+        if self.half_sums:
+            _know_sums(model)
         return ir.passes.PassResult(model, modified=True)
+
+
+class ShowSumErrors(ir.passes.InPlacePass):
+    """Add to a simulated graph what each product alone would err by if it added up in float16.
+
+    There is one more output for each, named as the MatMul node with `ERROR` behind: the norm of the
+    error over that of the result; infinite or not a number where a sum overflows.
+
+    Args:
+        names: MatMul nodes.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = names
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Add the outputs in place."""
+        graph = model.graph
+        for node in list(graph):
+            if node.name not in self.names:
+                continue
+            label, exact = f"{node.name}{ERROR}", node.outputs[0]
+            sums = ir.node(_SUMS.name, node.inputs, domain=_SUMS.domain, name=f"{label}/sums")
+            error = ir.node("Sub", [sums.outputs[0], exact], name=f"{label}/sub")
+            norms = [
+                ir.node("ReduceL2", [value], {"keepdims": 0}, name=f"{label}/{place}")
+                for place, value in enumerate((error.outputs[0], exact))
+            ]
+            ratio, result = new_node(
+                "Div",
+                [norm.outputs[0] for norm in norms],
+                name=label,
+                dtype=_FLOAT,
+                shape=ir.Shape([]),
+            )
+            graph.insert_after(node, [sums, error, *norms, ratio])
+            graph.outputs.append(result)
+        _know_sums(model)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _know_sums(model: ir.Model) -> None:
+    model.functions[_SUMS.identifier()] = _SUMS
+    model.graph.opset_imports[_SUMS.domain] = 1
 
 
 def _largest(value: ir.Value) -> float:

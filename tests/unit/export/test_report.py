@@ -110,7 +110,16 @@ def test_the_json_has_its_keys_in_their_order() -> None:
     assert list(content) == [
         "model", "split", "max_r1_drop", "variants", "ladder", "latency_conditions", "calibration",
     ]  # fmt: skip
-    made = ["elsewhere", "rungs", "kept_float", "shipped", "reason", "size_bytes", "latency"]
+    made = [
+        "elsewhere",
+        "rungs",
+        "kept_float",
+        "half_sums",
+        "shipped",
+        "reason",
+        "size_bytes",
+        "latency",
+    ]
     measured = ["metrics", "r1_drop", "cosine", "top10_overlap", "float_types"]
     variants = content["variants"]
     assert list(variants["fp32"]) == ["metrics", "r1_drop", "float_types", *made]
