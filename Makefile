@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check format clean
+.PHONY: help demo test bench gpu check format clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ test: $(STAMP)  ## Run all tests.
 
 bench: $(STAMP)  ## Compare us with others: all of benchmarks/, or NAME=gallery ARGS="--rows 10000".
 	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
+
+gpu: $(STAMP)  ## On an NVIDIA GPU: its tests, then towers and training measured into docs/gpu-<card>.md.
+	@$(BIN)/python -m benchmarks.gpu --check
+	@$(BIN)/python -m pytest -q -n 0 tests/gpu; failed=$$?; \
+		$(BIN)/python -m benchmarks.gpu $(ARGS) && exit $$failed
 
 check: $(STAMP)  ## Lint, format check, strict types, import rules. Changes nothing.
 	$(BIN)/python -m ruff check .

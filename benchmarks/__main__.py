@@ -19,6 +19,10 @@ DOCUMENTED = (
 )
 """Name and options of every run whose numbers are in docs/benchmarks.md."""
 
+ON_A_GPU = ("gpu",)
+"""Run by name alone, as ``make gpu`` does: without an NVIDIA GPU it ends at once, and its numbers
+go to pages of their own, one a card."""
+
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """numpy's threads have no option: they follow this variable, set before numpy is imported."""
 
@@ -33,10 +37,12 @@ def commands(arguments: list[str]) -> list[list[str]]:
     if not arguments:
         return documented
     name, *options = arguments
-    names = list(dict.fromkeys(known for known, *_ in documented))
+    names = [*dict.fromkeys(known for known, *_ in documented), *ON_A_GPU]
     if name not in names:
         sys.exit(f"error: no benchmark '{name}': expected one of {', '.join(names)}")
-    return [arguments] if options else [line for line in documented if line[0] == name]
+    if options or name in ON_A_GPU:
+        return [arguments]
+    return [line for line in documented if line[0] == name]
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from upperson_rt.machine import processor
 from upperson_rt.timing import Timing
 
 FLOAT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""What CPUs are measured in."""
 
 
 def float_types() -> tuple[str, ...]:
@@ -27,7 +28,12 @@ Shape = tuple[int, int, int]
 
 
 def gemm_contenders(
-    rows: int, linears: Iterable[tuple[int, int]], flop: int
+    rows: int,
+    linears: Iterable[tuple[int, int]],
+    flop: int,
+    *,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    device: str = "cpu",
 ) -> dict[tuple[str, Shape], Callable[[], object]]:
     """Return runs of products by (float type, (M, K, N)).
 
@@ -36,15 +42,19 @@ def gemm_contenders(
         linears: Inputs and outputs of the Linears of a block; equal ones count once.
         flop: What a run comes to, about: as much as that of the tower it is compared with. A short
             run catches bursts of the clock that no tower could hold.
+        dtypes: What to multiply in, by name; None: all that this processor multiplies.
+        device: Of torch.
     """
+    if dtypes is None:
+        dtypes = {name: FLOAT_TYPES[name] for name in float_types()}
     generator = torch.Generator().manual_seed(0)
     runs: dict[tuple[str, Shape], Callable[[], object]] = {}
     for inputs, outputs in dict.fromkeys(linears):
         x_MK = torch.randn(rows, inputs, generator=generator)
         weight_NK = torch.randn(outputs, inputs, generator=generator)
-        for name in float_types():
+        for name, dtype in dtypes.items():
             shape = (rows, inputs, outputs)
-            pair = (x_MK.to(FLOAT_TYPES[name]), weight_NK.to(FLOAT_TYPES[name]))
+            pair = (x_MK.to(device, dtype), weight_NK.to(device, dtype))
             runs[name, shape] = partial(_multiply, [pair] * _repeats(shape, flop))
     return runs
 
@@ -105,3 +115,5 @@ def _repeats(shape: Shape, flop: int) -> int:
 def _multiply(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     for x_MK, weight_NK in pairs:
         torch.nn.functional.linear(x_MK, weight_NK)
+    if x_MK.is_cuda:
+        torch.cuda.synchronize()

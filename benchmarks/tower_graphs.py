@@ -1,6 +1,6 @@
-"""Graphs of a random model for the benchmark of towers, made as an export makes them."""
+"""Graphs of a random model for the benchmarks of towers, made as an export makes them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.graphs import build_variant, export_onnx
 from upperson_export.parity import require_parity
 from upperson_export.plain import PlainTower
+from upperson_export.variants import VariantName
 from upperson_rt.towers import Tower
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerGraphs:
-    """One tower in the forms that run on a CPU."""
+    """One tower in the forms that are timed."""
 
     folded: PlainTower
-    fp32: Path
-    int8: Path
+    files: Mapping[VariantName, Path]
+    """fp32, and what was asked for."""
 
 
 def write_graphs(
@@ -34,6 +35,7 @@ def write_graphs(
     samples: Mapping[Tower, NDArray[Any]],
     folder: Path,
     *,
+    variants: Iterable[VariantName] = ("int8",),
     threads: int,
     progress: Callable[[str, int, int], None],
 ) -> dict[Tower, TowerGraphs]:
@@ -44,6 +46,7 @@ def write_graphs(
         samples: At least two of each tower: uint8 [N, H, W, 3], and int32 [N, L] zero-padded. They
             set the int8 ranges.
         folder: Where files go.
+        variants: Beside fp32.
         threads: CPU threads of calibration.
         progress: Called with what is being done, how many are done and how many there are.
 
@@ -57,13 +60,16 @@ def write_graphs(
     graphs: dict[Tower, TowerGraphs] = {}
     for done, (kind, tower) in enumerate(folded.items()):
         progress("exporting", done, len(folded))
-        fp32, int8 = (folder / f"{kind}.{variant}.onnx" for variant in ("fp32", "int8"))
+        fp32 = folder / f"{kind}.fp32.onnx"
         inputs = samples[kind]
         # Twice: the exporter takes a batch of one for a constant.
         example = torch.from_numpy(np.concatenate([inputs[:1]] * 2))
         graph = export_onnx(tower, kind, fp32, example=example)
         require_parity(tower, fp32, kind, inputs[:2])
         amax = estimate(observe(graph, inputs, batch_size=4, threads=threads), "min-max")
-        ir.save(build_variant(graph, "int8", amax), int8)
-        graphs[kind] = TowerGraphs(folded=tower, fp32=fp32, int8=int8)
+        files: dict[VariantName, Path] = {"fp32": fp32}
+        for variant in variants:
+            files[variant] = folder / f"{kind}.{variant}.onnx"
+            ir.save(build_variant(graph, variant, amax), files[variant])
+        graphs[kind] = TowerGraphs(folded=tower, files=files)
     return graphs

@@ -202,17 +202,17 @@ def exported(
         FOLDED: lambda rows: _in_torch(graphs.folded, torch.from_numpy(rows))
     }
     backends = {
-        ORT_FP32: open_backend(graphs.fp32, "onnxruntime", threads=threads),
-        ORT_INT8: open_backend(graphs.int8, "onnxruntime", threads=threads),
+        ORT_FP32: open_backend(graphs.files["fp32"], "onnxruntime", threads=threads),
+        ORT_INT8: open_backend(graphs.files["int8"], "onnxruntime", threads=threads),
     }
     if find_spec("openvino") is not None:
-        backends[OPENVINO_FP32] = open_backend(graphs.fp32, "openvino", threads=threads)
-        int8 = open_backend(graphs.int8, "openvino", threads=threads)
+        backends[OPENVINO_FP32] = open_backend(graphs.files["fp32"], "openvino", threads=threads)
+        int8 = open_backend(graphs.files["int8"], "openvino", threads=threads)
         if getattr(int8, "float_type", "f32") == "bf16":  # The CPU has it: compare both.
             backends[OPENVINO_INT8 + WITH_BF16] = int8
             compiled = partial(openvino_in, batch=batch, threads=threads)
-            found[OPENVINO_FP32 + WITH_BF16] = compiled(graphs.fp32, "bf16")
-            found[OPENVINO_INT8] = compiled(graphs.int8, "f32")
+            found[OPENVINO_FP32 + WITH_BF16] = compiled(graphs.files["fp32"], "bf16")
+            found[OPENVINO_INT8] = compiled(graphs.files["int8"], "f32")
         else:
             backends[OPENVINO_INT8] = int8
     found |= {name: partial(run_tower, backend, tower) for name, backend in backends.items()}
@@ -343,20 +343,35 @@ def _in_torch(embed: Callable[[Tensor], Tensor], inputs: Tensor) -> Embeds:
     return embeds
 
 
-def min_cosine(name: str, found: Embeds, expected: Embeds) -> float:
-    """Return the lowest cosine of a contender's embeddings to the literal model's.
+def min_cosine(
+    name: str,
+    found: Embeds,
+    expected: Embeds,
+    *,
+    floor: float | None = None,
+    reference: str = LITERAL,
+) -> float:
+    """Return the lowest cosine of a contender's embeddings to a reference's.
+
+    Args:
+        name: Of the contender.
+        found: Its embeddings.
+        expected: The reference's.
+        floor: What the cosine must reach; None goes by the contender's name.
+        reference: Name of the reference.
 
     Raises:
         IntegrityError: It is too low, or an item is nearer to another's embedding than to its own.
     """
-    floor = MIN_COSINE_LOW if "int8" in name or WITH_BF16 in name else MIN_COSINE_FP32
+    if floor is None:
+        floor = MIN_COSINE_LOW if "int8" in name or WITH_BF16 in name else MIN_COSINE_FP32
     agreement = compare_embeds(expected, found)
     # Random weights embed all items alike: what tells them apart is left without their mean.
     mean = expected.mean(axis=0)
     exchanged = exchanged_item(expected - mean, found - mean, np.arange(len(found)))
     if exchanged or not agreement.agrees(min_cosine=floor).all():
         raise IntegrityError(
-            f"'{name}' does not embed as '{LITERAL}': expected a cosine of at least {floor} and "
+            f"'{name}' does not embed as '{reference}': expected a cosine of at least {floor} and "
             f"every item nearest to itself, found {agreement.min_cosine:.6f}"
             f"{', and items exchanged' if exchanged else ''}"
             f"{', and rows that are not finite' if agreement.not_finite else ''}: its times "

@@ -33,6 +33,7 @@ TIER_TIMEOUT_S = {
     "golden": 60,  # Against small committed files.
     "cli": 60,  # The commands as users run them.
     "packaging": 120,  # Wheels, imports, public names, documents.
+    "gpu": 600,  # On an NVIDIA GPU; skipped where there is none.
 }
 """Seconds a test may take, without its fixtures: those that take long have their own limit."""
 
@@ -61,7 +62,9 @@ class QuickDemo(NamedTuple):
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder that the workers of one session share."""
+    """A folder that the workers of one session share, and a session within one of its tests."""
+    if "UPPERSON_TEST_SHARED" in os.environ:
+        return Path(os.environ["UPPERSON_TEST_SHARED"])
     own = tmp_path_factory.getbasetemp()
     return own if worker_id == "master" else own.parent
 

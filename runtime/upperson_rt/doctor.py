@@ -17,7 +17,7 @@ from upperson_rt.gallery import Gallery
 from upperson_rt.installed import OPTIONAL, Check, failed, installed_checks, version_of
 from upperson_rt.tensorrt.cuda import probe_cuda_driver
 
-__all__ = ["Check", "diagnose"]
+__all__ = ["Check", "diagnose", "kernel_driver"]
 
 _KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -197,7 +197,7 @@ def _providers(onnxruntime: object) -> list[str]:
 
 def _driver() -> Check:
     driver = probe_cuda_driver()
-    facts = {"cuda": driver.version, "gpus": list(driver.devices), "version": _kernel_driver()}
+    facts = {"cuda": driver.version, "gpus": list(driver.devices), "version": kernel_driver()}
     if driver.version is not None:
         gpus = ", ".join(driver.devices) or "no GPU"
         release = f", driver {facts['version']}" if facts["version"] else ""
@@ -215,7 +215,7 @@ def _driver() -> Check:
     return Check("NVIDIA driver", "ok", f"{problem}; only GPUs need it", facts=facts)
 
 
-def _kernel_driver() -> str | None:
+def kernel_driver() -> str | None:
     """Return the release of the driver, such as 550.54.14, where the kernel module tells."""
     if not _KERNEL_DRIVER.is_file():
         return None

@@ -23,6 +23,7 @@ def test_one_is_run_by_name_and_all_without_one():
     assert runner.commands([]) == [line.split() for line in runner.DOCUMENTED]
     assert NAMES == ["training", "towers", "gallery", "startup"]
     assert [line[2] for line in runner.commands(["gallery"])] == ["100000", "999000", "1000000"]
+    assert runner.commands(["gpu"]) == [["gpu"]]
     assert runner.commands(["gallery", "--rows", "5000"]) == [["gallery", "--rows", "5000"]]
     with pytest.raises(SystemExit, match="no benchmark 'galery': expected one of training, towers"):
         runner.commands(["galery"])
@@ -61,7 +62,7 @@ def test_what_is_documented_parses_and_is_in_the_documents(line):
     assert re.sub(r"\d{3,}", "N", line) in {re.sub(r"\d{3,}", "N", other) for other in written}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *runner.ON_A_GPU])
 def test_every_benchmark_has_help_with_an_example(name):
     result = CliRunner().invoke(importlib.import_module(f"benchmarks.{name}").app, ["--help"])
     assert result.exit_code == 0, result.output

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-import torch
-from torch import Tensor, nn
 
 from tests.helpers.toy_graphs import TOWERS, toy_graph
+from tests.helpers.vit_b16 import PROFILES, export_vit_b16, int8_gemms, vit_b16_variant
 from upperson_calibration.graph import TowerGraph
-from upperson_export.blocks import Adapter, Attention, Linear, Mlp, PackedAttention, PlainBlock
-from upperson_export.graphs import build_variant, export_onnx
+from upperson_export.graphs import build_variant
 from upperson_export.lint import lint
-from upperson_export.plain import PatchProjection, PlainImageTower, PlainTextTower, PlainTower
 from upperson_export.rtx import RtxEngine, build_rtx_engine, parse_layers, rtx_target
 from upperson_export.variants import VariantName
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
@@ -33,12 +30,6 @@ LAYERS = 3
 """One block after the embedding, one after a block, and the last one. ViT-B/16 has twelve, which
 differ in nothing that the compiler looks at, and to export them takes 2.7 GB."""
 
-VOCABULARY = 512
-PREFIX = 10
-PROFILES = {
-    "image": InputProfile("image", (1, 384, 128, 3), (8, 384, 128, 3), (32, 384, 128, 3)),
-    "text": InputProfile("input_ids", (1, 2), (8, 32), (32, 77)),
-}
 TOY_PROFILE = InputProfile("image", (1, 48, 32, 3), (8, 48, 32, 3), (32, 48, 32, 3))
 
 
@@ -54,73 +45,10 @@ needs_rtx = pytest.mark.skipif(bool(_why_not()), reason=_why_not())
 without_rtx = pytest.mark.skipif(not _why_not(), reason="TensorRT for RTX is installed")
 
 
-def random(*shape: int) -> Tensor:
-    return 0.03 * torch.randn(*shape)
-
-
-def linear(inputs: int, outputs: int) -> Linear:
-    return Linear(random(inputs, outputs), random(outputs))
-
-
-def vit_block(width: int, heads: int, attention: type[Attention]) -> PlainBlock:
-    return PlainBlock(
-        nn.LayerNorm(width),
-        Adapter(linear(width, width // 8), linear(width // 8, width)),
-        attention(
-            linear(width, width),
-            linear(width, 2 * width),
-            linear(width, width),
-            (random(PREFIX, width), random(PREFIX, width)),
-            heads,
-        ),
-        nn.LayerNorm(width),
-        Adapter(linear(width, width // 8), linear(width // 8, width)),
-        Mlp(linear(width, 4 * width), linear(4 * width, width), quick_gelu=True),
-    )
-
-
-def vit_blocks(width: int, heads: int) -> list[PlainBlock]:
-    kinds = [PackedAttention] * (LAYERS - 1) + [Attention]
-    return [vit_block(width, heads, kind) for kind in kinds]
-
-
-def vit_b16(kind: Tower) -> PlainTower:
-    """Build a tower of UP-Person on ViT-B/16 at 384x128, with fewer blocks and words."""
-    torch.manual_seed(0)
-    if kind == "image":
-        tower: PlainTower = PlainImageTower(
-            patch=PatchProjection(random(768, 768), random(1, 192, 768), (16, 16)),
-            class_row=random(1, 1, 768),
-            ln_pre=nn.LayerNorm(768),
-            blocks=vit_blocks(768, 12),
-            ln_post=nn.LayerNorm(768),
-            projection=random(768, 512),
-        )
-    else:
-        tower = PlainTextTower(
-            embedding=random(VOCABULARY, 512),
-            positions=random(77, 512),
-            visible=torch.ones(77, PREFIX + 77).tril(PREFIX).bool(),
-            prefix_length=PREFIX,
-            blocks=vit_blocks(512, 8),
-            ln_final=nn.LayerNorm(512),
-            projection=random(512, 512),
-        )
-    return tower.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[Tower, TowerGraph]:
     """Export both towers once; files, so that only one is in memory at a time."""
-    folder = tmp_path_factory.mktemp("vit_b16")
-    examples = {
-        "image": torch.zeros(3, 384, 128, 3, dtype=torch.uint8),
-        "text": torch.ones(3, 20, dtype=torch.int32),
-    }
-    return {
-        kind: export_onnx(vit_b16(kind), kind, folder / f"{kind}.onnx", example=examples[kind])
-        for kind in TOWERS
-    }
+    return export_vit_b16(tmp_path_factory.mktemp("vit_b16"), LAYERS)
 
 
 def build(
@@ -133,8 +61,7 @@ def build(
 def compiled(
     graphs: dict[Tower, TowerGraph], kind: Tower, variant: VariantName, folder: Path
 ) -> RtxEngine:
-    amax = {linear.activation: 8.0 for linear in graphs[kind].linears}
-    model = build_variant(graphs[kind], variant, amax)
+    model = vit_b16_variant(graphs[kind], variant)
     assert lint(model) == []
     engine = build(model, folder, PROFILES[kind])
     print(
@@ -165,8 +92,7 @@ def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(
     engine = compiled(graphs, kind, "int8-fp16", tmp_path)
     assert len(engine.fused_attentions()) >= LAYERS - 1
     gemms = engine.int8_gemms()
-    # qkv, out, fc1 and fc2 in each block; the last one has queries of their own.
-    assert len(gemms) == 4 * LAYERS + 1
+    assert len(gemms) == int8_gemms(LAYERS)
     covered = {node for layer in gemms for node in layer.nodes if node.endswith("/MatMul")}
     assert covered == {
         f"blocks.{block}.{module}/MatMul"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from upperson_rt.backends.saturation import EXACT, INT8_SUMS, int8_sums_saturate
 from upperson_rt.errors import BackendError, install_command, missing_extra
 
-__all__ = ["OnnxRuntimeBackend", "session_options"]
+__all__ = ["OnnxRuntimeBackend", "cuda_advice", "session_options"]
 
 
 class OnnxRuntimeBackend:
@@ -70,7 +70,7 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"device '{device}' needs ONNX Runtime's {provider}, but onnxruntime "
                 f"{ort.__version__} here has only {', '.join(available)}: "
-                f"{_cuda_advice()}, or choose the device 'cpu'"
+                f"{cuda_advice()}, or choose the device 'cpu'"
             )
         numbers = [int(n) if n.isdigit() else 0 for n in ort.__version__.split(".")[:2]]
         if "use_tf32" in provider_options and numbers < [1, 18]:
@@ -132,7 +132,8 @@ def session_options(ort: Any, threads: int | None) -> Any:
     return options
 
 
-def _cuda_advice() -> str:
+def cuda_advice() -> str:
+    """Return what brings an ONNX Runtime with CUDA, which takes the place of the one without."""
     command = install_command("gpu")
     return command if "[cpu]" in command else f"pip uninstall onnxruntime, then  {command}"
 

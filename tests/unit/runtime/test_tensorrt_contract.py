@@ -29,12 +29,15 @@ from tests.helpers.tensorrt_names import MODULE, Listed, Tupled, names_used
 from upperson_rt.tensorrt.bindings import start_problem
 
 ROOT = Path(__file__).parents[3]
-SOURCES = sorted(
-    path
-    for folder in ("runtime/upperson_rt", "export/upperson_export")
-    for path in (ROOT / folder).rglob("*.py")
-    if "tensorrt" in path.read_text()
-)
+SOURCES = [
+    *sorted(
+        path
+        for folder in ("runtime/upperson_rt", "export/upperson_export")
+        for path in (ROOT / folder).rglob("*.py")
+        if "tensorrt" in path.read_text()
+    ),
+    ROOT / "tests/helpers/engine_layers.py",  # Of the tests that run on a GPU alone.
+]
 RTX = "tensorrt-rtx"
 
 

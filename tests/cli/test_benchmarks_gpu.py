@@ -1,0 +1,235 @@
+"""``python -m benchmarks.gpu``: nothing without a GPU; its code on a CPU and on the stand-ins.
+
+The same functions run here as on a GPU: torch and ONNX Runtime on the CPU, TensorRT as its fake.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from typer.testing import CliRunner
+
+from benchmarks import gpu, gpu_libraries, gpu_towers
+from benchmarks.gpu_towers import GRAPHS, REFERENCE
+from benchmarks.random_model import ModelSpec
+from tests.helpers.command_line import ROOT, environment
+from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
+from upperson_rt.errors import BackendError
+
+QUICK = {"rounds": 1, "warmup": 4, "steps": 2, "workers": 0}
+
+SUMMARY = """\
+[11/25/2026-10:00:00] [I] === Performance summary ===
+[11/25/2026-10:00:00] [I] Throughput: 1995.29 qps
+[11/25/2026-10:00:00] [I] Latency: min = 0.4 ms, max = 0.6 ms, mean = 0.5 ms, median = 0.9 ms
+[11/25/2026-10:00:00] [I] Enqueue Time: min = 0.0009 ms, max = 0.01 ms, mean = 0.001 ms, median = \
+1.5e-03 ms, percentile(90%) = 0.001 ms, percentile(95%) = 0.002 ms, percentile(99%) = 0.004 ms
+[11/25/2026-10:00:00] [I] GPU Compute Time: min = 0.4 ms, max = 0.5 ms, mean = 0.4 ms, median = \
+0.498 ms, percentile(90%) = 0.5 ms, percentile(95%) = 0.501 ms, percentile(99%) = 0.503 ms
+[11/25/2026-10:00:00] [I] Total Host Walltime: 3.00106 s
+[11/25/2026-10:00:00] [I] Total GPU Compute Time: 2.98676 s
+"""
+
+
+def fake_trtexec(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, code: int = 0) -> Path:
+    """Put a program onto the PATH that prints a text; return where it notes its arguments."""
+    (folder / "text").write_text(text)
+    program = folder / "trtexec"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/seen\ncat {folder}/text\nexit {code}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder / "seen"
+
+
+@pytest.fixture(scope="module")
+def measured(shared_folder: Path) -> Any:
+    """All of it at the smallest size, once a session."""
+    folder = shared_folder / "gpu"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as monkeypatch:
+        if folder.exists():
+            return json.loads((folder / "measured.json").read_text())
+        folder.mkdir()
+        install_fake_tensorrt(monkeypatch, VERSIONS[-1])
+        seen = fake_trtexec(folder, monkeypatch, SUMMARY)
+        spec = ModelSpec(base="upperson-small", height_px=96, width_px=32, batch_size=4)
+        missing = dict.fromkeys(gpu_libraries.LIBRARIES, "")
+        result = gpu.measure(spec, (1, 3), missing, device="cpu", **QUICK)
+        result["command"] = "python -m benchmarks.gpu"
+        result["seen"] = seen.read_text().splitlines()
+        (folder / "measured.json").write_text(json.dumps(result))
+        return json.loads(json.dumps(result))
+
+
+def test_all_contenders_agree_and_are_measured(measured: dict[str, Any]) -> None:
+    assert measured["skipped"] == {
+        "training in fp16": "precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU"
+    }
+    variants = ("fp32", "fp16", "int8-fp16")
+    contenders = {
+        *(f"torch {name}" for name in ("fp32", "bf16", "fp16")),
+        *(f"ONNX Runtime {name}" for name in ("fp32", "fp16")),
+        *(f"TensorRT {name}{suffix}" for name in variants for suffix in ("", GRAPHS)),
+        *(f"trtexec {name}" for name in variants),
+    }
+    for tower in ("image", "text"):
+        found = measured["towers"][tower]
+        assert found["peak_flops"].keys() == {"fp32", "bf16", "fp16"}
+        assert list(found["batches"]) == ["1", "3"]
+        for batch, rows in found["batches"].items():
+            assert rows.keys() == contenders
+            for name, row in rows.items():
+                flops = found["gflop_per_item"] * 1e9 * int(batch) / (row["p50_ms"] / 1000)
+                float_type = next(kind for kind in ("bf16", "fp16", "fp32") if kind in name)
+                peak = found["peak_flops"][float_type]
+                assert row["share"] == pytest.approx(flops / peak), name
+                assert (row["host_ms"] is not None) == name.startswith(("torch", "trtexec")), name
+            assert rows["torch fp16"]["min_cosine"] < rows[REFERENCE]["min_cosine"]
+            assert rows["trtexec fp16"]["p99_ms"] == 0.503
+            assert rows["trtexec fp16"]["host_ms"] == 0.0015
+    assert measured["training"].keys() == {"fp32", "bf16"}
+    for row in measured["training"].values():
+        assert row["steps"] == 2
+        assert row["share_in_step"] > 0
+        assert row["images_per_s"] > 0
+    assert measured["card"]["name"] == "Orin"
+
+
+def test_trtexec_runs_the_engines_alone_on_the_same_input(measured: dict[str, Any]) -> None:
+    line = next(line for line in measured["seen"] if "image.int8-fp16" in line and "3x96" in line)
+    assert "--shapes=image:3x96x32x3 --loadInputs=image:" in line
+    assert line.endswith("image.int8-fp16.input --useCudaGraph --noDataTransfers")
+    assert len(measured["seen"]) == 2 * 2 * 3
+
+
+def test_tables_and_the_page_say_the_same(
+    measured: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu._show(measured)
+    shown, page = capsys.readouterr().out, gpu.markdown(measured)
+    assert page.startswith("# Orin\n\n`python -m benchmarks.gpu`, ")
+    for table in gpu.tables(measured):
+        assert f"## {table.title}\n" in page
+        assert table.title in shown
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    assert [table.title for table in gpu.tables(measured)] == [
+        "image tower, batch 1", "image tower, batch 3", "text tower, batch 1",
+        "text tower, batch 3", "training, 4 pairs a step",
+    ]  # fmt: skip
+    for text in (shown, page):
+        assert "Orin, compute capability 8.7, 16 multiprocessors, driver " in text
+        assert "skipped: training in fp16: precision fp16 needs a CUDA device" in text
+    rows = [line for line in page.splitlines() if line.startswith("| TensorRT fp16 |")]
+    assert len(rows) == 4
+    assert {row.count("|") for row in rows} == {10}
+
+
+def test_the_command_writes_the_page_and_ends_with_json(
+    measured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_fake_tensorrt(monkeypatch, VERSIONS[-1], ("NVIDIA H100 80GB HBM3", 9, 0, 132))
+    found = dict.fromkeys(gpu_libraries.LIBRARIES, lambda: "")
+    monkeypatch.setattr(gpu_libraries, "LIBRARIES", found)
+    card = {"card": measured["card"] | {"name": "NVIDIA H100 80GB HBM3"}}
+    monkeypatch.setattr(gpu, "measure", lambda *_, **__: measured | card)
+    result = CliRunner().invoke(gpu.app, ["--output", str(tmp_path)])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["benchmark"] == "gpu"
+    page = tmp_path / "gpu-nvidia-h100-80gb-hbm3.md"
+    assert result.stderr.endswith(f"wrote {page}\n")
+    assert page.read_text().startswith("# NVIDIA H100 80GB HBM3\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--check",)])
+def test_without_a_gpu_it_ends_with_code_5_and_one_line(
+    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_libraries, "missing_gpu", lambda: "no NVIDIA driver")
+    result = CliRunner().invoke(gpu.app, options)
+    assert (result.exit_code, result.stdout) == (5, "")
+    assert result.stderr == (
+        "error: this needs an NVIDIA GPU: no NVIDIA driver; on a CPU run  make bench NAME=towers\n"
+    )
+
+
+def test_check_says_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_fake_tensorrt(monkeypatch, VERSIONS[-1])
+    monkeypatch.setattr(gpu_libraries, "_TRTEXEC", Path("/nowhere/trtexec"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    result = CliRunner().invoke(gpu.app, ["--check"])
+    assert result.exit_code == 0, result.stderr
+    lines = dict(line.split(": ", 1) for line in result.stdout.splitlines())
+    assert lines.keys() == gpu_libraries.LIBRARIES.keys()
+    assert lines["TensorRT"] == "is there"
+    assert lines["trtexec"] == "skipped: neither on the PATH nor at /nowhere/trtexec"
+
+
+def test_a_gpu_without_torch_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_fake_tensorrt(monkeypatch, VERSIONS[-1])
+    monkeypatch.setattr(gpu_libraries.torch.cuda, "is_available", lambda: False)
+    result = CliRunner().invoke(gpu.app, ["--output", str(tmp_path)])
+    assert result.exit_code == 5
+    assert "sees no CUDA device: install a build of torch for CUDA 12.6" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("[11/25/2026-10:00:00] [E] Error Code 6: version mismatch\n", 1, "Error Code 6: version"),
+        ("nothing\n", 0, "trtexec ended with code 0: no times printed"),
+    ],
+)
+def test_a_trtexec_that_fails_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, code: int, message: str
+) -> None:
+    fake_trtexec(tmp_path, monkeypatch, text, code)
+    with pytest.raises(BackendError, match=message):
+        gpu_towers.run_trtexec(tmp_path / "x.engine", "image", np.zeros((1, 2), np.uint8))
+
+
+def test_a_contender_that_fails_or_differs_is_left_out_with_its_reason() -> None:
+    def fail() -> Any:
+        yield "first", contender(lambda rows: np.eye(3, 8, dtype=np.float32))
+        raise BackendError("the second does not build")
+
+    def contender(run: Any) -> gpu_towers.Contender:
+        return gpu_towers.Contender(run=run, float_type="fp32", min_cosine=0.9999)
+
+    makers = {
+        "torch": iter([(REFERENCE, contender(lambda rows: np.eye(3, 8, dtype=np.float32)))]),
+        "TensorRT": fail(),
+        "other": iter([("wrong", contender(lambda rows: np.eye(3, 8, 1, dtype=np.float32)))]),
+    }
+    kept, cosines, skipped = gpu_towers._agreeing(makers, np.zeros(1))
+    assert list(kept) == list(cosines) == [REFERENCE, "first"]
+    assert skipped["TensorRT"] == "the second does not build"
+    assert f"'wrong' does not embed as '{REFERENCE}'" in skipped["wrong"]
+
+
+def test_make_gpu_checks_then_tests_then_measures() -> None:
+    done = subprocess.run(
+        ["make", "-n", "-C", str(ROOT), "-o", ".venv/.installed", "gpu", "ARGS=--rounds 5"],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    steps = ("benchmarks.gpu --check", "pytest -q -n 0 tests/gpu", "benchmarks.gpu --rounds 5")
+    places = [done.stdout.find(step) for step in steps]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+@pytest.mark.skipif(not gpu_libraries.missing_gpu(), reason="there is a GPU")
+def test_the_script_ends_with_code_5() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"], env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (5, "")
+    assert len(done.stderr.splitlines()) == 1

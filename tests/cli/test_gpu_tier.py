@@ -1,0 +1,77 @@
+"""The tests for GPUs, run without one: skipped with a reason, and on the stand-ins they pass."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command_line import ROOT, environment
+from tests.helpers.engine_layers import read_layers
+
+pytestmark = pytest.mark.timeout(300, func_only=True)
+
+
+def run_tier(folder: Path, **variables: str) -> tuple[Counter[str], str]:
+    """Run the tier in a process of its own; return its outcomes, and what it printed."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",
+            f"--basetemp={folder / 'tmp'}", "--show-capture=no", "tests/gpu",
+        ],
+        cwd=ROOT,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    found = {what: int(count) for count, what in re.findall(r"(\d+) (passed|skipped)", last)}
+    return Counter(found), done.stdout
+
+
+def test_without_a_gpu_every_test_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    outcomes, text = run_tier(tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert outcomes.keys() == {"skipped"}
+    assert outcomes["skipped"] >= 40
+    assert re.search(rf"SKIPPED \[{outcomes['skipped']}\] .*NVIDIA driver", text)
+
+
+@pytest.mark.usefixtures("toy_graphs")
+def test_on_the_stand_ins_all_but_what_only_a_card_can_do_passes(
+    tmp_path: Path, shared_folder: Path
+) -> None:
+    outcomes, text = run_tier(
+        tmp_path, UPPERSON_TEST_GPU="stand-in", UPPERSON_TEST_SHARED=str(shared_folder)
+    )
+    reasons = Counter[str]()
+    for count, reason in re.findall(r"SKIPPED \[(\d+)\] \S+ (.*)", text):
+        reasons[reason] += int(count)
+    assert reasons.keys() == {"the stand-in is no GPU", "a CPU does not train in fp16"}
+    assert reasons.total() == outcomes["skipped"]
+    assert outcomes["passed"] >= 25
+
+
+def test_the_table_of_layers_is_read_in_either_spelling() -> None:
+    half, int8 = '{"Name": "t", "Format/Datatype": "Half"}', '{"Datatype": "Int8"}'
+    old = '{"Format/Datatype": "Row major linear FP16"}'
+    layers = [
+        ("_gemm_mha_v2_myl0_17", "kgen", half, ""),
+        ("fc1_myl0_3", "gemm", int8, '{"Format/Datatype": "Float"}'),
+        ("fc2_myl0_4", "gemm", f"{int8}, {old}", ""),
+        ("out_myl0_5", "gemm", half, int8),
+    ]
+    text = ", ".join(
+        f'{{"Name": "{name}", "LayerType": "{kind}", "Inputs": [{inputs}], "Constants": '
+        f'[{constants}], "Outputs": [], "Metadata": "[ONNX Layer: a/MatMul][ONNX Layer: b]"}}'
+        for name, kind, inputs, constants in layers
+    )
+    engine = read_layers(f'{{"Layers": [{text}], "Bindings": []}}', "11")
+    assert [layer.name for layer in engine.fused_attentions()] == ["_gemm_mha_v2_myl0_17"]
+    assert [layer.name for layer in engine.int8_gemms()] == ["fc1_myl0_3"]
+    assert engine.layers[2].types == {"Int8", "Half"}
+    assert engine.layers[0].nodes == ("a/MatMul", "b")
+    with pytest.raises(AssertionError, match="not built to be detailed: found only 'Reformat'"):
+        read_layers('{"Layers": ["Reformat"]}')
