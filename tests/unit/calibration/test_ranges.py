@@ -66,6 +66,7 @@ def test_percentiles_agree_with_numpy(percent: str) -> None:
     values = np.random.default_rng(1).laplace(size=400_000).astype(np.float32)
     found = amax_of(observed(values), f"percentile-{percent}")  # type: ignore[arg-type]
     assert found == pytest.approx(np.percentile(np.abs(values), float(percent)), rel=0.02)
+    assert (np.abs(values) <= found).mean() >= float(percent) / 100, "more saturate"
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,12 @@ def test_the_first_rung_is_taken_where_it_keeps_the_accuracy() -> None:
     assert ladder.accuracy("int8", {"image": "plain", "text": "plain"}) == {AS_RUN: both}
 
 
+def test_a_loss_of_just_what_is_allowed_is_kept() -> None:
+    ladder = ladder_of(Forms({}))
+    ladder.max_r1_drop = 0.0
+    assert ladder.climb("int8") == {"image": "plain", "text": "plain"}
+
+
 def test_a_tower_climbs_alone_as_far_as_it_must() -> None:
     forms = Forms({("image", "plain"): 2.0, ("image", "smoothed"): 2.0, ("text", "plain"): 2.0})
     ladder = ladder_of(forms)

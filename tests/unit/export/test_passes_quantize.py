@@ -145,6 +145,24 @@ def test_neighbours_stay_below_the_limit_with_a_small_scale(inputs: int, spread:
     assert model.metadata_props == {INT8_SUMS: EXACT}
 
 
+def test_a_pair_that_rounding_lifts_over_the_limit_gets_a_larger_scale() -> None:
+    scale = 2.0**-7
+    # Their sum is 128 steps in float32, and yet both are rounded up, to 65 and 64.
+    weight = (scale * np.array([[64.5 + 2.0**-17], [63.5]])).astype(np.float32)
+    assert largest_pair(weight / np.float32(scale)) == PAIR_LIMIT
+    assert largest_pair(np.rint(weight / np.float32(scale))) == PAIR_LIMIT + 1
+    source = """<ir_version: 9, opset_import: ["" : 19]>
+    g (float[N, 2] x) => (float[N, 1] y) { y = MatMul(x, w) }"""
+    proto = parser.parse_model(source)
+    proto.graph.node[0].name = "y"
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    model = ir.from_proto(proto)
+    QuantizeLinears(["y"], {"x": 1.0}, PAIR_LIMIT)(model)
+    values = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
+    assert largest_pair(values["w.int8"]) <= PAIR_LIMIT
+    assert scale < values["w.scale"] < 1.01 * scale
+
+
 def test_without_a_limit_a_file_does_not_say_that_it_is_exact(proto: onnx.ModelProto) -> None:
     changed = quantized(proto, {"u": 4.0}, "kv", "q")
     assert not changed.metadata_props

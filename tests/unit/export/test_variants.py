@@ -34,6 +34,11 @@ def test_every_row_answers_everything(name: VariantName) -> None:
     assert not row.servers or not row.int8
 
 
+def test_how_near_a_machine_must_come_to_the_golden_embeddings() -> None:
+    floors = {name: row.canary_min_cosine for name, row in VARIANTS.items()}
+    assert floors == {"fp32": 0.9999, "int8": 0.99, "fp16": 0.999, "int8-fp16": 0.99}
+
+
 def test_a_rung_that_is_another_variant_is_written_as_that() -> None:
     int8 = VARIANTS["int8-fp16"]
     assert int8.own_rungs == tuple(INT8_RUNGS)

@@ -86,6 +86,15 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.txt"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="what is open cannot be replaced there")
+def test_who_reads_a_file_while_it_is_replaced_reads_the_old_one_to_its_end(tmp_path):
+    write_atomically(tmp_path / "a.txt", "one")
+    with (tmp_path / "a.txt").open() as reader:
+        write_atomically(tmp_path / "a.txt", "two")
+        assert reader.read() == "one"
+    assert (tmp_path / "a.txt").read_text() == "two"
+
+
 @pytest.mark.parametrize("exchange", [True, False], ids=["one step", "renames"])
 def test_an_older_folder_is_replaced(tmp_path, out, monkeypatch, exchange):
     if not exchange:

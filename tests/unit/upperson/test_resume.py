@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from tests.helpers.toy_run import Recorder, toy_config
@@ -104,6 +105,16 @@ def test_a_run_may_stop_again_and_again(
             train(config, tmp_path / "run", StopAfter(2), resume=True)
     train(config, tmp_path / "run", Recorder(), resume=True)
     assert result_files(tmp_path / "run") == whole
+
+
+def test_tensorboard_shows_every_step_once(config: TrainConfig, tmp_path: Path) -> None:
+    seldom = replace(config, checkpoint_every=100)  # At the end of an epoch only.
+    with pytest.raises(StoppedError):
+        train(seldom, tmp_path / "run", StopAfter(STEPS + 3))
+    train(seldom, tmp_path / "run", Recorder(), resume=True)
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [event.step for event in events.Scalars("step/loss")] == [*range(1, STEPS * EPOCHS + 1)]
+    assert [event.step for event in events.Scalars("epoch/loss")] == [3, 6, 9]
 
 
 def test_a_finished_run_resumed_stays_as_it_is(

@@ -268,6 +268,32 @@ def test_under_overload_nothing_waits_and_everything_is_counted(encoder, gallery
     assert frames == {*range(4), *latest}
 
 
+def test_a_crop_that_another_camera_pushes_out_counts_for_its_own(encoder, gallery):
+    gate = Gate()
+    pipeline = Pipeline(
+        FakeEncoder(encoder, gate), gallery, every_s=0, min_views=1, batch_size=1, crop_queue=2,
+        max_delay_s=1000, drop="oldest", save_crops=False,
+    )  # fmt: skip
+
+    def in_line_or_dropped():
+        stats = pipeline.stats()
+        return stats.crop_queue + stats.dropped("crops_dropped").get("queue_full", 0)
+
+    with pipeline, gate:
+        pipeline.add_camera("door")
+        pipeline.add_camera("gate")
+        for number, camera in enumerate(["door", "door", "door", "gate", "gate"]):
+            assert pipeline.submit(camera, person_frame(), [BOX], START + number, tracks=[number])
+            # The encoder keeps the first one.
+            wait_for(lambda: gate.entered == 1)
+            wait_for(lambda number=number: in_line_or_dropped() == number)
+    stats = pipeline.stats()
+    check_sums(stats)
+    assert stats.cameras["door"].crops_dropped == {"queue_full": 2}
+    assert stats.cameras["gate"].crops_dropped == {}
+    assert [stats.cameras[name].committed for name in ("door", "gate")] == [1, 2]
+
+
 @pytest.mark.parametrize("drop", ["oldest", "newest"])
 def test_frames_that_a_detector_is_too_slow_for_are_dropped_and_counted(encoder, gallery, drop):
     gate, seen = Gate(), []

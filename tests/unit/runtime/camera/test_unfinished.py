@@ -71,6 +71,16 @@ def test_the_note_of_a_process_that_lives_is_respected(encoder, gallery):
     assert files(gallery) == [picture], "a picture that no note names is somebody else's"
 
 
+def test_the_note_is_on_disk_before_a_picture_is_saved(gallery, monkeypatch):
+    note = UnfinishedNote(gallery.crops_dir, "mine")
+    path = gallery.crops_dir / ".unfinished-mine.json"
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda _: flushed.append(json.loads(path.read_bytes())))
+    with note.kept([Item(key="a", camera="gate", time=1e9, crop="a.jpg")]):
+        assert [content["pictures"] for content in flushed] == [["a.jpg"]]
+    note.close()
+
+
 def test_half_a_note_and_an_empty_one_are_removed(encoder, gallery):
     gallery.crops_dir.mkdir()
     picture = gallery.crops_dir / "a.jpg"
