@@ -11,6 +11,7 @@ from markdown_it.token import Token
 
 from upperson_calibration.calibration_file import SampleHashes, Samples
 from upperson_calibration.sensitivity import LayerDamage
+from upperson_export.half_sums import HalfSums
 from upperson_export.ladder import Accuracy, Compared, Drop, Measured
 from upperson_export.latency import Conditions, TowerTime
 from upperson_export.pages import (
@@ -185,6 +186,21 @@ def test_a_form_that_does_not_work_says_why() -> None:
     table = ladder_table(example_report())
     assert table.body[1][-1] == "no: it is not finite"
     assert {len(row) for row in table.body} == {len(table.head)}
+
+
+def test_sums_in_float16_are_told_in_words_and_numbers() -> None:
+    report, manifest = named("people")
+    fits = HalfSums(cosine=0.9999997, min_cosine=0.9995)
+    casts = HalfSums(cosine=0.99961, min_cosine=0.9995, float_sums=("fc1", "fc2"))
+    row = replace(report.variants["fp16"], left_out=None, half_sums={"image": casts, "text": fits})
+    report = replace(report, variants={"fp16": row})
+    assert report.as_dict()["variants"]["fp16"]["half_sums"]["image"] == {
+        "cosine": 0.99961, "min_cosine": 0.9995, "float_sums": ("fc1", "fc2"),
+    }  # fmt: skip
+    page = " ".join(model_card(report, manifest).split())
+    assert "image tower a cosine of 0.999610 to sums in float32 in the worst case" in page
+    assert "(needs 0.999500); 2 products got casts to float32." in page
+    assert "text tower a cosine of 1.000000 to sums in float32 in the worst case" in page
 
 
 def test_linears_left_in_float_come_with_their_damage() -> None:
