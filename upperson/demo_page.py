@@ -68,6 +68,7 @@ def render_page(
     run: Path,
     answer: Path,
     queries: Sequence[SampleQuery],
+    quick: bool,
 ) -> str:
     """Fill the template. Its numbers are the summary's, its pictures are embedded.
 
@@ -88,6 +89,7 @@ def render_page(
         curves=_data_url((run / "curves.png").read_bytes(), "png"),
         answer=_data_url(answer.read_bytes(), "png"),
         queries=queries,
+        quick=quick,
     )
 
 

@@ -249,6 +249,7 @@ def test_the_report_is_one_file(demo_folder):
     assert "@import" not in html
     assert "<script" not in html
     assert "url(" not in html
+    assert "A quick demo" in html, "its numbers are nobody's results"
     summary = json.loads((demo_folder / "summary.json").read_text("utf-8"))
     for model in MODELS:
         assert f"{summary[model]['mAP']:.2f}" in html

@@ -181,6 +181,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
                 run=building / "run",
                 answer=building / "answer.png",
                 queries=sample_queries(test, before, after),
+                quick=size == QUICK,
             )
             (building / "report.html").write_text(html, "utf-8")
         (building / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
