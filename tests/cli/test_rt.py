@@ -160,6 +160,13 @@ def test_errors_are_one_line_and_a_code(work, arguments, code, message):
     assert not (work / "gallery").exists()
 
 
+@pytest.mark.parametrize("asked", ["red", "--image=crops/red.png"])
+def test_no_model_is_loaded_for_a_gallery_that_is_not_there(work, asked):
+    result = run("query", asked)
+    assert result.exit_code == 3
+    assert "backend:" not in result.stderr
+
+
 def test_integrity_errors_end_with_6(work, tmp_path):
     run("index", "crops")
     other = make_toy_bundle(tmp_path / "other", seed=4)

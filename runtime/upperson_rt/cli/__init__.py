@@ -1,10 +1,7 @@
 """The command line `upperson-rt`. Commands import what is heavy when they run."""
 
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
-import typer
-
-import upperson_rt
 from upperson_rt.cli import bench, gallery
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.compile import compile_engines
@@ -15,7 +12,7 @@ from upperson_rt.cli.watch import watch
 
 __all__ = ["app", "main"]
 
-app = new_app("Find a person's pictures from a sentence.")
+app = new_app("Find a person's pictures from a sentence.", "upperson-rt")
 app.command(cls=Command)(index)
 app.command(cls=Command)(query)
 app.command(cls=Command)(watch)
@@ -23,22 +20,6 @@ app.command(cls=Command)(doctor)
 app.command("compile", cls=Command)(compile_engines)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(bench.app, name="bench")
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"upperson-rt {upperson_rt.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    """Find a person's pictures from a sentence."""
 
 
 def main() -> NoReturn:

@@ -1,6 +1,6 @@
 """How commands end: errors become one line and an exit code. Shared by both command lines.
 
-    app = new_app("Find a person's pictures from a sentence.")
+    app = new_app("Find a person's pictures from a sentence.", "upperson-rt")
 
     @app.command(cls=Command)
     def query(..., debug: Debug = False) -> None: ...
@@ -16,11 +16,12 @@ import signal
 import sys
 import traceback
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
+from upperson_rt import __version__
 from upperson_rt.errors import InputError, UppersonError
 
 __all__ = ["INTERRUPTED", "TERMINATED", "Command", "new_app", "run_app"]
@@ -63,9 +64,9 @@ class Command(TyperCommand):
             raise typer.Exit(1) from error
 
 
-def new_app(help: str) -> typer.Typer:
-    """Return an application, or a group of commands, in the house style."""
-    return typer.Typer(
+def new_app(help: str, program: str | None = None) -> typer.Typer:
+    """Return a group of commands in the house style; a program, which is named, has --version."""
+    app = typer.Typer(
         help=help,
         no_args_is_help=True,
         add_completion=False,
@@ -73,6 +74,26 @@ def new_app(help: str) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    if program is None:
+        return app
+
+    def print_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"{program} {__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool,
+            typer.Option(
+                "--version", callback=print_version, is_eager=True, help="Show the version."
+            ),
+        ] = False,
+    ) -> None:
+        pass
+
+    return app
 
 
 def run_app(app: typer.Typer, name: str) -> NoReturn:

@@ -45,11 +45,13 @@ def open_store(
     from upperson_rt.gallery import Gallery
 
     opened = Bundle.open(bundle, variant, backend, device, threads=threads)
-    running = opened.backend(tower)
-    print_note(backend_line(running.name, running.version, running.device, backend))
     manifest = opened.manifest
     dim = manifest.model.embed_dim
+    if create:
+        opened.backend(tower)  # No gallery is made for a model that does not run,
     with Gallery.open(gallery, manifest.fingerprint, dim, create=create) as store:
+        running = opened.backend(tower)  # and none is loaded for a gallery that is not there.
+        print_note(backend_line(running.name, running.version, running.device, backend))
         yield opened, running, store
 
 
