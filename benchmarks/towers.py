@@ -149,7 +149,7 @@ class Contender:
 
     run: Callable[[], Embeds]
     flop: int
-    """Of the folded tower's matrix products for one item, whatever the contender computes."""
+    """Work of the folded tower's matrix products for one item, whatever the contender computes."""
 
 
 def image_contenders(

@@ -80,7 +80,7 @@ class Measured:
     """One contender."""
 
     losses: Sequence[float]
-    """Of every step, warm-up included."""
+    """Loss of every step, warm-up included."""
     timing: Timing
     peak_extra_bytes: int | None
     """See :mod:`benchmarks.training_step`; None where it cannot be measured."""

@@ -1,4 +1,4 @@
-"""``python -m upperson``, the form in which torchrun and accelerate launch start the program."""
+"""``python -m upperson``, as torchrun and accelerate launch start the program."""
 
 from upperson.cli import main
 

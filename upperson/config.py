@@ -25,7 +25,7 @@ from upperson_rt.strict import read_fields, suggestion
 RECIPES = Path(__file__).parent / "recipes"
 
 LARGEST = 1e30
-"""Of a rate or epsilon: beyond it float32 overflows."""
+"""A rate or epsilon may not exceed it: float32 would overflow."""
 
 MOST_PX = 4096
 

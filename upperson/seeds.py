@@ -25,7 +25,7 @@ class SeedsPlan:
     """Number of runs."""
 
     config: TrainConfig
-    """Of the first run; the others count its seed up."""
+    """Configuration of the first run; the others count its seed up."""
 
     def to_yaml(self) -> str:
         """Return the plan as YAML that :func:`upperson.config.read_yaml` reads back."""

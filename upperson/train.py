@@ -42,7 +42,7 @@ class Step:
     """In its epoch, from 0."""
 
     steps: int
-    """Of an epoch."""
+    """Steps in an epoch."""
 
     loss: float
     lr: float
@@ -74,7 +74,7 @@ class TrainResult:
     val: RetrievalMetrics | None
     test: RetrievalMetrics | None
     seconds: float
-    """Of all processes that one after the other worked at the run."""
+    """Work on the run, added up over interrupted and resumed processes."""
 
 
 def train(

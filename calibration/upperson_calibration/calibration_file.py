@@ -44,7 +44,7 @@ class SampleHashes:
     """Where they came from, for people."""
 
     sha256: tuple[Sha256, ...]
-    """Of each picture's pixels at the model's size, or of each caption's ids; sorted."""
+    """One for each picture's pixels at the model's size, or each caption's ids; sorted."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sha256", tuple(sorted(self.sha256)))
@@ -116,7 +116,7 @@ class TowerCalibration:
     """What was found for one tower."""
 
     graph_sha256: str
-    """Of the float32 ONNX file before smoothing."""
+    """Hash of the float32 ONNX file before smoothing."""
 
     forms: Mapping[Smoothness, Ranges]
     """Ranges of the towers that were looked at."""
@@ -148,7 +148,7 @@ class Calibration:
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
+        """Hash of what `to_json` writes."""
         return hashlib.sha256(self.to_json().encode("utf-8")).hexdigest()
 
     def require_estimator(self, asked: Estimator | None) -> Estimator:

@@ -1,4 +1,4 @@
-"""Transformer blocks in their deployed form: plain layers with constants, no trained part left.
+"""Transformer blocks as they are deployed: plain layers with constants, no trained part left.
 
 Written for ONNX: weights are stored the way MatMul reads them ([in, out]), and attention is spelled
 out with the scale already inside the query rows.

@@ -1,4 +1,4 @@
-"""The deployed form of a tower: plain layers with constants, no trained part left.
+"""A tower as it is deployed: plain layers with constants, no trained part left.
 
 Masks are finite, and the last block computes queries and MLP for the pooled token only, since
 nothing else of its output is used.
@@ -71,7 +71,7 @@ class PlainTower(nn.Module):
     """A tower made of blocks that describe themselves."""
 
     blocks: nn.ModuleList
-    """Of `PlainBlock`, or of what describes itself likewise."""
+    """`PlainBlock`s, or blocks with the same description."""
 
     def sites(self) -> dict[str, Site]:
         """Return where channels can be divided, by names such as ``blocks.0.ln_1``."""

@@ -15,11 +15,11 @@ import torch
 from upperson_export.plain import PlainTower
 from upperson_rt.errors import InputError
 
-Tower = TypeVar("Tower", bound=PlainTower)
+AnyPlainTower = TypeVar("AnyPlainTower", bound=PlainTower)
 
 
 @torch.no_grad()
-def smooth(tower: Tower, factors: Mapping[str, npt.NDArray[np.float32]]) -> Tower:
+def smooth(tower: AnyPlainTower, factors: Mapping[str, npt.NDArray[np.float32]]) -> AnyPlainTower:
     """Return a copy of a folded tower that computes the same from smoother activations.
 
     Args:

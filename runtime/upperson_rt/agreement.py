@@ -55,7 +55,7 @@ class Agreement:
 
     @property
     def min_cosine(self) -> float:
-        """The lowest cosine."""
+        """Cosine of the pair that agrees least."""
         return float(self.cosine_N.min())
 
     @property
@@ -75,7 +75,7 @@ class Agreement:
 
     @property
     def max_error(self) -> float:
-        """The largest error."""
+        """Largest difference of any component."""
         return float(self.error_N.max())
 
     @property

@@ -31,7 +31,7 @@ class Check:
 
 
 OPTIONAL = "not installed (optional)"
-"""Of a package that some installations do without."""
+"""How a package is listed that some installations do without."""
 
 _OLDEST_SQLITE = (3, 24, 0)  # The first with UPSERT.
 _OPENCV = (

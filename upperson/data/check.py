@@ -40,7 +40,7 @@ class CheckReport:
     images_decoded: bool
 
     counts: Mapping[Split, Counts]
-    """Of every split; an image that is listed twice in one of the person sets counts twice."""
+    """What each split holds; an image that a person set lists twice counts twice."""
 
     published: Mapping[Split, Counts] | None
     """None for formats that anybody's data can have. A split that does not exist is left out."""

@@ -120,7 +120,7 @@ class SceneSet:
     """How the names of its files begin."""
 
     counts: Mapping[Split, Counts]
-    """An id is an image."""
+    """Published sizes; an id is an image."""
 
     def open(self, root: Path) -> AnnotatedSet:
         """Find the set in ``root`` or in the folder of its name there.

@@ -37,7 +37,7 @@ BASES = ("ViT-B-16-quickgelu", "ViT-B-32-quickgelu", "ViT-L-14-quickgelu")
 """Bases that are recognised: OpenAI's, which is what the official code starts from."""
 
 TEMPERATURE = 0.02
-"""Of the official losses. It is no tensor there, but a CLIP of open_clip has one for it."""
+"""Used by the official losses. It is no tensor there, but a CLIP of open_clip has one for it."""
 
 _LOGIT_SCALE = f"{CLIP}logit_scale"
 _PATCHES = f"{CLIP}visual.conv1.weight"

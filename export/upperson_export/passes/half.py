@@ -19,7 +19,7 @@ LIMIT = 32_752.0
 """Half of float16's largest number: what calibration saw may be exceeded later."""
 
 MAX_RELATIVE_ERROR = 1e-3
-"""Of a constant's rounding, in norm; rounding to 11 bits gives 2e-4, lost small numbers more."""
+"""Rounding a constant may change its norm by this; 11 bits give 2e-4, lost small numbers more."""
 
 ERROR = "/sum_error"
 SUM_OF = 8

@@ -23,7 +23,7 @@ __all__ = ["PipelineBench", "bench_pipeline"]
 
 _LEAST_PEOPLE, _MOST_PEOPLE = 4, 200
 _MOST_FPS = 30.0
-"""Of a camera; a faster encoder gets more people a frame instead."""
+"""Fastest camera; a faster encoder gets more people a frame instead."""
 _FRAME_SIZE = (720, 1280)
 _PERSON_PX = (320, 120)
 _CAPACITY_S = 3.0
@@ -55,7 +55,7 @@ class PipelineBench:
     """Height and width in pixels."""
     seconds: float
     warm_share: float
-    """Of the time, before memory and the encoder's work count."""
+    """Part of the time that passes before memory and the encoder's work count."""
     capacity_per_s: float
     """Crops that the encoder alone embeds, before the pipeline starts."""
     offered_per_s: float

@@ -18,7 +18,7 @@ class Startup:
     """A fresh process that is ready to embed pictures and sentences."""
 
     version: str
-    """Of the backend's library."""
+    """Version of the backend's library."""
     device: str
     """What really runs."""
     float_type: str | None

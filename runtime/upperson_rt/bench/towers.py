@@ -59,9 +59,9 @@ class Case:
     """``pictures``, ``captions`` padded to the longest of the batch, or ``padded captions``, to the
     model's context length."""
     shape: tuple[int, ...]
-    """Of the array that enters the tower."""
+    """Shape of the array that enters the tower."""
     timings: dict[str, Timing]
-    """Of a run of the batch, by the contender's name."""
+    """Runs of the batch, by the contender's name."""
 
 
 @dataclass(kw_only=True, slots=True)

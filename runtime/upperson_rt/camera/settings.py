@@ -79,7 +79,7 @@ class PipelineSettings:
     save_crops: bool = True
     """Save the pictures under ``gallery.crops_dir``."""
     jpeg_quality: int = 90
-    """Of saved pictures, 1 to 100."""
+    """Quality of saved pictures, 1 to 100."""
     batch_size: int = 16
     """Crops embedded and committed at a time."""
     max_delay_s: float = 0.5

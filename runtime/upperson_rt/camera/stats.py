@@ -140,7 +140,7 @@ class CameraStats:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineStats:
-    """A whole pipeline."""
+    """Counts, latencies and queues of a whole pipeline."""
 
     seconds: float
     """Since the start."""
@@ -148,7 +148,7 @@ class PipelineStats:
     batches: int
     encoder_busy_s: float
     encoder_busy_share: float
-    """Of the time since the start."""
+    """Part of the time since the start, 0 to 1."""
     frame_queues: Mapping[str, int]
     """Frames that wait, by camera."""
     crop_queue: int

@@ -23,7 +23,7 @@ class _Track:
     number: int
     box: NDArray[np.float64]
     velocity: NDArray[np.float64]
-    """Of the whole box, in pixels a second."""
+    """How the whole box moves, in pixels a second."""
     seen: float
     sightings: int = 1
 

@@ -65,7 +65,7 @@ class Gallery(ABC):
     """
 
     _most_hits: int | None = None
-    """Of one query, where a store has a limit."""
+    """Largest k of a query, where a store has a limit."""
 
     def __init__(self, location: str, meta: Meta, crops_dir: Path | None = None) -> None:
         """Use `Gallery.open`."""

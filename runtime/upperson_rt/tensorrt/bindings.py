@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 OLDEST_VERSION = (10, 3)
-"""Of JetPack 6."""
+"""JetPack 6 has this one."""
 
 _START_SECONDS = 60
 

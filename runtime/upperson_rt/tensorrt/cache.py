@@ -84,17 +84,17 @@ class EngineRecord:
     profile: InputProfile
     workspace_mib: Positive
     variant: str
-    """Of the bundle it was built from; for people."""
+    """Which variant of its bundle it was built from; for people."""
     model: str
     """Name of the model, for people."""
     sha256: str
-    """Of the engine."""
+    """Hash of the engine file."""
     size_bytes: Count
     built: str
     """ISO 8601, UTC."""
     build_seconds: float
     versions: dict[str, str]
-    """Of everything that took part, such as ``onnxruntime`` and ``driver``."""
+    """What took part, such as ``onnxruntime`` and ``driver``, by name."""
     min_cosine: float
     """Lowest cosine to ONNX Runtime that was allowed."""
     comparisons: tuple[Comparison, ...]

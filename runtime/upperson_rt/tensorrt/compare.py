@@ -36,7 +36,7 @@ class Comparison:
     inputs: str
     """What went in, such as ``images`` or ``3 to 77 tokens``."""
     min_cosine: float
-    """The worst row."""
+    """Cosine of the worst row."""
     max_error: float
     """Largest difference of two numbers."""
 

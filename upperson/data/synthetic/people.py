@@ -215,7 +215,7 @@ _TABLES: Mapping[str, Mapping[Any, Value]] = {
     "shoes": SHOES,
     "upper": UPPERS,
 }
-"""Of the fields that vary; the others are colours."""
+"""Fields that vary in kind; the others are colours."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class SqliteMeta(Meta):
     """The table `meta`."""
 
     identity: str
-    """Of this one gallery, so that an index is not used with another one."""
+    """Unique to this gallery, so that an index is not used with another one."""
 
 
 def make(file: Path, fingerprint: str, embed_dim: int) -> None:

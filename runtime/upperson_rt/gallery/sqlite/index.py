@@ -59,7 +59,7 @@ class Snapshot:
     segments: tuple[Segment, ...]
     tail: Tail
     stamp: Stamp | None = None
-    """Of the file that the first segment came from."""
+    """Stands in the file that the first segment came from."""
 
     @property
     def is_exact(self) -> bool:

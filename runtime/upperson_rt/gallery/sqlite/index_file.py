@@ -41,7 +41,7 @@ class Stamp:
     """What an index was made from, and how."""
 
     identity: str
-    """Of the gallery."""
+    """The gallery's, see `database.SqliteMeta`."""
     seq: int
     """Last entry of the log of changes."""
     last_id: int
