@@ -6,6 +6,8 @@ with its own ``pytest.mark.timeout``.
 
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,8 @@ for _name in (
     "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS",  # These make help texts coloured.
 ):  # fmt: skip
     os.environ.pop(_name, None)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers share one folder; it goes at the end.
+    os.environ["UPPERSON_CACHE"] = tempfile.mkdtemp(prefix="upperson-tests-")
 
 TESTS = Path(__file__).parent
 
@@ -36,6 +40,11 @@ TIER_TIMEOUT_S = {
     "gpu": 600,  # On an NVIDIA GPU; skipped where there is none.
 }
 """Seconds a test may take, without its fixtures: those that take long have their own limit."""
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["UPPERSON_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

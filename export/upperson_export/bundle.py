@@ -156,7 +156,7 @@ def export_bundle(
         )
         files.finish(report)
         for variant in files.graphs:
-            Bundle.open(folder, variant).check_canaries()
+            Bundle.open(folder, variant, "onnxruntime").check_canaries()
     return report
 
 

@@ -1,13 +1,16 @@
 """A bundle: the folder that holds everything needed to embed pictures and sentences."""
 
+import logging
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.backends import open_backend
+from upperson_rt.backends import installed_backends, open_backend
+from upperson_rt.backends.fastest import Choice, Contest
 from upperson_rt.canaries import Canaries, CanaryCheck, check_tower
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UsageError
@@ -20,6 +23,8 @@ from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
 __all__ = ["MANIFEST_FILE", "Bundle", "open_encoder", "read_manifest"]
 
 MANIFEST_FILE = "bundle.json"
+
+_log = logging.getLogger(__name__)
 
 
 def open_encoder(
@@ -66,6 +71,7 @@ class Bundle:
         self._threads = threads
         self._verify = verify
         self._towers: dict[Tower, Backend] = {}
+        self._choices: dict[Tower, Choice] = {}
         self._locks = {tower: threading.Lock() for tower in TOWERS}
 
     @classmethod
@@ -83,7 +89,9 @@ class Bundle:
         Args:
             path: The folder.
             variant: Which precision; by default the manifest's default.
-            backend: See `open_backend`.
+            backend: See `open_backend`. ``auto`` takes the fastest one on a CPU, which is measured
+                once for each machine and image tower (`upperson_rt.backends.fastest`); for a text
+                tower the first one that is installed, unless it has been measured, too.
             device: See `open_backend`.
             verify: Check the hashes of tokenizer and canaries now, and a tower's hash and
                 canaries when it is loaded. Only switch it off to look into a bundle that is
@@ -138,11 +146,14 @@ class Bundle:
         """
         with self._locks[tower]:
             if tower not in self._towers:
-                loaded = self._load(tower)
-                if self._verify:
-                    self._check(tower, loaded)
-                self._towers[tower] = loaded
+                # A single query would be answered long before backends are measured for it.
+                self._open(tower, measure=tower == "image", check=self._verify)
             return self._towers[tower]
+
+    def choice(self, tower: Tower) -> Choice:
+        """Return why a tower runs where it does; it is loaded as by `backend`."""
+        self.backend(tower)
+        return self._choices[tower]
 
     def check_files(self) -> None:
         """Check the hashes of both towers now, for programs that use the files themselves.
@@ -163,19 +174,57 @@ class Bundle:
         checks = []
         for tower, lock in self._locks.items():
             with lock:
-                loaded = self._towers.get(tower) or self._load(tower)
-                checks += self._check(tower, loaded)
-                self._towers[tower] = loaded
+                if tower in self._towers:
+                    checks += self._check(tower, self._towers[tower])
+                else:
+                    checks += self._open(tower, measure=True, check=True)
         return checks
 
     def encoder(self) -> Encoder:
         """Return the encoder of this bundle."""
         return Encoder(self.manifest, self.variant, self.tokenizer, self.backend)
 
-    def _load(self, tower: Tower) -> Backend:
+    def _open(self, tower: Tower, *, measure: bool, check: bool) -> list[CanaryCheck]:
+        """Load a tower; its lock is held.
+
+        Args:
+            tower: Which of the two.
+            measure: Find the fastest backend, if ``auto`` may choose and it is not known.
+            check: Run the canaries.
+        """
         entry = self.entry.file(tower)
         _check_file(self.path, entry, check_hash=self._verify)
-        return open_backend(self.path / entry.file, self._backend, self._device, self._threads)
+        auto = self._backend == "auto"
+        names = installed_backends(self._device) if auto else (self._backend,)
+        load = partial(self._load, tower)
+        taken = None
+        if len(names) > 1 and check and self._device.lower() == "cpu":
+            contest = Contest(
+                names=names,
+                tower=tower,
+                graph_sha256=entry.sha256,
+                threads=self._threads,
+                inputs=self.canaries.images if tower == "image" else self.canaries.input_ids,
+                load=load,
+                check=partial(self._check, tower),
+            )
+            taken = contest.decide() if measure else contest.known()
+        if taken is None:
+            loaded = load(names[0])
+            checks = self._check(tower, loaded) if check else []
+            which = "only" if len(names) == 1 else "first"
+            why = f"auto: the {which} one installed" if auto else "as asked for"
+            taken = loaded, checks, Choice(why=why)
+        self._towers[tower], checks, self._choices[tower] = taken
+        running, why = self._towers[tower], self._choices[tower].why
+        _log.info(
+            "%s tower: %s %s on %s (%s)", tower, running.name, running.version, running.device, why
+        )
+        return checks
+
+    def _load(self, tower: Tower, name: str) -> Backend:
+        path = self.path / self.entry.file(tower).file
+        return open_backend(path, name, self._device, self._threads)
 
     def _check(self, tower: Tower, backend: Backend) -> list[CanaryCheck]:
         def embed(inputs: NDArray[np.generic]) -> NDArray[np.float32]:

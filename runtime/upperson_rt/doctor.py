@@ -16,6 +16,7 @@ from upperson_rt.errors import BackendError, UppersonError, install_command
 from upperson_rt.gallery import Gallery
 from upperson_rt.installed import OPTIONAL, Check, failed, installed_checks, version_of
 from upperson_rt.tensorrt.cuda import probe_cuda_driver
+from upperson_rt.towers import TOWERS, Tower
 
 __all__ = ["Check", "diagnose", "kernel_driver"]
 
@@ -146,7 +147,7 @@ def _device(backend: str, device: str) -> list[Check]:
         )
         return [failed("device", wrong, "install the library or the driver again")]
     facts = {"backend": running.name, "version": running.version, "device": running.device}
-    how = "chosen by auto" if backend == "auto" else "as asked for"
+    how = "the first one installed" if backend == "auto" else "as asked for"
     detail = f"{running.name} {running.version} really runs on {running.device} ({how})"
     return [Check("device", "ok", detail, facts=facts)]
 
@@ -250,16 +251,18 @@ def _bundle(
     ]
     try:
         canaries = bundle.check_canaries()
-        running = bundle.backend("image")
     except UppersonError as error:
         return [*checks, _fail_from_error("canaries", error)], bundle.manifest.fingerprint
     worst = min(canary.min_cosine for canary in canaries)
+    towers = {tower: bundle.backend(tower) for tower in TOWERS}
+    places = [f"{found.name} {found.version} on {found.device}" for found in towers.values()]
+    running = towers["image"]
     checks.append(
         Check(
             "canaries",
             "ok",
             f"lowest cosine {worst:.6f} (needs {bundle.entry.canary_min_cosine}) with "
-            f"{running.name} {running.version} on {running.device}",
+            f"{' and '.join(dict.fromkeys(places))}",
             facts={
                 "min_cosine": worst,
                 "backend": running.name,
@@ -268,7 +271,29 @@ def _bundle(
             },
         )
     )
+    checks += [_tower(bundle, tower) for tower in TOWERS]
     return checks, bundle.manifest.fingerprint
+
+
+def _tower(bundle: Bundle, tower: Tower) -> Check:
+    """Say what runs a tower and why, with what was measured."""
+    running, choice = bundle.backend(tower), bundle.choice(tower)
+    detail = f"{running.name} {running.version} on {running.device} ({choice.why})"
+    facts: dict[str, Any] = {"backend": running.name, "why": choice.why}
+    fix = ""
+    if choice.measurement is not None:
+        found = choice.measurement
+        facts |= {
+            "milliseconds": found.milliseconds,
+            "pictures": found.pictures,
+            "left_out": found.left_out,
+            "file": None if choice.file is None else str(choice.file),
+        }
+        detail += "".join(f"; {name}: {problem}" for name, problem in found.left_out.items())
+        if choice.problem:
+            fix = f"{choice.problem}: name a folder to keep measurements in  $UPPERSON_CACHE"
+    sound = not fix and not facts.get("left_out")
+    return Check(f"{tower} tower", "ok" if sound else "warn", detail, fix, facts=facts)
 
 
 def _gallery(location: str | Path, fingerprint: str | None) -> Check:

@@ -21,6 +21,7 @@ from upperson_rt.locks import lock_until_closed, try_lock
 
 __all__ = [
     "all_names",
+    "cache_folder",
     "new_folder",
     "require_place",
     "require_writable",
@@ -34,6 +35,21 @@ Foreign: TypeAlias = Callable[[Path], Collection[str]]
 
 _RENAME_EXCHANGE = 2  # renameat2(2)
 _AT_FDCWD = -100
+
+
+def cache_folder() -> Path:
+    """Return `$UPPERSON_CACHE`, else ``upperson`` in the user's cache folder (XDG).
+
+    Raises:
+        InputError: The user has no home folder.
+    """
+    if named := os.environ.get("UPPERSON_CACHE"):
+        return Path(named)
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))  # The standard ignores relative paths.
+    try:
+        return (caches if caches.is_absolute() else Path.home() / ".cache") / "upperson"
+    except RuntimeError as error:
+        raise InputError("there is no home folder for a cache: set $UPPERSON_CACHE") from error
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -4,12 +4,13 @@ import platform
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
 from upperson_rt.errors import BackendError, install_command
 from upperson_rt.jetson import jetson_advice, jetson_line, jetson_release
+from upperson_rt.machine import version_of
 
 __all__ = ["OPTIONAL", "Check", "failed", "installed_checks", "version_of"]
 
@@ -52,14 +53,6 @@ def installed_checks() -> list[Check]:
         _optional("pymilvus", "milvus"),
         _optional("prometheus-client", "metrics"),
     ]
-
-
-def version_of(distribution: str) -> str | None:
-    """Return the version of an installed distribution, or None."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def failed(name: str, detail: str, fix: str) -> Check:

@@ -10,7 +10,7 @@ from typing import Any
 
 from upperson_rt import __version__
 
-__all__ = ["Processor", "describe_machine", "machine_lines", "processor"]
+__all__ = ["Processor", "describe_machine", "machine_lines", "processor", "version_of"]
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -41,7 +41,7 @@ def describe_machine(*packages: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "upperson": __version__,
-        **({"packages": {name: _version(name) for name in packages}} if packages else {}),
+        **({"packages": {name: version_of(name) for name in packages}} if packages else {}),
     }
 
 
@@ -59,7 +59,8 @@ def machine_lines(machine: Mapping[str, Any], threads: int | None) -> str:
     )
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -89,10 +90,13 @@ def processor() -> Processor:
     """Return the processor of this machine."""
     name, flags = platform.processor() or platform.machine(), None
     if _CPUINFO.is_file():
-        for line in _CPUINFO.read_text("utf-8", errors="replace").splitlines():
-            key, _, value = (part.strip() for part in line.partition(":"))
-            if key == "model name":
-                name = value
-            elif key in ("flags", "Features"):
-                flags = frozenset(value.split())
+        with _CPUINFO.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                key, _, value = (part.strip() for part in line.partition(":"))
+                if key == "model name":
+                    name = value
+                elif key in ("flags", "Features"):
+                    flags = frozenset(value.split())
+                elif not key and flags:  # The next core, of many.
+                    break
     return Processor(name, flags)

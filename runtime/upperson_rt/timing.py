@@ -49,6 +49,7 @@ def time_in_turns(
     warmup: int,
     rounds: int,
     seconds: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
     cpu_clock: Callable[[], float] | None = time.process_time,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Timing]:
@@ -59,6 +60,7 @@ def time_in_turns(
         warmup: Rounds before the timed ones.
         rounds: Timed rounds, at least one.
         seconds: Go on with more rounds until the timed ones took this long.
+        clock: Wall time in seconds.
         cpu_clock: Processor time in seconds. The usual one counts all threads of this process, and
             other processes hardly change it.
         progress: Told the number of rounds that are over, warm-up included.
@@ -69,16 +71,16 @@ def time_in_turns(
     names = list(contenders)
     wall: dict[str, list[float]] = {name: [] for name in names}
     cpu: dict[str, list[float]] = {name: [] for name in names}
-    done, began = 0, time.perf_counter()
-    while done < warmup + rounds or time.perf_counter() - began < seconds:
+    done, began = 0, clock()
+    while done < warmup + rounds or clock() - began < seconds:
         if done == warmup:
-            began = time.perf_counter()
+            began = clock()
         first = done % len(names)
         for name in names[first:] + names[:first]:
-            started, cpu_started = time.perf_counter(), cpu_clock() if cpu_clock else 0.0
+            started, cpu_started = clock(), cpu_clock() if cpu_clock else 0.0
             contenders[name]()
             if done >= warmup:
-                wall[name].append(time.perf_counter() - started)
+                wall[name].append(clock() - started)
                 if cpu_clock:
                     cpu[name].append(cpu_clock() - cpu_started)
         done += 1

@@ -56,7 +56,7 @@ def test_a_dry_run_shows_what_would_go(work):
     assert table[0].split() == ["rank", "score", "camera", "picture"]
     assert [line.split()[-1].rsplit("/", 1)[-1] for line in table[1:3]] == ["red.png", "r2.png"]
     assert "1.000" in table[1]
-    assert "backend: onnxruntime" in result.stderr
+    assert "backend: " in result.stderr
     assert left() == ALL
 
 

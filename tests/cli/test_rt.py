@@ -25,8 +25,8 @@ def test_from_pictures_to_hits(work):
     result = run("index", "crops", "--camera", "gate", "--batch-size", 4)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == "indexed 6 pictures; gallery gallery now holds 6\n"
-    assert "backend: onnxruntime" in result.stderr
-    assert "(auto: onnxruntime, then openvino)" in result.stderr
+    (backend,) = [line for line in result.stderr.splitlines() if line.startswith("backend: ")]
+    assert " on cpu (auto: " in backend
 
     result = run("query", "woman in red coat", "-k", 2)
     assert result.exit_code == 0
@@ -37,7 +37,7 @@ def test_from_pictures_to_hits(work):
 
 
 def test_json_is_the_only_thing_on_stdout(work):
-    indexed = run_json("index", "crops")
+    indexed = run_json("index", "crops", "--backend", "onnxruntime")
     assert indexed == {
         "indexed": 6,
         "timed": 0,

@@ -7,13 +7,16 @@ from typing import Literal, TypeAlias, get_args
 from upperson_rt.errors import BackendError, UsageError, install_command
 from upperson_rt.towers import Backend
 
-__all__ = ["BackendName", "auto_order", "open_backend"]
+__all__ = ["BackendName", "auto_order", "installed_backends", "open_backend"]
 
 BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
 
 
 def auto_order(device: str = "cpu") -> tuple[str, ...]:
-    """Return the backends that ``auto`` considers for a device, the preferred one first."""
+    """Return the backends that ``auto`` considers for a device.
+
+    The first one that is installed runs, except on a CPU: see `upperson_rt.backends.fastest`.
+    """
     on_gpu, elsewhere = ("tensorrt", "onnxruntime"), ("onnxruntime", "openvino")
     return on_gpu if device.startswith("cuda") else elsewhere
 
@@ -29,8 +32,9 @@ def open_backend(
     Args:
         path: The ONNX file.
         backend: ``onnxruntime``, ``openvino``, ``tensorrt``, or ``auto``: the first of
-            `auto_order` that is installed. A backend that is installed but fails is an error;
-            nothing falls back. ``tensorrt`` runs engines that ``upperson-rt compile`` has built.
+            `auto_order` that is installed; a bundle chooses better, see `Bundle.open`. A backend
+            that is installed but fails is an error; nothing falls back. ``tensorrt`` runs engines
+            that ``upperson-rt compile`` has built.
         device: ``cpu``, ``cuda``, ``cuda:N`` (tensorrt, onnxruntime), ``gpu`` or ``npu``
             (openvino).
         threads: CPU threads; None lets the library choose. Of no use to ``tensorrt``.
@@ -43,7 +47,7 @@ def open_backend(
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
     device = device.lower()
-    match _first_installed(device) if backend == "auto" else backend:
+    match installed_backends(device)[0] if backend == "auto" else backend:
         case "onnxruntime":
             from upperson_rt.backends.onnxruntime import OnnxRuntimeBackend
 
@@ -62,11 +66,15 @@ def open_backend(
             )
 
 
-def _first_installed(device: str) -> str:
+def installed_backends(device: str) -> tuple[str, ...]:
+    """Return those of `auto_order` that are installed; there is at least one.
+
+    Raises:
+        BackendError: None is.
+    """
     order = auto_order(device)
-    for name in order:
-        if find_spec(name) is not None:
-            return name
+    if found := tuple(name for name in order if find_spec(name) is not None):
+        return found
     extra = "gpu" if device.startswith("cuda") else "cpu"
     raise BackendError(
         f"no inference backend for the device '{device}' is installed (looked for "

@@ -298,7 +298,7 @@ def pipeline(
     policy = check_policy(drop)
     opened = Bundle.open(bundle, variant, backend, device, threads=threads)
     used = opened.backend("image")
-    print_note(backend_line(used.name, used.version, used.device, backend))
+    print_note(backend_line(opened, "image"))
     with (
         tempfile.TemporaryDirectory(prefix="upperson-bench-") as folder,
         show_progress() as progress,

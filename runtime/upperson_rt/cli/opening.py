@@ -51,7 +51,7 @@ def open_store(
         opened.backend(tower)  # No gallery is made for a model that does not run,
     with Gallery.open(gallery, manifest.fingerprint, dim, create=create) as store:
         running = opened.backend(tower)  # and none is loaded for a gallery that is not there.
-        print_note(backend_line(running.name, running.version, running.device, backend))
+        print_note(backend_line(opened, tower))
         yield opened, running, store
 
 

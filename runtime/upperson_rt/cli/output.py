@@ -13,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Hit, Item
+    from upperson_rt.towers import Tower
 
 __all__ = [
     "backend_line",
@@ -116,12 +118,10 @@ def short_path(path: str) -> Text:
     return Text(str(full))
 
 
-def backend_line(name: str, version: str, device: str, requested: str) -> str:
-    """Return what really runs, and how it came to be chosen."""
-    from upperson_rt.backends import auto_order
-
-    how = f" (auto: {', then '.join(auto_order(device))})" if requested == "auto" else ""
-    return f"backend: {name} {version} on {device}{how}"
+def backend_line(bundle: "Bundle", tower: "Tower") -> str:
+    """Return what really runs a tower, and how it came to be chosen; it is loaded if need be."""
+    running, choice = bundle.backend(tower), bundle.choice(tower)
+    return f"backend: {running.name} {running.version} on {running.device} ({choice.why})"
 
 
 def print_hits(hits: "Sequence[Hit]") -> None:

@@ -17,24 +17,16 @@ from pathlib import Path
 from types import ModuleType
 
 from upperson_rt.errors import BackendError, InputError, IntegrityError
-from upperson_rt.files import write_atomically
+from upperson_rt.files import cache_folder, write_atomically
 from upperson_rt.locks import lock_until_closed
 from upperson_rt.strict import Count, Positive, read_fields, read_json, require_version
 from upperson_rt.tensorrt.builder import InputProfile
 from upperson_rt.tensorrt.compare import Comparison
 from upperson_rt.tensorrt.cuda import Cuda
 
-__all__ = ["EngineCache", "EngineRecord", "Target", "cache_folder"]
+__all__ = ["EngineCache", "EngineRecord", "Target"]
 
 _SCHEMA_VERSION = 1
-
-
-def cache_folder() -> Path:
-    """Return `$UPPERSON_CACHE`, else ``upperson`` in the user's cache folder (XDG)."""
-    if named := os.environ.get("UPPERSON_CACHE"):
-        return Path(named)
-    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))  # The standard ignores relative paths.
-    return (caches if caches.is_absolute() else Path.home() / ".cache") / "upperson"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 
+ORT = "onnxruntime"
+
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
@@ -44,7 +46,7 @@ def test_default_and_explicit_variant(folder):
 
 
 def test_canaries_pass_alone_in_an_odd_batch_and_in_one_of_eight(folder):
-    checks = Bundle.open(folder, threads=1).check_canaries()
+    checks = Bundle.open(folder, backend=ORT, threads=1).check_canaries()
     assert [(c.tower, c.batch_size) for c in checks] == [
         (tower, size) for tower in ("image", "text") for size in (1, 3, 8)
     ]
@@ -52,7 +54,7 @@ def test_canaries_pass_alone_in_an_odd_batch_and_in_one_of_eight(folder):
 
 
 def test_towers_are_loaded_once_and_when_needed(folder):
-    bundle = Bundle.open(folder, threads=1)
+    bundle = Bundle.open(folder, backend=ORT, threads=1)
     (folder / "image.int8.onnx").unlink()  # Nobody asks for it below.
     assert bundle.backend("text") is bundle.backend("text")
 
@@ -95,21 +97,21 @@ def test_a_towers_hash_is_checked_when_it_is_loaded(folder):
     path = folder / "text.int8.onnx"
     *kept, last = path.read_bytes()
     path.write_bytes(bytes([*kept, last ^ 1]))
-    encoder = Bundle.open(folder, threads=1).encoder()
+    encoder = Bundle.open(folder, backend=ORT, threads=1).encoder()
     assert encoder.encode_pixels(np.zeros((1, 24, 8, 3), np.uint8)).shape == (1, EMBED_DIM)
     with pytest.raises(IntegrityError, match=r"text\.int8\.onnx has sha256"):
         encoder.encode_texts(["red"])
 
 
 def test_threads_that_need_a_tower_at_once_load_it_once(folder, monkeypatch):
-    bundle = Bundle.open(folder, threads=1)
+    bundle = Bundle.open(folder, backend=ORT, threads=1)
     load, loaded = bundle._load, []
     together = threading.Barrier(8)
 
-    def slowly(tower):
+    def slowly(tower, name):
         loaded.append(tower)
         time.sleep(0.05)
-        return load(tower)
+        return load(tower, name)
 
     def embed(number):
         together.wait()
@@ -126,9 +128,9 @@ def test_threads_that_need_a_tower_at_once_load_it_once(folder, monkeypatch):
 
 
 def test_a_tower_that_failed_to_load_is_tried_again(folder, monkeypatch):
-    bundle = Bundle.open(folder, threads=1)
+    bundle = Bundle.open(folder, backend=ORT, threads=1)
     load = bundle._load
-    monkeypatch.setattr(bundle, "_load", lambda tower: open_backend(folder / "gone.onnx"))
+    monkeypatch.setattr(bundle, "_load", lambda *_: open_backend(folder / "gone.onnx"))
     with pytest.raises(BackendError, match="cannot load"):
         bundle.backend("text")
     monkeypatch.setattr(bundle, "_load", load)
@@ -160,13 +162,13 @@ def test_path_escape_is_refused(folder):
 def test_another_model_behind_right_hashes_is_caught_by_the_canaries(folder, tmp_path):
     other = make_toy_bundle(tmp_path / "other", seed=5)
     replace_in_bundle(folder, "text.int8.onnx", (other / "text.int8.onnx").read_bytes())
-    bundle = Bundle.open(folder, threads=1)
+    bundle = Bundle.open(folder, backend=ORT, threads=1)
     with pytest.raises(IntegrityError, match=r"text tower at batch 1: canary \d has cosine"):
         bundle.encoder().encode_texts(["red"])
     with pytest.raises(IntegrityError, match=r"onnxruntime .* on cpu, text tower at batch 1"):
         bundle.check_canaries()
     bundle.backend("image")  # That one is fine.
-    unchecked = Bundle.open(folder, threads=1, verify=False).encoder()
+    unchecked = Bundle.open(folder, backend=ORT, threads=1, verify=False).encoder()
     assert unchecked.encode_texts(["red"]).shape == (1, EMBED_DIM)
 
 
@@ -191,30 +193,30 @@ class FakeBackend:
     ],
 )
 def test_broken_backends_are_caught(folder, monkeypatch, answer, message):
-    bundle = Bundle.open(folder)
-    monkeypatch.setattr(bundle, "_load", lambda tower: FakeBackend(answer))
+    bundle = Bundle.open(folder, backend=ORT)
+    monkeypatch.setattr(bundle, "_load", lambda *_: FakeBackend(answer))
     with pytest.raises(IntegrityError, match=message):
         bundle.backend("image")
 
 
 @pytest.mark.parametrize("size", [3, 8])
 def test_a_backend_that_is_wrong_only_in_batches_is_caught(folder, monkeypatch, size):
-    bundle = Bundle.open(folder, threads=1)
+    bundle = Bundle.open(folder, backend=ORT, threads=1)
     right = bundle.backend("image")
 
     def answer(images):
         embeds = right.run({"image": images})["image_embeds"]
         return embeds if len(images) != size else np.roll(embeds, 1, axis=0)
 
-    again = Bundle.open(folder)
-    monkeypatch.setattr(again, "_load", lambda tower: FakeBackend(answer))
+    again = Bundle.open(folder, backend=ORT)
+    monkeypatch.setattr(again, "_load", lambda *_: FakeBackend(answer))
     with pytest.raises(IntegrityError, match=f"image tower at batch {size}: canary"):
         again.backend("image")
 
 
 @pytest.mark.parametrize("factor", [0, -1])
 def test_one_canary_that_comes_out_wrong_is_enough(folder, monkeypatch, factor):
-    bundle = Bundle.open(folder, threads=1)
+    bundle = Bundle.open(folder, backend=ORT, threads=1)
     right = bundle.backend("image")
     third = right.run({"image": bundle.canaries.images})["image_embeds"][2]
 
@@ -223,8 +225,8 @@ def test_one_canary_that_comes_out_wrong_is_enough(folder, monkeypatch, factor):
         embeds[np.abs(embeds - third).max(axis=1) < 1e-5] *= factor
         return embeds
 
-    again = Bundle.open(folder)
-    monkeypatch.setattr(again, "_load", lambda tower: FakeBackend(answer))
+    again = Bundle.open(folder, backend=ORT)
+    monkeypatch.setattr(again, "_load", lambda *_: FakeBackend(answer))
     with pytest.raises(
         IntegrityError, match=r"canary 2 has cosine -?\d\.00000 .*\(1 of 4 differ\)"
     ):

@@ -1,4 +1,5 @@
 import sqlite3
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt import doctor, jetson
 from upperson_rt import installed as packages
+from upperson_rt.backends.openvino import OpenVinoBackend
 from upperson_rt.doctor import diagnose
-from upperson_rt.errors import install_command
+from upperson_rt.errors import BackendError, install_command
 from upperson_rt.gallery import Gallery
 from upperson_rt.manifest import parse_manifest
 from upperson_rt.tensorrt.cuda import CudaDriver
@@ -31,17 +33,57 @@ def test_a_healthy_installation(bundle, tmp_path):
     found = by_name(checks)
     assert "variants fp32, int8 (using int8, its hashes match)" in found["bundle"].detail
     assert "lowest cosine 1.0000" in found["canaries"].detail
-    assert "onnxruntime" in found["canaries"].detail
+    assert found["image tower"].facts["backend"] in found["canaries"].detail
+    for tower in ("image", "text"):
+        row = found[f"{tower} tower"]
+        assert row.detail.startswith(f"{row.facts['backend']} ")
+        assert f" on cpu ({row.facts['why']})" in row.detail
+        assert row.facts["why"].startswith("auto: ")
     assert "0 pictures, made with this bundle's model" in found["gallery"].detail
     assert "CPU" in found["onnxruntime"].detail
     assert found["device"].detail.startswith("onnxruntime ")
-    assert found["device"].detail.endswith(" really runs on cpu (chosen by auto)")
+    assert found["device"].detail.endswith(" really runs on cpu (the first one installed)")
     assert found["device"].facts["device"] == "cpu"
     assert found["onnxruntime"].facts["providers"][-1] == "CPU"
     assert found["sqlite"].facts == {"version": sqlite3.sqlite_version}
     assert found["gallery"].facts["items"] == 0
     assert found["canaries"].facts["min_cosine"] > 0.9999
     assert found["bundle"].facts["variants"] == ["fp32", "int8"]
+
+
+def test_what_was_measured_is_shown_and_made_if_need_be(bundle, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path / "cache"))
+    first, again = (by_name(diagnose(bundle)) for _ in range(2))
+    for tower in ("image", "text"):
+        row = first[f"{tower} tower"]
+        assert row == again[f"{tower} tower"]
+        assert set(row.facts["milliseconds"]) == {"onnxruntime", "openvino"}
+        assert Path(row.facts["file"]).parent == tmp_path / "cache" / "backends"
+    named = by_name(diagnose(bundle, backend="openvino"))["text tower"]
+    assert named.facts == {"backend": "openvino", "why": "as asked for"}
+
+
+def test_a_measurement_that_cannot_be_kept_and_a_backend_left_out_are_warnings(
+    bundle, tmp_path, monkeypatch
+):
+    pytest.importorskip("openvino")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path / "file"))
+    row = by_name(diagnose(bundle))["image tower"]
+    assert (row.status, row.facts["file"]) == ("warn", None)
+    assert row.fix.startswith(f"cannot write {tmp_path}/file/")
+    assert row.fix.endswith("name a folder to keep measurements in  $UPPERSON_CACHE")
+
+    monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path / "cache"))
+
+    def broken(*_):
+        raise BackendError("OpenVINO cannot load it")
+
+    monkeypatch.setattr(OpenVinoBackend, "_load", broken)
+    row = by_name(diagnose(bundle))["image tower"]
+    assert (row.status, row.facts["backend"]) == ("warn", "onnxruntime")
+    assert row.detail.endswith("; openvino left out); openvino: OpenVINO cannot load it")
 
 
 def test_failures_are_rows_not_exceptions(bundle, tmp_path):

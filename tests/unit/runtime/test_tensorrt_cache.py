@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.files import cache_folder
 from upperson_rt.tensorrt.builder import InputProfile
-from upperson_rt.tensorrt.cache import EngineCache, EngineRecord, Target, cache_folder
+from upperson_rt.tensorrt.cache import EngineCache, EngineRecord, Target
 from upperson_rt.tensorrt.compare import Comparison
 
 ORIN = Target(
@@ -57,6 +58,18 @@ def test_the_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     assert EngineCache().folder == tmp_path / "engines"
+
+
+def test_a_user_without_a_home_has_to_name_a_folder(monkeypatch):
+    for name in ("UPPERSON_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(InputError, match=r"no home folder for a cache: set \$UPPERSON_CACHE"):
+        cache_folder()
 
 
 def test_the_name_has_everything_that_invalidates():

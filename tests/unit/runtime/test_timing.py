@@ -45,16 +45,15 @@ def test_contenders_take_turns_and_every_round_begins_with_the_next():
         assert len(timing.seconds) == len(timing.cpu_seconds) == 3
 
 
-def test_more_rounds_until_the_time_is_up_and_warm_up_does_not_count(monkeypatch):
+def test_more_rounds_until_the_time_is_up_and_warm_up_does_not_count():
     now = 0.0
 
     def take_a_second():
         nonlocal now
         now += 1.0
 
-    monkeypatch.setattr("upperson_rt.timing.time.perf_counter", lambda: now)
     timings = time_in_turns(
-        {"a": take_a_second, "b": take_a_second}, warmup=2, rounds=1, seconds=7.0
+        {"a": take_a_second, "b": take_a_second}, warmup=2, rounds=1, seconds=7.0, clock=lambda: now
     )
     assert timings["a"].seconds == [1.0] * 4
     assert now == 2 * 2 + 4 * 2
