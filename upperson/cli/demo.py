@@ -13,7 +13,7 @@ import typer
 
 from upperson.cli.options import require_extra
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import new_table, print_json, print_table
+from upperson_rt.cli.output import backend_line, new_table, print_json, print_table
 from upperson_rt.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson.train import train
     from upperson_export.bundle import ExportOptions
     from upperson_export.rendering import templates
-    from upperson_rt.bundle import open_encoder
+    from upperson_rt.bundle import Bundle
     from upperson_rt.files import scratch_folder
     from upperson_rt.gallery import Gallery
     from upperson_rt.indexer import index_images
@@ -145,13 +145,15 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
                 calib_size=size.calib_size,
                 progress=display.update,
             ).as_dict()["variants"]
-        encoder = open_encoder(building / "bundle")
+        bundle = Bundle.open(building / "bundle")
+        encoder = bundle.encoder()
         with (
             stage("index"),
             Gallery.open(
                 building / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
             ) as gallery,
         ):
+            display.say(backend_line(bundle, "image"))
             for camera in sorted({record.camera or "" for record in test}):
                 files = [record.image for record in test if (record.camera or "") == camera]
                 index_images(encoder, gallery, files, camera=camera or None)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from upperson.cli.options import DATASET_HELP, require_extra
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import new_table, print_json, print_table
+from upperson_rt.cli.output import backend_line, new_table, print_json, print_table
 from upperson_rt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def evaluate(
             for variant, entry in read_manifest(target).variants.items():
                 bundle = Bundle.open(target, variant)
                 encoder = bundle.encoder()
+                display.say(f"{variant}: {backend_line(bundle, 'image')}")
                 image_GE = encoder.encode_images(images, progress=partial(display.update, variant))
                 found[variant] = both_directions(encoder.encode_texts(captions), image_GE, records)
                 if is_half(entry.precision) and bundle.backend("image").device == "cpu":
