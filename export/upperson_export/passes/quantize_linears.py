@@ -139,7 +139,7 @@ def _weight_scales(
     if pair_limit is None:
         return _half_at_least(step_O)
     scale_O = _half_at_least(np.maximum(step_O, largest_pair(w_IO) / pair_limit))
-    # Both of a pair may be rounded up: a few steps of float16 more, and they no longer are.
+    # Rounding may lift a pair over the limit: a few steps of float16 more, and it no longer does.
     while (over_O := largest_pair(np.rint(w_IO / scale_O)) > pair_limit).any():
         scale_O[over_O] = np.nextafter(scale_O[over_O].astype(np.float16), np.float16(np.inf))
     return scale_O
