@@ -9,7 +9,16 @@ NOT_ON_THE_EDGE = [
     "upperson", "upperson_calibration", "upperson_export",
 ]  # fmt: skip
 BACKENDS = ["onnxruntime", "openvino", "tensorrt"]
-HEAVY = [*NOT_ON_THE_EDGE[:7], *BACKENDS, "PIL", "numpy", "tokenizers", "yaml", "matplotlib"]
+HEAVY = [
+    *NOT_ON_THE_EDGE[:7],
+    *BACKENDS,
+    "PIL",
+    "matplotlib",
+    "numpy",
+    "sqlite3",
+    "tokenizers",
+    "yaml",
+]
 
 
 def modules_of(folder):
