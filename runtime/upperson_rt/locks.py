@@ -5,11 +5,11 @@ Where the system has none (Windows, some network file systems), work goes on wit
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["lock_until_closed", "locked", "locked_folder", "try_lock"]
+__all__ = ["lock_or_wait", "lock_until_closed", "locked", "locked_folder", "try_lock"]
 
 
 def lock_until_closed(handle: int, *, wait: bool = False) -> bool:
@@ -29,6 +29,15 @@ def lock_until_closed(handle: int, *, wait: bool = False) -> bool:
     except OSError:
         return False
     return True
+
+
+def lock_or_wait(handle: int, on_wait: Callable[[], None]) -> None:
+    """Lock an open file or folder until it is closed; say so before waiting for another process."""
+    try:
+        lock_until_closed(handle)
+    except BlockingIOError:
+        on_wait()
+        lock_until_closed(handle, wait=True)
 
 
 def try_lock(handle: int) -> bool:

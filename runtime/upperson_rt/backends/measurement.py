@@ -16,7 +16,7 @@ from typing import Annotated
 from upperson_rt import __version__
 from upperson_rt.errors import InputError
 from upperson_rt.files import cache_folder, write_atomically
-from upperson_rt.locks import lock_until_closed
+from upperson_rt.locks import lock_or_wait
 from upperson_rt.machine import processor, version_of
 from upperson_rt.strict import (
     Constraint,
@@ -172,11 +172,7 @@ def measuring_alone(on_wait: Callable[[], None]) -> Iterator[None]:
         yield
         return
     try:
-        try:
-            lock_until_closed(handle)
-        except BlockingIOError:
-            on_wait()
-            lock_until_closed(handle, wait=True)
+        lock_or_wait(handle, on_wait)
         yield
     finally:
         os.close(handle)  # And with it the lock.

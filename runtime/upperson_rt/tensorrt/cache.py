@@ -18,7 +18,7 @@ from types import ModuleType
 
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.files import cache_folder, write_atomically
-from upperson_rt.locks import lock_until_closed
+from upperson_rt.locks import lock_or_wait
 from upperson_rt.strict import Count, Positive, read_fields, read_json, require_version
 from upperson_rt.tensorrt.builder import InputProfile
 from upperson_rt.tensorrt.compare import Comparison
@@ -133,11 +133,7 @@ class EngineCache:
                 f"cannot write to {self.folder}: {error.strerror}; choose another --cache"
             ) from error
         try:
-            try:
-                lock_until_closed(handle)
-            except BlockingIOError:
-                on_wait()
-                lock_until_closed(handle, wait=True)
+            lock_or_wait(handle, on_wait)
             self._sweep()
             yield
         finally:
