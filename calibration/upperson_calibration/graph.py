@@ -88,7 +88,7 @@ def new_node(
     return node, value
 
 
-class Batch(NamedTuple):
+class ObservedBatch(NamedTuple):
     """Some samples and what the graph made of them."""
 
     samples: NDArray[np.int64]
@@ -150,7 +150,7 @@ class SampleStream:
         *,
         replaced: Mapping[str, NDArray[Any]] | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[ObservedBatch]:
         """Run all samples, batch by batch.
 
         Args:
@@ -166,7 +166,7 @@ class SampleStream:
             own = None if lengths is None else lengths[samples]
             batch = inputs[rows] if own is None else inputs[samples, : own.max()]
             found = self._session.run(outputs, {name: batch, **(replaced or {})})
-            yield Batch(samples, batch, own, found)
+            yield ObservedBatch(samples, batch, own, found)
             if progress is not None:
                 progress(rows.stop, len(inputs))
 

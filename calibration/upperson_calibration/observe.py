@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from upperson_calibration.graph import Batch, SampleStream, TowerGraph, new_node
+from upperson_calibration.graph import ObservedBatch, SampleStream, TowerGraph, new_node
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError
 
@@ -242,7 +242,7 @@ def _nothing(channels: int, rows: int) -> Observed:
 
 
 def _valid_rows(
-    value_NLC: NDArray[np.float32], batch: Batch
+    value_NLC: NDArray[np.float32], batch: ObservedBatch
 ) -> tuple[NDArray[np.float32], list[slice]]:
     """Return the rows [R, C] that are no padding, and the places of each sample's among them."""
     samples, tokens, channels = value_NLC.shape

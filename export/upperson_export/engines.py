@@ -1,30 +1,45 @@
 """Engines of a finished bundle, as far as this machine can build them.
 
 TensorRT's are built where a GPU with TensorRT is, into the runtime's cache. Those of TensorRT for
-RTX need no GPU and go beside the bundle, into a folder with a record of what they are.
+RTX, NVIDIA's sibling for consumer cards, need no GPU and go beside the bundle, into a folder with a
+record of what they are. They run on no Jetson; for everyone else that compiler answers what no
+linter can: whether it takes a graph, and what it fuses.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from upperson_export.recorded_folder import RecordedFolder
-from upperson_export.rtx import build_rtx_engine, rtx_target
 from upperson_export.variants import VARIANTS
 from upperson_rt.bundle import read_manifest
 from upperson_rt.compile import compile_bundle
+from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.files import require_writable
 from upperson_rt.tensorrt.bindings import import_tensorrt
-from upperson_rt.tensorrt.builder import BuildProgress, tower_profile
+from upperson_rt.tensorrt.builder import (
+    DEFAULT_WORKSPACE_MIB,
+    BuildProgress,
+    InputProfile,
+    build_engine,
+    tower_profile,
+)
 from upperson_rt.tensorrt.cache import EngineCache
 from upperson_rt.tensorrt.cuda import probe_cuda_driver
 from upperson_rt.towers import TOWERS
 
 _RTX_FOLDER = RecordedFolder("tensorrt-rtx", "engines.json")
 _MAX_BATCH = 32
+_LAYER = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], "
+    r"Constants: \[(?P<constants>.*?)\], Outputs: \[.*?\], TacticName: .*?Metadata: (?P<nodes>.*)"
+)
 
 Note = Callable[[str], None]
 """Told what is going on, a line at a time."""
@@ -144,6 +159,122 @@ def write_rtx_engines(
         facts = {"fingerprint": manifest.fingerprint, "engines": engines}
         _RTX_FOLDER.write_record(folder, facts)
     return engines
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayer:
+    """One kernel of an engine."""
+
+    name: str
+
+    kind: str
+    """The compiler's word, such as ``gemm`` or ``kgen``."""
+
+    types: frozenset[str]
+    """Types of its inputs and constants, such as ``Int8`` and ``Half``."""
+
+    nodes: tuple[str, ...]
+    """Names of the ONNX nodes it computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RtxEngine:
+    """A serialized engine and what the compiler said about it."""
+
+    content: bytes
+    version: str
+    """TensorRT for RTX that made it; it runs with that version only."""
+
+    layers: tuple[FusedLayer, ...]
+
+    def fused_attentions(self) -> list[FusedLayer]:
+        """Return the kernels that compute a whole softmax(q k^T) v."""
+        return [layer for layer in self.layers if layer.name.startswith("_gemm_mha")]
+
+    def int8_gemms(self) -> list[FusedLayer]:
+        """Return the matrix products of int8 activations and int8 weights."""
+        return [
+            layer
+            for layer in self.layers
+            # Its scales are Float; with Half beside Int8, an operand was dequantized before.
+            if layer.kind == "gemm" and "Int8" in layer.types and "Half" not in layer.types
+        ]
+
+
+def rtx_target(compute_capability: str) -> tuple[ModuleType, str]:
+    """Return the bindings and the compiler's name of a GPU; cheap, so it may come before any work.
+
+    Args:
+        compute_capability: Of the GPU, such as 8.6.
+
+    Raises:
+        BackendError: The package is missing.
+        UsageError: The compiler knows no such GPU.
+    """
+    try:
+        trt = import_module("tensorrt_rtx")
+    except (ImportError, OSError) as error:
+        raise BackendError(
+            f"TensorRT for RTX is not installed ({error}): run  pip install tensorrt-rtx-cu13 "
+            "(x86-64 Linux)"
+        ) from error
+    names = {
+        f"{name[2:-1]}.{name[-1]}": name for name in dir(trt.ComputeCapability) if name[:2] == "SM"
+    }
+    if compute_capability not in names:
+        known = ", ".join(sorted(names, key=float))
+        raise UsageError(
+            f"TensorRT for RTX {trt.__version__} compiles for the compute capabilities {known}, "
+            f"not for {compute_capability}: a Jetson or a data centre GPU builds its own engine "
+            "with  upperson-rt compile"
+        )
+    return trt, names[compute_capability]
+
+
+def build_rtx_engine(
+    onnx_file: Path,
+    profile: InputProfile,
+    compute_capability: str = "8.6",
+    progress: BuildProgress | None = None,
+) -> RtxEngine:
+    """Compile a tower for a GPU that need not be there.
+
+    Args:
+        onnx_file: The tower, best a typed one (``fp16`` or ``int8-fp16``).
+        profile: Its input and the shapes it must take.
+        compute_capability: Of the GPU: 7.5, 8.0, 8.6, 8.9, 12.0 or 12.1.
+        progress: Told about each step.
+
+    Raises:
+        BackendError: The package is missing, or the compiler refuses the graph or fails; the
+            message names the node.
+        IntegrityError: The graph is not a tower.
+        UsageError: The compiler knows no such GPU.
+    """
+    trt, target = rtx_target(compute_capability)
+    built = build_engine(
+        trt,
+        onnx_file,
+        profile,
+        workspace_bytes=DEFAULT_WORKSPACE_MIB << 20,
+        targets=(target,),
+        progress=progress,
+    )
+    return RtxEngine(built.plan, str(trt.__version__), tuple(parse_layers(built.layers)))
+
+
+def parse_layers(text: str) -> Iterator[FusedLayer]:
+    """Read the compiler's table of layers, one a line."""
+    for line in text.splitlines():
+        match = _LAYER.match(line.strip())
+        if match is not None:
+            tensors = match["inputs"] + match["constants"]
+            yield FusedLayer(
+                name=match["name"],
+                kind=match["kind"],
+                types=frozenset(re.findall(r"Datatype: (\w+)", tensors)),
+                nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", match["nodes"])),
+            )
 
 
 def _report(progress: BuildProgress, name: str, phase: str, step: int, steps: int) -> None:

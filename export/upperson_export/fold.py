@@ -1,4 +1,4 @@
-"""Fold a trained UP-Person into plain towers, exactly.
+"""Fold a trained UP-Person, and factors that smooth its activations, into plain towers, exactly.
 
     LoRA dW                      -> rows of the key and value projection
     1 / sqrt(head width)         -> query rows and bias
@@ -10,14 +10,26 @@ Arithmetic is done in float64 and rounded once. The model is read through the at
 :class:`TrainedModel`; nothing of the training package is imported.
 """
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from upperson_export.blocks import Adapter, Attention, Linear, Mlp, PackedAttention, PlainBlock
-from upperson_export.plain import PIXEL_CENTRE, PatchProjection, PlainImageTower, PlainTextTower
+from upperson_export.plain import (
+    PIXEL_CENTRE,
+    PatchProjection,
+    PlainImageTower,
+    PlainTextTower,
+    PlainTower,
+)
 from upperson_rt.errors import InputError, UsageError
+
+AnyPlainTower = TypeVar("AnyPlainTower", bound=PlainTower)
 
 
 class TrainedModel(Protocol):
@@ -84,6 +96,43 @@ def fold_text_tower(model: TrainedModel) -> PlainTextTower:
         ln_final=tower.ln_final,
         projection=tower.text_projection,
     ).eval()
+
+
+@torch.no_grad()
+def smooth(tower: AnyPlainTower, factors: Mapping[str, npt.NDArray[np.float32]]) -> AnyPlainTower:
+    """Return a copy of a folded tower that computes the same from smoother activations.
+
+    At a site, what Linears read is divided by s_c in channel c, by changing the weights that
+    compute it, and row c of each reader is multiplied by s_c; see `upperson_calibration.smoothing`.
+
+    Args:
+        tower: A folded tower; left as it is.
+        factors: s by channel [C] for each site; one that is missing stays.
+
+    Raises:
+        InputError: A site is not in the tower, or its factors do not fit.
+    """
+    smoothed = deepcopy(tower)
+    sites = smoothed.sites()
+    if unknown := [name for name in factors if name not in sites]:
+        raise InputError(
+            f"smoothing factors for '{unknown[0]}', but the tower has {len(smoothed.blocks)} "
+            "blocks and no such site: calibrate this model again"
+        )
+    for name, site in sites.items():
+        if (s_C := factors.get(name)) is None:
+            continue
+        width = len(site.readers[0].weight)
+        if s_C.shape != (width,) or not (np.isfinite(s_C) & (s_C > 0)).all():
+            raise InputError(
+                f"smoothing factors of '{name}' must be {width} positive numbers, found shape "
+                f"{s_C.shape}: calibrate this model again"
+            )
+        factors_C = torch.from_numpy(s_C.astype(np.float32))
+        site.divide(factors_C)
+        for reader in site.readers:
+            reader.weight.mul_(factors_C[:, None])
+    return smoothed
 
 
 def _fold_blocks(blocks: nn.ModuleList) -> list[PlainBlock]:

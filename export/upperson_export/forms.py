@@ -17,6 +17,7 @@ from upperson_calibration.calibration_file import Smoothness
 from upperson_calibration.graph import TowerGraph
 from upperson_calibration.sensitivity import LayerDamage
 from upperson_export.calibrator import CalibrationTask, StageProgress, TowerCalibrator
+from upperson_export.fold import smooth
 from upperson_export.graphs import (
     build_variant,
     export_onnx,
@@ -25,10 +26,9 @@ from upperson_export.graphs import (
     write_with_weights,
 )
 from upperson_export.half_sums import HalfSums, with_safe_sums
-from upperson_export.ladder import Embeds, RetrievalSplit
+from upperson_export.ladder import RetrievalSplit, SplitEmbeds
 from upperson_export.parity import require_parity
 from upperson_export.plain import PlainTower
-from upperson_export.smooth import smooth
 from upperson_export.variants import (
     EXACT,
     INT8_RUNGS,
@@ -162,10 +162,10 @@ class FormEmbeddings:
         self._towers = towers
         self._split = split
         self._progress = progress
-        self._known: dict[tuple[Path, str], Embeds] = {}
+        self._known: dict[tuple[Path, str], SplitEmbeds] = {}
 
-    def __call__(self, tower: Tower, variant: VariantName, rung: str, backend: str) -> Embeds:
-        """Embed the split: a `upperson_export.ladder.Source`."""
+    def __call__(self, tower: Tower, variant: VariantName, rung: str, backend: str) -> SplitEmbeds:
+        """Embed the split: a `upperson_export.ladder.EmbedSplit`."""
         path = self._towers[tower].build(variant, rung)
         if backend == SIMULATED:
             backend = VARIANTS[variant].at(rung).measured_on  # Of fp32, nothing is float16.
@@ -185,5 +185,7 @@ class FormEmbeddings:
                 self._progress(work, 0, 1)
                 embeds = encoder.encode_texts(list(self._split.captions))
                 self._progress(work, 1, 1)
-            self._known[path, backend] = Embeds(embeds, "f16" if on_half else float_type_of(loaded))
+            self._known[path, backend] = SplitEmbeds(
+                embeds, "f16" if on_half else float_type_of(loaded)
+            )
         return self._known[path, backend]

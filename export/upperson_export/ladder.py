@@ -90,7 +90,7 @@ class Measured:
     """Why it does not work."""
 
 
-class Embeds(NamedTuple):
+class SplitEmbeds(NamedTuple):
     """What a form of a tower makes of the split."""
 
     rows: npt.NDArray[np.float32]
@@ -100,10 +100,10 @@ class Embeds(NamedTuple):
     """What the backend computed floats in, such as ``f32`` or ``bf16``."""
 
 
-class Source(Protocol):
+class EmbedSplit(Protocol):
     """Gives the embeddings of a form of a tower, measured on the built file."""
 
-    def __call__(self, tower: Tower, variant: VariantName, rung: str, backend: str) -> Embeds:
+    def __call__(self, tower: Tower, variant: VariantName, rung: str, backend: str) -> SplitEmbeds:
         """Embed the split.
 
         Raises:
@@ -135,7 +135,7 @@ class Ladder:
     """
 
     split: RetrievalSplit
-    source: Source
+    source: EmbedSplit
     max_r1_drop: float
     int8_only: bool = False
     also_on: tuple[str, ...] = ()

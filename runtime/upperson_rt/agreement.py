@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.errors import IntegrityError
+
 __all__ = [
     "TOP_K",
     "Agreement",
     "compare_embeds",
     "exchanged_item",
     "is_constant",
+    "require_agreement",
     "row_cosines",
     "top_k_overlap",
 ]
@@ -93,6 +96,46 @@ def compare_embeds(expected_NE: NDArray[Any], found_NE: NDArray[Any]) -> Agreeme
         cosine_N=row_cosines(expected_NE, found_NE),
         error_N=np.where(finite_N, error_N, np.inf),
     )
+
+
+def require_agreement(
+    expected_NE: NDArray[Any],
+    found_NE: NDArray[Any],
+    min_cosine: float,
+    *,
+    where: str,
+    row: str,
+    reference: str,
+    advice: str,
+) -> Agreement:
+    """Compare embeddings [N, E] of the same shape, all of which must agree.
+
+    Args:
+        expected_NE: What they should be.
+        found_NE: What they are.
+        min_cosine: Lowest cosine of a row that counts as the same.
+        where: What was compared, for messages, as are the next three.
+        row: What a row is called, such as ``canary``.
+        reference: What it is compared with, such as ``its golden embedding``.
+        advice: What to do.
+
+    Raises:
+        IntegrityError: A row is not finite or too far away.
+    """
+    agreement = compare_embeds(expected_NE, found_NE)
+    if agreement.not_finite:
+        raise IntegrityError(
+            f"{where}: {agreement.not_finite} of {len(found_NE)} embeddings are not finite; "
+            f"{advice}"
+        )
+    agrees_N = agreement.agrees(min_cosine=min_cosine)
+    if not agrees_N.all():
+        raise IntegrityError(
+            f"{where}: {row} {agreement.worst_cosine} has cosine {agreement.min_cosine:.5f} to "
+            f"{reference}, expected at least {min_cosine:.5f} "
+            f"({np.count_nonzero(~agrees_N)} of {len(found_NE)} differ); {advice}"
+        )
+    return agreement
 
 
 def row_cosines(a_NE: NDArray[Any], b_NE: NDArray[Any]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.agreement import compare_embeds, is_constant
+from upperson_rt.agreement import is_constant, require_agreement
 from upperson_rt.errors import IntegrityError
 from upperson_rt.manifest import Manifest
 from upperson_rt.tokenizer import token_lengths
@@ -147,18 +147,14 @@ def _compare(
 ) -> float:
     """Return the lowest cosine of (K, D) embeddings to the golden ones."""
     advice = "try another backend or device, or  upperson-rt doctor; else export the bundle again"
-    agreement = compare_embeds(golden, found)
-    if agreement.not_finite:
-        raise IntegrityError(
-            f"{where}: {agreement.not_finite} of {len(found)} embeddings are not finite; {advice}"
-        )
     if is_constant(found) and not is_constant(golden):
         raise IntegrityError(f"{where}: the output is the same for every input; {advice}")
-    agrees_K = agreement.agrees(min_cosine=min_cosine)
-    if not agrees_K.all():
-        raise IntegrityError(
-            f"{where}: canary {agreement.worst_cosine} has cosine {agreement.min_cosine:.5f} to "
-            f"its golden embedding, expected at least {min_cosine:.5f} "
-            f"({np.count_nonzero(~agrees_K)} of {len(found)} differ); {advice}"
-        )
-    return agreement.min_cosine
+    return require_agreement(
+        golden,
+        found,
+        min_cosine,
+        where=where,
+        row="canary",
+        reference="its golden embedding",
+        advice=advice,
+    ).min_cosine

@@ -34,7 +34,7 @@ class Encoder:
         tokenizer: Tokenizer,
         backend: Callable[[Tower], Backend],
     ) -> None:
-        """Put an encoder together.
+        """Embed with the towers that ``backend`` gives; `upperson_rt.open` makes encoders.
 
         Args:
             manifest: Sizes and identity of the model.

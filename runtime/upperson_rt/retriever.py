@@ -38,7 +38,7 @@ class Retriever:
     """
 
     def __init__(self, encoder: Encoder, gallery: Gallery, log: QueryLog | None = None) -> None:
-        """Put the two together; the gallery was opened with the encoder's fingerprint.
+        """Search a gallery that was opened with the encoder's fingerprint.
 
         Args:
             encoder: Embeds the queries.

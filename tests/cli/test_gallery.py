@@ -2,17 +2,13 @@
 
 import csv
 import json
-import os
-import pty
-import subprocess
-import sys
 import time
 from functools import partial
 
 import numpy as np
 import pytest
 
-from tests.helpers.command_line import SOURCES
+from tests.helpers.command_line import run_at_terminal
 from tests.helpers.invoke import run_rt
 from upperson_rt.gallery import Gallery, Item
 
@@ -171,20 +167,11 @@ def test_prune(work, arguments, expected):
 
 @pytest.mark.parametrize(("typed", "expected"), [("y", "abef"), ("n", "abcdef")])
 def test_a_terminal_is_asked(work, typed, expected):
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from upperson_rt.cli import main; main()",
-         "gallery", "delete", "--track", "t1"],
-        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
-    )  # fmt: skip
-    os.write(ours, f"{typed}\n".encode())
-    out, err = process.communicate()
-    os.close(theirs)
-    os.close(ours)
-    assert "delete 2 pictures from gallery gallery?" in err
-    assert process.returncode == (0 if typed == "y" else 1)
-    assert out == ("deleted 2 pictures; gallery gallery now holds 4\n" if typed == "y" else "")
+    result = run_at_terminal(typed, "gallery", "delete", "--track", "t1")
+    assert "delete 2 pictures from gallery gallery?" in result.stderr
+    assert result.returncode == (0 if typed == "y" else 1)
+    deleted = "deleted 2 pictures; gallery gallery now holds 4\n"
+    assert result.stdout == (deleted if typed == "y" else "")
     assert left() == expected
 
 

@@ -2,14 +2,11 @@
 
 import json
 import os
-import pty
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 
-from tests.helpers.command_line import SOURCES
+from tests.helpers.command_line import run_at_terminal
 from tests.helpers.invoke import run_rt
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_rt.bundle import open_encoder
@@ -81,21 +78,11 @@ def test_what_looks_alike_goes(work):
 
 @pytest.mark.parametrize("typed", ["y", "n"])
 def test_a_terminal_sees_them_and_is_asked(work, typed):
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from upperson_rt.cli import main; main()",
-         "gallery", "delete", *ALIKE],
-        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))},
-    )  # fmt: skip
-    os.write(ours, f"{typed}\n".encode())
-    out, err = process.communicate()
-    os.close(theirs)
-    os.close(ours)
-    assert "delete 3 pictures from gallery gallery? [y/N]" in err
-    assert "r2.png" in out
-    assert process.returncode == (0 if typed == "y" else 1)
-    assert ("deleted 3 pictures" in out) == (typed == "y")
+    result = run_at_terminal(typed, "gallery", "delete", *ALIKE)
+    assert "delete 3 pictures from gallery gallery? [y/N]" in result.stderr
+    assert "r2.png" in result.stdout
+    assert result.returncode == (0 if typed == "y" else 1)
+    assert ("deleted 3 pictures" in result.stdout) == (typed == "y")
     assert len(left()) == (5 if typed == "y" else 8)
 
 

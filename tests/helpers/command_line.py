@@ -1,6 +1,7 @@
 """Run the command lines in a process of their own, also from a bare clone without installation."""
 
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,24 @@ def start_program(
             stderr=err,
             text=True,
         )
+
+
+def run_at_terminal(typed: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run ``upperson-rt`` with a terminal as its stdin, on which a line was typed already."""
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, f"{typed}\n".encode())
+        return subprocess.run(
+            [sys.executable, "-c", "from upperson_rt.cli import main; main()",
+             *map(str, arguments)],
+            stdin=theirs,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+    finally:
+        os.close(theirs)
+        os.close(ours)
 
 
 def run_code(

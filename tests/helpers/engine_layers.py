@@ -6,7 +6,7 @@ import json
 import re
 from types import ModuleType
 
-from upperson_export.rtx import FusedLayer, RtxEngine
+from upperson_export.engines import FusedLayer, RtxEngine
 
 
 def inspect_plan(trt: ModuleType, plan: bytes) -> str:

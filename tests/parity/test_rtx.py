@@ -13,9 +13,9 @@ import pytest
 from tests.helpers.toy_graphs import TOWERS, toy_graph
 from tests.helpers.vit_b16 import PROFILES, export_vit_b16, int8_gemms, vit_b16_variant
 from upperson_calibration.graph import TowerGraph
+from upperson_export.engines import RtxEngine, build_rtx_engine, parse_layers, rtx_target
 from upperson_export.graphs import build_variant
 from upperson_export.lint import lint
-from upperson_export.rtx import RtxEngine, build_rtx_engine, parse_layers, rtx_target
 from upperson_export.variants import VariantName
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_rt.tensorrt.builder import InputProfile

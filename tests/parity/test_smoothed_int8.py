@@ -21,9 +21,8 @@ from upperson_calibration.observe import observe
 from upperson_calibration.ranges import estimate
 from upperson_calibration.sensitivity import rank_by_damage
 from upperson_calibration.smoothing import choose_smoothing
-from upperson_export.fold import fold_image_tower
+from upperson_export.fold import fold_image_tower, smooth
 from upperson_export.graphs import build_variant
-from upperson_export.smooth import smooth
 from upperson_rt.backends import open_backend
 from upperson_rt.towers import run_tower
 

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from tests.helpers.stress_models import with_loud_channels
 from tests.helpers.toy_clip import normalised, toy_ids, toy_model, toy_pixels
 from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
-from upperson_export.fold import fold_image_tower, fold_text_tower
+from upperson_export.fold import fold_image_tower, fold_text_tower, smooth
 from upperson_export.plain import PlainImageTower, PlainTextTower
-from upperson_export.smooth import smooth
 
 TOLERANCE = 1e-5
 SITES = ("ln_1", "ln_2", "attention.out")

@@ -109,7 +109,7 @@ def parse_each(
         yield parsed
 
 
-def parse_json(text: bytes, prefix: str = "") -> Any:
+def decode_json(text: bytes, prefix: str = "") -> Any:
     """Parse JSON in UTF-8, with or without a byte order mark; InputError if it is none."""
     try:
         return json.loads(text.decode("utf-8-sig"))

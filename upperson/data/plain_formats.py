@@ -26,9 +26,9 @@ from upperson.data.annotations import (
     Problem,
     annotation,
     cut,
+    decode_json,
     object_fields,
     parse_each,
-    parse_json,
 )
 from upperson_rt.errors import InputError
 
@@ -74,7 +74,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _parse(where: str, line: bytes) -> Annotation:
-    return _annotation(where, parse_json(line))
+    return _annotation(where, decode_json(line))
 
 
 def _annotation(where: str, entry: object) -> Annotation:

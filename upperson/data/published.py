@@ -49,9 +49,9 @@ from upperson.data.annotations import (
     Split,
     annotation,
     cut,
+    decode_json,
     object_fields,
     parse_each,
-    parse_json,
 )
 from upperson_rt.errors import InputError
 
@@ -244,7 +244,7 @@ def _find_folder(root: Path, name: str, files: Sequence[str]) -> Path:
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     """Return the entries of a JSON list with their places, as ``FILE, record [INDEX]`` from 0."""
-    content = parse_json(path.read_bytes(), f"{path}: ")
+    content = decode_json(path.read_bytes(), f"{path}: ")
     if not isinstance(content, list):
         raise InputError(
             f"{path}: expected a list with one object a record, found {type(content).__name__}"

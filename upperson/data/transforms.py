@@ -21,9 +21,9 @@ PixelStatistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 CLIP_STATISTICS: PixelStatistics = (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
-PICKED = 0.15
-MASKED = 0.8
-RANDOM = 0.1
+PICKED_SHARE = 0.15
+MASKED_SHARE = 0.8
+RANDOM_SHARE = 0.1
 
 
 def evaluation_transform(statistics: PixelStatistics = CLIP_STATISTICS) -> ImageTransform:
@@ -74,7 +74,7 @@ def mask_caption(ids_L: Tensor, generator: torch.Generator) -> Tensor:
     words_W = torch.nonzero((ids_L > 0) & (ids_L < mask_id)).flatten()
     if not len(words_W):
         return ids_L
-    picked_W = torch.rand(len(words_W), generator=generator) < PICKED
+    picked_W = torch.rand(len(words_W), generator=generator) < PICKED_SHARE
     if not picked_W.any():
         masked = ids_L.clone()
         masked[words_W[0]] = mask_id
@@ -82,8 +82,8 @@ def mask_caption(ids_L: Tensor, generator: torch.Generator) -> Tensor:
     fate_W = torch.rand(len(words_W), generator=generator)
     random_W = torch.randint(1, mask_id, (len(words_W),), generator=generator)
     new_W = ids_L[words_W]
-    new_W = torch.where(picked_W & (fate_W < MASKED + RANDOM), random_W, new_W)
-    new_W = torch.where(picked_W & (fate_W < MASKED), mask_id, new_W)
+    new_W = torch.where(picked_W & (fate_W < MASKED_SHARE + RANDOM_SHARE), random_W, new_W)
+    new_W = torch.where(picked_W & (fate_W < MASKED_SHARE), mask_id, new_W)
     masked = ids_L.clone()
     masked[words_W] = new_W
     return masked

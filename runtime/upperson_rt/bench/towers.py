@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.backends import auto_order
-from upperson_rt.bench.startup import Startup, measure_startup
+from upperson_rt.bench.start import Startup, measure_startup
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import BackendError, IntegrityError, UsageError, install_command
 from upperson_rt.manifest import Manifest
@@ -20,7 +20,7 @@ from upperson_rt.timing import Timing, time_in_turns
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import Tower, run_tower
 
-__all__ = ["WARMUP", "BundleBench", "Case", "bench_bundle", "captions"]
+__all__ = ["WARMUP", "BundleBench", "TimedBatch", "bench_bundle", "captions"]
 
 WARMUP = 1
 LEAST_RUNS = 3
@@ -51,7 +51,7 @@ def captions(count: int) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class TimedBatch:
     """What is embedded at a time."""
 
     tower: Tower
@@ -72,7 +72,7 @@ class BundleBench:
     """By the contender's name, such as ``int8 on openvino``."""
     refused: dict[str, str] = field(default_factory=dict)
     """Contenders that do not run or do not compute what they should, and why."""
-    cases: list[Case] = field(default_factory=list)
+    cases: list[TimedBatch] = field(default_factory=list)
 
     @property
     def baseline(self) -> str:
@@ -162,7 +162,9 @@ def bench_bundle(
                 rounds=LEAST_RUNS,
                 seconds=seconds * len(loaded),
             )
-            found.cases.append(Case(tower=kind, inputs=what, shape=batch.shape, timings=timings))
+            found.cases.append(
+                TimedBatch(tower=kind, inputs=what, shape=batch.shape, timings=timings)
+            )
             done += 1
     progress("timing", done, len(inputs))
     return found

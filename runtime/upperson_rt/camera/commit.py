@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.camera.encode import Batch
+from upperson_rt.camera.encode import EncodedCrops
 from upperson_rt.camera.frames import Crop
 from upperson_rt.camera.queues import BoundedQueue, Stage
 from upperson_rt.camera.settings import PipelineSettings
@@ -43,7 +43,7 @@ class CommitStage(Stage):
         settings: PipelineSettings,
         run_name: str,
         variant: str,
-        batches: BoundedQueue[Batch],
+        batches: BoundedQueue[EncodedCrops],
         ledger: Ledger,
         fail: Callable[[BaseException], None],
         on_commit: Callable[[Sequence[Item]], None] | None,

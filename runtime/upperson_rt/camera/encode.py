@@ -13,9 +13,9 @@ from upperson_rt.camera.settings import PipelineSettings
 from upperson_rt.camera.stats import Ledger
 from upperson_rt.encoder import Encoder
 
-__all__ = ["Batch", "EncodeStage"]
+__all__ = ["EncodeStage", "EncodedCrops"]
 
-Batch: TypeAlias = "tuple[list[Crop], NDArray[np.float32]]"
+EncodedCrops: TypeAlias = "tuple[list[Crop], NDArray[np.float32]]"
 """Crops and their embeddings."""
 
 _STEP_S = 0.1
@@ -33,7 +33,7 @@ class EncodeStage(Stage):
         encoder: Encoder,
         settings: PipelineSettings,
         crops: BoundedQueue[Crop],
-        batches: BoundedQueue[Batch],
+        batches: BoundedQueue[EncodedCrops],
         ledger: Ledger,
         fail: Callable[[BaseException], None],
     ) -> None:

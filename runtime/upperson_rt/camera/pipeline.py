@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from upperson_rt.camera.camera import Camera
 from upperson_rt.camera.commit import CommitStage
 from upperson_rt.camera.detectors import Detector
-from upperson_rt.camera.encode import Batch, EncodeStage
+from upperson_rt.camera.encode import EncodedCrops, EncodeStage
 from upperson_rt.camera.frames import Crop
 from upperson_rt.camera.queues import BoundedQueue, DropPolicy
 from upperson_rt.camera.settings import CameraSettings, PipelineSettings
@@ -64,7 +64,7 @@ class Pipeline:
         on_commit: Callable[[Sequence[Item]], None] | None = None,
         **options: Any,
     ) -> None:
-        """Put a pipeline together; it starts as a context manager or with `start`.
+        """Take settings and check them; work begins as a context manager or with `start`.
 
         Args:
             encoder: Whose image tower to use.
@@ -98,7 +98,7 @@ class Pipeline:
         self._encoder = encoder
         self._ledger = ledger = Ledger()
         self._crops: BoundedQueue[Crop] = BoundedQueue(self.settings.crop_queue)
-        self._batches: BoundedQueue[Batch] = BoundedQueue(_COMMITS_WAITING)
+        self._batches: BoundedQueue[EncodedCrops] = BoundedQueue(_COMMITS_WAITING)
         self._shared = Shared(
             settings=self.settings,
             run_name=self.run_name,

@@ -180,7 +180,7 @@ def query(
 
     Example: `upperson-rt bench query -b bundle -g gallery --rounds 20`
     """
-    from upperson_rt.bench.query import bench_query
+    from upperson_rt.bench.start import time_query
 
     opening = open_retriever(
         bundle,
@@ -196,7 +196,7 @@ def query(
         options = ["-b", str(bundle), "-g", gallery, "--device", device, "--backend", used.name]
         options += ["--variant", opened.variant]
         options += [] if threads is None else ["--threads", str(threads)]
-        timings = bench_query(
+        timings = time_query(
             retriever, sentence, options, used.name, rounds=rounds, progress=progress
         )
         items = retriever.gallery.count()

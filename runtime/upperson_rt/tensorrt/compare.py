@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.agreement import compare_embeds
+from upperson_rt.agreement import require_agreement
 from upperson_rt.canaries import Canaries
 from upperson_rt.errors import IntegrityError
 from upperson_rt.strict import Positive
@@ -127,16 +127,13 @@ def _compare(
         "nothing was written. This TensorRT computes the graph wrongly on this GPU: update "
         "TensorRT, or compile another --variant, such as fp32"
     )
-    agreement = compare_embeds(expected, found)
-    if agreement.not_finite:
-        raise IntegrityError(
-            f"{where}: {agreement.not_finite} of {len(found)} embeddings are not finite; {advice}"
-        )
-    agrees_N = agreement.agrees(min_cosine=min_cosine)
-    if not agrees_N.all():
-        raise IntegrityError(
-            f"{where}: row {agreement.worst_cosine} has cosine {agreement.min_cosine:.5f} to ONNX "
-            f"Runtime's embedding, expected at least {min_cosine:.5f} "
-            f"({np.count_nonzero(~agrees_N)} of {len(found)} differ); {advice}"
-        )
+    agreement = require_agreement(
+        expected,
+        found,
+        min_cosine,
+        where=where,
+        row="row",
+        reference="ONNX Runtime's embedding",
+        advice=advice,
+    )
     return agreement.min_cosine, agreement.max_error

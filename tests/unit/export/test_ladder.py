@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from upperson_export.ladder import Compared, Embeds, Ladder, Measured, RetrievalSplit, r1_drop
+from upperson_export.ladder import Compared, Ladder, Measured, RetrievalSplit, SplitEmbeds, r1_drop
 from upperson_export.variants import AS_RUN, INT8_RUNGS, SIMULATED, VARIANTS, VariantName
 from upperson_rt.errors import AccuracyGateError, IntegrityError
 from upperson_rt.metrics import PerQueryMetrics
@@ -31,14 +31,14 @@ class Forms:
         self._noise = {AS_RUN: noise, SIMULATED: noise, "openvino": elsewhere or noise}
         self.asked: list[tuple[Tower, VariantName, str, str]] = []
 
-    def __call__(self, tower: Tower, variant: VariantName, rung: str, backend: str) -> Embeds:
+    def __call__(self, tower: Tower, variant: VariantName, rung: str, backend: str) -> SplitEmbeds:
         self.asked.append((tower, variant, rung, backend))
         noise = self._noise[backend].get((tower, rung), 0.0)
         if not np.isfinite(noise):
             raise IntegrityError(f"{tower} {rung} gives values that are not finite")
         direction = np.roll(self._exact, 1, axis=0)  # Towards another person.
         float_type = "bf16" if backend == "openvino" and rung != "fp32" else "f32"
-        return Embeds(unit(self._exact + noise * direction), float_type)
+        return SplitEmbeds(unit(self._exact + noise * direction), float_type)
 
 
 def ladder_of(forms: Forms, **options: object) -> Ladder:

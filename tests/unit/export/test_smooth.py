@@ -6,9 +6,8 @@ import torch
 
 from tests.helpers.toy_clip import toy_model
 from upperson_export.blocks import Linear, Site
-from upperson_export.fold import fold_image_tower
+from upperson_export.fold import fold_image_tower, smooth
 from upperson_export.plain import PlainImageTower, PlainTower
-from upperson_export.smooth import smooth
 from upperson_rt.errors import InputError
 
 WIDTH = 64
