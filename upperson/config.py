@@ -20,6 +20,7 @@ from upperson.losses import loss_names
 from upperson.model.base import SMALL
 from upperson.model.parts import UPPersonConfig
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import one_line
 from upperson_rt.strict import read_fields, suggestion
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -210,7 +211,7 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML: {error}") from error
+        raise InputError(f"{path} cannot be read as YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, found {type(content).__name__}")
     return content

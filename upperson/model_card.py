@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 
 from upperson.config import TrainConfig
-from upperson_rt.markdown import code_span
+from upperson_rt.printable import code_span, show_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -24,6 +24,7 @@ def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         undefined=jinja2.StrictUndefined,
+        finalize=show_text,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

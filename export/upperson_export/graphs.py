@@ -59,7 +59,7 @@ def export_onnx(tower: PlainTower, kind: Tower, path: Path, *, example: torch.Te
     with warnings.catch_warnings(), torch.no_grad():
         # The exporter warns about its own internals; a wrong graph is caught by parity instead.
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # noqa: TID251 - Not ours.
         program = torch.onnx.export(
             tower,
             (example,),

@@ -8,7 +8,7 @@ from upperson_export.rendering import templates
 from upperson_export.report import CalibrationRecord, ExportReport
 from upperson_export.variants import SIMULATED, VARIANTS
 from upperson_rt.manifest import Manifest
-from upperson_rt.markdown import code_span
+from upperson_rt.printable import code_span
 from upperson_rt.towers import TOWERS
 
 _METRICS = ("R@1", "R@5", "R@10", "mAP", "mINP")

@@ -1,11 +1,15 @@
-"""Files from templates: HTML escapes all that it prints, Markdown prints outside names as code."""
+"""Files from templates: HTML escapes all that it prints, Markdown prints outside names as code.
+
+Whatever a template prints is printable (`upperson_rt.printable`).
+"""
 
 import json
+import re
 from pathlib import Path
 
 import jinja2
 
-from upperson_rt.markdown import code_span
+from upperson_rt.printable import code_span, show_text
 
 _SHARED = Path(__file__).parent / "templates"
 
@@ -21,10 +25,17 @@ def templates(folder: Path = _SHARED) -> jinja2.Environment:
         loader=jinja2.FileSystemLoader([folder, _SHARED]),
         autoescape=jinja2.select_autoescape(["html.j2"]),
         undefined=jinja2.StrictUndefined,
+        finalize=show_text,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters["code"] = code_span
-    environment.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
+    environment.filters["quoted"] = _quoted
     return environment
+
+
+def _quoted(text: str) -> str:
+    # What `show_text` would write as \x85 is one byte to protobuf, and \u0085 a character to both.
+    literal = json.dumps(text, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", literal)

@@ -1,6 +1,5 @@
 """A bundle: the folder that holds everything needed to embed pictures and sentences."""
 
-import logging
 import os
 import threading
 from functools import partial
@@ -16,6 +15,7 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import sha256_of_file
 from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
+from upperson_rt.printable import get_logger
 from upperson_rt.strict import suggestion
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
@@ -24,7 +24,7 @@ __all__ = ["MANIFEST_FILE", "Bundle", "open_encoder", "read_manifest"]
 
 MANIFEST_FILE = "bundle.json"
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 def open_encoder(

@@ -15,6 +15,7 @@ from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, UppersonError, install_command
 from upperson_rt.gallery import Gallery
 from upperson_rt.installed import OPTIONAL, Check, failed, installed_checks, version_of
+from upperson_rt.printable import one_line
 from upperson_rt.tensorrt.cuda import probe_cuda_driver
 from upperson_rt.towers import TOWERS, Tower
 
@@ -89,7 +90,9 @@ def _onnxruntime(version: str) -> Check:
     try:
         import onnxruntime
     except ImportError as error:
-        return failed("onnxruntime", f"{version} does not import: {error}", "install it again")
+        return failed(
+            "onnxruntime", f"{version} does not import: {one_line(error)}", "install it again"
+        )
     providers = [name.removesuffix("ExecutionProvider") for name in _providers(onnxruntime)]
     facts = {"version": version, "providers": providers}
     wanted, driver = _onnxruntime_cuda(), probe_cuda_driver().version
@@ -120,7 +123,9 @@ def _openvino() -> Check:
         with same_signal_stack():
             devices = [str(name).lower() for name in openvino.Core().available_devices]
     except (ImportError, RuntimeError) as error:
-        return failed("openvino", f"{version} does not start: {error}", "install it again")
+        return failed(
+            "openvino", f"{version} does not start: {one_line(error)}", "install it again"
+        )
     found = f"{version} with {', '.join(devices) or 'no device'}"
     return Check("openvino", "ok", found, facts={"version": version, "devices": devices})
 
@@ -316,4 +321,4 @@ def _gallery(location: str | Path, fingerprint: str | None) -> Check:
 
 
 def _fail_from_error(name: str, error: UppersonError) -> Check:
-    return Check(name, "fail", " ".join(str(error).split()), exit_code=error.exit_code)
+    return Check(name, "fail", one_line(error), exit_code=error.exit_code)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from upperson_rt.errors import BackendError, install_command
 from upperson_rt.jetson import jetson_advice, jetson_line, jetson_release
 from upperson_rt.machine import version_of
+from upperson_rt.printable import one_line
 
 __all__ = ["OPTIONAL", "Check", "failed", "installed_checks", "version_of"]
 
@@ -172,5 +173,5 @@ def _import_problem(module: str) -> str | None:
     try:
         import_module(module)
     except Exception as error:  # Packages in pieces raise anything, not only ImportError.
-        return " ".join(str(error).split()) or type(error).__name__
+        return one_line(error) or type(error).__name__
     return None

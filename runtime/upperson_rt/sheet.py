@@ -1,6 +1,5 @@
 """A contact sheet: one picture that shows what a sentence found."""
 
-import datetime
 import io
 import os
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Hit, Item
 from upperson_rt.preprocess import load_image
+from upperson_rt.printable import local_time, printable
 
 __all__ = ["draw_sheet", "save_sheet"]
 
@@ -71,8 +71,9 @@ def draw_sheet(
     rows = -(-len(shown) // columns)
     # A sheet of one or two tiles still needs room for its sentence.
     width = 2 * _MARGIN + max(3, columns) * (_TILE_WIDTH + _GAP) - _GAP
+    words = [printable(word) for word in sentence.split()]
     for title_size in _TITLE_SIZES:
-        title = _wrap(sentence.split(), _font(title_size), width - 2 * _MARGIN)
+        title = _wrap(words, _font(title_size), width - 2 * _MARGIN)
         if len(title) <= _TITLE_LINES:
             break
     if len(title) > _TITLE_LINES:
@@ -138,7 +139,7 @@ def _draw_tile(
         camera = _elide(item.camera, _font(18), room)
         draw.text((x + _TILE_WIDTH, text_y + 5), camera, font=_font(18), fill=_INK, anchor="ra")
     small = _font(17)
-    lines = [_local_time(item.time)] if item.time is not None else []
+    lines = [local_time(item.time)] if item.time is not None else []
     lines.append(Path(item.crop or item.source or item.key).name)
     for i, line in enumerate(lines):
         at = (x, text_y + 33 + i * 24)
@@ -160,14 +161,6 @@ def _picture(item: Item, crops_dir: Path | None) -> Image.Image | str:
         x0, y0, x1, y1 = item.box
         pixels = np.ascontiguousarray(pixels[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)])
     return Image.fromarray(pixels) if pixels.size else "box lies out\nof the picture"
-
-
-def _local_time(unix_seconds: float) -> str:
-    try:
-        moment = datetime.datetime.fromtimestamp(unix_seconds)
-    except (OverflowError, OSError, ValueError):
-        return f"{unix_seconds:g} s"  # A clock that no calendar reaches.
-    return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
 @cache
@@ -196,6 +189,7 @@ def _elide(
     middle: bool = True,
 ) -> str:
     """Shorten text to a width; in the middle, file names keep their number and suffix."""
+    text = printable(text)
     if font.getlength(text) <= width:
         return text
     for keep in range(len(text) - 1, 0, -1):

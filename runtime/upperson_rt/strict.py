@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.printable import shown
 
 __all__ = [
     "Constraint",
@@ -33,8 +34,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-_SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ class _Reader:
         return f"{self.where}: {self.path}" if self.path else self.where
 
     def wrong(self, expected: str, found: Any) -> InputError:
-        return InputError(f"{self.place}: expected {expected}, found {_shown(found)}")
+        return InputError(f"{self.place}: expected {expected}, found {shown(found)}")
 
 
 _NAMES = {str: "a non-empty string", int: "an integer", float: "a number", bool: "true or false"}
@@ -220,13 +219,8 @@ def _is_required(field: "dataclasses.Field[Any]") -> bool:
 
 def _mapping(content: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
-        raise InputError(f"{place}: expected an object, found {_shown(content)}")
+        raise InputError(f"{place}: expected an object, found {shown(content)}")
     return content
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
 def _refuse_constant(name: str) -> float:

@@ -12,6 +12,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.printable import one_line
 
 __all__ = ["TokenBatch", "Tokenizer", "token_lengths"]
 
@@ -105,7 +106,8 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # The Rust side raises nothing narrower.
             raise IntegrityError(
-                f"tokenizer.json is not readable by tokenizers {tokenizers.__version__}: {error}"
+                f"tokenizer.json is not readable by tokenizers {tokenizers.__version__}: "
+                f"{one_line(error)}"
             ) from error
         return cls(tokenizer, context_length)
 

@@ -8,7 +8,7 @@ import typer
 from upperson.cli.options import Dataset, Root
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import new_table, print_json, print_table
+from upperson_rt.cli.output import new_table, print_json, print_labelled, print_line, print_table
 from upperson_rt.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def synthesize(
     if as_json:
         print_json({"root": str(output), "images": images})
     else:
-        typer.echo(f"{images} images of {images // views} people in {output}")
+        print_line(f"{images} images of {images // views} people in {output}")
 
 
 @app.command("synthesize-video", cls=Command)
@@ -108,7 +108,7 @@ def synthesize_video(
     if as_json:
         print_json({"video": str(output), "boxes": str(truth), "frames": spec.frames})
     else:
-        typer.echo(f"{spec.frames} frames with {people} people in {output}; boxes in {truth}")
+        print_line(f"{spec.frames} frames with {people} people in {output}; boxes in {truth}")
 
 
 @app.command(cls=Command)
@@ -154,7 +154,7 @@ def check(
 
 def _print_report(report: "CheckReport") -> None:
     published = report.published
-    typer.echo(f"{report.dataset}: {', '.join(map(str, report.files))}")
+    print_line(f"{report.dataset}: {', '.join(map(str, report.files))}")
     columns = ("split", "ids", "images", "captions")
     table = new_table(*columns, *(("published", "") if published else ()), right=columns[1:])
     for split, counts in report.counts.items():
@@ -166,14 +166,14 @@ def _print_report(report: "CheckReport") -> None:
         table.add_row(*row)
     print_table(table)
     for finding in report.findings:
-        typer.secho(f"{finding.severity}: ", fg=_COLOURS[finding.severity], bold=True, nl=False)
-        typer.echo(f"{_TITLES[finding.kind]}: {finding.count}")
+        text = f"{_TITLES[finding.kind]}: {finding.count}"
+        print_labelled(finding.severity, _COLOURS[finding.severity], text)
         if finding.kind == "counts_differ":
             continue  # The table shows them.
         for example in finding.examples:
-            typer.echo(f"  {example}")
+            print_line(f"  {example}")
         if finding.count > len(finding.examples):
-            typer.echo(f"  and {finding.count - len(finding.examples)} more")
+            print_line(f"  and {finding.count - len(finding.examples)} more")
     if not report.errors:
         looked = "all images decode" if report.images_decoded else "all images are there"
-        typer.echo(f"ok: every record can be read and {looked}")
+        print_line(f"ok: every record can be read and {looked}")

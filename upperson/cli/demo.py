@@ -13,7 +13,7 @@ import typer
 
 from upperson.cli.options import require_extra
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import backend_line, new_table, print_json, print_table
+from upperson_rt.cli.output import backend_line, new_table, print_json, print_line, print_table
 from upperson_rt.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ def demo(
         table.add_row(key, *(f"{value:.2f}" for value in summary[key].values()))
     print_table(table)
     if quick:
-        typer.echo("a quick demo: these numbers mean nothing")
+        print_line("a quick demo: these numbers mean nothing")
     seconds = summary["seconds"]
-    typer.echo("seconds: " + ", ".join(f"{stage} {seconds[stage]:.0f}" for stage in seconds))
-    typer.echo(f"open {output / 'report.html'} and {output / 'answer.png'}; ask more:")
-    typer.echo(f'  upperson-rt query -b {output}/bundle -g {output}/gallery "woman in green coat"')
+    print_line("seconds: " + ", ".join(f"{stage} {seconds[stage]:.0f}" for stage in seconds))
+    print_line(f"open {output / 'report.html'} and {output / 'answer.png'}; ask more:")
+    print_line(f'  upperson-rt query -b {output}/bundle -g {output}/gallery "woman in green coat"')
 
 
 def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]:

@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from upperson.cli.options import DATASET_HELP, require_extra
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import backend_line, new_table, print_json, print_table
+from upperson_rt.cli.output import (
+    PlainTable,
+    backend_line,
+    new_table,
+    print_json,
+    print_line,
+    print_table,
+)
 from upperson_rt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +99,7 @@ def evaluate(
         print_json({name: evaluation.as_dict() for name, evaluation in found.items()})
     else:
         asked = sum(len(record.captions) for record in records)
-        typer.echo(f"{dataset} in {root.name}, {split}: {asked} captions, {len(records)} images")
+        print_line(f"{dataset} in {root.name}, {split}: {asked} captions, {len(records)} images")
         print_table(_table(found))
 
 
@@ -115,7 +121,7 @@ def _data_of(target: Path, dataset: str | None, root: Path | None) -> tuple[str,
     return dataset or "jsonl", root
 
 
-def _table(found: "dict[str, Evaluation]") -> Table:
+def _table(found: "dict[str, Evaluation]") -> PlainTable:
     names = tuple(next(iter(found.values())).text_to_image.as_dict())
     table = new_table("", "direction", *names, right=names)
     for name, evaluation in found.items():

@@ -10,7 +10,7 @@ import typer
 
 from upperson.cli.options import RunFolder, require_extra
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import new_table, print_json, print_table, print_warning
+from upperson_rt.cli.output import new_table, print_json, print_line, print_table, print_warning
 from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -193,8 +193,8 @@ def export(
         return
     _print_report(report)
     for line in (*engines.values(), *written.values()):
-        typer.echo(line)
-    typer.echo(f"bundle {output}; next:  upperson-rt index -b {quote(str(output))} FOLDER")
+        print_line(line)
+    print_line(f"bundle {output}; next:  upperson-rt index -b {quote(str(output))} FOLDER")
 
 
 def _print_report(report: "ExportReport") -> None:

@@ -8,7 +8,7 @@ import typer
 
 from upperson.cli.options import Dataset, require_extra
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import new_table, print_json, print_table, print_warning
+from upperson_rt.cli.output import new_table, print_json, print_line, print_table, print_warning
 from upperson_rt.errors import UsageError
 
 
@@ -69,7 +69,7 @@ def import_(
     print_table(table)
     asked = "" if root else " --root DIR"
     shown = root or "DIR"
-    typer.echo(
+    print_line(
         f"run {output}; next:  upperson evaluate {output} --dataset {dataset} --root {shown}"
         f"  or  upperson export {output}{asked}"
     )

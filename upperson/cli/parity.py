@@ -9,13 +9,18 @@ import typer
 
 from upperson.cli.options import require_extra
 from upperson_rt.cli.options import Debug, Json, Threads, read_batch_sizes
-from upperson_rt.cli.output import new_table, print_json, print_note, print_table
+from upperson_rt.cli.output import (
+    PlainTable,
+    new_table,
+    print_json,
+    print_line,
+    print_note,
+    print_table,
+)
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from rich.table import Table
 
     from upperson.trained_encoder import TrainedEncoder
     from upperson_export.parity.check import ParityOptions
@@ -224,25 +229,24 @@ def _print_result(result: "ParityResult") -> None:
 
     A row is the worst of all ways to fill batches of one size; ``--json`` has them all.
     """
-    typer.echo(f"reference  {result.reference}, one item a batch")
-    typer.echo(f"inputs     {result.inputs.source}; texts of {_lengths(result)} tokens")
+    print_line(f"reference  {result.reference}, one item a batch")
+    print_line(f"inputs     {result.inputs.source}; texts of {_lengths(result)} tokens")
     paths = result.pixel_paths
     verdict = "equal in training and runtime" if paths.are_equal else f"FAIL: {paths.message()}"
-    typer.echo(f"pixels     {verdict}")
+    print_line(f"pixels     {verdict}")
     for name, group in groupby(result.judged, key=_subject_name):
         judged = list(group)
         failing = sum(one.fault is not None for one in judged)
         verdict = f"{failing} of {len(judged)} comparisons FAIL" if failing else "ok"
-        typer.echo(f"\n{name}: {verdict}, expected {_tolerance(judged[0])}")
+        print_line("", f"{name}: {verdict}, expected {_tolerance(judged[0])}")
         print_table(_table(judged, result.worst))
     for absent in result.not_run:
         print_note(f"not run: {absent.variant} on {absent.backend}: {absent.reason}")
 
 
-def _table(judged: "list[Judged]", worst: "Judged | None") -> "Table":
+def _table(judged: "list[Judged]", worst: "Judged | None") -> PlainTable:
     table = new_table(*_WIDTHS, right=tuple(name for name in _WIDTHS if name not in ("tower", "")))
-    for column in table.columns:
-        column.min_width = _WIDTHS[str(column.header)]
+    table.widen(list(_WIDTHS.values()))
     for (tower, batch), group in groupby(judged, key=_row_key):
         row = max(group, key=lambda one: one.badness)
         found, ranking = row.comparison, row.comparison.ranking

@@ -1,14 +1,11 @@
 """Progress of long commands on stderr: a bar for people, a line now and then for logs."""
 
-import sys
 import time
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+from upperson_rt.cli.output import new_progress, print_note
 from upperson_rt.metrics import RetrievalMetrics
 
 if TYPE_CHECKING:
@@ -25,16 +22,7 @@ class Display:
     """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False)
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
+        self._bar = new_progress()
         self._task = self._bar.add_task("", total=None)
         self._work = ""
         self._logged = 0.0
@@ -59,7 +47,7 @@ class Display:
         if self._bar.disable:
             now = time.monotonic()
             if work != self._work or done == total or now - self._logged > _LOG_EVERY_S:
-                self._console.print(f"{work}: {done}/{total} {detail}".rstrip(), soft_wrap=True)
+                print_note(f"{work}: {done}/{total} {detail}".rstrip())
                 self._logged = now
         self._work = work
 
@@ -70,7 +58,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(text, soft_wrap=True)
+        print_note(text)
 
 
 class TrainingDisplay:

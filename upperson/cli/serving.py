@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import print_json
+from upperson_rt.cli.output import print_json, print_line
 from upperson_rt.errors import UsageError, missing_extra
 
 if TYPE_CHECKING:
@@ -69,4 +69,4 @@ def serving(
         return
     for item in written:
         following = _NEXT[item.format].format(folder=item.folder)
-        typer.echo(f"{item.format} {item.folder} ({item.variant}); next:  {following}")
+        print_line(f"{item.format} {item.folder} ({item.variant}); next:  {following}")

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from upperson.cli.options import DATASET_HELP, require_extra
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import new_table, print_json, print_table
+from upperson_rt.cli.output import PlainTable, new_table, print_json, print_line, print_table
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import write_atomically
 
@@ -154,7 +153,7 @@ def pretrain_small(
     if as_json:
         print_json({"file": str(output), "steps": config.steps})
     else:
-        typer.echo(f"wrote {output}")
+        print_line(f"wrote {output}")
 
 
 def _config(
@@ -202,7 +201,7 @@ def _train_one(
     if as_json:
         print_json({"run": str(run), **results})
     else:
-        typer.echo(
+        print_line(
             f"run {run}: best epoch {results['best_epoch']}, selected on "
             f"{results['selected_on']}; next:  upperson export {run}"
         )
@@ -227,7 +226,7 @@ def _train_seeds(plan: "SeedsPlan", folder: Path, device: str, as_json: bool) ->
     else:
         print_table(seeds_table(summary))
         first = folder / f"seed_{plan.config.seed}"
-        typer.echo(f"{plan.seeds} runs in {folder}; next:  upperson export {first}")
+        print_line(f"{plan.seeds} runs in {folder}; next:  upperson export {first}")
 
 
 def _run(config: "TrainConfig", run: Path, device: str, *, resume: bool) -> dict[str, Any]:
@@ -254,7 +253,7 @@ def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def seeds_table(summary: dict[str, Any]) -> Table:
+def seeds_table(summary: dict[str, Any]) -> PlainTable:
     """Return every run's metrics with their mean and standard deviation, in percent.
 
     Args:
@@ -293,10 +292,10 @@ def _dry_run(config: "TrainConfig", device: str, as_json: bool) -> None:
         return
     for table in plan_tables(planned):
         print_table(table)
-    typer.echo(f"not in the sum: {LEFT_OUT}")
+    print_line(f"not in the sum: {LEFT_OUT}")
 
 
-def plan_tables(plan: "Plan") -> list[Table]:
+def plan_tables(plan: "Plan") -> list[PlainTable]:
     """Return the plan as tables to print one after the other: data, parameters, run, memory."""
     tables = [_data_table(plan), _parameters_table(plan), _steps_table(plan), _memory_table(plan)]
     for table in tables[:-1]:
@@ -304,7 +303,7 @@ def plan_tables(plan: "Plan") -> list[Table]:
     return tables
 
 
-def _data_table(plan: "Plan") -> Table:
+def _data_table(plan: "Plan") -> PlainTable:
     table = new_table(
         "data", "images", "captions", "people", right=("images", "captions", "people")
     )
@@ -313,7 +312,7 @@ def _data_table(plan: "Plan") -> Table:
     return table
 
 
-def _parameters_table(plan: "Plan") -> Table:
+def _parameters_table(plan: "Plan") -> PlainTable:
     towers = ("image tower", "text tower", "sum")
     table = new_table("parameters", *towers, right=towers)
     for part in plan.parts:
@@ -325,7 +324,7 @@ def _parameters_table(plan: "Plan") -> Table:
     return table
 
 
-def _steps_table(plan: "Plan") -> Table:
+def _steps_table(plan: "Plan") -> PlainTable:
     table = new_table("run", "")
     table.add_row(
         "steps",
@@ -341,7 +340,7 @@ def _steps_table(plan: "Plan") -> Table:
     return table
 
 
-def _memory_table(plan: "Plan") -> Table:
+def _memory_table(plan: "Plan") -> PlainTable:
     memory = plan.memory
     table = new_table("memory of a device", "MiB", "", right=("MiB",))
     for name, size, detail in (

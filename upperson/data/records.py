@@ -4,7 +4,6 @@ The formats are in `published` and `plain_formats`; what their entries must sati
 here.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from upperson.data.annotations import SPLITS, AnnotatedSet, Annotation, Problem,
 from upperson.data.plain_formats import PLAIN_FORMATS, open_plain_format
 from upperson.data.published import PUBLISHED_SETS
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import get_logger
 from upperson_rt.strict import suggestion
 
 __all__ = [
@@ -73,7 +73,7 @@ def read_dataset(name: str, root: Path) -> dict[Split, list[Record]]:
 
     splits = collect_records(annotated, refuse_errors)
     if left_out:
-        logging.getLogger(__name__).warning(
+        get_logger(__name__).warning(
             "%d records have an empty caption, which is left out; the first: %s",
             len(left_out),
             left_out[0].text,

@@ -3,7 +3,6 @@
 Loading never executes code of a file.
 """
 
-import logging
 import os
 import warnings
 import zipfile
@@ -22,6 +21,7 @@ from torch import Tensor
 from upperson.data.transforms import CLIP_STATISTICS, PixelStatistics
 from upperson.model.torchscript import is_torchscript, read_torchscript
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import get_logger
 
 _OPENAI_FACTS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries beside the weights in what OpenAI published, and in state dicts taken from it."""
@@ -128,7 +128,7 @@ def fetch(name: str, tag: str, facts: Mapping[str, Any]) -> Path:
                 if isinstance(cached, str):
                     return Path(cached)
             _reach_hub(repository, files[0])
-        logging.getLogger(__name__).info("fetching weights '%s' of %s", tag, name)
+        get_logger(__name__).info("fetching weights '%s' of %s", tag, name)
         return Path(open_clip.download_pretrained(facts))
     except (OSError, RuntimeError) as error:
         reason = _first_sentence(error)

@@ -26,6 +26,7 @@ from upperson_rt.backends.measurement import (
     write,
 )
 from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.printable import get_logger
 from upperson_rt.timing import Timing, time_in_turns
 from upperson_rt.towers import Backend, Tower, run_tower
 
@@ -42,7 +43,7 @@ UNDISTURBED = 0.9
 """A process that computes has at least one processor all the time. With less than this share of it
 others were in the way, and processor time tells more than the clock."""
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

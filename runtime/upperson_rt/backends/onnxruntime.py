@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.backends.saturation import EXACT, INT8_SUMS, int8_sums_saturate
 from upperson_rt.errors import BackendError, install_command, missing_extra
+from upperson_rt.printable import one_line
 
 __all__ = ["OnnxRuntimeBackend", "cuda_advice", "session_options"]
 
@@ -98,7 +99,7 @@ class OnnxRuntimeBackend:
                 self._session = session(options)
         except self._errors as error:
             raise BackendError(
-                f"onnxruntime {ort.__version__} cannot load {os.fspath(path)}: {error}"
+                f"onnxruntime {ort.__version__} cannot load {os.fspath(path)}: {one_line(error)}"
             ) from error
         # ONNX Runtime falls back to the CPU when a provider fails to start, without an error.
         running = self._session.get_providers()[0]
@@ -114,7 +115,7 @@ class OnnxRuntimeBackend:
         try:
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
         except self._errors as error:
-            raise BackendError(f"onnxruntime {self.version} failed: {error}") from error
+            raise BackendError(f"onnxruntime {self.version} failed: {one_line(error)}") from error
 
 
 def session_options(ort: Any, threads: int | None) -> Any:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from upperson_rt.backends.saturation import PAIR_LIMIT, int8_sums_saturate, largest_pair
 from upperson_rt.errors import BackendError, missing_extra
 from upperson_rt.machine import processor
+from upperson_rt.printable import one_line
 
 __all__ = ["OpenVinoBackend", "same_signal_stack"]
 
@@ -100,7 +101,7 @@ class OpenVinoBackend:
                 self._piece = piece.create_infer_request()
         except RuntimeError as error:
             raise BackendError(
-                f"OpenVINO {self.version} cannot load {os.fspath(path)}: {error}"
+                f"OpenVINO {self.version} cannot load {os.fspath(path)}: {one_line(error)}"
             ) from error
         if not all(name.startswith(device) for name in running):
             raise BackendError(
@@ -145,7 +146,7 @@ class OpenVinoBackend:
                 request.start_async({key: np.ascontiguousarray(a) for key, a in inputs.items()})
                 request.wait()
             except (RuntimeError, ValueError, TypeError) as error:
-                raise BackendError(f"OpenVINO {self.version} failed: {error}") from error
+                raise BackendError(f"OpenVINO {self.version} failed: {one_line(error)}") from error
             return {name: np.array(request.get_tensor(name).data) for name in self._names}
 
 

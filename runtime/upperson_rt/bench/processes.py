@@ -17,6 +17,7 @@ from upperson_rt.errors import (
     UppersonError,
     UsageError,
 )
+from upperson_rt.printable import one_line
 
 if TYPE_CHECKING:
     from upperson_rt.timing import Timing
@@ -137,7 +138,7 @@ def _answer(task: str) -> None:
     try:
         answer = {"result": getattr(import_module(module), name)(*arguments)}
     except UppersonError as error:
-        answer = {"error": " ".join(str(error).split()), "exit_code": error.exit_code}
+        answer = {"error": one_line(error), "exit_code": error.exit_code}
     sys.stdout.write(f"{json.dumps(answer)}\n")
 
 

@@ -1,7 +1,6 @@
 """The thread that reads a source: reconnects, notices stalls, never waits for what comes after."""
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,10 +13,11 @@ from upperson_rt.camera.queues import Stage
 from upperson_rt.camera.settings import CameraSettings, CaptureRules
 from upperson_rt.camera.source import Reader
 from upperson_rt.errors import InputError
+from upperson_rt.printable import get_logger
 
 __all__ = ["Capture", "CaptureState"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 CaptureState: TypeAlias = Literal[
     "waiting", "connecting", "running", "reconnecting", "ended", "failed", "stopped"

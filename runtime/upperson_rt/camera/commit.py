@@ -2,7 +2,6 @@
 
 import glob
 import json
-import logging
 import math
 import os
 import time
@@ -24,10 +23,11 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.locks import lock_until_closed, try_lock
+from upperson_rt.printable import get_logger
 
 __all__ = ["CommitStage", "CropFolder", "UnfinishedNote", "remove_left_behind"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _STEP_S = 0.1
 _WRITERS = 8

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.camera.source import import_cv2
 from upperson_rt.errors import BackendError, InputError, missing_extra
+from upperson_rt.printable import one_line
 
 __all__ = ["BoxesFile", "Detector", "HogDetector", "YoloDetector", "decode_yolo", "open_detector"]
 
@@ -162,7 +163,9 @@ class YoloDetector:
                 providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # onnxruntime has one class for each status, no common base.
-            raise InputError(f"onnxruntime cannot load the detector {path}: {error}") from error
+            raise InputError(
+                f"onnxruntime cannot load the detector {path}: {one_line(error)}"
+            ) from error
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] != 3:
             raise InputError(
@@ -187,7 +190,7 @@ class YoloDetector:
         try:
             output = self._session.run(None, {self._input: pixels.astype(self._dtype)})[0]
         except Exception as error:  # As above.
-            raise BackendError(f"the detector {self.path} fails: {error}") from error
+            raise BackendError(f"the detector {self.path} fails: {one_line(error)}") from error
         found: NDArray[np.float32] = decode_yolo(
             np.asarray(output, np.float32), self.person, (self.height_px, self.width_px)
         )

@@ -1,7 +1,6 @@
 """Camera pipelines: from pictures in any thread to rows in a gallery."""
 
 import datetime
-import logging
 import math
 import secrets
 import threading
@@ -27,10 +26,11 @@ from upperson_rt.camera.worker import Shared
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import IntegrityError, UsageError
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.printable import get_logger
 
 __all__ = ["Pipeline"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _STEP_S = 0.02
 _CAPTURE_JOIN_S = 3.0

@@ -1,6 +1,5 @@
 """Statistics of a pipeline for Prometheus, over HTTP or as a text file."""
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,10 +8,11 @@ from typing import Any
 from upperson_rt.camera.pipeline import Pipeline
 from upperson_rt.camera.stats import BOUNDS_S, Durations, PipelineStats
 from upperson_rt.errors import InputError, missing_extra
+from upperson_rt.printable import get_logger
 
 __all__ = ["MetricsFile", "MetricsServer"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _EDGES = range(0, len(BOUNDS_S), 4)
 """Every fourth edge is enough for Prometheus: each is double the one before."""

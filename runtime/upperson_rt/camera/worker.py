@@ -1,6 +1,5 @@
 """The thread of a camera: detects people, tracks them, and chooses their best views."""
 
-import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -17,10 +16,11 @@ from upperson_rt.camera.settings import CameraSettings, PipelineSettings
 from upperson_rt.camera.stats import Ledger
 from upperson_rt.camera.tracker import Tracker
 from upperson_rt.encoder import Encoder
+from upperson_rt.printable import get_logger
 
 __all__ = ["CameraWorker", "Shared"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _STEP_S = 0.1
 _MOST_ERRORS = 25

@@ -12,17 +12,22 @@ Exit codes are those of `upperson_rt.errors`, 1 for a defect of the program, 130
 for SIGTERM.
 """
 
+import io
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from upperson_rt import __version__
+from upperson_rt.cli.output import print_error, print_line, print_note
 from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.printable import one_line, printable
 
 __all__ = ["INTERRUPTED", "TERMINATED", "Command", "new_app", "run_app"]
 
@@ -60,13 +65,39 @@ class Command(TyperCommand):
         except Exception as error:  # A defect; this is the one place that may catch everything.
             debug = ctx.params.get("debug", False)
             advice = "" if debug else "; run the command again with --debug for the details"
-            _report(f"internal error: {type(error).__name__}: {error}{advice}", debug=debug)
+            name = type(error).__name__
+            _report(f"internal error: {name}: {one_line(error)}{advice}", debug=debug)
             raise typer.Exit(1) from error
+
+
+class _Group(TyperGroup):
+    """A group of commands; what Typer says of wrong options is printable, too."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the options of the group."""
+        with _printable_usage():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Read the options of a command, and run it."""
+        with _printable_usage():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_usage() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = printable(message)  # type: ignore[attr-defined]
+        raise
 
 
 def new_app(help: str, program: str | None = None) -> typer.Typer:
     """Return a group of commands in the house style; a program, which is named, has --version."""
     app = typer.Typer(
+        cls=_Group,
         help=help,
         no_args_is_help=True,
         add_completion=False,
@@ -79,7 +110,7 @@ def new_app(help: str, program: str | None = None) -> typer.Typer:
 
     def print_version(wanted: bool) -> None:
         if wanted:
-            typer.echo(f"{program} {__version__}")
+            print_line(f"{program} {__version__}")
             raise typer.Exit
 
     @app.callback()
@@ -99,10 +130,13 @@ def new_app(help: str, program: str | None = None) -> typer.Typer:
 def run_app(app: typer.Typer, name: str) -> NoReturn:
     """Run an application on the arguments of the process, and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where there is no terminal.
+            stream.reconfigure(errors="backslashreplace")  # Not every terminal knows Unicode.
     try:
         app(prog_name=name)
     except KeyboardInterrupt:  # Outside of a command: while it is being imported.
-        typer.echo("error: interrupted", err=True)
+        print_error("interrupted")
         sys.exit(INTERRUPTED)
     sys.exit(0)
 
@@ -114,6 +148,6 @@ def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _report(message: str, debug: bool) -> None:
     if debug:
-        traceback.print_exc()
-    typer.secho("error: ", fg=typer.colors.RED, bold=True, err=True, nl=False)
-    typer.echo(" ".join(line.strip() for line in message.splitlines()), err=True)
+        for line in traceback.format_exc().rstrip("\n").split("\n"):
+            print_note(line)
+    print_error(message)

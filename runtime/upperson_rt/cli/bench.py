@@ -25,6 +25,7 @@ from upperson_rt.cli.options import (
 from upperson_rt.cli.output import (
     backend_line,
     new_table,
+    print_line,
     print_note,
     print_result,
     print_table,
@@ -118,8 +119,8 @@ def towers(
 
 
 def _show_towers(result: dict[str, Any]) -> None:
-    typer.echo(machine_lines(result["machine"], result["threads"]))
-    typer.echo(
+    print_line(*machine_lines(result["machine"], result["threads"]).splitlines())
+    print_line(
         f"{result['warmup']} warm-up run, then in turns for {result['seconds']:g} s each and at "
         f"least {result['least_runs']} runs; speed is relative to {result['baseline']}"
     )
@@ -137,7 +138,7 @@ def _show_towers(result: dict[str, Any]) -> None:
             f"{contender['canary_min_cosine']:.6f}",
         )
     print_table(table)
-    typer.echo("")
+    print_line("")
     columns = ("p50 ms", "p90 ms", "p99 ms", "items/s", "CPU ms", "speed")
     table = new_table("input", "shape", "contender", *columns, right=columns)
     for case in result["cases"]:
@@ -233,8 +234,8 @@ def _running_line(result: dict[str, Any]) -> str:
 
 
 def _show_query(result: dict[str, Any]) -> None:
-    typer.echo(machine_lines(result["machine"], result["threads"]))
-    typer.echo(f"{_running_line(result)}; {result['items']} pictures")
+    print_line(*machine_lines(result["machine"], result["threads"]).splitlines())
+    print_line(f"{_running_line(result)}; {result['items']} pictures")
     columns = ("runs", "p50 ms", "p90 ms", "p99 ms", "CPU ms")
     table = new_table("what", *columns, right=columns)
     for name, what in {
@@ -253,7 +254,7 @@ def _show_query(result: dict[str, Any]) -> None:
     print_table(table)
     cpu_s = result["beyond_import_cpu_s"]
     cpu = "" if cpu_s is None else f" ({cpu_s:.2f} s of processor time)"
-    typer.echo(f"beyond the import: {result['beyond_import_s']:.2f} s{cpu}")
+    print_line(f"beyond the import: {result['beyond_import_s']:.2f} s{cpu}")
 
 
 @app.command(cls=Command)
@@ -331,9 +332,9 @@ def pipeline(
 
 
 def _show_pipeline(result: dict[str, Any], found: "PipelineBench") -> None:
-    typer.echo(machine_lines(result["machine"], result["threads"]))
+    print_line(*machine_lines(result["machine"], result["threads"]).splitlines())
     height, width = found.frame
-    typer.echo(
+    print_line(
         f"{_running_line(result)}; {found.cameras} cameras, {width} x {height}, "
         f"{found.people_per_frame} people a frame, batch {result['batch_size']}, drop "
         f"{result['drop']}, {found.seconds:.1f} s; memory and the encoder's work count after "

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from upperson_rt.cli.options import Debug, Json, default_bundle
-from upperson_rt.cli.output import new_table, print_json, print_note, print_table
+from upperson_rt.cli.output import new_progress, new_table, print_json, print_note, print_table
 
 __all__ = ["compile_engines"]
 
@@ -49,19 +49,9 @@ def compile_engines(
 
     Example: `upperson-rt compile bundle --variant fp16`
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn as TimeElapsed
-    from rich.text import Text
-
     from upperson_rt.compile import compile_bundle
 
-    work = TextColumn("{task.description}", markup=False)
-    columns = (work, BarColumn(), MofNCompleteColumn(), TimeElapsed())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with new_progress() as bar:
         task = bar.add_task("starting", total=None)
         compiled = compile_bundle(
             bundle,
@@ -70,7 +60,7 @@ def compile_engines(
             max_batch=max_batch,
             workspace_mib=workspace_mib,
             cache=cache,
-            note=lambda text: console.print(Text(text), soft_wrap=True),
+            note=print_note,
             progress=lambda phase, step, steps: bar.update(
                 task, description=phase, completed=step, total=steps
             ),

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import typer
-from rich.text import Text
 
 from upperson_rt.cli.options import (
     BackendOption,
@@ -57,7 +56,7 @@ def doctor(
         table = new_table("check", "", "found")
         for check in checks:
             detail = f"{check.detail} -> {check.fix}" if check.fix else check.detail
-            table.add_row(check.name, Text(check.status, _STYLES[check.status]), Text(detail))
+            table.add_row(check.name, (check.status, _STYLES[check.status]), detail)
         print_table(table)
     if failed:
         raise typer.Exit(failed[0].exit_code)

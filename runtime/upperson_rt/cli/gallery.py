@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.gallery_delete import delete, prune
@@ -23,12 +22,14 @@ from upperson_rt.cli.options import (
     default_gallery,
 )
 from upperson_rt.cli.output import (
-    local_time,
     new_table,
     print_json,
+    print_line,
+    print_note,
     print_table,
 )
 from upperson_rt.errors import IntegrityError
+from upperson_rt.printable import local_time
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import IndexInfo
@@ -67,7 +68,7 @@ def info(
         "size": "not known" if found.size_bytes is None else f"{found.size_bytes / 1e6:.1f} MB",
         "created": f"{found.created} by {found.generator}, schema {found.schema_version}",
     }.items():
-        table.add_row(name, Text(value))
+        table.add_row(name, value)
     print_table(table)
 
 
@@ -93,10 +94,10 @@ def verify(
             {"gallery": str(gallery), "items": items, "ok": not problems, "problems": problems}
         )
     elif not problems:
-        typer.echo(f"gallery {gallery} is sound: {items} pictures")
+        print_line(f"gallery {gallery} is sound: {items} pictures")
     if problems:
         for problem in problems:
-            typer.echo(problem, err=True)
+            print_note(problem)
         raise IntegrityError(
             f"gallery {gallery} has {len(problems)} problems (listed above). Where a line names no "
             "command: restore the gallery from a copy, or index those pictures again"
@@ -126,7 +127,7 @@ def rebuild(
         index = None if found.index is None else asdict(found.index)
         print_json({"gallery": gallery, "items": found.items, "seconds": seconds, "index": index})
     else:
-        typer.echo(f"rebuilt in {seconds:.1f} s: {_index_line(found.index)}")
+        print_line(f"rebuilt in {seconds:.1f} s: {_index_line(found.index)}")
 
 
 @app.command(cls=Command)
@@ -156,7 +157,7 @@ def export(
     if as_json:
         print_json({"gallery": gallery, "items": done.items, "folder": str(output), "files": names})
     else:
-        typer.echo(f"exported {done.items} pictures to {output}: {', '.join(names)}")
+        print_line(f"exported {done.items} pictures to {output}: {', '.join(names)}")
 
 
 def _index_line(index: "IndexInfo | None") -> str:

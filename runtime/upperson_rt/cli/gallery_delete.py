@@ -26,7 +26,14 @@ from upperson_rt.cli.options import (
     default_bundle,
     default_gallery,
 )
-from upperson_rt.cli.output import json_from_hit, print_hits, print_json, print_note
+from upperson_rt.cli.output import (
+    json_from_hit,
+    print_hits,
+    print_json,
+    print_line,
+    print_note,
+    print_prompt,
+)
 from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -185,7 +192,7 @@ def _confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError(f"{question} Add --yes to do it without being asked")
-    typer.echo(f"{question} [y/N]: ", err=True, nl=False)  # typer.confirm would use stdout, too.
+    print_prompt(f"{question} [y/N]:")  # typer.confirm would use stdout, too.
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise typer.Abort
 
@@ -211,8 +218,8 @@ def _report_deleted(
             }
         )
     elif dry_run:
-        typer.echo(f"would delete {count} of {left} pictures of gallery {gallery}")
+        print_line(f"would delete {count} of {left} pictures of gallery {gallery}")
     else:
-        typer.echo(f"deleted {deleted} pictures; gallery {gallery} now holds {left}")
+        print_line(f"deleted {deleted} pictures; gallery {gallery} now holds {left}")
     if not as_json and not count:
         print_note("no picture matches")

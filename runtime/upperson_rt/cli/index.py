@@ -20,7 +20,7 @@ from upperson_rt.cli.options import (
     default_gallery,
     read_attributes,
 )
-from upperson_rt.cli.output import print_json, print_note, print_warning
+from upperson_rt.cli.output import new_progress, print_json, print_line, print_note, print_warning
 from upperson_rt.errors import InputError
 
 __all__ = ["index"]
@@ -79,10 +79,6 @@ def index(
     Example: `upperson-rt index crops/ --camera gate --time-from name`
     """
     attributes = read_attributes(attribute, "--attribute")
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-
     from upperson_rt.indexer import index_images
     from upperson_rt.preprocess import iter_image_files
 
@@ -97,11 +93,7 @@ def index(
         threads=threads,
         create=True,
     ) as (opened, running, store):
-        columns = (TextColumn("indexing"), BarColumn(), MofNCompleteColumn(), TimeLeft())
-        console = Console(stderr=True)
-        with Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal
-        ) as bar:
+        with new_progress(time_left=True) as bar:
             task = bar.add_task("indexing", total=len(files))
             try:
                 report = index_images(
@@ -143,7 +135,7 @@ def index(
             }
         )
     else:
-        typer.echo(f"indexed {report.indexed} pictures; gallery {gallery} now holds {total}")
+        print_line(f"indexed {report.indexed} pictures; gallery {gallery} now holds {total}")
     if report.skipped and not skip_bad:
         raise InputError(
             f"{len(report.skipped)} of {len(files)} pictures could not be used (listed above), the "

@@ -1,30 +1,44 @@
-"""Output of the commands: results on stdout, everything else on stderr."""
+"""Output of the commands: results on stdout, everything else on stderr.
 
-import datetime
+The one way out: whatever is printed here is printable (`upperson_rt.printable`), and no name is
+taken for markup. The linter refuses commands that print in another way.
+"""
+
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from upperson_rt.printable import local_time, printable
+
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Hit, Item
     from upperson_rt.towers import Tower
 
 __all__ = [
+    "Cell",
+    "PlainTable",
     "backend_line",
     "json_from_hit",
-    "local_time",
+    "live_display",
+    "new_progress",
     "new_table",
+    "print_error",
     "print_hits",
     "print_json",
+    "print_labelled",
+    "print_line",
     "print_note",
+    "print_prompt",
     "print_result",
     "print_table",
     "print_warning",
@@ -32,7 +46,11 @@ __all__ = [
     "show_progress",
 ]
 
+Cell: TypeAlias = "str | tuple[str, str]"
+"""Text of a table, perhaps with a style of rich, such as ``bold red``."""
+
 _PIPE_WIDTH = 4096
+_LONGEST_MESSAGE = 4000
 
 
 def print_json(result: dict[str, Any]) -> None:
@@ -41,15 +59,43 @@ def print_json(result: dict[str, Any]) -> None:
     typer.echo(json.dumps(result, indent=2))
 
 
+def print_line(*lines: str) -> None:
+    """Print lines of the result on stdout."""
+    for line in lines:
+        typer.echo(printable(line))
+
+
 def print_note(text: str) -> None:
     """Print a line about what is going on, on stderr."""
-    typer.echo(text, err=True)
+    typer.echo(_message(text), err=True)
 
 
 def print_warning(text: str) -> None:
     """Print a warning on stderr."""
-    typer.secho("warning: ", fg=typer.colors.YELLOW, bold=True, err=True, nl=False)
-    typer.echo(text, err=True)
+    print_labelled("warning", typer.colors.YELLOW, text, err=True)
+
+
+def print_error(text: str) -> None:
+    """Print why a command ends, on stderr."""
+    print_labelled("error", typer.colors.RED, text, err=True)
+
+
+def print_labelled(label: str, colour: str, text: str, err: bool = False) -> None:
+    """Print a line that begins with a word in a colour, on stdout or stderr."""
+    typer.secho(f"{printable(label)}: ", fg=colour, bold=True, err=err, nl=False)
+    typer.echo(_message(text), err=err)
+
+
+def print_prompt(question: str) -> None:
+    """Print a question on stderr, and leave the cursor behind it."""
+    typer.echo(f"{_message(question)} ", err=True, nl=False)
+
+
+def _message(text: str) -> str:
+    """Make a message printable; what is in the middle of a very long name is left out."""
+    text = printable(text)
+    half = _LONGEST_MESSAGE // 2
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 def print_result(
@@ -76,7 +122,7 @@ def show_progress() -> Iterator[Callable[[str, float, float], None]]:
         nonlocal last
         line = f"{work}: {done:.0f}/{total:.0f}"
         if console.is_terminal:
-            status.update(Text(line))
+            status.update(Text(printable(line)))
         elif work != last or done >= total:
             print_note(line)
         last = work
@@ -87,15 +133,73 @@ def show_progress() -> Iterator[Callable[[str, float, float], None]]:
         yield update
 
 
-def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return a table in the house style; long cells fold, nothing is cut off."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
-    return table
+def new_progress(time_left: bool = False) -> "Progress":
+    """Return a display on stderr of what is done, how far it is and how long it took.
+
+    It shows nothing where stderr is no terminal. `print_note` prints above it.
+
+    Args:
+        time_left: Show how long it will take instead.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    class Work(TextColumn):
+        def render(self, task: Task) -> Text:
+            return Text(printable(task.description))
+
+    console = Console(stderr=True)
+    return Progress(
+        Work(""),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn() if time_left else TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
-def print_table(table: Table) -> None:
+class PlainTable:
+    """A table in the house style; long cells fold, nothing is cut off."""
+
+    def __init__(self, *columns: str, right: tuple[str, ...] = ()) -> None:
+        """Make one without rows; columns named in ``right`` have their cells on the right."""
+        self._table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for name in columns:
+            self._table.add_column(
+                Text(printable(name)),
+                justify="right" if name in right else "left",
+                overflow="fold",
+            )
+
+    def add_row(self, *cells: Cell) -> None:
+        """Add a row."""
+        pairs = ((cell, "") if isinstance(cell, str) else cell for cell in cells)
+        self._table.add_row(*(Text(printable(text), style) for text, style in pairs))
+
+    def widen(self, widths: Sequence[int]) -> None:
+        """Give the columns a least width each, so that tables below each other line up."""
+        for column, width in zip(self._table.columns, widths, strict=True):
+            column.min_width = width
+
+    def __rich__(self) -> Table:
+        return self._table
+
+
+def new_table(*columns: str, right: tuple[str, ...] = ()) -> PlainTable:
+    """Return a table, see `PlainTable`."""
+    return PlainTable(*columns, right=right)
+
+
+def print_table(table: PlainTable) -> None:
     """Print a table on stdout; one line a row where a program reads it."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
@@ -103,19 +207,27 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
-def local_time(unix_seconds: float | None) -> str:
-    """Return ``2026-11-24 14:00:00`` in local time, or nothing."""
-    if unix_seconds is None:
-        return ""
-    return datetime.datetime.fromtimestamp(unix_seconds).strftime("%Y-%m-%d %H:%M:%S")
+@contextmanager
+def live_display(wanted: bool) -> "Iterator[Callable[[PlainTable | str], None] | None]":
+    """Give a function that redraws what it is given on stderr; None if that is no terminal."""
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield None
+        return
+    from rich.live import Live
+
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        yield lambda shown: live.update(
+            Text(printable(shown)) if isinstance(shown, str) else shown, refresh=True
+        )
 
 
-def short_path(path: str) -> Text:
-    """Return a path relative to the working folder where it lies inside; never as markup."""
+def short_path(path: str) -> str:
+    """Return a path relative to the working folder where it lies inside."""
     full = Path(path)
     if full.is_absolute() and full.is_relative_to(Path.cwd()):
         full = full.relative_to(Path.cwd())
-    return Text(str(full))
+    return str(full)
 
 
 def backend_line(bundle: "Bundle", tower: "Tower") -> str:
@@ -126,7 +238,7 @@ def backend_line(bundle: "Bundle", tower: "Tower") -> str:
 
 def print_hits(hits: "Sequence[Hit]") -> None:
     """Print a table; a column that is empty for all hits is left out."""
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, list[str]] = {
         "rank": [str(rank) for rank in range(1, len(hits) + 1)],
         "score": [f"{hit.score:.3f}" for hit in hits],
         "camera": [hit.item.camera or "" for hit in hits],

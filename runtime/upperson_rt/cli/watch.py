@@ -25,9 +25,10 @@ from upperson_rt.cli.options import (
     default_gallery,
     unix_seconds,
 )
-from upperson_rt.cli.output import local_time, print_json, print_note, print_warning
+from upperson_rt.cli.output import live_display, print_json, print_note, print_warning
 from upperson_rt.cli.watch_status import logging_to_stderr, print_summary, status_table
 from upperson_rt.errors import InputError, UppersonError, UsageError
+from upperson_rt.printable import local_time
 
 if TYPE_CHECKING:
     from upperson_rt.camera import Pipeline, PipelineStats, Source
@@ -234,26 +235,20 @@ def _publish(pipeline: "Pipeline", port: int | None, file: Path | None, stack: E
 
 def _run(pipeline: "Pipeline", stopped: list[int], duration: float | None, show: bool) -> None:
     """Run until every source has ended, a signal has come or time is up; then finish the work."""
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console(stderr=True)
     until = float("inf") if duration is None else time.monotonic() + duration
     with ExitStack() as stack:
-        live = None
-        if show and console.is_terminal:
-            live = stack.enter_context(Live(console=console, transient=True, auto_refresh=False))
+        redraw = stack.enter_context(live_display(show))
         earlier: PipelineStats | None = None
         with pipeline:
             while not stopped and time.monotonic() < until:
                 if pipeline.wait(min(_REDRAW_S, max(0.0, until - time.monotonic()))):
                     break
-                if live is not None:
+                if redraw is not None:
                     now = pipeline.stats()
-                    live.update(status_table(now, earlier), refresh=True)
+                    redraw(status_table(now, earlier))
                     earlier = now
-            if live is not None:
-                live.update("committing what was accepted", refresh=True)
+            if redraw is not None:
+                redraw("committing what was accepted")
 
 
 @contextmanager

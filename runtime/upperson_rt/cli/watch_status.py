@@ -8,11 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.table import Table
-from rich.text import Text
-
-from upperson_rt.cli.output import new_table
+from upperson_rt.cli.output import PlainTable, new_table, print_line
+from upperson_rt.printable import get_logger
 
 if TYPE_CHECKING:
     from upperson_rt.camera import PipelineStats
@@ -23,14 +20,14 @@ _OK = {"running", "ended"}
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> Table:
+def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> PlainTable:
     """Return a line a camera, and one for the encoder; rates are those since ``earlier``."""
     right = ("frames/s", "dropped", "people", "added")
     table = new_table("camera", "", *right, right=right)
     for name, camera in now.cameras.items():
         table.add_row(
-            Text(name),
-            Text(camera.state, "green" if camera.state in _OK else "yellow"),
+            name,
+            (camera.state, "green" if camera.state in _OK else "yellow"),
             f"{_rate(now, earlier, name):.1f}",
             str(sum(camera.frames_dropped.values())),
             str(camera.tracks),
@@ -47,22 +44,22 @@ def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> Table
 def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> None:
     """Print what was done: a few lines on stdout; ``items`` is None if the gallery failed."""
     holds = "failed" if items is None else f"now holds {items}"
-    typer.echo(
+    print_line(
         f"added {stats.total('committed')} pictures of {stats.total('tracks')} tracks in "
         f"{stats.seconds:.1f} s; gallery {gallery} {holds}"
     )
-    typer.echo(
+    print_line(
         f"frames: {stats.total('frames_read')} read, {stats.total('frames_processed')} searched, "
         f"dropped {_reasons(stats.dropped('frames_dropped'))}"
     )
-    typer.echo(
+    print_line(
         f"people: {stats.total('detections')} boxes, {stats.total('accepted')} accepted, "
         f"left out {_reasons(stats.dropped('crops_dropped'))}"
     )
     if stats.total("reconnects") or stats.total("stalls"):
-        typer.echo(f"reconnects: {stats.total('reconnects')}, stalls: {stats.total('stalls')}")
+        print_line(f"reconnects: {stats.total('reconnects')}, stalls: {stats.total('stalls')}")
     if stats.latency.p50_s is not None and stats.latency.p99_s is not None:
-        typer.echo(
+        print_line(
             f"from frame to gallery: {stats.latency.p50_s:.2f} s median, "
             f"{stats.latency.p99_s:.2f} s p99; encoder busy {stats.encoder_busy_share:.0%}"
         )
@@ -95,13 +92,14 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        # In ASCII: what a name holds must not reach a terminal as it is.
+        return json.dumps(line, default=str)
 
 
 @contextmanager
 def logging_to_stderr(as_json: bool) -> Iterator[None]:
     """Send the pipeline's log to stderr: warnings as text, or everything as JSON lines."""
-    logger = logging.getLogger("upperson_rt")
+    logger = get_logger("upperson_rt")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonFormatter() if as_json else logging.Formatter("%(levelname)s: %(message)s")

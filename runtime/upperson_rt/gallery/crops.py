@@ -1,14 +1,15 @@
 """Pictures kept in a folder beside the items that name them; nothing outside is ever touched."""
 
-import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from upperson_rt.printable import get_logger
+
 __all__ = ["crop_path", "old_files", "remove_crops"]
 
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 
 _UNNAMED_YET_S = 3600.0
 """A crop is saved before its item is; a younger file may be one of those."""

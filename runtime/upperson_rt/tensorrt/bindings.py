@@ -16,6 +16,7 @@ from typing import Any
 
 from upperson_rt.errors import BackendError
 from upperson_rt.jetson import ADVICE, jetson_line
+from upperson_rt.printable import one_line
 from upperson_rt.tensorrt.cuda import Cuda, probe_cuda_driver
 
 __all__ = [
@@ -51,7 +52,7 @@ def import_tensorrt() -> ModuleType:
             ) from error
         raise BackendError(f"TensorRT is not installed: {install_hint()}") from error
     except (ImportError, OSError) as error:  # The bindings are there, the library is not.
-        problem = " ".join(str(error).split())
+        problem = one_line(error)
         raise BackendError(
             f"TensorRT is installed but does not load ({problem}): {install_hint()}"
         ) from error

@@ -1,6 +1,5 @@
 """Runs an engine: one input, one output, any number of rows."""
 
-import logging
 import math
 import queue
 import threading
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import BackendError
+from upperson_rt.printable import get_logger
 from upperson_rt.tensorrt.bindings import trt_log
 from upperson_rt.tensorrt.cuda import Cuda, StagedBuffer
 
@@ -139,7 +139,7 @@ class EngineSession:
                 try:
                     return self._new_lane(self._new_context())
                 except BackendError as error:
-                    logging.getLogger("upperson_rt.tensorrt").warning(
+                    get_logger("upperson_rt.tensorrt").warning(
                         "batches take turns from here on, two at once need more memory: %s", error
                     )
                     self._most_lanes = self._lanes
@@ -236,7 +236,7 @@ class EngineSession:
         return lane.output.host[:nbytes].tobytes()
 
     def _no_graphs(self, reason: str) -> None:
-        logging.getLogger("upperson_rt.tensorrt").warning("no CUDA graphs from here on, %s", reason)
+        get_logger("upperson_rt.tensorrt").warning("no CUDA graphs from here on, %s", reason)
         self._cuda_graphs = False
 
     def _check(self, rows: NDArray[Any]) -> None:

@@ -33,6 +33,7 @@ from upperson_rt.manifest import (
     space_fingerprint,
 )
 from upperson_rt.metrics import RetrievalMetrics
+from upperson_rt.printable import printable
 from upperson_rt.towers import Tower
 
 METRICS = RetrievalMetrics(r1=50.0, r5=60.0, r10=70.0, map=40.0, minp=30.0)
@@ -229,6 +230,7 @@ HOSTILE = [
     "`code` [here](http://example.com) ![](x.png)",
     "people\n# A heading\n\n<b>bold</b> | cell",
     "`` ` ```\n---\n- item",
+    "\x1b]0;owned\x07\u202egpj.egami \x9b2J",
     "&lt;b&gt; &amp; \"quoted\" 'names' {{ 7 * 7 }} {% raw %}",
 ]
 
@@ -297,7 +299,7 @@ def markdown_tokens(text: str) -> list[Token]:
 def test_the_page_prints_a_hostile_name_and_nothing_of_it_works(name: str) -> None:
     page, plain = Page(report_html(*named(name))), Page(report_html(*named("people")))
     assert page.tags == plain.tags
-    assert "".join(page.text).count(name) == "".join(plain.text).count("people") >= 6
+    assert "".join(page.text).count(printable(name)) == "".join(plain.text).count("people") >= 6
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -306,7 +308,7 @@ def test_the_card_prints_a_hostile_name_and_nothing_of_it_works(name: str) -> No
     tokens, expected = markdown_tokens(card), markdown_tokens(plain)
     assert [token.type for token in tokens] == [token.type for token in expected]
     shown = [token.content for token in tokens if token.type == "code_inline"]
-    assert shown.count(" ".join(name.split())) >= 6
+    assert shown.count(printable(name)) >= 6
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == name
 
 

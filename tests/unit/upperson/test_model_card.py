@@ -132,6 +132,6 @@ def test_missing_results_leave_gaps_not_words() -> None:
 def test_odd_names_stay_inside_their_quotes() -> None:
     config = TrainConfig(root="people/`a`\n# Not a heading", base="toy")
     card = model_card(config, {"base": 'odd": name'})
-    assert "# UP-Person on `` `a` # Not a heading ``" in card
+    assert "# UP-Person on `` `a`\\n# Not a heading ``" in card
     assert "\n# Not a heading" not in card
     assert yaml.safe_load(card.split("---")[1])["base_model"] == 'odd": name'

@@ -1,6 +1,5 @@
 """The search index in memory: kept up with the database row by row, never the truth itself."""
 
-import logging
 import sqlite3
 import threading
 import zlib
@@ -33,10 +32,11 @@ from upperson_rt.gallery.sqlite.segments import (
     merge_flat,
     stored_rows,
 )
+from upperson_rt.printable import get_logger
 
 __all__ = ["APPROXIMATE_FROM", "SearchIndex", "Snapshot"]
 
-_LOG = logging.getLogger(__name__)
+_LOG = get_logger(__name__)
 
 APPROXIMATE_FROM = 1_000_000
 """Pictures from which on searches without a filter use an approximate index: until there an exact

@@ -1,0 +1,91 @@
+r"""Text from outside, made safe to show: on a terminal, in a log, on a sheet, in Markdown and HTML.
+
+Names of cameras, tracks, keys, files and models may hold anything: commands to a terminal, marks
+that turn the order of reading round, line ends, bytes that are no text. They are shown, such as
+``\x1b``, and not obeyed. Commands print through `upperson_rt.cli.output`, modules log through
+`get_logger`, and templates take `show_text`, so that nobody has to think of it.
+"""
+
+import datetime
+import logging
+import re
+
+__all__ = ["code_span", "get_logger", "local_time", "one_line", "printable", "show_text", "shown"]
+
+_ALSO_SHOWN = frozenset("\u00a0\u202f\u3000\u200c\u200d")
+"""Spaces and joiners that French, Japanese, Persian or an emoji need; they move nothing."""
+
+_SHOWN_CHARACTERS = 60
+
+
+def printable(text: str) -> str:
+    r"""Return text on one line, with an escape of Python for all that is not there to be seen.
+
+    That is what Unicode calls control, format, surrogate and unassigned characters, and separators
+    of lines and paragraphs: ``\x1b``, ``\n``, ``\u202e``, ``\udcff``. What is printable already
+    comes back as it is, so doing it twice changes nothing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one
+        if one.isprintable() or one in _ALSO_SHOWN
+        else one.encode("unicode_escape").decode("ascii")
+        for one in text
+    )
+
+
+def one_line(message: object) -> str:
+    """Return what a library says, often over several lines, as one; names in ours stay exact."""
+    return " ".join(str(message).split())
+
+
+def shown(value: object) -> str:
+    """Return what a value looks like, in a few words, for a message that refuses it."""
+    try:
+        text = printable(one_line(repr(value)))
+    except Exception:  # Such as an integer with more digits than Python writes.
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+
+
+def show_text(value: object) -> object:
+    """Make a value printable if it is plain text: the ``finalize`` of templates.
+
+    Parts that a template has made itself are of another type, and have their line ends.
+    """
+    return printable(value) if type(value) is str else value
+
+
+def code_span(text: str) -> str:
+    """Return text as a Markdown code span on one line; nothing in it is Markdown or HTML."""
+    text = printable(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if text[:1] == "`" or text[-1:] == "`" else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def local_time(unix_seconds: float | None) -> str:
+    """Return ``2026-11-24 14:00:00`` in local time; seconds, if no calendar reaches that time.
+
+    It is empty for None.
+    """
+    if unix_seconds is None:
+        return ""
+    try:
+        moment = datetime.datetime.fromtimestamp(unix_seconds)
+    except (OverflowError, OSError, ValueError):
+        return f"{unix_seconds:g} s"
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger of a module; its messages are printable, whoever handles them."""
+    found = logging.getLogger(name)
+    found.addFilter(_make_printable)  # Once, however often it is asked for.
+    return found
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), None
+    return True

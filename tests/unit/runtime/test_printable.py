@@ -1,0 +1,143 @@
+"""What names from outside look like where they are shown."""
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from upperson_rt.cli import output
+from upperson_rt.printable import (
+    code_span,
+    get_logger,
+    local_time,
+    one_line,
+    printable,
+    show_text,
+    shown,
+)
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\n\u2028\u202egpj.\u200b\ufeff\udcff\x00\x7f\x85"
+"""A title, a cleared screen, colours, line ends, a reversed name, hidden marks, bytes, nulls."""
+SHOWN = r"\x1b]0;owned\x07\x1b[2J\x9b31m\r\n\u2028\u202egpj.\u200b\ufeff\udcff\x00\x7f\x85"
+
+
+def test_what_a_terminal_would_obey_is_shown():
+    assert printable(HOSTILE) == SHOWN
+    assert printable(SHOWN) == SHOWN
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gate 1",
+        "Türe",
+        "門\u3000二",
+        "دوربین می\u200cروم",
+        "\N{BLACK HEART SUIT}\ufe0f",
+        "a\u00a0b",
+    ],
+)
+def test_names_of_all_languages_stay_as_they_are(name):
+    assert printable(name) == name
+
+
+def test_only_plain_text_is_changed_in_templates():
+    class Made(str):
+        """What a template has made."""
+
+    made = Made("a\nb")
+    assert show_text(made) is made
+    assert show_text("a\nb") == r"a\nb"
+    assert show_text(5) == 5
+
+
+def test_a_code_span_holds_no_markdown():
+    assert code_span("a`b``c") == "```a`b``c```"
+    assert code_span("`a\n# b") == r"`` `a\n# b ``"
+    assert code_span("\u202e<b>") == r"`\u202e<b>`"
+
+
+def test_messages_of_libraries_become_one_line():
+    assert one_line(ValueError("cannot\n\tread  it\n")) == "cannot read it"
+
+
+def test_values_are_shown_in_a_few_words():
+    assert shown("\x1b" * 3) == r"'\x1b\x1b\x1b'"
+    assert len(shown("a" * 10_000)) == 60
+    assert shown(10**5000) == "a value of type int"
+
+
+def test_times_beyond_every_calendar_are_shown_in_seconds():
+    assert local_time(None) == ""
+    assert local_time(1e20) == "1e+20 s"
+    assert local_time(float("nan")) == "nan s"
+    assert local_time(1_800_000_000).startswith("2027-01-15")
+
+
+def test_a_log_is_printable_whoever_handles_it(caplog):
+    log = get_logger("upperson_rt.test")
+    assert get_logger("upperson_rt.test").filters == log.filters
+    log.warning("camera %s: 100 %% of %d", HOSTILE, 3, extra={"camera": HOSTILE})
+    (record,) = caplog.records
+    assert record.getMessage() == f"camera {SHOWN}: 100 % of 3"
+    assert record.camera == HOSTILE  # Exact where it is data.
+    assert logging.getLogger("upperson_rt.test") is log
+
+
+def test_cells_and_headings_are_no_markup():
+    table = output.new_table("[red]head", "b\x1b")
+    table.add_row("[blue]x[/blue] :bomb:", ("[b]\n", "bold red"))
+    stream = io.StringIO()
+    Console(file=stream, width=80, force_terminal=True, color_system="truecolor").print(table)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert "[red]head" in lines[0]
+    assert r"b\x1b" in lines[0]
+    assert "[blue]x[/blue] :bomb:" in lines[1]
+    assert r"[b]\n" in lines[1]
+
+
+def test_whatever_commands_print_is_printable(capsys):
+    name = HOSTILE
+    output.print_line(name, name)
+    output.print_labelled(name, "red", name)
+    table = output.new_table(name)
+    table.add_row(name)
+    output.print_table(table)
+    output.print_note(name)
+    output.print_warning(name)
+    output.print_error(name)
+    output.print_prompt(name)
+    with output.show_progress() as progress:
+        progress(name, 1, 1)
+    with output.live_display(True) as redraw:
+        assert redraw is None  # No terminal.
+    printed = capsys.readouterr()
+    assert printed.out.count(SHOWN) == 6
+    assert printed.err.count(SHOWN) == 5
+    ours = "\n\x1b[0m"  # Line ends, and the colours of labels.
+    assert all(one.isprintable() or one in ours for one in printed.out + printed.err)
+
+
+def test_what_is_redrawn_on_a_terminal_is_printable(monkeypatch):
+    stream = io.StringIO()
+    consoles = Console(file=stream, force_terminal=True, width=200, legacy_windows=False)
+    monkeypatch.setattr(output, "Console", lambda **given: consoles)
+    with output.live_display(True) as redraw:
+        redraw(f"[red]{HOSTILE}")
+    with output.show_progress() as progress:
+        progress(f"[red]{HOSTILE}", 1, 2)
+    with output.new_progress() as bar:
+        bar.add_task(f"[red]{HOSTILE}", total=2)
+    drawn = stream.getvalue()
+    assert drawn.count(f"[red]{SHOWN}") >= 3
+    assert "\x1b]0;" not in drawn
+    assert "\x1b[2J" not in drawn
+
+
+def test_a_very_long_message_keeps_its_ends(capsys):
+    output.print_error("a" * 10_000 + ": do this")
+    printed = capsys.readouterr().err
+    assert len(printed) < 5000
+    assert printed.endswith("aaa: do this\n")
