@@ -234,7 +234,7 @@ class Bundle:
             tower,
             embed,
             self.canaries,
-            self.entry.canary_min_cosine,
+            self.entry.canary_floor(backend),
             f"bundle {self.path}, variant {self.variant}, {backend.name} {backend.version} on "
             f"{backend.device}",
         )

@@ -262,11 +262,12 @@ def _bundle(
     towers = {tower: bundle.backend(tower) for tower in TOWERS}
     places = [f"{found.name} {found.version} on {found.device}" for found in towers.values()]
     running = towers["image"]
+    needed = min(bundle.entry.canary_floor(found) for found in towers.values())
     checks.append(
         Check(
             "canaries",
             "ok",
-            f"lowest cosine {worst:.6f} (needs {bundle.entry.canary_min_cosine}) with "
+            f"lowest cosine {worst:.6f} (needs {needed:g}) with "
             f"{' and '.join(dict.fromkeys(places))}",
             facts={
                 "min_cosine": worst,

@@ -18,7 +18,7 @@ from upperson_rt.strict import (
     require_version,
     suggestion,
 )
-from upperson_rt.towers import Tower
+from upperson_rt.towers import Backend, Tower
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+_BF16_MIN_COSINE = 0.998
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,8 @@ class VariantEntry:
     image: FileEntry
     text: FileEntry
     canary_min_cosine: Annotated[float, Constraint(lambda value: 0 < value <= 1, "0 to 1")]
-    """Lowest cosine to the golden embeddings with which the variant still counts as intact."""
+    """Lowest cosine to the golden embeddings with which the variant still counts as intact, where
+    floats are computed as the variant says; see `canary_floor`."""
     metrics: dict[str, float] | None = None
     """Retrieval accuracy of these files in percent, such as ``{"R@1": 73.8}``."""
     calibration: dict[str, Any] | None = None
@@ -96,6 +99,14 @@ class VariantEntry:
     def file(self, tower: Tower) -> FileEntry:
         """Return the graph of a tower."""
         return {"image": self.image, "text": self.text}[tower]
+
+    def canary_floor(self, backend: Backend) -> float:
+        """Return the lowest cosine to the golden embeddings that a backend may give.
+
+        One that takes bfloat16, of 8 bits, where the file says float32 may be further away.
+        """
+        in_bf16 = getattr(backend, "float_type", None) == "bf16"
+        return min(self.canary_min_cosine, _BF16_MIN_COSINE) if in_bf16 else self.canary_min_cosine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,10 @@ import pytest
 from onnx import helper
 
 from tests.helpers.command_line import SOURCES, run_code
+from tests.helpers.toy_graphs import TOWERS, amax_of, min_cosine, run_graph, toy_graph, toy_inputs
+from upperson_export.passes.packed import TransposePacked
 from upperson_export.passes.quantize_linears import QuantizeLinears
+from upperson_export.variants import VARIANTS
 from upperson_rt.backends import onnxruntime as onnxruntime_backend
 from upperson_rt.backends import openvino as openvino_backend
 from upperson_rt.backends.onnxruntime import OnnxRuntimeBackend
@@ -48,7 +51,7 @@ x = np.load(sys.argv[1])
 for path in sys.argv[2:]:
     model = openvino.Core().read_model(path)
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    np.save(path + ".npy", compiled({"x": x})[0])
+    np.save(path + ".npy", compiled({0: x})[0])
 """
 
 
@@ -131,6 +134,30 @@ def test_openvino_without_vnni(limited_and_not, tmp_path: Path, monkeypatch, isa
     limited_error, unlimited_error = errors(files[1:], exact)
     assert limited_error < 1e-6
     assert unlimited_error > 0.05, "the processor does not saturate"
+
+
+@pytest.mark.usefixtures("toy_graphs")
+@pytest.mark.parametrize("kind", TOWERS)
+def test_canaries_notice_saturation(kind, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed: extra 'cpu'")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    graph, inputs = toy_graph(kind), toy_inputs(kind)
+    amax = amax_of(graph, inputs)
+    files, golden = [], []
+    for limit in (PAIR_LIMIT, None):
+        model = graph.load()
+        QuantizeLinears([linear.node for linear in graph.linears], amax, limit)(model)
+        TransposePacked()(model)
+        files.append(tmp_path / f"{limit}.onnx")
+        ir.save(model, files[-1])
+        golden.append(run_graph(model, inputs)[0])
+    np.save(tmp_path / "x.npy", inputs)
+    done = run_code(RUN_OPENVINO, tmp_path / "x.npy", *files)
+    assert done.returncode == 0, done.stderr
+    limited, unlimited = (np.load(f"{file}.npy") for file in files)
+    floor = VARIANTS["int8"].canary_min_cosine
+    assert min_cosine(limited, golden[0]) > max(floor, 0.99995)
+    assert min_cosine(unlimited, golden[1]) < floor
 
 
 def test_only_what_says_that_it_is_exact_is_fused(limited_and_not, monkeypatch) -> None:

@@ -18,7 +18,7 @@ from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
 from upperson_export.graphs import export_onnx, open_simulated
 from upperson_export.parity.inputs import ParityInputs
 from upperson_export.plain import PlainTower
-from upperson_export.variants import EXACT, is_half
+from upperson_export.variants import EXACT, VARIANTS, is_half
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.encoder import Encoder
@@ -310,11 +310,15 @@ def iter_bundle_subjects(
 
 
 def tolerance_of(entry: VariantEntry, asked: Tolerance) -> Tolerance:
-    """Return what a variant is held to: `TOLERANCE` or the manifest's canary floor, or as asked."""
+    """Return what a variant is held to beside float32: as its row of `VARIANTS` says, or as asked.
+
+    A variant that is not known here, from a later release, is held to its canaries' floor.
+    """
     if entry.precision == EXACT:
         return FP32_TOLERANCE if asked.max_error is None else Tolerance(max_error=asked.max_error)
-    floor = entry.canary_min_cosine if asked.min_cosine is None else asked.min_cosine
-    return Tolerance(min_cosine=floor)
+    row = VARIANTS.get(entry.precision)
+    floor = entry.canary_min_cosine if row is None else row.min_cosine
+    return Tolerance(min_cosine=floor if asked.min_cosine is None else asked.min_cosine)
 
 
 def _require_backend(

@@ -27,7 +27,7 @@ def test_every_row_answers_everything(name: VariantName) -> None:
     assert all(rung in VARIANTS or row.int8 for rung in row.rungs)
     assert row.ungated_rung in row.own_rungs
     assert row.measured_on == (SIMULATED if row.float_type == "f16" else AS_RUN)
-    assert 0.9 < row.canary_min_cosine < 1
+    assert 0.9 < row.min_cosine <= row.canary_min_cosine < 1
     assert row.asked_by or name == EXACT
     # Engines are typed graphs for GPUs, and what is slower there is no server's default.
     assert not row.tensorrt or (row.made_for, row.float_type) == ("gpu", "f16")
@@ -36,7 +36,7 @@ def test_every_row_answers_everything(name: VariantName) -> None:
 
 def test_how_near_a_machine_must_come_to_the_golden_embeddings() -> None:
     floors = {name: row.canary_min_cosine for name, row in VARIANTS.items()}
-    assert floors == {"fp32": 0.9999, "int8": 0.99, "fp16": 0.999, "int8-fp16": 0.99}
+    assert floors == {"fp32": 0.9999, "int8": 0.9998, "fp16": 0.999, "int8-fp16": 0.99}
 
 
 def test_a_rung_that_is_another_variant_is_written_as_that() -> None:

@@ -3,6 +3,8 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +53,20 @@ def test_canaries_pass_alone_in_an_odd_batch_and_in_one_of_eight(folder):
         (tower, size) for tower in ("image", "text") for size in (1, 3, 8)
     ]
     assert all(check.min_cosine > 0.99999 for check in checks)
+
+
+@pytest.mark.parametrize(
+    ("written", "float_type", "floor"),
+    [
+        (0.9998, None, 0.9998),
+        (0.9998, "f32", 0.9998),
+        (0.9998, "bf16", 0.998),
+        (0.99, "bf16", 0.99),
+    ],
+)
+def test_bfloat16_may_be_further_from_the_golden_embeddings(folder, written, float_type, floor):
+    entry = replace(Bundle.open(folder).entry, canary_min_cosine=written)
+    assert entry.canary_floor(SimpleNamespace(float_type=float_type)) == floor
 
 
 def test_towers_are_loaded_once_and_when_needed(folder):
