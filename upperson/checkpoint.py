@@ -2,7 +2,8 @@
 
 ``last/step_<n>.safetensors`` holds tensors (trained parameters, optimiser moments, the best epoch)
 and, as JSON in the metadata, the rest, with a hash over both. A file is written under another name
-and renamed; the newest two stay, so that one damaged file never ends a run.
+and renamed, and older ones go when it is on disk; the newest two stay, so that one damaged file
+never ends a run.
 
 Batches and augmentation depend on seed, epoch and step alone (``data/batches.py``) and no layer
 draws random numbers, so this is all there is.
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from upperson.config import TrainConfig
 from upperson.data.records import Record, Split
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.files import write_atomically
+from upperson_rt.files import remove_unfinished, write_atomically
 
 KEPT = 2
 
@@ -111,6 +112,7 @@ class Checkpointer:
         _write(self._folder / f"step_{step:08d}.safetensors", tensors, facts)
         for path in _files(self._folder)[KEPT:]:
             path.unlink(missing_ok=True)
+        remove_unfinished(self._folder, "step_*.safetensors")
 
     def load(self) -> tuple[RunState | None, list[str]]:
         """Go back to the newest checkpoint that is whole.

@@ -20,7 +20,7 @@ from upperson.model_card import model_card
 from upperson.plan import count_split
 from upperson.run import ADAPTER, CARD, CONFIG, CURVES, METRICS_CSV, RESULTS, pack_adapter
 from upperson_rt.errors import InputError
-from upperson_rt.files import write_atomically
+from upperson_rt.files import make_folder, remove_unfinished, write_atomically
 from upperson_rt.locks import lock_until_closed
 
 
@@ -65,7 +65,7 @@ class RunWriter:
             first_step: The next step, counted from 1 over all epochs.
         """
         try:
-            self._path.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path)
         except OSError as error:
             raise InputError(
                 f"cannot make the run folder {self._path}: {error.strerror}"
@@ -78,6 +78,8 @@ class RunWriter:
             lock_until_closed(self._locked.fileno())
         except BlockingIOError as error:
             raise InputError(f"{self._path} is being written by another process") from error
+        for name in (CONFIG, ADAPTER, METRICS_CSV, CURVES, RESULTS, CARD):
+            remove_unfinished(self._path, name)
         if best:
             self.save_adapter(best)
         else:

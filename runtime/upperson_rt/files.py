@@ -1,6 +1,9 @@
 """Files as a whole: their hashes, and writes that happen completely or not at all.
 
-What is written gets a temporary name first and is renamed when it is complete.
+What is written gets a temporary name first. When it is complete, its content is put on disk, then
+it is renamed, then the folder with its name is put on disk, and only then an older one goes. So at
+any moment a kill or a power failure leaves the old or the new one, and what a caller was told is
+written stays written.
 """
 
 import ctypes
@@ -11,7 +14,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -22,11 +26,16 @@ from upperson_rt.locks import lock_until_closed, try_lock
 __all__ = [
     "all_names",
     "cache_folder",
+    "make_folder",
     "new_folder",
+    "put_in_place",
+    "remove_unfinished",
     "require_place",
     "require_writable",
     "scratch_folder",
     "sha256_of_file",
+    "sync_folder",
+    "write_all_atomically",
     "write_atomically",
 ]
 
@@ -35,6 +44,7 @@ Foreign: TypeAlias = Callable[[Path], Collection[str]]
 
 _RENAME_EXCHANGE = 2  # renameat2(2)
 _AT_FDCWD = -100
+_SYNCS = 8  # At once: a thousand pictures take 0.07 s instead of 2 s.
 
 
 def cache_folder() -> Path:
@@ -52,31 +62,103 @@ def cache_folder() -> Path:
         raise InputError("there is no home folder for a cache: set $UPPERSON_CACHE") from error
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name beside it, flush it to disk, then rename it.
-
-    Text is written as UTF-8. Missing parent folders are made.
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder with its missing parents, each of them there after a power failure, too.
 
     Raises:
-        InputError: The place cannot be written to; what was there before is untouched.
+        OSError: The place cannot be written to.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(mode, parents=True, exist_ok=True)
+    for place in reversed(missing):
+        sync_folder(place.parent)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name beside it, put it on disk, then rename it.
+
+    Text is written as UTF-8. Missing parent folders are made. A power failure afterwards changes
+    nothing; one meanwhile leaves what was there before, or all of the new.
+
+    Raises:
+        InputError: The place cannot be written to; what was there before is untouched, or replaced
+            by all of the new if only that could not be put on disk.
+    """
+    with _told(path):
+        _replace(path, content)
+        sync_folder(path.parent)
+
+
+def write_all_atomically(contents: Mapping[Path, bytes], pool: Executor) -> None:
+    """Write files as `write_atomically` does, several at a time: each waits for the disk.
+
+    Raises:
+        InputError: A place cannot be written to; other files may have been written.
+    """
+
+    def write(path: Path) -> None:
+        with _told(path):
+            _replace(path, contents[path])
+
+    writes = [pool.submit(write, path) for path in contents]
+    wait(writes)
+    for done in writes:
+        done.result()
+    for folder in {path.parent for path in contents}:
+        with _told(folder):
+            sync_folder(folder)
+
+
+def remove_unfinished(folder: Path, name: str) -> None:
+    """Remove what killed processes left of files whose names match a pattern.
+
+    Nobody may be writing such files meanwhile.
+    """
+    for path in folder.glob(f".{name}.????????"):
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk: without that a rename may not outlive a power failure.
+
+    Raises:
+        OSError: The disk fails.
+    """
+    if sys.platform == "win32":  # Folders cannot be opened there.
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.fsync(handle)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+        if error.errno != errno.EINVAL:  # Some network file systems know it for files only.
+            raise
+    finally:
+        os.close(handle)
+
+
+def _replace(path: Path, content: bytes | str) -> None:
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    make_folder(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
+            os.chmod(name, 0o666 & ~_umask())
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
+    except BaseException:
         Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn errors of the system into ours, naming what was to be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -134,8 +216,9 @@ def new_folder(path: Path, foreign: Foreign = all_names) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it takes the place of ``path``.
 
     A folder that is there is replaced only if nothing in it is foreign, so nothing of the user's
-    is lost; it goes after the new one is in place. On an error the temporary folder goes and
-    ``path`` stays as it was. What a killed process left behind goes, or comes back, the next time.
+    is lost; it goes after the new one is in place and on disk. On an error the temporary folder
+    goes and ``path`` stays as it was. What a killed process left behind goes, or comes back, the
+    next time.
 
     Args:
         path: Final place.
@@ -149,7 +232,7 @@ def new_folder(path: Path, foreign: Foreign = all_names) -> Iterator[Path]:
     with scratch_folder(path) as temporary:
         yield temporary
         require_place(path, foreign)  # Again: the work may have taken hours.
-        _put_in_place(temporary, path)
+        put_in_place(temporary, path)
 
 
 @contextmanager
@@ -161,12 +244,10 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     Raises:
         InputError: The place cannot be written to.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _told(path):
+        make_folder(path.parent)
         _sweep(path)
         temporary, lock = _own_folder(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
@@ -175,15 +256,58 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         _unlock(lock)
 
 
-def _put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a folder; an older one at its new place ends up in the temporary place."""
-    try:
-        if not path.exists():
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Put a finished file or folder on disk, rename it, and put its new name on disk.
+
+    An older folder at the new place ends up in the temporary place, an older file goes. Both places
+    are on one file system.
+
+    Raises:
+        InputError: The place cannot be written to; an older folder is where it was.
+    """
+    with _told(path):
+        if not temporary.is_dir():
+            _sync_file(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+            return
+        _sync_tree(temporary)
+        was_there = path.exists()
+        if was_there:
+            _change_places(temporary, path)
+        else:
             os.rename(temporary, path)
-        elif not _exchange(temporary, path):
-            _swap(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+        try:
+            sync_folder(path.parent)
+        except BaseException:  # Ctrl-C, too: the older one comes back.
+            if was_there:
+                _change_places(temporary, path)
+            else:
+                os.rename(path, temporary)
+            raise
+
+
+def _sync_tree(folder: Path) -> None:
+    """Put all files and names in a folder on disk."""
+    with ThreadPoolExecutor(_SYNCS) as pool:
+        places = [Path(place) for place, _, _ in os.walk(folder)]
+        paths = (path for place in places for path in place.iterdir())
+        # The results raise what went wrong.
+        list(pool.map(_sync_file, (p for p in paths if p.is_file() and not p.is_symlink())))
+        list(pool.map(sync_folder, places))
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _change_places(one: Path, other: Path) -> None:
+    if not _exchange(one, other):
+        _swap(one, other)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -248,6 +372,7 @@ def _sweep(path: Path) -> None:
         try:
             if folder.suffix == ".old" and not path.exists():
                 os.rename(folder, path)
+                sync_folder(path.parent)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
         finally:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from upperson_rt.errors import InputError
+from upperson_rt.files import sync_folder
 from upperson_rt.locks import locked
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ class QueryLog:
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"cannot write the query log {self.path}: not a regular file")
         try:
+            is_new = not self.path.exists()
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            if is_new:
+                sync_folder(self.path.parent)
         except OSError as error:
             raise self._error(error) from error
 

@@ -1,7 +1,6 @@
 """``upperson demo``: the whole path on synthetic people, from crops and captions to an answer."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +96,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson_export.bundle import ExportOptions
     from upperson_export.rendering import templates
     from upperson_rt.bundle import Bundle
-    from upperson_rt.files import scratch_folder
+    from upperson_rt.files import put_in_place, scratch_folder
     from upperson_rt.gallery import Gallery
     from upperson_rt.indexer import index_images
     from upperson_rt.metrics import retrieval_metrics
@@ -187,7 +186,8 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
             )
             (building / "report.html").write_text(html, "utf-8")
         (building / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-        _put_in_place(building, output)
+        for part in PARTS:
+            put_in_place(building / part, output / part)
     return summary
 
 
@@ -222,8 +222,10 @@ def _require_own_folder(output: Path) -> None:
             summary = None
         finished = isinstance(summary, dict) and "zero_shot" in summary
     else:
-        # Stopped before its end: the people may be there, and nothing else.
-        finished = names <= {PEOPLE} and all(
+        # Stopped before its end: the people may be there, and nothing else, unless it was putting
+        # its results in place: then the summary, which comes last, waits to be.
+        placing = any(output.glob(f".{BUILDING}.*.tmp/{SUMMARY}"))
+        finished = names <= {PEOPLE, *(PARTS if placing else ())} and all(
             (people / "dataset.json").is_file() for people in (output / PEOPLE).glob("[!.]*")
         )
     if not finished:
@@ -231,20 +233,3 @@ def _require_own_folder(output: Path) -> None:
             f"{output} exists and is not an earlier demo (no {SUMMARY} of one in it): "
             "choose another --output"
         )
-
-
-def _put_in_place(building: Path, output: Path) -> None:
-    """Replace the parts of an earlier demo one by one, each old one only after its new one."""
-    retired = building / "retired"
-    retired.mkdir()
-    for part in PARTS:
-        target = output / part
-        was_there = target.exists()
-        if was_there:
-            os.replace(target, retired / part)
-        try:
-            os.replace(building / part, target)
-        except BaseException:  # Ctrl-C, too: the old part comes back.
-            if was_there:
-                os.replace(retired / part, target)
-            raise

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from upperson_rt.camera.queues import BoundedQueue, Stage
 from upperson_rt.camera.settings import PipelineSettings
 from upperson_rt.camera.stats import Durations, Ledger
 from upperson_rt.errors import InputError
-from upperson_rt.files import write_atomically
+from upperson_rt.files import make_folder, sync_folder, write_all_atomically
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.locks import lock_until_closed, try_lock
 from upperson_rt.printable import get_logger
@@ -123,11 +123,8 @@ class CropFolder:
         }
         new = [path for path in pictures if not path.exists()]
         with self._note.kept([crop.item for crop in crops]):
-            writes = [self._pool.submit(write_atomically, *picture) for picture in pictures.items()]
-            wait(writes)
             try:
-                for write in writes:
-                    write.result()
+                write_all_atomically(pictures, self._pool)
                 yield
             except BaseException:
                 for path in new:
@@ -151,13 +148,14 @@ class UnfinishedNote:
         """Make the note; raise InputError if the folder cannot be written to."""
         self._path = crops_dir / f"{_PREFIX}{run_name}.json"
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             while True:
                 self._file = self._path.open("wb", buffering=0)
                 lock_until_closed(self._file.fileno(), wait=True)
                 if self._path.exists():
                     break
                 self._file.close()  # Another process swept it before it was locked.
+            sync_folder(self._path.parent)
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}") from error
 

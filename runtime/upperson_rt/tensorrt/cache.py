@@ -1,8 +1,11 @@
 """Engines on disk: a raw engine file, and a JSON file beside it that says what it is.
 
 An engine fits one ONNX file, one range of shapes, one TensorRT and one kind of GPU; its name says
-all of them, the JSON file repeats them exactly, with the hash of the engine. Loading an engine
-runs code that is in it, so the folder belongs to the user alone.
+all of them, the JSON file repeats them exactly, with the name of the engine file and its hash. The
+name of a file begins with what its engine is for and ends with its content: one that is built again
+takes its place beside the old one, the JSON file changes from one to the other in one step, and
+then the old one goes. Loading an engine runs code that is in it, so the folder belongs to the user
+alone.
 """
 
 import hashlib
@@ -17,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from upperson_rt.errors import BackendError, InputError, IntegrityError
-from upperson_rt.files import cache_folder, write_atomically
+from upperson_rt.files import cache_folder, make_folder, remove_unfinished, write_atomically
 from upperson_rt.locks import lock_or_wait
 from upperson_rt.strict import Count, Positive, read_fields, read_json, require_version
 from upperson_rt.tensorrt.builder import InputProfile
@@ -26,7 +29,9 @@ from upperson_rt.tensorrt.cuda import Cuda
 
 __all__ = ["EngineCache", "EngineRecord", "Target"]
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+_HASH_DIGITS = 16
+"""Of a hash in a file name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +102,21 @@ class EngineRecord:
             raise InputError("comparisons: expected at least one, found none")
 
     @property
+    def stem(self) -> str:
+        """What the file names of the engine and of this record begin with."""
+        tower = "image" if self.profile.name == "image" else "text"
+        graph = self.onnx_sha256[:_HASH_DIGITS]
+        return f"{tower}-{graph}-b{self.profile.label}-{self.target.label}"
+
+    @property
     def name(self) -> str:
         """File name of the engine."""
-        tower = "image" if self.profile.name == "image" else "text"
-        return f"{tower}-{self.onnx_sha256[:16]}-b{self.profile.label}-{self.target.label}.engine"
+        return f"{self.stem}-{self.sha256[:_HASH_DIGITS]}.engine"
+
+    @property
+    def json_name(self) -> str:
+        """File name of this record."""
+        return f"{self.stem}.engine.json"
 
     def to_json(self) -> str:
         """Return the text of the JSON file."""
@@ -126,7 +142,7 @@ class EngineCache:
             InputError: The folder cannot be written to.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self.folder, 0o700)
             handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise InputError(
@@ -134,15 +150,10 @@ class EngineCache:
             ) from error
         try:
             lock_or_wait(handle, on_wait)
-            self._sweep()
+            remove_unfinished(self.folder, "*")
             yield
         finally:
             os.close(handle)  # And with it the lock.
-
-    def _sweep(self) -> None:
-        """Remove what a killed build was writing; call it within the lock."""
-        for path in self.folder.glob(".*.????????"):  # As `write_atomically` names them.
-            path.unlink(missing_ok=True)
 
     def records(self) -> tuple[list[EngineRecord], list[str]]:
         """Return what is there, the latest first, and what is wrong with files that are no record.
@@ -209,10 +220,11 @@ class EngineCache:
             InputError: The folder cannot be written to.
         """
         path = self.folder / record.name
-        json_path = path.with_name(path.name + ".json")
-        json_path.unlink(missing_ok=True)  # At no time is there a record of another engine.
         write_atomically(path, plan)
-        write_atomically(json_path, record.to_json())
+        write_atomically(self.folder / record.json_name, record.to_json())
+        for earlier in self.folder.glob(f"{record.stem}-{'?' * _HASH_DIGITS}.engine"):
+            if earlier != path:
+                earlier.unlink(missing_ok=True)
         return path
 
     def load_timing_cache(self, target: Target) -> bytes:
@@ -247,7 +259,7 @@ def _read_record(path: Path) -> EngineRecord:
     require_version(content, where, (_SCHEMA_VERSION,), "compile again")
     fields = {key: content[key] for key in content if key not in ("schema_version", "engine")}
     record = read_fields(EngineRecord, fields, where)
-    if (content.get("engine"), path.name) != (record.name, f"{record.name}.json"):
+    if (content.get("engine"), path.name) != (record.name, record.json_name):
         raise InputError(
             f"{where}: engine: '{record.name}' is what the record describes: renamed files?"
         )

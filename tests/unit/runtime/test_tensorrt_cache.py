@@ -74,7 +74,8 @@ def test_a_user_without_a_home_has_to_name_a_folder(monkeypatch):
 
 def test_the_name_has_everything_that_invalidates():
     assert RECORD.name == (
-        "text-abababababababab-b1.8.32x1.32.77-orin-nvgpu-sm87x16-linux-aarch64-trt10.3.0.30.engine"
+        "text-abababababababab-b1.8.32x1.32.77-orin-nvgpu-sm87x16-linux-aarch64-trt10.3.0.30"
+        "-ef38b0986b37cb1f.engine"
     )
     others = [
         changed(onnx_sha256="cd" * 32),
@@ -99,7 +100,7 @@ def test_written_and_read_back(cache):
     assert path.read_bytes() == PLAN  # Raw: other programs can load it as well.
     assert cache.records() == ([RECORD], [])
     assert cache.load(RECORD) == PLAN
-    assert sorted(p.name for p in cache.folder.iterdir()) == [path.name, f"{path.name}.json"]
+    assert {p.name for p in cache.folder.iterdir()} == {path.name, RECORD.json_name}
     later = changed(
         built="2026-11-25T12:00:00.000+00:00",
         profile=InputProfile("input_ids", (1, 1), (8, 32), (64, 77)),
@@ -122,7 +123,7 @@ def test_a_damaged_engine_is_not_loaded(cache):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "version 2, this program reads up to 1: compile again"),
+        ({"schema_version": 1}, "version 1, this program reads up to 2: compile again"),
         ({"sha256": 5}, "sha256: expected a non-empty string"),
         ({"comparisons": []}, "comparisons: expected at least one"),
         ({"comparisons": [{"batch_size": 0}]}, r"comparisons[0].batch_size: expected"),
@@ -136,7 +137,7 @@ def test_a_damaged_engine_is_not_loaded(cache):
 )
 def test_an_edited_record_is_a_problem_and_not_used(cache, change, message):
     path = cache.save(RECORD, PLAN)
-    json_path = path.with_name(path.name + ".json")
+    json_path = path.with_name(RECORD.json_name)
     json_path.write_text(json.dumps(json.loads(json_path.read_text()) | change))
     records, (problem,) = cache.records()
     assert records == []

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from upperson.data.synthetic.scene import (
     light_body,
 )
 from upperson_rt.errors import InputError, UsageError, missing_extra
-from upperson_rt.files import scratch_folder, write_atomically
+from upperson_rt.files import put_in_place, scratch_folder, write_atomically
 
 _STEPS = 12
 """Pictures of a walk's two steps."""
@@ -136,10 +135,7 @@ def write_video(
                 progress(index + 1, spec.frames)
         writer.release()
         truth = _truth(path, spec, walks, boxes)
-        try:
-            os.replace(unfinished, path)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from error
+        put_in_place(unfinished, path)
         write_atomically(path.with_suffix(".json"), json.dumps(truth) + "\n")
     return truth
 

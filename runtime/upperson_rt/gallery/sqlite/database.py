@@ -17,6 +17,7 @@ from typing import TypeAlias
 from urllib.parse import quote
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.files import make_folder
 from upperson_rt.gallery.protocol import Meta, check_schema_version, made_now, no_gallery
 from upperson_rt.locks import locked_folder
 
@@ -90,7 +91,7 @@ def make(file: Path, fingerprint: str, embed_dim: int) -> None:
         InputError: It cannot be made.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as name:
             temporary = Path(name, file.name)
             temporary.touch()

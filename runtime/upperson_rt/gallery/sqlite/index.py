@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.errors import InputError
 from upperson_rt.gallery.records import IndexInfo
 from upperson_rt.gallery.sqlite import ivf
 from upperson_rt.gallery.sqlite.database import SqliteMeta
@@ -325,6 +326,6 @@ class SearchIndex:
             if segment.nprobe is not None:
                 index, ids, _ = read_index(self.path)
                 return replace(segment, index=index, ids=ids)
-        except (OSError, UnusableIndexError) as error:
+        except (OSError, InputError, UnusableIndexError) as error:
             _LOG.warning("search index %s cannot be saved: %s", self.path, error)
         return segment

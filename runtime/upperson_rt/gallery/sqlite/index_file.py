@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.files import put_in_place
 from upperson_rt.gallery.sqlite.segments import load_faiss
 
 __all__ = ["INDEX_FILE", "Stamp", "UnusableIndexError", "read_index", "read_stamp", "write_index"]
@@ -63,7 +64,7 @@ def write_index(path: Path, index: Any, ids: NDArray[np.int64], stamp: Stamp) ->
     """Write the file completely or not at all.
 
     Raises:
-        OSError: The place cannot be written to; what was there before is untouched.
+        OSError, InputError: The place cannot be written to; what was there before is untouched.
     """
     faiss = load_faiss()
 
@@ -86,10 +87,8 @@ def write_index(path: Path, index: Any, ids: NDArray[np.int64], stamp: Stamp) ->
                 checksum = zlib.crc32(part, checksum)
                 file.write(part)
             file.write(checksum.to_bytes(8, "little") + _MAGIC)
-            file.flush()
-            os.fsync(file.fileno())
         os.chmod(name, path.stat().st_mode if path.exists() else 0o644)
-        os.replace(name, path)
+        put_in_place(Path(name), path)
     finally:
         with suppress(OSError):
             os.unlink(name)
