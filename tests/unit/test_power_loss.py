@@ -171,7 +171,7 @@ def test_whenever_the_power_fails_a_run_goes_on_from_its_newest_checkpoint(check
     layer = nn.Linear(4, 4)
     optimizer = torch.optim.AdamW(layer.parameters())
     found = []
-    for number, state in enumerate(checkpoints.states):
+    for number, state in enumerate((*checkpoints.states, *checkpoints.final)):
         last = write_files(below(state, "run/last"), tmp_path / str(number))
         there = sorted(int(path.stem[5:]) for path in last.glob("step_*"))
         checkpointer = Checkpointer(last, layer, optimizer, None, {"data": "d", "base": "b"})

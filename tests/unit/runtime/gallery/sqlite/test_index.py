@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
-from upperson_rt.errors import IntegrityError
+from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.sqlite import index, ivf, search, segments
 from upperson_rt.gallery.sqlite import rows as stored
@@ -431,7 +431,7 @@ def test_a_failed_write_leaves_the_earlier_file(folder, small, monkeypatch):
         snapshot = gallery._index.snapshot
         monkeypatch.setattr("os.replace", fail)
         part = snapshot.segments[0]
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(InputError, match="No space"):
             index.write_index(gallery._index.path, part.index, part.ids, snapshot.stamp)
         assert gallery._index.path.read_bytes() == before
         assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
