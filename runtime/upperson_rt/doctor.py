@@ -14,8 +14,14 @@ from upperson_rt.backends.openvino import same_signal_stack
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, UppersonError, install_command
 from upperson_rt.gallery import Gallery
-from upperson_rt.installed import OPTIONAL, Check, failed, installed_checks, version_of
-from upperson_rt.printable import one_line
+from upperson_rt.installed import (
+    OPTIONAL,
+    Check,
+    fail_from_error,
+    failed,
+    installed_checks,
+    version_of,
+)
 from upperson_rt.tensorrt.cuda import probe_cuda_driver
 from upperson_rt.towers import TOWERS, Tower
 
@@ -145,7 +151,7 @@ def _device(backend: str, device: str) -> list[Check]:
             running = open_backend(path, name, device)
             outputs = running.run({"x": np.array([2], np.float32)})
         except UppersonError as error:
-            return [_fail_from_error("device", error)]
+            return [fail_from_error("device", error)]
     if outputs["y"].tolist() != [-2]:
         wrong = (
             f"{running.name} {running.version} on {running.device} computes -2 as {outputs['y']}"
@@ -165,7 +171,7 @@ def _tensorrt() -> Check:
     try:
         version = import_tensorrt().__version__
     except BackendError as error:
-        return _fail_from_error("tensorrt", error)
+        return fail_from_error("tensorrt", error)
     facts: dict[str, Any] = {"version": version}
     driver = probe_cuda_driver()
     if not driver.devices:
@@ -238,7 +244,7 @@ def _bundle(
         bundle = Bundle.open(path, variant, backend, device)
         bundle.check_files()
     except UppersonError as error:
-        return [_fail_from_error("bundle", error)], None
+        return [fail_from_error("bundle", error)], None
     model = bundle.manifest.model
     checks = [
         Check(
@@ -257,7 +263,7 @@ def _bundle(
     try:
         canaries = bundle.check_canaries()
     except UppersonError as error:
-        return [*checks, _fail_from_error("canaries", error)], bundle.manifest.fingerprint
+        return [*checks, fail_from_error("canaries", error)], bundle.manifest.fingerprint
     worst = min(canary.min_cosine for canary in canaries)
     towers = {tower: bundle.backend(tower) for tower in TOWERS}
     places = [f"{found.name} {found.version} on {found.device}" for found in towers.values()]
@@ -307,7 +313,7 @@ def _gallery(location: str | Path, fingerprint: str | None) -> Check:
         with Gallery.open(location, fingerprint) as gallery:
             info = gallery.info()
     except UppersonError as error:
-        return _fail_from_error("gallery", error)
+        return fail_from_error("gallery", error)
     belongs = "" if fingerprint is None else ", made with this bundle's model"
     index = "" if info.index is None else f", index {info.index.kind}"
     facts = {
@@ -319,7 +325,3 @@ def _gallery(location: str | Path, fingerprint: str | None) -> Check:
     return Check(
         "gallery", "ok", f"{info.location}: {info.items} pictures{belongs}{index}", facts=facts
     )
-
-
-def _fail_from_error(name: str, error: UppersonError) -> Check:
-    return Check(name, "fail", one_line(error), exit_code=error.exit_code)

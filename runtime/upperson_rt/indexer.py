@@ -1,22 +1,24 @@
 """Pictures from files into a gallery, a committed batch at a time."""
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.encoder import Encoder, Progress
-from upperson_rt.errors import InputError, UsageError
+from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.preprocess import load_image
 
 if TYPE_CHECKING:
+    from upperson_rt.camera import Detector
     from upperson_rt.capture_time import TimeSource
 
 __all__ = ["IndexReport", "SkippedImage", "index_images"]
@@ -42,6 +44,12 @@ class IndexReport:
     timed: int = 0
     """Those of them that have a time."""
     skipped: list[SkippedImage] = field(default_factory=list)
+    wide: int = 0
+    """Pictures wider than high that were added whole: a person who stands is not."""
+    empty: int = 0
+    """Pictures in which the detector found nobody."""
+    too_small: int = 0
+    """People whom the detector found, too small to be told from others."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,25 @@ class _Labels:
         )
 
 
+_Entry: TypeAlias = "tuple[Item, NDArray[np.uint8]]"
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What one file gives."""
+
+    path: str
+    entries: Sequence[_Entry]
+    """Items, and their pixels as the encoder wants them."""
+    is_wide: bool = False
+    too_small: int = 0
+
+
+def person_key(path: str, number: int) -> str:
+    """Return the key of the n-th person, from 1, in a picture."""
+    return f"{path}#person={number}"
+
+
 def index_images(
     encoder: Encoder,
     gallery: Gallery,
@@ -78,8 +105,12 @@ def index_images(
     track_from: Literal["folder", "none"] = "none",
     attributes: Mapping[str, str | int | float | bool] | None = None,
     workers: int | None = None,
+    detector: "Detector | None" = None,
 ) -> IndexReport:
     """Embed pictures and add them; one that is there already is replaced.
+
+    With a detector each person found in them is an item with a box, best first; a picture that was
+    added before gives up the items that it no longer has.
 
     Each batch is committed before the next one runs: an interruption loses one batch at most.
     While one batch runs, threads decode the next one.
@@ -95,6 +126,7 @@ def index_images(
         track_from: ``folder`` makes the name of a picture's folder its track.
         attributes: Of every picture.
         workers: Threads that decode; None for as many as there are CPUs, 4 at most.
+        detector: Finds the people in pictures of whole scenes; None takes a picture for a person.
 
     Returns:
         How many were added, and which could not be read; those do not stop the rest.
@@ -114,20 +146,42 @@ def index_images(
     labels = _Labels(camera, time_from, track_from, dict(attributes or {}))
     report = IndexReport()
     done = 0
-    with closing(_decoded(encoder, files, labels, batch_size, workers)) as batches:
+    with closing(_decoded(encoder, files, labels, batch_size, workers, detector)) as batches:
         for batch in batches:
             report.skipped += [one for one in batch if isinstance(one, SkippedImage)]
             usable = [one for one in batch if not isinstance(one, SkippedImage)]
-            if usable:
-                items = [item for item, _ in usable]
-                pixels = np.stack([pixels for _, pixels in usable])
+            entries = [entry for one in usable for entry in one.entries]
+            if entries:
+                items = [item for item, _ in entries]
+                pixels = np.stack([pixels for _, pixels in entries])
                 gallery.add(items, encoder.encode_pixels(pixels, batch_size), encoder.variant)
                 report.indexed += len(items)
                 report.timed += sum(item.time is not None for item in items)
+            _delete_outdated(gallery, usable)
+            report.wide += sum(one.is_wide for one in usable)
+            report.empty += sum(not one.entries for one in usable)
+            report.too_small += sum(one.too_small for one in usable)
             done += len(batch)
             if progress is not None:
                 progress(done, len(files))
     return report
+
+
+def _delete_outdated(gallery: Gallery, usable: Sequence[_Decoded]) -> None:
+    """Delete what the pictures gave before and do not give now: people, or the whole scene."""
+    from upperson_rt.camera.frames import MOST_BOXES
+
+    asked: dict[str, list[str]] = {}
+    for one in usable:
+        kept = {item.key for item, _ in one.entries}
+        people = [person_key(one.path, number) for number in range(1, MOST_BOXES + 1)]
+        gone = [key for key in (one.path, *people) if key not in kept]
+        # People are numbered without gaps: if the next one is not there, no other is.
+        asked |= dict.fromkeys(gone[: 1 if one.path in kept else 2], gone)
+    found = gallery.ids(list(asked))
+    outdated = {key for first in found for key in asked[first]}
+    if outdated:
+        gallery.delete(sorted(outdated))
 
 
 def _decoded(
@@ -136,22 +190,26 @@ def _decoded(
     labels: _Labels,
     batch_size: int,
     workers: int,
-) -> Generator[list[tuple[Item, NDArray[np.uint8]] | SkippedImage], None, None]:
+    detector: "Detector | None",
+) -> Generator[list[_Decoded | SkippedImage], None, None]:
     """Yield batches in order; the one after each is being decoded meanwhile, and no more."""
+    find = None if detector is None else _finder(detector)
 
-    def decode(
-        file: str | os.PathLike[str],
-    ) -> tuple[Item, NDArray[np.uint8]] | SkippedImage:
+    def decode(file: str | os.PathLike[str]) -> _Decoded | SkippedImage:
         path = os.fspath(Path(file).absolute())
         try:
-            return labels.item(path), encoder.prepare_image(path)
+            item, image = labels.item(path), load_image(path)
+            if find is None:
+                entries = [(item, encoder.prepare_image(image))]
+                return _Decoded(path, entries, is_wide=image.shape[1] > image.shape[0])
+            return find(item, image, encoder)
         except InputError as error:
             return SkippedImage(path, str(error))
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         left = iter(files)
-        ahead: list[Future[tuple[Item, NDArray[np.uint8]] | SkippedImage]] = []
+        ahead: list[Future[_Decoded | SkippedImage]] = []
         while True:
             now, ahead = ahead, [pool.submit(decode, file) for file in islice(left, batch_size)]
             if now:
@@ -160,3 +218,48 @@ def _decoded(
                 return
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _finder(
+    detector: "Detector",
+) -> Callable[[Item, NDArray[np.uint8], Encoder], _Decoded]:
+    """Return what cuts the people out of a picture; any thread may call it."""
+    from upperson_rt.camera.detectors import Turns
+    from upperson_rt.camera.frames import clean_boxes
+    from upperson_rt.camera.settings import QualityRules
+
+    turns, rules = Turns(detector), QualityRules()
+
+    def find(item: Item, image: NDArray[np.uint8], encoder: Encoder) -> _Decoded:
+        height, width = image.shape[:2]
+        try:
+            given = turns.detect(np.ascontiguousarray(image[:, :, ::-1]))
+        except UppersonError:
+            raise
+        except Exception as error:  # A detector is anybody's code.
+            raise InputError(
+                f"the detector fails on {item.key}: {type(error).__name__}: {error}"
+            ) from error
+        boxes = clean_boxes(given, width, height)
+        best_first = np.argsort(-np.nan_to_num(boxes.scores), kind="stable")
+        entries: list[_Entry] = []
+        too_small = 0
+        for row in best_first:
+            x0, y0, x1, y1 = box = tuple(boxes.edges[row].tolist())
+            if rules.size_problem(y1 - y0, x1 - x0) is not None:
+                too_small += 1
+                continue
+            score = float(boxes.scores[row])
+            found = replace(
+                item,
+                key=person_key(item.key, len(entries) + 1),
+                box=box,
+                attributes={
+                    **item.attributes,
+                    **({} if np.isnan(score) else {"score": round(score, 4)}),
+                },
+            )
+            entries.append((found, encoder.prepare_image(image[y0:y1, x0:x1])))
+        return _Decoded(item.key, entries, too_small=too_small)
+
+    return find

@@ -8,12 +8,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from upperson_rt.errors import BackendError, install_command
+from upperson_rt.errors import BackendError, UppersonError, install_command
 from upperson_rt.jetson import jetson_advice, jetson_line, jetson_release
 from upperson_rt.machine import version_of
 from upperson_rt.printable import one_line
 
-__all__ = ["OPTIONAL", "Check", "failed", "installed_checks", "version_of"]
+__all__ = ["OPTIONAL", "Check", "fail_from_error", "failed", "installed_checks", "version_of"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ def installed_checks() -> list[Check]:
 def failed(name: str, detail: str, fix: str) -> Check:
     """Return a row that ends the command with the exit code of a missing backend."""
     return Check(name, "fail", detail, fix, BackendError.exit_code)
+
+
+def fail_from_error(name: str, error: UppersonError) -> Check:
+    """Return a row for an error, with its exit code."""
+    return Check(name, "fail", one_line(error), exit_code=error.exit_code)
 
 
 def _python() -> Check:

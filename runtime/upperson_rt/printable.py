@@ -10,7 +10,16 @@ import datetime
 import logging
 import re
 
-__all__ = ["code_span", "get_logger", "local_time", "one_line", "printable", "show_text", "shown"]
+__all__ = [
+    "code_span",
+    "count_of",
+    "get_logger",
+    "local_time",
+    "one_line",
+    "printable",
+    "show_text",
+    "shown",
+]
 
 _ALSO_SHOWN = frozenset("\u00a0\u202f\u3000\u200c\u200d")
 """Spaces and joiners that French, Japanese, Persian or an emoji need; they move nothing."""
@@ -55,6 +64,11 @@ def show_text(value: object) -> object:
     Parts that a template has made itself are of another type, and have their line ends.
     """
     return printable(value) if type(value) is str else value
+
+
+def count_of(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun: ``1 picture``, ``2 pictures``; ``many`` if no s does it."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def code_span(text: str) -> str:

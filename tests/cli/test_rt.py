@@ -41,6 +41,9 @@ def test_json_is_the_only_thing_on_stdout(work):
     assert indexed == {
         "indexed": 6,
         "timed": 0,
+        "wide": 0,
+        "empty": 0,
+        "too_small": 0,
         "skipped": [],
         "gallery": "gallery",
         "items": 6,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from upperson_rt.backends.measurement import (
     BATCH,
     Conditions,
+    Measured,
     Measurement,
     measuring_alone,
     read,
@@ -28,7 +29,7 @@ from upperson_rt.backends.measurement import (
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.printable import get_logger
 from upperson_rt.timing import Timing, time_in_turns
-from upperson_rt.towers import Backend, Tower, run_tower
+from upperson_rt.towers import Backend, run_tower
 
 __all__ = ["Choice", "Contest"]
 
@@ -61,10 +62,10 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Contest(Generic[T]):
-    """The installed backends, and a tower to run."""
+    """The installed backends, and a tower or a detector to run."""
 
     names: Sequence[str]
-    tower: Tower
+    tower: Measured
     graph_sha256: str
     threads: int | None
     inputs: NDArray[np.generic]
@@ -72,6 +73,10 @@ class Contest(Generic[T]):
     load: Callable[[str], Backend]
     check: Callable[[Backend], T]
     """Runs the canaries and returns what came out."""
+    run: Callable[[Backend, NDArray[np.generic]], object] | None = None
+    """Runs some of the inputs; None runs the tower."""
+    batch: int = BATCH
+    """Pictures at once, as many as it will be given in use."""
     clock: Callable[[], float] = time.perf_counter
     cpu_clock: Callable[[], float] = time.process_time
 
@@ -108,17 +113,17 @@ class Contest(Generic[T]):
             backend = self.load(found.chosen)
             checks = self.check(backend)
         except (BackendError, IntegrityError) as error:
-            text = "%s was the fastest for the %s tower and does not run any more: %s"
-            _log.warning(text, found.chosen, self.tower, error)
+            text = "%s was the fastest for %s and does not run any more: %s"
+            _log.warning(text, found.chosen, self._what, error)
             return None
         return backend, checks, _choice(found, None)
 
     @cached_property
     def _conditions(self) -> Conditions:
-        return Conditions.here(self.names, self.tower, self.graph_sha256, self.threads)
+        return Conditions.here(self.names, self.tower, self.graph_sha256, self.threads, self.batch)
 
     def _measure(self) -> tuple[Backend, T, Choice]:
-        _log.info("measuring %s for the %s tower", " and ".join(self.names), self.tower)
+        _log.info("measuring %s for %s", " and ".join(self.names), self._what)
         problems: _Problems = {}
         loaded, starts = self._load_all(problems)
         if self.tower == "text" or not loaded:
@@ -156,7 +161,7 @@ class Contest(Generic[T]):
             began = self.clock()
             try:
                 backend = self.load(name)
-                run_tower(backend, self.tower, self.inputs[:1])
+                self._embed(backend, self.inputs[:1])
             except (BackendError, IntegrityError) as error:
                 problems[name] = error
             else:
@@ -167,11 +172,11 @@ class Contest(Generic[T]):
         self, loaded: dict[str, Backend], problems: _Problems
     ) -> tuple[dict[str, Timing], int]:
         """Time those that run, and return for how many pictures."""
-        batch = np.resize(self.inputs, (BATCH, *self.inputs.shape[1:]))
+        batch = np.resize(self.inputs, (self.batch, *self.inputs.shape[1:]))
 
         def run(name: str, rows: int) -> None:
             try:
-                run_tower(loaded[name], self.tower, batch[:rows])
+                self._embed(loaded[name], batch[:rows])
             except (BackendError, IntegrityError) as error:
                 problems[name] = error
 
@@ -186,10 +191,21 @@ class Contest(Generic[T]):
             )
 
         single_s = sum(min(timing.seconds) for timing in race(1, 0, 0.0).values())
-        fits = BATCH * single_s <= MOST_S
-        pictures = BATCH if fits else 1
+        fits = self.batch * single_s <= MOST_S
+        pictures = self.batch if fits else 1
         timings = race(pictures, 1 if fits else 0, TIMED_S)
         return {name: timings[name] for name in loaded if name not in problems}, pictures
+
+    def _embed(self, backend: Backend, inputs: NDArray[np.generic]) -> None:
+        if self.run is not None:
+            self.run(backend, inputs)
+        else:
+            assert self.tower != "detector"  # It brings a `run` of its own.
+            run_tower(backend, self.tower, inputs)
+
+    @property
+    def _what(self) -> str:
+        return "the detector" if self.tower == "detector" else f"the {self.tower} tower"
 
     def _first_sound(
         self, ranked: Sequence[str], loaded: dict[str, Backend], problems: _Problems
@@ -202,7 +218,7 @@ class Contest(Generic[T]):
                 problems[name] = error
                 continue
             for other, problem in problems.items():
-                _log.warning("%s is left out for the %s tower: %s", other, self.tower, problem)
+                _log.warning("%s is left out for %s: %s", other, self._what, problem)
             return name, checks
         raise next(problems[name] for name in self.names if name in problems)
 

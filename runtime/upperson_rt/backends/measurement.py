@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 from upperson_rt import __version__
 from upperson_rt.errors import InputError
@@ -28,7 +28,10 @@ from upperson_rt.strict import (
 )
 from upperson_rt.towers import Tower
 
-__all__ = ["BATCH", "Conditions", "Measurement", "measuring_alone", "read", "write"]
+__all__ = ["BATCH", "Conditions", "Measured", "Measurement", "measuring_alone", "read", "write"]
+
+Measured: TypeAlias = Literal[Tower, "detector"]
+"""What is measured."""
 
 BATCH = 8
 """Pictures that are embedded at once: a camera's batch, and a piece of OpenVINO's."""
@@ -57,13 +60,18 @@ class Conditions:
     backends: dict[str, str]
     """Versions of those that are installed."""
     upperson: str
-    tower: Tower
+    tower: Measured
     graph_sha256: Sha256
     batch: Positive
 
     @classmethod
     def here(
-        cls, names: Sequence[str], tower: Tower, graph_sha256: str, threads: int | None
+        cls,
+        names: Sequence[str],
+        tower: Measured,
+        graph_sha256: str,
+        threads: int | None,
+        batch: int = BATCH,
     ) -> "Conditions":
         """Return those of this process."""
         cpu = processor()
@@ -80,7 +88,7 @@ class Conditions:
             upperson=__version__,
             tower=tower,
             graph_sha256=graph_sha256,
-            batch=BATCH,
+            batch=batch,
         )
 
     @property

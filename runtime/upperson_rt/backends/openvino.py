@@ -79,6 +79,8 @@ class OpenVinoBackend:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(os.fspath(path))
+            # Compiling gives an output the names of all that was folded into it.
+            self._names = [output.get_any_name() for output in model.outputs]
             if device == "cpu" and int8_sums_saturate() and _may_saturate(model):
                 raise BackendError(
                     f"OpenVINO would compute {os.fspath(path)} inexactly: this processor has no "
@@ -120,7 +122,6 @@ class OpenVinoBackend:
             for entry in compiled.inputs
             for name in entry.get_names()
         }
-        self._names = [output.get_any_name() for output in compiled.outputs]
 
     @property
     def max_batch(self) -> int | None:

@@ -19,10 +19,11 @@ The files in the order in which a frame comes by them:
 """
 
 from upperson_rt.camera.detectors import (
+    BatchDetector,
     BoxesFile,
     Detector,
     HogDetector,
-    YoloDetector,
+    OnnxDetector,
     open_detector,
 )
 from upperson_rt.camera.pipeline import Pipeline
@@ -31,12 +32,14 @@ from upperson_rt.camera.source import OpenCVReader, Reader, Source, parse_source
 from upperson_rt.camera.stats import CameraStats, Latency, PipelineStats
 
 __all__ = [
+    "BatchDetector",
     "BoxesFile",
     "CameraStats",
     "CaptureRules",
     "Detector",
     "HogDetector",
     "Latency",
+    "OnnxDetector",
     "OpenCVReader",
     "Pipeline",
     "PipelineSettings",
@@ -44,7 +47,6 @@ __all__ = [
     "QualityRules",
     "Reader",
     "Source",
-    "YoloDetector",
     "open_detector",
     "parse_source",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from upperson_rt.camera.crops import CropMaker, Selection, sharpness
-from upperson_rt.camera.detectors import BoxesFile
+from upperson_rt.camera.detectors import BoxesFile, Turns
 from upperson_rt.camera.frames import Boxes, Crop, Frame, View, clean_boxes
 from upperson_rt.camera.queues import BoundedQueue, Stage
 from upperson_rt.camera.settings import CameraSettings, PipelineSettings
@@ -38,8 +38,8 @@ class Shared:
     crops: BoundedQueue[Crop]
     """In line for the encoder."""
     ledger: Ledger
-    detector_locks: dict[int, threading.Lock] = field(default_factory=dict)
-    """By the `id` of a detector: cameras that share one take turns."""
+    turns: dict[int, Turns] = field(default_factory=dict)
+    """By the `id` of a detector, for the cameras that share it."""
 
 
 class CameraWorker(Stage):
@@ -52,9 +52,9 @@ class CameraWorker(Stage):
         self._shared = shared
         self._settings = shared.settings
         self._frames = frames
-        self._detector_lock = shared.detector_locks.setdefault(
-            id(camera.detector), threading.Lock()
-        )
+        self._turns: Turns | None = None
+        if camera.detector is not None:
+            self._turns = shared.turns.setdefault(id(camera.detector), Turns(camera.detector))
         self._maker = CropMaker(camera, shared.settings, shared.encoder)
         self._tracker = Tracker(shared.settings.lost_after_s)
         self._given_tracks: dict[str, float] = {}
@@ -118,12 +118,11 @@ class CameraWorker(Stage):
         if frame.boxes is not None:
             boxes = frame.boxes
         else:
-            assert detector is not None  # Checked where the frame came in.
+            assert self._turns is not None  # Checked where the frame came in.
             if isinstance(detector, BoxesFile):
                 given: Any = detector.boxes_at(frame.index)
             else:
-                with self._detector_lock:
-                    given = detector(frame.image)
+                given = self._turns.detect(frame.image)
             boxes = clean_boxes(given, width, height)
         self._count("crops.offered", len(boxes.edges) + sum(boxes.dropped.values()))
         for reason, number in boxes.dropped.items():

@@ -2,12 +2,16 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from upperson_rt.cli.options import (
     BackendOption,
     Debug,
+    DetectorClass,
+    DetectorLayout,
+    DetectorScore,
     DeviceOption,
     Json,
     OptionalBundleOption,
@@ -15,6 +19,8 @@ from upperson_rt.cli.options import (
     VariantOption,
     default_bundle,
     default_gallery,
+    require_no_detector_options,
+    require_sheet,
 )
 from upperson_rt.cli.output import new_table, print_json, print_note, print_table
 
@@ -29,13 +35,49 @@ def doctor(
     variant: VariantOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "cpu",
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            "--detector",
+            help="Detector to try, as for  watch , such as FILE.onnx: its layout, input, class and "
+            "backend, and what it finds in a picture.",
+        ),
+    ] = None,
+    detector_layout: DetectorLayout = None,
+    detector_class: DetectorClass = None,
+    detector_score: DetectorScore = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture",
+            metavar="FILE",
+            help="Picture that the detector looks at.",
+            show_default="three drawn figures, which not every detector takes for people",
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--sheet", metavar="FILE.png", help="Draw the boxes it finds into a picture."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Check the installation, the bundle and the gallery, and say how to fix what is wrong.
 
-    Example: `upperson-rt doctor -b bundle -g gallery`
+    Example: `upperson-rt doctor --detector yolox.onnx --picture street.jpg --sheet boxes.png`
     """
+    if detector is None:
+        require_no_detector_options(
+            {
+                "--detector-layout": detector_layout,
+                "--detector-class": detector_class,
+                "--detector-score": detector_score,
+                "--picture": picture,
+                "--sheet": sheet,
+            }
+        )
+    if sheet is not None:
+        require_sheet(sheet)
     from upperson_rt.doctor import diagnose
 
     if bundle is None and default_bundle.exists():
@@ -46,6 +88,12 @@ def doctor(
         if given is None:
             print_note(f"no {name} here to check: name one with  --{name} FOLDER")
     checks = diagnose(bundle, gallery, variant, backend, device)
+    if detector is not None:
+        from upperson_rt.camera.detectors.look import check_detector
+
+        checks += check_detector(
+            detector, detector_layout, detector_class, detector_score, picture, sheet
+        )
     failed = [check for check in checks if check.status == "fail"]
     if as_json:
         rows = [asdict(check) for check in checks]

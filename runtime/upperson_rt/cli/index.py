@@ -6,11 +6,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from upperson_rt.cli.opening import open_store
+from upperson_rt.cli.opening import open_announced, open_store
 from upperson_rt.cli.options import (
     BackendOption,
     BundleOption,
     Debug,
+    DetectorClass,
+    DetectorLayout,
+    DetectorScore,
     DeviceOption,
     GalleryOption,
     Json,
@@ -19,9 +22,11 @@ from upperson_rt.cli.options import (
     default_bundle,
     default_gallery,
     read_attributes,
+    require_no_detector_options,
 )
 from upperson_rt.cli.output import new_progress, print_json, print_line, print_note, print_warning
 from upperson_rt.errors import InputError
+from upperson_rt.printable import count_of
 
 __all__ = ["index"]
 
@@ -57,6 +62,17 @@ def index(
             help="Attribute of all these pictures, for  query --where ; may be given again.",
         ),
     ] = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            "--detector",
+            help="The pictures are whole scenes: add each person that this detector finds in them; "
+            "as for  watch , such as FILE.onnx.",
+        ),
+    ] = None,
+    detector_layout: DetectorLayout = None,
+    detector_class: DetectorClass = None,
+    detector_score: DetectorScore = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Pictures run and committed at a time.")
     ] = 32,
@@ -82,7 +98,20 @@ def index(
     from upperson_rt.indexer import index_images
     from upperson_rt.preprocess import iter_image_files
 
+    asked = {
+        "--detector-layout": detector_layout,
+        "--detector-class": detector_class,
+        "--detector-score": detector_score,
+    }
+    people = None
+    if detector is None:
+        require_no_detector_options(asked)
+    else:
+        people = open_announced(
+            detector, detector_layout, detector_class, detector_score, threads, "pictures"
+        )
     files = list(iter_image_files(paths))
+    pictures = count_of(len(files), "picture")
     with open_store(
         bundle,
         gallery,
@@ -106,25 +135,45 @@ def index(
                     time_from=time_from,
                     track_from=track_from,
                     attributes=attributes,
+                    detector=people,
                 )
             except KeyboardInterrupt:
                 done = int(bar.tasks[0].completed)
-                print_note(f"{done} of {len(files)} pictures are done and stay in the gallery")
+                print_note(
+                    f"{done} of {pictures} {'is done and stays' if done == 1 else 'are done and stay'} in "
+                    "the gallery"
+                )
                 raise
         total = store.count()
+        image = opened.manifest.image
 
     for skipped in report.skipped:
         print_warning(f"skipped: {skipped.reason}")
     if report.timed < report.indexed and time_from != "none":
         print_note(
-            f"{report.indexed - report.timed} of {report.indexed} pictures have no time "
+            f"{report.indexed - report.timed} of {count_of(report.indexed, 'picture')} "
+            f"{'has' if report.indexed - report.timed == 1 else 'have'} no time "
             f"(--time-from {time_from}): --since and --until will not find them"
         )
+    if report.wide:
+        print_warning(
+            f"{report.wide} of {pictures} "
+            f"{'is' if report.wide == 1 else 'are'} wider than high and squeezed into "
+            f"{image.width_px} x {image.height_px}: a person who stands is not; if they show whole "
+            "scenes, index the people in them with  --detector"
+        )
+    if report.empty:
+        print_note(f"nobody was found in {report.empty} of {pictures}")
+    if report.too_small:
+        print_note(f"{count_of(report.too_small, 'person', 'people')} left out: too small to tell")
     if as_json:
         print_json(
             {
                 "indexed": report.indexed,
                 "timed": report.timed,
+                "wide": report.wide,
+                "empty": report.empty,
+                "too_small": report.too_small,
                 "skipped": [asdict(skipped) for skipped in report.skipped],
                 "gallery": str(gallery),
                 "items": total,
@@ -135,9 +184,12 @@ def index(
             }
         )
     else:
-        print_line(f"indexed {report.indexed} pictures; gallery {gallery} now holds {total}")
+        what = count_of(report.indexed, "picture")
+        if people is not None:
+            what = f"{count_of(report.indexed, 'person', 'people')} in {pictures}"
+        print_line(f"indexed {what}; gallery {gallery} now holds {total}")
     if report.skipped and not skip_bad:
         raise InputError(
-            f"{len(report.skipped)} of {len(files)} pictures could not be used (listed above), the "
-            "others are in the gallery; --skip-bad accepts that"
+            f"{len(report.skipped)} of {pictures} could not be used (listed above), the others are "
+            "in the gallery; --skip-bad accepts that"
         )

@@ -3,18 +3,26 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from upperson_rt.cli.options import read_attributes
 from upperson_rt.cli.output import backend_line, print_note, print_warning
+from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
     from upperson_rt.bundle import Bundle
+    from upperson_rt.camera import Detector
     from upperson_rt.gallery import Filter, Gallery
     from upperson_rt.retriever import Retriever
     from upperson_rt.towers import Backend, Tower
 
-__all__ = ["open_retriever", "open_store", "read_filter", "warn_of_unknown_cameras"]
+__all__ = [
+    "open_announced",
+    "open_retriever",
+    "open_store",
+    "read_filter",
+    "warn_of_unknown_cameras",
+]
 
 
 @contextmanager
@@ -79,6 +87,33 @@ def open_retriever(
         ) as (opened, running, store),
     ):
         yield opened, running, Retriever(opened.encoder(), store, log)
+
+
+def open_announced(
+    name: str,
+    layout: str | None,
+    person: str | None,
+    min_score: float | None,
+    threads: int | None,
+    frames_of: Literal["videos", "pictures"],
+) -> "Detector":
+    """Open a detector as `open_detector` does, and say on stderr what it is.
+
+    Raises:
+        UsageError: Boxes of a video, where there is none.
+    """
+    from upperson_rt.camera import BoxesFile, OnnxDetector, open_detector
+
+    found = open_detector(name, layout, person, min_score, threads)
+    if isinstance(found, BoxesFile) and frames_of == "pictures":
+        raise UsageError(f"{name} holds the boxes of one video, not of pictures: name a detector")
+    if isinstance(found, OnnxDetector):
+        print_note(f"detector: {found}")
+    if name == "hog":
+        print_warning(
+            "hog misses many people and finds some where nobody is: use a network in an ONNX file"
+        )
+    return found
 
 
 def read_filter(

@@ -5,13 +5,13 @@ import json
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
-from upperson_rt.errors import UsageError
+from upperson_rt.errors import InputError, UsageError
 
 __all__ = [
     "Attributes",
@@ -19,6 +19,9 @@ __all__ = [
     "BundleOption",
     "Cameras",
     "Debug",
+    "DetectorClass",
+    "DetectorLayout",
+    "DetectorScore",
     "DeviceOption",
     "GalleryOption",
     "Json",
@@ -35,6 +38,8 @@ __all__ = [
     "default_gallery",
     "read_attributes",
     "read_batch_sizes",
+    "require_no_detector_options",
+    "require_sheet",
     "unix_seconds",
 ]
 
@@ -118,6 +123,30 @@ def read_batch_sizes(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--batch must be sizes such as 1,2,8,32, found '{text}'")
     return sorted({int(part) for part in parts})
+
+
+def require_no_detector_options(options: Mapping[str, object]) -> None:
+    """Refuse options that say how a detector works, where there is none.
+
+    Raises:
+        UsageError: One of them is not None.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"{given[0]} is of no use without  --detector : name a detector, too")
+
+
+def require_sheet(path: Path) -> None:
+    """Make sure, before any work, that a picture can be written as PNG where it was asked for.
+
+    Raises:
+        UsageError: Its name does not end in ``.png``.
+        InputError: There is no such folder.
+    """
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--sheet writes PNG: {path} must end in .png")
+    if not path.parent.is_dir():
+        raise InputError(f"--sheet {path}: there is no folder {path.parent}, make it first")
 
 
 BundleOption: TypeAlias = Annotated[
@@ -229,5 +258,32 @@ QueryLogOption: TypeAlias = Annotated[
 Json: TypeAlias = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr."),
+]
+DetectorLayout: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--detector-layout",
+        help="Layout of FILE.onnx: yolov5, yolov8, end-to-end, yolox, yolox-decoded, rt-detr, "
+        "rt-detr-logits, rt-detr-ultralytics or rf-detr.",
+        show_default="told from the file",
+    ),
+]
+DetectorClass: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--detector-class",
+        metavar="NAME|N",
+        help="Class of FILE.onnx that is people, by its name in the file or its number from 0.",
+        show_default="person",
+    ),
+]
+DetectorScore: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--detector-score",
+        min=0.0,
+        help="Least score of a box of FILE.onnx, 0 to 1, or of hog.",
+        show_default="0.4; hog 0.3",
+    ),
 ]
 Debug: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upperson_rt.cli.opening import open_store
+from upperson_rt.cli.opening import open_announced, open_store
 from upperson_rt.cli.options import (
     BackendOption,
     BundleOption,
     Debug,
+    DetectorClass,
+    DetectorLayout,
+    DetectorScore,
     DeviceOption,
     GalleryOption,
     Json,
@@ -25,7 +28,7 @@ from upperson_rt.cli.options import (
     default_gallery,
     unix_seconds,
 )
-from upperson_rt.cli.output import live_display, print_json, print_note, print_warning
+from upperson_rt.cli.output import live_display, print_json, print_note
 from upperson_rt.cli.watch_status import logging_to_stderr, print_summary, status_table
 from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.printable import local_time
@@ -58,9 +61,13 @@ def watch(
         str,
         typer.Option(
             "--detector",
-            help="hog (OpenCV's, weak), FILE.onnx (YOLO), or FILE.json (boxes of this very video).",
+            help="hog (OpenCV's, weak), FILE.onnx (YOLO, YOLOX, RT-DETR, D-FINE, RF-DETR), "
+            "FILE.json (boxes of this very video), or MODULE:FACTORY of your own.",
         ),
     ] = "hog",
+    detector_layout: DetectorLayout = None,
+    detector_class: DetectorClass = None,
+    detector_score: DetectorScore = None,
     every: Annotated[
         float,
         typer.Option("--every", min=0.0, help="Seconds between two pictures of one person."),
@@ -135,14 +142,15 @@ def watch(
         Pipeline,
         PipelineSettings,
         QualityRules,
-        open_detector,
     )
     from upperson_rt.camera.queues import check_policy
 
     with ExitStack() as stack:
         stack.enter_context(logging_to_stderr(log_json))
         policy = None if drop is None else check_policy(drop)
-        found = open_detector(detector)
+        found = open_announced(
+            detector, detector_layout, detector_class, detector_score, threads, "videos"
+        )
         settings = PipelineSettings(
             every_s=every,
             quality=QualityRules(min_height_px=min_height),
@@ -168,8 +176,6 @@ def watch(
             pipeline.add_camera(
                 name, source, found, drop=policy, start_time=begins, realtime=realtime
             )
-        if detector == "hog":
-            print_warning("hog misses many people and finds some where nobody is: use a YOLO model")
         _publish(pipeline, metrics_port, metrics_file, stack)
         failure: UppersonError | None = None
         with _stop_signals() as stopped:

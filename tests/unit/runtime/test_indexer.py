@@ -63,7 +63,7 @@ def test_indexing_reads_times_tracks_and_attributes(encoder, gallery, pictures):
 def test_indexing_decodes_one_batch_ahead_and_no_further(encoder, gallery, pictures):
     prepared, seen = [], []
     spied = Encoder(encoder.manifest, encoder.variant, encoder.tokenizer, encoder.backend)
-    spied.prepare_image = lambda path: prepared.append(path) or encoder.prepare_image(path)
+    spied.prepare_image = lambda image: prepared.append(image) or encoder.prepare_image(image)
 
     def progress(done, total):
         seen.append((done, len(prepared)))
@@ -71,7 +71,8 @@ def test_indexing_decodes_one_batch_ahead_and_no_further(encoder, gallery, pictu
     index_images(spied, gallery, pictures, batch_size=1, progress=progress, workers=4)
     assert [done for done, _ in seen] == [1, 2, 3, 4, 5, 6]
     assert all(count <= done + 1 for done, count in seen)
-    assert sorted(prepared) == sorted(map(str, pictures))
+    assert len(prepared) == len(pictures)
+    assert {item.key for item in gallery.items()} == set(map(str, pictures))
 
 
 def test_a_failed_run_leaves_no_thread_behind(encoder, gallery, pictures):

@@ -1,125 +1,115 @@
-"""HOG, YOLO graphs in every layout, and boxes from a file."""
+"""HOG, boxes from a file, detectors of one's own, and how cameras share one."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
+from tests.helpers.fake_camera import Gate, wait_for
 from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.camera import BoxesFile, HogDetector, open_detector
-from upperson_rt.camera.detectors import YoloDetector, decode_yolo
-from upperson_rt.errors import InputError
+from upperson_rt.camera.detectors import Turns
+from upperson_rt.errors import InputError, UsageError
 
-SIZE = 64
-CELLS = 64 + 16 + 4
-# Centre, size in the model's pixels; the frame below is 128 x 64, so it is fitted at half its size.
-PERSON = (32.0, 32.0, 8.0, 20.0)
-EXPECTED = [56, 12, 72, 52]
+FRAME = np.zeros((8, 8, 3), np.uint8)
 
 
-def write_yolo(path, output, names="{0: 'person', 1: 'dog'}", float_type=TensorProto.FLOAT):
-    """Write a model that answers with the same output whatever it sees."""
-    constant = numpy_helper.from_array(np.asarray(output, np.float32), "answer")
-    nodes = [
-        helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0),
-        helper.make_node("Cast", ["mean"], ["mean32"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["mean32", "zero"], ["nothing"]),
-        helper.make_node("Add", ["answer", "nothing"], ["output0"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "yolo",
-        [helper.make_tensor_value_info("images", float_type, [1, 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, list(np.shape(output)))],
-        [constant, numpy_helper.from_array(np.float32(0), "zero")],
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("yolo", {}, InputError, "no detector 'yolo': it is hog, FILE.onnx"),
+        ("hog", {"layout": "yolox"}, UsageError, "--detector-layout is for detectors in ONNX"),
+        ("hog", {"person": "person"}, UsageError, "--detector-class is for detectors in ONNX"),
+        ("a.json", {"min_score": 0.5}, UsageError, "--detector-score is for detectors in ONNX"),
+        ("none_such.people:make", {}, InputError, "ModuleNotFoundError.*PYTHONPATH"),
+        ("own_people:none", {}, InputError, "AttributeError.*none"),
+        ("own_people:fails", {}, InputError, "own_people:fails fails: ValueError: no camera"),
+        ("own_people:makes_a_list", {}, InputError, "makes a list: expected something that is"),
+        ("own_people:makes_a_list.x", {}, InputError, "cannot import the detector"),
+    ],
+)
+def test_what_is_no_detector_is_refused(tmp_path, monkeypatch, name, options, error, message):
+    lines = ["def fails():", "    raise ValueError('no camera')", "makes_a_list = list"]
+    (tmp_path / "own_people.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(error, match=message):
+        open_detector(name, **options)
+
+
+def test_a_detector_of_ones_own_is_what_its_factory_makes(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "people.py").write_text(
+        "class All:\n    def make():\n        return lambda frame: [(1, 2, 3, 4)]"
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 9
-    if names is not None:
-        model.metadata_props.append(onnx.StringStringEntryProto(key="names", value=names))
-    onnx.save(model, path)
-    return path
+    monkeypatch.syspath_prepend(tmp_path)
+    assert open_detector("mine.people:All.make")(FRAME) == [(1, 2, 3, 4)]
 
 
-def v8_output(rows):
-    output = np.zeros((1, 6, CELLS), np.float32)
-    for column, (box, person, dog) in enumerate(rows):
-        output[0, :, column] = [*box, person, dog]
-    return output
+class Batched:
+    """Gives for each frame its only value, and notes how many came at once."""
+
+    def __init__(self, gate, max_batch=8):
+        self.gate, self.max_batch, self.batches = gate, max_batch, []
+
+    def __call__(self, frame):
+        return self.detect_many([frame])[0]
+
+    def detect_many(self, frames):
+        self.batches.append(len(frames))
+        self.gate.hold()
+        if any(frame.max() == 99 for frame in frames):
+            raise ValueError("99 is no picture")
+        return [int(frame.max()) for frame in frames]
 
 
-def v5_output(rows):
-    output = np.zeros((1, 3 * CELLS, 7), np.float32)
-    for row, (box, person, dog) in enumerate(rows):
-        output[0, row] = [*box, 0.9, person, dog]
-    return output
+def test_frames_that_wait_for_a_shared_detector_go_together():
+    with Gate() as gate, ThreadPoolExecutor(8) as pool:
+        detector = Batched(gate, max_batch=3)
+        turns = Turns(detector)
+        first = pool.submit(turns.detect, FRAME)
+        wait_for(lambda: gate.entered == 1)
+        others = [pool.submit(turns.detect, FRAME + number) for number in range(1, 6)]
+        wait_for(lambda: len(turns._waiting) == 5)
+        gate.open()
+        assert [job.result() for job in (first, *others)] == [0, 1, 2, 3, 4, 5]
+        assert detector.batches == [1, 3, 2]
 
 
-def end_to_end_output(rows):
-    output = np.zeros((1, 300, 6), np.float32)
-    for row, ((x, y, w, h), person, dog) in enumerate(rows):
-        corners = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-        output[0, row] = [*corners, max(person, dog), float(dog > person)]
-    return output
+def test_a_batch_that_fails_fails_for_all_in_it_and_the_next_one_runs():
+    with Gate() as gate, ThreadPoolExecutor(8) as pool:
+        turns = Turns(Batched(gate))
+        first = pool.submit(turns.detect, FRAME)
+        wait_for(lambda: gate.entered == 1)
+        others = [pool.submit(turns.detect, FRAME + number) for number in (1, 99)]
+        wait_for(lambda: len(turns._waiting) == 2)
+        gate.open()
+        assert first.result() == 0
+        for job in others:
+            with pytest.raises(ValueError, match="99 is no picture"):
+                job.result()
+        assert turns.detect(FRAME + 7) == 7
 
 
-@pytest.fixture
-def frame():
-    return np.full((64, 128, 3), 90, np.uint8)
+def test_a_plain_detector_is_called_by_one_camera_at_a_time():
+    inside, most = [], []
+    lock = threading.Lock()
 
+    def detect(frame):
+        with lock:
+            inside.append(1)
+            most.append(len(inside))
+        with lock:
+            inside.pop()
+        return int(frame.max())
 
-@pytest.mark.parametrize("layout", [v8_output, v5_output, end_to_end_output])
-@pytest.mark.parametrize("float_type", [TensorProto.FLOAT, TensorProto.FLOAT16])
-def test_every_layout_gives_the_person_and_nobody_twice(tmp_path, frame, layout, float_type):
-    rows = [
-        (PERSON, 0.8, 0.1),
-        ((32.5, 32.0, 8.0, 20.0), 0.7, 0.1),  # The same one again.
-        ((10.0, 40.0, 8.0, 12.0), 0.1, 0.9),  # A dog.
-        ((50.0, 40.0, 8.0, 20.0), 0.2, 0.0),  # Not sure enough.
-    ]
-    path = write_yolo(tmp_path / "yolo.onnx", layout(rows), float_type=float_type)
-    boxes = open_detector(str(path))(frame)
-    kept = boxes[boxes[:, 4] == boxes[:, 4].max()]
-    assert kept[:, :4].round().tolist() == [EXPECTED]
-    assert len(boxes) == 1
-    assert boxes[0, 4] == pytest.approx(0.72 if layout is v5_output else 0.8, abs=1e-3)
-
-
-def test_nobody_is_an_empty_array(tmp_path, frame):
-    path = write_yolo(tmp_path / "yolo.onnx", v8_output([]))
-    assert YoloDetector(path)(frame).shape == (0, 5)
-
-
-def test_the_class_person_is_found_by_its_name(tmp_path, frame):
-    output = v8_output([(PERSON, 0.1, 0.8)])
-    path = write_yolo(tmp_path / "yolo.onnx", output, names="{0: 'dog', 1: 'person'}")
-    assert YoloDetector(path).person == 1
-    assert len(YoloDetector(path)(frame)) == 1
-    path = write_yolo(tmp_path / "unnamed.onnx", output, names=None)
-    assert len(YoloDetector(path)(frame)) == 0, "class 0 of a model without names"
-    path = write_yolo(tmp_path / "dogs.onnx", output, names="{0: 'dog', 1: 'cat'}")
-    with pytest.raises(InputError, match="knows no class 'person'"):
-        YoloDetector(path)
-
-
-def test_other_models_are_refused(tmp_path, frame):
-    path = write_yolo(tmp_path / "odd.onnx", np.zeros((1, 7, 11)))
-    with pytest.raises(InputError, match=r"shape \(1, 7, 11\) is unknown"):
-        YoloDetector(path)(frame)
-    with pytest.raises(InputError, match=r"must be \(1, A, B\)"):
-        decode_yolo(np.zeros((2, 6, CELLS), np.float32), 0, (SIZE, SIZE))
-    with pytest.raises(InputError, match="has 2 classes, no class 5"):
-        decode_yolo(np.zeros((1, 6, CELLS), np.float32), 5, (SIZE, SIZE))
-    (tmp_path / "junk.onnx").write_bytes(b"junk")
-    with pytest.raises(InputError, match="cannot load the detector"):
-        open_detector(str(tmp_path / "junk.onnx"))
-    with pytest.raises(InputError, match="no detector file"):
-        open_detector(str(tmp_path / "none.onnx"))
-    with pytest.raises(InputError, match="no detector 'yolo'"):
-        open_detector("yolo")
+    turns = Turns(detect)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(turns.detect, [FRAME + number for number in range(50)]))
+    assert found == list(range(50))
+    assert max(most) == 1
 
 
 def test_hog_finds_people_who_are_drawn(tmp_path):

@@ -1,0 +1,29 @@
+"""Detectors: who is in a frame.
+
+``protocol``      what a detector is, and how cameras share one
+``naming``        detectors by what they are called on a command line
+``hog``           OpenCV's own; ``boxes_file`` boxes that are known beforehand
+``onnx_file``     networks in ONNX files, made of the next four
+``graph``         what a file takes and gives
+``recognise``     which layout it has
+``layouts``       the layouts: what goes in and what comes out
+``pixels``        a frame as a network's input
+"""
+
+from upperson_rt.camera.detectors.boxes_file import BoxesFile
+from upperson_rt.camera.detectors.hog import HogDetector
+from upperson_rt.camera.detectors.layouts import LAYOUTS
+from upperson_rt.camera.detectors.naming import open_detector
+from upperson_rt.camera.detectors.onnx_file import OnnxDetector
+from upperson_rt.camera.detectors.protocol import BatchDetector, Detector, Turns
+
+__all__ = [
+    "LAYOUTS",
+    "BatchDetector",
+    "BoxesFile",
+    "Detector",
+    "HogDetector",
+    "OnnxDetector",
+    "Turns",
+    "open_detector",
+]

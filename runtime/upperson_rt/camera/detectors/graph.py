@@ -1,0 +1,178 @@
+"""What an ONNX file takes and gives, by what it says about itself and what it answers once."""
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.backends.onnxruntime import session_options
+from upperson_rt.camera.detectors.layouts import TARGET_SIZES
+from upperson_rt.errors import InputError, missing_extra
+from upperson_rt.printable import one_line
+from upperson_rt.towers import Backend
+
+__all__ = ["Graph", "read_graph"]
+
+_PICTURES: Mapping[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
+_USUAL_SIDE_PX = 640
+"""Of a file that takes any size and does not tell the one it was trained with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A file that takes pictures."""
+
+    path: Path
+    picture: str
+    """The input that takes them."""
+    dtype: np.dtype[Any]
+    inputs: Mapping[str, tuple[object, ...]]
+    """Shapes by name; names and None stand for sizes that may change."""
+    metadata: Mapping[str, str]
+    batch: int | None
+    """Pictures that it takes at once; None for any number."""
+    size: tuple[int, int]
+    """Height and width of the pictures."""
+    answer: Mapping[str, NDArray[Any]]
+    """All outputs for `probe`."""
+
+    @property
+    def is_ultralytics(self) -> bool:
+        """Whether Ultralytics' own export has written it."""
+        return "names" in self.metadata and "stride" in self.metadata
+
+    @property
+    def found(self) -> str:
+        """Inputs and outputs in one line."""
+        inputs = ", ".join(f"{name} {_shape(shape)}" for name, shape in self.inputs.items())
+        outputs = ", ".join(f"{name} {_shape(array.shape)}" for name, array in self.answer.items())
+        return f"inputs {inputs}; outputs {outputs}"
+
+    def probe(self) -> NDArray[np.float32]:
+        """Return a picture [1, 3, H, W] that is always the same, dark and light from 0 to 1."""
+        return _probe(self.size)
+
+    def run(
+        self, backend: Backend, pixels: NDArray[np.float32], outputs: Sequence[str]
+    ) -> list[NDArray[np.float32]]:
+        """Return outputs for float32 [N, 3, H, W], whatever the batch that the file takes.
+
+        Raises:
+            BackendError: The backend fails.
+        """
+        total = len(pixels)
+        most = min(self.batch or total, backend.max_batch or total)
+        parts = []
+        for first in range(0, total, most):
+            piece = pixels[first : first + most]
+            if self.batch is not None and len(piece) < self.batch:  # Filled up with the last one.
+                piece = np.concatenate([piece, np.repeat(piece[-1:], self.batch - len(piece), 0)])
+            answer = backend.run(_inputs(self.picture, self.dtype, self.inputs, piece))
+            parts.append([np.asarray(answer[name], np.float32) for name in outputs])
+        return [np.concatenate(arrays)[:total] for arrays in zip(*parts, strict=True)]
+
+
+def read_graph(path: Path) -> Graph:
+    """Read a file, and run it once.
+
+    Raises:
+        InputError: No ONNX file that takes pictures, or it does not run.
+        BackendError: onnxruntime is missing.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_extra("onnxruntime", "cpu", "a detector in an ONNX file") from error
+    if not path.is_file():
+        raise InputError(f"no detector file {path}")
+    options = session_options(onnxruntime, None)
+    # It runs once here: what optimizing takes would not be won back.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime has one class for each status, no common base.
+        raise InputError(
+            f"onnxruntime cannot load the detector {path}: {one_line(error)}"
+        ) from error
+    inputs = {found.name: tuple(found.shape) for found in session.get_inputs()}
+    types = {found.name: found.type for found in session.get_inputs()}
+    pictures = [name for name, shape in inputs.items() if len(shape) == 4 and shape[1] == 3]
+    others = set(inputs) - {*pictures, TARGET_SIZES}
+    if len(pictures) != 1 or others or types[pictures[0]] not in _PICTURES:
+        found = ", ".join(f"{name} {_shape(inputs[name])} {types[name]}" for name in inputs)
+        raise InputError(
+            f"{path} is no detector that is known: expected one input [N, 3, H, W] of floats, and "
+            f"{TARGET_SIZES} if it has a second one, found {found}"
+        )
+    (picture,) = pictures
+    batch, _, *sides = inputs[picture]
+    metadata = session.get_modelmeta().custom_metadata_map
+    size = _size(sides, metadata)
+    dtype = _PICTURES[types[picture]]
+    rows = np.repeat(_probe(size), batch if isinstance(batch, int) else 1, axis=0)
+    names = [output.name for output in session.get_outputs()]
+    try:
+        arrays = session.run(names, _inputs(picture, dtype, inputs, rows))
+    except Exception as error:  # As above.
+        raise InputError(
+            f"the detector {path} does not run on {size}: {one_line(error)}"
+        ) from error
+    return Graph(
+        path=path,
+        picture=picture,
+        dtype=dtype,
+        inputs=inputs,
+        metadata=metadata,
+        batch=batch if isinstance(batch, int) else None,
+        size=size,
+        answer={name: np.asarray(array) for name, array in zip(names, arrays, strict=True)},
+    )
+
+
+def _inputs(
+    picture: str,
+    dtype: np.dtype[Any],
+    inputs: Mapping[str, object],
+    pixels: NDArray[np.float32],
+) -> dict[str, NDArray[Any]]:
+    given: dict[str, NDArray[Any]] = {picture: pixels.astype(dtype, copy=False)}
+    if TARGET_SIZES in inputs:  # Boxes in pixels of the input, as those of other layouts are.
+        height, width = pixels.shape[2:]
+        given[TARGET_SIZES] = np.tile(np.array([[width, height]], np.int64), (len(pixels), 1))
+    return given
+
+
+def _probe(size: tuple[int, int]) -> NDArray[np.float32]:
+    height, width = size
+    blocks = np.random.default_rng(0).random((1, 3, -(-height // 16), -(-width // 16)))
+    pixels = np.repeat(np.repeat(blocks, 16, axis=2), 16, axis=3)[:, :, :height, :width]
+    return np.ascontiguousarray(pixels, dtype=np.float32)
+
+
+def _size(sides: Sequence[object], metadata: Mapping[str, str]) -> tuple[int, int]:
+    height, width = sides
+    if isinstance(height, int) and isinstance(width, int):
+        return height, width
+    if "imgsz" not in metadata:
+        return _USUAL_SIDE_PX, _USUAL_SIDE_PX
+    try:
+        height, width = ast.literal_eval(metadata["imgsz"])
+        return int(height), int(width)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise InputError(
+            f"the detector's size of pictures cannot be read ({error}): found imgsz "
+            f"{metadata['imgsz'][:40]}"
+        ) from error
+
+
+def _shape(shape: Sequence[object]) -> str:
+    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"

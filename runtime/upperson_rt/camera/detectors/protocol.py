@@ -1,0 +1,74 @@
+"""What a detector is, and how cameras that share one call it."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BatchDetector", "Detector", "Turns"]
+
+Detector: TypeAlias = Callable[[NDArray[np.uint8]], Any]
+"""Takes a frame, uint8 **BGR** [H, W, 3], and returns the people in it: rows of x0, y0, x1, y1 and
+perhaps a score, in pixels of the frame. None or no rows mean nobody."""
+
+
+@runtime_checkable
+class BatchDetector(Protocol):
+    """A detector that also looks at several frames at once, such as those of several cameras."""
+
+    max_batch: int
+    """Most frames that it takes at once, from 1."""
+
+    def __call__(self, frame: NDArray[np.uint8]) -> Any:
+        """Look at one frame; see `Detector`."""
+
+    def detect_many(self, frames: Sequence[NDArray[np.uint8]]) -> Sequence[Any]:
+        """Look at 1 to `max_batch` frames, which may differ in size; one answer for each."""
+
+
+class Turns:
+    """Cameras that share a detector take turns; a `BatchDetector` takes all that wait at once.
+
+    Nobody waits for a batch to fill up: while the detector works, frames of other cameras come in,
+    and the next turn takes them together.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self._running = threading.Lock()
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[NDArray[np.uint8], Future[Any]]] = []
+
+    def detect(self, frame: NDArray[np.uint8]) -> Any:
+        """Return what the detector finds in a frame; any thread may call.
+
+        What the detector raises is raised for every frame of its batch.
+        """
+        detector = self._detector
+        if not isinstance(detector, BatchDetector) or detector.max_batch == 1:
+            with self._running:
+                return detector(frame)
+        answer: Future[Any] = Future()
+        with self._lock:
+            self._waiting.append((frame, answer))
+        while not answer.done():
+            with self._running:  # Whoever comes first works for all who wait.
+                if not answer.done():
+                    self._run(detector)
+        return answer.result()
+
+    def _run(self, detector: BatchDetector) -> None:
+        with self._lock:
+            batch = self._waiting[: detector.max_batch]
+            del self._waiting[: detector.max_batch]
+        try:
+            found = detector.detect_many([frame for frame, _ in batch])
+            for (_, answer), boxes in zip(batch, found, strict=True):
+                answer.set_result(boxes)
+        except BaseException as error:
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(error)

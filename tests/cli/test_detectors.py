@@ -1,0 +1,234 @@
+"""Detectors as users name them: tried by doctor, used by index and watch, refused in one line."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.command_line import ROOT
+from tests.helpers.detector_heads import COLOUR, write_detector
+from tests.helpers.invoke import run_rt as run
+from tests.helpers.toy_bundle import make_toy_bundle
+from upperson.data.synthetic.video import VideoSpec, write_video
+from upperson_rt.gallery import Gallery
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detectors")
+    make_toy_bundle(folder / "bundle")
+    write_video(folder / "street.avi", VideoSpec(people=3, seconds=3, fps=5, seed=5))
+    write_detector(folder / "yolox.onnx", "yolox")
+    write_detector(folder / "odd.onnx", "yolox-decoded")
+    scene(folder / "scenes" / "two.png", (20, 24), (60, 8))
+    scene(folder / "scenes" / "nobody.png")
+    return folder
+
+
+@pytest.fixture
+def work(original, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
+    for name in ("UPPERSON_BUNDLE", "UPPERSON_GALLERY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "work"
+
+
+def scene(path, *places):
+    """Draw a picture of 384 x 256 with people where a cell of the 96 x 64 input is red."""
+    image = np.full((256, 384, 3), 114, np.uint8)
+    for x, y in places:
+        x, y = x // 8 * 32, y // 8 * 32
+        image[y : y + 32, x : x + 32] = COLOUR
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def rows_of(result):
+    return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+
+
+def test_doctor_shows_what_a_detector_is_and_finds(work):
+    asked = ("doctor", "--detector", "yolox.onnx", "--picture", "scenes/two.png")
+    result = run(*asked, "--sheet", "boxes.png", "--json")
+    assert result.exit_code == 0, result.stderr
+    rows = rows_of(result)
+    assert rows["detector"]["status"] == "ok"
+    assert rows["detector"]["facts"]["layout"] == "yolox"
+    assert (
+        "BGR, 0 to 255, grey to the right and below), input 96 x 64" in rows["detector"]["detail"]
+    )
+    assert rows["people"]["status"] == "ok"
+    # 24 x 40 around the cells, four times as large in the picture and cut at its border.
+    assert sorted(rows["people"]["facts"]["boxes"]) == [[32, 32, 128, 192], [192, 0, 288, 128]]
+    with Image.open("boxes.png") as image:
+        drawn = np.asarray(image)
+    assert drawn.shape == (256, 384, 3)
+    assert (drawn[191, 40:120] == (226, 48, 48)).all()
+
+    result = run(*asked)
+    assert result.exit_code == 0
+    assert "2 boxes: (" in result.stdout
+    assert "--sheet FILE.png" in result.stdout
+
+
+def test_doctor_looks_at_drawn_figures(work):
+    found = rows_of(run("doctor", "--detector", "hog", "--sheet", "boxes.png", "--json"))["people"]
+    assert (found["status"], found["facts"]["figures"]) == ("ok", 3)
+    assert found["detail"].startswith("3 of 3 drawn figures found, 3 boxes: (")
+    with Image.open("boxes.png") as drawn:
+        assert drawn.size == (960, 540)
+    nobody = rows_of(run("doctor", "--detector", "yolox.onnx", "--json"))["people"]
+    assert (nobody["status"], nobody["facts"]["figures"]) == ("warn", 0)
+    assert "try  --picture FILE" in nobody["fix"]
+
+
+def test_doctor_warns_of_boxes_where_nobody_is_and_of_a_detector_that_fails(work, monkeypatch):
+    lines = [
+        *("def beside():", "    return lambda frame: [(300, 0, 380, 60)]"),
+        *("def fails():", "    def detect(frame):", "        raise ValueError('no')"),
+        "    return detect",
+    ]
+    (work / "own_boxes.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(work)
+    beside = run("doctor", "--detector", "own_boxes:beside", "--json")
+    assert beside.exit_code == 0
+    assert rows_of(beside)["people"]["status"] == "warn"
+    assert "boxes lie where nobody is" in rows_of(beside)["people"]["fix"]
+    fails = run("doctor", "--detector", "own_boxes:fails", "--json")
+    assert fails.exit_code == 3
+    assert rows_of(fails)["people"]["detail"] == "the detector fails: ValueError: no"
+    odd = run("doctor", "--detector", "odd.onnx", "--json")
+    assert odd.exit_code == 3
+    assert "may be yolov5 or yolox-decoded" in rows_of(odd)["detector"]["detail"]
+
+
+def people_in(camera=None):
+    with Gallery.open("gallery") as gallery:
+        return {item.key: item for item in gallery.items()}
+
+
+def test_index_finds_the_people_in_whole_pictures(work):
+    result = run("index", "scenes", "--detector", "yolox.onnx", "--detector-score", 0.5)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "indexed 2 people in 2 pictures; gallery gallery now holds 2\n"
+    assert "detector: yolox.onnx: yolox (" in result.stderr
+    assert "class 0 (it names none; --detector-class sets another)" in result.stderr
+    assert "nobody was found in 1 of 2 pictures" in result.stderr
+    assert "wider than high" not in result.stderr
+    path = str(work / "scenes" / "two.png")
+    found = people_in()
+    assert set(found) == {f"{path}#person=1", f"{path}#person=2"}
+    assert {item.source for item in found.values()} == {path}
+    assert {item.box for item in found.values()} == {(32, 32, 128, 192), (192, 0, 288, 128)}
+    assert all(item.attributes["score"] > 0.99 for item in found.values())
+
+    # One of them left: the picture gives up what it no longer has, and only that.
+    scene(work / "scenes" / "two.png", (20, 24))
+    assert run("index", "scenes", "--detector", "yolox.onnx").exit_code == 0
+    assert set(people_in()) == {f"{path}#person=1"}
+    # Taken for a person as a whole, and back again.
+    assert run("index", "scenes").exit_code == 0
+    assert set(people_in()) == {path, str(work / "scenes" / "nobody.png")}
+    assert run("index", "scenes", "--detector", "yolox.onnx").exit_code == 0
+    assert set(people_in()) == {f"{path}#person=1"}
+
+
+def test_index_warns_of_pictures_that_are_wider_than_high(work):
+    Image.new("RGB", (20, 60)).save(work / "scenes" / "person.png")
+    result = run("index", "scenes")
+    assert result.exit_code == 0
+    assert "warning: 2 of 3 pictures are wider than high and squeezed into 8 x 24" in result.stderr
+    assert "--detector" in result.stderr
+    result = run("index", "scenes/person.png")
+    assert "wider than high" not in result.stderr
+    assert result.stdout == "indexed 1 picture; gallery gallery now holds 3\n"
+    done = json.loads(run("index", "scenes", "--json").stdout)
+    assert (done["wide"], done["empty"], done["too_small"]) == (2, 0, 0)
+
+
+def test_index_goes_past_a_detector_that_fails(work, monkeypatch):
+    lines = [
+        "def make():",
+        "    def detect(frame):",
+        "        return 1 / int(frame[0, 0, 0] - 114)",
+    ]
+    (work / "own_index.py").write_text("\n".join([*lines, "    return detect"]))
+    monkeypatch.syspath_prepend(work)
+    result = run("index", "scenes", "--detector", "own_index:make")
+    assert result.exit_code == 3
+    assert "the detector fails on " in result.stderr
+    assert "2 of 2 pictures could not be used" in result.stderr
+
+
+def test_watch_says_what_the_detector_is(work):
+    result = run("watch", "street.avi", "--detector", "yolox.onnx", "--detector-class", 1)
+    assert result.exit_code == 0, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("detector: ")]
+    assert line.startswith("detector: yolox.onnx: yolox (YOLOX: boxes relative to a grid; BGR, ")
+    assert "class 1 (as asked for)" in line
+    assert " on cpu (auto: " in line
+
+
+def test_the_detector_of_the_page_runs(work, monkeypatch):
+    page = (ROOT / "docs" / "detectors.md").read_text("utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    (work / "people.py").write_text(block)
+    monkeypatch.syspath_prepend(work)
+    done = run("watch", "street.avi", "--detector", "people:make", "--threads", 1, "--json")
+    assert done.exit_code == 0, done.stderr
+    camera = json.loads(done.stdout)["cameras"]["street"]
+    assert camera["frames_processed"] == 15
+    assert camera["detections"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("watch", "street.avi", "--detector", "odd.onnx"), 3, "say which with  --detector-layout"),
+        (
+            ("watch", "street.avi", "--detector", "yolox.onnx", "--detector-layout", "yolo"),
+            2,
+            "no detector layout 'yolo', did you mean 'yolox'?",
+        ),
+        (
+            ("watch", "street.avi", "--detector-layout", "yolox"),
+            2,
+            "--detector-layout is for detectors in ONNX files, not for 'hog'",
+        ),
+        (
+            ("index", "scenes", "--detector", "yolox.onnx", "--detector-class", "dog"),
+            3,
+            "knows no class 'dog'",
+        ),
+        (("index", "scenes", "--detector-score", "0.5"), 2, "of no use without  --detector"),
+        (("index", "scenes", "--detector", "street.json"), 2, "holds the boxes of one video"),
+        (("index", "scenes", "--detector", "none:make"), 3, "cannot import the detector none:make"),
+        (
+            ("doctor", "--picture", "scenes/two.png"),
+            2,
+            "--picture is of no use without  --detector",
+        ),
+        (
+            ("doctor", "--detector", "hog", "--sheet", "boxes.jpg"),
+            2,
+            "--sheet writes PNG: boxes.jpg must end in .png",
+        ),
+        (
+            ("doctor", "--detector", "hog", "--sheet", "none/boxes.png"),
+            3,
+            "--sheet none/boxes.png: there is no folder none, make it first",
+        ),
+    ],
+)
+def test_errors_are_one_line_and_a_code(work, arguments, code, message):
+    result = run(*arguments)
+    assert result.exit_code == code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert not (work / "none").exists()

@@ -1,0 +1,343 @@
+"""ONNX files of every layout: told apart or refused, and read as they were made."""
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tests.helpers.detector_heads import COLOUR, HEADS, write_detector
+from upperson_rt.camera.detectors import LAYOUTS, OnnxDetector, onnx_file
+from upperson_rt.camera.detectors.layouts import grid
+from upperson_rt.errors import BackendError, InputError, UsageError
+
+NAMES = {"names": "{0: 'person', 1: 'dog', 2: 'cat'}", "stride": "32"}
+FRAME_SIZE = 128, 96
+# The input is 64 x 96: such a frame is halved there, or keeps its width.
+PLACES = {
+    "centre": ((32, 48, 48, 64), (16, 16, 64, 96)),
+    "corner": ((48, 48, 64, 64), (32, 16, 80, 96)),
+    "stretch": ((40, 48, 48, 64), (32, 16, 56, 96)),
+}
+"""Where a cell of the input is in the frame, and the box of that cell."""
+HOW = {
+    "yolov6": {"layout": "yolov5"},
+    "yolox-decoded": {"layout": "yolox-decoded"},
+    "rt-detr-logits": {"layout": "rt-detr-logits"},
+    "rt-detr-ultralytics": {"metadata": NAMES | {"description": "Ultralytics rtdetr-l model"}},
+    "rf-detr": {"person": 1},
+}
+
+
+def place_of(head):
+    return LAYOUTS[HOW.get(head, {}).get("layout", head)].pixels.place
+
+
+def frame_with(head, colour=COLOUR, size=FRAME_SIZE):
+    """Return a BGR frame in which a cell of the input has a colour, and the box of that cell."""
+    (x0, y0, x1, y1), box = PLACES[place_of(head)]
+    frame = np.full((*size, 3), 114, np.uint8)
+    frame[y0:y1, x0:x1] = colour[::-1]
+    return frame, box
+
+
+def load(tmp_path, head, backend="onnxruntime", layout=None, person=None, **options):
+    how = dict(HOW.get(head, {}))
+    layout = how.pop("layout", None) if layout is None else layout
+    path = write_detector(tmp_path / f"{head}.onnx", head, **how | options)
+    return OnnxDetector(path, layout, person, backend=backend, threads=1)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_layout_finds_the_person_where_they_are(tmp_path, head, backend):
+    pytest.importorskip(backend, reason=f"{backend} is not installed: extra 'cpu'")
+    detector = load(tmp_path, head, backend)
+    frame, box = frame_with(head)
+    (found,) = detector(frame)
+    assert found[:4] == pytest.approx(box, abs=0.5)
+    assert 0.9 < found[4] <= 1
+    swapped, _ = frame_with(head, COLOUR[::-1])
+    assert detector(swapped).shape == (0, 5), "red and blue are not the same"
+    assert detector(np.full((*FRAME_SIZE, 3), 114, np.uint8)).shape == (0, 5)
+    assert detector.backend.name == backend
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("batch", [None, 1, 4])
+def test_batches_that_may_change_and_fixed_ones(tmp_path, head, batch):
+    detector = load(tmp_path, head, batch=batch)
+    assert detector.max_batch == (batch or 8)
+    frame, box = frame_with(head)
+    empty = np.full((50, 70, 3), 114, np.uint8)
+    frames = [empty, frame, empty, frame, frame, empty]
+    found = detector.detect_many(frames)
+    assert [len(boxes) for boxes in found] == [0, 1, 0, 1, 1, 0]
+    for boxes in itertools.compress(found, [0, 1, 0, 1, 1, 0]):
+        assert boxes[0, :4] == pytest.approx(box, abs=0.5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("size", [(96, 64), (128, 128)])
+def test_inputs_of_other_shapes(tmp_path, head, size):
+    detector = load(tmp_path, head, size=size)
+    assert detector.size == size
+    # A frame of the input's own size is not changed by any of the ways to fit it.
+    frame = np.full((*size, 3), 114, np.uint8)
+    frame[40:48, 24:32] = COLOUR[::-1]
+    (found,) = detector(frame)
+    assert found[:4] == pytest.approx((16, 24, 40, 64), abs=0.1)
+
+
+@pytest.mark.parametrize("head", ["yolov8", "yolox", "rf-detr"])
+def test_half_floats_and_sizes_that_only_the_metadata_tells(tmp_path, head):
+    frame, box = frame_with(head)
+    half = load(tmp_path, head, half=True)
+    assert half(frame)[0, :4] == pytest.approx(box, abs=1)
+    free = load(tmp_path, head, any_size=True, metadata={"imgsz": "[64, 96]"})
+    assert free.size == (64, 96)
+    assert free(frame)[0, :4] == pytest.approx(box, abs=0.5)
+    with pytest.raises(InputError, match="size of pictures cannot be read"):
+        load(tmp_path, head, any_size=True, metadata={"imgsz": "large"})
+
+
+TOLD = [
+    ("yolov5", {}, "yolov5"),
+    ("yolov5", {"rename": {"output0": "output"}}, "yolov5"),
+    ("yolov6", {}, "yolov5"),
+    ("yolov6", {"rename": {"outputs": "output0"}, "metadata": NAMES}, "yolov5"),
+    ("yolov8", {}, "yolov8"),
+    ("end-to-end", {}, "end-to-end"),
+    ("yolox", {}, "yolox"),
+    ("yolox", {"rename": {"output": "outputs"}}, "yolox"),
+    ("rt-detr", {}, "rt-detr"),
+    ("rf-detr", {}, "rf-detr"),
+    ("rt-detr-ultralytics", HOW["rt-detr-ultralytics"], "rt-detr-ultralytics"),
+]
+
+
+@pytest.mark.parametrize(("head", "options", "layout"), TOLD)
+def test_layouts_are_told_apart(tmp_path, head, options, layout):
+    path = write_detector(tmp_path / "d.onnx", head, **options)
+    detector = OnnxDetector(path, backend="onnxruntime", threads=1)
+    assert detector.layout.name == layout
+    assert f"d.onnx: {layout} (" in str(detector)
+    assert "input 96 x 64, batch 1, class 0 (" in str(detector)
+    assert "onnxruntime" in str(detector)
+
+
+UNTOLD = [
+    ("yolov6", {"rename": {"outputs": "output"}}, "yolov5 or yolox-decoded"),
+    ("yolox-decoded", {}, "yolov5 or yolox-decoded"),
+    ("rt-detr-logits", {}, "rt-detr-logits or rf-detr"),
+    ("rf-detr", {"rename": {"dets": "boxes", "labels": "logits"}}, "rt-detr-logits or rf-detr"),
+    ("rt-detr-ultralytics", {}, "rt-detr-ultralytics"),
+    ("rt-detr-ultralytics", {"metadata": NAMES}, "rt-detr-ultralytics"),
+]
+
+
+@pytest.mark.parametrize(("head", "options", "choices"), UNTOLD)
+def test_what_cannot_be_told_apart_is_refused_until_it_is_named(tmp_path, head, options, choices):
+    path = write_detector(tmp_path / "d.onnx", head, **options)
+    with pytest.raises(InputError, match=f"may be {choices}, which.*--detector-layout.*found inp"):
+        OnnxDetector(path, backend="onnxruntime")
+    for name in choices.split(" or "):
+        assert OnnxDetector(path, name, backend="onnxruntime").layout.name == name
+
+
+@pytest.mark.parametrize(
+    ("head", "named", "error", "message"),
+    [
+        ("yolov8", "yolox", InputError, "has not the layout 'yolox', it may be yolov8: found"),
+        ("rf-detr", "rt-detr", InputError, "not the layout 'rt-detr', it may be rt-detr-logits or"),
+        ("rt-detr", "yolov5", InputError, "has not the layout 'yolov5', it may be rt-detr"),
+        ("yolov8", "yolo8", UsageError, "no detector layout 'yolo8', did you mean 'yolov8'"),
+    ],
+)
+def test_another_layout_than_the_named_one_is_refused(tmp_path, head, named, error, message):
+    path = write_detector(tmp_path / "d.onnx", head)
+    with pytest.raises(error, match=message):
+        OnnxDetector(path, named, backend="onnxruntime")
+
+
+def write_constant(path, shapes, inputs=None):
+    """Write a model of no layout: it answers with zeros."""
+    inputs = inputs or {"images": [1, 3, 64, 96]}
+    first = next(iter(inputs))
+    nodes, constants = [helper.make_node("ReduceMean", [first], ["mean"], keepdims=0)], []
+    nodes.append(helper.make_node("Mul", ["mean", "zero"], ["nothing"]))
+    constants.append(onnx.numpy_helper.from_array(np.float32(0), "zero"))
+    for name, shape in shapes.items():
+        constants.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), f"{name}0"))
+        nodes.append(helper.make_node("Add", [f"{name}0", "nothing"], [name]))
+    graph = helper.make_graph(
+        nodes,
+        "odd",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"odd": (1, 7, 11)}, "may be rt-detr-ultralytics"),
+        ({"odd": (1, 1000)}, r"no layout that is known \(yolov5, .*found inputs images \[1, 3, 64"),
+        ({"a": (1, 20, 4), "b": (1, 30, 9)}, "no layout that is known"),
+        ({"num": (1, 1), "boxes": (1, 9, 4), "scores": (1, 9)}, "no layout that is known"),
+        ({"output": (1, 126, 8)}, "yolox"),
+    ],
+)
+def test_other_models_are_refused_with_what_was_found(tmp_path, shapes, message):
+    path = write_constant(tmp_path / "odd.onnx", shapes)
+    if shapes == {"output": (1, 126, 8)}:
+        # Zeros are offsets of nothing, and so a grid; a real answer in pixels cannot be.
+        assert OnnxDetector(path, backend="onnxruntime").layout.name == "yolox"
+        return
+    with pytest.raises(InputError, match=message):
+        OnnxDetector(path, backend="onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"images": [1, 4, 64, 96]}, r"expected one input \[N, 3, H, W\].*found images \[1, 4,"),
+        ({"images": [1, 3, 64, 96], "mask": [1, 1]}, "expected one input"),
+        ({"images": [1, 3, 64, 96], "more": [1, 3, 64, 96]}, "expected one input"),
+    ],
+)
+def test_files_that_take_no_single_picture_are_refused(tmp_path, inputs, message):
+    path = write_constant(tmp_path / "odd.onnx", {"output": (1, 126, 8)}, inputs)
+    with pytest.raises(InputError, match=message):
+        OnnxDetector(path)
+
+
+def test_no_file_and_a_damaged_one(tmp_path):
+    with pytest.raises(InputError, match="no detector file"):
+        OnnxDetector(tmp_path / "none.onnx")
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    with pytest.raises(InputError, match="cannot load the detector"):
+        OnnxDetector(tmp_path / "junk.onnx")
+
+
+@pytest.mark.parametrize(
+    ("head", "made", "names", "asked", "number", "note"),
+    [
+        ("yolov8", 0, None, None, 0, "it names none; --detector-class sets another"),
+        ("yolov8", 2, "{0: 'dog', 1: 'cat', 2: 'person'}", None, 2, "person"),
+        ("yolov8", 1, "['dog', 'person', 'cat']", None, 1, "person"),
+        ("yolov8", 1, "{0: 'a', 1: 'head', 2: 'b'}", "head", 1, "head"),
+        ("yolov8", 1, None, "1", 1, "as asked for"),
+        ("yolox", 2, None, 2, 2, "as asked for"),
+        ("rf-detr", 1, None, None, 1, "it names none"),  # COCO's own numbers begin at one.
+        ("rf-detr", 0, None, None, 0, "it names none"),
+        ("rt-detr", 2, None, "2", 2, "as asked for"),
+    ],
+)
+def test_the_class_that_is_people(tmp_path, head, made, names, asked, number, note):
+    metadata = None if names is None else {"names": names}
+    path = write_detector(tmp_path / "d.onnx", head, person=made, metadata=metadata)
+    detector = OnnxDetector(path, person=asked, backend="onnxruntime", threads=1)
+    assert detector.person == number
+    assert f"class {number} (" in str(detector)
+    assert note in str(detector)
+    frame, _ = frame_with(head)
+    assert len(detector(frame)) == 1
+    other = OnnxDetector(path, person=str((number + 1) % 3), backend="onnxruntime", threads=1)
+    assert len(other(frame)) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "message"),
+    [
+        ("{0: 'dog', 1: 'cat', 2: 'cow'}", None, "no class 'person', only dog, cat, cow: choose"),
+        (NAMES["names"], "head", "no class 'head', only person, dog, cat: choose"),
+        (None, "head", "no class 'head', only none: name it by its number"),
+        (None, "3", "has 3 classes, no class 3"),
+        ("{0: ", None, "class names in .* cannot be read"),
+    ],
+)
+def test_a_class_that_is_not_there_is_refused(tmp_path, names, asked, message):
+    metadata = None if names is None else {"names": names}
+    path = write_detector(tmp_path / "d.onnx", "yolov8", metadata=metadata)
+    with pytest.raises(InputError, match=message):
+        OnnxDetector(path, person=asked, backend="onnxruntime")
+
+
+def test_scores_below_the_least_are_left_out_and_nobody_is_there_twice(tmp_path):
+    path = write_detector(tmp_path / "d.onnx", "yolov8")
+    frame = np.full((64, 96, 3), 114, np.uint8)
+    frame[24:32, 40:48] = COLOUR[::-1]
+    frame[24:32, 48:56] = COLOUR[::-1]  # Next to it: its box overlaps by a half.
+    faint = np.add(COLOUR[::-1], (0, 27, 0))
+    frame[8:16, 80:88] = faint  # A logit of 1.6.
+    kept = OnnxDetector(path, backend="onnxruntime", threads=1)(frame)
+    assert len(kept) == 3
+    assert kept[:, 4].min() == pytest.approx(0.84, abs=0.02)
+    assert len(OnnxDetector(path, min_score=0.9, backend="onnxruntime")(frame)) == 2
+    assert len(OnnxDetector(path, max_overlap=0.4, backend="onnxruntime")(frame)) == 2
+
+
+def test_numbers_that_are_none_are_an_error(tmp_path, monkeypatch):
+    detector = load(tmp_path, "yolov8")
+    run = detector.backend.run
+    monkeypatch.setattr(
+        detector.backend,
+        "run",
+        lambda inputs: {name: array * np.nan for name, array in run(inputs).items()},
+    )
+    with pytest.raises(BackendError, match="scores that are no numbers"):
+        detector(frame_with("yolov8")[0])
+
+
+class Wrong:
+    """A backend that finds people everywhere."""
+
+    name, version, device, max_batch = "openvino", "1", "cpu", None
+
+    def run(self, inputs):
+        (pixels,) = inputs.values()
+        return {"output0": np.ones((len(pixels), 7, 126), np.float32)}
+
+
+def test_auto_measures_once_and_leaves_out_what_computes_something_else(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(onnx_file, "installed_backends", lambda device: ("onnxruntime", "openvino"))
+    really = onnx_file.open_backend
+    loaded = []
+
+    def open_backend(path, name, **options):
+        loaded.append(name)
+        return Wrong() if name == "openvino" else really(path, name, **options)
+
+    monkeypatch.setattr(onnx_file, "open_backend", open_backend)
+    path = write_detector(tmp_path / "d.onnx", "yolov8", batch=None)
+    detector = OnnxDetector(path, threads=1)
+    assert detector.backend.name == "onnxruntime"
+    assert set(loaded) == {"onnxruntime", "openvino"}
+    assert "for 8 pictures" in detector.choice.why or "for a picture" in detector.choice.why
+    # Where it is slower, its boxes are not looked at.
+    if "openvino" in detector.choice.measurement.left_out:
+        assert "finds other boxes" in caplog.text
+    loaded.clear()
+    again = OnnxDetector(path, threads=1)
+    assert loaded == ["onnxruntime"], "what was measured is kept"
+    assert again.choice.why == detector.choice.why
+
+
+def test_grids_of_three_levels_and_of_four():
+    for strides in ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32)):
+        rows = sum((64 // step) * (128 // step) for step in strides)
+        places, steps = grid((64, 128), rows)
+        assert len(places) == len(steps) == rows
+        assert set(steps.ravel()) == set(strides)
+        middles = (places + 0.5) * steps
+        assert middles.max(axis=0) == pytest.approx([128 - strides[0] / 2, 64 - strides[0] / 2])
+    assert grid((64, 128), 11) is None
