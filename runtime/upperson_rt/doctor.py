@@ -22,6 +22,7 @@ from upperson_rt.installed import (
     installed_checks,
     version_of,
 )
+from upperson_rt.printable import one_line
 from upperson_rt.tensorrt.cuda import probe_cuda_driver
 from upperson_rt.towers import TOWERS, Tower
 

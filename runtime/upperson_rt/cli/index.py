@@ -139,10 +139,8 @@ def index(
                 )
             except KeyboardInterrupt:
                 done = int(bar.tasks[0].completed)
-                print_note(
-                    f"{done} of {pictures} {'is done and stays' if done == 1 else 'are done and stay'} in "
-                    "the gallery"
-                )
+                what = "is done and stays" if done == 1 else "are done and stay"
+                print_note(f"{done} of {pictures} {what} in the gallery")
                 raise
         total = store.count()
         image = opened.manifest.image
@@ -184,10 +182,10 @@ def index(
             }
         )
     else:
-        what = count_of(report.indexed, "picture")
+        added = count_of(report.indexed, "picture")
         if people is not None:
-            what = f"{count_of(report.indexed, 'person', 'people')} in {pictures}"
-        print_line(f"indexed {what}; gallery {gallery} now holds {total}")
+            added = f"{count_of(report.indexed, 'person', 'people')} in {pictures}"
+        print_line(f"indexed {added}; gallery {gallery} now holds {total}")
     if report.skipped and not skip_bad:
         raise InputError(
             f"{len(report.skipped)} of {pictures} could not be used (listed above), the others are "

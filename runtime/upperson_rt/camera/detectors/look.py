@@ -135,7 +135,9 @@ def _what_was_found(look: Look, picture: Path | None, sheet: Path | None) -> Che
         f"({x0}, {y0}, {x1}, {y1})" + ("" if np.isnan(score) else f" {score:.2f}")
         for (x0, y0, x1, y1), score in zip(look.boxes.tolist(), look.scores.tolist(), strict=True)
     ]
-    found = f"{count_of(len(boxes), 'box', 'boxes')}{': ' if boxes else ''}{'; '.join(boxes[:_MOST_SHOWN])}"
+    found = ": ".join(
+        filter(None, (count_of(len(boxes), "box", "boxes"), "; ".join(boxes[:_MOST_SHOWN])))
+    )
     if len(boxes) > _MOST_SHOWN:
         found += f" and {len(boxes) - _MOST_SHOWN} more"
     where = "" if sheet is None else f"; drawn in {sheet}"
