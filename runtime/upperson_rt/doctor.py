@@ -312,6 +312,7 @@ def _tower(bundle: Bundle, tower: Tower) -> Check:
 def _gallery(location: str | Path, fingerprint: str | None) -> Check:
     try:
         with Gallery.open(location, fingerprint) as gallery:
+            gallery.check()
             info = gallery.info()
     except UppersonError as error:
         return fail_from_error("gallery", error)

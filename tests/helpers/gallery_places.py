@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.sqlite.schema import GUARD
 
 if TYPE_CHECKING:
     from tests.helpers.milvus_server import MilvusServer
@@ -122,6 +123,7 @@ def some_vectors(count: int, seed: int = 0, dim: int = DIM) -> NDArray[np.float3
 def sql(folder: Path, statement: str, *values: object) -> list[Any]:
     """Run a statement on the database of a gallery in a folder, behind the gallery's back."""
     with closing(sqlite3.connect(folder / "gallery.sqlite")) as connection, connection:
+        connection.create_function(GUARD, 0, lambda: None)
         return connection.execute(statement, values).fetchall()
 
 

@@ -259,6 +259,14 @@ class Gallery(ABC):
             IntegrityError: It is so damaged that it cannot be read through.
         """
 
+    def check(self) -> None:
+        """Check quickly that the gallery answers and is not damaged; `verify` reads all of it.
+
+        Raises:
+            IntegrityError: It is damaged.
+        """
+        self.count()
+
     @abstractmethod
     def rebuild(self) -> None:
         """Make the search index anew from the stored vectors."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from upperson_rt.errors import InputError, UsageError
 
 __all__ = [
+    "MAX_NORM_ERROR",
     "Filter",
     "GalleryInfo",
     "Hit",
@@ -31,7 +32,7 @@ __all__ = [
 Track: TypeAlias = tuple[str | None, str]
 """Camera and name: two cameras may use the same name."""
 
-_MAX_NORM_ERROR = 0.01  # Far above the rounding of float16, far below a vector not normalised.
+MAX_NORM_ERROR = 0.01  # Far above the rounding of float16, far below a vector not normalised.
 _encode: Callable[[Any], str] = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 _T = TypeVar("_T")
 
@@ -216,7 +217,7 @@ def unit_vectors(
             f"found {array.shape}"
         )
     norms = np.linalg.norm(array, axis=1)
-    bad = np.flatnonzero(~(np.abs(norms - 1) <= _MAX_NORM_ERROR))  # True for NaN, too.
+    bad = np.flatnonzero(~(np.abs(norms - 1) <= MAX_NORM_ERROR))  # True for NaN, too.
     if len(bad):
         raise InputError(
             f"{len(bad)} of {count} vectors are not finite or not of unit length, the first at "
@@ -228,7 +229,7 @@ def unit_vectors(
 def length_problem(vector_D: NDArray[np.float32]) -> str | None:
     """Say what is wrong with a vector that was stored, or return None."""
     norm = float(np.linalg.norm(vector_D))
-    return None if abs(norm - 1) <= _MAX_NORM_ERROR else f"vector of length {norm}, expected 1"
+    return None if abs(norm - 1) <= MAX_NORM_ERROR else f"vector of length {norm}, expected 1"
 
 
 def first_of_tracks(ranked: Iterable[_T], track_of: Callable[[_T], Track | None]) -> list[_T]:

@@ -1,30 +1,41 @@
 """The SQLite file of a gallery: made, opened, and used in transactions.
 
-One connection writes; as many as needed read beside it. Errors of SQLite come out as ours.
+One connection writes; as many as needed read beside it. Errors of SQLite come out as ours. Each
+transaction leaves sums over all rows, see `checksums`; how many transactions there were also stands
+in a file beside the log, so that a log that lost some is not believed.
 """
 
 import json
 import os
+import re
 import sqlite3
 import tempfile
 import threading
-import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import make_folder
-from upperson_rt.gallery.protocol import Meta, check_schema_version, made_now, no_gallery
+from upperson_rt.gallery.protocol import no_gallery
+from upperson_rt.gallery.sqlite.checksums import (
+    ROW,
+    DamageError,
+    Facet,
+    Sums,
+    prove_facet,
+    prove_metadata,
+)
+from upperson_rt.gallery.sqlite.schema import GUARD, SqliteMeta, create, read_meta
 from upperson_rt.locks import locked_folder
 
-__all__ = ["DATABASE_FILE", "Database", "SqliteMeta", "make"]
+__all__ = ["DATABASE_FILE", "Database", "Transaction", "make"]
 
 DATABASE_FILE = "gallery.sqlite"
-SCHEMA_VERSION = 2
 LOCK_TIMEOUT_S = 30.0
 """How long a write waits for that of another process."""
 _WAL_LIMIT_BYTES = 64 << 20
@@ -39,49 +50,12 @@ _ADVICE = {
     "disk I/O error": "nothing was changed: check the disk's space, quota and health",
     "unable to open": "check the permissions of the folder",
 }
-_TABLES = (
-    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    # AUTOINCREMENT: an id is never used again, so what is newer than an index has a higher one.
-    """
-    CREATE TABLE items (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
-        key TEXT NOT NULL UNIQUE,
-        source TEXT,
-        camera TEXT,
-        time REAL,
-        track TEXT,
-        box TEXT,
-        crop TEXT,
-        attributes TEXT NOT NULL,
-        variant TEXT,
-        vector BLOB NOT NULL
-    )
-    """,
-    # The log of what is no longer as it was: indexes beside the table read on from where they were.
-    "CREATE TABLE changes (seq INTEGER PRIMARY KEY AUTOINCREMENT, id INTEGER NOT NULL)",
-    """
-    CREATE TRIGGER items_replaced AFTER UPDATE OF id, vector ON items
-    BEGIN INSERT INTO changes (id) VALUES (old.id); END
-    """,
-    """
-    CREATE TRIGGER items_deleted AFTER DELETE ON items
-    BEGIN INSERT INTO changes (id) VALUES (old.id); END
-    """,
-    "CREATE INDEX items_by_camera_time ON items (camera, time) WHERE camera IS NOT NULL",
-    "CREATE INDEX items_by_time ON items (time)",
-    "CREATE INDEX items_by_track ON items (track, camera, time) WHERE track IS NOT NULL",
-    "CREATE INDEX items_by_variant ON items (variant)",
-    "CREATE INDEX items_by_crop ON items (crop) WHERE crop IS NOT NULL",
+_DAMAGED = re.compile(
+    "decode|malformed|no such (column|table|index|function)|syntax error|unsupported file format|"
+    "no query solution"
 )
+"""Errors of statements that are right: a text is not UTF-8, or a definition was altered."""
 _State: TypeAlias = tuple[int, int, int] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SqliteMeta(Meta):
-    """The table `meta`."""
-
-    identity: str
-    """Unique to this gallery, so that an index is not used with another one."""
 
 
 def make(file: Path, fingerprint: str, embed_dim: int) -> None:
@@ -97,7 +71,7 @@ def make(file: Path, fingerprint: str, embed_dim: int) -> None:
             temporary.touch()
             with _translated(temporary), closing(_connect(temporary)) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
-                _fill(connection, fingerprint, embed_dim)
+                create(connection, fingerprint, embed_dim)
             with locked_folder(file.parent):
                 if not file.exists():  # Else another process was faster.
                     os.rename(temporary, file)
@@ -105,25 +79,57 @@ def make(file: Path, fingerprint: str, embed_dim: int) -> None:
         raise InputError(f"cannot make gallery {file.parent}: {error.strerror}") from error
 
 
-def _fill(connection: sqlite3.Connection, fingerprint: str, embed_dim: int) -> None:
-    meta = SqliteMeta(
-        schema_version=SCHEMA_VERSION,
-        identity=uuid.uuid4().hex,
-        fingerprint=fingerprint,
-        embed_dim=embed_dim,
-        **made_now(),
-    )
-    connection.execute("BEGIN IMMEDIATE")
-    for statement in _TABLES:
-        connection.execute(statement)
-    rows = [(name, str(value)) for name, value in asdict(meta).items()]
-    connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-    connection.execute("COMMIT")
-
-
 def _is_writable(path: Path) -> bool:
     """Tell whether a database file and the folder of its log can be written to."""
     return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+@dataclass
+class Transaction:
+    """A connection in a transaction, and what the rows that it sees must come to."""
+
+    connection: sqlite3.Connection
+    sums: Sums | None
+    """None for a gallery that was made before there were checksums."""
+    proven: set[str] = field(default_factory=set)
+    """What has been read through by this process: indexes of SQLite, and ``items``."""
+
+    @property
+    def checksum(self) -> str:
+        """SQL for the checksum of a row of ``items``."""
+        return "NULL" if self.sums is None else "checksum"
+
+    def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        """Run a statement."""
+        return self.connection.execute(sql, values)
+
+    def count(self) -> int:
+        """Return the number of items."""
+        if self.sums is not None:
+            return self.sums.rows
+        return int(self.execute("SELECT count(*) FROM items").fetchone()[0])
+
+    def prove(self, facet: Facet) -> None:
+        """Make sure once that an index of SQLite names all rows that it should.
+
+        Raises:
+            DamageError: It does not.
+        """
+        if self.sums is not None and facet.index not in self.proven:
+            prove_facet(self.connection, facet, self.sums)
+            self.proven.add(facet.index)
+
+    def prove_items(self) -> None:
+        """Make sure once that the metadata of all rows is there and as it was written.
+
+        Raises:
+            DamageError: It is not.
+        """
+        if self.sums is not None and "items" not in self.proven:
+            rows = self.execute(f"SELECT {ROW}, checksum FROM items NOT INDEXED ORDER BY id")
+            for _ in prove_metadata(rows, self.sums):
+                pass
+            self.proven.add("items")
 
 
 class Database:
@@ -145,10 +151,14 @@ class Database:
             )
         self.path = path
         self.read_only = not _is_writable(path)
+        self._mark = path.with_name(f"{path.name}-mark")
         with _translated(path):
+            acknowledged = _read_mark(self._mark)
+            if acknowledged is not None:
+                self._check_mark(*acknowledged)
             self._writer = _connect(path, self.read_only)
             try:
-                self.meta = _read_meta(self._writer, path)
+                self._about = read_meta(self._writer, path)
             except BaseException:
                 self._writer.close()
                 raise
@@ -156,34 +166,53 @@ class Database:
         self._pool_lock = threading.Lock()
         self._idle: list[tuple[sqlite3.Connection, _State]] = []
         self._closed = False
+        self._proven: set[str] = set()
+
+    @property
+    def meta(self) -> SqliteMeta:
+        """What the gallery says about itself."""
+        return self._about.meta
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection whose first statement takes a snapshot that lasts to the end."""
+    def reading(self) -> Iterator[Transaction]:
+        """Give a transaction that sees the state of now to its end."""
         with _translated(self.path):
             connection, state = self._take()
             try:
                 connection.execute("BEGIN DEFERRED")
-                yield connection
+                yield self._begun(connection)
                 self._check_unchanged(state)
                 connection.execute("ROLLBACK")
             except BaseException as error:
                 # A statement that is kept alive by the error would keep its snapshot, too.
                 connection.close()
-                if isinstance(error, sqlite3.DatabaseError | IntegrityError):
+                if isinstance(error, sqlite3.Error | IntegrityError):
                     self._check_unchanged(state)
                 raise
             self._give_back(connection, state)
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection in a transaction: committed at the end, rolled back on any error."""
+    def writing(self) -> Iterator[Transaction]:
+        """Give a transaction that is committed at the end, and rolled back on any error.
+
+        What it adds and removes must be in its sums by then.
+        """
         with self._write_lock, _translated(self.path):
             self._writer.execute("BEGIN IMMEDIATE")
+            before = self._about
             try:
-                yield self._writer
+                transaction = self._begun(self._writer)
+                yield transaction
+                sums = transaction.sums
+                if sums is not None:
+                    self._check_log(sums)
+                    sums.commits += 1
+                    self._about.write_sums(self._writer, sums)
                 self._writer.execute("COMMIT")
+                if sums is not None:
+                    _write_mark(self._mark, self.meta.identity, sums.commits)
             except BaseException:
+                self._about = before
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
                 raise
@@ -195,6 +224,44 @@ class Database:
             for connection, _ in (*self._idle, (self._writer, None)):
                 connection.close()
             self._idle.clear()
+        if not self.read_only and not _log_of(self.path).exists():
+            with suppress(OSError):  # Without a log it says nothing that the database does not.
+                self._mark.unlink(missing_ok=True)
+
+    def _begun(self, connection: sqlite3.Connection) -> Transaction:
+        """Take the snapshot of a transaction."""
+        sums = self._about.read_sums(connection)
+        if sums is None and not self._about.lacks_sums(connection):  # Another process added them.
+            self.reload(connection)
+            sums = self._about.read_sums(connection)
+        return Transaction(connection, sums, self._proven)
+
+    def reload(self, connection: sqlite3.Connection) -> None:
+        """Read again what the gallery says about itself."""
+        self._about = read_meta(connection, self.path)
+
+    def _check_log(self, sums: Sums) -> None:
+        """Check that the triggers kept the log of changes, which has a count of its own."""
+        sql = "SELECT seq FROM sqlite_sequence WHERE name = 'changes'"
+        found = self._writer.execute(sql).fetchone() or (0,)
+        if found[0] != sums.seq:
+            raise DamageError("the log of changes is not what it should be")
+
+    def _check_mark(self, identity: str, commits: int) -> None:
+        """Check that the log has all transactions that were acknowledged.
+
+        Not with a connection that writes: it would cut the log when it is closed.
+        """
+        with closing(_connect(self.path, read_only=True)) as connection:
+            about = read_meta(connection, self.path)
+            sums = about.read_sums(connection)
+        found = 0 if sums is None else sums.commits
+        if about.meta.identity == identity and found < commits:
+            raise DamageError(
+                f"it has {found} of {commits} acknowledged transactions, its log is damaged or lost"
+                f" or it was replaced by an earlier copy: to go on with what is left remove "
+                f"{self._mark.name}"
+            )
 
     def _take(self) -> tuple[sqlite3.Connection, _State]:
         with self._pool_lock:
@@ -223,34 +290,6 @@ class Database:
                 self._idle.append((connection, state))
 
 
-def _read_meta(connection: sqlite3.Connection, path: Path) -> SqliteMeta:
-    foreign = IntegrityError(
-        f"{path} is a database, but not a gallery; it was left as it is: name another folder "
-        "with  --gallery"
-    )
-    tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-    if not {"meta", "items"} <= {str(name) for (name,) in tables}:
-        raise foreign
-    try:
-        rows = dict(connection.execute("SELECT name, value FROM meta"))
-        version = int(rows["schema_version"])
-        check_schema_version(str(path), version, SCHEMA_VERSION)
-        return SqliteMeta(
-            schema_version=version,
-            identity=rows["identity"],
-            fingerprint=rows["fingerprint"],
-            embed_dim=int(rows["embed_dim"]),
-            created=rows["created"],
-            generator=rows["generator"],
-        )
-    except (KeyError, ValueError) as error:
-        raise foreign from error
-    except sqlite3.OperationalError as error:
-        if "no such column" in str(error):
-            raise foreign from error
-        raise
-
-
 def _connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
     mode = "mode=rw"
     if read_only:
@@ -267,6 +306,7 @@ def _connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
     connection.create_function("attribute_equals", 3, _attribute_equals, deterministic=True)
+    connection.create_function(GUARD, 0, lambda: None)
     return connection
 
 
@@ -289,10 +329,41 @@ def _unlocked_state(path: Path) -> _State:
     Locks are kept beside the log. Without one nobody writes, and where the folder cannot be written
     to none can be made.
     """
-    if path.with_name(path.name + "-wal").exists():
+    if _log_of(path).exists():
         return None
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _write_mark(path: Path, identity: str, commits: int) -> None:
+    """Note beside the log how many transactions it has to hold, see `Database._check_mark`.
+
+    Written after the log was synced, so it never says too much. It may say too little: nothing is
+    lost then but the notice of a loss.
+    """
+    text = f"{identity} {commits:020d}"
+    with suppress(OSError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, f"{text} {zlib.crc32(text.encode()):08x}\n".encode())
+        finally:
+            os.close(handle)
+
+
+def _read_mark(path: Path) -> tuple[str, int] | None:
+    """Return the gallery's identity and its transactions; None where nothing was noted."""
+    try:
+        text, _, checksum = path.read_bytes().decode("ascii", "replace").rpartition(" ")
+    except OSError:
+        return None
+    if checksum != f"{zlib.crc32(text.encode()):08x}\n":
+        return None
+    identity, _, commits = text.partition(" ")
+    return identity, int(commits)
 
 
 @contextmanager
@@ -302,9 +373,8 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError as error:
         raise UsageError(f"gallery {path.parent} has been closed") from error
-    except sqlite3.DatabaseError as error:
-        is_damage = not isinstance(error, sqlite3.OperationalError)
-        if is_damage or "decode" in str(error):  # A text is not UTF-8.
+    except sqlite3.Error as error:
+        if not isinstance(error, sqlite3.OperationalError) or _DAMAGED.search(str(error)):
             raise IntegrityError(
                 f"gallery {path} is damaged or not a gallery ({error}); it was left as it is: "
                 "restore it from a copy, or index again into another folder"

@@ -1,6 +1,5 @@
 """The search index in memory: kept up with the database row by row, never the truth itself."""
 
-import sqlite3
 import threading
 import zlib
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from upperson_rt.errors import InputError
 from upperson_rt.gallery.records import IndexInfo
 from upperson_rt.gallery.sqlite import ivf
-from upperson_rt.gallery.sqlite.database import SqliteMeta
+from upperson_rt.gallery.sqlite.checksums import DamageError
+from upperson_rt.gallery.sqlite.database import Transaction
 from upperson_rt.gallery.sqlite.index_file import (
     INDEX_FILE,
     Stamp,
@@ -24,7 +24,13 @@ from upperson_rt.gallery.sqlite.index_file import (
     read_stamp,
     write_index,
 )
-from upperson_rt.gallery.sqlite.rows import changed_since, ids_where, stored_vectors, version_of
+from upperson_rt.gallery.sqlite.rows import (
+    changed_since,
+    ids_where,
+    stored_vectors,
+    version_of,
+)
+from upperson_rt.gallery.sqlite.schema import SqliteMeta
 from upperson_rt.gallery.sqlite.segments import (
     Candidates,
     Segment,
@@ -67,6 +73,14 @@ class Snapshot:
         """Whether the candidates are the best rows for certain."""
         return all(segment.nprobe is None for segment in self.segments)
 
+    def is_complete(self, transaction: Transaction) -> bool:
+        """Whether it holds exactly the vectors that the gallery has to hold, by their checksums."""
+        if transaction.sums is None:
+            return True
+        parts: tuple[Segment | Tail, ...] = (*self.segments, self.tail)
+        found = sum(part.alive for part in parts), sum(part.total for part in parts) % (1 << 64)
+        return found == (transaction.sums.rows, transaction.sums.total)
+
     def search(
         self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None = None
     ) -> Candidates:
@@ -106,24 +120,33 @@ class SearchIndex:
         self._writable = writable
         self._advised = False
 
-    def refresh(self, connection: sqlite3.Connection) -> Snapshot:
+    def refresh(self, transaction: Transaction) -> Snapshot:
         """Bring the index to the state that a transaction sees, and return it.
 
         Raises:
-            IntegrityError: A stored vector is damaged.
+            DamageError: A stored vector is damaged or missing.
         """
         if self.snapshot is None:
-            self.snapshot = self._load(connection)
-        elif (self.snapshot.seq, self.snapshot.last_id) != version_of(connection):
-            changed = changed_since(connection, self.snapshot.seq)
-            self.snapshot = (
-                self._load(connection)
-                if changed is None
-                else self._compact(self._follow(connection, self.snapshot, changed))
-            )
+            self.snapshot = self._load(transaction)
+        elif (self.snapshot.seq, self.snapshot.last_id) != version_of(transaction):
+            changed = changed_since(transaction, self.snapshot.seq)
+            if changed is None:
+                self.snapshot = self._load(transaction)
+            else:
+                followed = self._compact(self._follow(transaction, self.snapshot, changed))
+                self.snapshot = self._checked(transaction, followed)
         return self.snapshot
 
-    def info(self, connection: sqlite3.Connection, items: int) -> IndexInfo | None:
+    def _checked(self, transaction: Transaction, snapshot: Snapshot) -> Snapshot:
+        """Return a snapshot that followed the log of changes, or a new one if the log misled it."""
+        if snapshot.is_complete(transaction):
+            return snapshot
+        _LOG.warning(
+            "search index %s is not of this database: making it again from the database", self.path
+        )
+        return self.build(transaction)
+
+    def info(self, transaction: Transaction, items: int) -> IndexInfo | None:
         """Return what searches use, or would load."""
         snapshot = self.snapshot
         stamp: Stamp | None = None
@@ -132,14 +155,14 @@ class SearchIndex:
         else:
             try:
                 stamp = read_stamp(self.path)
-                self._check(connection, stamp)
+                self._check(transaction, stamp)
             except (UnusableIndexError, OSError):
                 stamp = None
         if stamp is None or stamp.kind == "exact":
             if self._is_approximate(items) and snapshot is None:
                 return None
             return IndexInfo(kind="exact", rows=items, recall_at_10=1.0)
-        (beside,) = connection.execute(
+        (beside,) = transaction.execute(
             "SELECT count(*) FROM items WHERE id > ?", (stamp.last_id,)
         ).fetchone()
         return IndexInfo(
@@ -150,57 +173,58 @@ class SearchIndex:
             recall_at_10=stamp.recall_at_10,
         )
 
-    def problem(self, connection: sqlite3.Connection) -> str | None:
+    def problem(self, transaction: Transaction) -> str | None:
         """Say what is wrong with the file, or return None; a missing file is fine."""
         try:
-            self._check(connection, read_index(self.path)[2])
+            self._check(transaction, read_index(self.path)[1])
         except FileNotFoundError:
             return None
         except (UnusableIndexError, OSError) as error:
             return f"index {self.path}: {error}: run  upperson-rt gallery rebuild"
         return None
 
-    def _load(self, connection: sqlite3.Connection) -> Snapshot:
+    def _load(self, transaction: Transaction) -> Snapshot:
         """Read the file and what has changed since; without a file worth it make the index."""
         try:
-            index, ids, stamp = read_index(self.path)
-            changed = self._check(connection, stamp)
+            (index, ids, checksums), stamp = read_index(self.path)
+            changed = self._check(transaction, stamp)
         except FileNotFoundError:
-            return self.build(connection)
+            return self.build(transaction)
         except (UnusableIndexError, OSError) as error:
             _LOG.warning(
                 "search index %s cannot be used (%s): making it again from the database",
                 self.path, error,
             )  # fmt: skip
-            return self.build(connection)
-        segment = Segment(ids=ids, index=index, nprobe=stamp.nprobe or None)
-        (count,) = connection.execute("SELECT count(*) FROM items").fetchone()
+            return self.build(transaction)
+        segment = Segment(ids=ids, checksums=checksums, index=index, nprobe=stamp.nprobe or None)
+        count = transaction.count()
         outgrown = segment.nprobe is None and self._is_approximate(count)
         if outgrown or segment.without(changed).alive < count // 2:
             _LOG.info("search index %s is outdated: making it again", self.path)
-            return self.build(connection)
+            return self.build(transaction)
         loaded = Snapshot(stamp.seq, stamp.last_id, (segment,), Tail(self.embed_dim), stamp)
-        return self._compact(self._follow(connection, loaded, changed))
+        followed = self._compact(self._follow(transaction, loaded, changed))
+        return self._checked(transaction, followed)
 
-    def _check(self, connection: sqlite3.Connection, stamp: Stamp) -> NDArray[np.int64]:
+    def _check(self, transaction: Transaction, stamp: Stamp) -> NDArray[np.int64]:
         """Return the items that changed since; UnusableIndexError if it is of another state."""
         if (stamp.identity, stamp.embed_dim) != (self._identity, self.embed_dim):
             raise UnusableIndexError("it belongs to another gallery")
-        seq, last_id = version_of(connection)
+        seq, last_id = version_of(transaction)
         if stamp.seq > seq or stamp.last_id > last_id:
             raise UnusableIndexError("it is newer than the database")
-        changed = changed_since(connection, stamp.seq)
+        changed = changed_since(transaction, stamp.seq)
         if changed is None:
             raise UnusableIndexError("the database has changed too much since")
         gone = set(changed.tolist())
         for id_, checksum in stamp.witnesses:
-            row = connection.execute("SELECT vector FROM items WHERE id = ?", (id_,)).fetchone()
+            row = transaction.execute("SELECT vector FROM items WHERE id = ?", (id_,)).fetchone()
             if id_ not in gone and (row is None or zlib.crc32(row[0]) != checksum):
                 raise UnusableIndexError("the database is another one than it was made from")
         return changed
 
     def _follow(
-        self, connection: sqlite3.Connection, snapshot: Snapshot, changed: NDArray[np.int64]
+        self, transaction: Transaction, snapshot: Snapshot, changed: NDArray[np.int64]
     ) -> Snapshot:
         """Return the snapshot with what is new and without what is gone."""
         segments, tail = list(snapshot.segments), snapshot.tail
@@ -208,12 +232,12 @@ class SearchIndex:
             segments = [segment.without(changed) for segment in segments]
             tail = tail.without(changed)
         again = changed[changed <= snapshot.last_id]
-        for ids, vectors in self._vectors(connection, snapshot.last_id, also=again):
-            tail = tail.plus(ids, vectors)
+        for block in stored_vectors(transaction, self.embed_dim, snapshot.last_id, also=again):
+            tail = tail.plus(block)
             if tail.length >= _SEAL_ROWS:
                 segments.append(tail.sealed())
                 tail = Tail(self.embed_dim)
-        seq, last_id = version_of(connection)
+        seq, last_id = version_of(transaction)
         return replace(snapshot, seq=seq, last_id=last_id, segments=tuple(segments), tail=tail)
 
     def _compact(self, snapshot: Snapshot) -> Snapshot:
@@ -241,23 +265,28 @@ class SearchIndex:
         """Whether an index of so many rows would be approximate; unsaved it would be for once."""
         return count >= APPROXIMATE_FROM and self._writable
 
-    def build(self, connection: sqlite3.Connection) -> Snapshot:
+    def build(self, transaction: Transaction) -> Snapshot:
         """Make the index from the vectors that a transaction sees, save it, and return it.
 
         Needs no lock: searches go on with what there is until ``snapshot`` is set.
+
+        Raises:
+            DamageError: A stored vector is damaged or missing.
         """
-        (count,) = connection.execute("SELECT count(*) FROM items").fetchone()
+        count = transaction.count()
         approximate = self._is_approximate(count)
         if count < _SEAL_ROWS and not approximate:
             if self._writable:
                 with suppress(OSError):  # An earlier, larger one; it does no harm either.
                     self.path.unlink(missing_ok=True)
             empty = Snapshot(0, 0, (), Tail(self.embed_dim))
-            return self._follow(connection, empty, np.empty(0, np.int64))
+            return self._sound(transaction, self._follow(transaction, empty, np.empty(0, np.int64)))
         facts: dict[str, Any] = {"kind": "exact"}
         if approximate:
-            trained = self._train(connection, count)
-            segment = Segment(ids=trained.ids, index=trained.index, nprobe=trained.nprobe)
+            trained, checksums = self._train(transaction, count)
+            segment = Segment(
+                ids=trained.ids, checksums=checksums, index=trained.index, nprobe=trained.nprobe
+            )
             facts = {
                 "kind": "ivf-sq8",
                 "nlist": trained.nlist,
@@ -265,14 +294,14 @@ class SearchIndex:
                 "recall_at_10": trained.recall_at_10,
             }
         else:
-            segment = self._build_exact(connection, count)
+            segment = self._build_exact(transaction, count)
         witnesses = [
             [id_, zlib.crc32(blob)]
-            for id_, blob in connection.execute(
+            for id_, blob in transaction.execute(
                 "SELECT id, vector FROM items ORDER BY id DESC LIMIT ?", (_WITNESSES,)
             )
         ]
-        seq, last_id = version_of(connection)
+        seq, last_id = version_of(transaction)
         stamp = Stamp(
             identity=self._identity,
             seq=seq,
@@ -282,50 +311,63 @@ class SearchIndex:
             witnesses=witnesses,
             **facts,
         )
-        segment = self._saved(segment, stamp)
-        return Snapshot(seq, last_id, (segment,), Tail(self.embed_dim), stamp)
+        snapshot = Snapshot(seq, last_id, (segment,), Tail(self.embed_dim), stamp)
+        segment = self._saved(self._sound(transaction, snapshot).segments[0], stamp)
+        return replace(snapshot, segments=(segment,))
 
-    def _build_exact(self, connection: sqlite3.Connection, count: int) -> Segment:
+    def _sound(self, transaction: Transaction, snapshot: Snapshot) -> Snapshot:
+        """Return a snapshot of everything that is stored, if that is what has to be stored."""
+        if not snapshot.is_complete(transaction):
+            raise DamageError("pictures are missing, or there are others")
+        return snapshot
+
+    def _build_exact(self, transaction: Transaction, count: int) -> Segment:
         index, ids = flat_index(self.embed_dim, count), np.empty(count, np.int64)
+        checksums = np.empty(count, np.int64)
         target, done = stored_rows(index), 0
-        for block_ids, stored in stored_vectors(connection, self.embed_dim, since=0):
+        for block_ids, stored, block_checksums in stored_vectors(
+            transaction, self.embed_dim, since=0
+        ):
             part = slice(done, done + len(block_ids))
-            ids[part], target[part] = block_ids, stored.view(np.uint8)
             done += len(block_ids)
-        return Segment(ids=ids, index=index)
+            if done > count:
+                break
+            ids[part], checksums[part] = block_ids, block_checksums
+            target[part] = stored.view(np.uint8)
+        if done != count:
+            raise DamageError(f"{count} pictures were stored, {done} or more are found")
+        return Segment(ids=ids, checksums=checksums, index=index)
 
-    def _train(self, connection: sqlite3.Connection, count: int) -> ivf.Trained:
+    def _train(self, transaction: Transaction, count: int) -> tuple[ivf.Trained, NDArray[np.int64]]:
+        """Return an approximate index, and the checksum of each of its rows."""
         _LOG.warning(
             "making the search index of %d pictures in %s: this takes a while",
             count, self.path.parent,
         )  # fmt: skip
+        checksums: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
 
         def sample(most: int) -> NDArray[np.float32]:
-            ids = ids_where(connection)
+            ids = ids_where(transaction)
             chosen = np.random.default_rng(0).choice(ids, min(most, len(ids)), replace=False)
-            parts = self._vectors(connection, None, also=np.sort(chosen))
-            return np.concatenate([vectors for _, vectors in parts])
+            parts = stored_vectors(transaction, self.embed_dim, None, also=np.sort(chosen))
+            return np.concatenate([stored for _, stored, _ in parts]).astype(np.float32)
 
-        return ivf.train(count, self.embed_dim, sample, lambda: self._vectors(connection, since=0))
+        def blocks() -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+            for ids, stored, of_rows in stored_vectors(transaction, self.embed_dim, since=0):
+                checksums.append(of_rows)
+                yield ids, stored.astype(np.float32)
 
-    def _vectors(
-        self,
-        connection: sqlite3.Connection,
-        since: int | None,
-        also: NDArray[np.int64] | None = None,
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        for ids, stored in stored_vectors(connection, self.embed_dim, since, also):
-            yield ids, stored.astype(np.float32)
+        return ivf.train(count, self.embed_dim, sample, blocks), np.concatenate(checksums)
 
     def _saved(self, segment: Segment, stamp: Stamp) -> Segment:
         """Write the file; an approximate index is then read from there, without its copy here."""
         if not self._writable:
             return segment
         try:
-            write_index(self.path, segment.index, segment.ids, stamp)
+            write_index(self.path, (segment.index, segment.ids, segment.checksums), stamp)
             if segment.nprobe is not None:
-                index, ids, _ = read_index(self.path)
-                return replace(segment, index=index, ids=ids)
+                (index, ids, checksums), _ = read_index(self.path)
+                return replace(segment, index=index, ids=ids, checksums=checksums)
         except (OSError, InputError, UnusableIndexError) as error:
             _LOG.warning("search index %s cannot be saved: %s", self.path, error)
         return segment

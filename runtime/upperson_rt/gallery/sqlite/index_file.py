@@ -1,6 +1,7 @@
 """The search index in a file: derived from the database, checked when read, replaceable any time.
 
-    faiss index | item ids, int64 | JSON | length of the JSON, 8 bytes | crc32 of all that, 8 bytes
+    faiss index | item ids, int64 | checksums of their rows, int64 | JSON
+    | crc32 of the JSON, 4 bytes | length of the JSON, 4 bytes | crc32 of all that, 8 bytes
     | magic, 8 bytes
 
 faiss reads its own part from the beginning and ignores what follows.
@@ -14,7 +15,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,14 @@ from upperson_rt.gallery.sqlite.segments import load_faiss
 __all__ = ["INDEX_FILE", "Stamp", "UnusableIndexError", "read_index", "read_stamp", "write_index"]
 
 INDEX_FILE = "gallery.index"
-FORMAT = 1
+FORMAT = 2
 
-_MAGIC = b"uprtidx1"
+_MAGIC = b"uprtidx2"
 _END_BYTES = 24
 _CHUNK_BYTES = 1 << 24
 _ABANDONED_S = 3600.0
+Contents: TypeAlias = tuple[Any, NDArray[np.int64], NDArray[np.int64]]
+"""The index of faiss, and for each of its rows the item's id and its checksum."""
 
 
 class UnusableIndexError(Exception):
@@ -60,13 +63,14 @@ class Stamp:
     format: int = field(default=FORMAT)
 
 
-def write_index(path: Path, index: Any, ids: NDArray[np.int64], stamp: Stamp) -> None:
+def write_index(path: Path, contents: Contents, stamp: Stamp) -> None:
     """Write the file completely or not at all.
 
     Raises:
         OSError, InputError: The place cannot be written to; what was there before is untouched.
     """
     faiss = load_faiss()
+    index, ids, checksums = contents
 
     prefix = f".{path.name}."
     for abandoned in path.parent.glob(f"{prefix}*"):  # By processes that were killed.
@@ -83,7 +87,13 @@ def write_index(path: Path, index: Any, ids: NDArray[np.int64], stamp: Stamp) ->
         with open(name, "r+b") as file:
             checksum = _checksum(file, os.path.getsize(name))
             file.seek(0, os.SEEK_END)
-            for part in (ids.astype("<i8").tobytes(), details, len(details).to_bytes(8, "little")):
+            for part in (
+                ids.astype("<i8").tobytes(),
+                checksums.astype("<i8").tobytes(),
+                details,
+                zlib.crc32(details).to_bytes(4, "little"),
+                len(details).to_bytes(4, "little"),
+            ):
                 checksum = zlib.crc32(part, checksum)
                 file.write(part)
             file.write(checksum.to_bytes(8, "little") + _MAGIC)
@@ -106,7 +116,7 @@ def read_stamp(path: Path) -> Stamp:
         return _read_stamp(file)[0]
 
 
-def read_index(path: Path) -> tuple[Any, NDArray[np.int64], Stamp]:
+def read_index(path: Path) -> tuple[Contents, Stamp]:
     """Read the file after checking all of it; the vectors stay there (mmap).
 
     So processes share them, and the system may drop them where memory is short.
@@ -124,7 +134,7 @@ def read_index(path: Path) -> tuple[Any, NDArray[np.int64], Stamp]:
         if _checksum(file, checksum_at) != expected:
             raise UnusableIndexError("its checksum does not match")
         file.seek(ids_at)
-        ids = np.frombuffer(file.read(8 * stamp.rows), "<i8").astype(np.int64)
+        numbers = np.frombuffer(file.read(16 * stamp.rows), "<i8").astype(np.int64)
         faiss = load_faiss()
         # By descriptor: the path may lead to another process's newer file by now.
         name = f"/proc/self/fd/{file.fileno()}"
@@ -139,7 +149,7 @@ def read_index(path: Path) -> tuple[Any, NDArray[np.int64], Stamp]:
         raise UnusableIndexError(
             f"it holds {index.ntotal} rows of {index.d}, not what its stamp says"
         )
-    return index, ids, stamp
+    return (index, numbers[: stamp.rows], numbers[stamp.rows :]), stamp
 
 
 def _read_stamp(file: BinaryIO) -> tuple[Stamp, int, int]:
@@ -149,15 +159,18 @@ def _read_stamp(file: BinaryIO) -> tuple[Stamp, int, int]:
         raise UnusableIndexError("it is too short")
     file.seek(size - _END_BYTES)
     end = file.read(_END_BYTES)
-    length = int.from_bytes(end[:8], "little")
+    checksum, length = (int.from_bytes(end[at : at + 4], "little") for at in (0, 4))
     if end[16:] != _MAGIC or length > size - _END_BYTES:
         raise UnusableIndexError("it is cut off, or no index of this version")
     file.seek(size - _END_BYTES - length)
+    details = file.read(length)
+    if zlib.crc32(details) != checksum:
+        raise UnusableIndexError("its stamp is damaged")
     try:
-        stamp = Stamp(**json.loads(file.read(length)))
+        stamp = Stamp(**json.loads(details))
     except (ValueError, TypeError) as error:
-        raise UnusableIndexError(f"its stamp is damaged: {error}") from error
-    ids_at = size - _END_BYTES - length - 8 * stamp.rows
+        raise UnusableIndexError(f"it is of another version: {error}") from error
+    ids_at = size - _END_BYTES - length - 16 * stamp.rows
     if stamp.format != FORMAT or ids_at < 0:
         raise UnusableIndexError("it is of another version")
     return stamp, ids_at, size - 16

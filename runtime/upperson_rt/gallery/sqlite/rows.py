@@ -5,44 +5,58 @@ Shapes: N rows, D dimensions.
 
 import json
 import re
-import sqlite3
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.errors import IntegrityError
-from upperson_rt.gallery.records import Filter, Item, attributes_as_json
+from upperson_rt.gallery.records import (
+    MAX_NORM_ERROR,
+    Filter,
+    Item,
+    attributes_as_json,
+    length_problem,
+)
+from upperson_rt.gallery.sqlite.checksums import (
+    COLUMNS,
+    ROW,
+    DamageError,
+    check_metadata,
+    check_vector,
+    facet_of,
+)
+from upperson_rt.gallery.sqlite.database import Transaction
 
 __all__ = [
-    "COLUMNS",
+    "ADD",
+    "REPLACE",
     "STORED",
-    "UPSERT",
+    "Block",
     "changed_since",
+    "check_row",
+    "has_key",
     "ids_where",
+    "indexed",
     "item_from_row",
     "json_list",
+    "passing",
     "row_from_item",
-    "sql_from_filter",
     "stored_vectors",
     "trim_log",
     "unnamed_crops",
+    "vector_problem",
     "version_of",
 ]
 
 STORED = np.dtype("<f2")
 """How vectors are stored; every score is computed from these."""
-COLUMNS = "key, source, camera, time, track, box, crop, attributes"
-"""The metadata of an item, in the order of `row_from_item` and `item_from_row`."""
-UPSERT = f"""
-    INSERT INTO items ({COLUMNS}, variant, vector) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (key) DO UPDATE SET
-        source = excluded.source, camera = coalesce(excluded.camera, camera), time = excluded.time,
-        track = excluded.track, box = excluded.box, crop = excluded.crop,
-        attributes = excluded.attributes, variant = excluded.variant, vector = excluded.vector
+ADD = f"INSERT INTO items ({ROW}, vector, checksum) VALUES ({', '.join('?' * 12)})"
+REPLACE = f"""
+    UPDATE items SET ({COLUMNS}, variant, vector, checksum) = ({", ".join("?" * 11)}) WHERE id = ?
 """
-"""Adds a row, or replaces the one with the same key and keeps its id."""
+Block: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float16], NDArray[np.int64]]
+"""(N,) ids, (N, D) vectors and (N,) checksums, 0 where a gallery keeps none."""
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_ .:-]+", re.ASCII)
 """Keys that need no escapes in a JSON path; all others are compared in Python, never as SQL."""
@@ -50,10 +64,50 @@ _BLOCK_ROWS = 8192
 _LOG_ENTRIES = 1_000_000
 
 
-def sql_from_filter(where: Filter | None) -> tuple[str, list[object]]:
+def passing(
+    transaction: Transaction, where: Filter, by: str | None = None
+) -> tuple[str, list[object]]:
+    """Return table and condition, as SQL with placeholders, and their values.
+
+    Everything that decides which rows pass has been checked then: it stands in one index, which is
+    read through once in a process, and attributes in the rows.
+
+    Args:
+        transaction: Where it is going to be used.
+        where: Which rows.
+        by: The column that the index must begin with, where the statement has more conditions.
+
+    Raises:
+        DamageError: It is damaged.
+    """
+    condition, values = _condition(where)
+    if by is None and where.track is not None:
+        by = "track"
+    elif by is None and where.camera is not None:
+        by = "camera"
+    elif by is None and (where.since is not None or where.until is not None):
+        by = "time"
+    if where.attributes:
+        transaction.prove_items()
+    source = "items NOT INDEXED" if by is None else indexed(transaction, by)
+    return f"{source} WHERE {condition}", values
+
+
+def has_key(transaction: Transaction, keys: Iterable[str]) -> tuple[str, list[object]]:
+    """Return table and condition for the rows with these keys, see `passing`."""
+    source = indexed(transaction, "key")
+    return f"{source} WHERE key IN (SELECT value FROM json_each(?))", [json.dumps(list(keys))]
+
+
+def indexed(transaction: Transaction, column: str) -> str:
+    """Return the table with the index that begins with a column, which is read through once."""
+    facet = facet_of(column)
+    transaction.prove(facet)
+    return f"items INDEXED BY {facet.index}"
+
+
+def _condition(where: Filter) -> tuple[str, list[object]]:
     """Return a condition with placeholders, and their values; "1" where everything passes."""
-    if where is None:
-        return "1", []
     conditions: list[str] = []
     values: list[object] = []
     if where.cameras is not None:
@@ -93,7 +147,7 @@ def row_from_item(item: Item) -> tuple[object, ...]:
         InputError: The attributes are not JSON.
     """
     box = None if item.box is None else ",".join(str(int(edge)) for edge in item.box)
-    time = None if item.time is None else float(item.time)
+    time = None if item.time is None else float(item.time) + 0.0  # SQLite knows no -0.0.
     attributes = attributes_as_json(item)
     return (item.key, item.source, item.camera, time, item.track, box, item.crop, attributes)
 
@@ -105,6 +159,11 @@ def item_from_row(columns: Sequence[Any]) -> Item:
         ValueError, TypeError, InputError: The row is damaged.
     """
     key, source, camera, time, track, box, crop, attributes = columns
+    for text in (key, source, camera, track, box, crop, attributes):
+        if not isinstance(text, str | None):
+            raise TypeError(f"{type(text).__name__} where a text is expected")
+    if not isinstance(time, float | None):
+        raise TypeError(f"{type(time).__name__} where a time is expected")
     edges = None if box is None else tuple(int(edge) for edge in box.split(","))
     if edges is not None and len(edges) != 4:
         raise ValueError(f"box '{box}' has {len(edges)} edges")
@@ -125,88 +184,123 @@ def json_list(ids: NDArray[np.int64]) -> str:
     return f"[{','.join(map(str, ids.tolist()))}]"
 
 
+def check_row(transaction: Transaction, row: Sequence[Any], embed_dim: int) -> None:
+    """Check a row: the values of `ROW`, the vector, the checksum.
+
+    Raises:
+        DamageError: It is damaged.
+    """
+    if transaction.sums is not None:
+        check_metadata(row, row[-1])
+        check_vector(row[0], row[-2], row[-1])
+    elif problem := vector_problem(row[-2], embed_dim):
+        raise DamageError(f"the picture with id {row[0]} has a {problem}")
+
+
+def vector_problem(vector: object, embed_dim: int) -> str | None:
+    """Say what is wrong with a stored vector by its looks, or return None."""
+    size = embed_dim * STORED.itemsize
+    if not isinstance(vector, bytes):
+        return f"{type(vector).__name__} where a vector is expected"
+    if len(vector) != size:
+        return f"vector of {len(vector)} bytes, expected {size}"
+    return length_problem(np.frombuffer(vector, STORED).astype(np.float32))
+
+
 def ids_where(
-    connection: sqlite3.Connection, where: Filter | None = None, most: int = -1
+    transaction: Transaction, where: Filter | None = None, most: int = -1
 ) -> NDArray[np.int64]:
     """Return the ids of items that pass, ascending; not all of them if there are more than most."""
-    condition, values = sql_from_filter(where)
+    source, values = passing(transaction, where or Filter())
     # One text instead of a Python object for each row.
-    (text,) = connection.execute(
-        f"SELECT group_concat(id) FROM (SELECT id FROM items WHERE {condition} LIMIT ?)",
-        (*values, most),
+    (text,) = transaction.execute(
+        f"SELECT group_concat(id) FROM (SELECT id FROM {source} LIMIT ?)", (*values, most)
     ).fetchone()
     return np.sort(np.fromstring(text or "", np.int64, sep=","))
 
 
 def stored_vectors(
-    connection: sqlite3.Connection,
+    transaction: Transaction,
     embed_dim: int,
     since: int | None,
     also: NDArray[np.int64] | None = None,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-    """Yield (N,) ids and (N, D) vectors: of the items named, then of those newer than an id.
+) -> Iterator[Block]:
+    """Yield blocks: of those of the items named that are there, then of those newer than an id.
 
     Raises:
-        IntegrityError: A vector is damaged.
+        DamageError: A vector is damaged.
     """
+    sql = f"SELECT id, vector, {transaction.checksum} FROM items NOT INDEXED WHERE"
     queries: list[tuple[str, tuple[object, ...]]] = []
     if also is not None:
         for start in range(0, len(also), _BLOCK_ROWS):
-            sql = "SELECT id, vector FROM items WHERE id IN (SELECT value FROM json_each(?))"
-            queries.append((f"{sql} ORDER BY id", (json_list(also[start : start + _BLOCK_ROWS]),)))
+            ids = json_list(also[start : start + _BLOCK_ROWS])
+            queries.append((f"{sql} id IN (SELECT value FROM json_each(?)) ORDER BY id", (ids,)))
     if since is not None:
-        queries.append(("SELECT id, vector FROM items WHERE id > ? ORDER BY id", (since,)))
-    size = embed_dim * STORED.itemsize
-    for sql, values in queries:
-        cursor = connection.execute(sql, values)
+        queries.append((f"{sql} id > ? ORDER BY id", (since,)))
+    for query, values in queries:
+        cursor, last = transaction.execute(query, values), -1
         while rows := cursor.fetchmany(_BLOCK_ROWS):
-            broken = [id_ for id_, blob in rows if len(blob) != size]
-            if broken:
-                raise IntegrityError(
-                    f"the gallery has vectors of a wrong length, the first at id {broken[0]}: see "
-                    " upperson-rt gallery verify"
-                )
-            flat = np.frombuffer(b"".join(blob for _, blob in rows), STORED)
-            if not np.isfinite(flat).all():
-                raise IntegrityError(
-                    "the gallery has vectors that are not finite: see  upperson-rt gallery verify"
-                )
-            ids = np.fromiter((id_ for id_, _ in rows), np.int64, len(rows))
-            yield ids, flat.reshape(len(rows), embed_dim)
+            block = _block(rows, embed_dim, transaction.sums is not None)
+            if block[0][0] <= last or (np.diff(block[0]) <= 0).any():
+                raise DamageError("the pictures are not in the order of their ids")
+            last = int(block[0][-1])
+            yield block
 
 
-def unnamed_crops(connection: sqlite3.Connection, crops: Sequence[str]) -> list[str]:
+def _block(rows: list[tuple[Any, ...]], embed_dim: int, has_checksums: bool) -> Block:
+    size = embed_dim * STORED.itemsize
+    for id_, vector, checksum in rows:
+        if has_checksums:
+            check_vector(id_, vector, checksum)
+        if not isinstance(vector, bytes) or len(vector) != size:
+            problem = vector_problem(vector, embed_dim)
+            raise DamageError(f"the picture with id {id_} has a {problem}")
+    ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
+    vectors = np.frombuffer(b"".join(row[1] for row in rows), STORED).reshape(-1, embed_dim)
+    if has_checksums:
+        return ids, vectors, np.fromiter((row[2] for row in rows), np.int64, len(rows))
+    lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    for row in np.flatnonzero(~(np.abs(lengths - 1) <= MAX_NORM_ERROR)):  # NaN, too.
+        problem = vector_problem(rows[row][1], embed_dim)
+        raise DamageError(f"the picture with id {ids[row]} has a {problem}")
+    return ids, vectors, np.zeros(len(rows), np.int64)
+
+
+def unnamed_crops(transaction: Transaction, crops: Sequence[str]) -> list[str]:
     """Return those that no item names."""
-    sql = "SELECT crop FROM items WHERE crop IN (SELECT value FROM json_each(?))"
-    named = {crop for (crop,) in connection.execute(sql, (json.dumps(crops),))}
+    sql = f"{indexed(transaction, 'crop')} WHERE crop IN (SELECT value FROM json_each(?))"
+    rows = transaction.execute(f"SELECT crop FROM {sql}", (json.dumps(crops),))
+    named = {crop for (crop,) in rows}
     return [crop for crop in crops if crop not in named]
 
 
 # The log of changes: what indexes beside the table follow.
 
 
-def version_of(connection: sqlite3.Connection) -> tuple[int, int]:
+def version_of(transaction: Transaction) -> tuple[int, int]:
     """Return the last entry of the log of changes, and the highest id ever given."""
-    rows = dict(connection.execute("SELECT name, seq FROM sqlite_sequence"))
+    if transaction.sums is not None:
+        return transaction.sums.seq, transaction.sums.last_id
+    rows = dict(transaction.execute("SELECT name, seq FROM sqlite_sequence"))
     return rows.get("changes", 0), rows.get("items", 0)
 
 
-def changed_since(connection: sqlite3.Connection, seq: int) -> NDArray[np.int64] | None:
+def changed_since(transaction: Transaction, seq: int) -> NDArray[np.int64] | None:
     """Return the ids in the log after an entry, ascending; None if the log begins later."""
-    last = version_of(connection)[0]
-    if last == seq:
-        return np.empty(0, np.int64)
-    (first,) = connection.execute("SELECT min(seq) FROM changes").fetchone()
-    if first is None or first > seq + 1 or last < seq:
+    last = version_of(transaction)[0]
+    rows = transaction.execute("SELECT id FROM changes WHERE seq > ?", (seq,))
+    try:
+        ids = np.fromiter((id_ for (id_,) in rows), np.int64)
+    except (TypeError, ValueError):  # Damaged, which is as good as missing.
         return None
-    rows = connection.execute("SELECT DISTINCT id FROM changes WHERE seq > ?", (seq,))
-    return np.sort(np.fromiter((id_ for (id_,) in rows), np.int64))
+    return np.unique(ids) if len(ids) == last - seq else None
 
 
-def trim_log(connection: sqlite3.Connection) -> None:
+def trim_log(transaction: Transaction) -> None:
     """Keep the log bounded; an index that is older than it is made again."""
-    first, last = connection.execute(
+    first, last = transaction.execute(
         "SELECT (SELECT min(seq) FROM changes), (SELECT max(seq) FROM changes)"
     ).fetchone()
     if first is not None and last - first >= _LOG_ENTRIES:
-        connection.execute("DELETE FROM changes WHERE seq <= ?", (last - _LOG_ENTRIES // 2,))
+        transaction.execute("DELETE FROM changes WHERE seq <= ?", (last - _LOG_ENTRIES // 2,))

@@ -6,7 +6,6 @@ depend on which index, filter or batch found the picture.
 Shapes: Q queries, K candidates, D dimensions.
 """
 
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery.records import (
     Filter,
     Hit,
@@ -25,16 +23,16 @@ from upperson_rt.gallery.records import (
     first_of_tracks,
     with_spans,
 )
-from upperson_rt.gallery.sqlite.database import Database
+from upperson_rt.gallery.sqlite.checksums import COLUMNS, ROW, DamageError
+from upperson_rt.gallery.sqlite.database import Database, Transaction
 from upperson_rt.gallery.sqlite.index import SearchIndex, Snapshot
 from upperson_rt.gallery.sqlite.rows import (
-    COLUMNS,
     STORED,
+    check_row,
     ids_where,
     json_list,
-    sql_from_filter,
+    passing,
     stored_vectors,
-    version_of,
 )
 from upperson_rt.gallery.sqlite.segments import ALL_LISTS_FROM, Candidates, candidates_for
 
@@ -48,16 +46,18 @@ _EXTRA = 2
 _ROUNDING = 1e-5  # Far above that of 512 products in float32.
 _MOST_TIES = 4096
 _QUERIES_AT_A_TIME = 256
+_MOST_SCORE = 1.02  # Queries and stored vectors may be longer than 1 by 1 % each.
 _Row: TypeAlias = tuple[Any, ...]
-"""id, vector, then the values of `COLUMNS`."""
-_CAMERA, _TRACK = 2 + 2, 2 + 4
+"""The values of `ROW`, the vector, the checksum."""
+_CAMERA, _TRACK, _VECTOR = 3, 5, -2
+_COLUMNS = slice(1, 1 + len(COLUMNS.split()))
 
 
 @dataclass(frozen=True)
 class _Source:
     """Where the candidates of a search come from."""
 
-    connection: sqlite3.Connection
+    transaction: Transaction
     find: Callable[[NDArray[np.float32], int], Candidates]
     is_exact: bool
 
@@ -80,11 +80,14 @@ def search_items(
         for start in range(0, len(queries_QD), _QUERIES_AT_A_TIME):
             part = queries_QD[start : start + _QUERIES_AT_A_TIME]
             found += (
-                [Hit(id=row[0], score=score, item=make_item(row[2:])) for score, row in ranked]
+                [
+                    Hit(id=row[0], score=score, item=make_item(row[_COLUMNS]))
+                    for score, row in ranked
+                ]
                 for ranked in _rank(source, part, k, by_track)
             )
         if by_track:
-            found = with_spans(found, lambda tracks: _spans(source.connection, tracks, where))
+            found = with_spans(found, lambda tracks: _spans(source.transaction, tracks, where))
     return found
 
 
@@ -96,15 +99,14 @@ def _source(database: Database, index: SearchIndex, where: Filter) -> Iterator[_
         for load in (False, True):
             # Within the lock no other thread can bring the index beyond what this one sees.
             with index.lock:
-                connection = stack.enter_context(database.reading())
-                version_of(connection)  # Takes the snapshot.
+                transaction = stack.enter_context(database.reading())
                 # The index is not worth loading if the filter leaves few items.
                 snapshot = (
-                    index.refresh(connection)
+                    index.refresh(transaction)
                     if load or where.is_empty or index.snapshot is not None
                     else None
                 )
-            source = _choose(connection, index.embed_dim, snapshot, where)
+            source = _choose(transaction, index.embed_dim, snapshot, where)
             if source is not None:
                 break
             stack.close()
@@ -113,29 +115,31 @@ def _source(database: Database, index: SearchIndex, where: Filter) -> Iterator[_
 
 
 def _choose(
-    connection: sqlite3.Connection, embed_dim: int, snapshot: Snapshot | None, where: Filter
+    transaction: Transaction, embed_dim: int, snapshot: Snapshot | None, where: Filter
 ) -> _Source | None:
     """Return the best source, or None if the index has to be loaded first."""
     if where.is_empty:
         assert snapshot is not None
-        return _Source(connection, snapshot.search, snapshot.is_exact)
+        return _Source(transaction, snapshot.search, snapshot.is_exact)
     if snapshot is not None and snapshot.is_exact:
-        ids = ids_where(connection, where)
-        return _Source(connection, lambda queries, k: snapshot.search(queries, k, ids), True)
-    ids = ids_where(connection, where, most=_FROM_SQL + 1)
+        ids = ids_where(transaction, where)
+        return _Source(transaction, lambda queries, k: snapshot.search(queries, k, ids), True)
+    ids = ids_where(transaction, where, most=_FROM_SQL + 1)
     if len(ids) <= _FROM_SQL:
-        return _Source(connection, _few(connection, embed_dim, ids), True)
+        return _Source(transaction, _few(transaction, embed_dim, ids), True)
     if snapshot is None:
         return None
-    return _Source(connection, _many(connection, snapshot, where), False)
+    return _Source(transaction, _many(transaction, snapshot, where), False)
 
 
 def _few(
-    connection: sqlite3.Connection, embed_dim: int, ids: NDArray[np.int64]
+    transaction: Transaction, embed_dim: int, ids: NDArray[np.int64]
 ) -> Callable[[NDArray[np.float32], int], Candidates]:
     """Return a search among few items, whose vectors are read now."""
-    parts = [rows for _, rows in stored_vectors(connection, embed_dim, since=None, also=ids)]
+    parts = [rows for _, rows, _ in stored_vectors(transaction, embed_dim, since=None, also=ids)]
     vectors_ND = np.concatenate([*parts, np.empty((0, embed_dim), STORED)]).astype(np.float32)
+    if len(vectors_ND) != len(ids):
+        raise DamageError(f"{len(ids)} pictures pass the filter, {len(vectors_ND)} are found")
 
     def find(queries_QD: NDArray[np.float32], k: int) -> Candidates:
         scores = queries_QD @ vectors_ND.T
@@ -147,27 +151,28 @@ def _few(
 
 
 def _many(
-    connection: sqlite3.Connection, snapshot: Snapshot, where: Filter
+    transaction: Transaction, snapshot: Snapshot, where: Filter
 ) -> Callable[[NDArray[np.float32], int], Candidates]:
     """Return a search in an approximate index for a filter that many items pass.
 
     First among the best of all items; only if too few of them pass, all that pass are listed.
     """
-    condition, values = sql_from_filter(where)
+    source, values = passing(transaction, where)
+    _, separator, condition = source.partition(" WHERE ")
+    among = f"items NOT INDEXED{separator}id IN (SELECT value FROM json_each(?)) AND {condition}"
     listed: list[NDArray[np.int64]] = []
 
     def find(queries_QD: NDArray[np.float32], k: int) -> Candidates:
         if not listed:
             scores, ids = snapshot.search(queries_QD, _WIDER * k)
-            sql = "SELECT id FROM items WHERE id IN (SELECT value FROM json_each(?))"
-            rows = connection.execute(
-                f"{sql} AND {condition}", (json_list(np.unique(ids[ids >= 0])), *values)
-            )
-            passing = np.isin(ids, np.fromiter((id_ for (id_,) in rows), np.int64))
-            if (np.count_nonzero(passing, axis=1) >= k).all():
-                order = np.argsort(~passing, axis=1, kind="stable")[:, :k]  # They are sorted.
+            some = np.unique(ids[ids >= 0])
+            _fetch(transaction, some, queries_QD.shape[1])  # Checks what the condition looks at.
+            rows = transaction.execute(f"SELECT id FROM {among}", (json_list(some), *values))
+            passed = np.isin(ids, np.fromiter((id_ for (id_,) in rows), np.int64))
+            if (np.count_nonzero(passed, axis=1) >= k).all():
+                order = np.argsort(~passed, axis=1, kind="stable")[:, :k]  # They are sorted.
                 return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
-            listed.append(ids_where(connection, where))
+            listed.append(ids_where(transaction, where))
         return snapshot.search(queries_QD, k, listed[0])
 
     return find
@@ -184,7 +189,7 @@ def _rank(
         count *= 4
     while len(pending):
         scores_QK, ids_QK = source.find(queries_QD[pending], count)
-        rows = _fetch(source.connection, np.unique(ids_QK[ids_QK >= 0]))
+        rows = _fetch(source.transaction, np.unique(ids_QK[ids_QK >= 0]), queries_QD.shape[1])
         for query, scores, ids in zip(pending.tolist(), scores_QK, ids_QK, strict=True):
             there = ids >= 0
             own = [rows[id_] for id_ in ids[there].tolist()]
@@ -204,8 +209,10 @@ def _rank(
 
 
 def _scored(query_D: NDArray[np.float32], rows: Sequence[_Row]) -> list[tuple[float, _Row]]:
-    vectors = np.frombuffer(b"".join(row[1] for row in rows), STORED)
+    vectors = np.frombuffer(b"".join(row[_VECTOR] for row in rows), STORED)
     exact = vectors.reshape(len(rows), len(query_D)).astype(np.float64) @ query_D.astype(np.float64)
+    if not (np.abs(exact) <= _MOST_SCORE).all():  # Not so for NaN, too.
+        raise DamageError("a stored vector has a score beyond 1")
     scored = list(zip(exact.astype(np.float32).tolist(), rows, strict=True))
     scored.sort(key=lambda pair: (-pair[0], pair[1][0]))
     return scored
@@ -216,32 +223,32 @@ def _track_of(scored: tuple[float, _Row]) -> Track | None:
     return None if row[_TRACK] is None else (row[_CAMERA], row[_TRACK])
 
 
-def _spans(
-    connection: sqlite3.Connection, tracks: set[Track], where: Filter
-) -> dict[Track, TrackSpan]:
-    condition, values = sql_from_filter(where)
-    sql = (
-        "SELECT min(time), max(time), count(*) FROM items WHERE track = ? AND camera IS ?"
-        f" AND {condition}"
-    )
+def _spans(transaction: Transaction, tracks: set[Track], where: Filter) -> dict[Track, TrackSpan]:
+    if not tracks:
+        return {}
+    source, values = passing(transaction, where, by="track")
+    sql = f"SELECT min(time), max(time), count(*) FROM {source} AND track = ? AND camera IS ?"
     spans = {}
     for camera, track in tracks:
-        first, last, pictures = connection.execute(sql, (track, camera, *values)).fetchone()
+        first, last, pictures = transaction.execute(sql, (*values, track, camera)).fetchone()
         spans[camera, track] = TrackSpan(first_time=first, last_time=last, pictures=pictures)
     return spans
 
 
-def _fetch(connection: sqlite3.Connection, ids: NDArray[np.int64]) -> dict[int, _Row]:
-    """Return rows (id, vector, *COLUMNS) by id."""
-    rows = {
-        row[0]: row
-        for row in connection.execute(
-            f"SELECT id, vector, {COLUMNS} FROM items WHERE id IN (SELECT value FROM json_each(?))",
-            (json_list(ids),),
-        )
-    }
+def _fetch(transaction: Transaction, ids: NDArray[np.int64], embed_dim: int) -> dict[int, _Row]:
+    """Return rows by id.
+
+    Raises:
+        DamageError: One is damaged or missing.
+    """
+    columns = f"{ROW}, vector, {transaction.checksum}"
+    sql = f"SELECT {columns} FROM items NOT INDEXED WHERE id IN (SELECT value FROM json_each(?))"
+    rows = {row[0]: row for row in transaction.execute(sql, (json_list(ids),))}
+    for row in rows.values():
+        check_row(transaction, row, embed_dim)
     if len(rows) != len(ids):
-        raise IntegrityError(
-            "the search index does not match the database: run  upperson-rt gallery rebuild"
+        raise DamageError(
+            "the search index has pictures that the database lacks; if it was changed by something "
+            "else, run  upperson-rt gallery rebuild"
         )
     return rows

@@ -5,6 +5,7 @@ Shapes: Q queries, N rows, K candidates, D dimensions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.errors import BackendError
-from upperson_rt.gallery.sqlite.rows import STORED
+from upperson_rt.gallery.sqlite.rows import STORED, Block
 
 __all__ = [
     "ALL_LISTS_FROM",
@@ -61,6 +62,8 @@ class Segment:
 
     ids: NDArray[np.int64]
     """(N,) ascending."""
+    checksums: NDArray[np.int64]
+    """(N,) of the rows of the database that they were made from."""
     index: Any
     """IndexScalarQuantizer of float16 (exact), or IndexIVFScalarQuantizer."""
     nprobe: int | None = None
@@ -73,6 +76,11 @@ class Segment:
     def alive(self) -> int:
         """Rows that count."""
         return len(self.ids) - self.dead_count
+
+    @cached_property
+    def total(self) -> int:
+        """Sum of the checksums of the rows that count."""
+        return total_of(self.checksums, self.dead)
 
     def without(self, ids: NDArray[np.int64]) -> "Segment":
         """Return the segment with these items marked as gone."""
@@ -162,8 +170,20 @@ class Tail:
     """(capacity,)"""
     vectors: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     """(capacity, D)"""
+    checksums: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """(capacity,)"""
     dead: NDArray[np.bool_] | None = None
     """(length,)"""
+
+    @property
+    def alive(self) -> int:
+        """Rows that count."""
+        return self.length - (0 if self.dead is None else int(np.count_nonzero(self.dead)))
+
+    @cached_property
+    def total(self) -> int:
+        """Sum of the checksums of the rows that count."""
+        return total_of(self.checksums[: self.length], self.dead)
 
     def without(self, ids: NDArray[np.int64]) -> "Tail":
         """Return the tail with these items marked as gone."""
@@ -172,25 +192,28 @@ class Tail:
             return self
         return replace(self, dead=gone if self.dead is None else self.dead | gone)
 
-    def plus(self, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> "Tail":
-        """Return the tail with (N,) items and their (N, D) vectors behind it."""
-        if not len(ids):
-            return self
+    def plus(self, block: Block) -> "Tail":
+        """Return the tail with the items of a block behind it."""
+        ids, vectors, checksums = block
         length = self.length + len(ids)
-        all_ids, all_vectors = self.ids, self.vectors
-        if length > len(all_ids):
-            capacity = max(1024, 2 * length)
-            all_ids = np.empty(capacity, np.int64)
-            all_vectors = np.empty((capacity, self.embed_dim), np.float32)
-            all_ids[: self.length] = self.ids[: self.length]
-            if self.length:
-                all_vectors[: self.length] = self.vectors[: self.length]
-        all_ids[self.length : length] = ids
-        all_vectors[self.length : length] = vectors
+        grown = self._with_room(length)
+        part = slice(self.length, length)
+        grown.ids[part], grown.vectors[part], grown.checksums[part] = ids, vectors, checksums
         dead = self.dead
         if dead is not None:
             dead = np.concatenate([dead, np.zeros(len(ids), np.bool_)])
-        return Tail(self.embed_dim, length, all_ids, all_vectors, dead)
+        return replace(grown, length=length, dead=dead)
+
+    def _with_room(self, length: int) -> "Tail":
+        if length <= len(self.ids):
+            return self
+        capacity, kept = max(1024, 2 * length), slice(0, self.length)
+        ids, checksums = np.empty(capacity, np.int64), np.empty(capacity, np.int64)
+        vectors = np.empty((capacity, self.embed_dim), np.float32)
+        ids[kept], checksums[kept] = self.ids[kept], self.checksums[kept]
+        if self.length:
+            vectors[kept] = self.vectors[kept]
+        return replace(self, ids=ids, vectors=vectors, checksums=checksums)
 
     def search(
         self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None
@@ -219,7 +242,13 @@ class Tail:
         rows = rows[np.argsort(self.ids[rows])]
         index = flat_index(self.embed_dim, len(rows))
         stored_rows(index)[:] = self.vectors[rows].astype(STORED).view(np.uint8)
-        return Segment(ids=self.ids[rows], index=index)
+        return Segment(ids=self.ids[rows], checksums=self.checksums[rows], index=index)
+
+
+def total_of(checksums: NDArray[np.int64], dead: NDArray[np.bool_] | None) -> int:
+    """Return the sum of (N,) checksums, modulo 2^64, without the rows that are gone."""
+    alive = checksums if dead is None else checksums[~dead]
+    return int(alive.view(np.uint64).sum(dtype=np.uint64))
 
 
 def flat_index(embed_dim: int, count: int) -> Any:
@@ -257,10 +286,13 @@ def merge_flat(segments: Sequence[Segment], embed_dim: int) -> Segment:
     places[order] = np.arange(len(ids))
     index = flat_index(embed_dim, len(ids))
     target, done = stored_rows(index), 0
+    checksums = np.empty(len(ids), np.int64)
     for part, rows in zip(segments, kept, strict=True):
-        target[places[done : done + len(rows)]] = stored_rows(part.index)[rows]
+        places_of_part = places[done : done + len(rows)]
+        target[places_of_part] = stored_rows(part.index)[rows]
+        checksums[places_of_part] = part.checksums[rows]
         done += len(rows)
-    return Segment(ids=ids[order], index=index)
+    return Segment(ids=ids[order], checksums=checksums, index=index)
 
 
 def _rows_of(ids: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.intp]:

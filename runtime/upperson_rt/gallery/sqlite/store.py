@@ -1,38 +1,61 @@
 """The gallery in a folder, of its database, its index and its crops."""
 
 import json
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.gallery.crops import crop_path, old_files, remove_crops
+from upperson_rt.errors import IntegrityError
+from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.protocol import Gallery, read_item
-from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, Item, length_problem
-from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, make
+from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, Item
+from upperson_rt.gallery.sqlite.checksums import (
+    FACETS,
+    ROW,
+    DamageError,
+    Sums,
+    check_metadata,
+    checksum_of,
+    prove_metadata,
+)
+from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
 from upperson_rt.gallery.sqlite.index import SearchIndex
 from upperson_rt.gallery.sqlite.rows import (
-    COLUMNS,
+    ADD,
+    REPLACE,
     STORED,
-    UPSERT,
+    check_row,
+    has_key,
+    indexed,
     item_from_row,
+    passing,
     row_from_item,
-    sql_from_filter,
     trim_log,
     unnamed_crops,
 )
+from upperson_rt.gallery.sqlite.schema import SCHEMA_VERSION
 from upperson_rt.gallery.sqlite.search import search_items
+from upperson_rt.gallery.sqlite.verify import (
+    add_checksums,
+    problems_of,
+    stray_crops,
+    structural_problems,
+)
+from upperson_rt.printable import get_logger
 
 __all__ = ["SqliteGallery"]
 
+_LOG = get_logger(__name__)
+
 _MOST_ROWS = 2**63 - 1  # SQLite knows no larger number.
-_FILES_AT_A_TIME = 10_000
+_ROWS_AT_A_TIME = 8192
+_CAMERA, _CROP, _COLUMNS = 3, 7, slice(1, 9)
+"""Places in `ROW` of a camera, a crop, and all that makes an `Item`."""
 
 
 class SqliteGallery(Gallery):
@@ -46,6 +69,10 @@ class SqliteGallery(Gallery):
     ``FOLDER/gallery.index``; it can be deleted at any time. It is exact below
     `index.APPROXIMATE_FROM` items, from there on IVF-SQ8; filters that leave few items are always
     answered exactly.
+
+    Rows have checksums, which are checked when they are read, and the database has sums over all
+    rows and over the indexes that filters are answered from: what was altered or lost on the disk
+    is an IntegrityError, not an answer.
     """
 
     crops_dir: Path
@@ -71,94 +98,124 @@ class SqliteGallery(Gallery):
     def _add(
         self, items: Sequence[Item], vectors_ND: NDArray[np.float32], variant: str | None
     ) -> None:
-        rows = [
-            (*row_from_item(item), variant, vector.tobytes())
-            for item, vector in zip(items, vectors_ND.astype(STORED), strict=True)
-        ]
-        with self._database.writing() as connection:
-            replaced = _crops_of(connection, *_has_key([item.key for item in items]))
-            connection.executemany(UPSERT, rows)
-            unused = unnamed_crops(connection, replaced) if replaced else []
-            trim_log(connection)
+        with self._writing() as (transaction, sums):
+            source, keys = has_key(transaction, [item.key for item in items])
+            sql = f"SELECT {ROW}, checksum FROM {source}"
+            replaced = {row[1]: row for row in transaction.execute(sql, keys)}
+            for row in replaced.values():
+                check_metadata(row, row[-1])
+            if replaced:
+                sums.remove([*replaced.values()])
+            rows: dict[str, tuple[Any, ...]] = {}
+            for item, vector in zip(items, vectors_ND.astype(STORED), strict=True):
+                earlier = rows.get(item.key) or replaced.get(item.key)
+                columns = list(row_from_item(item))
+                if earlier is None:
+                    sums.last_id += 1
+                elif columns[_CAMERA - 1] is None:
+                    columns[_CAMERA - 1] = earlier[_CAMERA]
+                id_ = sums.last_id if earlier is None else earlier[0]
+                rows[item.key] = (id_, *columns, variant, vector.tobytes())
+            rows = {key: (*row, checksum_of(row, row[-1])) for key, row in rows.items()}
+            sums.add([*rows.values()])
+            sums.seq += len(replaced)
+            write = transaction.connection.executemany
+            write(ADD, (row for key, row in rows.items() if key not in replaced))
+            if replaced:
+                write(REPLACE, ((*rows[key][1:], rows[key][0]) for key in replaced))
+            crops = [row[_CROP] for row in replaced.values() if row[_CROP] is not None]
+            unused = unnamed_crops(transaction, crops) if crops else []
+            trim_log(transaction)
         remove_crops(self.crops_dir, unused)
 
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[Transaction, Sums]]:
+        """Give a transaction and its sums, which the caller keeps right; makes them if need be."""
+        with self._database.writing() as transaction:
+            if transaction.sums is None:
+                _LOG.warning("giving gallery %s checksums: this takes a while", self.path)
+                transaction.sums = add_checksums(transaction, self.embed_dim)
+                self._database.reload(transaction.connection)
+            yield transaction, transaction.sums
+
     def delete(self, keys: Sequence[str]) -> int:
-        return self._delete(_has_key(keys))
+        return self._delete(lambda transaction: has_key(transaction, keys))
 
     def _delete_where(self, where: Filter) -> int:
-        return self._delete(sql_from_filter(where))
+        return self._delete(lambda transaction: passing(transaction, where))
 
     def _prune(self, too_old: Filter | None, keep_newest: int | None, scope: Filter) -> int:
-        steps = [] if too_old is None else [sql_from_filter(too_old)]
+        steps: list[_Step] = []
+        if too_old is not None:
+            steps.append(lambda transaction: passing(transaction, too_old))
         if keep_newest is not None:
-            condition, values = sql_from_filter(scope)
-            # Without a time comes first: NULL is the smallest.
-            condition = (
-                f"id IN (SELECT id FROM items WHERE {condition} ORDER BY time, id LIMIT max(0, "
-                f"(SELECT count(*) FROM items WHERE {condition}) - ?))"
-            )
-            steps.append((condition, [*values, *values, min(keep_newest, _MOST_ROWS)]))
+            steps.append(lambda transaction: _oldest(transaction, scope, keep_newest))
         deleted = self._delete(*steps)
         if too_old is not None and too_old.until is not None and too_old.camera is None:
             # Processes that were killed leave files that no item names; those are pruned as well.
-            with self._database.reading() as connection:
-                strays = list(_stray_crops(connection, self.crops_dir, too_old.until))
+            with self._database.reading() as transaction:
+                strays = list(stray_crops(transaction, self.crops_dir, too_old.until))
             remove_crops(self.crops_dir, strays)
         return deleted
 
-    def _delete(self, *steps: tuple[str, list[object]]) -> int:
-        """Delete what meets each condition in turn, in one transaction, then the crops."""
-        crops: list[str] = []
-        deleted = 0
-        with self._database.writing() as connection:
-            for condition, values in steps:
-                crops += _crops_of(connection, condition, values)
-                deleted += connection.execute(
-                    f"DELETE FROM items WHERE {condition}", values
-                ).rowcount
-            unused = unnamed_crops(connection, crops) if crops else []
-            trim_log(connection)
+    def _delete(self, *steps: "_Step") -> int:
+        """Delete what each step names in turn, in one transaction, then the crops."""
+        crops: list[str | None] = []
+        with self._writing() as (transaction, sums):
+            for step in steps:
+                crops += _remove(transaction, sums, *step(transaction))
+            named = [crop for crop in crops if crop is not None]
+            unused = unnamed_crops(transaction, named) if named else []
+            trim_log(transaction)
         remove_crops(self.crops_dir, unused)
-        return deleted
+        return len(crops)
 
     def count(self, where: Filter | None = None) -> int:
-        condition, values = sql_from_filter(where)
-        with self._database.reading() as connection:
-            sql = f"SELECT count(*) FROM items WHERE {condition}"
-            return int(connection.execute(sql, values).fetchone()[0])
+        with self._database.reading() as transaction:
+            if where is None or where.is_empty:
+                return transaction.count()
+            source, values = passing(transaction, where)
+            return int(transaction.execute(f"SELECT count(*) FROM {source}", values).fetchone()[0])
 
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
-        condition, values = _has_key(keys)
-        with self._database.reading() as connection:
-            return dict(connection.execute(f"SELECT key, id FROM items WHERE {condition}", values))
+        with self._database.reading() as transaction:
+            source, values = has_key(transaction, keys)
+            return dict(transaction.execute(f"SELECT key, id FROM {source}", values))
 
     def items(self, where: Filter | None = None) -> Iterator[Item]:
-        condition, values = sql_from_filter(where)
-        with self._database.reading() as connection:
-            sql = f"SELECT {COLUMNS} FROM items WHERE {condition} ORDER BY id"
-            for row in connection.execute(sql, values):
-                yield self._item(row)
+        with self._database.reading() as transaction:
+            for row in self._rows(transaction, where, ROW):
+                yield self._item(row[_COLUMNS])
 
     def _vectors(
         self, where: Filter | None, batch_size: int
     ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
-        condition, values = sql_from_filter(where)
-        with self._database.reading() as connection:
-            sql = f"SELECT {COLUMNS}, vector FROM items WHERE {condition} ORDER BY id"
-            cursor = connection.execute(sql, values)
-            while rows := cursor.fetchmany(batch_size):
-                for key, *_, blob in rows:
-                    problem = _vector_problem(blob, self.embed_dim)
-                    if problem is not None:
-                        raise IntegrityError(
-                            f"gallery {self.path}, item {key}: {problem}: see "
-                            " upperson-rt gallery verify"
-                        )
-                flat = np.frombuffer(b"".join(row[-1] for row in rows), STORED)
+        with self._database.reading() as transaction:
+            rows = self._rows(transaction, where, f"{ROW}, vector")
+            while batch := list(islice(rows, batch_size)):
+                for row in batch:
+                    check_row(transaction, row, self.embed_dim)
+                flat = np.frombuffer(b"".join(row[-2] for row in batch), STORED)
                 yield (
-                    [self._item(row[:-1]) for row in rows],
-                    flat.reshape(len(rows), self.embed_dim).astype(np.float32),
+                    [self._item(row[_COLUMNS]) for row in batch],
+                    flat.reshape(len(batch), self.embed_dim).astype(np.float32),
                 )
+
+    def _rows(
+        self, transaction: Transaction, where: Filter | None, columns: str
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield columns, which begin with `ROW`, and the checksum of what passes, by id."""
+        source, values = passing(transaction, where or Filter())
+        sql = f"SELECT {columns}, {transaction.checksum} FROM {source} ORDER BY id"
+        rows = transaction.execute(sql, values)
+        if transaction.sums is None:
+            yield from rows
+        elif where is None or where.is_empty:
+            yield from prove_metadata(rows, transaction.sums)
+        else:
+            for row in rows:
+                check_metadata(row, row[-1])
+                yield row
 
     def _search(
         self, queries_QD: NDArray[np.float32], k: int, where: Filter, by_track: bool
@@ -166,57 +223,64 @@ class SqliteGallery(Gallery):
         return search_items(self._database, self._index, queries_QD, k, where, by_track, self._item)
 
     def info(self) -> GalleryInfo:
-        by = "SELECT {0}, count(*) FROM items WHERE {0} IS NOT NULL GROUP BY {0} ORDER BY {0}"
-        tracks = (
-            "SELECT count(*) FROM (SELECT DISTINCT track, camera FROM items"
-            " WHERE track IS NOT NULL)"
-        )
         files = [
             *self.path.glob(f"{DATABASE_FILE}*"),
             *([self._index.path] if self._index.path.exists() else []),
         ]
         meta = self._database.meta
-        with self._database.reading() as connection:
-            execute = connection.execute
-            (items,) = execute("SELECT count(*) FROM items").fetchone()
-            first, last = execute(
-                "SELECT (SELECT min(time) FROM items), (SELECT max(time) FROM items)"
+        with self._database.reading() as transaction:
+            first, last, tracks = transaction.execute(
+                f"SELECT (SELECT min(time) FROM {indexed(transaction, 'time')}), "
+                f"(SELECT max(time) FROM {indexed(transaction, 'time')}), (SELECT count(*) FROM "
+                f"(SELECT DISTINCT track, camera FROM {indexed(transaction, 'track')} "
+                "WHERE track IS NOT NULL))"
             ).fetchone()
             return GalleryInfo(
                 location=self.location,
-                items=items,
+                items=transaction.count(),
                 embed_dim=self.embed_dim,
                 fingerprint=self.fingerprint,
                 created=meta.created,
                 generator=meta.generator,
                 schema_version=meta.schema_version,
                 size_bytes=sum(file.stat().st_size for file in files),
-                cameras=dict(execute(by.format("camera"))),
-                variants=dict(execute(by.format("variant"))),
-                tracks=execute(tracks).fetchone()[0],
+                cameras=_counts(transaction, "camera"),
+                variants=_counts(transaction, "variant"),
+                tracks=tracks,
                 first_time=first,
                 last_time=last,
-                index=self._index.info(connection, items),
+                index=self._index.info(transaction, transaction.count()),
             )
 
     def cameras(self) -> list[str]:
-        sql = "SELECT DISTINCT camera FROM items WHERE camera IS NOT NULL ORDER BY camera"
-        with self._database.reading() as connection:
-            return [str(camera) for (camera,) in connection.execute(sql)]
+        with self._database.reading() as transaction:
+            source = f"{indexed(transaction, 'camera')} WHERE camera IS NOT NULL"
+            rows = transaction.execute(f"SELECT DISTINCT camera FROM {source} ORDER BY camera")
+            return [str(camera) for (camera,) in rows]
+
+    def check(self) -> None:
+        with self._database.reading() as transaction:
+            for problem in structural_problems(transaction, "quick_check"):
+                raise DamageError(problem)
+            for facet in FACETS:
+                transaction.prove(facet)
+            index_problem = self._index.problem(transaction)
+        if index_problem is not None:
+            raise IntegrityError(index_problem)
 
     def verify(self) -> list[str]:
         """Check the whole database; return what is wrong, one line each, or nothing.
 
         Looks at SQLite's own structure, at every vector's length, finiteness and norm, every item's
-        texts, box, attributes and crop, at files among the crops that no item names, and at the
-        file of the search index.
+        texts, box, attributes and crop, at the checksums of rows and what they come to, at files
+        among the crops that no item names, and at the file of the search index.
 
         Raises:
             IntegrityError: The database is so damaged that it cannot be read through.
         """
-        with self._database.reading() as connection:
-            problems = list(_problems(connection, self.embed_dim, self.crops_dir))
-            index_problem = self._index.problem(connection)
+        with self._database.reading() as transaction:
+            problems = list(problems_of(transaction, self.embed_dim, self.crops_dir))
+            index_problem = self._index.problem(transaction)
             if index_problem is not None:
                 problems.append(index_problem)
         return problems
@@ -224,10 +288,16 @@ class SqliteGallery(Gallery):
     def rebuild(self) -> None:
         """Make the search index anew and save it: exact, or IVF-SQ8 for a large gallery.
 
-        Other threads may search and add meanwhile.
+        Checks all rows before. A gallery that was made before there were checksums gets them, where
+        it can be written to. Other threads may search and add meanwhile.
         """
-        with self._database.reading() as connection:
-            snapshot = self._index.build(connection)
+        if self._database.meta.schema_version < SCHEMA_VERSION and not self._database.read_only:
+            with self._writing():
+                pass
+        with self._database.reading() as transaction:
+            for _ in self._rows(transaction, None, ROW):
+                pass
+            snapshot = self._index.build(transaction)
         with self._index.lock:
             self._index.snapshot = snapshot
 
@@ -235,75 +305,42 @@ class SqliteGallery(Gallery):
         return read_item(item_from_row, columns, self.location)
 
 
-def _has_key(keys: Sequence[str]) -> tuple[str, list[object]]:
-    return "key IN (SELECT value FROM json_each(?))", [json.dumps(list(keys))]
+_Step: TypeAlias = Callable[[Transaction], tuple[str, list[object]]]
+"""Names rows: returns table and condition, and their values."""
 
 
-def _crops_of(connection: sqlite3.Connection, condition: str, values: list[object]) -> list[str]:
-    sql = f"SELECT crop FROM items WHERE ({condition}) AND +crop IS NOT NULL"
-    return [crop for (crop,) in connection.execute(sql, values)]
+def _oldest(transaction: Transaction, scope: Filter, keep_newest: int) -> tuple[str, list[object]]:
+    """Return what selects all but the newest rows of a scope."""
+    source, values = passing(transaction, scope, by=None if scope.camera else "time")
+    (count,) = transaction.execute(f"SELECT count(*) FROM {source}", values).fetchone()
+    # Without a time comes first: NULL is the smallest.
+    return f"{source} ORDER BY time, id LIMIT ?", [*values, max(0, count - keep_newest)]
 
 
-def _stray_crops(
-    connection: sqlite3.Connection, folder: Path, before: float = float("inf")
-) -> Iterator[str]:
-    """Yield files in the folder that no item names, see `old_files`."""
-    files = old_files(folder, before)
-    while part := list(islice(files, _FILES_AT_A_TIME)):
-        yield from unnamed_crops(connection, part)
+def _remove(
+    transaction: Transaction, sums: Sums, source: str, values: list[object]
+) -> list[str | None]:
+    """Delete rows that are as they were written; return the crop of each."""
+    ids: list[int] = []
+    crops: list[str | None] = []
+    cursor = transaction.execute(f"SELECT {ROW}, checksum FROM {source}", values)
+    while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
+        for row in rows:
+            check_metadata(row, row[-1])
+        sums.remove(rows)
+        ids += [row[0] for row in rows]
+        crops += [row[_CROP] for row in rows]
+    for start in range(0, len(ids), _ROWS_AT_A_TIME):
+        part = ids[start : start + _ROWS_AT_A_TIME]
+        sql = "DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))"
+        if transaction.execute(sql, (json.dumps(part),)).rowcount != len(part):
+            raise DamageError("pictures that an index names are missing")
+    sums.seq += len(ids)
+    return crops
 
 
-def _vector_problem(blob: bytes, embed_dim: int) -> str | None:
-    size = embed_dim * STORED.itemsize
-    if len(blob) != size:
-        return f"vector of {len(blob)} bytes, expected {size}"
-    return length_problem(np.frombuffer(blob, STORED).astype(np.float32))
-
-
-def _problems(connection: sqlite3.Connection, embed_dim: int, crops_dir: Path) -> Iterator[str]:
-    """Yield what is wrong, a line each; errors are SQLite's own where it cannot be read."""
-    for (line,) in connection.execute("PRAGMA integrity_check"):
-        if line != "ok":
-            yield f"SQLite: {line}"
-    with _any_text(connection):
-        rows = connection.execute(f"SELECT {COLUMNS}, vector FROM items ORDER BY id")
-        for *columns, blob in rows:
-            name = f"item {str(columns[0]).encode('utf-8', 'replace').decode()}"
-            for problem in (
-                _vector_problem(blob, embed_dim),
-                _metadata_problem(columns, crops_dir),
-            ):
-                if problem is not None:
-                    yield f"{name}: {problem}"
-    strays = list(_stray_crops(connection, crops_dir))
-    if strays:
-        yield (
-            f"{len(strays)} files in {crops_dir} belong to no item, such as {strays[0]}: "
-            "upperson-rt gallery prune --older-than removes old ones"
-        )
-
-
-def _metadata_problem(columns: Sequence[Any], crops_dir: Path) -> str | None:
-    try:
-        for text in columns:
-            if isinstance(text, str):
-                text.encode("utf-8")
-        item = item_from_row(columns)
-    except UnicodeEncodeError:
-        return "malformed metadata: not UTF-8"
-    except (ValueError, TypeError, InputError) as error:
-        return f"malformed metadata: {error}"
-    path = None if item.crop is None else crop_path(crops_dir, item.crop)
-    if item.crop is not None and (path is None or not path.is_file()):
-        return f"its crop {item.crop} is missing"
-    return None
-
-
-@contextmanager
-def _any_text(connection: sqlite3.Connection) -> Iterator[None]:
-    """Read texts that are not UTF-8, too, as what cannot be encoded again."""
-    connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
-    try:
-        yield
-    finally:
-        connection.text_factory = str
+def _counts(transaction: Transaction, column: str) -> dict[str, int]:
+    """Return how many rows have each value of a column."""
+    source = f"{indexed(transaction, column)} WHERE {column} IS NOT NULL"
+    sql = f"SELECT {column}, count(*) FROM {source} GROUP BY {column} ORDER BY {column}"
+    return dict(transaction.execute(sql))

@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
 
@@ -96,9 +96,9 @@ def test_files_outside_are_never_removed(gallery, tmp_path, caplog):
         (precious / name).write_bytes(b"mine")
     gallery.crops_dir.mkdir()
     (gallery.crops_dir / "link").symlink_to(precious)
-    gallery.add([Item(key="a", crop="link/a.jpg"), Item(key="b", crop="b.jpg")], some_vectors(2))
-    path = os.path.relpath(precious / "b.jpg", gallery.crops_dir)
-    sql(gallery.path, "UPDATE items SET crop = ? WHERE key = 'b'", path)
+    outside = Item(key="b", crop="b.jpg")
+    object.__setattr__(outside, "crop", os.path.relpath(precious / "b.jpg", gallery.crops_dir))
+    gallery.add([Item(key="a", crop="link/a.jpg"), outside], some_vectors(2))
     assert len(gallery.verify()) == 2
     assert gallery.delete(["a", "b"]) == 2
     assert sorted(file.name for file in precious.iterdir()) == ["a.jpg", "b.jpg"]

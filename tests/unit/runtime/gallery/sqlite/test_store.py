@@ -6,10 +6,11 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, sql, unit
+from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, sql
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item, TrackSpan
-from upperson_rt.gallery.sqlite import database
+from upperson_rt.gallery.sqlite import database, schema
+from upperson_rt.gallery.sqlite.checksums import ROW
 
 
 def items(count, **fields):
@@ -73,16 +74,16 @@ def test_a_creation_happens_completely_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_a_creation_leaves_a_faster_one_alone(tmp_path, monkeypatch):
-    fill = database._fill
+    create = database.create
 
     def slow(connection, *space):
-        fill(connection, *space)
+        create(connection, *space)
         with monkeypatch.context() as patch:
-            patch.setattr(database, "_fill", fill)
+            patch.setattr(database, "create", create)
             with open_(tmp_path) as faster:
                 faster.add(items(3), some_vectors(3))
 
-    monkeypatch.setattr(database, "_fill", slow)
+    monkeypatch.setattr(database, "create", slow)
     with open_(tmp_path) as gallery:
         assert gallery.count() == 3
 
@@ -123,13 +124,16 @@ def test_foreign_files_are_never_overwritten(tmp_path, create):
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (3, "schema version 3, this program reads up to 2: update it with  pip"),
-        (1, "schema version 1, this program reads 2 only: index the pictures again"),
+        (4, "schema version 4, this program reads up to 3: update it with  pip"),
+        (1, "schema version 1, this program reads 3 only: index the pictures again"),
     ],
 )
 @pytest.mark.parametrize("create", [False, True])
 def test_another_schema_is_refused(gallery, version, message, create):
     sql(gallery.path, "UPDATE meta SET value = ? WHERE name = 'schema_version'", version)
+    with pytest.raises(IntegrityError, match="its version was altered"):
+        open_(gallery.path, create)
+    sql(gallery.path, "DELETE FROM meta WHERE name = 'sums'")
     with pytest.raises(InputError, match=message):
         open_(gallery.path, create)
 
@@ -144,11 +148,12 @@ def test_a_null_character_in_an_attribute_is_only_text(gallery):
     assert gallery.count(Filter(attributes={"a": "a"})) == 0
 
 
-def test_damaged_attributes_match_nothing(gallery):
+def test_damaged_attributes_are_no_reason_to_leave_a_picture_out(gallery):
     gallery.add([Item(key="a", attributes={"x": 1, "ü": 1}), Item(key="b")], some_vectors(2))
     sql(gallery.path, "UPDATE items SET attributes = '{\"x\": 1' WHERE key = 'a'")
-    assert gallery.count(Filter(attributes={"x": 1})) == 0
-    assert gallery.count(Filter(attributes={"ü": 1})) == 0
+    for attribute in ("x", "ü"):
+        with pytest.raises(IntegrityError, match="the picture with id 1 was altered"):
+            gallery.count(Filter(attributes={attribute: 1}))
     assert "item a: malformed metadata" in gallery.verify()[0]
 
 
@@ -172,9 +177,10 @@ def test_an_error_that_is_kept_does_not_keep_the_state_it_saw(gallery):
     sql(gallery.path, "UPDATE items SET box = '1,2' WHERE key = 'k1'")
     errors = []
     for _ in range(3):
-        with pytest.raises(IntegrityError, match="malformed metadata") as error:
+        with pytest.raises(IntegrityError, match="the picture with id 2 was altered") as error:
             list(gallery.items())
         errors.append(error)
+    sql(gallery.path, "UPDATE items SET box = NULL WHERE key = 'k1'")
     gallery.delete(["k1"])
     assert [item.key for item in gallery.items()] == ["k0", "k2", "k3", "k4"]
     walk = gallery.items()
@@ -255,27 +261,218 @@ def test_verify_names_what_is_wrong(gallery):
     sql(folder, "UPDATE items SET box = '1,2' WHERE key = 'k3'")
     sql(folder, "UPDATE items SET attributes = '{' WHERE key = 'k4'")
     problems = gallery.verify()
-    assert [line.partition(":")[0] for line in problems] == [f"item k{i}" for i in range(5)]
+    assert [line.partition(":")[0] for line in problems[:5]] == [f"item k{i}" for i in range(5)]
+    assert "the log of changes" in problems[5]  # SQL wrote to it.
     assert "vector of length nan" in problems[0]
     assert "vector of 2 bytes, expected 32" in problems[1]
     assert "vector of length 4.0" in problems[2]
     assert "malformed metadata: box" in problems[3]
-    with pytest.raises(IntegrityError, match="vectors of a wrong length, the first at id 2"):
-        gallery.search(unit(1), 1)
     sql(folder, "UPDATE items SET camera = CAST(x'67c3' AS TEXT) WHERE key = 'k2'")
     sql(folder, "UPDATE items SET key = CAST(x'c36b' AS TEXT) WHERE key = 'k4'")
     problems = gallery.verify()
     assert "item k2: malformed metadata: not UTF-8" in problems
-    assert problems[-1] == "item ?k: malformed metadata: not UTF-8"
+    assert "item ?k: malformed metadata: not UTF-8" in problems
     with pytest.raises(IntegrityError, match="decode"):
         list(gallery.items())
-    gallery.delete(["k1"])
-    with pytest.raises(IntegrityError, match="not finite"):
-        gallery.search(unit(1), 1)
-    gallery.delete(["k0"])
-    with pytest.raises(IntegrityError, match="decode"):
-        gallery.search(unit(1), 9)
-    gallery.delete(["k2"])
-    sql(folder, "DELETE FROM items WHERE attributes = '{'")
-    with pytest.raises(IntegrityError, match="malformed metadata"):
-        gallery.search(unit(1), 9)
+
+
+def alter(value):
+    """SQL for a value of the same kind that differs in little."""
+    return {
+        "key": f"'{value}x'",
+        "time": "time + 1e-3",
+        "box": "'1,2,3,5'",
+        "attributes": "'{\"floor\": 2}'",
+        "vector": "CAST(x'0000' || substr(vector, 3) AS BLOB)",
+    }.get(value, f"'{value}-9'")
+
+
+COLUMNS = (
+    "key", "source", "camera", "time", "track", "box", "crop", "attributes", "variant", "vector",
+    "checksum",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_what_was_altered_is_never_an_answer(gallery, column):
+    """Values that could be right: nothing but a checksum tells."""
+    gallery.add(
+        [
+            Item(
+                key=f"k{i}", source="s", camera="c", time=float(i), track="t", box=(1, 2, 3, 4),
+                crop=f"{i}.jpg", attributes={"floor": 1},
+            )
+            for i in range(5)
+        ],
+        some_vectors(5),
+        "int8",
+    )  # fmt: skip
+    for i in range(5):
+        (gallery.crops_dir / f"{i}.jpg").parent.mkdir(exist_ok=True)
+        (gallery.crops_dir / f"{i}.jpg").touch()
+    assert gallery.verify() == []
+    value = "checksum + 1" if column == "checksum" else alter(column)
+    sql(gallery.path, f"UPDATE items SET {column} = {value} WHERE id = 3")
+    assert any("altered" in line or "of length" in line for line in gallery.verify())
+    for use in (
+        lambda opened: opened.search(some_vectors(1), 5),
+        lambda opened: opened.search(some_vectors(1), 5, Filter(attributes={"floor": 1})),
+        lambda opened: list(opened.vectors()),
+        lambda opened: opened.rebuild(),
+        *([] if column == "vector" else [lambda opened: list(opened.items())]),
+    ):
+        with open_(gallery.path) as opened, pytest.raises(IntegrityError, match="is damaged"):
+            use(opened)
+
+
+def test_a_picture_whose_vector_is_damaged_can_be_replaced_or_deleted(gallery):
+    gallery.add(items(5), some_vectors(5))
+    good = gallery.search(some_vectors(1), 5)
+    for repair in (lambda: gallery.add(items(5), some_vectors(5)), lambda: gallery.delete(["k2"])):
+        sql(gallery.path, "UPDATE items SET vector = zeroblob(32) WHERE id = 3")
+        sql(gallery.path, "DELETE FROM changes WHERE seq = (SELECT max(seq) FROM changes)")
+        sql(gallery.path, "UPDATE sqlite_sequence SET seq = seq - 1 WHERE name = 'changes'")
+        with open_(gallery.path) as opened, pytest.raises(IntegrityError, match="id 3 was altered"):
+            opened.search(some_vectors(1), 5)
+        repair()
+        assert gallery.verify() == []
+        found = gallery.search(some_vectors(1), 5)[0]
+        assert found == [hit for hit in good[0] if gallery.ids([hit.item.key])]
+
+
+@pytest.mark.parametrize(
+    ("statement", "uses"),
+    [
+        ("DELETE FROM items WHERE id = 3", ("search", "camera", "items", "add", "check")),
+        (
+            "UPDATE meta SET value = replace(value, '\"rows\": 5', '\"rows\": 4')",
+            ("search", "count"),
+        ),
+        ("UPDATE meta SET value = 'another' WHERE name = 'fingerprint'", ("count",)),
+        ("DELETE FROM meta WHERE name = 'sums'", ("count",)),
+        ("DROP INDEX items_by_time", ("count",)),
+        ("DROP TRIGGER items_deleted", ("count",)),
+    ],
+)
+def test_what_is_missing_is_noticed(gallery, statement, uses):
+    gallery.add(items(5, camera="c"), some_vectors(5))
+    ways = {
+        "search": lambda opened: opened.search(some_vectors(1), 1),
+        "camera": lambda opened: opened.search(some_vectors(1), 1, Filter(camera="c")),
+        "items": lambda opened: list(opened.items()),
+        "count": lambda opened: opened.count(),
+        "add": lambda opened: opened.add([Item(key="new")], some_vectors(1)),
+        "check": lambda opened: opened.check(),
+    }
+    gallery.close()
+    sql(gallery.path, statement)
+    for name in uses:
+        with (
+            pytest.raises(IntegrityError, match="is damaged"),
+            Gallery.open(gallery.path) as opened,
+        ):
+            ways[name](opened)
+
+
+# Galleries that were made before there were checksums
+
+
+@pytest.fixture
+def older(tmp_path):
+    """The folder of a gallery as it was made before, with 40 pictures."""
+    with Gallery.open(tmp_path / "new", FINGERPRINT, DIM, create=True) as opened:
+        opened.add(items(40, camera="c"), some_vectors(40))
+        opened.delete(["k7", "k39"])
+    with open_(tmp_path / "older") as made:
+        identity = made._database.meta.identity
+    (tmp_path / "older" / "gallery.sqlite").unlink()
+    with closing(sqlite3.connect(tmp_path / "older" / "gallery.sqlite")) as connection, connection:
+        for statement in schema._TABLES:
+            connection.execute(statement)
+        connection.execute("ATTACH ? AS new", (str(tmp_path / "new" / "gallery.sqlite"),))
+        columns = f"{ROW}, vector"
+        connection.execute(f"INSERT INTO items ({columns}) SELECT {columns} FROM new.items")
+        connection.execute("INSERT INTO items (key, attributes, vector) VALUES ('x', '{}', x'00')")
+        connection.execute("DELETE FROM items WHERE key = 'x'")
+        meta = {
+            "schema_version": 2, "identity": identity, "fingerprint": FINGERPRINT,
+            "embed_dim": DIM, "created": "2026-01-01T00:00:00+00:00", "generator": "upperson-rt 0",
+        }  # fmt: skip
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        connection.execute("PRAGMA user_version")
+    return tmp_path / "older"
+
+
+def shown(gallery):
+    return gallery.search(some_vectors(2, 5), 50), gallery.search(
+        some_vectors(1), 9, Filter(camera="c")
+    )
+
+
+def test_an_older_gallery_is_read_and_gets_checksums_when_it_is_written(older, caplog):
+    with open_(older) as gallery, open_(older) as other:
+        assert gallery.info().schema_version == 2
+        before = shown(gallery)
+        assert gallery.verify() == []
+        assert shown(other) == before
+        assert gallery.delete(["nobody"]) == 0
+        assert "giving gallery" in caplog.text
+        for opened in (gallery, other):
+            assert shown(opened) == before
+            opened.add([Item(key="new")], some_vectors(1, 9))
+            assert opened.ids(["new"]) == {"new": 41}  # 40 has been used.
+            opened.delete(["new"])
+            assert opened.count() == 38
+            assert opened.info().schema_version == 3
+            assert opened.verify() == []
+            opened.add([Item(key="new")], some_vectors(1, 9))
+            opened.delete(["new"])
+            break
+        assert other.count() == 38
+        assert other.info().schema_version == 3
+    with open_(older) as gallery:
+        assert shown(gallery) == before
+    sql(older, "UPDATE items SET camera = 'd' WHERE key = 'k1'")
+    with open_(older) as gallery, pytest.raises(IntegrityError, match="altered"):
+        shown(gallery)
+
+
+def test_an_older_gallery_gets_checksums_from_rebuild(older):
+    with open_(older) as gallery:
+        before = shown(gallery)
+        gallery.rebuild()
+        assert gallery.info().schema_version == 3
+        assert shown(gallery) == before
+        assert gallery.verify() == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE items SET vector = zeroblob(32) WHERE id = 3",
+        "UPDATE items SET vector = 'text' WHERE id = 3",
+        "UPDATE items SET box = '1,2' WHERE id = 3",
+    ],
+)
+def test_a_damaged_older_gallery_gets_none(older, statement):
+    sql(older, statement)
+    with open_(older) as gallery:
+        for use in (shown, lambda opened: opened.add([Item(key="new")], some_vectors(1))):
+            with pytest.raises(IntegrityError, match=r"id 3|malformed metadata"):
+                use(gallery)
+        assert gallery.info().schema_version == 2
+        assert len(gallery.verify()) == 1
+
+
+def test_programs_that_know_nothing_of_checksums_cannot_write(gallery):
+    """A release before them, for one, that had the gallery open when it got them."""
+    gallery.add(items(3), some_vectors(3))
+    with closing(sqlite3.connect(gallery.path / "gallery.sqlite")) as connection:
+        for statement in (
+            "DELETE FROM items WHERE id = 1",
+            "UPDATE items SET camera = 'c'",
+            "INSERT INTO items (key, attributes, vector) VALUES ('x', '{}', x'00')",
+        ):
+            with pytest.raises(sqlite3.OperationalError, match="upperson_rt_keeps_checksums"):
+                connection.execute(statement)
+    assert gallery.verify() == []

@@ -1,0 +1,243 @@
+"""What tells damage of a gallery: a checksum in each row, and sums over all rows and indexes.
+
+A row's checksum tells that the row is as it was written; the sums tell that all rows are there, and
+that the indexes of SQLite, which filters are answered from, name the right ones. SQLite itself
+would tell neither.
+"""
+
+import json
+import sqlite3
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, TypeAlias
+
+__all__ = [
+    "COLUMNS",
+    "FACETS",
+    "ROW",
+    "DamageError",
+    "Facet",
+    "Row",
+    "Sums",
+    "check_metadata",
+    "check_vector",
+    "checksum_of",
+    "facet_of",
+    "prove_facet",
+    "prove_metadata",
+]
+
+COLUMNS = "key, source, camera, time, track, box, crop, attributes"
+"""The metadata of an item, in the order of `rows.row_from_item` and `rows.item_from_row`."""
+ROW = f"id, {COLUMNS}, variant"
+Row: TypeAlias = Sequence[Any]
+"""Values of `ROW`; what follows is not looked at."""
+_METADATA = 1 + 8 + 1
+_VECTOR_BITS = 32
+_MODULUS = 1 << 64
+_NUMBERS = struct.Struct("<dq")
+_NO_TIME = float("-inf")  # Sorts as NULL does; no item has it.
+
+
+class DamageError(sqlite3.DatabaseError):
+    """What SQLite would have raised if it had noticed."""
+
+
+@dataclass(frozen=True)
+class Facet:
+    """An index of SQLite that answers come from, and what an entry of it says."""
+
+    index: str
+    texts: tuple[str, ...]
+    """Columns of texts that it begins with; the first one is never NULL in a partial index."""
+    timed: bool = False
+    """Whether the time follows."""
+    partial: bool = False
+    """Whether rows without the first text are left out."""
+
+    @cached_property
+    def _places(self) -> list[int]:
+        return [ROW.split(", ").index(name) for name in self.texts]
+
+    def texts_of(self, rows: Sequence[Row]) -> list[tuple[str | None, ...]]:
+        """Return the texts of each row."""
+        if len(self._places) == 1:
+            (place,) = self._places
+            return [(row[place],) for row in rows]
+        return [tuple([row[place] for place in self._places]) for row in rows]
+
+    @property
+    def sql(self) -> str:
+        """Selects all entries in the order of the index, see `prove_facet`."""
+        columns = [f"{name} IS NOT NULL, ifnull({name}, '')" for name in self.texts]
+        columns.append("ifnull(time, -9e999)" if self.timed else "0.0")
+        where = f" WHERE {self.texts[0]} IS NOT NULL" if self.partial else ""
+        return f"SELECT {', '.join(columns)}, id FROM items INDEXED BY {self.index}{where}"
+
+
+FACETS = (
+    Facet("sqlite_autoindex_items_1", ("key",)),
+    Facet("items_by_camera_time", ("camera",), timed=True, partial=True),
+    Facet("items_by_time", (), timed=True),
+    Facet("items_by_track", ("track", "camera"), timed=True, partial=True),
+    Facet("items_by_variant", ("variant",)),
+    Facet("items_by_crop", ("crop",), partial=True),
+)
+_TIME = ROW.split(", ").index("time")
+
+
+def facet_of(column: str) -> Facet:
+    """Return the facet whose index begins with a column."""
+    return next(facet for facet in FACETS if (*facet.texts, "time")[0] == column)
+
+
+@dataclass(kw_only=True)
+class Sums:
+    """What all rows together come to; stands in the table ``meta``, updated by each transaction."""
+
+    commits: int = 0
+    """Transactions so far."""
+    rows: int = 0
+    total: int = 0
+    """Of the checksums of all rows, modulo 2^64."""
+    seq: int = 0
+    """Last entry of the log of changes."""
+    last_id: int = 0
+    """Highest id ever given."""
+    facets: list[int] = field(default_factory=lambda: [0] * len(FACETS))
+    """For each of `FACETS` the sum over its entries, modulo 2^64."""
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Take rows in; the last value of each is its checksum."""
+        self._count(rows, 1)
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """Leave rows out; the last value of each is its checksum."""
+        self._count(rows, -1)
+
+    def _count(self, rows: Sequence[Row], sign: int) -> None:
+        self.rows += sign * len(rows)
+        self.total = (self.total + sign * sum(row[-1] for row in rows)) % _MODULUS
+        crc32, pack = zlib.crc32, _NUMBERS.pack
+        timeless = [pack(0.0, row[0]) for row in rows]
+        timed = [pack(_NO_TIME if row[_TIME] is None else row[_TIME], row[0]) for row in rows]
+        for place, facet in enumerate(FACETS):
+            total = sum(
+                crc32(numbers, _text_sum(texts))
+                for texts, numbers in zip(
+                    facet.texts_of(rows), timed if facet.timed else timeless, strict=True
+                )
+                if not (facet.partial and texts[0] is None)
+            )
+            self.facets[place] = (self.facets[place] + sign * total) % _MODULUS
+
+    def as_text(self, meta_checksum: int) -> str:
+        """Return what is stored; it vouches for the other rows of ``meta`` as well."""
+        text = json.dumps(vars(self))
+        return f"{zlib.crc32(text.encode(), meta_checksum):08x} {text}"
+
+    @classmethod
+    def from_text(cls, text: object, meta_checksum: int) -> "Sums":
+        """Read what was stored.
+
+        Raises:
+            DamageError: It is not what was stored.
+        """
+        checksum, _, stored = str(text).partition(" ")
+        if checksum != f"{zlib.crc32(stored.encode('utf-8', 'replace'), meta_checksum):08x}":
+            raise DamageError("the gallery's description or its sums were altered")
+        return cls(**json.loads(stored))
+
+
+def checksum_of(row: Row, vector: bytes) -> int:
+    """Return a row's checksum: 31 bits of id and metadata, 32 bits of id and vector."""
+    return _of_metadata(row) << _VECTOR_BITS | zlib.crc32(vector, row[0] & 0xFFFFFFFF)
+
+
+def check_metadata(row: Row, checksum: object) -> None:
+    """Check a row without its vector against its checksum.
+
+    Raises:
+        DamageError: The row is damaged.
+    """
+    if not isinstance(checksum, int) or _of_metadata(row) != checksum >> _VECTOR_BITS:
+        raise DamageError(f"the picture with id {row[0]} was altered")
+
+
+def check_vector(id_: int, vector: object, checksum: object) -> None:
+    """Check a stored vector against the checksum of its row.
+
+    Raises:
+        DamageError: The row is damaged.
+    """
+    if (
+        not isinstance(checksum, int)
+        or not isinstance(vector, bytes)
+        or zlib.crc32(vector, id_ & 0xFFFFFFFF) != checksum & 0xFFFFFFFF
+    ):
+        raise DamageError(f"the vector of the picture with id {id_} was altered")
+
+
+def _of_metadata(row: Row) -> int:
+    # ascii() tells texts, numbers and NULL apart, the same in every release of Python.
+    text = ascii(tuple(row[1:_METADATA])).encode()
+    return zlib.crc32(text, row[0] & 0xFFFFFFFF) & 0x7FFFFFFF
+
+
+@lru_cache(maxsize=1024)
+def _text_sum(texts: tuple[str | None, ...]) -> int:
+    """Return what texts add to the sum over an index, as `Facet.sql` shows them."""
+    shown = [part for text in texts for part in (int(text is not None), text or "")]
+    return zlib.crc32(ascii(tuple(shown)).encode())
+
+
+def prove_facet(connection: sqlite3.Connection, facet: Facet, sums: Sums) -> None:
+    """Read an index of SQLite through: it has all entries, no others, and in order.
+
+    So what is looked for in it is found if it is there.
+
+    Raises:
+        DamageError: It is not so.
+    """
+    if _sum_of_entries(connection.execute(facet.sql)) != sums.facets[FACETS.index(facet)]:
+        raise DamageError(f"entries of {facet.index} are missing or were altered")
+
+
+def _sum_of_entries(entries: Iterable[tuple[Any, ...]]) -> int:
+    total, last, text_sum = 0, (), 0
+    texts: tuple[object, ...] | None = None
+    pack, crc32 = _NUMBERS.pack, zlib.crc32
+    try:
+        for entry in entries:
+            if entry <= last:
+                raise DamageError("entries of an index are not in order")
+            if entry[:-2] != texts:
+                texts = entry[:-2]
+                text_sum = crc32(ascii(texts).encode())
+            total += crc32(pack(entry[-2], entry[-1]), text_sum)
+            last = entry
+    except (TypeError, struct.error) as error:
+        raise DamageError(f"an index holds values of a wrong type: {error}") from error
+    return total % _MODULUS
+
+
+def prove_metadata(rows: Iterable[tuple[Any, ...]], sums: Sums) -> Iterator[tuple[Any, ...]]:
+    """Pass on all rows (`Row` and, last, the checksum), in order of their ids.
+
+    Raises:
+        DamageError: A row is damaged, or at the end: some are missing.
+    """
+    last, count, total = 0, 0, 0
+    for row in rows:
+        check_metadata(row, row[-1])
+        if row[0] <= last:
+            raise DamageError("the pictures are not in the order of their ids")
+        last = row[0]
+        count += 1
+        total += row[-1]
+        yield row
+    if (count, total % _MODULUS) != (sums.rows, sums.total):
+        raise DamageError(f"{sums.rows} pictures were stored, {count} are found, or others")

@@ -1,0 +1,290 @@
+"""Damages files of a gallery at random, and compares every answer with those of the sound one.
+
+    python -m tests.helpers.gallery_damage --trials 1000
+
+Each trial is a process of its own. An answer is right if it equals that of the undamaged gallery; a
+refusal is an `IntegrityError`; anything else counts against the gallery, as does a `verify` that
+finds nothing where something else was refused.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery.export import export_gallery
+from upperson_rt.gallery.sqlite import index
+
+TIME_LIMIT_S = 60
+KINDS = ("bit", "byte", "16 bytes", "sector of zeros", "page of zeros", "cut", "swap", "misplaced")
+FILES = ("gallery.sqlite", "gallery.sqlite-wal", "gallery.index")
+BAD = ("crash", "wrong", "raw", "input", "missed")
+GOOD = ("refused", "right")
+OUTCOMES = (*BAD, *GOOD)
+"""The worst first."""
+_PAGE = 4096
+_QUERIES = some_vectors(3, 77)
+
+
+def make_galleries(folder: Path, rows: int) -> list[Path]:
+    """Make a gallery that was closed, and one whose process was killed, each with an index."""
+    closed, killed = folder / "closed", folder / "killed"
+    with Gallery.open(closed, FINGERPRINT, DIM, create=True) as gallery:
+        _fill(gallery, 0, rows)
+        gallery.search(_QUERIES, 1)  # Makes the index and saves it.
+        gallery.add(_items(5, 25), some_vectors(20, 5))  # Replaced, deleted and new ones beside it.
+        gallery.delete([item.key for item in _items(100, 140)])
+        _fill(gallery, rows, rows + 50)
+    shutil.copytree(closed, killed)
+    child = os.fork()
+    if child == 0:
+        gallery = Gallery.open(killed)
+        for start in range(0, 60, 20):
+            _fill(gallery, 2 * rows + start, 2 * rows + start + 20)
+        gallery.delete([item.key for item in _items(200, 210)])
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    return [closed, killed]
+
+
+def _items(start: int, stop: int) -> list[Item]:
+    return [
+        Item(
+            key=f"picture-{number:06d}",
+            source=f"rtsp://camera-{number % 7}#{number}",
+            camera=None if number % 11 == 0 else f"camera-{number % 7}",
+            time=None if number % 13 == 0 else 1.7e9 + 3.25 * number,
+            track=None if number % 5 == 0 else f"t{number // 9}",
+            box=(number % 50, 2, 60 + number % 90, 200),
+            attributes={"floor": number % 4, "name": f"n{number % 3}"},
+        )
+        for number in range(start, stop)
+    ]
+
+
+def _fill(gallery: Gallery, start: int, stop: int) -> None:
+    for first in range(start, stop, 1000):
+        last = min(first + 1000, stop)
+        gallery.add(_items(first, last), some_vectors(last - first, 1000 + first), "int8")
+
+
+def _shown(found: Any) -> Any:
+    return [[(hit.id, hit.score, repr(hit.item), repr(hit.span)) for hit in hits] for hits in found]
+
+
+def _exported(gallery: Gallery, where: Filter | None) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        export_gallery(gallery, Path(folder, "out"), where)
+        return [
+            hashlib.sha256(Path(folder, "out", name).read_bytes()).hexdigest()
+            for name in ("vectors.npy", "items.csv")
+        ]
+
+
+def _rebuilt(gallery: Gallery) -> Any:
+    gallery.rebuild()
+    return _shown(gallery.search(_QUERIES, 10))
+
+
+def _changed(gallery: Gallery) -> Any:
+    """Replace, add and delete; say what is there then."""
+    gallery.add([*_items(300, 303), Item(key="new")], some_vectors(4, 4))
+    gallery.delete(["picture-000400", "picture-000401"])
+    gallery.prune(keep_newest=gallery.count() - 5)
+    return _shown(gallery.search(_QUERIES, 10)), gallery.count(), _exported(gallery, None)
+
+
+def _info(gallery: Gallery) -> Any:
+    found = gallery.info()
+    return (
+        found.items, found.cameras, found.variants, found.tracks, found.first_time,
+        found.last_time, found.fingerprint,
+    )  # fmt: skip
+
+
+_CAMERA = Filter(camera="camera-3")
+_BETWEEN = Filter(since=1.7e9 + 500, until=1.7e9 + 3000)
+_FLOOR = Filter(attributes={"floor": 2})
+OPERATIONS: dict[str, Callable[[Gallery], Any]] = {
+    "search": lambda gallery: _shown(gallery.search(_QUERIES, 10)),
+    "search, camera": lambda gallery: _shown(gallery.search(_QUERIES, 10, _CAMERA)),
+    "search, time": lambda gallery: _shown(gallery.search(_QUERIES, 10, _BETWEEN)),
+    "search, track": lambda gallery: _shown(gallery.search(_QUERIES, 9, Filter(track="t40"))),
+    "search, attributes": lambda gallery: _shown(gallery.search(_QUERIES, 10, _FLOOR)),
+    "search by track": lambda gallery: _shown(gallery.search(_QUERIES, 5, by_track=True)),
+    "search by track, camera": lambda gallery: _shown(
+        gallery.search(_QUERIES, 5, _CAMERA, by_track=True)
+    ),
+    "count": lambda gallery: (gallery.count(), gallery.count(_BETWEEN), gallery.cameras()),
+    "info": _info,
+    "ids": lambda gallery: gallery.ids([item.key for item in _items(90, 150)]),
+    "export": lambda gallery: _exported(gallery, None),
+    "export, filtered": lambda gallery: _exported(gallery, _CAMERA),
+    "verify": lambda gallery: gallery.verify(),
+    "rebuild": _rebuilt,
+    "change": _changed,
+}
+"""Each opens the gallery anew, as a command of its own does; the last one changes it."""
+
+
+def answers(folder: Path) -> dict[str, str]:
+    """Return what each operation says: its answer, or how it failed."""
+    return {name: _answer(folder, operation) for name, operation in OPERATIONS.items()}
+
+
+def _answer(folder: Path, operation: Callable[[Gallery], Any]) -> str:
+    try:
+        with Gallery.open(folder, FINGERPRINT, DIM) as gallery:
+            return json.dumps(operation(gallery), default=str)
+    except IntegrityError as error:
+        return f"refused: {error}"
+    except InputError as error:
+        return f"input: {error}"
+    except Exception:
+        return f"raw: {traceback.format_exc()}"
+
+
+def in_child(function: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Call in a forked process, which may crash or hang."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(TIME_LIMIT_S)
+        os.close(read)
+        with os.fdopen(write, "w") as file:
+            json.dump(function(), file)
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as file:
+        text = file.read()
+    status = os.waitpid(child, 0)[1]
+    return json.loads(text) if status == 0 else {"process": f"crash: status {status}"}
+
+
+def damage(content: bytearray, kind: str, rng: np.random.Generator) -> bytearray:
+    """Return the content of a file with one damage."""
+    at = int(rng.integers(len(content)))
+    page = at // _PAGE * _PAGE
+    if kind == "bit":
+        content[at] ^= 1 << int(rng.integers(8))
+    elif kind == "byte":
+        content[at] ^= int(rng.integers(1, 256))
+    elif kind == "16 bytes":
+        content[at : at + 16] = rng.bytes(min(16, len(content) - at))
+    elif kind == "sector of zeros":
+        start = at // 512 * 512
+        content[start : start + 512] = bytes(min(512, len(content) - start))
+    elif kind == "page of zeros":
+        content[page : page + _PAGE] = bytes(min(_PAGE, len(content) - page))
+    elif kind == "cut":
+        del content[at:]
+    else:
+        other = int(rng.integers(max(1, len(content) // _PAGE))) * _PAGE
+        ours, theirs = content[page : page + _PAGE], content[other : other + _PAGE]
+        content[page : page + len(theirs)] = theirs
+        if kind == "swap":
+            content[other : other + len(ours)] = ours
+    return content
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one damage led to."""
+
+    name: str
+    said: dict[str, str]
+    """By operation: right, refused, input, wrong, raw or crash."""
+    details: dict[str, str]
+    """What was said where that is bad."""
+
+
+def trials(galleries: list[Path], count: int, seed: int) -> Iterator[Trial]:
+    """Damage copies of the galleries, each in one place."""
+    folder = galleries[0].parent
+    expected = {}
+    for gallery in galleries:
+        shutil.copytree(gallery, folder / "copy")
+        expected[gallery] = in_child(lambda: answers(folder / "copy"))
+        shutil.rmtree(folder / "copy")
+        bad = {k: v for k, v in expected[gallery].items() if not v.startswith(("[", "{"))}
+        if bad:
+            raise AssertionError(f"the sound gallery does not answer: {bad}")
+    for number in range(count):
+        rng = np.random.default_rng((seed, number))
+        file = str(rng.choice(FILES, p=(0.7, 0.15, 0.15)))
+        log = file == "gallery.sqlite-wal" or rng.random() < 0.1
+        gallery, kind = galleries[int(log)], KINDS[number % len(KINDS)]
+        shutil.copytree(gallery, folder / "copy")
+        path = folder / "copy" / file
+        before = path.read_bytes()
+        after = bytes(damage(bytearray(before), kind, rng))
+        path.write_bytes(after)
+        found = in_child(lambda: answers(folder / "copy"))
+        shutil.rmtree(folder / "copy")
+        said, details = {}, {}
+        for name, text in found.items():
+            said[name] = text.partition(":")[0]
+            if text == expected[gallery].get(name):
+                said[name] = "right"
+            elif name == "verify" and text.startswith("["):
+                said[name] = "refused"  # It lists what is wrong.
+            elif said[name] not in ("refused", "input", "raw", "crash"):
+                said[name] = "wrong"
+            if said[name] in ("input", "raw", "crash", "wrong"):
+                details[name] = text
+        missed = said.get("verify") == "right" and "refused" in said.values()
+        if missed:
+            said["verify"] = "missed"
+        yield Trial(f"{number} {gallery.name}/{file} {kind}", said, details)
+
+
+def main() -> int:
+    """Run trials, print what came of them, and return 1 if any outcome is in `BAD`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=9000)
+    parser.add_argument("--index-from", type=int, help="Rows from which on an index is saved.")
+    parser.add_argument("--show", type=int, default=5, help="Bad outcomes to print in full.")
+    options = parser.parse_args()
+    if options.index_from is not None:
+        index._SEAL_ROWS = options.index_from
+    tables: dict[str, Counter[str]] = {}
+    worst: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        galleries = make_galleries(Path(folder), options.rows)
+        for trial in trials(galleries, options.trials, options.seed):
+            outcome = next(one for one in OUTCOMES if one in trial.said.values())
+            for name, said in trial.said.items():
+                tables.setdefault(name, Counter())[said] += 1
+            _, file, kind = trial.name.split(" ", 2)
+            tables.setdefault(f"{file} {kind}", Counter())[outcome] += 1
+            worst[outcome] += 1
+            if outcome not in GOOD and sum(worst[one] for one in BAD) <= options.show:
+                print(trial.name, trial.said)
+                print(
+                    "".join(f"  {key}: ...{text[-700:]}\n" for key, text in trial.details.items())
+                )
+    for name, counts in sorted(tables.items()):
+        print(f"{name:40}", dict(counts))
+    print("worst of each trial", dict(worst))
+    return int(any(worst[one] for one in BAD))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
