@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_path, check_text
 from upperson_rt.backends import installed_backends, open_backend
 from upperson_rt.backends.fastest import Choice, Contest
 from upperson_rt.canaries import Canaries, CanaryCheck, check_tower
@@ -104,11 +105,13 @@ class Bundle:
             IntegrityError: A file is missing, has another size or hash than the manifest says, or
                 leaves the bundle.
         """
-        root = Path(path)
+        root = Path(check_path(path, "the folder of a bundle"))
         manifest = read_manifest(root)
+        for what, name in {"backend": backend, "device": device}.items():
+            check_text(name, what, UsageError)
         if variant is None:
             variant = manifest.default_variant
-        elif variant not in manifest.variants:
+        elif check_text(variant, "variant", UsageError) not in manifest.variants:
             raise UsageError(
                 f"bundle {root} has no variant '{variant}', "
                 f"{suggestion(variant, manifest.variants)}"

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_list
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.manifest import Manifest
+from upperson_rt.printable import shown
 from upperson_rt.tokenizer import Tokenizer, token_lengths
 from upperson_rt.towers import Backend, Tower, batch_slices, run_tower
 
@@ -125,6 +127,8 @@ class Encoder:
             IntegrityError: The image tower gives wrong results.
         """
         size = (self.manifest.image.height_px, self.manifest.image.width_px, 3)
+        if not isinstance(pixels, np.ndarray):
+            raise InputError(f"expected pixels as an array of numpy, found {shown(pixels)}")
         if pixels.dtype != np.uint8 or pixels.shape[1:] != size:
             raise InputError(
                 f"expected pixels uint8 (N, {size[0]}, {size[1]}, 3), found {pixels.dtype} "
@@ -152,8 +156,7 @@ class Encoder:
             BackendError: The text tower cannot be loaded or fails.
             IntegrityError: The text tower gives wrong results.
         """
-        if isinstance(texts, str):
-            raise InputError("expected a list of sentences, found a single one: put it in a list")
+        texts = check_list(texts, "sentences")
         embeds = np.empty((len(texts), self.embed_dim), dtype=np.float32)
         if not texts:
             return embeds

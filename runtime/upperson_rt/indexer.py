@@ -7,15 +7,18 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_count, check_list
 from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.records import attributes_as_json, check_new
 from upperson_rt.preprocess import load_image
+from upperson_rt.printable import shown
 
 if TYPE_CHECKING:
     from upperson_rt.camera import Detector
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IndexReport", "SkippedImage", "index_images"]
 
-_MOST_WORKERS = 4
+_USUAL_WORKERS, _MOST_WORKERS = 4, 256
 """Threads that decode; more than a few only wait for the model."""
 
 
@@ -61,17 +64,27 @@ class _Labels:
     track_from: Literal["folder", "none"]
     attributes: Mapping[str, str | int | float | bool]
 
+    def check(self) -> None:
+        """Raise InputError if no item could have them: else every picture would be skipped."""
+        (item,) = check_new([Item(key="any", **self._of_every_item)])
+        attributes_as_json(item)
+
+    @property
+    def _of_every_item(self) -> dict[str, Any]:
+        return {"camera": self.camera, "attributes": self.attributes}
+
     def item(self, path: str) -> Item:
         from upperson_rt.capture_time import capture_time
 
-        return Item(
+        item = Item(
             key=path,
             source=path,
-            camera=self.camera,
             time=capture_time(path, self.time_from),
             track=Path(path).parent.name or None if self.track_from == "folder" else None,
-            attributes=self.attributes,
+            **self._of_every_item,
         )
+        check_new([item])  # Here, where one that cannot be kept does not stop the others.
+        return item
 
 
 _Entry: TypeAlias = "tuple[Item, NDArray[np.uint8]]"
@@ -137,13 +150,21 @@ def index_images(
         BackendError: The image tower cannot be loaded or fails.
         IntegrityError: The image tower gives wrong results, or the gallery is damaged.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    from upperson_rt.capture_time import TimeSource
+
+    batch_size = check_count(batch_size, "batch_size", InputError)
     if workers is None:
-        workers = min(_MOST_WORKERS, os.cpu_count() or 1)
-    if workers < 1:
-        raise UsageError(f"workers must be at least 1, got {workers}")
-    labels = _Labels(camera, time_from, track_from, dict(attributes or {}))
+        workers = min(_USUAL_WORKERS, os.cpu_count() or 1)
+    workers = check_count(workers, "workers", most=_MOST_WORKERS)
+    files = check_list(files, "files")
+    for what, given, known in (
+        ("time_from", time_from, get_args(TimeSource)),
+        ("track_from", track_from, ("folder", "none")),
+    ):
+        if not isinstance(given, str) or given not in known:
+            raise UsageError(f"{what} must be one of {', '.join(known)}, found {shown(given)}")
+    labels = _Labels(camera, time_from, track_from, attributes or {})
+    labels.check()
     report = IndexReport()
     done = 0
     with closing(_decoded(encoder, files, labels, batch_size, workers, detector)) as batches:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from upperson_rt.arguments import check_count
 from upperson_rt.errors import InputError
+from upperson_rt.printable import shown
 
 __all__ = ["PerQueryMetrics", "RetrievalMetrics", "per_query_metrics", "retrieval_metrics"]
 
@@ -112,8 +114,7 @@ def per_query_metrics(
     pids_Q = _pids(query_pids, len(queries_QD), "query_pids")
     pids_G = _pids(gallery_pids, len(gallery_GD), "gallery_pids")
     _require_matches(pids_Q, pids_G)
-    if chunk_size < 1:
-        raise InputError(f"chunk_size must be at least 1, got {chunk_size}")
+    chunk_size = check_count(chunk_size, "chunk_size", InputError)
 
     first_rank = np.empty(len(queries_QD), dtype=np.int64)
     ap = np.empty(len(queries_QD), dtype=np.float64)
@@ -162,10 +163,15 @@ def _chunks(total: int, size: int) -> Iterator[slice]:
 
 def _unit_rows(embeds: ArrayLike, name: str) -> NDArray[np.float32]:
     """Return (N, D) float32 rows of unit length."""
-    rows = np.asarray(embeds, dtype=np.float32)
+    try:
+        with np.errstate(over="ignore"):  # What is too large is not finite, as told below.
+            rows = np.asarray(embeds, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} must be numbers, found {shown(embeds)}") from error
     if rows.ndim != 2 or rows.size == 0:
         raise InputError(f"{name} must be a non-empty (N, D) array, got shape {rows.shape}")
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
     if len(bad):
         raise InputError(
@@ -177,9 +183,14 @@ def _unit_rows(embeds: ArrayLike, name: str) -> NDArray[np.float32]:
 
 
 def _pids(pids: ArrayLike, expected: int, name: str) -> NDArray[np.generic]:
-    array = np.asarray(pids)
+    try:
+        array = np.asarray(pids)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} must be integers or strings, found {shown(pids)}") from error
     if array.shape != (expected,):
         raise InputError(f"{name} must have shape ({expected},), got {array.shape}")
+    if array.dtype.kind not in "biuUS":
+        raise InputError(f"{name} must be integers or strings, found {array.dtype}")
     return array
 
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from upperson_rt.arguments import check_path, check_text
 from upperson_rt.errors import InputError
 from upperson_rt.files import sync_folder
 from upperson_rt.locks import locked
+from upperson_rt.printable import shown
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter, Hit
@@ -43,8 +45,8 @@ class QueryLog:
         Raises:
             InputError: The file cannot be opened for writing, or is no regular file.
         """
-        self.path = Path(path)
-        self.user = _process_user() if user is None else user
+        self.path = Path(check_path(path, "the query log"))
+        self.user = _process_user() if user is None else check_text(user, "the user of a query log")
         self._lock = threading.Lock()
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"cannot write the query log {self.path}: not a regular file")
@@ -79,8 +81,10 @@ class QueryLog:
             action: ``query``, or what else was done with the hits, such as ``delete``.
 
         Raises:
-            InputError: The line cannot be written.
+            InputError: The line cannot be written, or made of these values.
         """
+        if not isinstance(query, str | Mapping):
+            raise InputError(f"expected a sentence or describe_picture(), found {shown(query)}")
         conditions = {} if where is None else asdict(where)
         entry: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
@@ -93,7 +97,10 @@ class QueryLog:
             "gallery": gallery,
             "ids": [hit.id for hit in hits],
         }
-        line = (json.dumps(entry, ensure_ascii=True, default=str) + "\n").encode("ascii")
+        try:
+            line = (json.dumps(entry, ensure_ascii=True, default=str) + "\n").encode("ascii")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"cannot write such a line into a query log: {error}") from error
         try:
             with self._lock, locked(self._opened()):
                 if self._ends_within_a_line():

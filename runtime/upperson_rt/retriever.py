@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import is_finite
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
+from upperson_rt.printable import shown
 from upperson_rt.query_log import QueryLog, describe_picture
 
 if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
@@ -136,8 +138,8 @@ class Retriever:
             BackendError: The image tower cannot be loaded or fails.
             IntegrityError: The image tower gives wrong results, or the gallery is damaged.
         """
-        if not -1 <= min_score <= 1:  # True for NaN, too.
-            raise UsageError(f"min_score is a cosine from -1 to 1, got {min_score}")
+        if not (is_finite(min_score) and -1 <= min_score <= 1):
+            raise UsageError(f"min_score is a cosine from -1 to 1, got {shown(min_score)}")
         embed_1D = self.encoder.encode_images([image], channels=channels)
         found: list[tuple[float, Item]] = []
         for items, vectors_ND in self.gallery.vectors(where):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from upperson_rt.arguments import check_count, check_path
 from upperson_rt.errors import InputError
 from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Hit, Item
@@ -53,9 +54,10 @@ def save_sheet(
     Raises:
         InputError: The file cannot be written.
     """
+    file = Path(check_path(path, "a contact sheet"))
     buffer = io.BytesIO()
     draw_sheet(sentence, hits, columns, crops_dir).save(buffer, format="PNG", optimize=True)
-    write_atomically(Path(path), buffer.getvalue())
+    write_atomically(file, buffer.getvalue())
 
 
 def draw_sheet(
@@ -67,10 +69,13 @@ def draw_sheet(
     used; it has Latin letters only.
     """
     shown = hits[:_MOST_TILES]
+    columns = check_count(columns, "columns")
     columns = max(1, min(columns, len(shown)))
     rows = -(-len(shown) // columns)
     # A sheet of one or two tiles still needs room for its sentence.
     width = 2 * _MARGIN + max(3, columns) * (_TILE_WIDTH + _GAP) - _GAP
+    if not isinstance(sentence, str):
+        raise InputError(f"the title of a sheet must be a text, found {type(sentence).__name__}")
     words = [printable(word) for word in sentence.split()]
     for title_size in _TITLE_SIZES:
         title = _wrap(words, _font(title_size), width - 2 * _MARGIN)

@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_count, check_list, check_path, check_text
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.printable import one_line
 
@@ -65,10 +66,8 @@ class Tokenizer:
                 f"the tokenizer must frame a sentence as SOT, tokens, EOT, but it encodes an empty "
                 f"sentence as {frame}: export tokenizer.json again, with its post-processor"
             )
-        if context_length < 3:
-            raise InputError(f"context_length must be at least 3, got {context_length}")
+        self.context_length = check_count(context_length, "context_length", InputError, least=3)
         self._tokenizer = tokenizer
-        self.context_length = context_length
         self.sot_id: int = frame[0]
         self.eot_id: int = frame[1]
 
@@ -88,7 +87,7 @@ class Tokenizer:
             IntegrityError: It is not a tokenizer.
         """
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(check_path(path, "a tokenizer"), encoding="utf-8") as file:
                 text = file.read()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read tokenizer {os.fspath(path)}: {error}") from error
@@ -123,11 +122,10 @@ class Tokenizer:
         Raises:
             InputError: No sentence at all, an empty one, or one that is not valid Unicode.
         """
-        if isinstance(texts, str):
-            raise InputError("encode() takes a list of sentences, not a single one")
-        if not texts:
+        sentences = check_list(texts, "sentences")
+        if not sentences:
             raise InputError("no sentence to encode")
-        cleaned = [_clean(text, index) for index, text in enumerate(texts)]
+        cleaned = [_clean(text, index) for index, text in enumerate(sentences)]
         sequences: list[list[int]] = [
             encoding.ids for encoding in self._tokenizer.encode_batch(cleaned)
         ]
@@ -149,15 +147,13 @@ def token_lengths(input_ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     return lengths
 
 
-def _clean(text: str, index: int) -> str:
+def _clean(text: object, index: int) -> str:
+    text = check_text(text, f"sentence {index}")
     cleaned = " ".join(html.unescape(html.unescape(text)).split())
     if not cleaned:
         raise InputError(f"sentence {index} is empty: describe the person in a few words")
-    try:
-        cleaned.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"sentence {index} is not valid Unicode: {error}") from error
-    return cleaned
+    # An entity such as &#xD800; may have become half a character.
+    return check_text(cleaned, f"sentence {index}")
 
 
 def _context_length_from_json(content: Any) -> int | None:

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_count
 from upperson_rt.errors import InputError, IntegrityError
 
 __all__ = [
@@ -102,6 +103,5 @@ def batch_slices(total: int, batch_size: int) -> Iterator[slice]:
     Raises:
         InputError: The batch size is below 1.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = check_count(batch_size, "batch_size", InputError)
     return (slice(i, min(i + batch_size, total)) for i in range(0, total, batch_size))

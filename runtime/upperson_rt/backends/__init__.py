@@ -4,10 +4,13 @@ import os
 from importlib.util import find_spec
 from typing import Literal, TypeAlias, get_args
 
+from upperson_rt.arguments import check_count, check_text
 from upperson_rt.errors import BackendError, UsageError, install_command
 from upperson_rt.towers import Backend
 
 __all__ = ["BackendName", "auto_order", "installed_backends", "open_backend"]
+
+_MOST_THREADS = 1024
 
 BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
 
@@ -40,13 +43,13 @@ def open_backend(
         threads: CPU threads; None lets the library choose. Of no use to ``tensorrt``.
 
     Raises:
-        UsageError: There is no such backend, or the number of threads is below 1.
+        UsageError: There is no such backend, or threads is not from 1 to 1024.
         BackendError: The library or device is missing, or the graph does not load.
         IntegrityError: A TensorRT engine was changed since it was built.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, got {threads}")
-    device = device.lower()
+    if threads is not None:
+        threads = check_count(threads, "threads", most=_MOST_THREADS)
+    device = check_text(device, "device", UsageError).lower()
     match installed_backends(device)[0] if backend == "auto" else backend:
         case "onnxruntime":
             from upperson_rt.backends.onnxruntime import OnnxRuntimeBackend

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_list, check_name
 from upperson_rt.camera.capture import Capture
 from upperson_rt.camera.frames import (
     Boxes,
@@ -33,7 +34,6 @@ class Camera:
         self.name = camera.name
         self._settings = camera
         self._ledger = shared.ledger
-        self._patience_s = shared.settings.end_within_s
         self._frames: BoundedQueue[Frame] = BoundedQueue(shared.settings.frame_queue)
         self._worker = CameraWorker(camera, shared, self._frames)
         self._capture: Capture | None = None
@@ -54,38 +54,30 @@ class Camera:
         if self._capture is not None:
             self._capture.start()
 
-    def stop(self, patience_s: float) -> None:
-        """Ask the source to end, and let go a file that waits for room: there will be none.
-
-        Args:
-            patience_s: How long a call of the source may still last.
-        """
+    def stop(self) -> None:
+        """Ask the source to end, and let go a file that waits for room: there will be none."""
         if self._capture is not None:
-            self._capture.stop(patience_s)
-        if self._capture is None or self._settings.drop == "block":
+            self._capture.stop()
+        if self._settings.drop == "block":
             self._frames.close()
 
-    def has_ended(self, stopped: float, late: bool) -> bool:
-        """Return whether all frames are dealt with, after `stop`; leave behind what hangs.
+    def close(self, until: float) -> None:
+        """Let no more frames in, once the source has ended or the time is up.
 
         Args:
-            stopped: When that was, on `time.monotonic`.
-            late: Whether frames that wait are given up, and a detector that works as well.
+            until: On `time.monotonic`.
         """
         if self._capture is not None:
-            self._capture.leave_stuck(stopped)
-            if self._capture.is_alive:
-                return False
+            self._capture.join(max(0.1, until - time_module.monotonic()))
         self._frames.close()
-        if late:
-            given_up = len(self._frames.clear())
-            self._ledger.count(self.name, "frames.dropped.stopped", given_up)
-            self._worker.leave()
-        return not self._worker.is_alive
+
+    def join(self) -> None:
+        """Wait until all frames are dealt with, after `close`."""
+        self._worker.join()
 
     def abandon(self) -> None:
         """Let no more frames in at once; what waits is dealt with."""
-        self.stop(self._patience_s)
+        self.stop()
         self._frames.close()
 
     def flush(self) -> None:
@@ -149,15 +141,20 @@ class Camera:
                 f"camera {self.name} has no detector: pass boxes with each frame, or a detector "
                 "to add_camera"
             )
-        names = None if tracks is None else tuple(map(str, tracks))
-        if names is not None and (boxes is None or len(names) != len(boxes)):
-            raise InputError(f"{len(names)} tracks need as many boxes")
         height, width = frame.shape[:2]
         cleaned = None if boxes is None else clean_boxes(boxes, width, height)
+        names = None
+        if tracks is not None:
+            names = tuple(
+                check_name(str(name), "the name of a track")
+                for name in check_list(tracks, "tracks")
+            )
+            if boxes is None or len(names) != len(boxes):
+                raise InputError(f"{len(names)} tracks need as many boxes")
         copy = frame[:, :, ::-1].copy() if rgb else frame.copy()
         if time is None:
             return self._enter(copy, time_module.time(), now, now, cleaned, names)
-        return self._enter(copy, time, time, now, cleaned, names)
+        return self._enter(copy, float(time), float(time), now, cleaned, names)
 
     def _receive(self, image: NDArray[np.generic], unix_time: float, clock: float) -> None:
         """Take a frame from the capture; one that is no picture counts as empty."""

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import is_finite
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
+from upperson_rt.printable import one_line, shown
 
 __all__ = [
     "MOST_BOXES",
@@ -138,8 +140,10 @@ def clean_boxes(given: Any, width: int, height: int) -> Boxes:
     """
     try:
         array = np.asarray([] if given is None else given, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"boxes must be rows of x0, y0, x1, y1[, score]: {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"boxes must be rows of x0, y0, x1, y1[, score]: {one_line(error)}"
+        ) from error
     if array.size == 0:
         array = array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] not in (4, 5):
@@ -147,6 +151,7 @@ def clean_boxes(given: Any, width: int, height: int) -> Boxes:
             f"boxes must be rows of x0, y0, x1, y1[, score], found an array of shape {array.shape}"
         )
     scores = array[:, 4] if array.shape[1] == 5 else np.full(len(array), np.nan)
+    scores = np.where(np.isfinite(scores), scores, np.nan)
     x0, y0, x1, y1 = array[:, :4].T
     with np.errstate(invalid="ignore"):
         # Comparisons with NaN are False, so a box that is not finite counts as empty, too.
@@ -179,10 +184,10 @@ def clean_boxes(given: Any, width: int, height: int) -> Boxes:
 
 def check_unix_time(given: float | None) -> None:
     """Raise InputError if the time of a picture is none in unix seconds; None is no time."""
-    if given is not None and not 0 <= given < _LATEST_S:
+    if given is not None and not (is_finite(given) and 0 <= given < _LATEST_S):
         raise InputError(
             f"a time must be finite and in unix seconds, not milliseconds, such as "
-            f"{time.time():.0f}; found {given}"
+            f"{time.time():.0f}; found {shown(given)}"
         )
 
 

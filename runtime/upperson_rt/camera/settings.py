@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+from upperson_rt.arguments import check_fields, check_name, check_number
 from upperson_rt.camera.detectors import Detector
 from upperson_rt.camera.frames import check_unix_time
 from upperson_rt.camera.queues import DropPolicy, check_policy
 from upperson_rt.camera.source import OpenCVReader, Opener, Source
 from upperson_rt.errors import UsageError
+from upperson_rt.printable import shown
 
 __all__ = ["BorderRule", "CameraSettings", "CaptureRules", "PipelineSettings", "QualityRules"]
+
+_LONGEST_S = 7 * 86_400.0
 
 BorderRule: TypeAlias = Literal["keep", "last", "drop"]
 """Views that touch the border: like others, only if there is no other, or never."""
@@ -30,6 +34,7 @@ class QualityRules:
     border: BorderRule = "last"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.min_height_px, self.min_width_px, self.min_sharpness) < 0:
             raise UsageError("smallest height, width and sharpness must not be negative")
         if self.border not in get_args(BorderRule):
@@ -51,13 +56,23 @@ class QualityRules:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptureRules:
-    """How patient the reading of a source is."""
+    """How patient the reading of a source is.
+
+    Raises:
+        UsageError: On construction, if a number is negative, or longer than a week.
+    """
 
     stall_s: float = 10.0
     """A live source that gives nothing for so long is closed and opened again."""
     first_wait_s: float = 0.5
     """Before the first attempt to reconnect; doubles with each one that fails."""
     longest_wait_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("stall_s", "first_wait_s", "longest_wait_s"):
+            check_number(getattr(self, name), name, least=0.0, most=_LONGEST_S)
+        if self.stall_s == 0:
+            raise UsageError("stall_s must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,23 +105,23 @@ class PipelineSettings:
     """Crops of all cameras that may wait for the encoder."""
     drop: DropPolicy = "oldest"
     """What gives way in a full queue, ``oldest`` or ``newest``. Files wait instead."""
-    end_within_s: float = 10.0
-    """At the end: for how long cameras may work on what waits, and a call of an encoder, a gallery
-    or ``on_commit`` may last. What takes longer is left behind."""
     capture_rules: CaptureRules = CaptureRules()
     """When a live source counts as stalled, and how it is opened again."""
     opener: Opener = OpenCVReader
     """Opens the sources of cameras that bring no opener of their own."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        for rules, kind in ((self.quality, QualityRules), (self.capture_rules, CaptureRules)):
+            if not isinstance(rules, kind):
+                raise UsageError(f"expected {kind.__name__}, found {shown(rules)}")
+        _check_callable(self.opener, "opener")
         if not self.max_delay_s >= 0 or self.batch_size < 1:  # NaN is refused, too.
             raise UsageError("max_delay_s must be at least 0, batch_size at least 1")
         if not (self.every_s >= 0 and self.lost_after_s > 0) or self.min_views < 1:
             raise UsageError(
                 "every_s must be at least 0, lost_after_s above 0, min_views at least 1"
             )
-        if not self.end_within_s > 0:
-            raise UsageError(f"end_within_s must be above 0, got {self.end_within_s}")
         if self.save_crops and not 1 <= self.jpeg_quality <= 100:
             raise UsageError(f"jpeg_quality must be 1 to 100, got {self.jpeg_quality}")
         for name in ("frame_queue", "crop_queue"):
@@ -137,8 +152,14 @@ class CameraSettings:
     opener: Opener
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise UsageError("a camera needs a name")
+        check_name(self.name, "the name of a camera", UsageError)
+        if not isinstance(self.source, Source | None):
+            raise UsageError(f"camera {self.name}: expected a source, found {shown(self.source)}")
+        if self.source is not None:
+            check_name(self.source.shown, f"the source of camera {self.name}")
+        if self.detector is not None:
+            _check_callable(self.detector, f"the detector of camera {self.name}")
+        _check_callable(self.opener, f"the opener of camera {self.name}")
         if self.source is not None and self.detector is None:
             raise UsageError(f"camera {self.name} has a source and so needs a detector")
         if check_policy(self.drop) == "block" and not self.is_file:
@@ -151,3 +172,8 @@ class CameraSettings:
     def is_file(self) -> bool:
         """Whether its frames can wait, and be found again by number."""
         return self.source is not None and not self.source.is_live
+
+
+def _check_callable(given: object, what: str) -> None:
+    if not callable(given):
+        raise UsageError(f"{what} must be a function or an object to call, found {shown(given)}")

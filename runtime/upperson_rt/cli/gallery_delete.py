@@ -1,5 +1,6 @@
 """`upperson-rt gallery delete` and `upperson-rt gallery prune`."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -111,7 +112,7 @@ def delete(
         return
     with Gallery.open(gallery) as store:
         warn_of_unknown_cameras(store, passing)
-        wanted = {str(Path(key).absolute()) if Path(key).exists() else key for key in keys or ()}
+        wanted = {str(Path(key).absolute()) if os.path.exists(key) else key for key in keys or ()}
         count = len(store.ids(sorted(wanted))) if keys else store.count(passing)
         deleted = 0
         if count and not dry_run:

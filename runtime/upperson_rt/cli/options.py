@@ -81,7 +81,7 @@ def unix_seconds(text: str) -> float:
     try:
         # Python 3.10 does not know the Z yet.
         return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    except ValueError as error:
+    except (ValueError, OverflowError, OSError) as error:
         raise typer.BadParameter(
             f"'{text}' is neither unix seconds nor a time such as 2026-11-24T14:00 or "
             "2026-11-24T14:00:00+01:00, nor how long ago, such as 90m, 24h or 7d"
@@ -104,7 +104,7 @@ def read_attributes(
             raise UsageError(f"{option} {pair} {problem}: write for example  {option} gate=north")
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text
         usable = isinstance(value, str | int | float) and not (
             isinstance(value, float) and not math.isfinite(value)
@@ -120,7 +120,7 @@ def read_batch_sizes(text: str) -> list[int]:
         UsageError: A part is not a whole number from 1.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts):
         raise UsageError(f"--batch must be sizes such as 1,2,8,32, found '{text}'")
     return sorted({int(part) for part in parts})
 

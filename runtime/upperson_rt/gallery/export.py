@@ -122,7 +122,9 @@ def _parquet_writer(
 
     kinds = {"time": pa.float64(), **dict.fromkeys(("x0", "y0", "x1", "y1"), pa.int64())}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in _COLUMNS])
-    writer = stack.enter_context(pq.ParquetWriter(path, schema))
+    # Opened here: pyarrow takes no path that is not Unicode.
+    file = stack.enter_context(open(path, "wb"))  # noqa: SIM115 - The stack closes it.
+    writer = stack.enter_context(pq.ParquetWriter(file, schema))
 
     def write(rows: Sequence[tuple[Any, ...]]) -> None:
         columns = [

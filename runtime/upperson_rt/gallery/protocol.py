@@ -4,7 +4,6 @@ A store is a room of its own: a class derived from `Gallery`, and a row of `STOR
 """
 
 import datetime
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 import upperson_rt
+from upperson_rt.arguments import (
+    check_count,
+    check_list,
+    check_name,
+    check_path,
+    check_text,
+    is_finite,
+)
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, Item, unit_vectors
+from upperson_rt.gallery.records import (
+    Filter,
+    GalleryInfo,
+    Hit,
+    Item,
+    check_new,
+    unit_vectors,
+)
+from upperson_rt.printable import shown
 
 __all__ = [
     "STORES",
@@ -27,6 +42,7 @@ __all__ = [
     "Meta",
     "check_prune",
     "check_schema_version",
+    "known_keys",
     "made_now",
     "no_gallery",
     "read_item",
@@ -39,6 +55,7 @@ STORES = {
 """Module and class of each store by the scheme of its locations, such as ``milvus://``. What has
 no known scheme is a folder. A store is imported when one of its galleries is opened."""
 
+_MOST_DIMENSIONS = 65_536
 _Self = TypeVar("_Self", bound="Gallery")
 _Row = TypeVar("_Row")
 
@@ -64,8 +81,8 @@ class Gallery(ABC):
     One object may be used from several threads.
     """
 
-    _most_hits: int | None = None
-    """Largest k of a query, where a store has a limit."""
+    _most_hits: int = 2**31 - 1
+    """Largest k of a query."""
 
     def __init__(self, location: str, meta: Meta, crops_dir: Path | None = None) -> None:
         """Use `Gallery.open`."""
@@ -106,8 +123,14 @@ class Gallery(ABC):
         if create:
             if fingerprint is None or embed_dim is None:
                 raise UsageError("creating a gallery needs its fingerprint and embed_dim")
-            space = fingerprint, embed_dim
-        place = os.fspath(location)
+            space = (
+                check_name(fingerprint, "the fingerprint of a gallery", UsageError),
+                check_count(embed_dim, "embed_dim", most=_MOST_DIMENSIONS),
+            )
+        place = location
+        if not (isinstance(place, str) and "://" in place):
+            place = check_path(place, "the location of a gallery")
+        check_text(place, "the address of a gallery")
         gallery = _store_of(place)._open(place, space)
         found = gallery.fingerprint, gallery.embed_dim
         if fingerprint not in (None, found[0]) or embed_dim not in (None, found[1]):
@@ -139,9 +162,12 @@ class Gallery(ABC):
             BackendError: A server failed or does not answer. What it had taken before that may be
                 stored; adding it again does no harm.
         """
-        unit_ND = unit_vectors(vectors, len(items), self.embed_dim, self.location)
-        if items:
-            self._add(items, unit_ND, variant)
+        new = check_new(items)
+        if variant is not None:
+            check_name(variant, "the variant of a bundle")
+        unit_ND = unit_vectors(vectors, len(new), self.embed_dim, self.location)
+        if new:
+            self._add(new, unit_ND, variant)
 
     def search(
         self,
@@ -165,11 +191,8 @@ class Gallery(ABC):
             BackendError: A server failed or does not answer.
             IntegrityError: The gallery is damaged.
         """
-        most = self._most_hits
-        if k < 1 or (most is not None and k > most):
-            allowed = "at least 1" if most is None else f"from 1 to {most}"
-            raise UsageError(f"k must be {allowed}, got {k}")
-        queries_QD = unit_vectors(vectors, len(vectors), self.embed_dim, self.location)
+        k = check_count(k, "k", most=self._most_hits)
+        queries_QD = unit_vectors(vectors, None, self.embed_dim, self.location)
         if not len(queries_QD):
             return []
         return self._search(queries_QD, k, where or Filter(), by_track)
@@ -186,9 +209,7 @@ class Gallery(ABC):
         self, where: Filter | None = None, batch_size: int = 1024
     ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
         """Yield items that pass, by id, and their (N, D) vectors; at most batch_size at a time."""
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-        return self._vectors(where, batch_size)
+        return self._vectors(where, check_count(batch_size, "batch_size"))
 
     @abstractmethod
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
@@ -322,6 +343,18 @@ def _store_of(location: str) -> type[Gallery]:
     return cast("type[Gallery]", getattr(import_module(module), name))
 
 
+def known_keys(keys: Sequence[str]) -> list[str]:
+    """Return the keys that a gallery can hold: names of files need not be text, and it holds none.
+
+    Raises:
+        UsageError: They are no list of texts.
+    """
+    found = check_list(keys, "keys", UsageError)
+    if other := [key for key in found if not isinstance(key, str)]:
+        raise UsageError(f"keys must be texts, found {shown(other[0])}")
+    return [key for key in found if not any("\ud800" <= one <= "\udfff" for one in key)]
+
+
 def made_now() -> dict[str, str]:
     """Return when and by what a gallery is being made, for its `Meta`."""
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -341,10 +374,10 @@ def check_prune(older_than: float | None, keep_newest: int | None) -> None:
         raise UsageError(
             "prune needs an age (--older-than), a number of pictures to keep (--keep), or both"
         )
-    if older_than is not None and not math.isfinite(older_than):
-        raise UsageError(f"older_than must be a time in unix seconds, got {older_than}")
-    if keep_newest is not None and keep_newest < 0:
-        raise UsageError(f"the number of pictures to keep must not be negative, got {keep_newest}")
+    if older_than is not None and not is_finite(older_than):
+        raise UsageError(f"older_than must be a time in unix seconds, got {shown(older_than)}")
+    if keep_newest is not None:
+        check_count(keep_newest, "the number of pictures to keep", least=0, most=None)
 
 
 def _too_old(older_than: float | None, camera: str | None) -> Filter | None:
@@ -381,7 +414,7 @@ def read_item(read: Callable[[_Row], Item], row: _Row, location: str) -> Item:
     """
     try:
         return read(row)
-    except (KeyError, TypeError, ValueError, InputError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, InputError) as error:
         raise IntegrityError(
             f"gallery {location} has malformed metadata ({error}): see  upperson-rt gallery verify"
         ) from error

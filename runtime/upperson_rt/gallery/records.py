@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath, PureWindowsPath
@@ -10,7 +11,9 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_list, check_number, check_text, is_finite
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import shown
 
 __all__ = [
     "MAX_NORM_ERROR",
@@ -22,6 +25,7 @@ __all__ = [
     "Track",
     "TrackSpan",
     "attributes_as_json",
+    "check_new",
     "first_of_tracks",
     "length_problem",
     "track_of_hit",
@@ -33,6 +37,10 @@ Track: TypeAlias = tuple[str | None, str]
 """Camera and name: two cameras may use the same name."""
 
 MAX_NORM_ERROR = 0.01  # Far above the rounding of float16, far below a vector not normalised.
+_EARLIEST_S, _LATEST_S = -62_135_596_800.0, 253_402_300_799.0
+"""The years 1 to 9999, of which clocks and calendars tell; times in milliseconds are beyond."""
+_LARGEST_EDGE = 2**31 - 1
+_DEEPEST = 64  # Far from what JSON readers can follow, in Python and in SQLite.
 _encode: Callable[[Any], str] = json.JSONEncoder(allow_nan=False, ensure_ascii=False).encode
 _T = TypeVar("_T")
 
@@ -58,21 +66,58 @@ class Item:
     """Anything else, as JSON."""
 
     def __post_init__(self) -> None:
-        if not self.key:
+        if not check_text(self.key, "the key of an item"):
             raise InputError("an item needs a key that is not empty")
-        try:
-            f"{self.key}{self.source}{self.camera}{self.track}{self.crop}".encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"the name {self.key!r} is not valid Unicode: rename it") from error
-        if self.time is not None and not math.isfinite(self.time):
-            raise InputError(f"item {self.key}: time must be finite, got {self.time}")
-        if self.box is not None and len(self.box) != 4:
-            raise InputError(f"item {self.key}: box must be x0, y0, x1, y1, got {self.box}")
+        for name in ("source", "camera", "track", "crop"):
+            if (text := getattr(self, name)) is not None:
+                check_text(text, f"item {self.key}: {name}")
+        if self.time is not None and not is_finite(self.time):
+            raise InputError(
+                f"item {self.key}: time must be finite and in unix seconds, got {shown(self.time)}"
+            )
+        if self.box is not None:
+            object.__setattr__(self, "box", self._whole_box(self.box))
+        if not isinstance(self.attributes, Mapping):
+            raise InputError(
+                f"item {self.key}: attributes must be a mapping, got {shown(self.attributes)}"
+            )
         if self.crop is not None and not _stays_inside(self.crop):
             raise InputError(
                 f"item {self.key}: crop must be a relative path inside the folder of crops, such "
                 f"as gate/000001.jpg, got '{self.crop}'"
             )
+
+    def _whole_box(self, box: Iterable[Any]) -> tuple[int, int, int, int]:
+        edges = check_list(box, f"item {self.key}: box")
+        if len(edges) != 4 or not all(map(is_finite, edges)):
+            raise InputError(
+                f"item {self.key}: box must be x0, y0, x1, y1 in pixels, got {shown(box)}"
+            )
+        return (int(edges[0]), int(edges[1]), int(edges[2]), int(edges[3]))
+
+
+def check_new(items: Sequence[Item]) -> list[Item]:
+    """Return items that are to be stored; what galleries already hold is read more leniently.
+
+    Raises:
+        InputError: One is none, or has a time or box out of range or a null character in a name.
+    """
+    found = check_list(items, "items")
+    for item in found:
+        if not isinstance(item, Item):
+            raise InputError(f"expected items, found {shown(item)}")
+        name = f"item {shown(item.key)}"
+        for field_name in ("key", "source", "camera", "track"):
+            if "\0" in (getattr(item, field_name) or ""):
+                raise InputError(f"{name}: {field_name} holds a null character: choose another")
+        if item.time is not None and not _EARLIEST_S <= item.time <= _LATEST_S:
+            raise InputError(
+                f"{name}: time must be in unix seconds, not milliseconds, and lie in the years 1 "
+                f"to 9999; got {shown(item.time)}"
+            )
+        if item.box is not None and any(abs(edge) > _LARGEST_EDGE for edge in item.box):
+            raise InputError(f"{name}: box must be in pixels, got {shown(item.box)}")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,21 +159,32 @@ class Filter:
     numbers equal numbers (1 and 1.0 alike), true and false only themselves."""
 
     def __post_init__(self) -> None:
+        if self.camera is not None and not isinstance(self.camera, str):
+            names = tuple(check_list(self.camera, "the cameras of a filter", UsageError))
+            object.__setattr__(self, "camera", names)
         if self.cameras == ():
             raise UsageError("a filter by camera needs at least one name; leave it out for all")
+        for name in self.cameras or ():
+            check_text(name, "a filter's camera", UsageError)
+        if self.track is not None:
+            check_text(self.track, "a filter's track", UsageError)
+        for bound in ("since", "until"):
+            if (seconds := getattr(self, bound)) is not None:
+                what = f"{bound} must be a time in unix seconds: it"
+                object.__setattr__(self, bound, check_number(seconds, what, UsageError))
         if self.since is not None and self.until is not None and self.since >= self.until:
             raise UsageError(
                 f"nothing lies between since={self.since} and until={self.until}: "
                 "since must be earlier than until"
             )
-        for name, bound in {"since": self.since, "until": self.until}.items():
-            if bound is not None and math.isnan(bound):
-                raise UsageError(f"{name} must be a time in unix seconds, got {bound}")
+        if not isinstance(self.attributes, Mapping):
+            raise UsageError(f"attributes must be a mapping, got {shown(self.attributes)}")
         for key, value in self.attributes.items():
+            check_text(key, "the name of an attribute in a filter", UsageError)
             if not _is_comparable(value):
                 raise UsageError(
                     "a filter compares attributes with a text, a finite number of up to 64 bits, "
-                    f"true or false; found {key}={value!r}"
+                    f"true or false; found {key}={shown(value)}"
                 )
 
     @property
@@ -199,28 +255,47 @@ def attributes_as_json(item: Item) -> str:
         text.encode("utf-8")
     except (TypeError, ValueError) as error:
         raise InputError(f"item {item.key}: attributes are not JSON: {error}") from error
+    except RecursionError:
+        text = "[" * (_DEEPEST + 1)
+    if text.count("[") + text.count("{") > _DEEPEST and _depth(text) > _DEEPEST:
+        raise InputError(f"item {item.key}: attributes are nested more than {_DEEPEST} deep")
     return text
 
 
+def _depth(text: str) -> int:
+    """Return how deep the arrays and objects of JSON go."""
+    depth = deepest = 0
+    for mark in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
+        depth += (mark in "[{") - (mark in "]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def unit_vectors(
-    vectors: NDArray[np.float32], count: int, embed_dim: int, location: str
+    vectors: NDArray[np.float32], count: int | None, embed_dim: int, location: str
 ) -> NDArray[np.float32]:
-    """Return (count, embed_dim) vectors as a contiguous float32 array.
+    """Return (count, embed_dim) vectors as a contiguous float32 array; any number for None.
 
     Raises:
         InputError: The shape is another, or a vector is not finite or not of unit length.
     """
-    array = np.ascontiguousarray(vectors, dtype=np.float32)
-    if array.shape != (count, embed_dim):
+    try:
+        with np.errstate(over="ignore"):  # What is too large is not of unit length, as told below.
+            array = np.ascontiguousarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"expected vectors of numbers, found {shown(vectors)}") from error
+    rows = len(array) if count is None and array.ndim else count
+    if array.shape != (rows, embed_dim):
         raise InputError(
-            f"expected vectors of shape {(count, embed_dim)} for gallery {location}, "
+            f"expected vectors of shape {(rows, embed_dim)} for gallery {location}, "
             f"found {array.shape}"
         )
-    norms = np.linalg.norm(array, axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.linalg.norm(array, axis=1)
     bad = np.flatnonzero(~(np.abs(norms - 1) <= MAX_NORM_ERROR))  # True for NaN, too.
     if len(bad):
         raise InputError(
-            f"{len(bad)} of {count} vectors are not finite or not of unit length, the first at "
+            f"{len(bad)} of {rows} vectors are not finite or not of unit length, the first at "
             f"index {bad[0]} with length {norms[bad[0]]}: pass what the encoder returned"
         )
     return array
@@ -267,7 +342,10 @@ def _is_comparable(value: object) -> bool:
         return math.isfinite(value)
     if isinstance(value, int):
         return -(1 << 63) <= value < 1 << 63
-    return isinstance(value, str)
+    if isinstance(value, str):
+        check_text(value, "the value of an attribute in a filter", UsageError)
+        return True
+    return False
 
 
 def _stays_inside(path: str) -> bool:

@@ -169,7 +169,7 @@ def test_threads_of_onnx_runtime_sleep_while_they_wait():
 def test_bad_arguments(text_tower):
     with pytest.raises(UsageError, match="no backend 'tensorflow': use one of auto"):
         open_backend(text_tower, "tensorflow")
-    with pytest.raises(UsageError, match="threads must be at least 1"):
+    with pytest.raises(UsageError, match="threads must be from 1 to 1024"):
         open_backend(text_tower, threads=0)
 
 

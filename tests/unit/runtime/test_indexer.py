@@ -56,7 +56,7 @@ def test_indexing_reads_times_tracks_and_attributes(encoder, gallery, pictures):
     assert (report.indexed, report.timed) == (1, 1)
     (item,) = gallery.items()
     assert (item.time, item.track, item.attributes) == (1e9, pictures[0].parent.name, {"floor": 2})
-    with pytest.raises(UsageError, match="workers must be at least 1"):
+    with pytest.raises(UsageError, match="workers must be from 1 to 256"):
         index_images(encoder, gallery, pictures, workers=0)
 
 

@@ -61,7 +61,7 @@ def test_empty_sentences_are_refused(tokenizer, text):
 def test_other_bad_arguments_are_refused(tokenizer):
     with pytest.raises(InputError, match="no sentence"):
         tokenizer.encode([])
-    with pytest.raises(InputError, match="list of sentences"):
+    with pytest.raises(InputError, match="sentences must be a list"):
         tokenizer.encode("red")
     with pytest.raises(InputError, match="not valid Unicode"):
         tokenizer.encode(["red \udc80"])

@@ -13,7 +13,7 @@ from upperson_rt.gallery.milvus import rows
 from upperson_rt.gallery.milvus.collection import MOST_HITS, Collection, Known
 from upperson_rt.gallery.milvus.connection import INDEX_PARAMETERS, parse
 from upperson_rt.gallery.milvus.search import best_of_each_track, best_rows, spans_of
-from upperson_rt.gallery.protocol import Gallery
+from upperson_rt.gallery.protocol import Gallery, known_keys
 from upperson_rt.gallery.records import (
     Filter,
     GalleryInfo,
@@ -110,7 +110,7 @@ class MilvusGallery(Gallery):
             yield [self._collection.item(row) for row in page], self._decoded(page)
 
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
-        wanted = {rows.id_of(key): key for key in keys}
+        wanted = {rows.id_of(key): key for key in known_keys(keys)}
         there = self._collection.present(list(wanted))
         return {
             wanted[id_]: id_ for id_, key in there.items() if rows.decode_text(key) == wanted[id_]

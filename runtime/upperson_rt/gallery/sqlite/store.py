@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery.crops import remove_crops
-from upperson_rt.gallery.protocol import Gallery, read_item
+from upperson_rt.gallery.protocol import Gallery, known_keys, read_item
 from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, Item
 from upperson_rt.gallery.sqlite.checksums import (
     FACETS,
@@ -139,7 +139,8 @@ class SqliteGallery(Gallery):
             yield transaction, transaction.sums
 
     def delete(self, keys: Sequence[str]) -> int:
-        return self._delete(lambda transaction: has_key(transaction, keys))
+        there = known_keys(keys)
+        return self._delete(lambda transaction: has_key(transaction, there))
 
     def _delete_where(self, where: Filter) -> int:
         return self._delete(lambda transaction: passing(transaction, where))
@@ -179,7 +180,7 @@ class SqliteGallery(Gallery):
 
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
         with self._database.reading() as transaction:
-            source, values = has_key(transaction, keys)
+            source, values = has_key(transaction, known_keys(keys))
             return dict(transaction.execute(f"SELECT key, id FROM {source}", values))
 
     def items(self, where: Filter | None = None) -> Iterator[Item]:

@@ -54,9 +54,8 @@ def test_two_keys_with_one_id_are_noticed(lite, monkeypatch):
         (Item(key="bad", attributes={"a": "x" * 65536}), "bytes of them as JSON"),
         (Item(key="bad", attributes={str(n): 1 for n in range(4097)}), "up to 4096 attributes"),
         (Item(key="bad", attributes={"a": 2**64}), "64-bit"),
-        (Item(key="bad", box=(0, 0, 2**64, 1)), "64-bit"),
     ],
-    ids=["key", "camera", "attributes", "number of attributes", "integer", "box"],
+    ids=["key", "camera", "attributes", "number of attributes", "integer"],
 )
 def test_what_milvus_cannot_keep_is_refused(gallery, item, message):
     with pytest.raises(InputError, match=message):

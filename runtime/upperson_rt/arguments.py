@@ -1,0 +1,142 @@
+"""Arguments of public functions, checked where they come in.
+
+Each check returns the value as a plain one of Python: numbers of numpy are numbers, too. What a
+type checker would have found is refused as well, since not everybody runs one.
+"""
+
+import dataclasses
+import errno
+import math
+import operator
+import os
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+from upperson_rt.errors import InputError, UppersonError, UsageError
+from upperson_rt.printable import shown
+
+__all__ = [
+    "check_count",
+    "check_fields",
+    "check_list",
+    "check_name",
+    "check_number",
+    "check_path",
+    "check_text",
+    "is_finite",
+]
+
+_MOST = 2**31 - 1
+
+
+def check_text(value: object, what: str, error: type[UppersonError] = InputError) -> str:
+    """Return a text that is Unicode: no lone surrogates, which stand for bytes that are no text."""
+    if not isinstance(value, str):
+        raise error(f"{what} must be a text, found {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as problem:
+        raise error(f"{what} is not valid Unicode: {shown(value)}") from problem
+    return value
+
+
+def check_name(value: object, what: str, error: type[UppersonError] = InputError) -> str:
+    """Return a text that every store can keep: Unicode, not empty, without null characters."""
+    text = check_text(value, what, error)
+    if not text or "\0" in text:
+        found = "holds a null character" if text else "is empty"
+        raise error(f"{what} {found}: choose another name")
+    return text
+
+
+def is_finite(value: object) -> bool:
+    """Tell whether a value is a number, of Python or numpy, neither NaN nor infinite."""
+    if not isinstance(value, Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # An integer or a fraction that float cannot hold.
+        return True
+
+
+def check_number(
+    value: object,
+    what: str,
+    error: type[UppersonError] = UsageError,
+    least: float = -math.inf,
+    most: float = math.inf,
+) -> float:
+    """Return a number from ``least`` to ``most``, which may be infinite; never NaN."""
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        number = math.nan
+    if not least <= number <= most:
+        if least == -math.inf and most == math.inf:
+            raise error(f"{what} must be a number, found {shown(value)}")
+        limit = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
+        raise error(f"{what} must be a number {limit}, found {shown(value)}")
+    return number
+
+
+def check_count(
+    value: object,
+    what: str,
+    error: type[UppersonError] = UsageError,
+    least: int = 1,
+    most: int | None = _MOST,
+) -> int:
+    """Return a whole number from ``least`` to ``most``, or of any size for None."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise error(f"{what} must be a whole number, found {shown(value)}") from None
+    if number < least or (most is not None and number > most):
+        limit = f"be at least {least}" if number < least else f"be at most {most}"
+        if most is not None and most < _MOST:
+            limit = f"be from {least} to {most}"
+        if number < least == 0:
+            limit = "not be negative"
+        raise error(f"{what} must {limit}, got {shown(value)}")
+    return number
+
+
+def check_fields(settings: Any, error: type[UppersonError] = UsageError) -> None:
+    """Check that the fields of a dataclass that are declared as numbers hold numbers."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.type is float:
+            check_number(value, field.name, error)
+        elif field.type is int:
+            check_count(value, field.name, error, least=-_MOST)
+
+
+def check_list(value: object, what: str, error: type[UppersonError] = InputError) -> list[Any]:
+    """Return the elements of anything but a text, whose letters would count as elements."""
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | os.PathLike):
+        try:
+            return list(value)
+        except TypeError:  # An array of numpy without dimensions says that it is iterable.
+            pass
+    raise error(f"{what} must be a list, found {shown(value)}: put a single one in a list")
+
+
+def check_path(value: object, what: str) -> str:
+    """Return a path as text.
+
+    Raises:
+        InputError: It is none, or nothing can be there: the name is too long, or a folder on the
+            way to it may not be read.
+    """
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise InputError(f"{what} must be a path, found {shown(value)}")
+    try:
+        os.stat(path)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} must be a path, found {shown(value)}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise InputError(f"cannot use {what} {path}: {error.strerror}") from error
+    return path

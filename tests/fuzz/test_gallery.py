@@ -1,0 +1,213 @@
+"""A gallery takes what it can keep, refuses the rest, and answers the next query as before."""
+
+import numpy as np
+import pytest
+from hypothesis import example
+from hypothesis import strategies as st
+
+from tests.helpers.fuzzing import Odd, fuzz, mostly, nested, refused_well, texts
+from tests.helpers.gallery_places import some_vectors
+from upperson_rt.errors import UppersonError
+from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery.export import export_gallery
+from upperson_rt.query_log import QueryLog
+
+DIM = 8
+VECTORS = some_vectors(6, dim=DIM)
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    place = tmp_path_factory.mktemp("fuzz") / "gallery"
+    with Gallery.open(place, "f" * 64, DIM, create=True) as opened:
+        opened.add(
+            [
+                Item(
+                    key=f"k{n}", camera="gate", time=1e9 + n, track=f"t{n % 2}", attributes={"n": n}
+                )
+                for n in range(6)
+            ],
+            VECTORS,
+        )
+        yield opened
+
+
+def still_answers(gallery):
+    for by_track in (False, True):
+        (hits,) = gallery.search(VECTORS[:1], 10, by_track=by_track)
+        assert hits[0].item.key == "k0"
+    assert {item.key for item in gallery.items()} >= {f"k{n}" for n in range(6)}
+
+
+item_fields = st.fixed_dictionaries(
+    {"key": mostly("new", "other")},
+    optional={
+        "source": mostly("a.jpg"),
+        "camera": mostly("gate"),
+        "time": mostly(1e9, 5, np.float32(7)),
+        "track": mostly("t"),
+        "box": mostly((0, 0, 9, 9), [1.0, 2.0, 3.0, 4.0]),
+        "crop": mostly("gate/1.jpg"),
+        "attributes": mostly({"a": 1}, {"deep": nested(20)}),
+    },
+)
+
+
+@fuzz(fields=item_fields, variant=mostly("int8", None))
+@example(fields={"key": "a", "time": 1e20}, variant=None)
+@example(fields={"key": "a", "time": 10**400}, variant=None)
+@example(fields={"key": "a", "time": "x"}, variant=None)
+@example(fields={"key": "a", "box": (float("nan"), 0, 1, 1)}, variant=None)
+@example(fields={"key": "a", "box": (0, 0, 1, float("inf"))}, variant=None)
+@example(fields={"key": "a", "box": "abcd"}, variant=None)
+@example(fields={"key": "a", "box": 5}, variant=None)
+@example(fields={"key": "a", "box": (0, 0, 10**400, 10**400)}, variant=None)
+@example(fields={"key": "a", "attributes": {"a": nested(3000)}}, variant=None)
+@example(fields={"key": "a", "attributes": {"a": nested(100)}}, variant=None)
+@example(fields={"key": "a", "attributes": np.array([1, 2])}, variant=None)
+@example(fields={"key": "a", "attributes": {"a": 10**5000}}, variant=None)
+@example(fields={"key": "a\0b"}, variant=None)
+@example(fields={"key": 5}, variant=None)
+@example(fields={"key": "a"}, variant="\udcff")
+def test_items(gallery, fields, variant):
+    item = refused_well(Item, **fields)
+    if isinstance(item, Item):
+        done = refused_well(gallery.add, [item], VECTORS[5:], variant)
+        still_answers(gallery)
+        if done is None:  # Not refused: then it comes back, and goes again.
+            (found,) = (one for one in gallery.items() if one.key == item.key)
+            assert (found.camera, found.track, found.box) == (
+                "gate" if item.key in ("k0",) else item.camera,
+                item.track,
+                item.box,
+            )
+            assert gallery.delete([item.key]) == 1
+        assert gallery.verify() == []
+
+
+@fuzz(items=mostly([], [Item(key="new")], "new"), vectors=mostly(VECTORS[:1], VECTORS[:0]))
+@example(items=[Item(key="new")], vectors=VECTORS[:1].astype(np.float64) * 1e300)
+@example(items=[5], vectors=VECTORS[:1])
+@example(items=5, vectors=VECTORS[:1])
+@example(items=[Item(key="new")], vectors="abc")
+@example(items=[Item(key="new")], vectors=[[1, [2]]])
+@example(items=[Item(key="new")], vectors=[[10**400] * DIM])
+def test_what_is_added(gallery, items, vectors):
+    refused_well(gallery.add, items, vectors)
+    gallery.delete(["new"])
+    still_answers(gallery)
+
+
+filter_fields = st.fixed_dictionaries(
+    {},
+    optional={
+        "camera": mostly("gate", ["gate", "hall"], None),
+        "since": mostly(1e9, 0, None),
+        "until": mostly(2e9, None),
+        "track": mostly("t0", None),
+        "attributes": mostly({"n": 1}, {"a.b\"'": "x"}),
+    },
+)
+
+
+@fuzz(fields=filter_fields, k=mostly(3), by_track=st.booleans(), vectors=mostly(VECTORS[:2]))
+@example(fields={"camera": "\udcff"}, k=3, by_track=False, vectors=VECTORS[:1])
+@example(fields={"camera": 5}, k=3, by_track=False, vectors=VECTORS[:1])
+@example(fields={"camera": ["gate", 5]}, k=3, by_track=False, vectors=VECTORS[:1])
+@example(fields={"since": np.int64(5)}, k=3, by_track=False, vectors=VECTORS[:1])
+@example(fields={"since": 10**400}, k=3, by_track=False, vectors=VECTORS[:1])
+@example(fields={"since": "yesterday"}, k=3, by_track=False, vectors=VECTORS[:1])
+@example(fields={"track": "\ud800"}, k=3, by_track=True, vectors=VECTORS[:1])
+@example(fields={"attributes": {"\udcff": 1}}, k=3, by_track=False, vectors=VECTORS[:1])
+@example(fields={"attributes": {"n": "\udcff"}}, k=3, by_track=False, vectors=VECTORS[:1])
+@example(fields={"attributes": {5: 1}}, k=3, by_track=False, vectors=VECTORS[:1])
+@example(fields={"attributes": 5}, k=3, by_track=False, vectors=VECTORS[:1])
+@example(fields={}, k="3", by_track=False, vectors=VECTORS[:1])
+@example(fields={}, k=2.5, by_track=False, vectors=VECTORS[:1])
+@example(fields={}, k=10**30, by_track=False, vectors=VECTORS[:1])
+@example(fields={}, k=2**31 - 1, by_track=True, vectors=VECTORS[:1])
+@example(fields={}, k=np.int64(2), by_track=False, vectors=5)
+@example(fields={}, k=3, by_track=False, vectors=VECTORS[:1] * 1e38)
+def test_questions(gallery, fields, k, by_track, vectors):
+    where = refused_well(Filter, **fields)
+    if isinstance(where, UppersonError):
+        return
+    found = refused_well(gallery.search, vectors, k, where, by_track)
+    if isinstance(found, list):
+        for hits in found:
+            assert all(np.isfinite(hit.score) and abs(hit.score) < 1.01 for hit in hits)
+            assert len(hits) <= k
+    passing = list(gallery.items(where))
+    assert gallery.count(where) == len(passing)
+    assert sum(len(items) for items, _ in gallery.vectors(where)) == len(passing)
+
+
+@fuzz(
+    keys=mostly(["nobody"], ["nobody", "else"]),
+    older_than=mostly(5, None),
+    keep=mostly(100, None),
+    camera=mostly("nowhere"),
+    batch_size=mostly(3),
+)
+@example(keys=["\udcff"], older_than=None, keep=None, camera=None, batch_size=1)
+@example(keys="k0", older_than=None, keep=None, camera=None, batch_size=1)
+@example(keys=[5], older_than="x", keep=None, camera=None, batch_size=1)
+@example(keys=[], older_than=10**400, keep=None, camera=None, batch_size=0)
+@example(keys=[], older_than=None, keep=1.5, camera=None, batch_size=1)
+def test_what_is_deleted(gallery, keys, older_than, keep, camera, batch_size):
+    refused_well(gallery.ids, keys)
+    refused_well(gallery.delete, keys)
+    refused_well(gallery.count_prunable, older_than, keep, camera)
+    if isinstance(camera, str) and camera not in ("", "gate"):
+        refused_well(gallery.prune, older_than, keep, camera)
+    refused_well(gallery.vectors, None, batch_size)
+    still_answers(gallery)
+
+
+@fuzz(
+    location=st.one_of(texts, mostly("milvus://", "milvus://h:x/c", "postgres://a/b")),
+    fingerprint=mostly("f" * 64, None),
+    embed_dim=mostly(8, None),
+    create=st.booleans(),
+)
+@example(location="a\0b", fingerprint="f", embed_dim=8, create=True)
+@example(location="x" * 300, fingerprint=None, embed_dim=None, create=False)
+@example(location=None, fingerprint=None, embed_dim=None, create=False)
+@example(location=b"gallery", fingerprint=None, embed_dim=None, create=False)
+@example(location="g", fingerprint="f", embed_dim=-1, create=True)
+@example(location="g", fingerprint="f", embed_dim=10**30, create=True)
+@example(location="g", fingerprint="\udcff", embed_dim=8, create=True)
+@example(location="g", fingerprint=5, embed_dim=2.5, create=True)
+@example(location="milvus://\udcff:1/c", fingerprint=None, embed_dim=None, create=False)
+def test_places(tmp_path_factory, monkeypatch, location, fingerprint, embed_dim, create):
+    monkeypatch.chdir(tmp_path_factory.mktemp("places"))
+    if isinstance(location, str) and (location.startswith(("/", "milvus")) or ".." in location):
+        create = False
+        if location.count("/") > 2 and ":19530" in location:
+            return  # Nothing may be asked of a server that is there by chance.
+    opened = refused_well(Gallery.open, location, fingerprint, embed_dim, create=create)
+    if isinstance(opened, Gallery):
+        opened.close()
+
+
+@fuzz(
+    path=mostly("exported", "a/b"),
+    query=mostly("red", {"file": "x"}),
+    k=mostly(3),
+    user=mostly("ann"),
+)
+@example(path="a\0b", query="red", k=3, user=None)
+@example(path="log", query="\udcff", k=10**5000, user="ann")
+@example(path="log", query={"a": nested(3000)}, k=3, user="ann")
+@example(path="log", query=Odd(), k=Odd(), user=5)
+def test_exports_and_logs(gallery, tmp_path_factory, monkeypatch, path, query, k, user):
+    monkeypatch.chdir(tmp_path_factory.mktemp("logs"))
+    if isinstance(path, str) and ("/" in path or path.startswith(".")):
+        path = "log"
+    log = refused_well(QueryLog, path, user)
+    if isinstance(log, QueryLog):
+        with log:
+            refused_well(log.write, query, [], k=k)
+        lines = log.path.read_bytes().decode("ascii").splitlines()
+        assert len(lines) <= 1
+        refused_well(export_gallery, gallery, log.path.with_suffix(".x"))
