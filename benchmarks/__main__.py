@@ -5,6 +5,7 @@ Without options they run at the sizes that docs/benchmarks.md shows.
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def main() -> None:
     wanted, failed = commands(sys.argv[1:]), 0
     if any("demo/bundle" in line for line in wanted) and not Path("demo/bundle").is_dir():
         sys.exit("error: the benchmark of starting needs demo/bundle: run  make demo  first")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # It then ends the benchmark as well.
     for name, *options in wanted:
         command = ["-m", f"benchmarks.{name}", *options]
         sys.stderr.write(f"python {shlex.join(command)}\n")

@@ -4,10 +4,14 @@ The folder decides the tier and with it the time limit of a test. A test that ne
 with its own ``pytest.mark.timeout``.
 """
 
+import ctypes
+import gc
 import json
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +64,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             )
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TIER_TIMEOUT_S[folder], func_only=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back() -> Iterator[None]:
+    """Return what a module's models took to the system: a worker meets hundreds of them."""
+    yield
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # glibc's.
 
 
 class QuickDemo(NamedTuple):

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 
@@ -222,6 +223,8 @@ def test_traceback_only_with_debug(work, monkeypatch):
 
 def test_version_and_main(monkeypatch, capsys):
     assert run("--version").stdout == f"upperson-rt {upperson_rt.__version__}\n"
+    # It would end this process, whatever signal a later test gets.
+    monkeypatch.setattr(sys.modules["upperson_rt.cli.app"], "listen", lambda: None)
     monkeypatch.setattr("sys.argv", ["upperson-rt", "--version"])
     with pytest.raises(SystemExit) as ended:
         main()

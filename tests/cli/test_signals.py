@@ -11,6 +11,7 @@ import pytest
 from tests.helpers.command_line import environment, start_program
 from tests.helpers.invoke import snapshot
 from upperson_rt.bundle import Bundle
+from upperson_rt.files import new_folder
 
 FILLING = """
 from pathlib import Path
@@ -61,6 +62,137 @@ def test_a_signal_ends_a_command_in_an_orderly_way(work, number, code, said):
     assert process.returncode == code
     assert errors == said
     assert list(work.iterdir()) == []
+
+
+NATIVE = """
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from upperson_rt.cli import ending
+from upperson_rt.cli.app import Command, new_app, run_app
+from upperson_rt.files import new_folder
+
+ending._GRACE_S = 0.1
+app = new_app("Work in native code.", "test")
+
+def tell_when_the_main_thread_works():
+    clock = time.pthread_getcpuclockid(threading.main_thread().ident)
+    until = time.clock_gettime(clock) + 0.1
+    while time.clock_gettime(clock) < until:
+        time.sleep(0.01)
+    print("working", flush=True)
+
+def work_for_hours():
+    threading.Thread(target=tell_when_the_main_thread_works, daemon=True).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+@app.command(cls=Command)
+def fill() -> None:
+    with new_folder(Path("out")) as folder:
+        (folder / "half").write_text("half")
+        work_for_hours()
+
+@app.command(cls=Command)
+def watch() -> None:
+    with ending.ending_gently():
+        work_for_hours()
+
+@app.command(cls=Command)
+def close() -> None:
+    with ending.ending_gently() as received:
+        print("working", flush=True)
+        while not received:
+            time.sleep(0.01)
+    work_for_hours()
+
+@app.command(cls=Command)
+def hang() -> None:
+    ending.leave_open(None)
+    print("hanging", end="")  # Flushed all the same.
+    threading.Thread(target=threading.Event().wait).start()
+    raise KeyError("defect")
+
+@app.command(cls=Command)
+def fork() -> None:
+    if os.fork() == 0:
+        assert signal.set_wakeup_fd(-1) == -1
+        os.kill(os.getpid(), signal.SIGTERM)
+    number = os.waitstatus_to_exitcode(os.wait()[1])
+    print(number)
+
+def importing(**options):
+    os.kill(os.getpid(), int(sys.argv[1]))
+
+run_app(importing if sys.argv[1].isdigit() else app, "test")
+"""
+
+
+def start_native(command):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", NATIVE, str(command)],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "code", "said"),
+    [
+        ("fill", signal.SIGTERM, 143, "terminated"),
+        ("fill", signal.SIGINT, 130, "interrupted"),
+        ("close", signal.SIGTERM, 143, "terminated"),
+    ],
+)
+def test_native_code_that_does_not_return_is_ended(work, command, number, code, said):
+    with start_native(command) as process:
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=50)
+    assert process.returncode == code, errors
+    assert errors == f"error: {said}: it did not end by itself within 8 s\n"
+    left = [path.name for path in work.iterdir()]
+    assert len(left) == (command == "fill")
+    with new_folder(work / "out") as folder:  # The next one sweeps.
+        assert [path.name for path in work.iterdir()] == [folder.name]
+
+
+def test_a_second_signal_ends_at_once_what_ends_gently_also_in_native_code(work):
+    with start_native("watch") as process:
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)  # Which of the two comes second is the system's choice.
+        _, errors = process.communicate(timeout=50)
+    ends = {130: "error: interrupted: at once\n", 143: "error: terminated: at once\n"}
+    assert errors == ends[process.returncode]
+
+
+def test_a_process_ends_beside_a_thread_that_hangs(work):
+    with start_native("hang") as process:
+        output, errors = process.communicate(timeout=50)
+    assert (process.returncode, output) == (1, "hanging")
+    assert errors.startswith("error: internal error: KeyError: 'defect'")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")]
+)
+def test_a_signal_outside_of_a_command_has_its_code(work, number, said):
+    with start_native(int(number)) as process:
+        _, errors = process.communicate(timeout=50)
+    assert (process.returncode, errors) == (128 + number, f"error: {said}\n")
+
+
+def test_a_forked_process_ends_by_sigterm_and_its_parent_does_not(work):
+    with start_native("fork") as process:
+        output, errors = process.communicate(timeout=50)
+    assert (process.returncode, output) == (0, f"{-signal.SIGTERM}\n"), errors
 
 
 @pytest.mark.timeout(180, func_only=True)

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from contextlib import suppress
@@ -11,7 +13,7 @@ from contextlib import suppress
 import pytest
 from typer.testing import CliRunner
 
-from tests.helpers.command_line import start_program
+from tests.helpers.command_line import environment, start_program
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.cli import app
@@ -172,6 +174,57 @@ def test_a_signal_in_the_middle_commits_all_that_was_accepted(work, number):
     assert camera["accepted"] == camera["committed"] == done["items"] == len(keys)
     assert seen <= keys
     assert crops == pictures
+
+
+HANGING = """
+import threading
+from functools import partial
+import upperson_rt.camera
+from upperson_rt.camera import BoxesFile
+from upperson_rt.cli import main
+from upperson_rt.gallery.sqlite import SqliteGallery
+
+def hang(*arguments):
+    print("hangs", file=sys.stderr, flush=True)
+    threading.Event().wait()
+
+if sys.argv.pop(1) == "detector":
+    BoxesFile.boxes_at = hang
+else:
+    SqliteGallery.add = hang
+settings = partial(upperson_rt.camera.PipelineSettings, end_within_s=0.2)
+upperson_rt.camera.PipelineSettings = settings
+main()
+"""
+
+
+@pytest.mark.parametrize("where", ["detector", "gallery"])
+def test_what_hangs_is_left_behind_and_named(work, where):
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import sys; {HANGING}", where, *WATCH, "--json", "--every", "0"],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while process.stderr.readline() != "hangs\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate()
+    assert process.returncode == 3, errors
+    assert "committing what was accepted; Ctrl-C or SIGTERM ends it at once\n" in errors
+    done = json.loads(output)
+    camera = done["cameras"]["street"]
+    if where == "detector":
+        said = "1 of 1 cameras were given up: street: the detector did not return within 0.2 s"
+        assert camera["failures"] == {"detector_stuck": 1}
+        assert camera["frames_dropped"]["detector_stuck"] == 1
+    else:
+        said = "the gallery did not return within 0.2 s of the end"
+        assert done["failures"] == {"gallery_stuck": 1}
+        assert camera["accepted"] == camera["crops_dropped"]["failed"] > 0
+    assert errors.splitlines()[-1].startswith(f"error: {said}")
 
 
 def test_a_gallery_that_fails_ends_it_and_the_counts_are_told(work, monkeypatch):

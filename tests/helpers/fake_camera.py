@@ -67,7 +67,7 @@ class FakeReader(Reader):
         if isinstance(step, threading.Event):
             step.wait()
             return None
-        if isinstance(step, Exception):
+        if isinstance(step, BaseException):
             raise step
         picture: NDArray[np.uint8] | None = step() if callable(step) else step
         return picture
@@ -117,7 +117,7 @@ class FakeEncoder:
     """An encoder that waits at a gate before each batch, or fails."""
 
     def __init__(
-        self, encoder: Encoder, gate: Gate | None = None, error: Exception | None = None
+        self, encoder: Encoder, gate: Gate | None = None, error: BaseException | None = None
     ) -> None:
         self._encoder, self._gate, self._error = encoder, gate, error
 
@@ -143,3 +143,6 @@ class FakeTime:
 
     def time(self) -> float:
         return time.time() + self.more_s
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)

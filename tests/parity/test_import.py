@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.alone import alone
 from tests.helpers.official_checkpoint import (
     PLAIN,
     TOY_OFFICIAL,
@@ -112,6 +113,7 @@ def test_every_tensor_of_a_checkpoint_changes_features(
         assert float(parameter.grad.abs().max()) > 1e-6, name
 
 
+@alone
 def test_the_real_size_is_recognised_and_equals_the_formulas(tmp_path: Path) -> None:
     """ViT-B/16 with the official README's settings, in its mix of precisions."""
     state = with_aliases(official_state(Official()))

@@ -36,7 +36,7 @@ __all__ = ["Choice", "Contest"]
 T = TypeVar("T")
 _Problems: TypeAlias = dict[str, BackendError | IntegrityError]
 
-TIMED_S, MOST_S = 1.0, 1.5
+TIMED_S, MOST_S = 0.75, 0.75
 """How long runs are timed, and what a run of the batch in each backend may take in all. On a slower
 processor single pictures have to do."""
 

@@ -34,6 +34,7 @@ class Camera:
         self.name = camera.name
         self._settings = camera
         self._ledger = shared.ledger
+        self._patience_s = shared.settings.end_within_s
         self._frames: BoundedQueue[Frame] = BoundedQueue(shared.settings.frame_queue)
         self._worker = CameraWorker(camera, shared, self._frames)
         self._capture: Capture | None = None
@@ -54,30 +55,38 @@ class Camera:
         if self._capture is not None:
             self._capture.start()
 
-    def stop(self) -> None:
-        """Ask the source to end, and let go a file that waits for room: there will be none."""
-        if self._capture is not None:
-            self._capture.stop()
-        if self._settings.drop == "block":
-            self._frames.close()
-
-    def close(self, until: float) -> None:
-        """Let no more frames in, once the source has ended or the time is up.
+    def stop(self, patience_s: float) -> None:
+        """Ask the source to end, and let go a file that waits for room: there will be none.
 
         Args:
-            until: On `time.monotonic`.
+            patience_s: How long a call of the source may still last.
         """
         if self._capture is not None:
-            self._capture.join(max(0.1, until - time_module.monotonic()))
-        self._frames.close()
+            self._capture.stop(patience_s)
+        if self._capture is None or self._settings.drop == "block":
+            self._frames.close()
 
-    def join(self) -> None:
-        """Wait until all frames are dealt with, after `close`."""
-        self._worker.join()
+    def has_ended(self, stopped: float, late: bool) -> bool:
+        """Return whether all frames are dealt with, after `stop`; leave behind what hangs.
+
+        Args:
+            stopped: When that was, on `time.monotonic`.
+            late: Whether frames that wait are given up, and a detector that works as well.
+        """
+        if self._capture is not None:
+            self._capture.leave_stuck(stopped)
+            if self._capture.is_alive:
+                return False
+        self._frames.close()
+        if late:
+            given_up = len(self._frames.clear())
+            self._ledger.count(self.name, "frames.dropped.stopped", given_up)
+            self._worker.leave()
+        return not self._worker.is_alive
 
     def abandon(self) -> None:
         """Let no more frames in at once; what waits is dealt with."""
-        self.stop()
+        self.stop(self._patience_s)
         self._frames.close()
 
     def flush(self) -> None:

@@ -29,6 +29,8 @@ _FAR_FROM_END = 0.02
 _STALLED = 0.9
 """Share of the time for a stall after which the end of a stream counts as one."""
 _STEP_S = 0.1
+_PATIENCE_S = 3.0
+"""A call that lasts longer when the end has come is left behind."""
 _USUAL_RATE = 25.0
 """Pictures a second of a file that tells neither times nor rate."""
 
@@ -54,9 +56,12 @@ class Capture(Stage):
             rules: How patient to be.
             deliver: Gets picture, unix time, and a clock that the wall clock's jumps do not touch;
                 may block for a file, not for a live source.
-            count: Told ``reconnects``, ``stalls`` and ``resolution_changes``.
+            count: Told ``reconnects``, ``stalls`` and ``resolution_changes``, and
+                ``failures.source_error`` and ``failures.source_stuck``.
         """
-        super().__init__(f"capture {camera.name}", lambda error: self._give_up(_problem(error)))
+        super().__init__(
+            f"capture {camera.name}", "source", lambda error: self._give_up(_problem(error))
+        )
         assert camera.source is not None
         self.state: CaptureState = "waiting"
         self.error: str | None = None
@@ -66,13 +71,27 @@ class Capture(Stage):
         self._deliver = deliver
         self._count = count
         self._stop = threading.Event()
+        self._patience_s = _PATIENCE_S
         self._ended = threading.Event()
         self._hanging: list[threading.Thread] = []
         self._size: tuple[int, int] | None = None
 
-    def stop(self) -> None:
-        """Ask the thread to end; one that hangs in its source is left behind."""
+    def stop(self, patience_s: float = _PATIENCE_S) -> None:
+        """Ask the thread to end; one that hangs in its source is left behind.
+
+        Args:
+            patience_s: How long a call of the source may last; at most 3 s.
+        """
+        self._patience_s = min(patience_s, _PATIENCE_S)
         self._stop.set()
+
+    def leave_stuck(self, stopped: float) -> None:
+        """Leave behind a file that does not answer; ``stopped`` is on `time.monotonic`.
+
+        A live source has threads of its own for what may hang, and sees to it itself.
+        """
+        if not self._source.is_live and self.call_s(stopped) > self._patience_s and self._leave():
+            self._give_up(f"{self._source.shown} did not answer at the end", "source_stuck")
 
     @property
     def is_over(self) -> bool:
@@ -89,12 +108,14 @@ class Capture(Stage):
         return self._camera.opener(self._source, self._rules.stall_s)
 
     def _run_file(self) -> None:
-        reader = self._open()
+        with self._calling("source"):
+            reader = self._open()
         try:
             self.state = "running"
             frames = self._play(reader)
         finally:
-            reader.close()
+            with self._calling("source"):
+                reader.close()
         if self._stop.is_set():
             self._end("stopped")
         elif frames == 0:
@@ -113,8 +134,12 @@ class Capture(Stage):
     def _play(self, reader: Reader) -> int:
         """Hand on the frames of a file; return how many there were."""
         began, position_s, frames = time.monotonic(), 0.0, 0
-        while (image := reader.read()) is not None and not self._stop.is_set():
-            told_s = reader.position_s
+        while not self._stop.is_set():
+            with self._calling("source"):
+                image = reader.read()
+                told_s = 0.0 if image is None else reader.position_s
+            if image is None:
+                break
             if frames == 0:
                 position_s = max(0.0, told_s)
             elif told_s > position_s:
@@ -151,6 +176,15 @@ class Capture(Stage):
             )
             if self._stop.wait(wait_s):
                 break
+        if hanging := sum(thread.is_alive() for thread in self._hanging):
+            self.error = f"{hanging} readers hang in {self._source.shown}"
+            self._count("failures.source_stuck")
+            _log.error(
+                "camera %s: %s",
+                self._camera.name,
+                self.error,
+                extra={"camera": self._camera.name, "event": "stuck"},
+            )
         self._end("stopped")
 
     def _read_live(self) -> bool:
@@ -169,14 +203,17 @@ class Capture(Stage):
             thread.join(_STEP_S)
             if time.monotonic() - session.alive > self._rules.stall_s:
                 break
+        if self._stop.is_set():  # A call that is new may come back; one that is old hardly will.
+            silent_s = time.monotonic() - session.alive
+            thread.join(max(min(5 * _STEP_S, self._patience_s), self._patience_s - silent_s))
         with session.lock:
             session.abandoned = True
         if thread.is_alive():
             self._hanging.append(thread)
-            if self._stop.is_set():
-                thread.join(_STEP_S * 5)
-            else:
+            if not self._stop.is_set():
                 self._note_stall()
+        elif session.end is not None:
+            raise session.end  # It wants to end, such as with SystemExit, so it is given up.
         elif session.stalled:
             self._note_stall()
         elif session.error is not None:
@@ -198,6 +235,8 @@ class Capture(Stage):
                 reader.close()
         except Exception as error:
             session.error = _problem(error)
+        except BaseException as error:
+            session.end = error
 
     def _read_one(self, reader: Reader, session: "_Session") -> bool:
         """Read and hand on one picture; return whether to go on."""
@@ -238,8 +277,9 @@ class Capture(Stage):
             self._size = size
         self._deliver(image, unix_time, clock)
 
-    def _give_up(self, problem: str) -> None:
+    def _give_up(self, problem: str, reason: str = "source_error") -> None:
         self.error = problem
+        self._count(f"failures.{reason}")
         _log.error(
             "camera %s: %s",
             self._camera.name,
@@ -261,6 +301,7 @@ class _Session:
         self.alive = time.monotonic()
         self.frames = 0
         self.error: str | None = None
+        self.end: BaseException | None = None
         self.stalled = False
         self.abandoned = False
 

@@ -4,19 +4,21 @@ import glob
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.camera.encode import EncodedCrops
 from upperson_rt.camera.frames import Crop
-from upperson_rt.camera.queues import BoundedQueue, Stage
+from upperson_rt.camera.queues import BoundedQueue, LeftBehindError, Stage
 from upperson_rt.camera.settings import PipelineSettings
 from upperson_rt.camera.stats import Durations, Ledger
 from upperson_rt.errors import InputError
@@ -28,6 +30,9 @@ from upperson_rt.printable import get_logger
 __all__ = ["CommitStage", "CropFolder", "UnfinishedNote", "remove_left_behind"]
 
 _log = get_logger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _STEP_S = 0.1
 _WRITERS = 8
@@ -48,7 +53,7 @@ class CommitStage(Stage):
         fail: Callable[[BaseException], None],
         on_commit: Callable[[Sequence[Item]], None] | None,
     ) -> None:
-        super().__init__("commit", fail)
+        super().__init__("commit", "gallery", fail)
         self._gallery = gallery
         self._crops_dir = gallery.crops_dir if settings.save_crops else None
         self._run_name = run_name
@@ -57,6 +62,7 @@ class CommitStage(Stage):
         self._ledger = ledger
         self._on_commit = on_commit
         self._folder: CropFolder | None = None
+        self._crops: list[Crop] = []
         self.latency = Durations()
         self.encode_latency = Durations()
 
@@ -71,23 +77,47 @@ class CommitStage(Stage):
             self._folder = CropFolder(self._crops_dir, self._run_name)
         super().start()
 
+    def leave(self) -> str | None:
+        """Leave behind a gallery or a callback that does not return; return which one hung.
+
+        After a callback the commits go on in another thread, and nobody is told of them.
+        """
+        if not self._leave():
+            return None
+        part = self.part
+        if part == "on_commit":
+            self._on_commit = None
+            self._go_on()
+        else:
+            self._ledger.count_crops(self._crops, "crops.dropped.failed")
+        return part
+
     def _run(self) -> None:
         try:
             while not self._batches.is_finished:
                 taken = self._batches.get_all(_STEP_S)
                 if taken:
-                    crops = [crop for batch, _ in taken for crop in batch]
-                    self._commit(crops, np.concatenate([embeds for _, embeds in taken]))
+                    self._crops = [crop for batch, _ in taken for crop in batch]
+                    self._commit(self._crops, np.concatenate([embeds for _, embeds in taken]))
                     self._batches.done(len(taken))
-        finally:
-            if self._folder is not None:
-                self._folder.close()
+        except LeftBehindError:
+            raise
+        except BaseException:
+            self._close_folder()
+            raise
+        self._close_folder()
 
     def _commit(self, crops: list[Crop], embeds: NDArray[np.float32]) -> None:
         items = [crop.item for crop in crops]
         try:
-            with nullcontext() if self._folder is None else self._folder.saved(crops):
+            with (
+                self._calling("gallery"),
+                nullcontext() if self._folder is None else self._folder.saved(crops),
+            ):
                 self._gallery.add(items, embeds, self._variant)
+        except LeftBehindError:
+            self._close_folder()  # After a callback it is the next thread's.
+            raise
         except BaseException:
             self._ledger.count_crops(crops, "crops.dropped.failed")
             raise
@@ -97,7 +127,12 @@ class CommitStage(Stage):
             self.encode_latency.add(now - crop.chosen)
         self._ledger.count_crops(crops, "committed")
         if self._on_commit is not None:
-            self._on_commit(items)
+            with self._calling("on_commit"):
+                self._on_commit(items)
+
+    def _close_folder(self) -> None:
+        if self._folder is not None:
+            self._folder.close()
 
 
 class CropFolder:
@@ -107,7 +142,7 @@ class CropFolder:
         """Make the folder; raise InputError if it cannot be written to."""
         self.folder = folder
         self._note = UnfinishedNote(folder, run_name)
-        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="save")
+        self._pool = _DaemonPool()
 
     @contextmanager
     def saved(self, crops: list[Crop]) -> Iterator[None]:
@@ -135,6 +170,45 @@ class CropFolder:
         """End the threads."""
         self._pool.shutdown()
         self._note.close()
+
+
+class _DaemonPool(Executor):
+    """Threads for pictures. Python waits for those of `ThreadPoolExecutor` before a process ends.
+
+    On a disk that hangs that would be forever.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._run, name="save", daemon=True) for _ in range(_WRITERS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> "Future[_T]":
+        """Call a function in one of the threads."""
+        future: Future[_T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._jobs.put(work)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads, once all is written."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while (work := self._jobs.get()) is not None:
+            work()
 
 
 class UnfinishedNote:

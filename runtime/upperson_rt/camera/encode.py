@@ -1,5 +1,6 @@
 """The thread that embeds the crops of all cameras, in batches."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import TypeAlias
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.camera.frames import Crop
-from upperson_rt.camera.queues import BoundedQueue, Stage
+from upperson_rt.camera.queues import BoundedQueue, LeftBehindError, Stage
 from upperson_rt.camera.settings import PipelineSettings
 from upperson_rt.camera.stats import Ledger
 from upperson_rt.encoder import Encoder
@@ -37,7 +38,7 @@ class EncodeStage(Stage):
         ledger: Ledger,
         fail: Callable[[BaseException], None],
     ) -> None:
-        super().__init__("encode", fail)
+        super().__init__("encode", "encoder", fail)
         self._encoder = encoder
         self._batch_size = settings.batch_size
         self._max_delay_s = settings.max_delay_s
@@ -45,22 +46,31 @@ class EncodeStage(Stage):
         self._batches = batches
         self._ledger = ledger
         self._busy_s = 0.0
-        self._since: float | None = None
+        self._batch: list[Crop] = []
         self.count = 0
         """Batches so far."""
 
     @property
     def busy_s(self) -> float:
         """Seconds in which the encoder worked, up to now."""
-        since = self._since
-        return self._busy_s + (0.0 if since is None else time.monotonic() - since)
+        return self._busy_s + self.call_s(-math.inf)
+
+    def leave(self) -> str | None:
+        """Leave behind an encoder that does not return, and its batch; return what hung."""
+        if not self._leave():
+            return None
+        self._ledger.count_crops(self._batch, "crops.dropped.failed")
+        return self.part
 
     def _run(self) -> None:
         while (batch := self._next()) is not None:
             if not batch:
                 continue
+            self._batch = batch
             try:
                 embeds = self._embed(batch)
+            except LeftBehindError:
+                raise
             except BaseException:
                 self._ledger.count_crops(batch, "crops.dropped.failed")
                 raise
@@ -83,11 +93,10 @@ class EncodeStage(Stage):
         return batch
 
     def _embed(self, batch: list[Crop]) -> NDArray[np.float32]:
-        self._since = time.monotonic()
-        try:
+        began = time.monotonic()
+        with self._calling("encoder"):
             pixels = np.stack([crop.pixels for crop in batch])
-            return self._encoder.encode_pixels(pixels, self._batch_size)
-        finally:
-            since, self._since = self._since, None
-            self._busy_s += time.monotonic() - since
-            self.count += 1
+            embeds = self._encoder.encode_pixels(pixels, self._batch_size)
+        self._busy_s += time.monotonic() - began
+        self.count += 1
+        return embeds

@@ -5,7 +5,8 @@ import math
 import secrets
 import threading
 import time as time_module
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,13 @@ from upperson_rt.camera.source import Opener, Source, guess_start_time, import_c
 from upperson_rt.camera.stats import Durations, Latency, Ledger, PipelineStats
 from upperson_rt.camera.worker import Shared
 from upperson_rt.encoder import Encoder
-from upperson_rt.errors import IntegrityError, UsageError
+from upperson_rt.errors import (
+    BackendError,
+    InputError,
+    IntegrityError,
+    UppersonError,
+    UsageError,
+)
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.printable import get_logger, shown
 
@@ -33,8 +40,13 @@ __all__ = ["Pipeline"]
 _log = get_logger(__name__)
 
 _STEP_S = 0.02
-_CAPTURE_JOIN_S = 3.0
 _COMMITS_WAITING = 4
+_SHARED: Mapping[str, tuple[str, type[UppersonError]]] = {
+    "encoder": ("the encoder", BackendError),
+    "gallery": ("the gallery", InputError),
+    "on_commit": ("on_commit", UppersonError),
+}
+"""What all cameras share: its name in a message, and the error if it fails or hangs."""
 
 
 class Pipeline:
@@ -52,7 +64,7 @@ class Pipeline:
     dropped is counted in `stats`.
 
     A camera that fails leaves the others alone. If the encoder or the gallery fails, the pipeline
-    stops, and every later call raises that error.
+    stops, and every later call raises that error. At the end nothing is waited for that hangs.
     """
 
     def __init__(
@@ -107,7 +119,12 @@ class Pipeline:
             ledger=ledger,
         )
         self._encode = EncodeStage(
-            encoder, self.settings, self._crops, self._batches, ledger, self._fail
+            encoder,
+            self.settings,
+            self._crops,
+            self._batches,
+            ledger,
+            lambda error: self._fail(error, self._encode.part),
         )
         self._commit = CommitStage(
             gallery,
@@ -116,7 +133,7 @@ class Pipeline:
             encoder.variant,
             self._batches,
             ledger,
-            self._fail,
+            lambda error: self._fail(error, self._commit.part),
             on_commit,
         )
         self._cameras: dict[str, Camera] = {}
@@ -125,6 +142,7 @@ class Pipeline:
         self._stopped: float | None = None
         self._stopping = False
         self._failure: BaseException | None = None
+        self._failures: Counter[str] = Counter()
 
     def add_camera(
         self,
@@ -280,23 +298,33 @@ class Pipeline:
     def stop(self) -> None:
         """Take no more frames, finish and commit what was accepted, and end all threads.
 
+        What hangs is left behind, named in the log and counted in `stats` (``failures``):
+        ``end_within_s`` after the call cameras give up the frames that wait and the detectors that
+        have not returned; an encoder, a gallery or ``on_commit`` is given up when one of its calls
+        lasts longer. While these work, however slowly, they are waited for.
+
         Raises:
-            UppersonError: What had stopped the pipeline; some of what was accepted is then lost.
+            UppersonError: What had stopped the pipeline, or hung in the encoder, the gallery or
+                ``on_commit``; some of what was accepted is then lost, unless it was the last.
         """
         with self._lock:
             self._stopping = True
             cameras = list(self._cameras.values())
+        began = time_module.monotonic()
+        late = began + self.settings.end_within_s
         for camera in cameras:
-            camera.stop()
-        until = time_module.monotonic() + _CAPTURE_JOIN_S
-        for camera in cameras:
-            camera.close(until)
-        for camera in cameras:
-            camera.join()
-        self._crops.close()
-        self._encode.join()
-        self._batches.close()
-        self._commit.join()
+            camera.stop(self.settings.end_within_s)
+        busy = cameras
+        while busy:
+            now = time_module.monotonic()
+            busy = [camera for camera in busy if not camera.has_ended(began, now > late)]
+            self._leave_what_hangs(began)
+            time_module.sleep(_STEP_S if busy else 0)
+        for queue, stage in ((self._crops, self._encode), (self._batches, self._commit)):
+            queue.close()
+            while stage.is_alive:
+                self._leave_what_hangs(began)
+                stage.join(_STEP_S)
         if self._stopped is None:
             self._stopped = time_module.monotonic()
         self._raise_failure()
@@ -309,6 +337,7 @@ class Pipeline:
         busy_s = self._encode.busy_s
         return PipelineStats(
             seconds=seconds,
+            failures=dict(self._failures),
             cameras={camera.name: camera.stats() for camera in cameras},
             batches=self._encode.count,
             encoder_busy_s=busy_s,
@@ -342,10 +371,32 @@ class Pipeline:
                 raise
             _log.error("the pipeline had failed as well: %s", failure)
 
-    def _fail(self, error: BaseException) -> None:
+    def _leave_what_hangs(self, since: float) -> None:
+        """Leave behind an encoder, a gallery or a callback that does not return."""
+        limit_s = self.settings.end_within_s
+        for stage in (self._encode, self._commit):
+            if stage.call_s(since) > limit_s and (part := stage.leave()) is not None:
+                name, kind = _SHARED[part]
+                error = kind(f"{name} did not return within {limit_s:g} s of the end")
+                self._failed(error, f"{part}_stuck")
+                if part != "on_commit":  # Without it all is committed, and nobody is told.
+                    self._abandon()
+
+    def _fail(self, error: BaseException, part: str) -> None:
         """Stop everything: without encoder and gallery nothing has a use."""
+        if not isinstance(error, Exception):  # SystemExit must not end whoever is told of it.
+            name, kind = _SHARED[part]
+            told = kind(f"{name} ended with {type(error).__name__}: {error}")
+            told.__cause__, error = error, told
+        self._failed(error, f"{part}_error")
+        self._abandon()
+
+    def _failed(self, error: BaseException, reason: str) -> None:
+        self._failures[reason] += 1
         self._failure = self._failure or error
         _log.error("the pipeline stops: %s", error, extra={"event": "failed"})
+
+    def _abandon(self) -> None:
         for camera in list(self._cameras.values()):
             camera.abandon()
         self._crops.close()

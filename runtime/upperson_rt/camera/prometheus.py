@@ -19,6 +19,7 @@ _EDGES = range(0, len(BOUNDS_S), 4)
 _BY_REASON = {
     "frames_dropped": "Frames that were dropped, by reason.",
     "crops_dropped": "Detections that did not become a row, by reason.",
+    "failures": "What failed for good or did not end in time, by reason; no camera: for all.",
 }
 _PLAIN = {
     "frames_read": "Frames that came in.",
@@ -71,6 +72,8 @@ class _Collector:
                 for reason, number in getattr(numbers, name).items():
                     family.add_metric([camera, reason], number)
             up.add_metric([camera], float(numbers.state == "running"))
+        for reason, number in stats.failures.items():
+            by_reason["failures"].add_metric(["", reason], number)
         yield from (*plain.values(), *by_reason.values(), up)
         yield from self._whole(core, stats)
 

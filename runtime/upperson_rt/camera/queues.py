@@ -3,12 +3,20 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 
 from upperson_rt.errors import UsageError
 
-__all__ = ["DROP_POLICIES", "BoundedQueue", "DropPolicy", "Stage", "check_policy"]
+__all__ = [
+    "DROP_POLICIES",
+    "BoundedQueue",
+    "DropPolicy",
+    "LeftBehindError",
+    "Stage",
+    "check_policy",
+]
 
 T = TypeVar("T")
 
@@ -128,31 +136,93 @@ class BoundedQueue(Generic[T]):
         return len(self._items)
 
 
-class Stage:
-    """A thread that works until what it works on has ended; derive from it and write ``_run``."""
+class LeftBehindError(BaseException):
+    """Ends a thread whose call came back after it had been left behind; nobody else sees it."""
 
-    def __init__(self, name: str, fail: Callable[[BaseException], None]) -> None:
-        """Make the thread; ``fail`` is told the error that ends it, if one does."""
+
+class Stage:
+    """A thread that works until what it works on has ended; derive from it and write ``_run``.
+
+    Detectors, sources, encoders, galleries and callbacks may never return, and no thread can be
+    stopped from outside. They are called in `_calling`; while such a call lasts, `leave` gives its
+    thread up. What that thread does afterwards has no effect any more: it ends.
+    """
+
+    def __init__(self, name: str, part: str, fail: Callable[[BaseException], None]) -> None:
+        """Make the thread.
+
+        Args:
+            name: Of the thread.
+            part: What it calls first, such as ``detector``.
+            fail: Told the error that ends it, if one does.
+        """
+        self.part = part
+        """What it called last."""
+        self._name = name
         self._fail = fail
-        self._thread = threading.Thread(target=self._guarded, name=name, daemon=True)
+        self._thread: threading.Thread | None = self._new_thread()
+        self._call_began: float | None = None
+        self._turn = threading.Lock()  # Either a call comes back, or its thread is left behind.
 
     def start(self) -> None:
         """Begin to work."""
+        assert self._thread is not None
         self._thread.start()
 
     def join(self, timeout_s: float | None = None) -> None:
         """Wait for the end, if it was started at all."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+        thread = self._thread
+        if thread is not None and thread.ident is not None:
+            thread.join(timeout_s)
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether the thread runs, and was not left behind."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
+
+    def call_s(self, since: float) -> float:
+        """Return for how long a call has lasted, counted from ``since`` on `time.monotonic`."""
+        began = self._call_began
+        return 0.0 if began is None else time.monotonic() - max(began, since)
+
+    def _leave(self) -> bool:
+        """Leave the thread behind if it is in a call; return whether it was."""
+        with self._turn:
+            if self._call_began is None:
+                return False
+            self._thread = self._call_began = None
+            return True
+
+    def _go_on(self) -> None:
+        """Work on in another thread, after `_leave`."""
+        self._thread = self._new_thread()
+        self._thread.start()
+
+    @contextmanager
+    def _calling(self, part: str) -> Iterator[None]:
+        """Mark a call of what is not ours.
+
+        Raises:
+            LeftBehindError: It came back, or raised something, after it had been left behind.
+        """
+        self.part, self._call_began = part, time.monotonic()
+        try:
+            yield
+        finally:
+            with self._turn:
+                if threading.current_thread() is not self._thread:
+                    raise LeftBehindError
+                self._call_began = None
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._guarded, name=self._name, daemon=True)
 
     def _guarded(self) -> None:
         try:
             self._run()
+        except LeftBehindError:
+            return
         except BaseException as error:
             self._fail(error)
 

@@ -105,6 +105,9 @@ class PipelineSettings:
     """Crops of all cameras that may wait for the encoder."""
     drop: DropPolicy = "oldest"
     """What gives way in a full queue, ``oldest`` or ``newest``. Files wait instead."""
+    end_within_s: float = 10.0
+    """At the end: for how long cameras may work on what waits, and a call of an encoder, a gallery
+    or ``on_commit`` may last. What takes longer is left behind."""
     capture_rules: CaptureRules = CaptureRules()
     """When a live source counts as stalled, and how it is opened again."""
     opener: Opener = OpenCVReader
@@ -122,6 +125,8 @@ class PipelineSettings:
             raise UsageError(
                 "every_s must be at least 0, lost_after_s above 0, min_views at least 1"
             )
+        if not self.end_within_s > 0:
+            raise UsageError(f"end_within_s must be above 0, got {self.end_within_s}")
         if self.save_crops and not 1 <= self.jpeg_quality <= 100:
             raise UsageError(f"jpeg_quality must be 1 to 100, got {self.jpeg_quality}")
         for name in ("frame_queue", "crop_queue"):

@@ -121,7 +121,8 @@ class CameraStats:
     frames_processed: int
     frames_waiting: int
     frames_dropped: Mapping[str, int]
-    """By reason: ``queue_full``, ``empty``, ``detector_error``, ``camera_failed``, ``stopped``."""
+    """By reason: ``queue_full``, ``empty``, ``detector_error``, ``detector_stuck``,
+    ``camera_failed``, ``stopped``."""
     detections: int
     """Boxes that came from the detector or with the frames."""
     tracks: int
@@ -136,6 +137,9 @@ class CameraStats:
     reconnects: int
     stalls: int
     resolution_changes: int
+    failures: Mapping[str, int]
+    """What gave the camera up, or did not end in time: ``detector_error``, ``detector_stuck``,
+    ``source_error``, ``source_stuck`` or ``defect``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +148,9 @@ class PipelineStats:
 
     seconds: float
     """Since the start."""
+    failures: Mapping[str, int]
+    """What stopped the pipeline, or did not end in time, for all cameras at once: ``encoder``,
+    ``gallery`` or ``on_commit`` with ``_error`` or ``_stuck``."""
     cameras: Mapping[str, CameraStats]
     batches: int
     encoder_busy_s: float
@@ -170,6 +177,12 @@ class PipelineStats:
         for camera in self.cameras.values():
             together.update(getattr(camera, name))
         return dict(sorted(together.items()))
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a call did not return in time: its thread hangs on."""
+        every = (self.failures, *(camera.failures for camera in self.cameras.values()))
+        return any(reason.endswith("_stuck") for failures in every for reason in failures)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as JSON would have it."""
@@ -200,6 +213,7 @@ def camera_stats(counts: Counter[str], state: str, error: str | None) -> CameraS
         reconnects=counts["reconnects"],
         stalls=counts["stalls"],
         resolution_changes=counts["resolution_changes"],
+        failures=_below(counts, "failures."),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from upperson_rt.camera.crops import CropMaker, Selection, sharpness
 from upperson_rt.camera.detectors import BoxesFile, Turns
 from upperson_rt.camera.frames import Boxes, Crop, Frame, View, clean_boxes
-from upperson_rt.camera.queues import BoundedQueue, Stage
+from upperson_rt.camera.queues import BoundedQueue, LeftBehindError, Stage
 from upperson_rt.camera.settings import CameraSettings, PipelineSettings
 from upperson_rt.camera.stats import Ledger
 from upperson_rt.camera.tracker import Tracker
@@ -46,7 +46,11 @@ class CameraWorker(Stage):
     """Takes the frames of one camera: detects, tracks, chooses, and gives crops on."""
 
     def __init__(self, camera: CameraSettings, shared: Shared, frames: BoundedQueue[Frame]) -> None:
-        super().__init__(f"camera {camera.name}", lambda error: self._give_up(_problem(error)))
+        super().__init__(
+            f"camera {camera.name}",
+            "detector",
+            lambda error: self._give_up(_problem(error), "defect"),
+        )
         self.error: str | None = None
         self._camera = camera
         self._shared = shared
@@ -68,6 +72,19 @@ class CameraWorker(Stage):
         """Have the best views so far chosen as soon as no frame waits."""
         self._flush_wanted.set()
 
+    def leave(self) -> None:
+        """Leave behind a detector that does not return; what was seen before it hung is kept."""
+        if not self._leave():
+            return
+        if self._turns is not None:
+            self._turns.close()
+        self._count("frames.dropped.detector_stuck")
+        self._give_up(
+            f"the detector did not return within {self._settings.end_within_s:g} s of the end",
+            "detector_stuck",
+        )
+        self._go_on()
+
     @property
     def is_idle(self) -> bool:
         """Whether no frame waits and no flush is to be done."""
@@ -87,8 +104,10 @@ class CameraWorker(Stage):
             last = time.monotonic()
             try:
                 self._work(frame)
-            except Exception as error:  # Whatever it is: the other cameras go on.
-                self._give_up(_problem(error))
+            except LeftBehindError:
+                raise
+            except BaseException as error:  # Whatever it is: the other cameras go on.
+                self._give_up(_problem(error), "defect")
             finally:
                 self._frames.done()
         self._choose(self._selection.end_all())
@@ -100,10 +119,15 @@ class CameraWorker(Stage):
             return
         try:
             boxes = self._detect(frame)
-        except Exception as error:  # A detector is anybody's code; its camera alone suffers.
+        except LeftBehindError:
+            raise
+        except BaseException as error:  # A detector is anybody's code; its camera alone suffers.
             self._detector_failed(error)
             return
         self._errors = 0
+        self._count("crops.offered", len(boxes.edges) + sum(boxes.dropped.values()))
+        for reason, number in boxes.dropped.items():
+            self._count(f"crops.dropped.{reason}", number)
         self._count("frames.processed")
         names, ended = self._track(frame, boxes)
         self._choose([view for track in ended if (view := self._selection.end(track)) is not None])
@@ -113,21 +137,17 @@ class CameraWorker(Stage):
         self._choose(self._selection.due(frame.clock))
 
     def _detect(self, frame: Frame) -> Boxes:
+        if frame.boxes is not None:
+            return frame.boxes
         height, width = frame.image.shape[:2]
         detector = self._camera.detector
-        if frame.boxes is not None:
-            boxes = frame.boxes
-        else:
-            assert self._turns is not None  # Checked where the frame came in.
+        assert self._turns is not None  # Checked where the frame came in.
+        with self._calling("detector"):
             if isinstance(detector, BoxesFile):
                 given: Any = detector.boxes_at(frame.index)
             else:
                 given = self._turns.detect(frame.image)
-            boxes = clean_boxes(given, width, height)
-        self._count("crops.offered", len(boxes.edges) + sum(boxes.dropped.values()))
-        for reason, number in boxes.dropped.items():
-            self._count(f"crops.dropped.{reason}", number)
-        return boxes
+            return clean_boxes(given, width, height)
 
     def _track(self, frame: Frame, boxes: Boxes) -> tuple[list[str], list[str]]:
         """Return the name of each box's track, and the names of tracks that have ended."""
@@ -206,10 +226,13 @@ class CameraWorker(Stage):
     def _drop(self, reason: str) -> None:
         self._count(f"crops.dropped.{reason}")
 
-    def _detector_failed(self, error: Exception) -> None:
+    def _detector_failed(self, error: BaseException) -> None:
         self._errors += 1
         self._count("frames.dropped.detector_error")
         problem = _problem(error)
+        if not isinstance(error, Exception):  # Such as SystemExit: it wants to end, so it does.
+            self._give_up(f"the detector ended with {problem}", "detector_error")
+            return
         if self._errors == 1:
             _log.error(
                 "camera %s: the detector fails: %s",
@@ -218,10 +241,14 @@ class CameraWorker(Stage):
                 extra={"camera": self._camera.name, "event": "detector_error"},
             )
         if self._errors >= _MOST_ERRORS:
-            self._give_up(f"the detector failed on {self._errors} frames in a row: {problem}")
+            self._give_up(
+                f"the detector failed on {self._errors} frames in a row: {problem}",
+                "detector_error",
+            )
 
-    def _give_up(self, problem: str) -> None:
+    def _give_up(self, problem: str, reason: str) -> None:
         self.error = problem
+        self._count(f"failures.{reason}")
         _log.error(
             "camera %s is given up: %s",
             self._camera.name,

@@ -13,33 +13,22 @@ for SIGTERM.
 """
 
 import io
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from upperson_rt import __version__
+from upperson_rt.cli.ending import end_beside_threads, how_it_ended, listen
 from upperson_rt.cli.output import print_error, print_line, print_note
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.printable import one_line, printable
 
-__all__ = ["INTERRUPTED", "TERMINATED", "Command", "new_app", "run_app"]
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
-
-TERMINATED = 143
-"""Exit code after SIGTERM, such as from ``docker stop``."""
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: a command cleans up after it as after Ctrl-C."""
+__all__ = ["Command", "new_app", "run_app"]
 
 
 class Command(TyperCommand):
@@ -55,10 +44,9 @@ class Command(TyperCommand):
             _report(str(error), debug=ctx.params.get("debug", False))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            terminated = isinstance(error, _Terminated)
-            message = "terminated" if terminated else "interrupted"
+            message, code = how_it_ended(error)
             _report(message, debug=ctx.params.get("debug", False))
-            raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from error
+            raise typer.Exit(code) from error
         except OSError as error:  # Such as a full disk under stdout.
             _report(str(error), debug=ctx.params.get("debug", False))
             raise typer.Exit(InputError.exit_code) from error
@@ -129,21 +117,23 @@ def new_app(help: str, program: str | None = None) -> typer.Typer:
 
 def run_app(app: typer.Typer, name: str) -> NoReturn:
     """Run an application on the arguments of the process, and exit with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    listen()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where there is no terminal.
             stream.reconfigure(errors="backslashreplace")  # Not every terminal knows Unicode.
+    code = 0
     try:
         app(prog_name=name)
-    except KeyboardInterrupt:  # Outside of a command: while it is being imported.
-        print_error("interrupted")
-        sys.exit(INTERRUPTED)
-    sys.exit(0)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A second one would cut the cleaning up short.
-    raise _Terminated
+    except KeyboardInterrupt as error:  # Outside of a command: while it is being imported.
+        message, code = how_it_ended(error)
+        _report(message, debug=False)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        cause = end.__context__ and end.__context__.__cause__
+        if isinstance(cause, KeyboardInterrupt):  # While options were read: all is Ctrl-C to Typer.
+            _, code = how_it_ended(cause)
+    end_beside_threads(code)
+    sys.exit(code)
 
 
 def _report(message: str, debug: bool) -> None:

@@ -1,16 +1,14 @@
 """`upperson-rt watch`."""
 
 import re
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upperson_rt.cli.ending import ending_gently, leave_open
 from upperson_rt.cli.opening import open_announced, open_store
 from upperson_rt.cli.options import (
     BackendOption,
@@ -40,6 +38,7 @@ __all__ = ["watch"]
 
 _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 _REDRAW_S = 0.5
+_COMMITTING = "committing what was accepted; Ctrl-C or SIGTERM ends it at once"
 
 
 def watch(
@@ -131,8 +130,9 @@ def watch(
 
     Each person crossing the view becomes a track, and every few seconds the best picture of it is
     added. Live cameras are opened again whenever they fail. Ctrl-C or SIGTERM ends it: what was
-    accepted is committed first. A second Ctrl-C ends it at once. A camera that had to be given up
-    makes the exit code 3, after all others have ended.
+    accepted is committed first, and what does not return within 10 s is left behind and named. A
+    second one ends it at once. A camera that had to be given up makes the exit code 3, after all
+    others have ended.
 
     Example: `upperson-rt watch gate=rtsp://10.0.0.5/stream hall=/dev/video0 --detector yolo.onnx`
     """
@@ -158,7 +158,8 @@ def watch(
             batch_size=batch_size,
             capture_rules=CaptureRules(stall_s=stall),
         )
-        opened, _, store = stack.enter_context(
+        opening = stack.enter_context(ExitStack())
+        opened, _, store = opening.enter_context(
             open_store(
                 bundle,
                 gallery,
@@ -178,13 +179,15 @@ def watch(
             )
         _publish(pipeline, metrics_port, metrics_file, stack)
         failure: UppersonError | None = None
-        with _stop_signals() as stopped:
+        with ending_gently() as stopped:
             try:
                 _run(pipeline, stopped, duration, show=not log_json)
             except UppersonError as error:
                 failure = error  # What was counted until then is worth knowing.
         stats = pipeline.stats()
         items = store.count() if failure is None else None
+        if stats.stuck:  # A gallery that hangs is not closed: that would hang, too.
+            leave_open(pipeline, opening.pop_all() if "gallery_stuck" in stats.failures else None)
     failed = {n: c.error for n, c in stats.cameras.items() if c.state == "failed"}
     if as_json:
         print_json({"gallery": str(gallery), "items": items, **stats.as_dict()})
@@ -254,23 +257,6 @@ def _run(pipeline: "Pipeline", stopped: list[int], duration: float | None, show:
                     redraw(status_table(now, earlier))
                     earlier = now
             if redraw is not None:
-                redraw("committing what was accepted")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Give a list that the first SIGINT or SIGTERM is put into; the second one interrupts."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, note) for number in numbers]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+                redraw(_COMMITTING)
+            elif stopped:
+                print_note(_COMMITTING)

@@ -1,7 +1,6 @@
 """Bases from files and tags: formats, activation, pixel statistics, grids, and refusals."""
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 
+from tests.helpers.alone import alone
 from tests.helpers.openai_archive import FACTS, random_openai_state, save_openai_archive
 from tests.helpers.toy_clip import IMAGE_SIZE, TOY, toy_clip
 from upperson.model import base as base_module
@@ -48,26 +48,22 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "get_model_config", config)
 
 
-@pytest.fixture(scope="module")
-def vit_b_16(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Random weights of real size, as OpenAI would publish them: 300 MB."""
-    path = tmp_path_factory.mktemp("openai") / "ViT-B-16.pt"
-    with torch.device("meta"):
-        clip = build_clip("ViT-B-16")
-    save_openai_archive(random_openai_state(clip), path)
-    yield path
-    path.unlink()
-
-
 def activations(clip: CLIP) -> set[type]:
     towers = (clip.visual.transformer, clip.transformer)
     return {type(block.mlp.gelu) for tower in towers for block in tower.resblocks}
 
 
 @pytest.mark.timeout(120)
-def test_openais_vit_b_16_is_loaded_and_fits_person_crops(vit_b_16: Path) -> None:
-    base = load_base("ViT-B-16", str(vit_b_16), (384, 128))
-    saved = read_weights(vit_b_16)
+@alone
+def test_openais_vit_b_16_is_loaded_and_fits_person_crops(tmp_path: Path) -> None:
+    """Random weights of real size, as OpenAI would publish them: 300 MB."""
+    path = tmp_path / "ViT-B-16.pt"
+    with torch.device("meta"):
+        clip = build_clip("ViT-B-16")
+    save_openai_archive(random_openai_state(clip), path)
+    base = load_base("ViT-B-16", str(path), (384, 128))
+    saved = read_weights(path)
+    path.unlink()
     assert saved.keys() == base.clip.state_dict().keys() | FACTS.keys()
     for name, value in base.clip.state_dict().items():
         assert value.dtype == torch.float32

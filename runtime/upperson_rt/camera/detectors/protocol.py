@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.errors import UsageError
+
 __all__ = ["BatchDetector", "Detector", "Turns"]
 
 Detector: TypeAlias = Callable[[NDArray[np.uint8]], Any]
@@ -41,15 +43,24 @@ class Turns:
         self._running = threading.Lock()
         self._lock = threading.Lock()
         self._waiting: list[tuple[NDArray[np.uint8], Future[Any]]] = []
+        self._closed = False
+
+    def close(self) -> None:
+        """Have nobody call the detector any more, not even who waits for a turn."""
+        self._closed = True
 
     def detect(self, frame: NDArray[np.uint8]) -> Any:
         """Return what the detector finds in a frame; any thread may call.
 
         What the detector raises is raised for every frame of its batch.
+
+        Raises:
+            UsageError: It was closed meanwhile.
         """
         detector = self._detector
         if not isinstance(detector, BatchDetector) or detector.max_batch == 1:
             with self._running:
+                self._check_open()
                 return detector(frame)
         answer: Future[Any] = Future()
         with self._lock:
@@ -57,8 +68,13 @@ class Turns:
         while not answer.done():
             with self._running:  # Whoever comes first works for all who wait.
                 if not answer.done():
+                    self._check_open()
                     self._run(detector)
         return answer.result()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the detector is not used any more: the pipeline has ended")
 
     def _run(self, detector: BatchDetector) -> None:
         with self._lock:

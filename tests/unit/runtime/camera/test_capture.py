@@ -40,8 +40,8 @@ class Watched:
     def deliver(self, image, unix_time, clock):
         self.frames.append((image, unix_time, clock))
 
-    def stop(self):
-        self.capture.stop()
+    def stop(self, patience_s=1000):
+        self.capture.stop(patience_s)
         self.capture.join()
         assert self.capture.is_over
 
@@ -165,8 +165,10 @@ def test_a_hanging_source_does_not_hold_up_the_end():
     hang = threading.Event()
     watched = Watched(LIVE, FakeOpener([FRAME, hang]))
     wait_for(lambda: len(watched.frames) == 1)
-    watched.stop()
+    watched.stop(patience_s=0.1)
     assert watched.capture.state == "stopped"
+    assert watched.capture.error == "1 readers hang in rtsp://cam/s"
+    assert watched.counts == ["failures.source_stuck"]
     hang.set()
 
 

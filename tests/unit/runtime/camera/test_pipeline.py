@@ -452,15 +452,14 @@ def test_a_stop_commits_all_that_was_accepted(encoder, gallery):
     assert not [t.name for t in threading.enumerate() if t.name in ("encode", "commit")]
 
 
-def test_a_stop_lets_go_a_file_that_waits_for_room(encoder, gallery, street, monkeypatch):
-    monkeypatch.setattr("upperson_rt.camera.pipeline._CAPTURE_JOIN_S", 1000)
+def test_a_stop_lets_go_a_file_that_waits_for_room(encoder, gallery, street):
     gate = Gate()
 
     def detector(frame):
         gate.hold()
         return []
 
-    pipeline = Pipeline(encoder, gallery, frame_queue=2)
+    pipeline = Pipeline(encoder, gallery, frame_queue=2, end_within_s=1000)
     pipeline.start()
     pipeline.add_camera("gate", str(street[0]), detector)
     stopping = threading.Thread(target=pipeline.stop)
@@ -525,7 +524,8 @@ def test_a_new_kind_of_source_is_one_class_and_each_camera_has_its_own(encoder, 
 def test_settings_are_an_object_or_keywords_and_keywords_go_first(encoder, gallery):
     names = {
         "every_s", "min_views", "lost_after_s", "quality", "save_crops", "jpeg_quality",
-        "batch_size", "max_delay_s", "frame_queue", "crop_queue", "drop", "capture_rules", "opener",
+        "batch_size", "max_delay_s", "frame_queue", "crop_queue", "drop", "end_within_s",
+        "capture_rules", "opener",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(PipelineSettings)} == names
     settings = PipelineSettings(frame_queue=1, crop_queue=7)
@@ -551,6 +551,8 @@ def test_what_cannot_work_is_refused_at_once(encoder, gallery, tmp_path, monkeyp
         ({"max_delay_s": float("nan")}, "must be a number"),
         ({"frame_queue": 0}, "frame_queue must be at least 1"),
         ({"crop_queue": 0}, "crop_queue must be at least 1"),
+        ({"end_within_s": 0}, "end_within_s must be above 0"),
+        ({"end_within_s": float("nan")}, "end_within_s must be above 0"),
     ):
         with pytest.raises(UsageError, match=message):
             Pipeline(encoder, gallery, **options)

@@ -1,0 +1,373 @@
+"""The end of a pipeline whose parts hang, or want to end the program."""
+
+import threading
+
+import pytest
+
+from tests.helpers.command_line import run_code
+from tests.helpers.fake_camera import (
+    BOX,
+    FakeEncoder,
+    FakeOpener,
+    FakeTime,
+    Gate,
+    check_sums,
+    person_frame,
+    wait_for,
+)
+from upperson_rt.camera import CaptureRules, Pipeline, Source
+from upperson_rt.camera.prometheus import MetricsFile
+from upperson_rt.errors import BackendError, InputError, UppersonError
+from upperson_rt.gallery import Filter
+
+START = 1_800_000_000.0
+LIVE = Source(address="rtsp://cam/s", kind="network")
+FILE = Source(address="clip.avi", kind="file")
+LIMIT_S = 1000
+ALL = {"every_s": 0, "min_views": 1, "end_within_s": LIMIT_S}
+
+
+def no_thread_is_left(known):
+    return set(threading.enumerate()) <= known
+
+
+@pytest.fixture
+def known():
+    return set(threading.enumerate())
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock by which calls last too long; a busy machine does not move it."""
+    clock = FakeTime()
+    monkeypatch.setattr("upperson_rt.camera.queues.time", clock)
+    monkeypatch.setattr("upperson_rt.camera.pipeline.time_module", clock)
+    return clock
+
+
+def stop_late(pipeline, clock, idle):
+    """Stop a pipeline for which the time is up once only what hangs is busy; return the error."""
+    errors = []
+
+    def stop():
+        try:
+            pipeline.stop()
+        except BaseException as error:
+            errors.append(error)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    wait_for(lambda: {c.state for c in pipeline.stats().cameras.values()} <= {"stopped", "running"})
+    wait_for(idle)
+    assert stopping.is_alive()
+    clock.more_s += LIMIT_S + 1
+    stopping.join()
+    return errors[0] if errors else None
+
+
+def test_a_detector_that_hangs_is_left_behind_and_all_else_is_committed(
+    encoder, gallery, known, clock, caplog
+):
+    gate, calls = Gate(), []
+
+    def detector(frame):
+        calls.append(frame)
+        if len(calls) == 3:
+            gate.hold()
+        return [BOX]
+
+    pipeline = Pipeline(encoder, gallery, **ALL | {"every_s": 1000})  # One view a track.
+    pipeline.start()
+    with gate:
+        pipeline.add_camera("door")
+        pipeline.add_camera("gate", detector=detector)
+        for number in range(7):
+            assert pipeline.submit("door", person_frame(), [BOX], START + number)
+            assert pipeline.submit("gate", person_frame(), time=START + number)
+            wait_for(lambda n=number: len(calls) == min(n + 1, 3))
+            wait_for(lambda: pipeline.stats().cameras["door"].frames_waiting == 0)
+        error = stop_late(pipeline, clock, lambda: gate.entered == 1)
+        assert error is None, "a camera alone is at fault"
+        stats = pipeline.stats()
+        check_sums(stats)
+        door, stuck = stats.cameras["door"], stats.cameras["gate"]
+        assert (door.state, door.failures) == ("stopped", {})
+        assert door.committed == gallery.count(Filter(camera="door")) == 1
+        assert (stuck.state, stuck.failures) == ("failed", {"detector_stuck": 1})
+        assert stuck.error == "the detector did not return within 1000 s of the end"
+        assert "camera gate is given up: the detector did not return" in caplog.text
+        assert stuck.frames_dropped == {"detector_stuck": 1, "stopped": 4}
+        assert stuck.frames_processed == 2
+        assert stuck.committed == gallery.count(Filter(camera="gate")) == 1
+        assert stats.stuck
+        assert not stats.failures
+    wait_for(lambda: no_thread_is_left(known))
+    assert pipeline.stats().cameras == stats.cameras, "what comes back has no effect"
+    assert len(calls) == 3
+
+
+def published(pipeline, tmp_path):
+    """Return the lines of a file of metrics that tell failures."""
+    MetricsFile(pipeline, tmp_path / "upperson.prom").close()
+    lines = (tmp_path / "upperson.prom").read_text().splitlines()
+    return [line for line in lines if line.startswith("upperson_failures_total")]
+
+
+def test_cameras_that_wait_for_a_detector_that_hangs_are_left_behind_with_it(
+    encoder, gallery, known, tmp_path
+):
+    gate, calls = Gate(), []
+
+    def detector(frame):
+        calls.append(frame)
+        gate.hold()
+        return [BOX]
+
+    with gate:
+        with Pipeline(encoder, gallery, end_within_s=0.2) as pipeline:
+            for name in ("a", "b", "c"):
+                pipeline.add_camera(name, detector=detector)
+                pipeline.submit(name, person_frame())
+            wait_for(lambda: sum(pipeline.stats().frame_queues.values()) == 0)
+        check_sums(pipeline.stats())
+        cameras = pipeline.stats().cameras.values()
+        assert [c.failures for c in cameras] == [{"detector_stuck": 1}] * 3
+        assert published(pipeline, tmp_path) == [
+            f'upperson_failures_total{{camera="{name}",reason="detector_stuck"}} 1.0'
+            for name in ("a", "b", "c")
+        ]
+    wait_for(lambda: no_thread_is_left(known))
+    assert len(calls) == 1, "nobody calls it once the end has passed"
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "kind"),
+    [
+        ("encoder", "the encoder", BackendError),
+        ("gallery", "the gallery", InputError),
+        ("on_commit", "on_commit", UppersonError),
+    ],
+)
+def test_what_all_cameras_share_is_left_behind_when_it_hangs(
+    encoder, gallery, known, clock, where, name, kind, tmp_path, monkeypatch
+):
+    gate, told, held, add = Gate(), [], [], gallery.add
+
+    def tell(items):
+        told.append(items)
+        if where == "on_commit":
+            held.extend(items)
+            gate.hold()
+
+    def hang(items, *more):
+        held.extend(items)
+        gate.hold()
+        return add(items, *more)
+
+    if where == "gallery":
+        monkeypatch.setattr(gallery, "add", hang)
+    used = FakeEncoder(encoder, gate) if where == "encoder" else encoder
+    pipeline = Pipeline(used, gallery, on_commit=tell, batch_size=2, max_delay_s=LIMIT_S, **ALL)
+    pipeline.start()
+    with gate:
+        pipeline.add_camera("gate")
+        for number in range(20):
+            pipeline.submit("gate", person_frame(), [BOX], START + number, tracks=[number])
+            wait_for(lambda: pipeline.stats().cameras["gate"].frames_waiting == 0)
+        wait_for(lambda: gate.entered == 1)
+        # Four batches wait for what hangs, and the encoder has the next one in its hands.
+        embedded = 0 if where == "encoder" else min(20, len(held) + 4 * 2 + 2)
+        error = stop_late(
+            pipeline, clock, lambda: pipeline.stats().cameras["gate"].embedded == embedded
+        )
+        assert type(error) is kind
+        assert str(error) == f"{name} did not return within 1000 s of the end"
+        stats = pipeline.stats()
+        check_sums(stats)
+        assert stats.failures == {f"{where}_stuck": 1}
+        assert stats.stuck
+        counted = f'upperson_failures_total{{camera="",reason="{where}_stuck"}} 1.0'
+        assert published(pipeline, tmp_path) == [counted]
+        camera = stats.cameras["gate"]
+        assert camera.accepted == 20
+        if where == "on_commit":
+            assert camera.committed == gallery.count() == 20, "only nobody is told"
+        else:
+            assert camera.crops_dropped == {"failed": 20}
+        assert len(told) == (where == "on_commit")
+    wait_for(lambda: no_thread_is_left(known))
+    assert pipeline.stats().cameras == stats.cameras, "what comes back has no effect"
+    assert len(told) == (where == "on_commit")
+    assert gallery.verify() == []
+
+
+def test_a_slow_encoder_is_waited_for_as_long_as_it_works(encoder, gallery, clock):
+    batches = []
+
+    class Slow(FakeEncoder):
+        def encode_pixels(self, pixels, batch_size):
+            batches.append(len(pixels))
+            clock.more_s += 0.9 * LIMIT_S
+            return encoder.encode_pixels(pixels, batch_size)
+
+    pipeline = Pipeline(
+        Slow(encoder), gallery, batch_size=4, frame_queue=20, max_delay_s=1e6, **ALL
+    )  # fmt: skip
+    with pipeline:
+        pipeline.add_camera("gate")
+        for number in range(20):
+            pipeline.submit("gate", person_frame(), [BOX], START + number, tracks=[number])
+            wait_for(lambda: pipeline.stats().cameras["gate"].frames_waiting == 0)
+    assert sum(batches) == gallery.count() == 20
+    assert pipeline.stats().seconds > 4 * LIMIT_S
+    assert not pipeline.stats().stuck
+
+
+@pytest.mark.parametrize("where", ["open", "read", "close"])
+@pytest.mark.parametrize("source", [FILE, LIVE])
+def test_a_source_that_hangs_is_left_behind(encoder, gallery, known, source, where, monkeypatch):
+    monkeypatch.setattr("upperson_rt.camera.capture._PATIENCE_S", 0.2)
+    gate = Gate()
+
+    class Opener(FakeOpener):
+        def __call__(self, source, timeout_s):
+            if where == "open":
+                gate.hold()
+            reader = super().__call__(source, timeout_s)
+            if where == "close":
+                reader.close = gate.hold
+            return reader
+
+    script = [person_frame(), gate.hold if where == "read" else person_frame()]
+    rules = CaptureRules(stall_s=1000, first_wait_s=1000, longest_wait_s=1000)
+    with gate:
+        with Pipeline(encoder, gallery, capture_rules=rules, **ALL) as pipeline:
+            pipeline.add_camera(
+                "gate", source, lambda frame: [BOX], opener=Opener(script), start_time=START
+            )
+            wait_for(lambda: gate.entered == 1)
+        stats = pipeline.stats()
+        check_sums(stats)
+        camera = stats.cameras["gate"]
+        assert camera.failures == {"source_stuck": 1}
+        assert camera.state == ("stopped" if source.is_live else "failed")
+        assert source.shown in camera.error
+        assert camera.committed == camera.accepted == camera.frames_read
+        assert camera.frames_read == {"open": 0, "read": 1, "close": 2}[where]
+        assert stats.stuck
+    wait_for(lambda: no_thread_is_left(known))
+    assert pipeline.stats().cameras == stats.cameras, "what comes back has no effect"
+
+
+WANTS_TO_END = [SystemExit(0), KeyboardInterrupt(), GeneratorExit("enough")]
+
+
+@pytest.mark.parametrize("error", WANTS_TO_END, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("where", ["detector", "file", "live", "open"])
+def test_what_wants_to_end_the_program_ends_its_camera(encoder, gallery, where, error):
+    def detector(frame):
+        if where == "detector":
+            raise error
+        return [BOX]
+
+    def opener(source, timeout_s):
+        if where == "open":
+            raise error
+        script = [person_frame()] * 3 + ([] if where == "detector" else [error])
+        return FakeOpener(script)(source, timeout_s)
+
+    with Pipeline(encoder, gallery, every_s=0, min_views=1, opener=opener) as pipeline:
+        source = LIVE if where in ("live", "open") else FILE
+        pipeline.add_camera("gate", source, detector, start_time=START)
+        pipeline.add_camera("door")
+        wait_for(lambda: pipeline.stats().cameras["gate"].state == "failed")
+        if where != "detector":
+            wait_for(lambda: pipeline.stats().cameras["gate"].frames_waiting == 0)
+        pipeline.submit("door", person_frame(), [BOX], START)
+    stats = pipeline.stats()
+    check_sums(stats)
+    camera = stats.cameras["gate"]
+    assert camera.failures == {"detector_error" if where == "detector" else "source_error": 1}
+    assert type(error).__name__ in camera.error
+    if where == "detector":
+        assert camera.frames_dropped["detector_error"] == 1
+        assert camera.committed == 0
+    else:
+        assert camera.committed == camera.frames_read == (0 if where == "open" else 3)
+    assert stats.cameras["door"].committed == gallery.count(Filter(camera="door")) == 1
+    assert not stats.stuck
+
+
+@pytest.mark.parametrize("error", WANTS_TO_END, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("where", ["encoder", "gallery", "on_commit"])
+def test_what_wants_to_end_the_program_stops_the_pipeline(
+    encoder, gallery, where, error, monkeypatch
+):
+    def end(*arguments):
+        raise error
+
+    if where == "encoder":
+        encoder = FakeEncoder(encoder, error=error)
+    elif where == "gallery":
+        monkeypatch.setattr(gallery, "add", end)
+    pipeline = Pipeline(
+        encoder, gallery, every_s=0, min_views=1, on_commit=end if where == "on_commit" else None
+    )
+    pipeline.start()
+    pipeline.add_camera("gate")
+    pipeline.submit("gate", person_frame(), [BOX])
+    with pytest.raises(UppersonError, match=f"ended with {type(error).__name__}"):
+        pipeline.drain()
+    with pytest.raises(UppersonError, match=f"ended with {type(error).__name__}") as raised:
+        pipeline.stop()
+    assert raised.value.__cause__ is error
+    stats = pipeline.stats()
+    check_sums(stats)
+    assert stats.failures == {f"{where}_error": 1}
+    assert gallery.count() == stats.total("committed") == (where == "on_commit")
+
+
+HANGING = """
+import threading
+import upperson_rt
+from tests.helpers.fake_camera import FakeOpener, person_frame, wait_for
+from upperson_rt.camera import Pipeline, Source, commit
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Gallery
+
+hanging = []
+
+def hang(*arguments):
+    hanging.append(arguments)
+    threading.Event().wait()
+
+commit.write_all_atomically = lambda contents, pool: pool.submit(hang).result()
+encoder = upperson_rt.open(sys.argv[1], "fp32", "onnxruntime", threads=1)
+gallery = Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=True)
+pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1, end_within_s=0.2)
+pipeline.start()
+pipeline.add_camera("detector", detector=hang)
+pipeline.submit("detector", person_frame())
+file = Source(address="clip.avi", kind="file")
+pipeline.add_camera("file", file, hang, opener=hang, start_time=1.0)
+live = Source(address="rtsp://cam", kind="network")
+pipeline.add_camera("live", live, hang, opener=FakeOpener([hang]))
+pipeline.add_camera("disk")
+pipeline.submit("disk", person_frame(), [[100, 40, 160, 220]])
+wait_for(lambda: len(hanging) == 4)
+try:
+    pipeline.stop()
+except InputError as error:
+    print(error)
+stats = pipeline.stats()
+print(*(name for camera in stats.cameras.values() for name in camera.failures))
+"""
+
+
+def test_a_process_ends_although_everything_hangs(bundle, tmp_path):
+    done = run_code(HANGING, bundle, tmp_path / "gallery")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "the gallery did not return within 0.2 s of the end",
+        "detector_stuck source_stuck source_stuck",
+    ]
