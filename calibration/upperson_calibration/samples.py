@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError
-from upperson_rt.preprocess import load_image, resize_image
+from upperson_rt.preprocess import load_image, prepare_image
 from upperson_rt.tokenizer import Tokenizer, token_lengths
 from upperson_rt.towers import Tower
 
@@ -130,7 +130,7 @@ def choose_samples(
     # Filled in place: a list of pictures beside their stack would be all of them twice.
     images = np.empty((len(chosen), height_px, width_px, 3), np.uint8)
     for place, row in enumerate(chosen):
-        images[place] = resize_image(load_image(files[row]), height_px, width_px)
+        images[place] = prepare_image(files[row], height_px, width_px)
     input_ids = tokenizer.encode(texts).input_ids
     lengths = token_lengths(input_ids)
     rows = cover(lengths[:, None].astype(np.float64), count, rng)

@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
+
+from upperson_rt.errors import InputError
+from upperson_rt.image_file import open_image
 
 __all__ = ["TimeSource", "capture_time"]
 
@@ -49,11 +52,11 @@ def capture_time(path: str | os.PathLike[str], source: TimeSource = "exif") -> f
 
 
 def _from_exif(path: str | os.PathLike[str]) -> float | None:
-    if not os.path.isfile(path):
-        return None  # Opening a pipe would wait for its other end forever.
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             tags: dict[int, Any] = dict(image.getexif().get_ifd(ExifTags.IFD.Exif))
+    except InputError:
+        return None
     except Exception:  # Pillow's readers may raise anything; decoding the picture says why.
         return None
     moment, offset, fraction = (

@@ -71,10 +71,10 @@ class Encoder:
         Raises:
             InputError: The picture cannot be used; see `load_image`.
         """
-        from upperson_rt.preprocess import load_image, resize_image
+        from upperson_rt.preprocess import prepare_image
 
         image = self.manifest.image
-        return resize_image(load_image(source, channels), image.height_px, image.width_px)
+        return prepare_image(source, image.height_px, image.width_px, channels)
 
     def encode_images(
         self,

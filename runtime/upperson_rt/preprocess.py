@@ -8,21 +8,22 @@ Every picture becomes uint8 RGB the same way in training, calibration and at run
   their maximum shows 16-bit content.
 - Grey, palette, CMYK and the other modes of Pillow are converted by Pillow.
 - Of an animation or a file of several pages the first picture counts.
-- A JPEG above Pillow's limit of 89 million pixels is decoded at a half, a quarter or an eighth of
-  its size, which needs little memory; other pictures of that size are refused.
+- A JPEG that would take too much memory is decoded at a half, a quarter or an eighth of its size;
+  other such pictures are refused. See `image_file`.
 """
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL import ExifTags, Image
 
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.image_file import open_image, reason
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -30,6 +31,7 @@ __all__ = [
     "ImageSource",
     "iter_image_files",
     "load_image",
+    "prepare_image",
     "resize_image",
 ]
 
@@ -45,13 +47,14 @@ IMAGE_SUFFIXES = frozenset(
 )
 """What `iter_image_files` takes from a folder, in lower case."""
 
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_BLOCK_PIXELS = 1 << 20
+"""Converted at a time."""
 
 
 def load_image(source: ImageSource, channels: Channels = "rgb") -> NDArray[np.uint8]:
     """Read a picture as uint8 RGB [H, W, 3] of its own size, upright.
 
-    Only a JPEG above Pillow's limit of pixels comes back smaller than it is.
+    Only a JPEG that would take too much memory comes back smaller than it is.
 
     Args:
         source: A file, a Pillow image (left open) or a uint8 array.
@@ -62,28 +65,21 @@ def load_image(source: ImageSource, channels: Channels = "rgb") -> NDArray[np.ui
             of another type or shape, or no picture at all.
         UsageError: There is no such order of channels.
     """
-    if channels not in ("rgb", "bgr"):
-        raise UsageError(f"channels must be 'rgb' or 'bgr', got {channels!r}")
-    if isinstance(source, np.ndarray):
-        return _rgb_from_array(source, channels)
-    if isinstance(source, Image.Image):
-        return _decode(source, "the given image")
-    if not isinstance(source, str | os.PathLike):
-        raise InputError(
-            f"expected a picture: a file name, a Pillow image or a uint8 array, found "
-            f"{type(source).__name__}"
-        )
-    path = os.fspath(source)
-    if os.path.exists(path) and not os.path.isfile(path):
-        # Opening a pipe would wait for its other end forever.
-        raise InputError(f"cannot read image {path}: not a regular file")
-    try:
-        with open(path, "rb") as file, _open(file, path) as image:
-            return _decode(image, path)
-    except InputError:
-        raise
-    except Exception as error:  # A damaged file may lead Pillow's many readers to any error.
-        raise InputError(f"cannot read image {path}: {_reason(error)}") from error
+    with _pixels(source, channels) as pixels:
+        return pixels
+
+
+def prepare_image(
+    source: ImageSource, height_px: int, width_px: int, channels: Channels = "rgb"
+) -> NDArray[np.uint8]:
+    """Read a picture as `load_image` does and resize it to [height_px, width_px, 3].
+
+    Raises:
+        InputError: See `load_image`.
+        UsageError: There is no such order of channels.
+    """
+    with _pixels(source, channels) as pixels:
+        return resize_image(pixels, height_px, width_px)
 
 
 def resize_image(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
@@ -144,31 +140,25 @@ def _folder_images(folder: Path) -> Iterator[Path]:
                 yield Path(root, name)
 
 
-def _open(file: BinaryIO, path: str) -> Image.Image:
-    """Read the header, and see to it that decoding needs a bounded amount of memory."""
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        image = Image.open(file)
-        if limit is None or image.width * image.height <= limit:
-            return image
-        size = f"{image.width}x{image.height} pixels"
-    except _BOMBS as error:  # Pillow raises it from twice the limit on.
-        size = str(error)
-    too_large = InputError(f"image {path} is too large to be a person's picture: {size}")
-    file.seek(0)
-    if limit is None or file.read(2) != b"\xff\xd8":
-        raise too_large
-    file.seek(0)
-    jpeg = JpegImageFile(file)
-    # All of a progressive file has to be in memory before it can be reduced.
-    if "progressive" in jpeg.info:
-        raise too_large
-    width, height = jpeg.size
-    shrink = next((n for n in (2, 4, 8) if width * height <= limit * n * n), 8)
-    jpeg.draft(None, (width // shrink, height // shrink))
-    if jpeg.width * jpeg.height > limit:
-        raise too_large
-    return jpeg
+@contextmanager
+def _pixels(source: ImageSource, channels: Channels) -> Iterator[NDArray[np.uint8]]:
+    """Hold a picture as uint8 RGB; until the end a file's memory counts as taken."""
+    if channels not in ("rgb", "bgr"):
+        raise UsageError(f"channels must be 'rgb' or 'bgr', got {channels!r}")
+    if isinstance(source, np.ndarray):
+        yield _rgb_from_array(source, channels)
+    elif isinstance(source, Image.Image):
+        yield _decode(source, "the given image")
+    elif isinstance(source, str | os.PathLike):
+        with open_image(source) as image:
+            pixels = _decode(image, os.fspath(source))
+            image.close()
+            yield pixels
+    else:
+        raise InputError(
+            f"expected a picture: a file name, a Pillow image or a uint8 array, found "
+            f"{type(source).__name__}"
+        )
 
 
 def _rgb_from_array(array: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
@@ -195,20 +185,65 @@ def _rgb_from_array(array: NDArray[np.uint8], channels: Channels) -> NDArray[np.
 
 
 def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    if 0 in image.size:
+        raise InputError(f"cannot read image {name}: it has no pixels")
     try:
         image.load()
-        return np.array(_rgb_from_image(ImageOps.exif_transpose(image)), dtype=np.uint8)
-    except _BOMBS as error:
+        return _upright_rgb(image)
+    except Image.DecompressionBombError as error:
         raise InputError(f"image {name} is too large to be a person's picture: {error}") from error
-    except Exception as error:  # See `load_image`.
-        raise InputError(f"cannot read image {name}: {_reason(error)}") from error
+    except Exception as error:  # A damaged file may lead Pillow's many readers to any error.
+        raise InputError(f"cannot read image {name}: {reason(error)}") from error
 
 
-def _rgb_from_image(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Convert block by block into the array that is returned: little else is in memory."""
+    width, height = image.size
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    shape = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    upright = np.empty((*shape, 3), dtype=np.uint8)
+    as_stored = _as_stored(upright, orientation)
+    blocks = list(_blocks(width, height))
+    shift = _is_wide(image) and _holds_16_bits(image, blocks)
+    for x0, y0, x1, y1 in blocks:
+        block = image if len(blocks) == 1 else image.crop((x0, y0, x1, y1))
+        as_stored[y0:y1, x0:x1] = np.asarray(_rgb_from_image(block, shift))
+    return upright
+
+
+def _as_stored(upright: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
+    """Return a view of an upright picture whose rows are those of its file."""
+    match orientation:
+        case 2:
+            return upright[:, ::-1]
+        case 3:
+            return upright[::-1, ::-1]
+        case 4:
+            return upright[::-1]
+        case 5:
+            return upright.swapaxes(0, 1)
+        case 6:
+            return np.rot90(upright)
+        case 7:
+            return upright.swapaxes(0, 1)[::-1, ::-1]
+        case 8:
+            return np.rot90(upright, -1)
+    return upright
+
+
+def _blocks(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    columns = min(width, _BLOCK_PIXELS)
+    rows = max(1, _BLOCK_PIXELS // columns)
+    for y in range(0, height, rows):
+        for x in range(0, width, columns):
+            yield x, y, min(x + columns, width), min(y + rows, height)
+
+
+def _rgb_from_image(image: Image.Image, shift: bool) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _grey_from_wide(image).convert("RGB")
+    if _is_wide(image):
+        return _grey_from_wide(image, shift).convert("RGB")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -216,17 +251,22 @@ def _rgb_from_image(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _grey_from_wide(image: Image.Image) -> Image.Image:
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or image.mode in ("I", "F")
+
+
+def _holds_16_bits(image: Image.Image, blocks: Iterable[tuple[int, int, int, int]]) -> bool:
+    if image.mode.startswith("I;16"):
+        return True
+    # NaN counts as 0, as in `_grey_from_wide`.
+    return any(bool((np.asarray(image.crop(block)) > 255).any()) for block in blocks)
+
+
+def _grey_from_wide(image: Image.Image, shift: bool) -> Image.Image:
     """Reduce 16-bit, 32-bit and float grey to 8 bits; Pillow's own conversion only clips."""
-    wide = np.nan_to_num(np.asarray(image).astype(np.float64))
-    if image.mode.startswith("I;16") or wide.max() > 255:
-        wide = wide // 256
+    wide = np.asarray(image)
+    if wide.dtype.kind == "f":
+        wide = np.nan_to_num(wide)
+    if shift:
+        wide = wide // wide.dtype.type(256)
     return Image.fromarray(np.clip(wide, 0, 255).astype(np.uint8))
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image, or of an unknown format"
-    return str(error) or type(error).__name__

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler
 from upperson.data.records import Record
 from upperson.data.transforms import ImageTransform, mask_caption
 from upperson_rt.errors import UppersonError
-from upperson_rt.preprocess import load_image, resize_image
+from upperson_rt.preprocess import prepare_image
 from upperson_rt.tokenizer import Tokenizer, token_lengths
 
 
@@ -110,7 +110,7 @@ class ImageDataset(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         """Return one normalised image, float32 [3, H, W]; InputError if it cannot be decoded."""
-        pixels_HW3 = resize_image(load_image(self._records[index].image), *self._image_size)
+        pixels_HW3 = prepare_image(self._records[index].image, *self._image_size)
         return self._transform(torch.from_numpy(pixels_HW3).permute(2, 0, 1))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from upperson_rt.errors import InputError
-from upperson_rt.preprocess import load_image, resize_image
+from upperson_rt.preprocess import prepare_image
 from upperson_rt.tokenizer import Tokenizer, token_lengths
 from upperson_rt.towers import Tower
 
@@ -124,7 +124,7 @@ def read_inputs(
             f"parity needs at least one image and one caption, got {len(files)} and {len(captions)}"
         )
     sentence_ids_NL = tokenizer.encode(captions).input_ids
-    pixels = [resize_image(load_image(file), height_px, width_px) for file in files]
+    pixels = [prepare_image(file, height_px, width_px) for file in files]
     return ParityInputs(
         source=source,
         files=files,

@@ -15,6 +15,7 @@ for SIGTERM.
 import io
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
@@ -118,6 +119,8 @@ def new_app(help: str, program: str | None = None) -> typer.Typer:
 def run_app(app: typer.Typer, name: str) -> NoReturn:
     """Run an application on the arguments of the process, and exit with its code."""
     listen()
+    # What is wrong with a picture is told once, as an error, not by Pillow for each of its tags.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where there is no terminal.
             stream.reconfigure(errors="backslashreplace")  # Not every terminal knows Unicode.

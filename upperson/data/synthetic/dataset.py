@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from upperson.data.annotations import SPLITS, Split
 from upperson.data.plain_formats import annotations_file
@@ -100,7 +101,7 @@ def iter_samples(
     index in it, for sharing the work out.
     """
     for view in _views(spec, split, start, stop):
-        with Image.open(io.BytesIO(view.jpeg)) as file:
+        with JpegImageFile(io.BytesIO(view.jpeg)) as file:
             image = file.convert("RGB")
         for caption in view.captions:
             yield image, caption, view.pid

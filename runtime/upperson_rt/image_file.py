@@ -1,0 +1,284 @@
+"""Opening picture files: of seven formats, told by content, in a bounded amount of memory.
+
+Nothing else in the toolkit opens a picture. Pillow itself would try all of its readers, some of
+which start programs, whatever a file is called; here a file's first bytes choose one of the seven
+classes below.
+
+A header is read from a file that gives out so many bytes and no more. From it follows what decoding
+will take, before anything is decoded; a JPEG that would take more than `MOST_BYTES` is decoded at a
+half, a quarter or an eighth of its size, any other picture is refused. All threads of a process
+share `_BUDGET`: who would exceed it waits.
+"""
+
+import io
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeAlias
+
+from PIL import ExifTags, Image, TiffTags, features
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from upperson_rt import image_memory
+from upperson_rt.errors import InputError
+from upperson_rt.image_memory import MOST_BYTES
+
+__all__ = ["open_image", "reason"]
+
+_HEADER_BYTES = 16 << 20
+"""Colour profiles take up to 3 MB, descriptions in XMP seldom more than one."""
+
+_EXIF_BYTES = 256 << 10
+"""Of a JPEG, where it comes in segments of 64 KiB; one is usual."""
+
+_MOST_SLOW_PIXELS = 4_000_000
+
+_MOST_SCANS = 100
+"""Of a JPEG; every one is a pass over all of its coefficients. Usual are 10."""
+
+
+class _TooLargeError(Exception):
+    """What a picture would need is beyond the bound; says how much and of what."""
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
+    """Open a picture file; it is decoded when its pixels are asked for, in the calling thread.
+
+    A JPEG may already be set to a smaller size. Waits while pictures of other threads take the
+    memory; do not open a second picture inside.
+
+    Raises:
+        InputError: The file is missing, is no picture of a format of `IMAGE_SUFFIXES`, has a
+            damaged header, or would take too much memory.
+    """
+    name = os.fspath(path)
+    if os.path.exists(name) and not os.path.isfile(name):
+        # Opening a pipe would wait for its other end forever.
+        raise InputError(f"cannot read image {name}: not a regular file")
+    with ExitStack() as stack:
+
+        def take(size_bytes: int) -> None:
+            stack.enter_context(_BUDGET.share(size_bytes))
+
+        try:
+            file = stack.enter_context(_Metered(io.FileIO(name)))
+            image = _opener(file.peek(16)[:16])(file, take)
+            stack.callback(image.close)
+        except (_TooLargeError, Image.DecompressionBombError) as error:
+            raise InputError(
+                f"image {name} is too large to be a person's picture: {error}"
+            ) from error
+        except Exception as error:  # A damaged file may lead Pillow's readers to any error.
+            raise InputError(f"cannot read image {name}: {reason(error)}") from error
+        yield image
+
+
+def reason(error: BaseException) -> str:
+    """Return in a few words what is wrong with a picture."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class _Budget:
+    """Bytes that threads share."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._free = size_bytes
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def share(self, size_bytes: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size_bytes)
+            self._free -= size_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size_bytes
+                self._changed.notify_all()
+
+
+_BUDGET = _Budget(2 * MOST_BYTES)
+
+
+class _Metered(io.BufferedReader):
+    """A file that gives out `_HEADER_BYTES`, then fails until `open_up` is called.
+
+    The directories in it may name the same bytes again and again: what counts is what is read.
+    """
+
+    def __init__(self, raw: io.FileIO | io.BytesIO) -> None:
+        super().__init__(raw)
+        self._bytes_left: float = _HEADER_BYTES
+        self._exif = b""
+
+    def open_up(self) -> None:
+        self._bytes_left = float("inf")
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(size)
+        self._bytes_left -= len(content)
+        if self._bytes_left < 0:
+            raise _TooLargeError(f"its header takes more than {_HEADER_BYTES >> 20} MiB")
+        if content.startswith(b"Exif\0\0"):  # A segment of a JPEG, parsed while it is opened.
+            self._exif += content[6:]
+            if len(self._exif) > _EXIF_BYTES:
+                raise _TooLargeError(f"its EXIF takes more than {_EXIF_BYTES >> 10} KiB")
+            _check_exif(self._exif)
+        return content
+
+
+def _check_exif(block: bytes) -> None:
+    """Read the directories of an EXIF block once, so that reading them again is known to be safe.
+
+    Raises:
+        _TooLargeError: They add up to more than a header may.
+    """
+    exif = Image.Exif()
+    try:
+        exif.load_from_fp(_Metered(io.BytesIO(block.removeprefix(b"Exif\0\0"))))
+        exif.get_ifd(ExifTags.IFD.Exif)
+    except _TooLargeError:
+        raise
+    except Exception:  # Damaged: whoever needs what is in it will be told.
+        return
+
+
+_Take: TypeAlias = Callable[[int], None]
+"""Sets memory aside; may wait."""
+
+
+def _settle(image: ImageFile, file: _Metered, take: _Take, decoder_bytes: int) -> ImageFile:
+    """Set aside what an opened picture needs, and let it be decoded."""
+    take(_checked(image_memory.needed(image.size, image.mode, decoder_bytes), image.size))
+    file.open_up()
+    return image
+
+
+def _checked(needed_bytes: int, size: tuple[int, int]) -> int:
+    if needed_bytes > MOST_BYTES:
+        raise _TooLargeError(
+            f"{size[0]}x{size[1]} pixels in its format take {-(-needed_bytes >> 20)} MiB to "
+            f"decode, the limit is {MOST_BYTES >> 20}: make it smaller, or a plain JPEG of it"
+        )
+    return needed_bytes
+
+
+def _open_jpeg(file: _Metered, take: _Take) -> ImageFile:
+    image = JpegImageFile(file)
+    stored = image_memory.jpeg_coefficients(image, file)
+    if stored and _count(file, b"\xff\xda") > _MOST_SCANS:
+        raise _TooLargeError(f"it has more than {_MOST_SCANS} scans")
+    width, height = image.size
+    for shrink in (1, 2, 4, 8):
+        smaller = -(-width // shrink), -(-height // shrink)
+        needed_bytes = image_memory.needed(smaller, image.mode, stored)
+        if needed_bytes <= MOST_BYTES:
+            break
+    take(_checked(needed_bytes, image.size))
+    if shrink > 1:
+        image.draft(None, (width // shrink, height // shrink))
+    file.open_up()
+    return image
+
+
+def _open_png(file: _Metered, take: _Take) -> ImageFile:
+    image = PngImageFile(file)
+    exif = image.info.get("exif")
+    text = image.info.get("Raw profile type exif")
+    if exif is None and text:
+        exif = bytes.fromhex("".join(text.split("\n")[3:]))
+    _check_exif(exif or b"")
+    return _settle(image, file, take, image_memory.png_texts(file))
+
+
+def _open_webp(file: _Metered, take: _Take) -> ImageFile:
+    if not features.check("webp"):
+        raise InputError("this installation of Pillow was built without WebP")
+    # The decoder allocates and reads everything when it is made.
+    file.seek(0)
+    start = file.read(30)
+    size, file_bytes = image_memory.webp_size(start), file.seek(0, os.SEEK_END)
+    take(_checked(image_memory.webp_needed(size, file_bytes), size))
+    file.seek(0)
+    file.open_up()
+    image = WebPImageFile(file)
+    _check_exif(image.info.get("exif", b""))
+    return image
+
+
+def _open_tiff(file: _Metered, take: _Take) -> ImageFile:
+    # Of an uncompressed file Pillow makes objects for each of them.
+    pieces = image_memory.tiff_pieces(file)
+    if pieces > image_memory.MOST_TIFF_PIECES:
+        raise _TooLargeError(f"it is cut into {pieces:,} pieces")
+    file.seek(0)
+    image = TiffImageFile(file)
+    exif = image.getexif()
+    for tag in TiffTags.TAGS_V2_GROUPS:  # Loaded with the pixels, if not before.
+        exif.get_ifd(tag)
+    return _settle(
+        image,
+        file,
+        take,
+        image_memory.tiff_decoder(image.tag_v2, image.size, file.seek(0, os.SEEK_END)),
+    )
+
+
+def _open_other(reader: Callable[[Any], ImageFile]) -> Callable[[_Metered, _Take], ImageFile]:
+    def open_it(file: _Metered, take: _Take) -> ImageFile:
+        image = reader(file)
+        if image_memory.is_slow(image) and image.width * image.height > _MOST_SLOW_PIXELS:
+            raise _TooLargeError(
+                f"{image.width}x{image.height} pixels as text, in runs or of an odd depth, the "
+                f"limit of which is {_MOST_SLOW_PIXELS:,}: make it smaller, or a plain PNG of it"
+            )
+        return _settle(image, file, take, image_memory.simple_decoder(image))
+
+    return open_it
+
+
+_TIFF = (b"II*\0", b"II\0*", b"II+\0", b"MM\0*", b"MM*\0", b"MM\0+")
+_OPENERS: dict[tuple[bytes, ...], Callable[[_Metered, _Take], ImageFile]] = {
+    (b"BM",): _open_other(BmpImageFile),
+    (b"GIF87a", b"GIF89a"): _open_other(GifImageFile),
+    (b"\xff\xd8\xff",): _open_jpeg,
+    (b"\x89PNG\r\n\x1a\n",): _open_png,
+    (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"): _open_other(PpmImageFile),
+    _TIFF: _open_tiff,
+    (b"RIFF",): _open_webp,
+}
+"""By how a file begins."""
+
+
+def _opener(start: bytes) -> Callable[[_Metered, _Take], ImageFile]:
+    for beginnings, opener in _OPENERS.items():
+        if start.startswith(beginnings):
+            return opener
+    found = f"a file that begins with {start!r}" if start else "an empty file"
+    raise InputError(
+        f"not an image of a known format: expected BMP, GIF, JPEG, PNG, PPM, TIFF or WebP, found "
+        f"{found}"
+    )
+
+
+def _count(file: _Metered, marker: bytes) -> int:
+    """Count two bytes in a whole file."""
+    file.open_up()
+    file.seek(0)
+    count, last = 0, b""
+    while block := file.read(1 << 20):
+        count += (last + block).count(marker)
+        last = block[-1:]
+    return count

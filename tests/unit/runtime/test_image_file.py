@@ -1,0 +1,374 @@
+"""Pictures that want to run something, or more memory or time than a picture may have."""
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import threading
+import warnings
+import zlib
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from upperson_rt import image_file
+from upperson_rt.capture_time import capture_time
+from upperson_rt.errors import InputError
+from upperson_rt.image_file import MOST_BYTES, open_image
+from upperson_rt.preprocess import load_image, prepare_image
+
+MEGABYTE = 1_000_000
+MOST_FOR_A_PICTURE = 300 * MEGABYTE
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n"
+
+
+def zeros_deflated(count):
+    """Deflate a number of zeros in no time: a flushed block over and over, without the checksum."""
+    packer = zlib.compressobj(9)
+    first, block = (
+        packer.compress(bytes(MEGABYTE)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2)
+    )
+    return first + block * (-(-count // MEGABYTE) - 1)
+
+
+def chunk(kind, content):
+    crc = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+
+def png(width, height, colour=2, depth=8, before=b"", after=b""):
+    channels = {0: 1, 2: 3, 6: 4}[colour]
+    pixels = zeros_deflated(height * (1 + width * channels * depth // 8))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"".join(
+        (b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), before, chunk(b"IDAT", pixels), after)
+    ) + chunk(b"IEND", b"")
+
+
+def tiff(tags, pixels):
+    """Make a TIFF file; a value of bytes lies behind the directory, None stands for the pixels."""
+    start = 8 + 2 + 12 * len(tags) + 4
+    long_values = b"".join(value for _, _, value in tags.values() if isinstance(value, bytes))
+    directory = struct.pack("<H", len(tags))
+    place = start
+    for tag, (kind, count, value) in sorted(tags.items()):
+        if isinstance(value, bytes):
+            value, place = place, place + len(value)
+        elif value is None:
+            value = start + len(long_values)
+        directory += struct.pack("<HHII", tag, kind, count, value)
+    return b"II*\0\x08\0\0\0" + directory + bytes(4) + long_values + pixels
+
+
+def float_tiff(side):
+    pixels = zeros_deflated(4 * side * side)
+    tags = {256: side, 257: side, 258: 32, 259: 8, 262: 1, 277: 1, 278: side, 339: 3}
+    tags = {tag: (4, 1, value) for tag, value in tags.items()}
+    return tiff(tags | {273: (4, 1, None), 279: (4, 1, len(pixels))}, pixels)
+
+
+def tiled_tiff(tile):
+    pixels = zeros_deflated(tile * tile)
+    tags = {256: 100, 257: 100, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile}
+    tags = {tag: (4, 1, value) for tag, value in tags.items()}
+    return tiff(tags | {324: (4, 1, None), 325: (4, 1, len(pixels))}, pixels)
+
+
+def animated_webp(canvas):
+    frame = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(frame, "WEBP", lossless=True)
+
+    def number(value):
+        return value.to_bytes(3, "little")
+
+    shown = number(0) * 2 + number(15) * 2 + number(100) + b"\0" + frame.getvalue()[12:]
+    parts = [(b"VP8X", b"\2\0\0\0" + number(canvas - 1) * 2), (b"ANIM", bytes(6))]
+    parts += [(b"ANMF", shown)] * 2
+    body = b"WEBP" + b"".join(
+        name + struct.pack("<I", len(part)) + part + bytes(len(part) % 2) for name, part in parts
+    )
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def jpeg(size=(64, 64), claimed=None, **options):
+    file = io.BytesIO()
+    Image.new("RGB", size, (200, 30, 60)).save(file, "JPEG", **options)
+    content = bytearray(file.getvalue())
+    if claimed:
+        at = content.index(b"\xff\xc2" if options.get("progressive") else b"\xff\xc0") + 5
+        content[at : at + 4] = struct.pack(">HH", claimed[1], claimed[0])
+    return bytes(content)
+
+
+def segment(marker, content):
+    return marker + struct.pack(">H", 2 + len(content)) + content
+
+
+def crowded_directory(size_bytes):
+    """Make an EXIF block whose tags all name the same large bytes."""
+    count = size_bytes // 24
+    entry = (7, size_bytes - 12 * count - 20, 12 * count + 14)
+    entries = b"".join(struct.pack("<HHII", 1000 + i, *entry) for i in range(count))
+    start = b"II*\0\x08\0\0\0" + struct.pack("<H", count)
+    return (start + entries + bytes(4)).ljust(size_bytes, b"\0")
+
+
+def test_no_program_is_started_whatever_a_file_is_called(tmp_path, monkeypatch):
+    marker = tmp_path / "started"
+    for name in ("gs", "gswin64c", "djpeg", "xv", "convert"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\ntouch {marker}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    path = tmp_path / "person.jpg"
+    Image.init()
+    files = [
+        EPS,
+        b"%PDF-1.4\n",
+        b"<svg/>",
+        b"RIFF\4\0\0\0AVI ",
+        b"P7\n",
+        b"Pf 1 1 1.0\n" + bytes(12),
+    ]
+    for name in ("DDS", "ICNS", "ICO", "IM", "JPEG2000", "MSP", "PCX", "PDF", "SGI", "SPIDER"):
+        file = io.BytesIO()
+        with suppress(OSError, KeyError), warnings.catch_warnings():  # Not in every Pillow.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            mode = {"MSP": "1", "SPIDER": "F"}.get(name, "RGB")
+            Image.new(mode, (16, 16)).save(file, name)
+            files.append(file.getvalue())
+    assert len(files) > 12
+    for content in files:
+        path.write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            load_image(path)
+        assert "\n" not in str(caught.value)
+        if not content.startswith(b"RIFF"):
+            assert str(caught.value) == (
+                f"cannot read image {path}: not an image of a known format: expected BMP, GIF, "
+                f"JPEG, PNG, PPM, TIFF or WebP, found a file that begins with {content[:16]!r}"
+            )
+        assert capture_time(path) is None
+    assert not marker.exists()
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(InputError, match=r"a\.png: .*found an empty file"):
+        load_image(tmp_path / "a.png")
+
+
+HUNGRY = {
+    "float.tif": lambda: float_tiff(9_400),
+    "tile.tif": lambda: tiled_tiff(20_000),
+    "canvas.webp": lambda: animated_webp(9_400),
+    "deep.png": lambda: png(9_400, 9_400, colour=0, depth=16),
+    "clear.png": lambda: png(4_500, 4_500, colour=6),  # Within the bound.
+    "line.png": lambda: png(5_000_000, 1),  # Within the bound.
+    "large.jpg": lambda: jpeg(claimed=(12_000, 12_000)),  # Within the bound, at a quarter.
+    "trailer.png": lambda: png(64, 64, after=chunk(b"prVt", bytes(100 * MEGABYTE))),
+}
+
+MEASURE = """
+import sys
+from upperson_rt.errors import InputError
+from upperson_rt.preprocess import prepare_image
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+prepare_image(sys.argv[1], 384, 128)
+for path in sys.argv[2:]:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # The peak counts anew.
+    idle = status("VmRSS")
+    try:
+        shape = prepare_image(path, 384, 128).shape
+    except InputError as error:
+        shape = str(error)
+    print(status("VmHWM") - idle, shape)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_no_picture_takes_more_than_its_share_of_memory(tmp_path):
+    (tmp_path / "first.png").write_bytes(png(8, 8))
+    for name, content in HUNGRY.items():
+        (tmp_path / name).write_bytes(content())
+    paths = [str(tmp_path / name) for name in ("first.png", *HUNGRY)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *paths],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peaks, outcomes = zip(*(line.split(" ", 1) for line in done.stdout.splitlines()), strict=True)
+    assert max(map(int, peaks)) < MOST_FOR_A_PICTURE, done.stdout
+    refused = [name for name, outcome in zip(HUNGRY, outcomes, strict=True) if "image" in outcome]
+    assert refused == ["float.tif", "tile.tif", "canvas.webp", "deep.png", "trailer.png"]
+    assert int(peaks[list(HUNGRY).index("clear.png")]) > 100 * MEGABYTE, "the measure measures"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (lambda: png(7_000, 7_000), "7000x7000 pixels in its format take 328 MiB to decode"),
+        (lambda: jpeg(claimed=(65_500, 65_500)), "65500x65500 pixels"),
+        (lambda: jpeg(claimed=(12_000, 12_000), progressive=True), "12000x12000 pixels"),
+        (lambda: b"P6 99999 99999 255\n", "99999x99999 pixels"),
+        (lambda: b"P3 2001 2000 255\n", "2001x2000 pixels as text"),
+        (lambda: png(20_000_000, 1), "20000000x1 pixels"),
+        (lambda: animated_webp(16_383), "16383x16383 pixels"),
+        (lambda: tiled_tiff(30_000), "100x100 pixels"),
+        (lambda: jpeg()[:2] + segment(b"\xff\xe2", bytes(65_000)) * 300 + jpeg()[2:], "header"),
+        (lambda: png(8, 8, before=chunk(b"prVt", bytes(20 * MEGABYTE))), "header"),
+        (lambda: png(8, 8, after=chunk(b"tEXt", bytes(90 * MEGABYTE))), "8x8 pixels"),
+        (lambda: b"GIF89a\4\0\4\0\0\0\0" + b"!\xfe" + b"\xff" * 18 * MEGABYTE, "header"),
+    ],
+)
+def test_what_would_take_too_much_is_refused_from_the_header(tmp_path, content, found):
+    path = tmp_path / "person.jpg"
+    path.write_bytes(content())
+    with pytest.raises(InputError, match="is too large to be a person's picture") as caught:
+        load_image(path)
+    assert found in str(caught.value)
+    assert capture_time(path) is None
+
+
+def test_a_jpeg_of_many_scans_is_refused(tmp_path):
+    """Every scan is a pass over the whole picture: 400 of them took 25 seconds."""
+    content = jpeg(progressive=True)
+    at = content.rindex(b"\xff\xda")
+    last = content[at:-2]
+    for scans, refused in ((80, False), (120, True)):
+        path = tmp_path / f"{scans}.jpg"
+        path.write_bytes(content[:at] + last * scans + b"\xff\xd9")
+        if refused:
+            with pytest.raises(InputError, match="more than 100 scans"):
+                load_image(path)
+        else:
+            assert load_image(path).shape == (64, 64, 3)
+
+
+def test_a_tiff_of_many_strips_is_refused(tmp_path):
+    """Pillow makes several objects for each of them."""
+    for count, refused in ((1_000, False), (200_000, True)):
+        tags = {256: 1, 257: count, 258: 8, 259: 1, 262: 1, 277: 1, 278: 1}
+        tags = {tag: (4, 1, value) for tag, value in tags.items()}
+        tags |= {273: (4, count, struct.pack("<I", 8) * count), 279: (4, 1, 1)}
+        path = tmp_path / "strips.tif"
+        path.write_bytes(tiff(tags, b""))
+        if refused:
+            with pytest.raises(InputError, match="cut into 200,000 pieces"):
+                load_image(path)
+        else:
+            assert load_image(path).shape == (count, 1, 3)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what is wrong with the files.
+def test_directories_may_not_read_the_same_bytes_again_and_again(tmp_path):
+    crowded = crowded_directory(200_000)
+    parts = [crowded[at : at + 65_000] for at in range(0, len(crowded), 65_000)]
+    exif = b"".join(segment(b"\xff\xe1", b"Exif\0\0" + part) for part in parts)
+    files = {
+        "a.jpg": jpeg()[:2] + exif + jpeg()[20:],
+        "a.png": png(8, 8, before=chunk(b"eXIf", crowded)),
+        "a.tif": crowded,
+    }
+    for name, content in files.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.MonkeyPatch.context() as patch, suppress(InputError):
+            most = []
+            read = image_file._Metered.read
+
+            def counted(self, size=-1, read=read, most=most):
+                content = read(self, size)
+                most.append(image_file._HEADER_BYTES - self._bytes_left)
+                return content
+
+            patch.setattr(image_file._Metered, "read", counted)
+            with open_image(path) as image:
+                image.getexif()
+        # Pillow of today reads no more than the file is long, others up to the bound.
+        assert max(n for n in most if n != float("-inf")) < 2 * image_file._HEADER_BYTES
+
+
+@pytest.fixture
+def budget(monkeypatch):
+    class Spy(image_file._Budget):
+        taken = 0
+        most = 0
+        lock = threading.Lock()
+
+        @contextmanager
+        def share(self, size_bytes):
+            with super().share(size_bytes):
+                with self.lock:
+                    self.taken += size_bytes
+                    self.most = max(self.most, self.taken)
+                yield
+            with self.lock:
+                self.taken -= size_bytes
+
+    spy = Spy(10 * MEGABYTE)
+    monkeypatch.setattr(image_file, "_BUDGET", spy)
+    return spy
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "gif", "bmp", "ppm"])
+def test_threads_share_the_memory(tmp_path, budget, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.zeros((600, 400, 3), np.uint8)).save(path)
+    with open_image(path):
+        alone = budget.taken
+    assert alone >= 600 * 400 * 7
+    budget._free = 2 * alone + 1
+    barrier = threading.Barrier(6)
+    shapes = []
+
+    def work(read):
+        barrier.wait()
+        shapes.extend(read() for _ in range(5))
+
+    reads = [
+        lambda: load_image(path).shape,
+        lambda: prepare_image(path, 600, 400).shape,
+        lambda: capture_time(path) or (600, 400, 3),
+    ]
+    threads = [threading.Thread(target=work, args=(read,)) for read in reads * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert shapes == [(600, 400, 3)] * 30
+    assert alone <= budget.most <= 2 * alone
+    budget_left = budget._free
+    assert budget_left == 2 * alone + 1, "all of it is given back"
+
+
+def test_what_fails_gives_its_share_back(tmp_path, budget):
+    path = tmp_path / "cut.png"
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:9_000])
+    with pytest.raises(InputError, match="cannot read image"):
+        load_image(path)
+    with pytest.raises(KeyboardInterrupt), open_image(path):
+        raise KeyboardInterrupt
+    assert budget.most > 0
+    assert budget._free == 10 * MEGABYTE
+
+
+def test_any_one_picture_may_take_all_that_a_picture_may():
+    with image_file._BUDGET.share(MOST_BYTES), image_file._BUDGET.share(MOST_BYTES):
+        assert image_file._BUDGET._free == 0
