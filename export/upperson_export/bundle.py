@@ -30,6 +30,7 @@ from upperson_export.variants import EXACT, VARIANTS, VariantName
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import IntegrityError
 from upperson_rt.files import new_folder, sha256_of_file
+from upperson_rt.signature import read_private_key, sign_folder
 from upperson_rt.towers import TOWERS, Tower
 
 __all__ = ["ExportOptions", "ModelIdentity", "export_bundle", "foreign_to_bundle"]
@@ -55,6 +56,9 @@ class ExportOptions:
 
     estimator: Estimator | None = None
     """None: that of a calibration that is reused, else `DEFAULT_ESTIMATOR`."""
+
+    sign: Path | None = None
+    """File of the private key that signs the bundle; see `upperson_rt.signature`."""
 
 
 def export_bundle(
@@ -87,8 +91,8 @@ def export_bundle(
 
     Raises:
         UsageError: A reused calibration has another estimator than the options.
-        InputError: NaN weights, ``output`` holds something that is not a bundle, or a reused
-            calibration saw other samples and lacks what is needed.
+        InputError: NaN weights, a key that cannot sign, ``output`` holds something that is not a
+            bundle, or a reused calibration saw other samples and lacks what is needed.
         AccuracyGateError: No form that is allowed keeps the accuracy.
         IntegrityError: ONNX and torch disagree, a typed graph would be refused by TensorRT, a
             reused calibration is of another model, or a file does not work in the runtime.
@@ -96,6 +100,7 @@ def export_bundle(
     estimator = options.estimator or DEFAULT_ESTIMATOR
     if reused is not None:
         estimator = reused.require_estimator(options.estimator)
+    key = None if options.sign is None else read_private_key(options.sign)
     with new_folder(output, foreign_to_bundle) as folder:
         work = folder / _WORK
         work.mkdir()
@@ -157,6 +162,8 @@ def export_bundle(
         files.finish(report)
         for variant in files.graphs:
             Bundle.open(folder, variant, "onnxruntime").check_canaries()
+        if key is not None:
+            sign_folder(folder, key, identity.name)
     return report
 
 

@@ -31,6 +31,7 @@ from upperson_rt.manifest import (
     VariantEntry,
     space_fingerprint,
 )
+from upperson_rt.signature import SIGNATURE_FILE
 from upperson_rt.towers import Tower, run_tower
 
 CALIBRATION = "calibration.json"
@@ -38,7 +39,7 @@ CALIBRATION = "calibration.json"
 CANARIES = 8
 
 _TOKENIZER, _CANARIES, _REPORT = "tokenizer.json", "canaries.npz", "report.json"
-_NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md"}
+_NOT_IN_MANIFEST = {MANIFEST_FILE, CALIBRATION, "report.html", "README.md", SIGNATURE_FILE}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

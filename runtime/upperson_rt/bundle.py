@@ -16,7 +16,9 @@ from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import sha256_of_file
 from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
+from upperson_rt.onnx_file import check_graph
 from upperson_rt.printable import get_logger
+from upperson_rt.signature import verify_folder
 from upperson_rt.strict import suggestion
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
@@ -24,6 +26,11 @@ from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
 __all__ = ["MANIFEST_FILE", "Bundle", "open_encoder", "read_manifest"]
 
 MANIFEST_FILE = "bundle.json"
+
+# What is read whole; some ten times of what exports write.
+_MOST_MANIFEST_BYTES = 1 << 20
+_MOST_TOKENIZER_BYTES = 8 << 20
+_MOST_CANARY_BYTES = 32 << 20
 
 _log = get_logger(__name__)
 
@@ -34,12 +41,13 @@ def open_encoder(
     backend: str = "auto",
     device: str = "cpu",
     threads: int | None = None,
+    trust: str | os.PathLike[str] | None = None,
 ) -> Encoder:
     """Open a bundle and return its encoder; public as ``upperson_rt.open``.
 
     Arguments and errors are those of `Bundle.open`.
     """
-    return Bundle.open(bundle, variant, backend, device, threads=threads).encoder()
+    return Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust).encoder()
 
 
 class Bundle:
@@ -84,6 +92,7 @@ class Bundle:
         device: str = "cpu",
         verify: bool = True,
         threads: int | None = None,
+        trust: str | os.PathLike[str] | None = None,
     ) -> "Bundle":
         """Open a bundle.
 
@@ -98,15 +107,19 @@ class Bundle:
                 canaries when it is loaded. Only switch it off to look into a bundle that is
                 known to be broken.
             threads: CPU threads per tower; None lets the library choose.
+            trust: File with a public key (PEM). Its owner must have signed the bundle, which is
+                checked before anything else in it is read; see `upperson_rt.signature`.
 
         Raises:
-            InputError: Not a bundle, or its manifest is malformed.
+            InputError: Not a bundle, or of a newer schema.
             UsageError: The variant does not exist.
-            IntegrityError: A file is missing, has another size or hash than the manifest says, or
-                leaves the bundle.
+            IntegrityError: The manifest is malformed; a file is missing, has another size or hash
+                than the manifest says, leaves the bundle, or holds what no export writes; or the
+                bundle is not signed by the key that is trusted.
+            BackendError: ``trust`` needs a package that is missing.
         """
         root = Path(check_path(path, "the folder of a bundle"))
-        manifest = read_manifest(root)
+        manifest = read_manifest(root, trust)
         for what, name in {"backend": backend, "device": device}.items():
             check_text(name, what, UsageError)
         if variant is None:
@@ -117,7 +130,15 @@ class Bundle:
                 f"{suggestion(variant, manifest.variants)}"
             )
         entry = manifest.variants[variant]
-        for file in (manifest.text.tokenizer, manifest.canaries):
+        for file, most_bytes in (
+            (manifest.text.tokenizer, _MOST_TOKENIZER_BYTES),
+            (manifest.canaries, _MOST_CANARY_BYTES),
+        ):
+            if file.size_bytes > most_bytes:
+                raise IntegrityError(
+                    f"{root / file.file} has {file.size_bytes} bytes, expected at most "
+                    f"{most_bytes}: export the bundle again"
+                )
             _check_file(root, file, check_hash=verify)
         for file in map(entry.file, TOWERS):
             _check_file(root, file, check_hash=False)
@@ -159,13 +180,13 @@ class Bundle:
         return self._choices[tower]
 
     def check_files(self) -> None:
-        """Check the hashes of both towers now, for programs that use the files themselves.
+        """Check the files of both towers now, for programs that use them themselves.
 
         Raises:
-            IntegrityError: A file is missing or was changed.
+            IntegrityError: A file is missing or was changed, or is no graph that exports write.
         """
-        for file in map(self.entry.file, TOWERS):
-            _check_file(self.path, file, check_hash=True)
+        for tower in TOWERS:
+            self._check_tower(tower)
 
     def check_canaries(self) -> list[CanaryCheck]:
         """Run the canaries through both towers, at batch 1 and as one batch.
@@ -196,7 +217,8 @@ class Bundle:
             check: Run the canaries.
         """
         entry = self.entry.file(tower)
-        _check_file(self.path, entry, check_hash=self._verify)
+        if self._verify:
+            self._check_tower(tower)
         auto = self._backend == "auto"
         names = installed_backends(self._device) if auto else (self._backend,)
         load = partial(self._load, tower)
@@ -225,6 +247,11 @@ class Bundle:
         )
         return checks
 
+    def _check_tower(self, tower: Tower) -> None:
+        entry = self.entry.file(tower)
+        _check_file(self.path, entry, check_hash=True)
+        check_graph(self.path / entry.file, tower, self.manifest)
+
     def _load(self, tower: Tower, name: str) -> Backend:
         path = self.path / self.entry.file(tower).file
         return open_backend(path, name, self._device, self._threads)
@@ -243,12 +270,17 @@ class Bundle:
         )
 
 
-def read_manifest(root: Path) -> Manifest:
+def read_manifest(root: Path, trust: str | os.PathLike[str] | None = None) -> Manifest:
     """Read and check `bundle.json` of a bundle folder.
 
+    Args:
+        root: The folder.
+        trust: File with the public key that must have signed the bundle, or None.
+
     Raises:
-        InputError: Not a bundle, or the manifest is malformed.
-        IntegrityError: As for `parse_manifest`.
+        InputError: Not a bundle, or the manifest is of a newer schema.
+        IntegrityError: The manifest is malformed, or the signature does not hold.
+        BackendError: ``trust`` needs a package that is missing.
     """
     file = root / MANIFEST_FILE
     if not file.is_file():
@@ -257,10 +289,20 @@ def read_manifest(root: Path) -> Manifest:
             f"{root} is not a bundle ({problem}): expected a folder that  upperson export  has "
             "made, or  upperson demo  to try things out"
         )
+    if trust is not None:
+        verify_folder(root, trust)
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {file}: {error}") from error
+        with file.open("rb") as stream:
+            content = stream.read(_MOST_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    advice = "copy the bundle again, or export it again"
+    if len(content) > _MOST_MANIFEST_BYTES:
+        raise IntegrityError(f"{file} has more than {_MOST_MANIFEST_BYTES} bytes: {advice}")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{file} is no text in UTF-8: {error}; {advice}") from error
     return parse_manifest(text, where=os.fspath(file))
 
 

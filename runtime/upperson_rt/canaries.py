@@ -4,10 +4,12 @@ Hashes prove that a file is the one that was exported; canaries prove that this 
 and driver compute the right thing with it.
 """
 
+import math
 import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,12 @@ __all__ = ["Canaries", "CanaryCheck", "check_tower"]
 
 _ODD, _LARGE = 3, 8
 """Batch sizes that are checked besides 1."""
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENCRYPTED = 0x1
+
+_MOST_BYTES = 1 << 26
+"""Of one array of canaries, unpacked."""
 
 
 @dataclass(frozen=True)
@@ -46,38 +54,73 @@ class Canaries:
         Raises:
             IntegrityError: It is damaged, or does not fit the manifest.
         """
-        names = ("images", "input_ids", f"image_embeds.{variant}", f"text_embeds.{variant}")
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                absent = [name for name in names if name not in archive]
-                if absent:
-                    raise IntegrityError(
-                        f"{os.fspath(path)} lacks {', '.join(absent)}: export the bundle again"
-                    )
-                images, input_ids, image_embeds, text_embeds = (archive[name] for name in names)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise IntegrityError(f"cannot read canaries {os.fspath(path)}: {error}") from error
-        count = len(images)
         size = (manifest.image.height_px, manifest.image.width_px, 3)
-        embed_shape = (count, manifest.model.embed_dim)
+        dim = manifest.model.embed_dim
+        wanted: dict[str, tuple[str, tuple[int | None, ...]]] = {
+            "images": ("uint8", (None, *size)),
+            "input_ids": ("int32", (None, None)),
+            f"image_embeds.{variant}": ("float32", (None, dim)),
+            f"text_embeds.{variant}": ("float32", (None, dim)),
+        }
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = set(archive.namelist())
+                absent = [name for name in wanted if f"{name}.npy" not in names]
+                if absent:
+                    raise IntegrityError(f"it lacks {', '.join(absent)}")
+                arrays = [_read_array(archive, name, *wanted[name]) for name in wanted]
+        except Exception as error:  # zipfile, zlib and numpy have a dozen kinds for bad content.
+            raise IntegrityError(
+                f"cannot read canaries {os.fspath(path)}: {str(error) or type(error).__name__}: "
+                "export the bundle again"
+            ) from error
+        images, input_ids, image_embeds, text_embeds = arrays
         fits = (
-            count > 0
-            and (images.shape, images.dtype) == ((count, *size), np.uint8)
-            and (input_ids.ndim, len(input_ids), input_ids.dtype) == (2, count, np.int32)
+            {len(array) for array in arrays} == {len(images)}
             and 0 < input_ids.shape[1] <= manifest.text.context_length
-            and all(
-                (embeds.shape, embeds.dtype) == (embed_shape, np.float32)
-                and bool(np.isfinite(embeds).all())
-                for embeds in (image_embeds, text_embeds)
-            )
+            and all(bool(np.isfinite(embeds).all()) for embeds in (image_embeds, text_embeds))
         )
         if not fits:
             raise IntegrityError(
                 f"the canaries in {os.fspath(path)} do not fit the manifest (expected images "
-                f"uint8 (K, {size[0]}, {size[1]}, 3), input_ids int32 (K, L) and embeddings "
-                f"float32 (K, {embed_shape[1]})): export the bundle again"
+                f"uint8 (K, {size[0]}, {size[1]}, 3), input_ids int32 (K, L) with L from 1 to "
+                f"{manifest.text.context_length} and finite embeddings float32 (K, {dim})): export "
+                "the bundle again"
             )
         return cls(images, input_ids, image_embeds, text_embeds)
+
+
+def _read_array(
+    archive: zipfile.ZipFile, name: str, dtype: str, shape: tuple[int | None, ...]
+) -> NDArray[Any]:
+    """Read an array of this type and shape (None: any number from 1); nothing else is unpacked.
+
+    Raises:
+        IntegrityError: It is another one, or larger than canaries are.
+    """
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.flag_bits & _ENCRYPTED or entry.compress_type not in _METHODS:
+        raise IntegrityError(f"{name} is encrypted or packed by a method that numpy does not write")
+    with archive.open(entry) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise IntegrityError(f"{name} is not in numpy's format 1.0")
+        found, transposed, found_dtype = np.lib.format.read_array_header_1_0(file)
+        fits = len(found) == len(shape) and all(
+            size > 0 and wanted in (None, size) for size, wanted in zip(found, shape, strict=True)
+        )
+        if not fits or transposed or found_dtype != np.dtype(dtype):
+            expected = ", ".join("any" if size is None else str(size) for size in shape)
+            raise IntegrityError(
+                f"{name} does not fit the manifest: expected {dtype} ({expected}), found "
+                f"{found_dtype} {found}"
+            )
+        size_bytes = math.prod(found) * found_dtype.itemsize
+        if size_bytes > _MOST_BYTES:
+            raise IntegrityError(f"{name} has {size_bytes} bytes, expected at most {_MOST_BYTES}")
+        content = file.read(size_bytes + 1)
+    if len(content) != size_bytes:
+        raise IntegrityError(f"{name} has another size than its header says")
+    return np.frombuffer(content, found_dtype).reshape(found).copy()  # Which may be written to.
 
 
 @dataclass(frozen=True)

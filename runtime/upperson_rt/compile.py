@@ -59,6 +59,7 @@ def compile_bundle(
     variant: str = "fp16",
     device: str = "cuda",
     *,
+    trust: Path | None = None,
     max_batch: int = 32,
     workspace_mib: int = DEFAULT_WORKSPACE_MIB,
     cache: Path | None = None,
@@ -74,6 +75,7 @@ def compile_bundle(
         bundle: Folder of the bundle.
         variant: Its precision; the graph decides the precision of every operation.
         device: ``cuda`` or ``cuda:N``.
+        trust: Public key that must have signed the bundle; see `Bundle.open`.
         max_batch: Largest batch that runs in one go.
         workspace_mib: Largest scratch memory of one layer.
         cache: See `cache_folder`, the default.
@@ -90,7 +92,7 @@ def compile_bundle(
     """
     if workspace_mib < 1:
         raise UsageError(f"workspace_mib must be at least 1, got {workspace_mib}")
-    manifest = read_manifest(bundle)
+    manifest = read_manifest(bundle, trust)
     if variant not in manifest.variants:
         raise UsageError(
             f"bundle {bundle} has no variant '{variant}', only {', '.join(manifest.variants)}: "
@@ -105,7 +107,7 @@ def compile_bundle(
     trt = import_tensorrt()
     # The reference: it checks hashes and canaries, and that ONNX Runtime is there, before minutes
     # go into building.
-    opened = Bundle.open(bundle, variant, "onnxruntime", "cpu")
+    opened = Bundle.open(bundle, variant, "onnxruntime", "cpu", trust=trust)
     opened.check_files()
     store, target = EngineCache(cache), Target.here(trt, cuda)
     note(f"{target}; engines go to {store.folder}")

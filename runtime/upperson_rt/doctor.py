@@ -23,6 +23,7 @@ from upperson_rt.installed import (
     version_of,
 )
 from upperson_rt.printable import one_line
+from upperson_rt.signature import named_key
 from upperson_rt.tensorrt.cuda import probe_cuda_driver
 from upperson_rt.towers import TOWERS, Tower
 
@@ -43,6 +44,7 @@ def diagnose(
     variant: str | None = None,
     backend: str = "auto",
     device: str = "cpu",
+    trust: Path | None = None,
 ) -> list[Check]:
     """Check the installation, and a bundle and a gallery where given.
 
@@ -52,11 +54,12 @@ def diagnose(
         variant: Of the bundle; None for its default.
         backend: See `open_backend`.
         device: See `open_backend`.
+        trust: Public key that must have signed the bundle; see `Bundle.open`.
     """
     checks = [*installed_checks(), *_backends(), _driver(), *_device(backend, device)]
     fingerprint = None
     if bundle is not None:
-        bundle_checks, fingerprint = _bundle(bundle, variant, backend, device)
+        bundle_checks, fingerprint = _bundle(bundle, variant, backend, device, trust)
         checks += bundle_checks
     if gallery is not None:
         checks.append(_gallery(gallery, fingerprint))
@@ -238,12 +241,13 @@ def kernel_driver() -> str | None:
 
 
 def _bundle(
-    path: Path, variant: str | None, backend: str, device: str
+    path: Path, variant: str | None, backend: str, device: str, trust: Path | None
 ) -> tuple[list[Check], str | None]:
     """Return the checks of a bundle, and its fingerprint if it opens."""
     try:
-        bundle = Bundle.open(path, variant, backend, device)
+        bundle = Bundle.open(path, variant, backend, device, trust=trust)
         bundle.check_files()
+        signature = _signature(path, trust is not None)
     except UppersonError as error:
         return [fail_from_error("bundle", error)], None
     model = bundle.manifest.model
@@ -261,6 +265,7 @@ def _bundle(
             },
         )
     ]
+    checks.append(signature)
     try:
         canaries = bundle.check_canaries()
     except UppersonError as error:
@@ -286,6 +291,19 @@ def _bundle(
     )
     checks += [_tower(bundle, tower) for tower in TOWERS]
     return checks, bundle.manifest.fingerprint
+
+
+def _signature(path: Path, verified: bool) -> Check:
+    """Say which key has signed a bundle; that it did is known if it was verified."""
+    key = named_key(path)
+    facts = {"key": key, "verified": verified}
+    if key is None:
+        found = "the bundle is not signed: hashes tell damage, not who made it"
+    elif verified:
+        found = f"by the trusted key sha256:{key}, of all files as they are"
+    else:
+        found = f"says it is by the key sha256:{key}, unchecked:  --trust PUBKEY  checks it"
+    return Check("signature", "ok", found, facts=facts)
 
 
 def _tower(bundle: Bundle, tower: Tower) -> Check:

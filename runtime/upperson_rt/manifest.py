@@ -5,13 +5,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.strict import (
     Constraint,
     Count,
-    Positive,
     Sha256,
     parse_json,
     read_fields,
@@ -38,6 +37,19 @@ SCHEMA_VERSION = 1
 _BF16_MIN_COSINE = 0.998
 
 
+def _whole(least: int, most: int) -> Constraint:
+    return Constraint(lambda value: least <= value <= most, f"a whole number, {least} to {most}")
+
+
+# Wide enough for any CLIP; what is allocated for a bundle follows from them.
+_SidePx: TypeAlias = Annotated[int, _whole(1, 4096)]
+_Tokens: TypeAlias = Annotated[int, _whole(3, 4096)]
+_Dimensions: TypeAlias = Annotated[int, _whole(1, 65536)]
+_Percent: TypeAlias = Annotated[
+    float, Constraint(lambda value: 0 <= value <= 100, "percent, 0 to 100")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
     """A file of the bundle."""
@@ -61,15 +73,15 @@ class ModelSection:
     """The CLIP model underneath, such as ``ViT-B-16``."""
     base_sha256: str
     adapter_sha256: str
-    embed_dim: Positive
+    embed_dim: _Dimensions
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSection:
     """Input of the image tower: uint8 RGB [N, height_px, width_px, 3]."""
 
-    height_px: Positive
-    width_px: Positive
+    height_px: _SidePx
+    width_px: _SidePx
     resize: Literal["bilinear-antialias"]
 
 
@@ -77,7 +89,7 @@ class ImageSection:
 class TextSection:
     """Input of the text tower: int32 [N, L] with L up to context_length."""
 
-    context_length: Positive
+    context_length: _Tokens
     tokenizer: FileEntry
 
 
@@ -88,10 +100,11 @@ class VariantEntry:
     precision: str
     image: FileEntry
     text: FileEntry
-    canary_min_cosine: Annotated[float, Constraint(lambda value: 0 < value <= 1, "0 to 1")]
+    canary_min_cosine: Annotated[float, Constraint(lambda value: 0.9 <= value <= 1, "0.9 to 1")]
     """Lowest cosine to the golden embeddings with which the variant still counts as intact, where
-    floats are computed as the variant says; see `canary_floor`."""
-    metrics: dict[str, float] | None = None
+    floats are computed as the variant says; see `canary_floor`. A number near 0 would call any
+    other model intact."""
+    metrics: dict[str, _Percent] | None = None
     """Retrieval accuracy of these files in percent, such as ``{"R@1": 73.8}``."""
     calibration: dict[str, Any] | None = None
     """How the variant was calibrated; free JSON for people and reports."""
@@ -134,12 +147,41 @@ class Manifest:
         if self.default_variant not in self.variants:
             near = suggestion(self.default_variant, self.variants)
             raise InputError(f"default_variant: no such variant, {near}")
+        self._check_files()
         expected = space_fingerprint(self.model, self.image, self.text)
         if self.fingerprint != expected:
             raise IntegrityError(
                 f"fingerprint is {self.fingerprint}, but the model, image and text sections give "
                 f"{expected}: the manifest was edited or damaged, copy the bundle again"
             )
+
+    def _check_files(self) -> None:
+        """Refuse a file with two hashes or two roles, and a variant that is another's files.
+
+        A tower of a variant may well be a float file of another one, both towers may not.
+        """
+        roles = [("tokenizer", self.text.tokenizer), ("canaries", self.canaries)]
+        roles += [] if self.report is None else [("report", self.report)]
+        owners: dict[tuple[str, str], str] = {}
+        for name, variant in self.variants.items():
+            if variant.precision != name:
+                raise IntegrityError(
+                    f"variants.{name}: expected the precision '{name}', found '{variant.precision}'"
+                )
+            pair = (variant.image.sha256, variant.text.sha256)
+            if (owner := owners.setdefault(pair, name)) != name:
+                raise IntegrityError(
+                    f"variants.{name}: its files are those of {owner}: one of them is not what it "
+                    "is called; do not use this bundle unless you trust where it came from"
+                )
+            roles += [("image tower", variant.image), ("text tower", variant.text)]
+        known: dict[str, tuple[str, FileEntry]] = {}
+        for role, entry in roles:
+            if known.setdefault(entry.file, (role, entry)) != (role, entry):
+                raise IntegrityError(
+                    f"the file {entry.file!r} is named as {known[entry.file][0]} and again as "
+                    f"{role} or with another hash, expected one role and one hash for each file"
+                )
 
     def to_json(self) -> str:
         """Return the text of `bundle.json`, which `parse_manifest` reads back unchanged."""
@@ -174,20 +216,22 @@ def check_relative_path(name: str) -> str:
     """Return the path if it is a plain relative POSIX path that stays inside its folder.
 
     Raises:
-        IntegrityError: It is absolute, or has ``..``, a backslash, a drive or a null character.
+        IntegrityError: It is absolute, or has ``..``, a backslash, a drive or a null character, or
+            is another spelling of a path, such as ``a//b``.
     """
-    parts = PurePosixPath(name).parts
+    path = PurePosixPath(name)
     if (
-        not parts
-        or ".." in parts
+        not path.parts
+        or ".." in path.parts
+        or str(path) != name
         or name.startswith("/")
         or "\\" in name
         or "\0" in name
         or PureWindowsPath(name).drive
     ):
         raise IntegrityError(
-            f"the path {name!r} leaves the bundle; only relative paths inside it are "
-            "allowed. Do not use this bundle unless you trust where it came from"
+            f"the path {name!r} leaves the bundle or is not spelled plainly; only relative paths "
+            "inside it are allowed. Do not use this bundle unless you trust where it came from"
         )
     return name
 
@@ -200,10 +244,18 @@ def parse_manifest(source: str | Mapping[str, Any], where: str = "bundle.json") 
         where: What to call it in messages.
 
     Raises:
-        InputError: Not JSON, a newer schema, an unknown or missing key, a wrong type.
-        IntegrityError: A path leaves the bundle, or the fingerprint does not match.
+        InputError: The schema is newer than this program.
+        IntegrityError: Not JSON, an unknown or missing key, a wrong type, a number that no bundle
+            has, a path that leaves the bundle, or a fingerprint that does not match.
     """
-    content = parse_json(source, where) if isinstance(source, str) else source
-    update = "update it with  pip install -U upperson-rt"
-    require_version(content, where, range(1, SCHEMA_VERSION + 1), update)
-    return read_fields(Manifest, content, where)
+    content: Any = None
+    try:
+        content = parse_json(source, where) if isinstance(source, str) else source
+        update = "update it with  pip install -U upperson-rt"
+        require_version(content, where, range(1, SCHEMA_VERSION + 1), update)
+        return read_fields(Manifest, content, where)
+    except InputError as error:
+        version = content.get("schema_version") if isinstance(content, Mapping) else None
+        if type(version) is int and version > SCHEMA_VERSION:
+            raise  # Nothing is wrong with it.
+        raise IntegrityError(f"{error}; copy the bundle again, or export it again") from error

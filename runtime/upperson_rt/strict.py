@@ -69,7 +69,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file in UTF-8.
 
     Raises:
-        InputError: It cannot be read, or is no JSON; NaN and Infinity are none.
+        InputError: It cannot be read, or is no JSON; NaN, Infinity and a key that is there twice
+            are none.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -79,9 +80,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Parse JSON; errors as for `read_json`, which name ``where``."""
+    """Parse JSON; errors as for `read_json`, which name ``where``. No object has a key twice."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(
+            text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repetition
+        )
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not valid JSON: {error}") from error
 
@@ -225,3 +228,14 @@ def _mapping(content: Any, place: str) -> Mapping[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
+
+
+def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; of a key that is there twice each reader would take another value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, _ in pairs:
+            if name not in found:
+                raise ValueError(f"the key {shown(name)} is there twice in one object")
+            del found[name]
+    return found

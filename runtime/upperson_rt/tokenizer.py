@@ -1,7 +1,6 @@
 """Sentences to token ids, by a `tokenizer.json` of the Hugging Face `tokenizers` library."""
 
 import html
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.arguments import check_count, check_list, check_path, check_text
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.printable import one_line
+from upperson_rt.tokenizer_file import read_tokenizer
 
 __all__ = ["TokenBatch", "Tokenizer", "token_lengths"]
 
@@ -84,31 +83,23 @@ class Tokenizer:
 
         Raises:
             InputError: The file cannot be read.
-            IntegrityError: It is not a tokenizer.
+            IntegrityError: It is not a tokenizer, or one that exports do not write; see
+                `upperson_rt.tokenizer_file`.
         """
         try:
             with open(check_path(path, "a tokenizer"), encoding="utf-8") as file:
                 text = file.read()
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise InputError(f"cannot read tokenizer {os.fspath(path)}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise IntegrityError(f"{os.fspath(path)} is no text in UTF-8: {error}") from error
         return cls.from_json(text, context_length)
 
     @classmethod
     def from_json(cls, text: str, context_length: int | None = None) -> "Tokenizer":
         """Load from the text of a `tokenizer.json`; arguments and errors as for `from_file`."""
-        if context_length is None:  # Megabytes of JSON; a bundle knows the length already.
-            try:
-                context_length = _context_length_from_json(json.loads(text)) or 77
-            except json.JSONDecodeError as error:
-                raise IntegrityError(f"tokenizer.json is not valid JSON: {error}") from error
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # The Rust side raises nothing narrower.
-            raise IntegrityError(
-                f"tokenizer.json is not readable by tokenizers {tokenizers.__version__}: "
-                f"{one_line(error)}"
-            ) from error
-        return cls(tokenizer, context_length)
+        tokenizer, written = read_tokenizer(text)
+        return cls(tokenizer, (written or 77) if context_length is None else context_length)
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:
         """Encode sentences.
@@ -154,9 +145,3 @@ def _clean(text: object, index: int) -> str:
         raise InputError(f"sentence {index} is empty: describe the person in a few words")
     # An entity such as &#xD800; may have become half a character.
     return check_text(cleaned, f"sentence {index}")
-
-
-def _context_length_from_json(content: Any) -> int | None:
-    truncation = content.get("truncation") if isinstance(content, dict) else None
-    length = truncation.get("max_length") if isinstance(truncation, dict) else None
-    return length if isinstance(length, int) else None

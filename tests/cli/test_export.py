@@ -10,15 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tests.helpers.fake_tensorrt import install_fake_tensorrt
 from tests.helpers.invoke import run, run_json, snapshot
+from tests.helpers.signing_keys import write_keys
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson_export import engines
+from upperson_export.bundle import foreign_to_bundle
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
+from upperson_rt.signature import verify_folder
 
 METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
 
@@ -87,10 +91,14 @@ def test_an_onnx_file_that_differs_from_torch_is_not_bundled(copied_run, work, m
 
 
 @pytest.mark.timeout(120, func_only=True)
-def test_one_calibration_sample_is_enough(copied_run, work):
+def test_one_calibration_sample_is_enough_and_the_bundle_is_signed(copied_run, work):
+    write_keys(work, "key", ec.generate_private_key(ec.SECP256R1()))
     report = run_json(
-        "export", copied_run, "--output", "bundle", "--calib-size", 1, "--max-r1-drop", -101
-    )
+        "export", copied_run, "--output", "bundle", "--calib-size", 1, "--max-r1-drop", -101,
+        "--sign", "key.pem",
+    )  # fmt: skip
+    assert verify_folder(work / "bundle", work / "key.pub")
+    assert not foreign_to_bundle(work / "bundle")  # The next export may replace it.
     assert "mixed-1/2" in {row["rung"] for row in report["ladder"]}
     # One picture has no order, so cosines alone rank the Linears.
     damage = calibration_of(work / "bundle")["towers"]["image"]["damage"]
@@ -99,6 +107,16 @@ def test_one_calibration_sample_is_enough(copied_run, work):
     assert cosines == sorted(cosines, reverse=True)
     assert cosines[0] > cosines[-1]
     assert Bundle.open(work / "bundle").check_canaries()
+
+
+def test_a_key_that_cannot_sign_is_told_before_any_work(copied_run, work, worked):
+    (work / "key.pem").write_text("no key")
+    for name, message in (("key.pem", "is not a private key in PEM"), ("none.pem", "cannot read")):
+        result = run("export", copied_run, "--output", "bundle", "--sign", name)
+        assert result.exit_code == 3
+        assert message in result.stderr
+    assert not worked
+    assert not (work / "bundle").exists()
 
 
 @pytest.mark.parametrize("mine", ["thesis.txt", "mine.onnx", "notes/todo.txt", "bundle.json"])

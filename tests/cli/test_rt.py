@@ -1,10 +1,15 @@
+import hashlib
 import json
 import sys
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import upperson_rt
+from tests.helpers.invoke import run as upperson_run
 from tests.helpers.invoke import run_rt as run
+from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt.cli import main
 from upperson_rt.gallery.sqlite import SqliteGallery
@@ -252,3 +257,72 @@ def test_json_is_ascii_whatever_a_file_is_called(capsys):
     printed = capsys.readouterr().out
     assert printed.isascii()
     assert json.loads(printed) == {"path": "gänge/\udcff.jpg"}
+
+
+def write_key(name):
+    """Write NAME.pem and NAME.pub; return the fingerprint."""
+    write_keys(Path(), name, ec.generate_private_key(ec.SECP256R1()))
+    return hashlib.sha256(Path(f"{name}.pub").read_bytes()).hexdigest()
+
+
+OPENING = [
+    ("index", "crops"),
+    ("query", "red"),
+    ("watch", "rtsp://127.0.0.1:9/none"),
+    ("gallery", "delete", "--like", "crops/red.png", "--min-score", "0.5"),
+    ("bench", "query"),
+    ("bench", "towers"),
+    ("bench", "pipeline"),
+    ("doctor",),
+]
+
+
+def test_a_trusted_deployment_takes_signed_bundles_only(work, monkeypatch):
+    """What each command does without the option is tested with the command."""
+    fingerprint, _ = write_key("ours"), write_key("other")
+    assert run("index", "crops", "--backend", "onnxruntime").exit_code == 0
+    for arguments in OPENING:
+        result = run(*arguments, "--trust", "ours.pub")
+        assert result.exit_code == 6, (arguments, result.stderr)
+        assert "bundle is not trusted: it is not signed" in " ".join(
+            (result.stderr + result.stdout).split()
+        )
+    assert "is not signed" in signature_row(run_json("doctor", "-b", "bundle"))["detail"]
+
+    signed = upperson_run("sign", "bundle", "ours.pem")
+    assert signed.exit_code == 0, signed.stderr
+    assert f"signed bundle with the key sha256:{fingerprint}" in signed.stdout
+    assert run("query", "red", "--trust", "ours.pub").exit_code == 0
+    monkeypatch.setenv("UPPERSON_TRUST", "other.pub")
+    result = run("query", "red")
+    assert result.exit_code == 6
+    assert "its signature is not one of the trusted key" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    monkeypatch.delenv("UPPERSON_TRUST")
+
+    row = signature_row(run_json("doctor", "-b", "bundle"))
+    assert row["facts"] == {"key": fingerprint, "verified": False}
+    row = signature_row(run_json("doctor", "-b", "bundle", "--trust", "ours.pub"))
+    assert row["facts"] == {"key": fingerprint, "verified": True}
+
+
+def test_compile_insists_on_the_signature_first(work):
+    write_key("ours")
+    result = run("compile", "bundle", "--variant", "int8", "--trust", "ours.pub")
+    assert result.exit_code == 6
+    assert "bundle is not trusted: it is not signed" in result.stderr
+
+
+def test_what_is_damaged_is_not_signed(work):
+    write_key("ours")
+    with (work / "bundle" / "text.fp32.onnx").open("r+b") as file:
+        file.write(b"x")
+    result = upperson_run("sign", "bundle", "ours.pem")
+    assert result.exit_code == 6
+    assert "text.fp32.onnx has sha256" in result.stderr
+    assert not (work / "bundle" / "model.sig").exists()
+
+
+def signature_row(found):
+    (row,) = [row for row in found["checks"] if row["name"] == "signature"]
+    return row

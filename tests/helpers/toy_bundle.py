@@ -142,14 +142,17 @@ def replace_in_bundle(bundle: Path, name: str, content: bytes) -> None:
     """Change a file of a bundle and bring the manifest in line: hashes pass, contents differ."""
     path = bundle / name
     path.write_bytes(content)
-    text = (bundle / "bundle.json").read_text(encoding="utf-8")
-    manifest = json.loads(text)
+    manifest = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     entries = [manifest["text"]["tokenizer"], manifest["canaries"]]
     entries += [v[tower] for v in manifest["variants"].values() for tower in ("image", "text")]
     for entry in entries:
         if entry["file"] == name:
             new = file_entry(path)
             entry.update(sha256=new.sha256, size_bytes=new.size_bytes)
+    text = manifest["text"] | {"tokenizer": FileEntry(**manifest["text"]["tokenizer"])}
+    manifest["fingerprint"] = space_fingerprint(
+        ModelSection(**manifest["model"]), ImageSection(**manifest["image"]), TextSection(**text)
+    )
     (bundle / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 

@@ -9,13 +9,14 @@ from upperson.cli.export import export
 from upperson.cli.import_ import import_
 from upperson.cli.parity import parity
 from upperson.cli.serving import serving
+from upperson.cli.sign import sign
 from upperson.cli.train import pretrain_small, train
 from upperson_rt.cli.app import Command, new_app, run_app
 
 __all__ = ["app", "main"]
 
 app = new_app("Train, export and try out text-based person retrieval.", "upperson")
-for command in (demo, train, evaluate, export, parity, serving, pretrain_small):
+for command in (demo, train, evaluate, export, parity, sign, serving, pretrain_small):
     app.command(cls=Command)(command)
 app.command("import", cls=Command)(import_)
 app.add_typer(data_app, name="data")

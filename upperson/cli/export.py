@@ -98,6 +98,14 @@ def export(
             "measured again."
         ),
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEY",
+            help="Sign the bundle with this private key (PEM); whoever has the public "
+            "one can insist on it with  upperson-rt ... --trust .",
+        ),
+    ] = None,
     triton: Annotated[
         Path | None, typer.Option(help="Also write a Triton model repository into this folder.")
     ] = None,
@@ -142,9 +150,12 @@ def export(
     from upperson_export.serving import require_serving_place
     from upperson_export.variants import variants_asked
     from upperson_rt.files import require_place
+    from upperson_rt.signature import read_private_key
 
     if estimator is not None and estimator not in ESTIMATORS:
         raise UsageError(f"--estimator must be one of {', '.join(ESTIMATORS)}, found '{estimator}'")
+    if sign is not None:
+        read_private_key(sign)  # Raises now rather than after minutes.
     require_place(output, foreign_to_bundle)
     if triton is not None:
         require_serving_place(triton, "triton")
@@ -160,6 +171,7 @@ def export(
         max_r1_drop=max_r1_drop,
         int8_only=precision == "int8",
         estimator=estimator,
+        sign=sign,
     )
     with Display() as display:
         report = export_run(

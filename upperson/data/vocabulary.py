@@ -20,12 +20,10 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.processors import TemplateProcessing
 
 from upperson_rt.tokenizer import Tokenizer
+from upperson_rt.tokenizer_file import REPLACED, WORDS
 
 SOT = "<|startoftext|>"
 EOT = "<|endoftext|>"
-
-# What CLIP's word pattern splits on: contractions, letters, single digits, runs of the rest.
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 @cache
@@ -46,16 +44,13 @@ def clip_tokenizer_json() -> str:
     tokenizer.normalizer = Normalizers(
         [
             NFC(),
-            # Of what CLIP has ftfy repair, this is what people really type or paste.
-            Replace(Regex("[\u2018\u2019]"), "'"),
-            Replace(Regex("[\u201c\u201d]"), '"'),
-            Replace(Regex(r"\s+"), " "),
+            *(Replace(Regex(pattern), content) for pattern, content in REPLACED.items()),
             Lowercase(),
         ]
     )
     tokenizer.pre_tokenizer = PreTokenizers(
         [
-            Split(Regex(_WORDS), behavior="removed", invert=True),
+            Split(Regex(WORDS), behavior="removed", invert=True),
             ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

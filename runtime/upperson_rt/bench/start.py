@@ -43,7 +43,12 @@ class Startup:
 
 
 def measure_startup(
-    bundle: Path, variant: str, backend: str, device: str, threads: int | None
+    bundle: Path,
+    variant: str,
+    backend: str,
+    device: str,
+    threads: int | None,
+    trust: Path | None = None,
 ) -> Startup:
     """Start a variant of a bundle on a backend, in a process of its own; see `Bundle.open`.
 
@@ -52,17 +57,17 @@ def measure_startup(
             dies.
         IntegrityError: A file was changed, or it does not compute what it should.
     """
-    where = (str(bundle), variant, backend, device, threads)
+    where = (str(bundle), variant, backend, device, threads, trust and str(trust))
     return Startup(**call_in_fresh_process(_start, *where))
 
 
 def _start(
-    bundle: str, variant: str, backend: str, device: str, threads: int | None
+    bundle: str, variant: str, backend: str, device: str, threads: int | None, trust: str | None
 ) -> dict[str, Any]:
     started = time.perf_counter()
     from upperson_rt.bundle import Bundle
 
-    opened = Bundle.open(bundle, variant, backend, device, threads=threads)
+    opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
     worst = min(check.min_cosine for check in opened.check_canaries())
     running = opened.backend("image")
     return asdict(

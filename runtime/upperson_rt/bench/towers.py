@@ -104,6 +104,7 @@ class BundleBench:
 def bench_bundle(
     path: Path,
     *,
+    trust: Path | None = None,
     variants: Sequence[str] = (),
     backends: Sequence[str] = (),
     device: str = "cpu",
@@ -115,7 +116,7 @@ def bench_bundle(
     """Start every contender in a process of its own, then time those that work in turns.
 
     Without variants or backends all of them run that the bundle has and that are installed; each
-    gets ``seconds`` a case and at least ``LEAST_RUNS`` runs.
+    gets ``seconds`` a case and at least ``LEAST_RUNS`` runs. ``trust`` is that of `Bundle.open`.
 
     Raises:
         UsageError: There is no such variant or backend, or a number is out of range.
@@ -127,14 +128,14 @@ def bench_bundle(
             f"expected batch sizes from 1 and a number of seconds from 0, found "
             f"{', '.join(map(str, batch_sizes)) or 'no size'} and {seconds} seconds"
         )
-    manifest = read_manifest(path)
+    manifest = read_manifest(path, trust)
     contenders = _contenders(path, manifest, variants, backends, device)
     found = BundleBench()
     failure: BackendError | IntegrityError | None = None
     for done, (name, (variant, backend)) in enumerate(contenders.items()):
         progress(f"starting {name}", done, len(contenders))
         try:
-            found.startups[name] = measure_startup(path, variant, backend, device, threads)
+            found.startups[name] = measure_startup(path, variant, backend, device, threads, trust)
         except (BackendError, IntegrityError) as error:
             found.refused[name] = str(error)
             failure = failure or type(error)(f"nothing to measure: {name}: {error}")

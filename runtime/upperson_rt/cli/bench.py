@@ -17,6 +17,7 @@ from upperson_rt.cli.options import (
     GalleryOption,
     Json,
     Threads,
+    TrustOption,
     VariantOption,
     default_bundle,
     default_gallery,
@@ -52,6 +53,7 @@ def _group() -> None:
 @app.command(cls=Command)
 def towers(
     bundle: BundleOption = default_bundle,
+    trust: TrustOption = None,
     variant: Annotated[
         list[str] | None,
         typer.Option("--variant", help="Variant to run; may be given again.", show_default="all"),
@@ -95,6 +97,7 @@ def towers(
     with show_progress() as progress:
         found = bench_bundle(
             bundle,
+            trust=trust,
             variants=variant or (),
             backends=backend or (),
             device=device,
@@ -163,6 +166,7 @@ def query(
         str, typer.Argument(metavar="SENTENCE", help="What to ask for.")
     ] = "woman in red coat",
     bundle: BundleOption = default_bundle,
+    trust: TrustOption = None,
     gallery: GalleryOption = default_gallery,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, help="Timed processes of each kind, in turns.")
@@ -188,6 +192,7 @@ def query(
         gallery,
         "text",
         None,
+        trust=trust,
         variant=variant,
         backend=backend,
         device=device,
@@ -197,6 +202,7 @@ def query(
         options = ["-b", str(bundle), "-g", gallery, "--device", device, "--backend", used.name]
         options += ["--variant", opened.variant]
         options += [] if threads is None else ["--threads", str(threads)]
+        options += [] if trust is None else ["--trust", str(trust)]
         timings = time_query(
             retriever, sentence, options, used.name, rounds=rounds, progress=progress
         )
@@ -260,6 +266,7 @@ def _show_query(result: dict[str, Any]) -> None:
 @app.command(cls=Command)
 def pipeline(
     bundle: BundleOption = default_bundle,
+    trust: TrustOption = None,
     seconds: Annotated[
         float, typer.Option("--seconds", min=1.0, help="How long frames are submitted.")
     ] = 120.0,
@@ -297,7 +304,7 @@ def pipeline(
     from upperson_rt.camera.queues import check_policy
 
     policy = check_policy(drop)
-    opened = Bundle.open(bundle, variant, backend, device, threads=threads)
+    opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
     used = opened.backend("image")
     print_note(backend_line(opened, "image"))
     with (

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from upperson_rt.cli.options import Debug, Json, default_bundle
+from upperson_rt.cli.options import Debug, Json, TrustOption, default_bundle
 from upperson_rt.cli.output import new_progress, new_table, print_json, print_note, print_table
 
 __all__ = ["compile_engines"]
@@ -19,6 +19,7 @@ def compile_engines(
             metavar="BUNDLE", envvar="UPPERSON_BUNDLE", help="Folder of the exported model."
         ),
     ] = default_bundle,
+    trust: TrustOption = None,
     variant: Annotated[
         str, typer.Option("--variant", help="Precision to build: fp16, int8-fp16, fp32 or int8.")
     ] = "fp16",
@@ -57,6 +58,7 @@ def compile_engines(
             bundle,
             variant,
             device,
+            trust=trust,
             max_batch=max_batch,
             workspace_mib=workspace_mib,
             cache=cache,

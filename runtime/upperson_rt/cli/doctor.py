@@ -16,6 +16,7 @@ from upperson_rt.cli.options import (
     Json,
     OptionalBundleOption,
     OptionalGalleryOption,
+    TrustOption,
     VariantOption,
     default_bundle,
     default_gallery,
@@ -31,6 +32,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 def doctor(
     bundle: OptionalBundleOption = None,
+    trust: TrustOption = None,
     gallery: OptionalGalleryOption = None,
     variant: VariantOption = None,
     backend: BackendOption = "auto",
@@ -87,7 +89,7 @@ def doctor(
     for name, given in {"bundle": bundle, "gallery": gallery}.items():
         if given is None:
             print_note(f"no {name} here to check: name one with  --{name} FOLDER")
-    checks = diagnose(bundle, gallery, variant, backend, device)
+    checks = diagnose(bundle, gallery, variant, backend, device, trust)
     if detector is not None:
         from upperson_rt.camera.detectors.look import check_detector
 

@@ -21,6 +21,7 @@ from upperson_rt.cli.options import (
     QueryLogOption,
     Since,
     Track,
+    TrustOption,
     Until,
     VariantOption,
     age_seconds,
@@ -74,6 +75,7 @@ def delete(
     track: Track = None,
     where: Attributes = None,
     bundle: BundleOption = default_bundle,
+    trust: TrustOption = None,
     variant: VariantOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "cpu",
@@ -106,7 +108,14 @@ def delete(
         )
     if like is not None and min_score is not None:
         with open_retriever(
-            bundle, gallery, "image", query_log, variant=variant, backend=backend, device=device
+            bundle,
+            gallery,
+            "image",
+            query_log,
+            trust=trust,
+            variant=variant,
+            backend=backend,
+            device=device,
         ) as (_, _, retriever):
             _delete_like(retriever, like, min_score, passing, yes, dry_run, as_json)
         return

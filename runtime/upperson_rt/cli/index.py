@@ -18,6 +18,7 @@ from upperson_rt.cli.options import (
     GalleryOption,
     Json,
     Threads,
+    TrustOption,
     VariantOption,
     default_bundle,
     default_gallery,
@@ -37,6 +38,7 @@ def index(
         typer.Argument(metavar="PATH...", help="Pictures, or folders (with their sub-folders)."),
     ],
     bundle: BundleOption = default_bundle,
+    trust: TrustOption = None,
     gallery: GalleryOption = default_gallery,
     camera: Annotated[
         str | None, typer.Option("--camera", help="Name of the camera that took the pictures.")
@@ -116,6 +118,7 @@ def index(
         bundle,
         gallery,
         "image",
+        trust=trust,
         variant=variant,
         backend=backend,
         device=device,

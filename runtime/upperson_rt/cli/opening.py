@@ -31,6 +31,7 @@ def open_store(
     gallery: str,
     tower: "Tower",
     *,
+    trust: Path | None,
     variant: str | None,
     backend: str,
     device: str,
@@ -43,6 +44,7 @@ def open_store(
         bundle: Folder of the bundle.
         gallery: See `Gallery.open`; it is closed at the end.
         tower: The one that the command needs.
+        trust: Public key that must have signed the bundle; see `Bundle.open`.
         variant: See `Bundle.open`, as for backend, device and threads.
         backend: See `open_backend`.
         device: See `open_backend`.
@@ -52,7 +54,7 @@ def open_store(
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Gallery
 
-    opened = Bundle.open(bundle, variant, backend, device, threads=threads)
+    opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
     manifest = opened.manifest
     dim = manifest.model.embed_dim
     if create:
@@ -70,6 +72,7 @@ def open_retriever(
     tower: "Tower",
     query_log: Path | None,
     *,
+    trust: Path | None,
     variant: str | None,
     backend: str,
     device: str,
@@ -83,7 +86,14 @@ def open_retriever(
     with (
         nullcontext() if query_log is None else QueryLog(query_log) as log,
         open_store(
-            bundle, gallery, tower, variant=variant, backend=backend, device=device, threads=threads
+            bundle,
+            gallery,
+            tower,
+            trust=trust,
+            variant=variant,
+            backend=backend,
+            device=device,
+            threads=threads,
         ) as (opened, running, store),
     ):
         yield opened, running, Retriever(opened.encoder(), store, log)

@@ -31,6 +31,7 @@ __all__ = [
     "Since",
     "Threads",
     "Track",
+    "TrustOption",
     "Until",
     "VariantOption",
     "age_seconds",
@@ -190,6 +191,15 @@ VariantOption: TypeAlias = Annotated[
         "--variant",
         help="Precision to use, such as fp32 or int8.",
         show_default="the bundle's default",
+    ),
+]
+TrustOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--trust",
+        envvar="UPPERSON_TRUST",
+        metavar="PUBKEY",
+        help="Refuse the bundle unless the owner of this public key (PEM) has signed it as it is.",
     ),
 ]
 BackendOption: TypeAlias = Annotated[

@@ -19,6 +19,7 @@ from upperson_rt.cli.options import (
     Since,
     Threads,
     Track,
+    TrustOption,
     Until,
     VariantOption,
     default_bundle,
@@ -44,6 +45,7 @@ def query(
         ),
     ] = None,
     bundle: BundleOption = default_bundle,
+    trust: TrustOption = None,
     gallery: GalleryOption = default_gallery,
     k: Annotated[int, typer.Option("-k", "--top", min=1, help="Hits to return.")] = 10,
     by_track: Annotated[
@@ -81,6 +83,7 @@ def query(
         gallery,
         "text" if isinstance(asked, str) else "image",
         query_log,
+        trust=trust,
         variant=variant,
         backend=backend,
         device=device,

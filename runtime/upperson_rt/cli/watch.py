@@ -21,6 +21,7 @@ from upperson_rt.cli.options import (
     GalleryOption,
     Json,
     Threads,
+    TrustOption,
     VariantOption,
     default_bundle,
     default_gallery,
@@ -51,6 +52,7 @@ def watch(
         ),
     ],
     bundle: BundleOption = default_bundle,
+    trust: TrustOption = None,
     gallery: GalleryOption = default_gallery,
     camera: Annotated[
         str | None,
@@ -164,6 +166,7 @@ def watch(
                 bundle,
                 gallery,
                 "image",
+                trust=trust,
                 variant=variant,
                 backend=backend,
                 device=device,

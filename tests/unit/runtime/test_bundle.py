@@ -1,7 +1,9 @@
+import io
 import json
 import shutil
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -85,10 +87,22 @@ def test_not_a_bundle(tmp_path):
 def test_truncated_manifest(folder):
     path = folder / "bundle.json"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match=r"bundle\.json is not valid JSON"):
+    with pytest.raises(IntegrityError, match=r"bundle\.json is not valid JSON"):
         Bundle.open(folder)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match=r"cannot read .*bundle\.json"):
+    with pytest.raises(IntegrityError, match=r"bundle\.json is no text in UTF-8"):
+        Bundle.open(folder)
+    path.write_bytes(b" " * (1 << 20) + b"{}")
+    with pytest.raises(IntegrityError, match=r"bundle\.json has more than 1048576 bytes"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("tokenizer.json", 8 << 20), ("canaries.npz", 32 << 20)]
+)
+def test_files_that_are_read_whole_have_a_largest_size(folder, name, most):
+    replace_in_bundle(folder, name, b"\0" * (most + 1))
+    with pytest.raises(IntegrityError, match=f"{name} has {most + 1} bytes, expected at most"):
         Bundle.open(folder)
 
 
@@ -262,7 +276,7 @@ def test_one_canary_that_comes_out_wrong_is_enough(folder, monkeypatch, factor):
 )
 def test_canaries_that_do_not_fit(folder, changes):
     replace_in_bundle(folder, "canaries.npz", canaries_with(folder, **changes))
-    with pytest.raises(IntegrityError, match="do not fit the manifest"):
+    with pytest.raises(IntegrityError, match=r"do(es)? not fit the manifest"):
         Bundle.open(folder)
 
 
@@ -275,6 +289,63 @@ def test_unusable_canaries(folder):
         replace_in_bundle(folder, "canaries.npz", content)
         with pytest.raises(IntegrityError, match="cannot read canaries"):
             Bundle.open(folder)
+
+
+def npy(shape, content=b"", descr="|u1"):
+    """Return an .npy file that says it has this shape."""
+    file = io.BytesIO()
+    fields = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+    return file.getvalue() + content
+
+
+def zipped(folder, method=zipfile.ZIP_STORED, **replaced):
+    """Return canaries.npz with some files in it replaced by bytes."""
+    with np.load(folder / "canaries.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", method) as archive:
+        for name, array in arrays.items():
+            content = npy(array.shape, array.tobytes(), array.dtype.str)
+            archive.writestr(f"{name}.npy", replaced.get(name, content))
+    return target.getvalue()
+
+
+def in_entries(content, offset, value):
+    """Change a byte in the headers of all entries of a zip file; offset as in the local ones."""
+    changed = bytearray(content)
+    for mark, shift in ((b"PK\3\4", 0), (b"PK\1\2", 2)):
+        place = -1
+        while (place := content.find(mark, place + 1)) >= 0:
+            changed[place + offset + shift] = value
+    return bytes(changed)
+
+
+def test_hostile_canaries_with_right_hashes(folder):
+    packed = zipped(folder, zipfile.ZIP_DEFLATED)
+    damaged = bytearray(packed)
+    damaged[60:120] = bytes(60)
+    bomb = npy((1 << 17, 24, 8, 3), bytes((1 << 17) * 24 * 8 * 3))
+    hostile = {
+        "invalid|incorrect|Bad|another size": bytes(damaged),
+        "encrypted or packed": in_entries(packed, 6, 1),
+        "or packed by a method": in_entries(packed, 8, 77),
+        "packed by a method that": zipped(folder, zipfile.ZIP_LZMA),
+        "has 633318697598976 bytes, expected at most": zipped(
+            folder, images=npy((1 << 40, 24, 8, 3))
+        ),
+        "has 75497472 bytes, expected at most": zipped(folder, zipfile.ZIP_DEFLATED, images=bomb),
+        "another size than its header": zipped(folder, images=npy((4, 24, 8, 3), bytes(9))),
+        "does not fit .* found object": zipped(folder, images=npy((4, 24, 8, 3), b"", "|O")),
+        "export the bundle again": zipped(folder, images=b"\x93NUMPY\1\0\x28\x23" + b"-" * 9000),
+        "not in numpy's format": zipped(folder, images=b"\x93NUMPY\3\0"),
+    }
+    for message, content in hostile.items():
+        replace_in_bundle(folder, "canaries.npz", content)
+        with pytest.raises(IntegrityError, match=rf"cannot read canaries .*({message})"):
+            Bundle.open(folder)
+    replace_in_bundle(folder, "canaries.npz", packed)
+    assert Bundle.open(folder, backend=ORT, threads=1).check_canaries()
 
 
 def test_open_gives_an_encoder(folder):

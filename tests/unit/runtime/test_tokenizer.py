@@ -2,13 +2,29 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 
 from tests.helpers.toy_bundle import EOT, SOT, make_toy_tokenizer_json
+from upperson.data.vocabulary import clip_tokenizer_json
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.tokenizer import Tokenizer
 
+CAPTIONS = [
+    "A woman in a red coat.",
+    "It\u2019s \u201c42\u201d \n caf\u00e9s & a na\u0308ive <|endoftext|> dog",
+]
 JSON = make_toy_tokenizer_json()
 IDS = json.loads(JSON)["model"]["vocab"]
+
+
+@pytest.fixture(scope="module")
+def clip_json():
+    return clip_tokenizer_json()
+
+
+def padded(sequences):
+    longest = max(map(len, sequences))
+    return [ids + [0] * (longest - len(ids)) for ids in sequences]
 
 
 @pytest.fixture
@@ -79,12 +95,112 @@ def test_files(tmp_path):
     with pytest.raises(IntegrityError, match="not valid JSON"):
         Tokenizer.from_file(path)
     path.write_text("{}", encoding="utf-8")
-    with pytest.raises(IntegrityError, match="not readable by tokenizers"):
+    with pytest.raises(IntegrityError, match="expected model, BPE or WordLevel,"):
+        Tokenizer.from_file(path)
+    path.write_bytes(b"\xff\xfe{")
+    with pytest.raises(IntegrityError, match="is no text in UTF-8"):
         Tokenizer.from_file(path)
 
 
 def test_a_tokenizer_without_its_frame_is_refused():
     content = json.loads(JSON)
     content["post_processor"] = None
-    with pytest.raises(InputError, match="must frame a sentence"):
+    with pytest.raises(IntegrityError, match="must frame a sentence"):
         Tokenizer.from_json(json.dumps(content))
+
+
+def replacing(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def splitting(pattern):
+    parts = {"pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Split"} | parts
+
+
+HOSTILE = {
+    "replacements that grow": (
+        "normalizer",
+        {"type": "Sequence", "normalizers": [replacing({"String": "a"}, "a" * 64)] * 6},
+    ),
+    "a search without end": ("normalizer", replacing({"Regex": "(a|a|aa)*(a|a)*$x"}, " ")),
+    "a split without end": ("pre_tokenizer", splitting("(?:(?:a+)+)+b")),
+    "a pattern that does not compile": (
+        "normalizer",
+        replacing({"Regex": "(?:" * 40 + "a" + "{0,999})" * 40}, " "),
+    ),
+    "a part of another model": (
+        "normalizer",
+        {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="},
+    ),
+    "a division by nothing": ("pre_tokenizer", {"type": "FixedLength", "length": 0}),
+    "a model of another kind": ("model", {"type": "Unigram", "unk_id": 9, "vocab": [["a", -1.0]]}),
+    "a piece shorter than its prefix": (
+        "model",
+        {
+            "type": "BPE",
+            "vocab": IDS,
+            "merges": ["a in"],
+            "continuing_subword_prefix": "#" * 9,
+            "unk_token": None,
+        },
+    ),
+    "merges by chance": ("model", {"type": "BPE", "vocab": IDS, "merges": [], "dropout": 0.5}),
+    "a merge of unknown parts": ("model", {"type": "BPE", "vocab": IDS, "merges": ["a b c"]}),
+    "no such unknown token": ("model", {"type": "WordLevel", "vocab": IDS, "unk_token": "x"}),
+    "no id": ("model", {"type": "WordLevel", "vocab": {}, "unk_token": None}),
+    "an added token of its own": ("added_tokens", [{"id": 40, "content": ""}]),
+    "padding": ("padding", {"strategy": {"Fixed": 1 << 40}}),
+    "a cut to nothing": ("truncation", {"max_length": 1, "stride": 5}),
+    "a key of its own": ("more", {}),
+    "a frame of other ids": (
+        "post_processor",
+        json.loads(JSON)["post_processor"]
+        | {"special_tokens": {SOT: {"id": SOT, "ids": [1 << 31], "tokens": [SOT]}}},
+    ),
+}
+
+
+@pytest.mark.parametrize("key_and_value", HOSTILE.values(), ids=HOSTILE)
+def test_what_exports_do_not_write_never_reaches_the_library(key_and_value):
+    key, value = key_and_value
+    with pytest.raises(IntegrityError, match=r"^tokenizer\.json"):
+        Tokenizer.from_json(json.dumps(json.loads(JSON) | {key: value}), context_length=12)
+
+
+@pytest.mark.parametrize("number", [1 << 31, -1, 1 << 64, 5000, 1, 2.0, True, "2"])
+def test_ids_are_those_of_a_table(number):
+    assert IDS["red"] == 2
+    with pytest.raises(IntegrityError, match=r"model\.vocab, tokens with the ids from 0 on"):
+        Tokenizer.from_json(JSON.replace('"red":2', f'"red":{json.dumps(number)}'))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"padding":null', '"padding":null,"padding":null', "the key 'padding' is there twice"),
+        ('"padding":null', '"padding":' + "[" * 100_000, "not valid JSON"),
+        ('"red"', r'"\ud800"', "not readable by tokenizers"),
+    ],
+)
+def test_text_that_readers_take_differently_or_fail_on_is_refused(old, new, message):
+    assert old in JSON
+    with pytest.raises(IntegrityError, match=message):
+        Tokenizer.from_json(JSON.replace(old, new))
+
+
+def test_a_tokenizer_is_put_together_as_the_library_reads_it(clip_json):
+    ours = Tokenizer.from_json(clip_json)
+    library = tokenizers.Tokenizer.from_str(clip_json)
+    library.encode_special_tokens = True
+    texts = [" ".join(text.split()) for text in CAPTIONS]
+    assert ours.encode(CAPTIONS).input_ids.tolist() == padded(
+        [encoding.ids for encoding in library.encode_batch(texts)]
+    )
+
+
+def test_merges_may_be_written_as_before_0_20(clip_json):
+    content = json.loads(clip_json)
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    ours, older = Tokenizer.from_json(clip_json), Tokenizer.from_json(json.dumps(content))
+    assert ours.encode(CAPTIONS).input_ids.tolist() == older.encode(CAPTIONS).input_ids.tolist()

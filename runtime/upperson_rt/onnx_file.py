@@ -1,0 +1,251 @@
+"""An ONNX file, looked through before a library gets it: is it one that exports write?
+
+Hashes say that a file is the one of the manifest, not that it is harmless. Libraries read further
+files that it names, run its loops for as long as they like, and allocate what it declares. This
+reads the protocol buffers by themselves, without the package onnx: large tensors are stepped over,
+so it takes a few milliseconds. What is declared is held against
+https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, whose field numbers are below.
+"""
+
+import math
+import mmap
+import os
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from upperson_rt.errors import IntegrityError
+from upperson_rt.manifest import Manifest
+from upperson_rt.towers import GRAPH_NAMES, Tower
+
+__all__ = ["check_graph"]
+
+_DOMAINS = ("", "ai.onnx")
+_EXTERNAL = 1
+_UINT8, _INT32, _FLOAT = 2, 6, 1
+
+_MOST_FIELDS = 1_000_000
+"""ViT-L/14 has some 40,000."""
+
+_MOST_AXES = 16
+
+_Message: TypeAlias = tuple[int, int]
+"""Where a message, text or array begins and ends in the file."""
+
+
+class _UnusableGraphError(Exception):
+    """What is wrong with the file."""
+
+
+def check_graph(path: str | os.PathLike[str], tower: Tower, manifest: Manifest) -> None:
+    """Refuse a graph that is no plain one of standard operators, complete in its file.
+
+    Args:
+        path: The ONNX file.
+        tower: Which of the two it is.
+        manifest: Says which sizes its input and output have.
+
+    Raises:
+        IntegrityError: It is damaged; has functions, loops or other graphs inside, operators of
+            another domain, or tensors outside the file or larger than their data; or takes or gives
+            something else than the tower does.
+    """
+    sizes: dict[Tower, tuple[int, list[int | None]]] = {
+        "image": (_UINT8, [None, manifest.image.height_px, manifest.image.width_px, 3]),
+        "text": (_INT32, [None, None]),
+    }
+    source, result = GRAPH_NAMES[tower]
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            inputs, outputs = _Reader(data).model()
+        for found, name, kind, shape in (
+            (inputs, source, *sizes[tower]),
+            (outputs, result, _FLOAT, [None, manifest.model.embed_dim]),
+        ):
+            if list(found) != [name] or not _fits(found[name], kind, shape):
+                expected = _told({name: (kind, shape)})
+                raise _UnusableGraphError(f"expected {expected}, found {_told(found)}")
+    except (_UnusableGraphError, OSError, ValueError) as error:
+        raise IntegrityError(
+            f"{os.fspath(path)} is not a graph that exports write: {error}. Do not use this bundle "
+            "unless you trust where it came from"
+        ) from error
+
+
+_Value: TypeAlias = tuple[int, list[int | None]]
+"""Type of the elements, and the sizes; None where any will do."""
+
+
+def _fits(found: _Value, kind: int, sizes: list[int | None]) -> bool:
+    return (
+        found[0] == kind
+        and len(found[1]) == len(sizes)
+        and all(None in pair or pair[0] == pair[1] for pair in zip(found[1], sizes, strict=True))
+    )
+
+
+def _told(values: dict[str, _Value]) -> str:
+    told = (f"{name} of type {kind} and shape {sizes}" for name, (kind, sizes) in values.items())
+    return ", ".join(told)[:200] or "nothing"
+
+
+class _Reader:
+    """Walks through the messages of one file."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._left = _MOST_FIELDS
+
+    def model(self) -> tuple[dict[str, _Value], dict[str, _Value]]:
+        """Check all, and return the graph's inputs and outputs."""
+        graphs: list[_Message] = []
+        for field, value in self._fields((0, len(self._data))):
+            match field:
+                case 7:
+                    graphs.append(_message(value))
+                case 8:
+                    for name, domain in self._fields(_message(value)):
+                        if name == 1:
+                            self._standard(_message(domain))
+                case 20 | 25:
+                    raise _UnusableGraphError("it has functions or training in it")
+        if len(graphs) != 1:
+            raise _UnusableGraphError(f"it has {len(graphs)} graphs, expected one")
+        inputs: dict[str, _Value] = {}
+        outputs: dict[str, _Value] = {}
+        constants = set()
+        for field, value in self._fields(graphs[0]):
+            match field:
+                case 1:
+                    self._node(_message(value))
+                case 5:
+                    constants.add(self._tensor(_message(value)))
+                case 11:
+                    inputs.update([self._value(_message(value))])
+                case 12:
+                    outputs.update([self._value(_message(value))])
+                case 15:
+                    raise _UnusableGraphError("it has sparse tensors in it")
+        return {name: inputs[name] for name in inputs if name not in constants}, outputs
+
+    def _node(self, node: _Message) -> None:
+        for field, value in self._fields(node):
+            if field == 7:
+                self._standard(_message(value))
+            elif field == 5:
+                for part, content in self._fields(_message(value)):
+                    if part in (5, 10):
+                        self._tensor(_message(content))
+                    elif part in (6, 11):
+                        raise _UnusableGraphError("it has a loop, or another graph inside")
+                    elif part in (22, 23):
+                        raise _UnusableGraphError("it has sparse tensors in it")
+
+    def _tensor(self, tensor: _Message) -> str:
+        """Check a tensor, and return its name."""
+        name, sizes, size_bytes = "", [], 0
+        for field, value in self._fields(tensor):
+            match field:
+                case 1:
+                    sizes += [value] if isinstance(value, int) else self._packed(value)
+                case 8:
+                    name = self._text(_message(value))
+                case 4 | 5 | 6 | 7 | 9 | 10 | 11:
+                    size_bytes += 8 if isinstance(value, int) else value[1] - value[0]
+                case 13:
+                    raise _UnusableGraphError("it names another file for its tensors")
+                case 14 if value == _EXTERNAL:
+                    raise _UnusableGraphError("it names another file for its tensors")
+        if (
+            len(sizes) > _MOST_AXES or math.prod(sizes) > 2 * size_bytes
+        ):  # Two numbers of 4 bits in a byte.
+            raise _UnusableGraphError(
+                f"a tensor of shape {sizes[:8]} has {size_bytes} bytes of numbers"
+            )
+        return name
+
+    def _value(self, info: _Message) -> tuple[str, _Value]:
+        """Return name, type and sizes of an input or output."""
+        name, kind, sizes = "", 0, list[int | None]()
+        for field, value in self._fields(info):
+            if field == 1:
+                name = self._text(_message(value))
+            elif field == 2:
+                for form, content in self._fields(_message(value)):
+                    if form != 1:
+                        raise _UnusableGraphError("its inputs and outputs are no tensors")
+                    for part, found in self._fields(_message(content)):
+                        if part == 1:
+                            kind = found if isinstance(found, int) else 0
+                        elif part == 2:
+                            sizes += self._sizes(_message(found))
+        return name, (kind, sizes)
+
+    def _sizes(self, shape: _Message) -> Iterator[int | None]:
+        for field, dimension in self._fields(shape):
+            if field == 1:
+                size = None
+                for kind, value in self._fields(_message(dimension)):
+                    if kind == 1 and isinstance(value, int):
+                        size = value
+                yield size
+
+    def _standard(self, domain: _Message) -> None:
+        if (found := self._text(domain)) not in _DOMAINS:
+            raise _UnusableGraphError(f"it has operators of '{found}', expected those of ONNX")
+
+    def _text(self, place: _Message) -> str:
+        if place[1] - place[0] > 1000:
+            raise _UnusableGraphError("a name in it has more than 1000 bytes")
+        return self._data[place[0] : place[1]].decode("utf-8")
+
+    def _packed(self, place: _Message) -> list[int]:
+        at, numbers = place[0], []
+        while at < place[1]:
+            number, at = self._varint(at, place[1])
+            numbers.append(number)
+            self._count()
+        return numbers
+
+    def _fields(self, message: _Message) -> Iterator[tuple[int, int | _Message]]:
+        """Yield number and content of each field: a number, or where text or a message lies."""
+        at, end = message
+        while at < end:
+            self._count()
+            tag, at = self._varint(at, end)
+            field, wire = tag >> 3, tag & 7
+            if wire == 0:
+                number, at = self._varint(at, end)
+                yield field, number
+                continue
+            if wire == 2:
+                size, at = self._varint(at, end)
+            elif wire in (1, 5):
+                size = 8 if wire == 1 else 4
+            else:
+                raise _UnusableGraphError(f"no field can be read at byte {at}")
+            if tag >= 1 << 32 or field == 0 or size > end - at:
+                raise _UnusableGraphError(f"a field at byte {at} is longer than what it is in")
+            yield field, (at, at + size)
+            at += size
+
+    def _varint(self, at: int, end: int) -> tuple[int, int]:
+        number = shift = 0
+        while at < end and shift < 70:
+            byte = self._data[at]
+            at += 1
+            number |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return number, at
+            shift += 7
+        raise _UnusableGraphError(f"no number can be read at byte {at}")
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise _UnusableGraphError(f"it has more than {_MOST_FIELDS} fields")
+
+
+def _message(value: int | _Message) -> _Message:
+    if isinstance(value, int):
+        raise _UnusableGraphError("a number stands where text or a message was expected")
+    return value

@@ -1,0 +1,351 @@
+"""A signed folder: whose it is, and that nothing in it was changed, added or taken away.
+
+The signature is a file in the folder, of OpenSSF's Model Signing 1.0 with an own key: a Sigstore
+bundle around an in-toto statement that names each file with its SHA-256. The command
+``model_signing`` of the Python package model-signing reads and writes the same. Nothing here needs
+a network; the package cryptography is imported when it is needed.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from upperson_rt.arguments import check_path
+from upperson_rt.errors import InputError, IntegrityError, missing_extra
+from upperson_rt.files import sha256_of_file, write_atomically
+from upperson_rt.strict import Sha256, parse_json, read_fields
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+__all__ = ["SIGNATURE_FILE", "named_key", "read_private_key", "sign_folder", "verify_folder"]
+
+SIGNATURE_FILE = "model.sig"
+
+_MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_PAYLOAD_TYPE = "application/vnd.in-toto+json"
+_STATEMENT = "https://in-toto.io/Statement/v1"
+_PREDICATE = "https://model_signing/signature/v1.0"
+
+_UNSIGNED = (SIGNATURE_FILE, ".git", ".gitattributes", ".github", ".gitignore")
+"""What a statement may leave out: nothing here reads git's files."""
+
+_MOST_BYTES = 1 << 20
+"""Of a signature or key."""
+
+_HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
+"""The hash that goes with each curve."""
+
+
+def sign_folder(folder: Path, key: "ec.EllipticCurvePrivateKey", name: str) -> str:
+    """Write the signature of all files in a folder, in place of an earlier one.
+
+    Args:
+        folder: The folder.
+        key: As of `read_private_key`.
+        name: Of the model, for people.
+
+    Returns:
+        The fingerprint of the key.
+
+    Raises:
+        InputError: The folder cannot be read or written.
+        IntegrityError: There is a link or a device in it.
+    """
+    files = {file: _digest(folder / file) for file in sorted(_files(folder, _UNSIGNED))}
+    resources = [
+        {"name": file, "algorithm": "sha256", "digest": digest} for file, digest in files.items()
+    ]
+    statement = {
+        "_type": _STATEMENT,
+        "subject": [{"name": name, "digest": {"sha256": _digest_of_all(files)}}],
+        "predicateType": _PREDICATE,
+        "predicate": {
+            "serialization": {
+                "method": "files",
+                "hash_type": "sha256",
+                "allow_symlinks": False,
+                "ignore_paths": list(_UNSIGNED),
+            },
+            "resources": resources,
+        },
+    }
+    payload = json.dumps(statement, indent=2).encode()
+    fingerprint = _fingerprint(key.public_key())
+    signed = {
+        "mediaType": _MEDIA_TYPE,
+        "verificationMaterial": {"publicKey": {"hint": fingerprint}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": _PAYLOAD_TYPE,
+            "signatures": [
+                {"sig": base64.b64encode(key.sign(_encoded(payload), _ecdsa(key))).decode()}
+            ],
+        },
+    }
+    write_atomically(folder / SIGNATURE_FILE, json.dumps(signed, indent=2) + "\n")
+    return fingerprint
+
+
+def verify_folder(folder: Path, public_key: str | os.PathLike[str]) -> str:
+    """Make sure that the owner of a key has signed a folder as it is.
+
+    Nothing in it is read but the signature until that is found genuine, and nothing is parsed then.
+
+    Args:
+        folder: The folder.
+        public_key: File with the key, in PEM.
+
+    Returns:
+        The fingerprint of the key: SHA-256 of its file as openssl writes it.
+
+    Raises:
+        InputError: The key cannot be used, or a file cannot be read.
+        IntegrityError: The folder is not signed, or by another key; a file was changed, added or
+            taken away; or there is a link or a device in it.
+        BackendError: The package cryptography is missing.
+    """
+    key = _read_public_key(public_key)
+    payload = _genuine_payload(folder, key)
+    signed, left_out = _read_statement(payload, f"{folder / SIGNATURE_FILE}, the statement")
+    found = set(_files(folder, left_out))
+    for names, problem in (
+        (found - signed.keys(), "was added after it was signed"),
+        (signed.keys() - found, "is signed, but is not there"),
+    ):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise _refused(folder, f"{min(names)!r}{more} {problem}")
+    for name, digest in signed.items():
+        if _digest(folder / name) != digest:
+            raise _refused(folder, f"{name!r} was changed after it was signed")
+    return _fingerprint(key)
+
+
+def named_key(folder: Path) -> str | None:
+    """Return the fingerprint that a signature names; unchecked, and None for no signature.
+
+    Raises:
+        IntegrityError: It is no signature.
+    """
+    if not os.path.lexists(folder / SIGNATURE_FILE):
+        return None
+    return _read_signature(folder).named_key
+
+
+def read_private_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePrivateKey":
+    """Read a private key in PEM that `sign_folder` takes.
+
+    Raises:
+        InputError: It cannot be read, has a passphrase, or is not on a curve of NIST's.
+        BackendError: The package cryptography is missing.
+    """
+    curves, serialization = _cryptography()
+    content = _read_key_file(path)
+    try:
+        key = serialization.load_pem_private_key(content, None)
+    except TypeError as error:
+        raise InputError(
+            f"the key {os.fspath(path)} has a passphrase: pass it unlocked, in bash for example  "
+            f"<(openssl pkey -in {os.fspath(path)})"
+        ) from error
+    except ValueError as error:
+        raise _unusable_key(path, "private") from error
+    if not isinstance(key, curves.EllipticCurvePrivateKey) or key.curve.name not in _HASHES:
+        raise _unusable_key(path, "private")
+    return cast("ec.EllipticCurvePrivateKey", key)
+
+
+def _read_public_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePublicKey":
+    curves, serialization = _cryptography()
+    content = _read_key_file(path)
+    try:
+        key = serialization.load_pem_public_key(content)
+    except ValueError as error:
+        raise _unusable_key(path, "public") from error
+    if not isinstance(key, curves.EllipticCurvePublicKey) or key.curve.name not in _HASHES:
+        raise _unusable_key(path, "public")
+    return cast("ec.EllipticCurvePublicKey", key)
+
+
+def _cryptography() -> tuple[Any, Any]:
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+    except ImportError as error:
+        raise missing_extra("cryptography", "sign", "a signature") from error
+    return ec, serialization
+
+
+def _read_key_file(path: str | os.PathLike[str]) -> bytes:
+    try:
+        with open(check_path(path, "a key"), "rb") as file:
+            return file.read(_MOST_BYTES)
+    except OSError as error:
+        raise InputError(f"cannot read the key {os.fspath(path)}: {error.strerror}") from error
+
+
+def _unusable_key(path: str | os.PathLike[str], kind: Literal["private", "public"]) -> InputError:
+    make = {
+        "private": "openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
+        "public": "openssl pkey -in key.pem -pubout -out key.pub",
+    }[kind]
+    return InputError(
+        f"{os.fspath(path)} is not a {kind} key in PEM on the curve P-256, P-384 or P-521, as made "
+        f"by  {make}"
+    )
+
+
+def _ecdsa(key: Any) -> Any:
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.ECDSA(getattr(hashes, _HASHES[key.curve.name])())
+
+
+def _fingerprint(key: "ec.EllipticCurvePublicKey") -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(pem).hexdigest()
+
+
+def _encoded(payload: bytes) -> bytes:
+    """Return what is really signed: DSSE's encoding of a payload with its type."""
+    return b"DSSEv1 %d %s %d %s" % (
+        len(_PAYLOAD_TYPE),
+        _PAYLOAD_TYPE.encode(),
+        len(payload),
+        payload,
+    )
+
+
+def _digest(file: Path) -> str:
+    try:
+        return sha256_of_file(file)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _digest_of_all(files: dict[str, str]) -> str:
+    return hashlib.sha256(b"".join(map(bytes.fromhex, files.values()))).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """What a signature file holds."""
+
+    payload: bytes
+    signature: bytes
+    named_key: str
+
+
+def _read_signature(folder: Path) -> _Signature:
+    file = folder / SIGNATURE_FILE
+    try:
+        if not stat.S_ISREG(file.lstat().st_mode):
+            raise _refused(folder, f"{SIGNATURE_FILE} is not a plain file")
+        with file.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise _refused(folder, f"it is not signed (there is no {SIGNATURE_FILE})") from error
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    try:
+        signed = parse_json(content[:_MOST_BYTES].decode("utf-8"), SIGNATURE_FILE)
+        envelope = signed["dsseEnvelope"]
+        (one,) = envelope["signatures"]
+        if (signed["mediaType"], envelope["payloadType"]) != (_MEDIA_TYPE, _PAYLOAD_TYPE):
+            raise ValueError(f"expected a signature of the type {_MEDIA_TYPE}")
+        key = signed["verificationMaterial"].get("publicKey") or {}
+        return _Signature(
+            base64.b64decode(envelope["payload"], validate=True),
+            base64.b64decode(one["sig"], validate=True),
+            str(key.get("hint") or "no name")[:64],
+        )
+    except (InputError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _refused(
+            folder, f"{SIGNATURE_FILE} is not a signature of Model Signing 1.0 with a key"
+        ) from error
+
+
+def _genuine_payload(folder: Path, key: "ec.EllipticCurvePublicKey") -> bytes:
+    """Return the signed bytes, once the signature is found to be the key's."""
+    from cryptography.exceptions import InvalidSignature
+
+    found = _read_signature(folder)
+    try:
+        key.verify(found.signature, _encoded(found.payload), _ecdsa(key))
+    except InvalidSignature as error:
+        trusted = _fingerprint(key)
+        by = "it was changed" if found.named_key == trusted else f"its key is {found.named_key!r}"
+        raise _refused(
+            folder, f"its signature is not one of the trusted key sha256:{trusted} ({by})"
+        ) from error
+    return found.payload
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Resource:
+    name: str
+    algorithm: Literal["sha256"]
+    digest: Sha256
+
+
+def _read_statement(payload: bytes, where: str) -> tuple[dict[str, str], set[str]]:
+    """Return SHA-256 by name of the signed files, and which names the statement leaves out."""
+    try:
+        statement = parse_json(payload.decode("utf-8"), where)
+        predicate = statement["predicate"]
+        serialization = predicate["serialization"]
+        kinds = (
+            statement["_type"],
+            statement["predicateType"],
+            serialization["method"],
+            serialization["hash_type"],
+        )
+        if kinds != (_STATEMENT, _PREDICATE, "files", "sha256"):
+            raise InputError(f"{where}: expected SHA-256 of whole files, found {kinds}")
+        resources = [read_fields(_Resource, found, where) for found in predicate["resources"]]
+        files = {resource.name: resource.digest for resource in resources}
+        (subject,) = statement["subject"]
+        if len(files) < len(resources) or subject["digest"]["sha256"] != _digest_of_all(files):
+            raise InputError(f"{where}: its files do not add up to its subject")
+        return files, {SIGNATURE_FILE, *serialization.get("ignore_paths", ())} & {*_UNSIGNED}
+    except (InputError, ValueError, LookupError, TypeError, AttributeError) as error:
+        told = str(error) if isinstance(error, InputError) else f"{where} is malformed"
+        raise IntegrityError(
+            f"{told}: sign the folder again, with the options that docs/security.md names"
+        ) from error
+
+
+def _files(folder: Path, skipped: Collection[str]) -> Iterator[str]:
+    """Yield the POSIX path of each file in a folder, but for some names at its top."""
+    for place, folders, files in os.walk(folder, onerror=_unreadable):
+        at_top = Path(place) == folder
+        folders[:] = [name for name in folders if not (at_top and name in skipped)]
+        for name in (*folders, *files):
+            path = Path(place, name)
+            mode = path.lstat().st_mode
+            if (at_top and name in skipped) or stat.S_ISDIR(mode):
+                continue
+            relative = path.relative_to(folder).as_posix()
+            if not stat.S_ISREG(mode):
+                raise _refused(folder, f"{relative!r} is a link or a device, expected a file")
+            yield relative
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _refused(folder: Path, problem: str) -> IntegrityError:
+    return IntegrityError(
+        f"{folder} is not trusted: {problem}. Get the bundle again from whoever signs it"
+    )

@@ -1,0 +1,217 @@
+"""`tokenizer.json`, read as what it may hold rather than as what the library can do.
+
+The library runs whatever a file describes: replacements inside replacements, patterns that search
+for years, ids beyond the model's, and some descriptions end the process. So it never gets the file.
+The file is parsed and compared with a short table of parts, those that exports write, and the
+tokenizer is put together from them. Their time grows with the length of a sentence and no faster.
+"""
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tokenizers
+from tokenizers import models
+
+from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.printable import one_line, shown
+from upperson_rt.strict import parse_json
+
+__all__ = ["REPLACED", "WORDS", "read_tokenizer"]
+
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""What CLIP's word pattern splits on: contractions, letters, single digits, runs of the rest."""
+
+REPLACED = {"[\u2018\u2019]": "'", "[\u201c\u201d]": '"', r"\s+": " "}
+"""Patterns and what takes the place of their matches: of what CLIP has ftfy repair, this is what
+people really type or paste; then white space."""
+
+# A row for each part that a tokenizer may have, as the library writes it. Another base may need
+# another row: one whose time is linear in the text.
+_NORMALIZERS: list[dict[str, Any]] = [
+    {"type": "NFC"},
+    {"type": "Lowercase"},
+    *(
+        {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+        for pattern, content in REPLACED.items()
+    ),
+]
+_PRE_TOKENIZERS: list[dict[str, Any]] = [
+    {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True},
+    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    {"type": "Whitespace"},
+]
+_BPE = {
+    "dropout": (None,),  # It would split by chance.
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, "", "</w>"),
+    "fuse_unk": (False,),
+    "byte_fallback": (False,),
+    "ignore_merges": (False,),
+}
+_KEYS = {
+    "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
+    "post_processor", "decoder", "model",
+}  # fmt: skip
+_MOST_PARTS = 8
+
+
+def read_tokenizer(text: str) -> tuple[tokenizers.Tokenizer, int | None]:
+    """Build the tokenizer that a `tokenizer.json` describes.
+
+    Returns:
+        The tokenizer, without truncation and padding, and the length under `truncation`, if any.
+
+    Raises:
+        IntegrityError: It is not JSON, or holds what is not in the table.
+    """
+    with _no_collection():
+        try:
+            content = parse_json(text, "tokenizer.json")
+        except InputError as error:
+            raise IntegrityError(str(error)) from error
+        _require(isinstance(content, dict) and content.keys() <= _KEYS, "the keys", content)
+        model = _model(content.get("model"))
+    vocabulary: dict[str, int] = content["model"]["vocab"]
+    frame = _frame(content.get("post_processor"), vocabulary)
+    for token in _list(content.get("added_tokens"), "added_tokens", len(vocabulary)):
+        known = isinstance(token, dict) and isinstance(token.get("content"), str)
+        known = known and token.get("id") == vocabulary.get(token["content"])
+        _require(known, "added_tokens, which the vocabulary must have", token)
+    _require(content.get("padding") is None, "padding", content.get("padding"))
+    parts = {
+        "normalizer": _sequence(content, "normalizer", "normalizers", _NORMALIZERS),
+        "pre_tokenizer": _sequence(content, "pre_tokenizer", "pretokenizers", _PRE_TOKENIZERS),
+        "post_processor": frame,
+    }
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    shell: dict[str, Any] = {"version": "1.0", "added_tokens": [], **parts, "model": empty}
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(shell))
+    except Exception as error:  # The Rust side raises nothing narrower.
+        raise IntegrityError(
+            f"tokenizer.json is not readable by tokenizers {tokenizers.__version__}: "
+            f"{one_line(error)}"
+        ) from error
+    tokenizer.model = model
+    return tokenizer, _truncation(content.get("truncation"))
+
+
+def _model(content: Any) -> models.Model:
+    """Build the model: BPE, or one token for each word."""
+    kind = content.get("type") if isinstance(content, dict) else None
+    _require(kind in ("BPE", "WordLevel"), "model, BPE or WordLevel,", kind)
+    vocabulary, unknown = content.get("vocab"), content.get("unk_token")
+    # Each id once and none beyond their number: nothing that the model's table lacks comes out.
+    counted = (
+        isinstance(vocabulary, dict)
+        and set(map(type, vocabulary.values())) == {int}
+        and sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    )
+    _require(counted, "model.vocab, tokens with the ids from 0 on,", "others")
+    _require(
+        unknown in vocabulary if isinstance(unknown, str) else unknown is None and kind == "BPE",
+        "model.unk_token, a token of the vocabulary,",
+        unknown,
+    )
+    rest = content.keys() - {"type", "vocab", "unk_token"}
+    try:
+        if kind == "WordLevel":
+            _require(not rest, "model, without further keys,", rest)
+            return models.WordLevel(vocabulary, unk_token=unknown)
+        _require(rest <= {*_BPE, "merges"}, "model, with the keys of BPE,", rest)
+        for name, allowed in _BPE.items():
+            _require(content.get(name) in (None, *allowed), f"model.{name}", content.get(name))
+        merges = content.get("merges")
+        _require(isinstance(merges, list), "model.merges, a list,", merges)
+        # Before tokenizers 0.20 a pair was one string.
+        pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+        options = {"unk_token": unknown, "end_of_word_suffix": content.get("end_of_word_suffix")}
+        given = {name: value for name, value in options.items() if value}
+        return models.BPE(vocab=vocabulary, merges=pairs, **given)
+    except IntegrityError:
+        raise
+    except Exception as error:  # The Rust side raises nothing narrower.
+        raise IntegrityError(
+            f"tokenizer.json: the model is not readable by tokenizers {tokenizers.__version__}: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def _frame(content: Any, vocabulary: dict[str, int]) -> dict[str, Any]:
+    """Return the post-processor that puts one token of the vocabulary before and one after."""
+    try:
+        pieces = content["single"]
+        tokens = [piece["SpecialToken"]["id"] for piece in (pieces[0], pieces[2])]
+        special = {
+            name: {"id": name, "ids": [vocabulary[name]], "tokens": [name]} for name in tokens
+        }
+        found = content["type"], len(pieces), pieces[1]["Sequence"]["id"], content["special_tokens"]
+    except (TypeError, LookupError):
+        special, found = {}, ("", 0, "", {})
+    expected = "TemplateProcessing", 3, "A", special
+    if not special or found != expected:
+        raise IntegrityError(
+            "tokenizer.json: the tokenizer must frame a sentence as SOT, tokens, EOT by its "
+            "post-processor, with tokens of the vocabulary: export the bundle again"
+        )
+    single: list[Any] = [{"SpecialToken": {"id": name, "type_id": 0}} for name in tokens]
+    single.insert(1, {"Sequence": {"id": "A", "type_id": 0}})
+    pair = [{"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": pair,
+        "special_tokens": special,
+    }
+
+
+def _sequence(
+    content: dict[str, Any], key: str, inner: str, table: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Return a part, or a sequence of them, each of which is in the table."""
+    found = content.get(key)
+    if found is None:
+        return None
+    in_sequence = isinstance(found, dict) and found.get("type") == "Sequence"
+    parts = _list(found.get(inner), f"{key}.{inner}", _MOST_PARTS) if in_sequence else [found]
+    for part in parts:
+        _require(part in table, f"{key}, parts", part)
+    return {"type": "Sequence", inner: [table[table.index(part)] for part in parts]}
+
+
+def _truncation(content: Any) -> int | None:
+    """Return the context length that a file gives."""
+    if content is None:
+        return None
+    length: Any = content.get("max_length") if isinstance(content, dict) else None
+    _require(type(length) is int and 3 <= length <= 4096, "truncation.max_length", length)
+    return int(length)
+
+
+def _list(found: Any, key: str, most: int) -> list[Any]:
+    found = [] if found is None else found
+    _require(isinstance(found, list) and len(found) <= most, f"{key}, a list of {most} at most", "")
+    return list(found)
+
+
+def _require(holds: bool, what: str, found: Any) -> None:
+    if not holds:
+        raise IntegrityError(
+            f"tokenizer.json: expected {what} as exports write it, found {shown(found)}: export "
+            "the bundle again"
+        )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from walking a hundred thousand new tuples again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

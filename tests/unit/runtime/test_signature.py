@@ -1,0 +1,258 @@
+import base64
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+import upperson_rt
+from tests.helpers.signing_keys import write_keys
+from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_rt import bundle as bundle_module
+from upperson_rt.bundle import Bundle, read_manifest
+from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.signature import named_key, read_private_key, sign_folder, verify_folder
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys")
+    write_keys(folder, "ours", ec.generate_private_key(ec.SECP256R1()))
+    write_keys(folder, "other", ec.generate_private_key(ec.SECP256R1()))
+    write_keys(folder, "large", ec.generate_private_key(ec.SECP521R1()))
+    write_keys(folder, "locked", ec.generate_private_key(ec.SECP256R1()), b"word")
+    write_keys(folder, "bitcoin", ec.generate_private_key(ec.SECP256K1()))
+    write_keys(folder, "edwards", ed25519.Ed25519PrivateKey.generate())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, keys):
+    folder = make_toy_bundle(tmp_path_factory.mktemp("signed") / "bundle")
+    sign_folder(folder, read_private_key(keys / "ours.pem"), "toy")
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "bundle")
+
+
+def model_signing(*commands):
+    """Run commands of the Python package model-signing, as it is; return their exit codes."""
+    program = (
+        "import json, sys; from click.testing import CliRunner; from model_signing._cli import "
+        "main; print([CliRunner().invoke(main, c).exit_code for c in json.loads(sys.argv[1])])"
+    )
+    texts = json.dumps([list(map(str, command)) for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, texts], capture_output=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_signed_bundle_opens_for_who_trusts_its_key(folder, keys):
+    public = keys / "ours.pub"
+    encoder = upperson_rt.open(folder, backend="onnxruntime", threads=1, trust=public)
+    assert encoder.encode_texts(["red"]).shape == (1, 16)
+    Bundle.open(folder)  # Nobody has to insist.
+    fingerprint = verify_folder(folder, os.fspath(public))
+    assert named_key(folder) == fingerprint
+    assert hashlib.sha256(public.read_bytes()).hexdigest() == fingerprint
+
+
+def added(folder):
+    (folder / "plugin.py").write_text("boom")
+
+
+def added_below(folder):
+    (folder / "more").mkdir()
+    (folder / "more" / "x").touch()
+
+
+def changed(name):
+    def change(folder):
+        path = folder / name
+        *kept, last = path.read_bytes()
+        path.write_bytes(bytes([*kept, last ^ 1]))
+
+    return change
+
+
+def linked(folder):
+    path = folder / "text.fp32.onnx"
+    path.rename(folder.parent / "text.fp32.onnx")
+    path.symlink_to(folder.parent / "text.fp32.onnx")
+
+
+def linked_folder(folder):
+    (folder / "more").symlink_to(folder.parent)
+
+
+def pipe(folder):
+    os.mkfifo(folder / "pipe")
+
+
+def signature_linked(folder):
+    (folder / "model.sig").rename(folder.parent / "model.sig")
+    (folder / "model.sig").symlink_to(folder.parent / "model.sig")
+
+
+def edited(change):
+    def edit(folder):
+        path = folder / "model.sig"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edit
+
+
+def edited_statement(old, new):
+    def change(content):
+        payload = base64.b64decode(content["dsseEnvelope"]["payload"])
+        assert old in payload
+        changed = payload.replace(old, new, 1)
+        content["dsseEnvelope"]["payload"] = base64.b64encode(changed).decode()
+
+    return edited(change)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.sig").unlink(), "it is not signed"),
+        (added, r"'plugin\.py' was added after it was signed"),
+        (added_below, "'more/x' was added"),
+        (lambda folder: (folder / "text.fp32.onnx").unlink(), "is signed, but is not there"),
+        (changed("bundle.json"), r"'bundle\.json' was changed after it was signed"),
+        (changed("image.fp32.onnx"), r"'image\.fp32\.onnx' was changed"),
+        (linked, r"'text\.fp32\.onnx' is a link or a device"),
+        (linked_folder, "'more' is a link or a device"),
+        (pipe, "'pipe' is a link or a device"),
+        (signature_linked, r"model\.sig is not a plain file"),
+        (changed("model.sig"), r"model\.sig is not a signature of Model Signing"),
+        (edited_statement(b"toy", b"try"), "not one of the trusted key .*it was changed"),
+        (edited(lambda content: content.pop("dsseEnvelope")), "is not a signature of Model"),
+        (edited(lambda content: content.update(mediaType="x")), "is not a signature of Model"),
+        (
+            edited(lambda content: content["dsseEnvelope"].update(signatures=[])),
+            "is not a signature of Model",
+        ),
+        (lambda folder: (folder / "model.sig").write_bytes(b"[" * 10**5), "is not a signature of"),
+        (lambda folder: (folder / "model.sig").write_bytes(b"\xff"), "is not a signature of"),
+    ],
+)
+def test_what_is_not_as_it_was_signed_is_refused_unread(folder, keys, monkeypatch, damage, message):
+    damage(folder)
+    monkeypatch.setattr(bundle_module, "parse_manifest", lambda *_, **__: pytest.fail("parsed"))
+    for read in (
+        lambda: Bundle.open(folder, trust=keys / "ours.pub"),
+        lambda: read_manifest(folder, keys / "ours.pub"),
+    ):
+        with pytest.raises(IntegrityError, match=f"is not trusted: .*{message}"):
+            read()
+
+
+def test_another_key_is_refused(folder, keys):
+    for name in ("other", "large"):
+        with pytest.raises(IntegrityError, match=r"not one of the trusted key .*\(its key is '"):
+            Bundle.open(folder, trust=keys / f"{name}.pub")
+    ours = named_key(folder)
+    sign_folder(folder, read_private_key(keys / "other.pem"), "toy")
+    edited(lambda content: content["verificationMaterial"]["publicKey"].update(hint=ours))(folder)
+    assert named_key(folder) == ours  # What a signature says of its key proves nothing.
+    with pytest.raises(IntegrityError, match="not one of the trusted key"):
+        Bundle.open(folder, trust=keys / "ours.pub")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"sha256"', b'"blake2"', "malformed|expected SHA-256"),
+        (b'"files"', b'"shard"', "expected SHA-256 of whole files"),
+        (b"Statement/v1", b"Statement/v9", "expected SHA-256 of whole files"),
+        (b'"bundle.json"', b'"canaries.npz"', "do not add up"),
+        (b'"predicate"', b'"predictor"', "malformed"),
+    ],
+)
+def test_statements_of_another_kind_are_refused(folder, keys, monkeypatch, old, new, message):
+    """Their signature is right: whoever holds the key may have used another program."""
+    encode = base64.b64encode
+    key = read_private_key(keys / "ours.pem")
+
+    class Changing:
+        curve, public_key = key.curve, key.public_key
+
+        def sign(self, content, how):
+            prefix, payload = content.split(b" {", 1)
+            self.payload = (b"{" + payload).replace(old, new, 1)
+            head = prefix.rsplit(b" ", 1)[0]
+            return key.sign(b"%s %d %s" % (head, len(self.payload), self.payload), how)
+
+    changing = Changing()
+    sign_folder(folder, changing, "toy")
+    edited(
+        lambda content: content["dsseEnvelope"].update(payload=encode(changing.payload).decode())
+    )(folder)
+    with pytest.raises(IntegrityError, match=f"({message}).*sign the folder again"):
+        verify_folder(folder, keys / "ours.pub")
+
+
+def test_files_of_git_may_lie_beside_it(folder, keys):
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").touch()
+    (folder / ".gitattributes").touch()
+    assert verify_folder(folder, keys / "ours.pub")
+    (folder / "more").mkdir()
+    (folder / "more" / ".gitattributes").touch()
+    with pytest.raises(IntegrityError, match=r"'more/\.gitattributes' was added"):
+        verify_folder(folder, keys / "ours.pub")
+
+
+def test_it_is_the_format_of_model_signing(folder, keys, tmp_path):
+    """Its command takes our signature, and we take its."""
+    more, theirs = tmp_path / "more", tmp_path / "theirs"
+    for copy in (more, theirs):
+        shutil.copytree(folder, copy)
+    added(more)
+    (theirs / "model.sig").unlink()
+    verify, sign = (
+        lambda place: ("verify", "key", place, "--signature", place / "model.sig"),
+        ("sign", "key", theirs, "--signature", theirs / "model.sig"),
+    )
+    assert model_signing(
+        (*verify(folder), "--public_key", keys / "ours.pub"),
+        (*verify(folder), "--public_key", keys / "other.pub"),
+        (*verify(more), "--public_key", keys / "ours.pub"),
+        (*sign, "--private_key", keys / "large.pem"),
+    ) == [0, 1, 1, 0]
+    assert verify_folder(theirs, keys / "large.pub") == named_key(theirs)
+    added(theirs)
+    with pytest.raises(IntegrityError, match=r"'plugin\.py' was added"):
+        verify_folder(theirs, keys / "large.pub")
+
+
+def test_keys_that_cannot_be_used(keys, tmp_path):
+    with pytest.raises(InputError, match=r"cannot read the key .*No such file"):
+        read_private_key(tmp_path / "none.pem")
+    with pytest.raises(InputError, match="has a passphrase: pass it unlocked"):
+        read_private_key(keys / "locked.pem")
+    for name in ("ours.pub", "bitcoin.pem", "edwards.pem"):
+        with pytest.raises(InputError, match=r"is not a private key in PEM .*openssl ecparam"):
+            read_private_key(keys / name)
+    for name in ("ours.pem", "bitcoin.pub", "edwards.pub"):
+        with pytest.raises(InputError, match=r"is not a public key in PEM .*openssl pkey"):
+            verify_folder(tmp_path, keys / name)
+
+
+def test_the_package_is_named_where_it_is_missing(folder, keys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
+    with pytest.raises(BackendError, match=r"needs the package 'cryptography'.*\[sign\]"):
+        Bundle.open(folder, trust=keys / "ours.pub")
+    Bundle.open(folder)
