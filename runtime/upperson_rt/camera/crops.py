@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ __all__ = ["CropMaker", "Selection", "safe_folder_name", "sharpness"]
 
 _SHARPNESS_HEIGHT_PX = 128
 _LONGEST_NAME = 60
+_SAME_TIME_S = 1e-6
+"""Less is the rounding of sums of frame times."""
 
 
 def sharpness(image: NDArray[np.uint8]) -> float:
@@ -37,16 +40,20 @@ def sharpness(image: NDArray[np.uint8]) -> float:
 class _Window:
     opened: float
     best: View | None = None
+    seen: float = 0.0
+    """When ``best`` was."""
+    next: float = -math.inf
+    """When the next one may be taken."""
     sightings: int = 0
-    given: int = 0
 
 
 class Selection:
     """Keeps the best view of every track, and gives one away every so often.
 
     A window opens with the first view of a track that passes, closes ``every_s`` later, and the
-    best view in it is chosen. A track that ends closes its window early. A track that was seen in
-    fewer than ``min_views`` frames gives nothing.
+    best view in it is chosen. The next window opens no sooner than ``every_s`` after the chosen
+    view, so that no two pictures of a track are closer. A track that ends closes its window early.
+    A track that was seen in fewer than ``min_views`` frames gives nothing.
     """
 
     def __init__(self, settings: PipelineSettings, drop: Callable[[str], None]) -> None:
@@ -54,7 +61,8 @@ class Selection:
 
         Args:
             settings: Tell ``every_s`` and ``min_views``.
-            drop: Told the reason for every view that is given up: ``not_best``, ``seen_once``.
+            drop: Told the reason for every view that is given up: ``not_best``, ``too_soon``,
+                ``seen_once``.
         """
         self.every_s = settings.every_s
         self.min_views = settings.min_views
@@ -68,13 +76,14 @@ class Selection:
     def offer(self, view: View, clock: float) -> None:
         """Consider a view of a track that was `saw`."""
         window = self._windows[view.track]
+        if clock < window.next - _SAME_TIME_S:
+            self._drop("too_soon")
+            return
         if window.best is None:
-            if window.given == 0 or clock - window.opened >= self.every_s:
-                window.opened = clock
-            window.best = view
+            window.opened, window.best, window.seen = clock, view, clock
             return
         if view.rank > window.best.rank:
-            window.best = view
+            window.best, window.seen = view, clock
         self._drop("not_best")
 
     def due(self, clock: float) -> list[View]:
@@ -108,10 +117,10 @@ class Selection:
             if window.sightings >= self.min_views and (view := self._take(window)) is not None
         ]
 
-    @staticmethod
-    def _take(window: _Window) -> View | None:
+    def _take(self, window: _Window) -> View | None:
         view, window.best = window.best, None
-        window.given += view is not None
+        if view is not None:
+            window.next = window.seen + self.every_s
         return view
 
 

@@ -143,7 +143,7 @@ class CameraSettings:
     Raises:
         UsageError: On construction, if there is no name, a source without a detector, or a policy
             that does not fit.
-        InputError: The time is none in unix seconds.
+        InputError: The time is none in unix seconds, or OpenCV cannot read such an address.
     """
 
     name: str
@@ -171,6 +171,8 @@ class CameraSettings:
             raise UsageError(
                 f"camera {self.name} cannot wait, only a file can: drop oldest or newest"
             )
+        if self.source is not None and self.opener is OpenCVReader:
+            OpenCVReader.require_scheme(self.source)
         check_unix_time(self.start_time)
 
     @property

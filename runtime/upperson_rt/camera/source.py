@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.camera.reasons import reason_of_address, reason_of_device
 from upperson_rt.errors import BackendError, InputError, missing_extra
+from upperson_rt.strict import suggestion
 
 __all__ = [
     "OpenCVReader",
@@ -23,6 +25,7 @@ __all__ = [
     "guess_start_time",
     "import_cv2",
     "parse_source",
+    "quiet_opencv",
     "without_secrets",
 ]
 
@@ -35,6 +38,8 @@ _SECRET = re.compile(
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _DEVICE = re.compile(r"/dev/video(\d+)|(\d+)")
 _OPENING_S = 10.0
+_SCHEMES = ("http", "https", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
+"""Of addresses that FFmpeg reads from a network, and so OpenCV."""
 
 
 def import_cv2() -> Any:
@@ -44,6 +49,18 @@ def import_cv2() -> Any:
     except ImportError as error:
         raise missing_extra("cv2", "camera", "the camera pipeline") from error
     return cv2
+
+
+def quiet_opencv() -> None:
+    """Keep OpenCV and FFmpeg from writing their own lines on stderr, for the whole process.
+
+    What a camera's user has to know is in our errors. The levels that a user sets in
+    ``$OPENCV_LOG_LEVEL`` and ``$OPENCV_FFMPEG_LOGLEVEL`` stay.
+    """
+    cv2 = import_cv2()
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read at first use.
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def without_secrets(text: str) -> str:
@@ -163,7 +180,7 @@ class OpenCVReader(Reader):
             capture = cv2.VideoCapture(source.address)
         if not capture.isOpened():
             capture.release()
-            raise InputError(f"cannot open {source.shown} as a video")
+            raise InputError(_why_not(source, timeout_s))
         self._capture = capture
         self._position_property = None if source.is_live else cv2.CAP_PROP_POS_MSEC
         if not source.is_live:
@@ -171,6 +188,18 @@ class OpenCVReader(Reader):
             count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
             # Where the file does not tell, OpenCV makes up something enormous or negative.
             self.frame_count = int(count) if 0 < count < 1e9 else 0
+
+    @staticmethod
+    def require_scheme(source: Source) -> None:
+        """Raise InputError for an address of a kind that cannot be read, such as ``rtps://``."""
+        if source.kind != "network":
+            return
+        scheme = source.address.partition("://")[0].lower()
+        if scheme not in _SCHEMES:
+            raise InputError(
+                f"{source.shown} cannot be read: no addresses are known that begin with "
+                f"'{scheme}://', {suggestion(scheme, _SCHEMES)}"
+            )
 
     @staticmethod
     def require_gstreamer() -> None:
@@ -193,6 +222,17 @@ class OpenCVReader(Reader):
     def close(self) -> None:
         """Close the source."""
         self._capture.release()
+
+
+def _why_not(source: Source, timeout_s: float) -> str:
+    reason = None
+    if source.kind == "device":
+        reason = reason_of_device(int(source.address))
+    elif source.kind == "network":
+        reason = reason_of_address(source.address, timeout_s)
+    if reason is None:
+        return f"cannot open {source.shown} as a video"
+    return f"cannot open {source.shown}: {reason}"
 
 
 def guess_start_time(source: Source, opener: Opener = OpenCVReader) -> float:

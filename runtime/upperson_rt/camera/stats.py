@@ -133,7 +133,8 @@ class CameraStats:
     crops_waiting: int
     crops_dropped: Mapping[str, int]
     """By reason: ``empty``, ``outside``, ``duplicate``, ``too_many``, ``too_small``, ``blurred``,
-    ``at_border``, ``not_best``, ``seen_once``, ``unusable``, ``queue_full``, ``failed``."""
+    ``at_border``, ``not_best``, ``too_soon``, ``seen_once``, ``unusable``, ``queue_full``,
+    ``failed``."""
     reconnects: int
     stalls: int
     resolution_changes: int

@@ -140,6 +140,27 @@ def test_the_best_view_of_each_window_is_chosen():
     assert selection.end("t") is None
 
 
+@pytest.mark.parametrize("every_s", [0.5, 2.0])
+def test_no_two_pictures_of_a_track_are_closer_than_asked_for(every_s):
+    random = np.random.default_rng(0)
+    dropped = []
+    selection = Selection(PipelineSettings(every_s=every_s, min_views=1), dropped.append)
+    times, offered = [], 0
+    for number in range(900):  # A minute at 15 frames a second, with gaps and views of no use.
+        clock = number / 15
+        selection.saw("t", clock)
+        if random.random() < 0.7:
+            selection.offer(view(sharp=random.uniform(20, 900), index=number), clock)
+            offered += 1
+        if number % 100 == 99:
+            times += [found.index / 15 for found in selection.flush()]
+        times += [found.index / 15 for found in selection.due(clock)]
+    times += [found.index / 15 for found in selection.end_all()]
+    assert np.diff(times).min() >= every_s - 1e-6
+    assert len(times) >= 60 / (2 * every_s + 1), "at least one of every other window"
+    assert len(times) + len(dropped) == offered
+
+
 def test_a_view_that_is_cut_off_loses_but_is_better_than_none():
     selection = Selection(PipelineSettings(every_s=1.0, min_views=1), lambda reason: None)
     offer(selection, 0.0, view(sharp=900, border=True, index=0))
@@ -164,7 +185,8 @@ def test_a_flush_gives_the_best_so_far_and_keeps_the_pace():
     offer(selection, 0.0, view(index=0))
     assert [found.index for found in selection.flush()] == [0]
     assert offer(selection, 0.5, view(index=1)) == []
-    assert offer(selection, 1.0, view(index=2)) == [1]
+    assert offer(selection, 1.0, view(index=2)) == []
+    assert offer(selection, 2.0, view(index=3)) == [2]
 
 
 def test_quality_rules_name_what_is_wrong():

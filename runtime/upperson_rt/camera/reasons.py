@@ -1,0 +1,184 @@
+"""Why a source does not open: OpenCV only says that it does not, so whoever keeps it is asked.
+
+The answers tell what to do about it: an unknown host, a port that nobody listens on, credentials
+that are missing or wrong, a path that the server has not.
+"""
+
+import base64
+import errno
+import http.client
+import os
+import re
+import socket
+import urllib.error
+import urllib.request
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
+
+__all__ = ["reason_of_address", "reason_of_device"]
+
+_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935, "rtmps": 443}
+"""Of the schemes whose servers are reached over TCP."""
+_LONGEST_S = 3.0
+_LONGEST_ANSWER_BYTES = 65536
+_NO_VIDEO = ("text/", "application/json", "image/svg")
+
+_STATUS = {
+    401: "user name and password are {credentials}",
+    403: "it forbids that",
+    404: "it has no such stream: check the path",
+    454: "it knows no such session",
+    461: "it does not offer this transport",
+    503: "it is busy or has too many clients",
+}
+
+
+def reason_of_device(number: int) -> str:
+    """Return why the device ``/dev/videoN`` does not open."""
+    path = f"/dev/video{number}"
+    if not os.path.exists(path):
+        return f"there is no device {path}: is the camera plugged in?"
+    if not os.access(path, os.R_OK | os.W_OK):
+        return f"{path} may not be read: add the user to the group that owns it, mostly  video"
+    return f"{path} is in use or gives no pictures"
+
+
+def reason_of_address(address: str, timeout_s: float) -> str | None:
+    """Return why an address does not open, without its secrets; None if that cannot be told.
+
+    The server is asked once more, which takes 3 seconds at most.
+    """
+    timeout_s = min(timeout_s, _LONGEST_S)
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        return f"the address is malformed ({error})"
+    scheme = parts.scheme.lower()
+    if host is None or scheme not in _PORTS:
+        return None
+    place = f"{host} port {port or _PORTS[scheme]}"
+    try:
+        if scheme == "rtsp":
+            return _ask_rtsp(parts, place, timeout_s)
+        if scheme in ("http", "https"):
+            return _ask_http(parts, timeout_s)
+        socket.create_connection((host, port or _PORTS[scheme]), timeout_s).close()
+    except socket.gaierror as error:
+        return f"the host '{host}' is unknown ({error.strerror})"
+    except TimeoutError:
+        return f"{place} does not answer"
+    except ConnectionRefusedError:
+        return f"{place} refuses connections: nothing listens there"
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+            return f"there is no way to {host} ({error.strerror})"
+        return f"{place} breaks off ({type(error).__name__})"
+    return None
+
+
+def _refusal(status: int, phrase: str, has_credentials: bool) -> str | None:
+    """Return what a status of RTSP or HTTP means; None if it is no refusal."""
+    if status < 400:
+        return None
+    meaning = _STATUS.get(status, "it does not say why")
+    meaning = meaning.format(credentials="wrong" if has_credentials else "missing")
+    return f"the server answers {status} {phrase}: {meaning}".replace(" :", ":")
+
+
+def _credentials(parts: SplitResult) -> tuple[str, str] | None:
+    if parts.username is None:
+        return None
+    return unquote(parts.username), unquote(parts.password or "")
+
+
+def _without_login(parts: SplitResult) -> str:
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _auth_handlers(parts: SplitResult) -> list[Any]:
+    known = _credentials(parts)
+    if known is None:
+        return []
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    passwords.add_password(None, parts.hostname or "", *known)
+    passwords.add_password(None, _without_login(parts), *known)
+    return [
+        urllib.request.HTTPBasicAuthHandler(passwords),
+        urllib.request.HTTPDigestAuthHandler(passwords),
+    ]
+
+
+def _ask_http(parts: SplitResult, timeout_s: float) -> str | None:
+    opener = urllib.request.build_opener(*_auth_handlers(parts))
+    try:
+        with opener.open(_without_login(parts), timeout=timeout_s) as answer:
+            kind = answer.headers.get("Content-Type", "")
+    except urllib.error.HTTPError as error:
+        with error:
+            phrase = http.client.responses.get(error.code, "")  # Not what urllib makes of it.
+            return _refusal(error.code, phrase, parts.username is not None)
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, OSError):
+            raise error.reason from error
+        return f"the address cannot be asked ({error.reason})"
+    if kind.startswith(_NO_VIDEO):
+        return f"the server answers with {kind.partition(';')[0]}, which is no video"
+    return None
+
+
+def _ask_rtsp(parts: SplitResult, place: str, timeout_s: float) -> str | None:
+    """Ask for the description of a stream, as a player does first, with credentials if wanted."""
+    host, known = parts.hostname or "", _credentials(parts)
+    address = _without_login(parts)
+    with socket.create_connection((host, parts.port or _PORTS["rtsp"]), timeout_s) as connection:
+        head = _describe(connection, address, 1, None)
+        if head is not None and head[0] == 401 and known is not None:
+            answer = _authorization(head[2], parts, address)
+            if answer is not None:
+                head = _describe(connection, address, 2, answer)
+    if head is None:
+        return f"{place} does not speak RTSP"
+    return _refusal(head[0], head[1], known is not None)
+
+
+def _describe(
+    connection: socket.socket, address: str, number: int, authorization: str | None
+) -> tuple[int, str, list[str]] | None:
+    """Return status, phrase and challenges; None if the answer is no RTSP."""
+    lines = [f"DESCRIBE {address} RTSP/1.0", f"CSeq: {number}", "Accept: application/sdp"]
+    if authorization is not None:
+        lines.append(f"Authorization: {authorization}")
+    connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer and len(answer) < _LONGEST_ANSWER_BYTES:
+        received = connection.recv(4096)
+        if not received:
+            break
+        answer += received
+    head = answer.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+    status = re.fullmatch(r"RTSP/\d\.\d (\d{3})\s*([\x20-\x7e]*)", head[0])
+    if status is None:
+        return None
+    challenges = re.findall(r"(?im)^WWW-Authenticate:\s*(.+)$", "\n".join(head[1:]))
+    return int(status[1]), status[2].strip(), challenges
+
+
+def _authorization(challenges: list[str], parts: SplitResult, address: str) -> str | None:
+    """Answer the strongest challenge that is known, Digest before Basic."""
+    _, digest = _auth_handlers(parts)
+    for challenge in sorted(challenges, key=str.lower, reverse=True):
+        kind, _, values = challenge.partition(" ")
+        if kind.lower() == "digest":
+            fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(values))
+            request = SimpleNamespace(
+                full_url=address, selector=address, data=None, get_method=lambda: "DESCRIBE"
+            )
+            digest.retried = 0
+            answer = digest.get_authorization(request, fields)
+            return None if answer is None else f"Digest {answer}"
+        if kind.lower() == "basic":
+            login = ":".join(_credentials(parts) or ("", ""))
+            return "Basic " + base64.b64encode(login.encode()).decode("ascii")
+    return None

@@ -1,0 +1,142 @@
+"""Why a source does not open, told by servers that refuse."""
+
+import os
+import socket
+from urllib.parse import quote
+
+import pytest
+
+from tests.helpers.small_servers import (
+    PASSWORD,
+    USER,
+    http_server,
+    no_server,
+    other_server,
+    rtsp_server,
+)
+from upperson_rt.camera.reasons import reason_of_address, reason_of_device
+from upperson_rt.camera.settings import CameraSettings
+from upperson_rt.camera.source import OpenCVReader, parse_source, quiet_opencv
+from upperson_rt.errors import InputError
+
+LOGIN = f"{USER}:{quote(PASSWORD, safe='')}@"
+SERVERS = {"rtsp": rtsp_server, "http": http_server}
+
+
+def ask(scheme, port, login=""):
+    reason = reason_of_address(f"{scheme}://{login}127.0.0.1:{port}/stream?token=abc", 10)
+    assert reason is None or not {"abc", PASSWORD, quote(PASSWORD, safe="")} & set(reason.split())
+    return reason
+
+
+@pytest.mark.parametrize("scheme", SERVERS)
+@pytest.mark.parametrize("auth", ["basic", "digest"])
+def test_credentials_that_are_missing_wrong_and_right(scheme, auth):
+    with SERVERS[scheme](auth=auth) as port:
+        said = "the server answers 401 Unauthorized: user name and password are"
+        assert ask(scheme, port) == f"{said} missing"
+        assert ask(scheme, port, "anna:other@") == f"{said} wrong"
+        assert ask(scheme, port, LOGIN) is None
+
+
+@pytest.mark.parametrize(
+    ("scheme", "status", "reason"),
+    [
+        ("rtsp", "404 Not Found", "answers 404 Not Found: it has no such stream: check the path"),
+        ("rtsp", "454 Session Not Found", "answers 454 Session Not Found: it knows no such"),
+        ("rtsp", "503 Service Unavailable", "503 Service Unavailable: it is busy or has too many"),
+        ("rtsp", "500 Internal Server Error", "500 Internal Server Error: it does not say why"),
+        ("http", 404, "answers 404 Not Found: it has no such stream: check the path"),
+        ("http", 403, "answers 403 Forbidden: it forbids that"),
+    ],
+)
+def test_statuses(scheme, status, reason):
+    with SERVERS[scheme](status) as port:
+        assert reason in ask(scheme, port)
+
+
+def test_answers_that_are_no_stream():
+    with http_server(kind="text/html; charset=utf-8") as port:
+        assert ask("http", port) == "the server answers with text/html, which is no video"
+    with other_server(b"SSH-2.0-OpenSSH_9.7\r\n") as port:
+        assert ask("rtsp", port) == f"127.0.0.1 port {port} does not speak RTSP"
+        assert "breaks off (BadStatusLine)" in ask("http", port)
+    with other_server(b"") as port:
+        assert ask("rtsp", port) == f"127.0.0.1 port {port} does not speak RTSP"
+        assert ask("rtmp", port) is None, "it is there; more is not asked"
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http", "rtmp"])
+def test_nobody_there(scheme, monkeypatch):
+    with no_server() as port:
+        refused = f"127.0.0.1 port {port} refuses connections: nothing listens there"
+        assert ask(scheme, port) == refused
+
+    def fail(error):
+        def connect(*arguments, **options):
+            raise error
+
+        monkeypatch.setattr(socket, "create_connection", connect)
+        return reason_of_address(f"{scheme}://camera.local:5/", 10)
+
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    assert fail(unknown) == "the host 'camera.local' is unknown (Name or service not known)"
+    assert fail(TimeoutError()) == "camera.local port 5 does not answer"
+    assert (
+        fail(OSError(113, "No route to host"))
+        == "there is no way to camera.local (No route to host)"
+    )
+    assert fail(ConnectionResetError()) == "camera.local port 5 breaks off (ConnectionResetError)"
+
+
+def test_addresses_that_nobody_can_be_asked_about():
+    assert reason_of_address("udp://239.0.0.1:1234", 1) is None
+    assert "malformed" in reason_of_address("rtsp://host:port/x", 1)
+    assert "malformed" in reason_of_address("rtsp://[::1/x", 1)
+
+
+def test_devices(monkeypatch, tmp_path):
+    assert reason_of_device(987) == "there is no device /dev/video987: is the camera plugged in?"
+    monkeypatch.setattr(os.path, "exists", lambda path: True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert reason_of_device(0) == (
+        "/dev/video0 may not be read: add the user to the group that owns it, mostly  video"
+    )
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
+    assert reason_of_device(0) == "/dev/video0 is in use or gives no pictures"
+
+
+def test_opencv_says_why_and_nothing_else(capfd, monkeypatch):
+    for name in ("OPENCV_LOG_LEVEL", "OPENCV_FFMPEG_LOGLEVEL"):
+        monkeypatch.delenv(name, raising=False)
+    quiet_opencv()
+    with rtsp_server("404 Not Found") as port, pytest.raises(InputError) as raised:
+        OpenCVReader(parse_source(f"rtsp://anna:secret@127.0.0.1:{port}/x"), 5)
+    assert str(raised.value) == (
+        f"cannot open rtsp://127.0.0.1:{port}/x: the server answers 404 Not Found: it has no such "
+        "stream: check the path"
+    )
+    with pytest.raises(InputError, match="cannot open 987: there is no device /dev/video987"):
+        OpenCVReader(parse_source("/dev/video987"), 5)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("address", "near"),
+    [("rtps://host/x", "rtsp"), ("htp://host/x", "http"), ("onvif://host/x", "known: http, https")],
+)
+def test_an_unknown_kind_of_address_is_refused_where_opencv_reads_it(address, near):
+    source = parse_source(address)
+    with pytest.raises(InputError, match=rf"no addresses are known.*{near}"):
+        OpenCVReader.require_scheme(source)
+    fields = {
+        "name": "gate",
+        "source": source,
+        "detector": lambda frame: [],
+        "drop": "oldest",
+        "start_time": None,
+        "realtime": False,
+    }
+    with pytest.raises(InputError, match="cannot be read"):
+        CameraSettings(opener=OpenCVReader, **fields)
+    CameraSettings(opener=lambda source, timeout_s: None, **fields)  # Another reader may know it.
