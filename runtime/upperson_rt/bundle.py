@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.arguments import check_path, check_text
-from upperson_rt.backends import installed_backends, open_backend
+from upperson_rt.backends import installed_backends, open_backend, require_device
 from upperson_rt.backends.fastest import Choice, Contest
 from upperson_rt.canaries import Canaries, CanaryCheck, check_tower
 from upperson_rt.encoder import Encoder
@@ -116,7 +116,7 @@ class Bundle:
             IntegrityError: The manifest is malformed; a file is missing, has another size or hash
                 than the manifest says, leaves the bundle, or holds what no export writes; or the
                 bundle is not signed by the key that is trusted.
-            BackendError: ``trust`` needs a package that is missing.
+            BackendError: The device is not there, or ``trust`` needs a package that is missing.
         """
         root = Path(check_path(path, "the folder of a bundle"))
         manifest = read_manifest(root, trust)
@@ -129,6 +129,7 @@ class Bundle:
                 f"bundle {root} has no variant '{variant}', "
                 f"{suggestion(variant, manifest.variants)}"
             )
+        require_device(backend, device)
         entry = manifest.variants[variant]
         for file, most_bytes in (
             (manifest.text.tokenizer, _MOST_TOKENIZER_BYTES),

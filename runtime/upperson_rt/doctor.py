@@ -22,7 +22,7 @@ from upperson_rt.installed import (
     installed_checks,
     version_of,
 )
-from upperson_rt.printable import one_line
+from upperson_rt.printable import count_of, one_line
 from upperson_rt.signature import named_key
 from upperson_rt.tensorrt.cuda import probe_cuda_driver
 from upperson_rt.towers import TOWERS, Tower
@@ -343,5 +343,8 @@ def _gallery(location: str | Path, fingerprint: str | None) -> Check:
         "size_bytes": info.size_bytes,
     }
     return Check(
-        "gallery", "ok", f"{info.location}: {info.items} pictures{belongs}{index}", facts=facts
+        "gallery",
+        "ok",
+        f"{info.location}: {count_of(info.items, 'picture')}{belongs}{index}",
+        facts=facts,
     )

@@ -14,7 +14,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Hit, Item
 from upperson_rt.preprocess import load_image
-from upperson_rt.printable import local_time, printable
+from upperson_rt.printable import count_of, local_time, printable
 
 __all__ = ["draw_sheet", "save_sheet"]
 
@@ -95,7 +95,7 @@ def draw_sheet(
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(title):
         draw.text((_MARGIN, _MARGIN - 8 + i * line_height), line, font=_font(title_size), fill=_INK)
-    count = "1 picture" if len(hits) == 1 else f"{len(hits) or 'no'} pictures"
+    count = count_of(len(hits), "picture") if hits else "no pictures"
     note = f"{count}, best match first" if len(hits) > 1 else f"{count} found"
     if len(shown) < len(hits):
         note += f"; the first {len(shown)} are shown"

@@ -105,7 +105,7 @@ def test_delete_takes_relative_paths(work):
     with Gallery.open("gallery") as gallery:
         gallery.add([Item(key=str(work / "picture.jpg"))], unit(1))
     result = run("delete", "picture.jpg", "--yes")
-    assert result.stdout == "deleted 1 pictures; gallery gallery now holds 6\n"
+    assert result.stdout == "deleted 1 picture; gallery gallery now holds 6\n"
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_what_looks_alike_goes(work):
     (line,) = (work / "asked.log").read_text().splitlines()
     entry = json.loads(line)
     assert (entry["action"], entry["ids"]) == ("delete_like", [hit["id"] for hit in hits])
-    assert run(*ALIKE, "--yes").stdout.endswith("deleted 1 pictures; gallery gallery now holds 5\n")
+    assert run(*ALIKE, "--yes").stdout.endswith("deleted 1 picture; gallery gallery now holds 5\n")
     result = run(*ALIKE, "--yes")
     assert result.stdout == "deleted 0 pictures; gallery gallery now holds 5\n"
     assert "no picture matches" in result.stderr

@@ -238,3 +238,20 @@ def test_bad_pictures_of_all_kinds_are_counted(work):
     assert set(reasons) == {"empty.jpg", "cut.png", "text.webp", "huge.png"}
     assert "is too large to be a person's picture" in reasons["huge.png"]
     assert "4 of 5 pictures could not be used" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sheet", "code", "message"),
+    [
+        ("none/found.png", 3, "--sheet none/found.png: there is no folder none, make it first"),
+        ("found.jpg", 2, "--sheet writes PNG: found.jpg must end in .png"),
+        ("found", 2, "--sheet writes PNG: found must end in .png"),
+    ],
+)
+def test_a_sheet_that_cannot_be_written_is_refused_before_anything_is_asked(
+    work, sheet, code, message
+):
+    result = run("query", "red", "--sheet", sheet, "--query-log", "asked.log")
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert not {"none", "found.jpg", "found", "asked.log"} & {path.name for path in work.iterdir()}

@@ -130,7 +130,7 @@ def test_filters(work):
     assert run_json("query", "red", "--since", "2026-01-01T00:00:00Z", "--until", "1e10")
     result = run("query", "red", "--camera", "hall")
     assert result.exit_code == 0
-    assert "nothing found: none of the 6 pictures passes" in result.stderr
+    assert "nothing found: of 6 pictures none passes" in result.stderr
 
 
 @pytest.mark.parametrize(

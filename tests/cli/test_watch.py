@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -98,8 +99,13 @@ def test_everybody_is_one_track_and_is_found_by_sentence_and_time(work, truth, d
     # The quick demo's model is trained for seconds only, and still tells most of them apart.
     assert first >= 4
 
-    result = run("query", truth["people"][0]["captions"][0], *bundle, "--sheet", "found.png")
+    asked = ("query", truth["people"][0]["captions"][0], *bundle)
+    result = run(*asked, "--sheet", "found.png")
     assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()[1:]
+    assert all((work / line.split()[-1]).is_file() for line in lines), "paths that can be opened"
+    files = [Path(hit["file"]) for hit in run_json(*asked)["hits"]]
+    assert [str(file.relative_to(work)) for file in files] == [line.split()[-1] for line in lines]
     assert (work / "found.png").read_bytes().startswith(b"\x89PNG")
     nobody = run_json("query", "a woman", *bundle, "--until", START)
     assert nobody["hits"] == []

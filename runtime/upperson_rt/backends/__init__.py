@@ -8,7 +8,7 @@ from upperson_rt.arguments import check_count, check_text
 from upperson_rt.errors import BackendError, UsageError, install_command
 from upperson_rt.towers import Backend
 
-__all__ = ["BackendName", "auto_order", "installed_backends", "open_backend"]
+__all__ = ["BackendName", "auto_order", "installed_backends", "open_backend", "require_device"]
 
 _MOST_THREADS = 1024
 
@@ -67,6 +67,36 @@ def open_backend(
             raise UsageError(
                 f"no backend '{unknown}': use one of {', '.join(get_args(BackendName))}"
             )
+
+
+def require_device(backend: str, device: str) -> None:
+    """Make sure that a device is there, before anything is loaded for it.
+
+    A CPU always is; asking takes time only for others.
+
+    Args:
+        backend: See `open_backend`.
+        device: See `open_backend`.
+
+    Raises:
+        BackendError: The device, or the library for it, is missing.
+    """
+    device = device.lower()
+    if device == "cpu":
+        return
+    match installed_backends(device)[0] if backend == "auto" else backend:
+        case "onnxruntime":
+            from upperson_rt.backends.onnxruntime import require_provider
+
+            require_provider(device)
+        case "openvino":
+            from upperson_rt.backends.openvino import require_device_of_core
+
+            require_device_of_core(device)
+        case "tensorrt":
+            from upperson_rt.tensorrt.bindings import open_gpu
+
+            open_gpu(device)
 
 
 def installed_backends(device: str) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from upperson_rt.backends.saturation import EXACT, INT8_SUMS, int8_sums_saturate
 from upperson_rt.errors import BackendError, install_command, missing_extra
 from upperson_rt.printable import one_line
+from upperson_rt.tensorrt.cuda import probe_cuda_driver
 
-__all__ = ["OnnxRuntimeBackend", "cuda_advice", "session_options"]
+__all__ = ["OnnxRuntimeBackend", "cuda_advice", "require_provider", "session_options"]
 
 
 class OnnxRuntimeBackend:
@@ -42,15 +43,9 @@ class OnnxRuntimeBackend:
         Raises:
             BackendError: The library or device is missing, or the graph does not load.
         """
-        try:
-            import onnxruntime as ort
-            from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
-        except ImportError as error:
-            raise missing_extra(
-                "onnxruntime",
-                "gpu" if device.startswith("cuda") else "cpu",
-                "the backend 'onnxruntime'",
-            ) from error
+        ort = _import_onnxruntime(device)
+        from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
         self.device = device
         self.version: str = ort.__version__
         self._errors = (
@@ -65,14 +60,8 @@ class OnnxRuntimeBackend:
             RuntimeError,
             ValueError,
         )
+        _require_provider(ort, device)
         provider, provider_options = _provider(device)
-        available = ort.get_available_providers()
-        if provider not in available:
-            raise BackendError(
-                f"device '{device}' needs ONNX Runtime's {provider}, but onnxruntime "
-                f"{ort.__version__} here has only {', '.join(available)}: "
-                f"{cuda_advice()}, or choose the device 'cpu'"
-            )
         numbers = [int(n) if n.isdigit() else 0 for n in ort.__version__.split(".")[:2]]
         if "use_tf32" in provider_options and numbers < [1, 18]:
             raise BackendError(
@@ -116,6 +105,47 @@ class OnnxRuntimeBackend:
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
         except self._errors as error:
             raise BackendError(f"onnxruntime {self.version} failed: {one_line(error)}") from error
+
+
+def require_provider(device: str) -> None:
+    """Make sure that ONNX Runtime and the driver have a device.
+
+    Raises:
+        BackendError: One of them has not.
+    """
+    _require_provider(_import_onnxruntime(device), device)
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        driver = probe_cuda_driver()
+        if int(index or 0) >= len(driver.devices):
+            there = ", ".join(driver.devices) or driver.problem or "no GPU"
+            raise BackendError(
+                f"there is no device '{device}' here, only {there}: choose another device, or see  "
+                "upperson-rt doctor"
+            )
+
+
+def _import_onnxruntime(device: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_extra(
+            "onnxruntime",
+            "gpu" if device.startswith("cuda") else "cpu",
+            "the backend 'onnxruntime'",
+        ) from error
+    return onnxruntime
+
+
+def _require_provider(ort: Any, device: str) -> None:
+    provider, _ = _provider(device)
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise BackendError(
+            f"device '{device}' needs ONNX Runtime's {provider}, but onnxruntime "
+            f"{ort.__version__} here has only {', '.join(available)}: "
+            f"{cuda_advice()}, or choose the device 'cpu'"
+        )
 
 
 def session_options(ort: Any, threads: int | None) -> Any:

@@ -16,7 +16,7 @@ from upperson_rt.errors import BackendError, missing_extra
 from upperson_rt.machine import processor
 from upperson_rt.printable import one_line
 
-__all__ = ["OpenVinoBackend", "same_signal_stack"]
+__all__ = ["OpenVinoBackend", "require_device_of_core", "same_signal_stack"]
 
 PIECE = 8
 """Pictures that a CPU computes at once, in a graph compiled for just that many. For any other
@@ -54,10 +54,7 @@ class OpenVinoBackend:
         Raises:
             BackendError: The library or the device is missing, or the graph does not load.
         """
-        try:
-            import openvino
-        except ImportError as error:
-            raise missing_extra("openvino", "cpu", "the backend 'openvino'") from error
+        openvino = _import_openvino()
         with same_signal_stack():
             self._load(openvino, path, device, threads)
         self._lock = threading.Lock()  # A request holds one set of tensors.
@@ -68,12 +65,7 @@ class OpenVinoBackend:
         self.device = device
         self.version: str = openvino.__version__.partition("-")[0]
         core = openvino.Core()
-        available = [name.lower() for name in core.available_devices]
-        if device not in (*available, *(name.partition(".")[0] for name in available)):
-            raise BackendError(
-                f"OpenVINO {self.version} finds no device '{device}' here, only "
-                f"{', '.join(available) or 'none'}"
-            )
+        _require_device(core, device, self.version)
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
@@ -149,6 +141,34 @@ class OpenVinoBackend:
             except (RuntimeError, ValueError, TypeError) as error:
                 raise BackendError(f"OpenVINO {self.version} failed: {one_line(error)}") from error
             return {name: np.array(request.get_tensor(name).data) for name in self._names}
+
+
+def require_device_of_core(device: str) -> None:
+    """Make sure that OpenVINO finds a device.
+
+    Raises:
+        BackendError: It does not.
+    """
+    openvino = _import_openvino()
+    with same_signal_stack():
+        _require_device(openvino.Core(), device, openvino.__version__.partition("-")[0])
+
+
+def _import_openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing_extra("openvino", "cpu", "the backend 'openvino'") from error
+    return openvino
+
+
+def _require_device(core: Any, device: str, version: str) -> None:
+    available = [name.lower() for name in core.available_devices]
+    if device not in (*available, *(name.partition(".")[0] for name in available)):
+        raise BackendError(
+            f"OpenVINO {version} finds no device '{device}' here, only "
+            f"{', '.join(available) or 'none'}"
+        )
 
 
 def _runs_in_pieces(device: str, compiled: Any) -> bool:

@@ -29,7 +29,7 @@ from upperson_rt.cli.output import (
     print_table,
 )
 from upperson_rt.errors import IntegrityError
-from upperson_rt.printable import local_time
+from upperson_rt.printable import count_of, local_time
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import IndexInfo
@@ -94,7 +94,7 @@ def verify(
             {"gallery": str(gallery), "items": items, "ok": not problems, "problems": problems}
         )
     elif not problems:
-        print_line(f"gallery {gallery} is sound: {items} pictures")
+        print_line(f"gallery {gallery} is sound: {count_of(items, 'picture')}")
     if problems:
         for problem in problems:
             print_note(problem)
@@ -157,13 +157,13 @@ def export(
     if as_json:
         print_json({"gallery": gallery, "items": done.items, "folder": str(output), "files": names})
     else:
-        print_line(f"exported {done.items} pictures to {output}: {', '.join(names)}")
+        print_line(f"exported {count_of(done.items, 'picture')} to {output}: {', '.join(names)}")
 
 
 def _index_line(index: "IndexInfo | None") -> str:
     if index is None:
         return "none yet: the next search or  upperson-rt gallery rebuild  makes it"
-    line = f"{index.kind}, {index.rows} pictures"
+    line = f"{index.kind}, {count_of(index.rows, 'picture')}"
     if index.beside:
         line += f" and {index.beside} newer ones beside it"
     if index.parameters:

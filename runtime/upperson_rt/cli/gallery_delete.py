@@ -37,6 +37,7 @@ from upperson_rt.cli.output import (
     print_prompt,
 )
 from upperson_rt.errors import UsageError
+from upperson_rt.printable import count_of
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
@@ -125,7 +126,7 @@ def delete(
         count = len(store.ids(sorted(wanted))) if keys else store.count(passing)
         deleted = 0
         if count and not dry_run:
-            _confirm(f"delete {count} pictures from gallery {gallery}?", yes)
+            _confirm(f"delete {count_of(count, 'picture')} from gallery {gallery}?", yes)
             deleted = store.delete(sorted(wanted)) if keys else store.delete_where(passing)
             count = deleted
         left = store.count()
@@ -188,12 +189,12 @@ def _delete_like(
     warn_of_unknown_cameras(store, passing)
     hits = retriever.delete_like(like, min_score, passing, dry_run=dry_run or not yes)
     if hits and not as_json:
-        print_hits(hits)
+        print_hits(hits, store.crops_dir)
     if hits and not dry_run and not yes:
-        _confirm(f"delete {len(hits)} pictures from gallery {store.location}?", yes)
+        _confirm(f"delete {count_of(len(hits), 'picture')} from gallery {store.location}?", yes)
         hits = retriever.delete_like(like, min_score, passing)
     deleted = 0 if dry_run else len(hits)
-    shown = [json_from_hit(rank, hit) for rank, hit in enumerate(hits, start=1)]
+    shown = [json_from_hit(rank, hit, store.crops_dir) for rank, hit in enumerate(hits, start=1)]
     _report_deleted(store.location, len(hits), deleted, store.count(), dry_run, as_json, hits=shown)
 
 
@@ -228,8 +229,8 @@ def _report_deleted(
             }
         )
     elif dry_run:
-        print_line(f"would delete {count} of {left} pictures of gallery {gallery}")
+        print_line(f"would delete {count} of {count_of(left, 'picture')} of gallery {gallery}")
     else:
-        print_line(f"deleted {deleted} pictures; gallery {gallery} now holds {left}")
+        print_line(f"deleted {count_of(deleted, 'picture')}; gallery {gallery} now holds {left}")
     if not as_json and not count:
         print_note("no picture matches")

@@ -236,8 +236,13 @@ def backend_line(bundle: "Bundle", tower: "Tower") -> str:
     return f"backend: {running.name} {running.version} on {running.device} ({choice.why})"
 
 
-def print_hits(hits: "Sequence[Hit]") -> None:
-    """Print a table; a column that is empty for all hits is left out."""
+def print_hits(hits: "Sequence[Hit]", crops_dir: Path | None) -> None:
+    """Print a table; a column that is empty for all hits is left out.
+
+    Args:
+        hits: In rank order.
+        crops_dir: `Gallery.crops_dir`, so that saved pictures are shown as paths that open.
+    """
     columns: dict[str, list[str]] = {
         "rank": [str(rank) for rank in range(1, len(hits) + 1)],
         "score": [f"{hit.score:.3f}" for hit in hits],
@@ -247,7 +252,7 @@ def print_hits(hits: "Sequence[Hit]") -> None:
         "pictures": ["" if hit.span is None else str(hit.span.pictures) for hit in hits],
         "from": [local_time(hit.span.first_time) if hit.span else "" for hit in hits],
         "to": [local_time(hit.span.last_time) if hit.span else "" for hit in hits],
-        "picture": [short_path(_picture(hit.item)) for hit in hits],
+        "picture": [short_path(_picture(hit.item, crops_dir)) for hit in hits],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     table = new_table(*shown, right=("rank", "score", "pictures"))
@@ -256,8 +261,8 @@ def print_hits(hits: "Sequence[Hit]") -> None:
     print_table(table)
 
 
-def json_from_hit(rank: int, hit: "Hit") -> dict[str, Any]:
-    """Return all that is known of a hit as plain values."""
+def json_from_hit(rank: int, hit: "Hit", crops_dir: Path | None) -> dict[str, Any]:
+    """Return all that is known of a hit as plain values; ``file`` is a picture that opens."""
     item, span = hit.item, hit.span
     return {
         "rank": rank,
@@ -277,9 +282,22 @@ def json_from_hit(rank: int, hit: "Hit") -> dict[str, Any]:
         },
         "box": item.box,
         "crop": item.crop,
+        "file": None if (file := _file(item, crops_dir)) is None else str(file),
         "attributes": dict(item.attributes),
     }
 
 
-def _picture(item: "Item") -> str:
-    return item.crop or item.source or item.key
+def _file(item: "Item", crops_dir: Path | None) -> Path | None:
+    """Return the absolute path of the saved picture, or of the one it was cut from, if it opens."""
+    from upperson_rt.gallery.crops import crop_path
+
+    saved = None if item.crop is None or crops_dir is None else crop_path(crops_dir, item.crop)
+    for file in (saved, None if item.source is None else Path(item.source)):
+        if file is not None and file.is_file():
+            return file.absolute()
+    return None
+
+
+def _picture(item: "Item", crops_dir: Path | None) -> str:
+    file = _file(item, crops_dir)
+    return str(file) if file is not None else item.source or item.crop or item.key

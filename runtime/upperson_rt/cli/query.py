@@ -24,9 +24,11 @@ from upperson_rt.cli.options import (
     VariantOption,
     default_bundle,
     default_gallery,
+    require_sheet,
 )
 from upperson_rt.cli.output import json_from_hit, print_hits, print_json, print_note, print_warning
 from upperson_rt.errors import UsageError
+from upperson_rt.printable import count_of
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
@@ -77,6 +79,8 @@ def query(
     Example: `upperson-rt query "woman in red coat" -k 5 --camera gate --since 24h`
     """
     asked = _one_of(sentence, image)
+    if sheet is not None:
+        require_sheet(sheet)
     conditions = read_filter(camera, since, until, track, where)
     with open_retriever(
         bundle,
@@ -114,7 +118,9 @@ def query(
                 "truncated": truncated,
                 "by_track": by_track,
                 "filter": _json_from_filter(conditions),
-                "hits": [json_from_hit(rank, hit) for rank, hit in enumerate(hits, start=1)],
+                "hits": [
+                    json_from_hit(rank, hit, crops_dir) for rank, hit in enumerate(hits, start=1)
+                ],
                 "gallery": gallery,
                 "items": total,
                 "sheet": None if sheet is None else str(sheet),
@@ -126,11 +132,11 @@ def query(
             }
         )
     elif hits:
-        print_hits(hits)
+        print_hits(hits, crops_dir)
     else:
         print_note(
-            f"nothing found: none of the {total} pictures passes --camera, --since, --until, "
-            "--track and --where"
+            f"nothing found: of {count_of(total, 'picture')} none passes --camera, --since, "
+            "--until, --track and --where"
             if total
             else f"nothing found: gallery {gallery} is empty"
         )

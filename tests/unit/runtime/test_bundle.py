@@ -16,6 +16,7 @@ from tests.helpers.toy_bundle import EMBED_DIM, make_toy_bundle, replace_in_bund
 from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
+from upperson_rt.tensorrt.cuda import CudaDriver
 
 ORT = "onnxruntime"
 
@@ -352,3 +353,45 @@ def test_open_gives_an_encoder(folder):
     encoder = upperson_rt.open(folder, variant="fp32", threads=1)
     assert encoder.variant == "fp32"
     assert encoder.fingerprint == Bundle.open(folder).manifest.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "message"),
+    [
+        (ORT, "cuda", "device 'cuda' needs ONNX Runtime's CUDAExecutionProvider"),
+        (ORT, "tpu", "the backend 'onnxruntime' has no device 'tpu'"),
+        ("openvino", "gpu.9", "finds no device 'gpu.9' here, only cpu"),
+        ("tensorrt", "cuda", "no NVIDIA driver"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_when_a_bundle_is_opened(
+    folder, monkeypatch, backend, device, message
+):
+    if backend != "tensorrt":
+        pytest.importorskip(backend, reason=f"{backend} is not installed: extra 'cpu'")
+
+    def no_library():
+        raise OSError("libcuda.so.1 is not there")
+
+    monkeypatch.setattr("upperson_rt.tensorrt.cuda._bound_library", no_library)
+    monkeypatch.setattr(f"{ORT}.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match=message):
+        upperson_rt.open(folder, "fp32", backend, device)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [
+        ("cuda", (), "there is no device 'cuda' here, only no NVIDIA driver"),
+        ("cuda:2", ("Orin", "Thor"), "there is no device 'cuda:2' here, only Orin, Thor"),
+    ],
+)
+def test_a_gpu_that_only_the_library_is_made_for_is_refused(
+    folder, monkeypatch, device, gpus, message
+):
+    pytest.importorskip(ORT, reason="onnxruntime is not installed: extra 'cpu'")
+    monkeypatch.setattr(f"{ORT}.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    driver = CudaDriver("12.8", gpus, None if gpus else "no NVIDIA driver")
+    monkeypatch.setattr("upperson_rt.backends.onnxruntime.probe_cuda_driver", lambda: driver)
+    with pytest.raises(BackendError, match=message):
+        upperson_rt.open(folder, "fp32", ORT, device)

@@ -2,12 +2,13 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from importlib.util import find_spec
 
 import pytest
 
 import upperson_rt
-from upperson_rt.errors import BackendError, missing_extra
+from upperson_rt.errors import BackendError, install_command, missing_extra
 
 
 def test_public_names_exist_and_are_listed():
@@ -23,6 +24,17 @@ def test_missing_extra_names_the_command():
     error = missing_extra("openvino", "cpu", "the backend 'openvino'")
     assert isinstance(error, BackendError)
     assert "pip install 'upperson[cpu]'" in str(error)
+
+
+def test_a_hint_names_the_distribution_that_is_installed(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert install_command("gpu") == "pip install 'upperson[gpu]'"
+
+    def distribution(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", distribution)
+    assert install_command("gpu") == "pip install 'upperson-rt[gpu]'"
 
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_THREAD_TIMEOUT")
