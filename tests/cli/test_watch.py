@@ -117,8 +117,9 @@ def test_the_summary_for_people_counts_everything(work):
     added, frames, people, latency = result.stdout.splitlines()
     rows = int(re.match(r"added (\d+) pictures of 6 tracks in ", added)[1])
     assert frames == "frames: 96 read, 96 searched, dropped none"
-    boxes, accepted, left_out = map(int, re.findall(r"(\d+) (?:boxes|accepted|not_best)", people))
-    assert boxes == accepted + left_out
+    reasons = r"(\d+) (?:boxes|accepted|not_best|too_soon)"
+    boxes, accepted, *left_out = map(int, re.findall(reasons, people))
+    assert boxes == accepted + sum(left_out)
     assert accepted == rows
     assert re.match(r"from frame to gallery: [\d.]+ s median", latency)
     assert "the file begins at" in result.stderr
