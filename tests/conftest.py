@@ -5,7 +5,6 @@ with its own ``pytest.mark.timeout``.
 """
 
 import ctypes
-import gc
 import json
 import os
 import shutil
@@ -70,7 +69,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def memory_is_given_back() -> Iterator[None]:
     """Return what a module's models took to the system: a worker meets hundreds of them."""
     yield
-    gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)  # glibc's.
 

@@ -1,5 +1,6 @@
 """What is compared: bundles on backends, and a model with its folded towers and their export."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from upperson_export.parity.subjects import (
     bundle_reference,
     choose_backends,
     iter_bundle_subjects,
+    tolerance_of,
 )
+from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
 
 
@@ -53,13 +56,15 @@ def test_every_variant_runs_on_every_backend(bundle: Path, inputs: ParityInputs)
     assert max(one.max_error for one in int8) > 1e-4
 
 
-def test_tolerances_come_from_the_manifest_or_from_the_user(bundle: Path) -> None:
+def test_tolerances_come_from_the_table_the_manifest_or_the_user(bundle: Path) -> None:
     def tolerances(asked: Tolerance) -> list[Tolerance]:
         backend = [BackendChoice("onnxruntime", "cpu")]
         return [one.tolerance for one in iter_bundle_subjects(bundle, backend, asked)
                 if isinstance(one, Subject)]  # fmt: skip
 
-    assert tolerances(Tolerance()) == [Tolerance(max_error=1e-5), Tolerance(min_cosine=0.9999)]
+    assert tolerances(Tolerance()) == [Tolerance(max_error=1e-5), Tolerance(min_cosine=0.99)]
+    later = replace(Bundle.open(bundle).entry, precision="later", canary_min_cosine=0.95)
+    assert tolerance_of(later, Tolerance()) == Tolerance(min_cosine=0.95)
     assert tolerances(Tolerance(max_error=0.1, min_cosine=0.5)) == [
         Tolerance(max_error=0.1),
         Tolerance(min_cosine=0.5),
