@@ -60,7 +60,7 @@ def left():
 
 def test_info(work):
     found = run_json("info")
-    assert (found["items"], found["tracks"], found["schema_version"]) == (6, 2, 2)
+    assert (found["items"], found["tracks"], found["schema_version"]) == (6, 2, 3)
     assert found["cameras"] == {"gate": 4, "hall": 1}
     assert found["index"] == {
         "kind": "exact", "rows": 6, "beside": 0, "parameters": {}, "recall_at_10": 1.0,

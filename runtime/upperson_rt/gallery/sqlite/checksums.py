@@ -189,9 +189,7 @@ def _of_metadata(row: Row) -> int:
 
 @lru_cache(maxsize=1024)
 def _text_sum(texts: tuple[str | None, ...]) -> int:
-    """Return what texts add to the sum over an index, as `Facet.sql` shows them."""
-    shown = [part for text in texts for part in (int(text is not None), text or "")]
-    return zlib.crc32(ascii(tuple(shown)).encode())
+    return zlib.crc32(ascii(texts).encode())
 
 
 def prove_facet(connection: sqlite3.Connection, facet: Facet, sums: Sums) -> None:
@@ -216,7 +214,8 @@ def _sum_of_entries(entries: Iterable[tuple[Any, ...]]) -> int:
                 raise DamageError("entries of an index are not in order")
             if entry[:-2] != texts:
                 texts = entry[:-2]
-                text_sum = crc32(ascii(texts).encode())
+                shown = zip(texts[::2], texts[1::2], strict=True)
+                text_sum = _text_sum(tuple(text if is_there else None for is_there, text in shown))
             total += crc32(pack(entry[-2], entry[-1]), text_sum)
             last = entry
     except (TypeError, struct.error) as error:

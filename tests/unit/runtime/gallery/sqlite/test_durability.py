@@ -8,6 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from contextlib import ExitStack, closing
 
 import numpy as np
@@ -16,7 +18,8 @@ import pytest
 from tests.helpers.command_line import SOURCES
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import database
 
 KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "4"))
@@ -137,6 +140,77 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path, start)
         f"{KILLS} kills, {commits} batches acknowledged, {rows_checked} rows compared after the "
         f"kills: none lost, none half; {unfinished} batches were durable, but not acknowledged yet"
     )
+
+
+COMMAND = """
+import time
+from pathlib import Path
+from upperson_rt.gallery.export import export_gallery
+gallery = Gallery.open(folder, FINGERPRINT, DIM)
+command, place = sys.argv[2:]
+gallery.search(some_vectors(1), 1)
+print("ready", flush=True)
+sys.stdin.readline()
+if command == "export":
+    export_gallery(gallery, Path(place))
+elif command == "rebuild":
+    gallery.rebuild()
+elif command == "prune":
+    gallery.prune(older_than=1500.0, keep_newest=1000)
+elif command == "delete":
+    gallery.delete_where(Filter(camera="c1"))
+else:
+    gallery.add([Item(key=f"k{i}", camera="new") for i in range(2000)], some_vectors(2000, 5))
+print("done", flush=True)
+"""
+LEFT = {"export": 3000, "rebuild": 3000, "prune": 1000, "delete": 2000, "replace": 3000}
+
+
+@pytest.mark.parametrize("command", LEFT)
+@pytest.mark.timeout(max(60, 10 * KILLS))
+def test_a_killed_command_did_all_or_nothing(tmp_path, start, monkeypatch, command):
+    """Killed at random moments, a little later than it takes included."""
+    rng = np.random.default_rng()
+    sound, folder, place = tmp_path / "sound", tmp_path / "gallery", tmp_path / "exported"
+    with Gallery.open(sound, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add(
+            [Item(key=f"k{i}", camera=f"c{i % 3}", time=float(i)) for i in range(3000)],
+            some_vectors(3000, 9),
+        )
+        gallery.crops_dir.mkdir()
+    took, killed, done = 1.0, 0, 0
+    for number in range(-(-KILLS // 2)):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(sound, folder)
+        process = start(COMMAND, folder, command, place)
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        began = time.perf_counter()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        if number:
+            threading.Timer(rng.uniform(0, 1.1 * took), process.kill).start()
+        finished = process.stdout.readline() == "done\n"
+        took = took if number else time.perf_counter() - began
+        process.wait()
+        killed += process.returncode == -signal.SIGKILL
+        done += finished
+        with Gallery.open(folder, FINGERPRINT, DIM) as gallery:
+            assert gallery.verify() == []
+            count = gallery.count()
+            changed = gallery.count(Filter(camera="new"))
+            assert len(gallery.search(some_vectors(1), 10**6)[0]) == count
+            assert count == LEFT[command] if finished else count in (3000, LEFT[command])
+            assert changed in ((2000,) if finished and command == "replace" else (0, 2000))
+            if command == "export":
+                assert finished <= place.exists()
+                if place.exists():
+                    assert np.load(place / "vectors.npy").shape == (3000, DIM)
+                export_gallery(gallery, place)
+                assert sorted(path.name for path in place.parent.iterdir()) == [
+                    "exported", "gallery", "sound",
+                ]  # fmt: skip
+                shutil.rmtree(place)
+    print(f"{command}: {killed} kills, {done} had finished: each did all or nothing")
 
 
 READER = """
