@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,10 @@ from upperson_rt.camera.stats import Durations, Ledger
 from upperson_rt.errors import InputError
 from upperson_rt.files import make_folder, sync_folder, write_all_atomically
 from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery.crops import crop_path
 from upperson_rt.locks import lock_until_closed, try_lock
 from upperson_rt.printable import get_logger
+from upperson_rt.strict import parse_json, read_fields
 
 __all__ = ["CommitStage", "CropFolder", "UnfinishedNote", "remove_left_behind"]
 
@@ -274,7 +277,14 @@ def remove_left_behind(gallery: Gallery, crops_dir: Path) -> None:
             content = file.read()
             # Half a note was never acted upon: its pictures were not begun.
             if content.endswith(b"}"):
-                removed += _remove_pictures(gallery, crops_dir, json.loads(content))
+                try:
+                    where = f"note {path}"
+                    parsed = parse_json(content.decode("utf-8", "replace"), where)
+                    note = read_fields(_Note, parsed, where)
+                except InputError as error:
+                    _log.warning("no picture is removed, and the note stays: %s", error)
+                    continue
+                removed += _remove_pictures(gallery, crops_dir, note)
             path.unlink(missing_ok=True)
     if removed:
         _log.warning(
@@ -284,20 +294,33 @@ def remove_left_behind(gallery: Gallery, crops_dir: Path) -> None:
         )
 
 
-def _remove_pictures(gallery: Gallery, crops_dir: Path, note: dict[str, Any]) -> int:
+@dataclass(frozen=True)
+class _Note:
+    """What `UnfinishedNote` wrote."""
+
+    cameras: tuple[str, ...]
+    since: float
+    until: float
+    pictures: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.cameras or self.since > self.until:
+            raise InputError("it names no camera or no period")
+
+
+def _remove_pictures(gallery: Gallery, crops_dir: Path, note: _Note) -> int:
     """Remove the pictures of a note that no row names, and halves of files beside them."""
-    period = Filter(
-        camera=note["cameras"],
-        since=note["since"],
-        until=math.nextafter(note["until"], math.inf),
-    )
+    until = math.nextafter(note.until, math.inf)
+    period = Filter(camera=note.cameras, since=note.since, until=until)
     named = {item.crop for item in gallery.items(period)}
     removed = 0
-    for name in note["pictures"]:
-        path = crops_dir / name
+    for name in note.pictures:
+        path = crop_path(crops_dir, name)
+        if path is None:
+            continue  # Nothing outside is ever touched, whatever a note says.
         for half in path.parent.glob(f".{glob.escape(path.name)}.*"):
             half.unlink(missing_ok=True)
-        if name not in named and path.is_file():
+        if name not in named and os.path.isfile(path):
             path.unlink(missing_ok=True)
             removed += 1
     return removed

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_number
 from upperson_rt.camera.camera import Camera
 from upperson_rt.camera.commit import CommitStage
 from upperson_rt.camera.detectors import Detector
@@ -178,6 +179,8 @@ class Pipeline:
         """
         import_cv2()
         found = parse_source(source) if isinstance(source, str) else source
+        if not isinstance(found, Source | None):
+            raise UsageError(f"expected a source, found {shown(found)}")
         is_file = found is not None and not found.is_live
         added = CameraSettings(
             name=name,
@@ -267,7 +270,7 @@ class Pipeline:
         Raises:
             UppersonError: What stopped the pipeline.
         """
-        until = math.inf if timeout_s is None else time_module.monotonic() + timeout_s
+        until = _deadline(timeout_s)
         for camera in list(self._cameras.values()):
             camera.flush()
         while not self._is_idle():
@@ -284,7 +287,7 @@ class Pipeline:
         Raises:
             UppersonError: What stopped the pipeline.
         """
-        until = math.inf if timeout_s is None else time_module.monotonic() + timeout_s
+        until = _deadline(timeout_s)
         while True:
             self._raise_failure()
             cameras = list(self._cameras.values())
@@ -416,3 +419,9 @@ class Pipeline:
             and self._crops.is_idle
             and self._batches.is_idle
         )
+
+
+def _deadline(timeout_s: float | None) -> float:
+    if timeout_s is None:
+        return math.inf
+    return time_module.monotonic() + check_number(timeout_s, "timeout_s")

@@ -158,8 +158,6 @@ class CameraSettings:
 
     def __post_init__(self) -> None:
         check_name(self.name, "the name of a camera", UsageError)
-        if not isinstance(self.source, Source | None):
-            raise UsageError(f"camera {self.name}: expected a source, found {shown(self.source)}")
         if self.source is not None:
             check_name(self.source.shown, f"the source of camera {self.name}")
         if self.detector is not None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.arguments import check_name
 from upperson_rt.camera.reasons import reason_of_address, reason_of_device
 from upperson_rt.errors import BackendError, InputError, missing_extra
 from upperson_rt.strict import suggestion
@@ -36,7 +37,7 @@ _SECRET = re.compile(
     r"(\"[^\"]*\"|[^&\s/!;,]*)"
 )
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
-_DEVICE = re.compile(r"/dev/video(\d+)|(\d+)")
+_DEVICE = re.compile(r"/dev/video([0-9]{1,4})|([0-9]{1,4})")
 _OPENING_S = 10.0
 _SCHEMES = ("http", "https", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
 """Of addresses that FFmpeg reads from a network, and so OpenCV."""
@@ -96,7 +97,10 @@ class Source:
         if self.kind == "device":
             return f"video{self.address}"
         if self.kind == "network":
-            return urlsplit(self.address).hostname or "camera"
+            try:
+                return urlsplit(self.address).hostname or "camera"
+            except ValueError:  # Such as half an IPv6 address; opening it says what is wrong.
+                return "camera"
         return "camera"
 
 
@@ -109,17 +113,19 @@ def parse_source(text: str) -> Source:
         InputError: Nothing of the kind, such as a file that is not there.
         BackendError: A GStreamer pipeline, and OpenCV was built without GStreamer.
     """
+    check_name(text, "a source of pictures")
     device = _DEVICE.fullmatch(text.strip())
-    if device and not Path(text).is_file():
+    is_file = os.path.isfile(text)  # False also for what no file can be called.
+    if device and not is_file:
         return Source(address=device[1] or device[2], kind="device")
-    if "!" in text and not Path(text).is_file():
+    if "!" in text and not is_file:
         OpenCVReader.require_gstreamer()
         return Source(address=text, kind="gstreamer")
     if "://" in text:
         if text.lower().startswith("file://"):
             raise InputError(f"{without_secrets(text)}: name a file by its path")
         return Source(address=text, kind="network")
-    if not Path(text).is_file():
+    if not is_file:
         raise InputError(
             f"no video {text}: expected a file, an address such as rtsp://host/stream, a device "
             "such as /dev/video0, or a GStreamer pipeline"

@@ -17,6 +17,8 @@ _UNNAMED_YET_S = 3600.0
 
 def crop_path(folder: Path, crop: str) -> Path | None:
     """Return the file of a crop, or None if it would lie outside of the folder."""
+    if "\0" in crop:
+        return None
     path = folder / crop
     inside = path.parent.resolve().is_relative_to(folder.resolve()) and ".." not in path.parts
     return path if inside and path != folder else None

@@ -22,7 +22,7 @@ class BoxesFile:
         try:
             frames = json.loads(path.read_text("utf-8"))["frames"]
             self._frames = [[person["box"] for person in frame] for frame in frames]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"cannot read boxes from {path} ({type(error).__name__}: {error}): expected the "
                 "JSON file that  upperson data synthesize-video  writes beside a video"

@@ -4,6 +4,7 @@ import importlib
 import re
 from pathlib import Path
 
+from upperson_rt.arguments import check_name
 from upperson_rt.camera.detectors.boxes_file import BoxesFile
 from upperson_rt.camera.detectors.hog import HogDetector
 from upperson_rt.camera.detectors.onnx_file import OnnxDetector
@@ -37,6 +38,7 @@ def open_detector(
         UsageError: An option that this detector has no use for.
         BackendError: OpenCV or onnxruntime is missing.
     """
+    check_name(name, "a detector")
     path, entry = Path(name), _ENTRY.fullmatch(name)
     suffix = path.suffix.lower()
     for option, given, used in (

@@ -1,0 +1,202 @@
+"""A pipeline refuses odd frames, boxes and settings where they come in, and goes on as before."""
+
+import json
+from itertools import count
+
+import numpy as np
+import pytest
+from hypothesis import example
+from hypothesis import strategies as st
+
+import upperson_rt
+from tests.helpers.fake_camera import BOX, check_sums, person_frame
+from tests.helpers.fuzzing import (
+    SECONDS,
+    as_json,
+    damaged_bytes,
+    damaged_json,
+    fuzz,
+    mostly,
+    refused_well,
+    texts,
+)
+from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_rt.camera import (
+    BoxesFile,
+    CaptureRules,
+    Pipeline,
+    PipelineSettings,
+    QualityRules,
+    Source,
+    open_detector,
+    parse_source,
+)
+from upperson_rt.camera.commit import remove_left_behind
+from upperson_rt.camera.source import without_secrets
+from upperson_rt.errors import UppersonError
+from upperson_rt.gallery import Gallery
+
+START = 1_800_000_000.0
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    bundle = make_toy_bundle(tmp_path_factory.mktemp("fuzz") / "bundle")
+    return upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory, encoder):
+    place = tmp_path_factory.mktemp("fuzz") / "gallery"
+    with Gallery.open(place, encoder.fingerprint, encoder.embed_dim, create=True) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def running(encoder, gallery):
+    """A pipeline with a camera whose detector finds one person, and a number for each call."""
+    with Pipeline(encoder, gallery, every_s=0, min_views=1, max_delay_s=0) as pipeline:
+        pipeline.add_camera("gate", detector=lambda frame: [BOX])
+        yield pipeline, count(1)
+        assert pipeline.drain()
+        stats = pipeline.stats().cameras["gate"]
+        assert (stats.state, stats.error) == ("running", None)
+        assert stats.committed > 0
+    check_sums(pipeline.stats())
+
+
+@fuzz(
+    camera=mostly("gate"),
+    frame=mostly(person_frame(), person_frame()[:, :, 0], np.zeros((0, 0, 3), np.uint8)),
+    boxes=mostly(None, [BOX], [[*BOX, 0.5]], []),
+    time=mostly(None, START),
+    tracks=mostly(None, ["a"]),
+)
+@example(camera="gate", frame=person_frame(), boxes=[BOX], time="x", tracks=None)
+@example(camera="gate", frame=person_frame(), boxes=[BOX], time=10**400, tracks=None)
+@example(camera="gate", frame=person_frame(), boxes=[[10**400] * 4], time=None, tracks=None)
+@example(camera="gate", frame=person_frame(), boxes=[[*BOX, np.inf]], time=None, tracks=None)
+@example(camera="gate", frame=person_frame(), boxes=[[*BOX, -np.inf]], time=None, tracks=["a"])
+@example(camera="gate", frame=person_frame(), boxes=[[np.nan] * 4], time=None, tracks=None)
+@example(camera="gate", frame=person_frame(), boxes="abcd", time=None, tracks=None)
+@example(camera="gate", frame=person_frame(), boxes=5, time=None, tracks=5)
+@example(camera="gate", frame=person_frame(), boxes=[BOX], time=None, tracks=["a\0b"])
+@example(camera="gate", frame=person_frame(), boxes=[BOX], time=None, tracks=["\udcff"])
+@example(camera="gate", frame=person_frame(), boxes=[BOX], time=None, tracks=[""])
+@example(camera=["gate"], frame=person_frame(), boxes=[BOX], time=None, tracks=None)
+@example(camera="gate", frame=None, boxes=[BOX], time=None, tracks=None)
+def test_frames(running, camera, frame, boxes, time, tracks):
+    pipeline, calls = running
+    refused_well(pipeline.submit, camera, frame, boxes, time, tracks=tracks)
+    assert pipeline.submit("gate", person_frame(), [BOX], START + next(calls))
+    if SECONDS:  # Takes its time; otherwise the fixture looks at the end.
+        assert pipeline.drain()
+
+
+@fuzz(
+    name=mostly("hall", ""),
+    source=mostly(None, "0", Source(address="0", kind="device")),
+    detector=mostly(None, lambda frame: []),
+    drop=mostly(None, "oldest", "block"),
+    start_time=mostly(None, START),
+)
+@example(name="\udcff", source=None, detector=None, drop=None, start_time=None)
+@example(name="a\0b", source=None, detector=None, drop=None, start_time=None)
+@example(name=["gate"], source=None, detector=None, drop=None, start_time=None)
+@example(name="hall", source=5, detector=5, drop=5, start_time="x")
+@example(name="hall", source=None, detector=5, drop=None, start_time=None)
+def test_cameras(encoder, gallery, name, source, detector, drop, start_time):
+    pipeline = Pipeline(encoder, gallery)
+    refused_well(pipeline.add_camera, name, source, detector, drop=drop, start_time=start_time)
+    refused_well(pipeline.wait, 0)
+    pipeline.stop()
+
+
+settings_fields = st.dictionaries(
+    st.sampled_from(list(PipelineSettings.__dataclass_fields__)),
+    mostly(1, 0.5, "oldest"),
+    max_size=3,
+)
+
+
+@fuzz(fields=settings_fields, timeout=mostly(0, None))
+@example(fields={"every_s": "x"}, timeout=0)
+@example(fields={"batch_size": 2.5, "quality": 5}, timeout=0)
+@example(fields={"opener": 5}, timeout="x")
+@example(fields={}, timeout=float("nan"))
+def test_settings(encoder, gallery, fields, timeout):
+    pipeline = refused_well(Pipeline, encoder, gallery, **fields)
+    if isinstance(pipeline, Pipeline) and timeout is not None:
+        refused_well(pipeline.wait, 0 if isinstance(timeout, float | int) else timeout)
+        refused_well(pipeline.drain, timeout)
+        pipeline.stop()
+
+
+@fuzz(kind=st.sampled_from([QualityRules, CaptureRules]), values=st.lists(mostly(1, 0.5, "keep")))
+@example(kind=CaptureRules, values=[float("nan")])
+@example(kind=CaptureRules, values=["x", -1])
+@example(kind=QualityRules, values=[1, 1, float("nan")])
+def test_rules(kind, values):
+    refused_well(kind, **dict(zip(kind.__dataclass_fields__, values, strict=False)))
+
+
+ADDRESSES = [
+    "rtsp://user:pw@host/stream", "http://[::1", "file:///etc/passwd", "/dev/video0", "a ! b",
+    "rtsp://\udcff", "://", "0" * 400, "9" * 5000, "\0", "x" * 5000, "http://h/?token=\x1b[2J",
+]  # fmt: skip
+
+
+@fuzz(address=st.one_of(st.sampled_from(ADDRESSES), mostly("film.avi")))
+def test_addresses(address):
+    found = refused_well(parse_source, address)
+    if isinstance(found, Source):
+        assert "pw" not in found.shown.split("host")[0]
+        assert isinstance(found.default_name, str)
+    if isinstance(address, str):
+        assert without_secrets(without_secrets(address)) == without_secrets(address)
+
+
+BOXES = {"frames": [[{"box": [1, 2, 30, 40], "person": 1}], [], [{"box": [5, 5, 9, 9]}]]}
+
+
+@fuzz(document=damaged_json(BOXES))
+@example(document={"frames": {"0": 5}})
+@example(document={"frames": [["ab"]]})
+@example(document={"frames": [[{"box": "abcd"}]]})
+def test_files_of_boxes(tmp_path_factory, document):
+    path = tmp_path_factory.mktemp("boxes") / "boxes.json"
+    path.write_bytes(as_json(document).encode("utf-8", "surrogatepass"))
+    found = refused_well(BoxesFile, path)
+    if isinstance(found, BoxesFile):
+        for index in range(3):
+            assert isinstance(found.boxes_at(index), list)
+
+
+@fuzz(content=damaged_bytes([json.dumps(BOXES).encode()]), name=st.one_of(texts, mostly("hog")))
+def test_detectors(tmp_path_factory, monkeypatch, content, name):
+    monkeypatch.chdir(tmp_path_factory.mktemp("detectors"))
+    for file in ("a.json", "a.onnx"):
+        with open(file, "wb") as opened:
+            opened.write(content)
+        refused_well(open_detector, file)
+    if name != "hog":
+        refused_well(open_detector, name)
+
+
+NOTE = {"cameras": ["gate"], "since": START, "until": START + 1, "pictures": ["gate/1.jpg"]}
+
+
+@fuzz(note=st.one_of(damaged_json(NOTE), st.just(NOTE)))
+@example(note={"cameras": ["gate"]})
+@example(note=[])
+@example(note=NOTE | {"pictures": ["../../outside.jpg"]})
+@example(note=NOTE | {"pictures": [5]})
+@example(note=NOTE | {"until": 1e300})
+def test_notes_of_killed_processes(gallery, tmp_path_factory, note):
+    folder = tmp_path_factory.mktemp("notes") / "a" / "b"
+    (folder / "gate").mkdir(parents=True)
+    (folder.parent.parent / "outside.jpg").touch()
+    (folder / ".unfinished-1.json").write_bytes(as_json(note).encode("utf-8", "surrogatepass"))
+    done = refused_well(remove_left_behind, gallery, folder)
+    assert done is None or isinstance(done, UppersonError)
+    assert (folder.parent.parent / "outside.jpg").exists()
