@@ -1,0 +1,218 @@
+"""Pictures, sentences, embeddings and what is made of them: odd values are refused in one line."""
+
+import numpy as np
+import pytest
+from hypothesis import example
+from hypothesis import strategies as st
+from PIL import Image
+
+import upperson_rt
+from tests.helpers.fuzzing import damaged_bytes, fuzz, mostly, refused_well, texts
+from tests.helpers.toy_bundle import draw_person, make_toy_bundle
+from upperson_rt import Bundle, Hit, Item, Retriever, Tokenizer
+from upperson_rt.capture_time import capture_time
+from upperson_rt.errors import UppersonError
+from upperson_rt.gallery import Gallery
+from upperson_rt.indexer import IndexReport, index_images
+from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
+from upperson_rt.preprocess import iter_image_files, load_image, resize_image
+from upperson_rt.sheet import save_sheet
+
+PIXELS = np.zeros((20, 10, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("fuzz") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def encoder(bundle):
+    return upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory, encoder):
+    folder = tmp_path_factory.mktemp("fuzz")
+    place = folder / "gallery"
+    with Gallery.open(place, encoder.fingerprint, encoder.embed_dim, create=True) as opened:
+        index_images(encoder, opened, [draw_person(folder / "red.png", "red")])
+        yield opened
+
+
+def is_unit(embeds):
+    return np.allclose(np.linalg.norm(embeds, axis=1), 1, atol=1e-3)
+
+
+@fuzz(
+    sentences=mostly(["red"], ["red", "blue"], []),
+    images=mostly([PIXELS], PIXELS[None], []),
+    batch_size=mostly(2),
+    channels=mostly("rgb", "bgr"),
+)
+@example(sentences=[5], images=[5], batch_size=0, channels="rgb")
+@example(sentences=5, images=5, batch_size="x", channels=5)
+@example(sentences=["\udcff"], images=["\0"], batch_size=2.5, channels=["rgb"])
+@example(sentences=np.array(["red"]), images=np.zeros((1, 2)), batch_size=2, channels="rgb")
+@example(sentences=["red" * 100_000], images=["x" * 5000], batch_size=10**30, channels="rgb")
+def test_encoding(encoder, sentences, images, batch_size, channels):
+    for found in (
+        refused_well(encoder.encode_texts, sentences, batch_size),
+        refused_well(encoder.encode_images, images, batch_size, channels=channels),
+        refused_well(encoder.encode_pixels, images, batch_size),
+    ):
+        assert isinstance(found, UppersonError) or is_unit(found)
+    refused_well(encoder.tokenizer.encode, sentences)
+
+
+@fuzz(query=mostly("red", PIXELS, ["red", PIXELS]), k=mostly(3), min_score=mostly(0.99))
+@example(query=5, k=None, min_score="x")
+@example(query="", k="3", min_score=float("nan"))
+@example(query=["\udcff"], k=10**400, min_score=10**400)
+@example(query={"a": 1}, k=3, min_score=1j)
+def test_asking(encoder, gallery, query, k, min_score):
+    retriever = Retriever(encoder, gallery)
+    refused_well(retriever.query, query, k)
+    refused_well(retriever.delete_like, query, min_score, dry_run=True)
+
+
+@fuzz(
+    files=mostly(["a.png"], []),
+    camera=mostly("gate", None),
+    attributes=mostly(None, {"a": 1}),
+    batch_size=mostly(2),
+    workers=mostly(1, None),
+    time_from=mostly("exif", "name"),
+    track_from=mostly("none", "folder"),
+)
+@example(["x\0y"], None, None, 2, 1, "exif", "none")
+@example("a.png", None, None, 2, 1, "exif", "none")
+@example([5], "\udcff", 5, 2, 1, "exif", "none")
+@example([], None, {"a": 10**5000}, 2, 1, "exif", "none")
+@example([], None, None, 2.5, 10**9, "sundial", ["folder"])
+def test_indexing(
+    encoder, gallery, files, camera, attributes, batch_size, workers, time_from, track_from
+):
+    if isinstance(workers, int) and workers > 4:
+        workers = 10**9
+    report = refused_well(
+        index_images,
+        encoder,
+        gallery,
+        files,
+        camera,
+        batch_size,
+        attributes=attributes,
+        workers=workers,
+        time_from=time_from,
+        track_from=track_from,
+    )
+    assert isinstance(report, IndexReport | UppersonError)
+    assert gallery.verify() == []
+
+
+@fuzz(
+    image=mostly(PIXELS, PIXELS[:, :, 0], Image.new("F", (4, 4))),
+    height=mostly(8),
+    width=mostly(4),
+    paths=mostly(["nowhere"], ["."], []),
+)
+@example(image=np.zeros((0, 4, 3), np.uint8), height=8, width=4, paths=5)
+@example(image=PIXELS, height=0, width=-1, paths=["\0", "x" * 5000])
+@example(image=PIXELS, height=10**9, width=10**9, paths=[5])
+@example(image=PIXELS, height="8", width=2.5, paths="nowhere")
+@example(image="x" * 5000, height=8, width=4, paths=["\udcff"])
+def test_pictures(tmp_path_factory, monkeypatch, image, height, width, paths):
+    monkeypatch.chdir(tmp_path_factory.mktemp("pictures"))
+    found = refused_well(load_image, image)
+    if isinstance(found, np.ndarray):
+        assert (found.dtype, found.ndim, found.shape[2]) == (np.uint8, 3, 3)
+    resized = refused_well(resize_image, image, height, width)
+    if isinstance(resized, np.ndarray):
+        assert resized.shape == (height, width, 3)
+    refused_well(lambda: list(iter_image_files(paths)))
+
+
+def _files_of_every_format():
+    import io
+
+    noise = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
+    contents = []
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+        file = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x8769] = {0x9003: "2026:11:24 14:00:00", 0x9011: "+01:00"}
+        options = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP") else {}
+        Image.fromarray(noise).save(file, kind, **options)
+        contents.append(file.getvalue())
+    return contents
+
+
+@fuzz(content=damaged_bytes(_files_of_every_format()))
+def test_files_of_pictures(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("files") / "a.jpg"
+    path.write_bytes(content)
+    found = refused_well(load_image, path)
+    if isinstance(found, np.ndarray):
+        assert (found.dtype, found.ndim, found.shape[2]) == (np.uint8, 3, 3)
+    time = capture_time(path)
+    assert time is None or np.isfinite(time)
+
+
+@fuzz(
+    queries=mostly(np.eye(3), [[1.0, 0.0]]),
+    gallery=mostly(np.eye(3), [[1.0, 0.0]]),
+    pids=mostly([1, 2, 3], ["a", "b", "c"]),
+    chunk_size=mostly(2),
+)
+@example(queries=[["a"]], gallery=[[1, [2]]], pids=[1], chunk_size=2)
+@example(queries=[[10**400]], gallery=np.eye(1) * 1e300, pids=[10**400], chunk_size=2)
+@example(queries=np.eye(3), gallery=np.eye(3), pids=[None, 1, "a"], chunk_size="x")
+@example(queries=np.eye(3), gallery=np.eye(3), pids=[[1], [2], [3]], chunk_size=0)
+def test_metrics(queries, gallery, pids, chunk_size):
+    found = refused_well(retrieval_metrics, queries, gallery, pids, pids, chunk_size)
+    if isinstance(found, RetrievalMetrics):
+        assert all(0 <= value <= 100 for value in found.as_dict().values())
+
+
+@fuzz(
+    title=mostly("red"),
+    name=texts,
+    time=st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False)),
+    box=mostly(None, (0, 0, 5, 5)),
+    columns=mostly(5),
+    path=mostly("sheet.png"),
+)
+@example(title=5, name="a", time=1e300, box=(0, 0, 10**400, 1), columns=0, path="a\0b")
+@example(title="\udcff\n\x1b", name="\n\x1b[2J", time=-1e300, box=None, columns="x", path=5)
+def test_sheets(tmp_path_factory, monkeypatch, title, name, time, box, columns, path):
+    monkeypatch.chdir(tmp_path_factory.mktemp("sheets"))
+    if isinstance(path, str) and path.startswith(("/", "..", ".")):
+        path = "sheet.png"
+    item = refused_well(Item, key=name, camera=name, time=time, box=box)
+    if isinstance(item, Item):
+        refused_well(save_sheet, path, title, [Hit(id=1, score=0.5, item=item)], columns)
+
+
+@fuzz(
+    path=mostly("bundle", "."),
+    variant=mostly(None, "fp32"),
+    backend=mostly("onnxruntime", "auto"),
+    device=mostly("cpu"),
+    threads=mostly(1, None),
+)
+@example(path="\0", variant=None, backend="auto", device="cpu", threads=None)
+@example(path=5, variant=None, backend="auto", device="cpu", threads=None)
+@example(path="bundle", variant=["fp32"], backend=None, device=None, threads="x")
+@example(path="bundle", variant=5, backend=5, device=5, threads=5)
+@example(path="bundle", variant="x" * 70_000, backend="auto", device="cpu", threads=None)
+@example(path="bundle", variant=None, backend="onnxruntime", device="cpu", threads=10**12)
+@example(path="bundle", variant=None, backend="onnxruntime", device="cuda:99999", threads=1)
+def test_opening(bundle, monkeypatch, path, variant, backend, device, threads):
+    monkeypatch.chdir(bundle.parent)
+    if isinstance(backend, str) and backend == "auto":
+        backend = "openvino"  # Backends are not measured in every example.
+    opened = refused_well(Bundle.open, path, variant, backend, device, threads=threads)
+    if isinstance(opened, Bundle):
+        refused_well(opened.backend, "text")
+    refused_well(Tokenizer.from_file, path)
