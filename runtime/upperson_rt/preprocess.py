@@ -22,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from upperson_rt.arguments import check_count, check_list, check_path
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.image_file import open_image, reason
+from upperson_rt.printable import shown
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -48,6 +50,7 @@ IMAGE_SUFFIXES = frozenset(
 """What `iter_image_files` takes from a folder, in lower case."""
 
 _BLOCK_PIXELS = 1 << 20
+_LARGEST_SIDE = 16_384
 """Converted at a time."""
 
 
@@ -92,7 +95,17 @@ def resize_image(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDA
 
     Returns:
         uint8 RGB [height_px, width_px, 3]: Pillow's bilinear filter, antialiased.
+
+    Raises:
+        InputError: It is no such picture.
+        UsageError: A size is out of range.
     """
+    height_px = check_count(height_px, "height_px", most=_LARGEST_SIDE)
+    width_px = check_count(width_px, "width_px", most=_LARGEST_SIDE)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        raise InputError(f"expected a picture uint8 [H, W, 3], found {shown(image)}")
+    if not image.size:
+        raise InputError(f"expected a picture with pixels, found an array of shape {image.shape}")
     if image.shape[:2] == (height_px, width_px):
         return image
     resized = Image.fromarray(image).resize((width_px, height_px), Image.Resampling.BILINEAR)
@@ -109,8 +122,8 @@ def iter_image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
         InputError: A path does not exist, or a folder cannot be read or holds no picture.
     """
     seen: set[Path] = set()
-    for given in paths:
-        path = Path(given)
+    for given in check_list(paths, "paths"):
+        path = Path(check_path(given, "a picture"))
         if path.is_dir():
             files = list(_folder_images(path))
             if not files:
