@@ -156,7 +156,7 @@ def test_native_code_that_does_not_return_is_ended(work, command, number, code, 
         process.send_signal(number)
         _, errors = process.communicate(timeout=50)
     assert process.returncode == code, errors
-    assert errors == f"error: {said}: it did not end by itself within 8 s\n"
+    assert errors == f"error: {said}: it did not end by itself within 7 s\n"
     left = [path.name for path in work.iterdir()]
     assert len(left) == (command == "fill")
     with new_folder(work / "out") as folder:  # The next one sweeps.

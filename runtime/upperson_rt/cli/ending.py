@@ -19,7 +19,7 @@ from typing import NoReturn
 
 __all__ = ["end_beside_threads", "ending_gently", "how_it_ended", "leave_open", "listen"]
 
-_GRACE_S = 8.0
+_GRACE_S = 7.0
 """How long a command may clean up; service managers wait ten seconds and more."""
 _LATE = f"it did not end by itself within {_GRACE_S:g} s"
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
