@@ -137,12 +137,14 @@ class FakeTime:
 
     def __init__(self) -> None:
         self.more_s = 0.0
+        self.wall_s = 0.0
+        """By how much the wall clock has been set forward."""
 
     def monotonic(self) -> float:
         return time.monotonic() + self.more_s
 
     def time(self) -> float:
-        return time.time() + self.more_s
+        return time.time() + self.more_s + self.wall_s
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

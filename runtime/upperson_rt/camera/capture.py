@@ -176,8 +176,8 @@ class Capture(Stage):
             )
             if self._stop.wait(wait_s):
                 break
-        if hanging := sum(thread.is_alive() for thread in self._hanging):
-            self.error = f"{hanging} readers hang in {self._source.shown}"
+        if any(thread.is_alive() for thread in self._hanging):
+            self.error = f"{self._source.shown} did not answer at the end"
             self._count("failures.source_stuck")
             _log.error(
                 "camera %s: %s",

@@ -76,7 +76,10 @@ class CommitStage(Stage):
             InputError: The folder of pictures cannot be written to.
         """
         if self._crops_dir is not None:
-            remove_left_behind(self._gallery, self._crops_dir)
+            try:
+                remove_left_behind(self._gallery, self._crops_dir)
+            except OSError as error:
+                raise InputError(f"cannot write {self._crops_dir}: {error.strerror}") from error
             self._folder = CropFolder(self._crops_dir, self._run_name)
         super().start()
 
@@ -165,8 +168,8 @@ class CropFolder:
                 write_all_atomically(pictures, self._pool)
                 yield
             except BaseException:
-                for path in new:
-                    _remove(path)
+                removed = [_remove(path) for path in new]
+                self._note.needed = not all(removed)
                 raise
 
     def close(self) -> None:
@@ -223,6 +226,8 @@ class UnfinishedNote:
 
     def __init__(self, crops_dir: Path, run_name: str) -> None:
         """Make the note; raise InputError if the folder cannot be written to."""
+        self.needed = False
+        """Whether pictures are left that could not be removed: the next run has to."""
         self._path = crops_dir / f"{_PREFIX}{run_name}.json"
         try:
             make_folder(self._path.parent)
@@ -247,6 +252,7 @@ class UnfinishedNote:
             "pictures": [item.crop for item in items if item.crop is not None],
         }
         try:
+            self._empty()
             self._file.write(json.dumps(note).encode("utf-8"))
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -254,13 +260,21 @@ class UnfinishedNote:
         try:
             yield
         finally:
-            self._file.seek(0)
-            self._file.truncate()
+            if not self.needed:
+                try:
+                    self._empty()
+                except OSError as error:  # Pictures that have rows are kept by the next run.
+                    _log.warning("cannot write %s: %s", self._path, error.strerror)
 
     def close(self) -> None:
-        """Remove the note."""
-        self._path.unlink(missing_ok=True)
+        """Remove the note, unless the next run needs it."""
         self._file.close()
+        if not self.needed:
+            _remove(self._path)
+
+    def _empty(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
 
 
 def remove_left_behind(gallery: Gallery, crops_dir: Path) -> None:
@@ -326,8 +340,11 @@ def _remove_pictures(gallery: Gallery, crops_dir: Path, note: _Note) -> int:
     return removed
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path) -> bool:
+    """Remove a file if it is there; return whether it is gone."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         _log.warning("cannot remove %s: %s", path, error.strerror)
+        return False
+    return True

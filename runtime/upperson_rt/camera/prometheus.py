@@ -175,10 +175,10 @@ class MetricsFile:
         self._thread.start()
 
     def close(self) -> None:
-        """Write the last state and end."""
+        """Write the last state, if the disk lets it, and end."""
         self._stop.set()
         self._thread.join()
-        self._write()
+        self._try_to_write()
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):

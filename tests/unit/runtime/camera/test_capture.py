@@ -113,6 +113,30 @@ def test_a_source_that_never_opens_is_tried_again_soon_and_then_less_often(caplo
     assert waits[:4] == pytest.approx([0.02, 0.04, 0.08, 0.1])
 
 
+def test_a_wall_clock_that_jumps_changes_the_times_of_frames_and_nothing_else(fake_time):
+    jumps = [0, 86400, -86400, 3600]
+
+    def frame_at(jump):
+        def read():
+            fake_time.wall_s = jump
+            return FRAME
+
+        return read
+
+    began, began_unix = time.monotonic(), time.time()
+    watched = Watched(LIVE, FakeOpener([frame_at(jump) for jump in jumps], [FRAME]))
+    wait_for(lambda: len(watched.frames) == len(jumps) + 1)
+    watched.stop()
+    passed = time.monotonic() - began
+    times = [unix - began_unix for _, unix, _ in watched.frames]
+    for jump, unix in zip([*jumps, jumps[-1]], times, strict=True):
+        assert jump - 1 <= unix <= jump + passed + 1
+    clocks = [clock for _, _, clock in watched.frames]
+    assert clocks == sorted(clocks)
+    assert clocks[-1] - clocks[0] <= passed
+    assert set(watched.counts) == {"reconnects"}
+
+
 def test_a_stalled_stream_is_left_alone_and_opened_again(fake_time):
     hangs = [threading.Event(), threading.Event()]
 
@@ -167,7 +191,7 @@ def test_a_hanging_source_does_not_hold_up_the_end():
     wait_for(lambda: len(watched.frames) == 1)
     watched.stop(patience_s=0.1)
     assert watched.capture.state == "stopped"
-    assert watched.capture.error == "1 readers hang in rtsp://cam/s"
+    assert watched.capture.error == "rtsp://cam/s did not answer at the end"
     assert watched.counts == ["failures.source_stuck"]
     hang.set()
 

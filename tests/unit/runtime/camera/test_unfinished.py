@@ -1,9 +1,11 @@
 """Pictures of a process that was killed between saving them and committing their rows."""
 
+import errno
 import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +71,42 @@ def test_the_note_of_a_process_that_lives_is_respected(encoder, gallery):
         assert picture.is_file()
     note.close()
     assert files(gallery) == [picture], "a picture that no note names is somebody else's"
+
+
+@pytest.mark.parametrize("writable", [True, False], ids=["unlink fails", "all fails"])
+def test_pictures_on_a_disk_that_turns_read_only_go_the_next_time(
+    encoder, gallery, writable, monkeypatch
+):
+    def read_only(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    add = gallery.add
+
+    def turn(*arguments):
+        monkeypatch.setattr(Path, "unlink", read_only)
+        if not writable:
+            monkeypatch.setattr(UnfinishedNote, "_empty", read_only)
+        raise InputError("the disk is read-only")
+
+    pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1)
+    pipeline.start()
+    pipeline.add_camera("gate")
+    pipeline.submit("gate", person_frame(), [[100, 40, 160, 220]], 1e9)
+    pipeline.drain()
+    monkeypatch.setattr(gallery, "add", turn)
+    pipeline.submit("gate", person_frame(), [[100, 40, 160, 220]], 1e9 + 1)
+    with pytest.raises(InputError, match="the disk is read-only"):
+        pipeline.stop()
+    note, *pictures = files(gallery)
+    assert len(pictures) == 2
+    with pytest.raises(InputError, match=r"cannot write .*crops: Read-only file system"):
+        Pipeline(encoder, gallery).start()
+    monkeypatch.undo()
+    assert gallery.add == add
+    with Pipeline(encoder, gallery):
+        assert not note.exists()
+    assert files(gallery) == [gallery.crops_dir / item.crop for item in gallery.items()]
+    assert len(files(gallery)) == 1
 
 
 def test_the_note_is_on_disk_before_a_picture_is_saved(gallery, monkeypatch):
