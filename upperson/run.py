@@ -22,6 +22,7 @@ from torch import Tensor
 from upperson.config import TrainConfig, read_config, settings_from
 from upperson.model.base import Base, load_base
 from upperson.model.encoder import UPPerson
+from upperson.model.weights import require_finite
 from upperson_rt.errors import InputError, IntegrityError
 
 CONFIG = "config.yaml"
@@ -78,6 +79,8 @@ def load_run(path: Path) -> Run:
         raise InputError(
             f"{adapter} does not fit {CONFIG}: {len(odd)} tensors differ, first '{odd[0]}'"
         )
+    for name, tensor in state.items():
+        require_finite(f"{adapter}: {name}", tensor)
     model.load_state_dict(state, strict=False)
     return Run(config, base, model.eval())
 

@@ -20,7 +20,7 @@ from upperson.model_card import model_card
 from upperson.plan import count_split
 from upperson.run import ADAPTER, CARD, CONFIG, CURVES, METRICS_CSV, RESULTS, pack_adapter
 from upperson_rt.errors import InputError
-from upperson_rt.files import make_folder, remove_unfinished, write_atomically
+from upperson_rt.files import make_folder, remove_unfinished, unfinished, write_atomically
 from upperson_rt.locks import lock_until_closed
 
 
@@ -41,7 +41,7 @@ class RunWriter:
     def __init__(
         self, path: Path, config: TrainConfig, base: Base, trained: nn.Module, *, resume: bool
     ) -> None:
-        if not resume and path.is_dir() and any(path.iterdir()):
+        if not resume and path.is_dir() and set(path.iterdir()) - unfinished(path, CONFIG):
             raise InputError(
                 f"{path} is not empty: choose another --output for the new run, or go on with "
                 f"the run in it:  --resume {path}"

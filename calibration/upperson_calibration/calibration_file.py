@@ -190,8 +190,19 @@ class Calibration:
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Write the file, whole or not at all. Raises InputError where it cannot be written."""
-    write_atomically(path, calibration.to_json())
+    """Write the file, whole or not at all.
+
+    Raises:
+        InputError: It cannot be written, or something that was measured is not finite.
+    """
+    try:
+        text = calibration.to_json()
+    except ValueError as error:  # JSON has no NaN and no infinity.
+        raise InputError(
+            "the calibration measured values that are not finite: the weights are so large that "
+            "sums overflow; export another run"
+        ) from error
+    write_atomically(path, text)
 
 
 def read_calibration(path: Path) -> Calibration:

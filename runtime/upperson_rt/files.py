@@ -35,6 +35,7 @@ __all__ = [
     "scratch_folder",
     "sha256_of_file",
     "sync_folder",
+    "unfinished",
     "write_all_atomically",
     "write_atomically",
 ]
@@ -109,12 +110,14 @@ def write_all_atomically(contents: Mapping[Path, bytes], pool: Executor) -> None
             sync_folder(folder)
 
 
-def remove_unfinished(folder: Path, name: str) -> None:
-    """Remove what killed processes left of files whose names match a pattern.
+def unfinished(folder: Path, name: str) -> set[Path]:
+    """Return what killed processes left, or others are writing, of files that match a pattern."""
+    return set(folder.glob(f".{name}.????????"))
 
-    Nobody may be writing such files meanwhile.
-    """
-    for path in folder.glob(f".{name}.????????"):
+
+def remove_unfinished(folder: Path, name: str) -> None:
+    """Remove what `unfinished` finds; nobody may be writing such files meanwhile."""
+    for path in unfinished(folder, name):
         path.unlink(missing_ok=True)
 
 

@@ -13,7 +13,7 @@ from upperson.cli.options import DATASET_HELP, require_extra
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import PlainTable, new_table, print_json, print_line, print_table
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.files import write_atomically
+from upperson_rt.files import remove_unfinished, unfinished, write_atomically
 
 if TYPE_CHECKING:
     from upperson.config import TrainConfig
@@ -120,11 +120,11 @@ def train(
     run = output or Path("runs") / dataset / f"{stamp}_{name}"
     if seeds == 1:
         _train_one(config, run, device, as_json)
-    elif run.is_dir() and any(run.iterdir()):
-        raise InputError(f"{run} is not empty: choose another --output, or  --resume {run}")
     else:
-        from upperson.seeds import SeedsPlan
+        from upperson.seeds import SEEDS_PLAN, SeedsPlan
 
+        if run.is_dir() and set(run.iterdir()) - unfinished(run, SEEDS_PLAN):
+            raise InputError(f"{run} is not empty: choose another --output, or  --resume {run}")
         _train_seeds(SeedsPlan(seeds=seeds, config=config), run, device, as_json)
 
 
@@ -212,6 +212,7 @@ def _train_seeds(plan: "SeedsPlan", folder: Path, device: str, as_json: bool) ->
     from upperson.seeds import SEEDS, SEEDS_PLAN, summarise
 
     if _is_main_process():
+        remove_unfinished(folder, SEEDS_PLAN)
         write_atomically(folder / SEEDS_PLAN, plan.to_yaml())
     results = [
         _run(config, run, device, resume=(run / CONFIG).is_file())

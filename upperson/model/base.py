@@ -23,6 +23,7 @@ from upperson.model.weights import (
     pixel_statistics,
     pop_openai_facts,
     read_weights,
+    require_finite,
     tag_facts,
 )
 from upperson_rt.errors import InputError, UsageError
@@ -102,7 +103,7 @@ def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | N
     if image_size is not None and _has_grid_of_crops(state, config["vision_cfg"], image_size):
         config["vision_cfg"]["image_size"] = list(image_size)
     clip = CLIP(**config)
-    _fill(clip, state, f"{path} does not hold a '{name}'")
+    _fill(clip, state, path, name)
     return Base(clip.eval(), name, weights_sha256(clip), pixel_statistics(facts))
 
 
@@ -174,8 +175,8 @@ def _has_grid_of_crops(
     return len(positions) == 1 + prod(patch_grid(patch, *image_size))
 
 
-def _fill(clip: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
-    """Copy weights into a CLIP of float32, whatever dtype they have."""
+def _fill(clip: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+    """Copy weights of a file into a CLIP of float32, whatever floats they are."""
     expected = clip.state_dict()
     # UP-Person has a fixed temperature: files without this number, or with it as [1], are complete.
     scale = state.get(_LOGIT_SCALE, expected[_LOGIT_SCALE])
@@ -186,9 +187,10 @@ def _fill(clip: nn.Module, state: dict[str, Tensor], complaint: str) -> None:
     ]  # fmt: skip
     if wrong:
         raise InputError(
-            f"{complaint}: {len(wrong)} of {len(expected)} tensors are missing or of another "
-            f"shape, first {wrong[0]}: pass the weights of this base"
+            f"{path} does not hold a '{name}': {len(wrong)} of {len(expected)} tensors are missing "
+            f"or of another shape, first {wrong[0]}: pass the weights of this base"
         )
     with torch.no_grad():
         for key, value in expected.items():
+            require_finite(f"{path}: {key}", state[key])
             value.copy_(state[key])

@@ -26,6 +26,8 @@ from upperson_rt.printable import get_logger
 _OPENAI_FACTS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries beside the weights in what OpenAI published, and in state dicts taken from it."""
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Where a repository keeps its weights when a tag names only the repository; best first."""
 
@@ -56,6 +58,34 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if any(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
+
+
+def require_finite(name: str, tensor: Tensor) -> None:
+    """Refuse what cannot be a weight.
+
+    Args:
+        name: For messages: the tensor's, and where it is.
+        tensor: Of a file.
+
+    Raises:
+        InputError: It is no plain tensor of floats, has no values, or one of them is not finite.
+    """
+    found = str(tensor.dtype)
+    if tensor.is_meta:
+        found += " without values (of device meta)"
+    elif tensor.layout != torch.strided:
+        found += f" in layout {tensor.layout}"
+    elif tensor.dtype in _FLOATS:
+        found = ""
+    if found:
+        raise InputError(f"{name} must be a plain tensor of floats of 16 to 64 bits, found {found}")
+    # A float64 that float32 cannot hold becomes infinite when it is used.
+    used = tensor.float() if tensor.dtype == torch.float64 else tensor
+    if not bool(torch.isfinite(used).all()):
+        raise InputError(
+            f"{name} has NaN or infinite values: the training diverged or half precision "
+            "overflowed, take an earlier checkpoint"
+        )
 
 
 def pop_openai_facts(state: dict[str, Tensor]) -> bool:

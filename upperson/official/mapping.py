@@ -21,6 +21,7 @@ from torch import Tensor
 from upperson.model.base import build_clip
 from upperson.model.encoder import UPPerson, patch_grid
 from upperson.model.parts import UPPersonConfig
+from upperson.model.weights import require_finite
 from upperson.official.names import (
     CLIP,
     HEADS,
@@ -113,7 +114,7 @@ def map_checkpoint(
     mapped = {key: key.removeprefix(CLIP) for key in clip_shapes}
     mapped |= {key: ours for key, (ours, _) in trained.items()}
     for key in mapped:
-        _require_finite(key, state[key])
+        require_finite(f"'{key}'", state[key])
     aliases = _find_aliases(state, mapped)
     ignored = {
         key: "alias" if key in aliases else _reason(key) for key in state if key not in mapped
@@ -195,17 +196,6 @@ def _require_shapes(state: dict[str, Tensor], expected: dict[str, torch.Size]) -
             )
 
 
-def _require_finite(key: str, tensor: Tensor) -> None:
-    # Sparse and quantised tensors load as well, but cannot be stored and hashed like the others.
-    if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
-        raise InputError(f"'{key}' must be a plain tensor of floats, found {tensor.dtype}")
-    if not bool(torch.isfinite(tensor).all()):
-        raise InputError(
-            f"'{key}' has NaN or infinite values: the training diverged or half precision "
-            "overflowed, take an earlier checkpoint"
-        )
-
-
 def _find_aliases(state: dict[str, Tensor], mapped: dict[str, str]) -> set[str]:
     """Return the second names in a checkpoint; they must say the same as the first."""
     found = set()
@@ -214,7 +204,7 @@ def _find_aliases(state: dict[str, Tensor], mapped: dict[str, str]) -> set[str]:
             for alias, original in alias_keys(tower, block).items():
                 if alias not in state:
                     continue
-                _require_finite(alias, state[alias])
+                require_finite(f"'{alias}'", state[alias])
                 if original not in mapped or not torch.equal(
                     state[alias].float(), state[original].float()
                 ):

@@ -251,3 +251,12 @@ def test_whatever_is_wrong_with_one_field_is_an_input_error(tmp_path: Path, how:
             continue
         write_calibration(path, found)
         assert read_calibration(path).to_json() == found.to_json()
+
+
+def test_what_is_not_finite_is_not_kept(tmp_path: Path) -> None:
+    found = calibration()
+    broken = replace(found.towers["image"], damage=(LayerDamage("fc1", float("nan"), 3.0, 2e-4),))
+    found = replace(found, towers={**found.towers, "image": broken})
+    with pytest.raises(InputError, match="not finite: the weights are so large"):
+        write_calibration(tmp_path / "calibration.json", found)
+    assert list(tmp_path.iterdir()) == []

@@ -311,6 +311,26 @@ def test_files_that_are_no_weights_give_one_line(
 
 
 @pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda norm: norm.to("meta"), "floats of 16 to 64 bits, found .*float32 without values"),
+        (lambda norm: norm.to_sparse(), "found .*float32 in layout"),
+        (lambda norm: norm.to(torch.complex64), "found .*complex64"),
+        (lambda norm: norm.to(torch.int8), "found .*int8"),
+        (lambda norm: norm.to(torch.float8_e4m3fn), "found .*float8"),
+        (lambda norm: norm / 0, "NaN or infinite values"),
+        (lambda norm: norm.double() * 1e300, "NaN or infinite values"),
+    ],
+)
+def test_what_cannot_be_a_weight_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    path, state = tmp_path / "file.pt", toy_clip().state_dict()
+    torch.save(state | {"ln_final.weight": change(state["ln_final.weight"])}, path)
+    with pytest.raises(InputError, match=f"{path}: ln_final.weight (must|has).*{message}"):
+        load_base("toy", str(path))
+
+
+@pytest.mark.usefixtures("toy")
 def test_other_things_of_torch_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     for value in ([torch.ones(2)], torch.ones(2), {}, 3, {"state_dict": {}}):

@@ -184,8 +184,11 @@ def replaced(key: str, value: Tensor) -> Any:
         (replaced(LORA, torch.zeros(())), rf"'{LORA}' \[rows, width\], found \[\]"),
         (replaced(NORM, torch.full((64,), float("nan"))), f"'{NORM}' has NaN or infinite values"),
         (replaced(TOKENS, torch.full((3, 48), float("inf"))), f"'{TOKENS}' has NaN or inf"),
-        (replaced(NORM, torch.zeros(64, dtype=torch.int8)), "plain tensor of floats, found .*int8"),
-        (replaced(NORM, torch.zeros(64).to_sparse()), "plain tensor of floats"),
+        (replaced(NORM, torch.zeros(64, dtype=torch.int8)), "of 16 to 64 bits, found .*int8"),
+        (replaced(NORM, torch.zeros(64).to_sparse()), "floats .*, found .*float32 in layout"),
+        (replaced(NORM, torch.zeros(64, device="meta")), r"floats .*float32 without values"),
+        (replaced(NORM, torch.zeros(64).to(torch.float8_e5m2)), "floats of 16 to 64 bits, found"),
+        (replaced(NORM, torch.full((64,), 1e300, dtype=torch.float64)), "NaN or infinite values"),
         (replaced(ALIAS, torch.zeros(3, 48)), f"'{ALIAS}' must equal '{TOKENS}'"),
         (replaced("base_model.visual.prompt", torch.zeros(3)), "'base_model.visual.prompt' is unk"),
         (

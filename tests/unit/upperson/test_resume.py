@@ -138,6 +138,25 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
     assert result_files(tmp_path / "run") == whole
 
 
+def test_what_killed_processes_were_writing_stops_no_run_and_goes(
+    config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    half, mine = tmp_path / "run/.config.yaml.a1b2c3d4", tmp_path / "run/.gitignore.original"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "run", StopAfter(2))
+    assert not half.exists()
+    left = ["last/.step_00000001.safetensors.zzzzzzzz", ".adapter.safetensors.___0___1"]
+    for name in left:
+        (tmp_path / "run" / name).write_bytes(b"half")
+    mine.write_bytes(b"mine")
+    train(config, tmp_path / "run", Recorder(), resume=True)
+    assert result_files(tmp_path / "run") == whole
+    assert not any((tmp_path / "run" / name).exists() for name in left)
+    assert mine.read_bytes() == b"mine"
+
+
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     config: TrainConfig, whole: dict[str, bytes], tmp_path: Path
 ) -> None:

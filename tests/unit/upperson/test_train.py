@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.toy_clip import toy_clip
@@ -138,6 +139,13 @@ def test_damaged_run_files_are_refused(run: Path) -> None:
     content = adapter.read_bytes()
     adapter.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="cannot be read"):
+        load_run(run)
+    adapter.write_bytes(content)
+    with safe_open(adapter, "pt") as file:
+        metadata = file.metadata()
+    state = load_file(adapter)
+    save_file({name: value * torch.nan for name, value in state.items()}, adapter, metadata)
+    with pytest.raises(InputError, match=f"{adapter}: .* has NaN or infinite values"):
         load_run(run)
     adapter.write_bytes(content)
     config = run / "config.yaml"
