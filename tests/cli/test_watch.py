@@ -9,12 +9,14 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tests.helpers.command_line import environment, start_program
+from tests.helpers.small_servers import http_server, no_server, rtsp_server
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.cli import app
@@ -224,7 +226,7 @@ def test_what_hangs_is_left_behind_and_named(work, where):
     done = json.loads(output)
     camera = done["cameras"]["street"]
     if where == "detector":
-        said = "1 of 1 cameras were given up: street: the detector did not return within 0.2 s"
+        said = "1 of 1 camera was given up: street: the detector did not return within 0.2 s"
         assert camera["failures"] == {"detector_stuck": 1}
         assert camera["frames_dropped"]["detector_stuck"] == 1
     else:
@@ -294,7 +296,64 @@ def test_logs_are_json_lines_and_metrics_go_where_asked(work):
     assert (logged["level"], logged["camera"]) == ("error", "text")
     assert "cannot open" in logged["message"]
     assert result.exit_code == 3
-    assert "1 of 1 cameras were given up: text: cannot open" in result.stderr
+    assert "1 of 1 camera was given up: text: cannot open" in result.stderr
+
+
+def test_cameras_that_never_give_a_picture_say_why_and_end_with_3(work):
+    with rtsp_server(auth="digest") as rtsp, http_server(404) as http, no_server() as port:
+        sources = [
+            f"gate=rtsp://anna:secret@127.0.0.1:{rtsp}/stream",
+            f"hall=http://127.0.0.1:{http}/video",
+            f"door=rtsp://127.0.0.1:{port}/stream",
+            "yard=/dev/video987",
+        ]
+        options = ("--detector", "hog", "--threads", 1, "--log-json")
+        process = start_program(
+            "upperson-rt", "watch", *sources, *options, cwd=work, output=work / "output"
+        )
+        reasons = {
+            "gate": f"cannot open rtsp://127.0.0.1:{rtsp}/stream: the server answers 401 "
+            "Unauthorized: user name and password are wrong",
+            "hall": f"cannot open http://127.0.0.1:{http}/video: the server answers 404 Not Found: "
+            "it has no such stream: check the path",
+            "door": f"cannot open rtsp://127.0.0.1:{port}/stream: 127.0.0.1 port {port} refuses "
+            "connections: nothing listens there",
+            "yard": "cannot open 987: there is no device /dev/video987: is the camera plugged in?",
+        }
+        try:
+            while not all(
+                f"camera {name}: {why}" in read_log(work) for name, why in reasons.items()
+            ):
+                assert process.poll() is None, read_log(work)
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait() == 3, read_log(work)
+        finally:
+            process.kill()
+    log = read_log(work).splitlines()
+    told = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+    assert log[-1] == f"error: 4 of 4 cameras never gave a picture: {told}"
+    events = [json.loads(line) for line in log if line.startswith("{")]
+    loud = [event["camera"] for event in events if event["level"] == "warning"]
+    assert sorted(loud) == ["door", "gate", "hall", "yard"], "once each, however many attempts"
+    others = [line for line in log[:-1] if not line.startswith("{")]
+    ours = re.compile(r"(backend|warning): |committing what was accepted")
+    assert [line for line in others if not ours.match(line)] == [], "no lines of FFmpeg's"
+    assert "secret" not in read_log(work)
+
+
+def test_without_a_terminal_the_progress_is_told_in_lines(work, monkeypatch):
+    module = import_module("upperson_rt.cli.watch")  # The package has the command by this name.
+    monkeypatch.setattr(module, "_TELL_S", 0.0)
+    monkeypatch.setattr(module, "_REDRAW_S", 0.1)
+    result = run(*WATCH, "--vectors-only", "--realtime", "--duration", 1)
+    assert result.exit_code == 0, result.stderr
+    told = re.findall(r"^\d+ s: (\d+) frames? searched, \d+ tracks?, \d+ pictures? added$",
+                      result.stderr, re.MULTILINE)  # fmt: skip
+    assert len(told) >= 2
+    assert sorted(map(int, told)) == list(map(int, told))
+    quiet = run(*WATCH, "--vectors-only", "--duration", 0.5, "--log-json")
+    assert "frames searched" not in quiet.stderr
 
 
 def read_log(work):
@@ -305,6 +364,7 @@ def read_log(work):
     ("arguments", "code", "message"),
     [
         (("none.mp4",), 3, "no video none.mp4: expected a file"),
+        (("rtps://cam/x",), 3, "rtps://cam/x cannot be read: no addresses are known that begin"),
         (("street.avi", "street.avi"), 2, "two cameras are called street"),
         (("street.avi", "a=street.avi", "--camera", "b"), 2, "--camera names one source"),
         (("street.avi", "--drop", "some"), 2, "no drop policy 'some'"),

@@ -1,9 +1,11 @@
 """The thread that reads a source: reconnects, notices stalls, never waits for what comes after."""
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -56,7 +58,7 @@ class Capture(Stage):
             rules: How patient to be.
             deliver: Gets picture, unix time, and a clock that the wall clock's jumps do not touch;
                 may block for a file, not for a live source.
-            count: Told ``reconnects``, ``stalls`` and ``resolution_changes``, and
+            count: Told ``outages``, ``reconnects``, ``stalls`` and ``resolution_changes``, and
                 ``failures.source_error`` and ``failures.source_stuck``.
         """
         super().__init__(
@@ -74,6 +76,7 @@ class Capture(Stage):
         self._patience_s = _PATIENCE_S
         self._ended = threading.Event()
         self._hanging: list[threading.Thread] = []
+        self._outage: _Outage | None = None
         self._size: tuple[int, int] | None = None
 
     def stop(self, patience_s: float = _PATIENCE_S) -> None:
@@ -165,15 +168,10 @@ class Capture(Stage):
                 break
             if delivered:
                 wait_s = 0.0
+                self._count("outages")
             wait_s = min(max(2 * wait_s, self._rules.first_wait_s), self._rules.longest_wait_s)
             self.state = "reconnecting"
-            _log.warning(
-                "camera %s: %s; opening it again in %.1f s",
-                self._camera.name,
-                self.error,
-                wait_s,
-                extra={"camera": self._camera.name, "event": "lost", "wait_s": wait_s},
-            )
+            self._tell_loss(wait_s)
             if self._stop.wait(wait_s):
                 break
         if any(thread.is_alive() for thread in self._hanging):
@@ -186,6 +184,37 @@ class Capture(Stage):
                 extra={"camera": self._camera.name, "event": "stuck"},
             )
         self._end("stopped")
+
+    def _tell_loss(self, wait_s: float) -> None:
+        """Say once that the source is lost, and again only if the reason is another one."""
+        reason, outage = self.error or "nothing came", self._outage
+        if outage is None:
+            outage = self._outage = _Outage(time.monotonic())
+            text = "camera %s: %s; it is opened again until it is back, the first time in %.1f s"
+        else:
+            text = "camera %s: %s; opening it again in %.1f s"
+        level = logging.INFO if reason == outage.reason else logging.WARNING
+        outage.reason = reason
+        outage.attempts += 1
+        extra = {"camera": self._camera.name, "event": "lost", "wait_s": wait_s}
+        _log.log(level, text, self._camera.name, reason, wait_s, extra=extra)
+
+    def _tell_connection(self) -> None:
+        """Say once that the source is there, or is back."""
+        name, outage = self._camera.name, self._outage
+        self._outage = None
+        if outage is None:
+            extra = {"camera": name, "event": "connected"}
+            _log.info("camera %s: connected to %s", name, self._source.shown, extra=extra)
+            return
+        lasted_s = time.monotonic() - outage.began
+        _log.warning(  # As loud as what it takes back.
+            "camera %s: is back after %.0f s, at attempt %d",
+            name,
+            lasted_s,
+            outage.attempts,
+            extra={"camera": name, "event": "back", "lasted_s": lasted_s},
+        )
 
     def _read_live(self) -> bool:
         """Read until the source ends or stalls; return whether it gave any picture."""
@@ -252,12 +281,7 @@ class Capture(Stage):
                 return False
             if session.frames == 0:
                 self.state, self.error = "running", None
-                _log.info(
-                    "camera %s: connected to %s",
-                    self._camera.name,
-                    self._source.shown,
-                    extra={"camera": self._camera.name, "event": "connected"},
-                )
+                self._tell_connection()
             session.frames += 1
             session.alive = time.monotonic()
             self._hand_on(image, time.time(), session.alive)
@@ -291,6 +315,16 @@ class Capture(Stage):
     def _end(self, state: CaptureState) -> None:
         self.state = state
         self._ended.set()
+
+
+@dataclass(slots=True)
+class _Outage:
+    """From the loss of a source, or the first attempt that failed, until a picture comes."""
+
+    began: float
+    attempts: int = 0
+    reason: str | None = None
+    """What was said last."""
 
 
 class _Session:

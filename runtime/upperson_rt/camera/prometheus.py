@@ -29,7 +29,8 @@ _PLAIN = {
     "accepted": "Crops chosen for the encoder.",
     "embedded": "Crops embedded.",
     "committed": "Rows in the gallery.",
-    "reconnects": "Times a source was opened again.",
+    "outages": "Times a source that had given pictures was lost.",
+    "reconnects": "Attempts to open a source again.",
     "stalls": "Times a source gave nothing for too long.",
     "resolution_changes": "Times the size of the picture changed.",
 }

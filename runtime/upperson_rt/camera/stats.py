@@ -135,7 +135,10 @@ class CameraStats:
     """By reason: ``empty``, ``outside``, ``duplicate``, ``too_many``, ``too_small``, ``blurred``,
     ``at_border``, ``not_best``, ``too_soon``, ``seen_once``, ``unusable``, ``queue_full``,
     ``failed``."""
+    outages: int
+    """How often a source that had given pictures was lost."""
     reconnects: int
+    """Attempts to open it again, those that failed included."""
     stalls: int
     resolution_changes: int
     failures: Mapping[str, int]
@@ -211,6 +214,7 @@ def camera_stats(counts: Counter[str], state: str, error: str | None) -> CameraS
         committed=counts["committed"],
         crops_waiting=counts["crops.offered"] - gone,
         crops_dropped=crops_dropped,
+        outages=counts["outages"],
         reconnects=counts["reconnects"],
         stalls=counts["stalls"],
         resolution_changes=counts["resolution_changes"],

@@ -28,9 +28,14 @@ from upperson_rt.cli.options import (
     unix_seconds,
 )
 from upperson_rt.cli.output import live_display, print_json, print_note
-from upperson_rt.cli.watch_status import logging_to_stderr, print_summary, status_table
+from upperson_rt.cli.watch_status import (
+    logging_to_stderr,
+    print_summary,
+    progress_line,
+    status_table,
+)
 from upperson_rt.errors import InputError, UppersonError, UsageError
-from upperson_rt.printable import local_time
+from upperson_rt.printable import count_of, local_time
 
 if TYPE_CHECKING:
     from upperson_rt.camera import Pipeline, PipelineStats, Source
@@ -39,6 +44,8 @@ __all__ = ["watch"]
 
 _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 _REDRAW_S = 0.5
+_TELL_S = 10.0
+"""Between two lines about the progress, where stderr is no terminal."""
 _COMMITTING = "committing what was accepted; Ctrl-C or SIGTERM ends it at once"
 
 
@@ -133,8 +140,8 @@ def watch(
     Each person crossing the view becomes a track, and every few seconds the best picture of it is
     added. Live cameras are opened again whenever they fail. Ctrl-C or SIGTERM ends it: what was
     accepted is committed first, and what does not return within 10 s is left behind and named. A
-    second one ends it at once. A camera that had to be given up makes the exit code 3, after all
-    others have ended.
+    second one ends it at once. A camera that had to be given up, or that never gave a picture,
+    makes the exit code 3, after all others have ended.
 
     Example: `upperson-rt watch gate=rtsp://10.0.0.5/stream hall=/dev/video0 --detector yolo.onnx`
     """
@@ -146,9 +153,12 @@ def watch(
         QualityRules,
     )
     from upperson_rt.camera.queues import check_policy
+    from upperson_rt.camera.source import quiet_opencv
 
     with ExitStack() as stack:
         stack.enter_context(logging_to_stderr(log_json))
+        if not debug:
+            quiet_opencv()
         policy = None if drop is None else check_policy(drop)
         found = open_announced(
             detector, detector_layout, detector_class, detector_score, threads, "videos"
@@ -192,20 +202,33 @@ def watch(
         if stats.stuck:  # A gallery that hangs is not closed: that would hang, too.
             leave_open(pipeline, opening.pop_all() if "gallery_stuck" in stats.failures else None)
     failed = {n: c.error for n, c in stats.cameras.items() if c.state == "failed"}
+    silent = {
+        name: camera.error or f"nothing came in {stats.seconds:.0f} s"
+        for name, camera in stats.cameras.items()
+        if named[name].is_live and camera.frames_read == 0 and name not in failed
+    }
     if as_json:
         print_json({"gallery": str(gallery), "items": items, **stats.as_dict()})
     else:
         print_summary(stats, str(gallery), items)
     if failure is not None:
         raise failure
-    if failed:
-        reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
-        raise InputError(f"{len(failed)} of {len(stats.cameras)} cameras were given up: {reasons}")
+    problems = [
+        f"{len(some)} of {count_of(len(named), 'camera')} {what}: "
+        + "; ".join(f"{name}: {error}" for name, error in some.items())
+        for some, what in (
+            (failed, "was given up" if len(failed) == 1 else "were given up"),
+            (silent, "never gave a picture"),
+        )
+        if some
+    ]
+    if problems:
+        raise InputError(". ".join(problems))
 
 
 def _named_sources(texts: list[str], camera: str | None) -> "dict[str, Source]":
     """Return the sources by the names of their cameras."""
-    from upperson_rt.camera import parse_source
+    from upperson_rt.camera import OpenCVReader, parse_source
 
     if camera is not None and len(texts) > 1:
         raise UsageError("--camera names one source; with several write  NAME=SOURCE  for each")
@@ -213,6 +236,7 @@ def _named_sources(texts: list[str], camera: str | None) -> "dict[str, Source]":
     for text in texts:
         match = None if Path(text).is_file() else _NAMED.fullmatch(text)
         source = parse_source(match[2] if match else text)
+        OpenCVReader.require_scheme(source)
         name = camera or (match[1] if match else source.default_name)
         if name in named:
             raise UsageError(f"two cameras are called {name}: write  NAME=SOURCE  for each")
@@ -251,6 +275,7 @@ def _run(pipeline: "Pipeline", stopped: list[int], duration: float | None, show:
     with ExitStack() as stack:
         redraw = stack.enter_context(live_display(show))
         earlier: PipelineStats | None = None
+        told = time.monotonic()
         with pipeline:
             while not stopped and time.monotonic() < until:
                 if pipeline.wait(min(_REDRAW_S, max(0.0, until - time.monotonic()))):
@@ -259,6 +284,9 @@ def _run(pipeline: "Pipeline", stopped: list[int], duration: float | None, show:
                     now = pipeline.stats()
                     redraw(status_table(now, earlier))
                     earlier = now
+                elif show and time.monotonic() - told >= _TELL_S:
+                    print_note(progress_line(pipeline.stats()))
+                    told = time.monotonic()
             if redraw is not None:
                 redraw(_COMMITTING)
             elif stopped:

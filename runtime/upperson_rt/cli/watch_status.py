@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from upperson_rt.cli.output import PlainTable, new_table, print_line
-from upperson_rt.printable import get_logger
+from upperson_rt.printable import count_of, get_logger
 
 if TYPE_CHECKING:
     from upperson_rt.camera import PipelineStats
 
-__all__ = ["JsonFormatter", "logging_to_stderr", "print_summary", "status_table"]
+__all__ = ["JsonFormatter", "logging_to_stderr", "print_summary", "progress_line", "status_table"]
 
 _OK = {"running", "ended"}
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -45,24 +45,40 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
     """Print what was done: a few lines on stdout; ``items`` is None if the gallery failed."""
     holds = "failed" if items is None else f"now holds {items}"
     print_line(
-        f"added {stats.total('committed')} pictures of {stats.total('tracks')} tracks in "
-        f"{stats.seconds:.1f} s; gallery {gallery} {holds}"
+        f"added {count_of(stats.total('committed'), 'picture')} of "
+        f"{count_of(stats.total('tracks'), 'track')} in {stats.seconds:.1f} s; gallery {gallery} "
+        f"{holds}"
     )
     print_line(
         f"frames: {stats.total('frames_read')} read, {stats.total('frames_processed')} searched, "
         f"dropped {_reasons(stats.dropped('frames_dropped'))}"
     )
     print_line(
-        f"people: {stats.total('detections')} boxes, {stats.total('accepted')} accepted, "
-        f"left out {_reasons(stats.dropped('crops_dropped'))}"
+        f"people: {count_of(stats.total('detections'), 'box', 'boxes')}, "
+        f"{stats.total('accepted')} accepted, left out {_reasons(stats.dropped('crops_dropped'))}"
     )
     if stats.total("reconnects") or stats.total("stalls"):
-        print_line(f"reconnects: {stats.total('reconnects')}, stalls: {stats.total('stalls')}")
+        print_line(
+            f"sources: {count_of(stats.total('outages'), 'outage')}, "
+            f"{count_of(stats.total('reconnects'), 'attempt')} to open one again, "
+            f"{count_of(stats.total('stalls'), 'stall')}"
+        )
     if stats.latency.p50_s is not None and stats.latency.p99_s is not None:
         print_line(
             f"from frame to gallery: {stats.latency.p50_s:.2f} s median, "
             f"{stats.latency.p99_s:.2f} s p99; encoder busy {stats.encoder_busy_share:.0%}"
         )
+
+
+def progress_line(stats: "PipelineStats") -> str:
+    """Return what was done so far, in a line for where nothing can be redrawn."""
+    away = [name for name, camera in stats.cameras.items() if camera.state not in _OK]
+    return (
+        f"{stats.seconds:.0f} s: {count_of(stats.total('frames_processed'), 'frame')} searched, "
+        f"{count_of(stats.total('tracks'), 'track')}, "
+        f"{count_of(stats.total('committed'), 'picture')} added"
+        + "".join(f"; {name} {stats.cameras[name].state}" for name in away)
+    )
 
 
 def _rate(now: "PipelineStats", earlier: "PipelineStats | None", camera: str) -> float:

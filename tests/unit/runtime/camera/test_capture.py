@@ -85,6 +85,7 @@ def test_a_file_in_real_time_takes_its_time():
 
 
 def test_a_live_source_is_opened_again_and_again(caplog):
+    caplog.set_level("INFO")
     opener = FakeOpener([FRAME] * 2, InputError("unplugged"), InputError("unplugged"), [FRAME] * 3)
     began = time.time()
     watched = Watched(LIVE, opener)
@@ -100,8 +101,42 @@ def test_a_live_source_is_opened_again_and_again(caplog):
     assert began <= watched.frames[-1][1] <= time.time()
 
 
+def test_an_outage_is_told_once_and_counted_apart_from_the_attempts(caplog):
+    caplog.set_level("INFO")
+    ends = [FRAME] * 2
+    unplugged = InputError("unplugged")
+    opener = FakeOpener(unplugged, unplugged, ends, unplugged, unplugged, InputError("busy"), ends)
+    watched = Watched(LIVE, opener)
+    wait_for(lambda: len(watched.frames) == 4 and watched.counts.count("reconnects") >= 8)
+    watched.stop()
+    said = [
+        (record.levelname, record.event, record.getMessage().removeprefix("camera gate: "))
+        for record in caplog.records
+        if hasattr(record, "event")
+    ]
+    loud = [text.partition(";")[0] for level, _, text in said if level == "WARNING"]
+    assert loud[:8] == [
+        *("unplugged", "is back after 0 s, at attempt 2"),
+        *("the stream ended", "unplugged", "busy", "is back after 0 s, at attempt 4"),
+        *("the stream ended", "nobody there"),
+    ]
+    assert [text for _, event, text in said if event == "connected"] == []
+    assert sum(level == "INFO" and event == "lost" for level, event, _ in said) >= 2
+    assert watched.counts.count("outages") == 2
+
+
+def test_a_source_that_comes_at_once_is_connected_once(caplog):
+    caplog.set_level("INFO")
+    watched = Watched(LIVE, FakeOpener([FRAME] * 2, [FRAME]))
+    wait_for(lambda: len(watched.frames) == 3)
+    watched.stop()
+    events = [record.event for record in caplog.records if hasattr(record, "event")]
+    assert events[:3] == ["connected", "lost", "back"]
+    assert events.count("connected") == 1
+
+
 def test_a_source_that_never_opens_is_tried_again_soon_and_then_less_often(caplog):
-    caplog.set_level("WARNING")
+    caplog.set_level("INFO")
 
     def opener(source, timeout_s):
         raise InputError("nothing is there")
@@ -150,7 +185,7 @@ def test_a_stalled_stream_is_left_alone_and_opened_again(fake_time):
     assert watched.counts == []
     fake_time.more_s += RULES.stall_s + 1
     wait_for(lambda: len(watched.frames) == 4)
-    assert watched.counts == ["stalls", "reconnects"]
+    assert watched.counts == ["stalls", "outages", "reconnects"]
     assert watched.capture.state == "running"
     assert not opener.readers[0].closed.is_set(), "it still hangs"
     hangs[0].set()
@@ -168,7 +203,8 @@ def test_a_stream_that_its_reader_gives_up_after_a_long_silence_has_stalled(fake
     watched = Watched(LIVE, FakeOpener([FRAME, silence], [FRAME, None], [FRAME]))
     wait_for(lambda: len(watched.frames) == 3)
     watched.stop()
-    assert watched.counts[:3] == ["stalls", "reconnects", "reconnects"], "the second one just ended"
+    lost = ["outages", "reconnects"]
+    assert watched.counts[:5] == ["stalls", *lost, *lost], "the second one just ended"
 
 
 def test_only_a_few_readers_may_hang_at_a_time():
@@ -284,7 +320,7 @@ def test_a_real_stream_is_read_lost_stalled_and_found_again(fake_time):
         watched = Watched(source, OpenCVReader)
         # Connection 1 ends by itself, 2 hangs, 3 comes after that.
         server.hangs.wait()
-        assert watched.counts == ["reconnects"]
+        assert watched.counts == ["outages", "reconnects"]
 
         def found_again():
             fake_time.more_s += RULES.stall_s + 1
@@ -299,5 +335,6 @@ def test_a_real_stream_is_read_lost_stalled_and_found_again(fake_time):
         server.shutdown()
         server.server_close()
         thread.join()
-    assert watched.counts[:3] == ["reconnects", "stalls", "reconnects"]
+    lost = ["outages", "reconnects"]
+    assert watched.counts[:5] == [*lost, "stalls", *lost]
     assert watched.frames[0][0].shape == FRAME.shape
