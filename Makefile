@@ -3,17 +3,19 @@
 #   make demo PYTHON=python3.12        another interpreter for .venv
 #   make test ARGS="-k gallery"        more arguments for the command that runs
 #   make bench NAME=gallery            one benchmark
+#   make fuzz FUZZ_S=7200              two hours of odd arguments and damaged files
 
 PYTHON ?= python3
 ARGS ?=
 NAME ?=
+FUZZ_S ?= 75
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench gpu check format clean
+.PHONY: help demo test fuzz bench gpu check format clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +25,9 @@ demo: $(STAMP)  ## Run the whole path on synthetic people into demo/.
 
 test: $(STAMP)  ## Run all tests.
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal --durations=15 --durations-min=1 $(ARGS)
+
+fuzz: $(STAMP)  ## Try odd arguments and damaged files for FUZZ_S=75 seconds; hours find more.
+	UPPERSON_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -q -n logical --maxprocesses 4 tests/fuzz $(ARGS)
 
 bench: $(STAMP)  ## Compare us with others: all of benchmarks/, or NAME=gallery ARGS="--rows 10000".
 	$(BIN)/python -m benchmarks $(NAME) $(ARGS)

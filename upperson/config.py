@@ -210,7 +210,7 @@ _Loader.add_implicit_resolver(
 def _parse(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text("utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, found {type(content).__name__}")
@@ -225,7 +225,7 @@ def _replace(content: dict[str, Any], setting: str) -> None:
         raise UsageError(f"--set wants KEY=VALUE such as model.lora_rank=16, found '{setting}'")
     try:
         value = yaml.load(text, _Loader)
-    except (RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"--set {setting}: the value is not YAML") from error
     for group in groups:
         content = content.setdefault(group, {})

@@ -1,5 +1,7 @@
 """How many examples each target tried, told at the end of `make fuzz`."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.helpers import fuzzing
@@ -11,6 +13,16 @@ _executions: dict[str, int] = {}
 def _count_executions(request: pytest.FixtureRequest, record_property):
     yield
     record_property("executions", fuzzing.counts.get(request.function.__name__, 0))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if fuzzing.SECONDS:
+        targets = [item for item in items if item.path.parent == Path(__file__).parent]
+        processes = getattr(config, "workerinput", {"workercount": 1})["workercount"]
+        fuzzing.share["seconds"] = fuzzing.SECONDS * processes / max(1, len(targets))
+        for item in targets:  # A target that hangs is found, but not one that shrinks a find.
+            item.add_marker(pytest.mark.timeout(120 + 3 * fuzzing.share["seconds"]))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -1,7 +1,7 @@
 """Fuzz targets: odd values for public functions, damage for file readers, and how long to try.
 
 Within ``make test`` every target tries a few examples, the same ones every time. With
-``UPPERSON_FUZZ_S`` set, which ``make fuzz`` does, it tries new ones for so many seconds.
+``UPPERSON_FUZZ_S`` set, which ``make fuzz`` does, they try new ones for so many seconds together.
 """
 
 import copy
@@ -19,7 +19,10 @@ from upperson_rt.errors import UppersonError
 from upperson_rt.printable import printable
 
 SECONDS = float(os.environ.get("UPPERSON_FUZZ_S", "0"))
-"""How long each target runs; 0 for a few fixed examples."""
+"""How long all targets run; 0 for a few fixed examples."""
+
+share = {"seconds": SECONDS}
+"""How long each target runs, by `tests/fuzz/conftest.py`."""
 
 counts = {}
 """Executions of each target so far, by name."""
@@ -192,11 +195,11 @@ def fuzz(examples=25, **strategies):
         if not SECONDS:
             few = settings(common, derandomize=True, max_examples=examples)
             return few(given(**strategies)(count))
-        many = settings(common, max_examples=max(100, examples))(given(**strategies)(count))
+        many = settings(common, max_examples=50)(given(**strategies)(count))
 
         @functools.wraps(many)
         def until_time_is_up(*fixtures, **named):
-            until = time.monotonic() + SECONDS
+            until = time.monotonic() + share["seconds"]
             while time.monotonic() < until:
                 many(*fixtures, **named)
 

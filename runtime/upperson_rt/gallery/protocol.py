@@ -127,10 +127,10 @@ class Gallery(ABC):
                 check_name(fingerprint, "the fingerprint of a gallery", UsageError),
                 check_count(embed_dim, "embed_dim", most=_MOST_DIMENSIONS),
             )
-        place = location
-        if not (isinstance(place, str) and "://" in place):
-            place = check_path(place, "the location of a gallery")
-        check_text(place, "the address of a gallery")
+        if isinstance(location, str) and "://" in location:
+            place = check_text(location, "the address of a gallery")
+        else:
+            place = check_path(location, "the location of a gallery")
         gallery = _store_of(place)._open(place, space)
         found = gallery.fingerprint, gallery.embed_dim
         if fingerprint not in (None, found[0]) or embed_dim not in (None, found[1]):

@@ -295,7 +295,7 @@ def _connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
     if read_only:
         mode = "mode=ro" if _unlocked_state(path) is None else "mode=ro&immutable=1"
     connection = sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?{mode}",
+        f"file:{quote(os.fsencode(path.absolute()))}?{mode}",
         uri=True,
         timeout=LOCK_TIMEOUT_S,
         isolation_level=None,  # Transactions are written out.

@@ -1,0 +1,177 @@
+"""Files of users are read or refused in one line, whatever is in them."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+from hypothesis import example
+from hypothesis import strategies as st
+
+from tests.helpers import data_sets
+from tests.helpers.fuzzing import (
+    as_json,
+    damaged_bytes,
+    damaged_json,
+    fuzz,
+    json_values,
+    nested,
+    refused_well,
+)
+from tests.helpers.toy_bundle import make_toy_bundle
+from tests.unit.calibration.test_file import calibration
+from upperson.config import TrainConfig, read_config
+from upperson.data.check import check_dataset
+from upperson_calibration.calibration_file import Calibration, read_calibration
+from upperson_rt.backends.measurement import Measurement
+from upperson_rt.bundle import Bundle
+from upperson_rt.errors import UppersonError
+from upperson_rt.manifest import Manifest, parse_manifest
+from upperson_rt.strict import read_fields
+from upperson_rt.tensorrt.cache import EngineRecord
+from upperson_rt.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("fuzz") / "bundle")
+
+
+_FIRST = {}
+
+
+def first(bundle, name):
+    """What a file of the bundle held at first."""
+    return _FIRST.setdefault(name, (bundle / name).read_bytes())
+
+
+@fuzz(data=st.data())
+def test_manifests(bundle, data):
+    document = json.loads(first(bundle, "bundle.json"))
+    text = as_json(data.draw(damaged_json(document)))
+    found = refused_well(parse_manifest, text)
+    if isinstance(found, Manifest):
+        assert parse_manifest(found.to_json()) == found
+
+
+@fuzz(document=st.one_of(json_values, st.sampled_from([nested(3000), {"a": nested(3000)}])))
+@example(document=10**5000)
+@example(document={"schema_version": 10**400})
+@example(document={"schema_version": True})
+def test_manifests_of_another_kind(document):
+    try:
+        text = as_json(document)
+    except RecursionError:
+        text = "[" * 3000
+    assert isinstance(refused_well(parse_manifest, text), UppersonError)
+
+
+@fuzz(data=st.data(), name=st.sampled_from(["tokenizer.json", "canaries.npz", "image.int8.onnx"]))
+def test_files_of_a_bundle(bundle, tmp_path_factory, data, name):
+    """Its hashes are right, as those of a hostile bundle are."""
+    content = data.draw(damaged_bytes([first(bundle, name)]))
+    copy = shutil.copytree(bundle, tmp_path_factory.mktemp("copies") / "bundle")
+    (copy / name).write_bytes(content)
+    text = first(bundle, "bundle.json").decode()
+    before = first(bundle, name)
+    for old, new in (
+        (hashlib.sha256(before).hexdigest(), hashlib.sha256(content).hexdigest()),
+        (f'"size_bytes": {len(before)}', f'"size_bytes": {len(content)}'),
+    ):
+        text = text.replace(old, new)
+    (copy / "bundle.json").write_text(text)
+    opened = refused_well(Bundle.open, copy, "int8", "onnxruntime", threads=1)
+    if isinstance(opened, Bundle):
+        refused_well(opened.backend, "image")
+        refused_well(opened.encoder().encode_texts, ["red"])
+    shutil.rmtree(copy)
+
+
+@fuzz(data=st.data())
+def test_tokenizers(bundle, tmp_path_factory, data):
+    document = json.loads(first(bundle, "tokenizer.json"))
+    path = tmp_path_factory.mktemp("tokenizers") / "tokenizer.json"
+    path.write_bytes(as_json(data.draw(damaged_json(document))).encode("utf-8", "surrogatepass"))
+    found = refused_well(Tokenizer.from_file, path)
+    if isinstance(found, Tokenizer):
+        refused_well(found.encode, ["a woman in a red coat"])
+
+
+SETS = {
+    "jsonl": data_sets.write_jsonl,
+    "csv": data_sets.write_csv,
+    "cuhk-pedes": data_sets.write_cuhk_pedes,
+    "icfg-pedes": data_sets.write_icfg_pedes,
+    "rstpreid": data_sets.write_rstpreid,
+    "flickr30k": data_sets.write_flickr30k,
+    "mscoco": data_sets.write_mscoco,
+}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A small data set of each kind: its folder, and its annotations as they are at first."""
+    made = {}
+    for name, write in SETS.items():
+        folder = tmp_path_factory.mktemp("sets") / name
+        folder.mkdir()
+        write(folder)
+        kinds = (".json", ".jsonl", ".csv")
+        files = sorted(path for path in folder.rglob("*") if path.suffix in kinds)
+        made[name] = folder, {path: path.read_bytes() for path in files}
+    return made
+
+
+@fuzz(data=st.data(), name=st.sampled_from(sorted(SETS)), whole=st.booleans())
+def test_data_sets(sets, data, name, whole):
+    folder, files = sets[name]
+    path = data.draw(st.sampled_from(sorted(files)))
+    if whole and path.suffix == ".json":
+        content = as_json(data.draw(damaged_json(json.loads(files[path]))))
+        path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    else:
+        path.write_bytes(data.draw(damaged_bytes([files[path]])))
+    root = next(place for place in (folder, path.parent) if place.is_dir())
+    try:
+        refused_well(check_dataset, name, root, decode=False)
+    finally:
+        path.write_bytes(files[path])
+
+
+CONFIG = b"""root: people
+dataset: jsonl
+base: ViT-B-16
+epochs: 5
+lr: 1.0e-3
+model: {lora_rank: 4, prefix_blocks: all}
+"""
+
+
+@fuzz(content=damaged_bytes([CONFIG]))
+@example(content=b"lr: " + b"[" * 1000)
+@example(content=b"&a [*a, *a]: 1")
+@example(content=b"epochs: " + b"9" * 5000)
+@example(content=b"? {a: 1}\n: 2")
+@example(content=b"a: !!python/object/apply:os.system [ls]")
+@example(content=b"when: 2026-99-99")
+@example(content=b"seed: !!binary '\xff'")
+def test_settings_of_a_run(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_bytes(content)
+    found = refused_well(read_config, path)
+    assert isinstance(found, TrainConfig | UppersonError)
+
+
+CALIBRATION = json.loads(calibration().to_json())
+
+
+@fuzz(document=damaged_json(CALIBRATION))
+def test_calibrations(tmp_path_factory, document):
+    path = tmp_path_factory.mktemp("calibration") / "calibration.json"
+    path.write_bytes(as_json(document).encode("utf-8", "surrogatepass"))
+    assert isinstance(refused_well(read_calibration, path), Calibration | UppersonError)
+
+
+@fuzz(kind=st.sampled_from([Manifest, Calibration, Measurement, EngineRecord]), content=json_values)
+def test_strict_reading(kind, content):
+    assert isinstance(refused_well(read_fields, kind, content, "file"), kind | UppersonError)
