@@ -46,6 +46,10 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 
+MOST_DESCRIPTION_BYTES = 4 << 20
+"""Of the pickle that describes the tensors: some twenty thousand of them. Unpickled, it takes up to
+seventy times its size."""
+
 
 class _Storage(NamedTuple):
     """Values of one record."""
@@ -93,6 +97,10 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         records = _Records(archive, roots[0].removesuffix("data.pkl"), path.stat().st_size)
         if "byteorder" in records and records.read("byteorder") != sys.byteorder.encode():
             raise UnpicklingError(f"its numbers are not {sys.byteorder} endian, as this machine's")
+        if archive.getinfo(roots[0]).file_size > MOST_DESCRIPTION_BYTES:
+            raise UnpicklingError(
+                f"its data.pkl takes more than {MOST_DESCRIPTION_BYTES >> 20} MiB"
+            )
         module = _describe(records.read("data.pkl"))
         storages: dict[_Storage, Tensor] = {}
         state = {}

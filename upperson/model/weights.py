@@ -4,12 +4,13 @@ Loading never executes code of a file.
 """
 
 import os
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import open_clip
 import torch
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from upperson.data.transforms import CLIP_STATISTICS, PixelStatistics
-from upperson.model.torchscript import is_torchscript, read_torchscript
+from upperson.model.torchscript import MOST_DESCRIPTION_BYTES, is_torchscript, read_torchscript
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import get_logger
 
@@ -96,13 +97,53 @@ def pop_openai_facts(state: dict[str, Tensor]) -> bool:
     return found == _OPENAI_FACTS
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def saved_fault(path: Path) -> str | None:
+    """Say why a file cannot be what ``torch.save`` writes, before torch unpacks it; None if it can.
+
+    torch would inflate compressed records, which it never writes, to any size.
+
+    Raises:
+        OSError: The file cannot be read.
+        zipfile.BadZipFile: It is a damaged archive.
+    """
     with path.open("rb") as file:
         start = file.read(4)
-    if not start:
-        raise UnpicklingError("it is empty")
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise UnpicklingError("it is cut off: fetch or copy it again")
+        if not start:
+            return "it is empty"
+        if not start.startswith(b"PK"):
+            file.seek(0)
+            return _description_fault(file)
+    if not zipfile.is_zipfile(path):
+        return "it is cut off: fetch or copy it again"
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        return "its records are compressed, which torch.save never does: save it again with torch"
+    # Records of a hostile file may overlap.
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        return "its records are larger than the file"
+    pickles = (record.file_size for record in records if record.filename.endswith(".pkl"))
+    if max(pickles, default=0) > MOST_DESCRIPTION_BYTES:
+        return f"its description takes more than {MOST_DESCRIPTION_BYTES >> 20} MiB"
+    return None
+
+
+def _description_fault(file: BinaryIO) -> str | None:
+    """Look at the pickles at the beginning of a file of the format before zip."""
+    try:
+        for _ in range(4):  # A number, the version, facts about the machine, the tensors.
+            for _ in pickletools.genops(file):
+                if file.tell() > MOST_DESCRIPTION_BYTES:
+                    return f"its description takes more than {MOST_DESCRIPTION_BYTES >> 20} MiB"
+    except ValueError:  # No pickle, or a damaged one: torch says so.
+        return None
+    return None
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    fault = saved_fault(path)
+    if fault is not None:
+        raise UnpicklingError(fault)
     try:
         with warnings.catch_warnings():
             # Of pickle protocols other than 2, which load or fail all the same.

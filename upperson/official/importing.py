@@ -13,6 +13,7 @@ import dataclasses
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch import Tensor
 from upperson.config import TrainConfig
 from upperson.model.base import Base, load_base
 from upperson.model.encoder import patch_grid
+from upperson.model.weights import saved_fault
 from upperson.official.mapping import map_checkpoint
 from upperson.run import ADAPTER, CONFIG, pack_adapter
 from upperson_rt.errors import InputError
@@ -153,6 +155,12 @@ def _load(path: Path) -> Any:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+    try:
+        fault = saved_fault(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        fault = str(error)
+    if fault is not None:
+        raise InputError(f"{path} cannot be read as a checkpoint: {fault}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # What a wrong file is comes as an error, too.

@@ -5,7 +5,7 @@ import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from struct import pack
+from struct import pack, unpack
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from tests.helpers.openai_archive import save_openai_archive, save_scripted
 from tests.helpers.toy_clip import toy_clip
 from upperson.model.torchscript import is_torchscript, read_torchscript
 from upperson.model.weights import read_weights
+from upperson.official.importing import read_checkpoint
 from upperson_rt.errors import InputError
 
 # A pickle of protocol 2, piece by piece, as torch writes it.
@@ -214,3 +215,62 @@ def test_a_damaged_archive_is_refused_wherever_it_is_cut(tmp_path: Path) -> None
     cut.write_bytes(flipped)
     with pytest.raises(InputError, match="CRC"):
         read_weights(cut)
+
+
+def repack(source: Path, path: Path, method: int, **more: bytes) -> Path:
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w", method) as new:
+        for record in old.infolist():
+            name = record.filename
+            new.writestr(name, more.get(name.rpartition("/")[2].replace(".", "_"), old.read(name)))
+    return path
+
+
+def overlap(path: Path) -> None:
+    """Let a hundred entries of an archive name the same record."""
+    content = path.read_bytes()
+    end = content.rindex(b"PK\5\6")
+    count, size, at = unpack("<HII", content[end + 10 : end + 20])
+    directory = content[at : at + size]
+    name = directory.index(b"data/0")
+    entry_at = directory.rindex(b"PK\1\2", 0, name)
+    entry = directory[entry_at : name + 6]
+    more = b"".join(entry.replace(b"data/0", b"data/%c" % (48 + i)) for i in range(1, 70))
+    tail = pack("<4s4H2IH", b"PK\5\6", 0, 0, count + 69, count + 69, size + len(more), at, 0)
+    path.write_bytes(content[:at] + directory + more + tail)
+
+
+def test_saved_files_that_would_unpack_to_more_than_they_are_refused(tmp_path: Path) -> None:
+    plain, old = tmp_path / "plain.pth", tmp_path / "old.pth"
+    torch.save({"w": torch.zeros(5_000_000)}, plain)
+    repack(plain, tmp_path / "deflated.pth", zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "deflated.pth").stat().st_size < plain.stat().st_size / 100
+    crowd = b"\x80\x02(" + b"}" * 5_000_000 + b"t."
+    repack(plain, tmp_path / "crowd.pth", zipfile.ZIP_STORED, data_pkl=crowd)
+    old.write_bytes(
+        b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
+    )
+    with old.open("ab") as file:
+        file.write(crowd)
+    repack(plain, tmp_path / "overlap.pth", zipfile.ZIP_STORED)
+    overlap(tmp_path / "overlap.pth")
+    (tmp_path / "cut.pth").write_bytes(plain.read_bytes()[:-100])
+    (tmp_path / "empty.pth").touch()
+    reasons = {
+        "deflated": "its records are compressed",
+        "crowd": "its description takes more than 4 MiB",
+        "old": "its description takes more than 4 MiB",
+        "overlap": "its records are larger than the file",
+        "cut": "it is cut off: fetch or copy it again",
+        "empty": "it is empty",
+    }
+    for read in (read_weights, lambda path: read_checkpoint(path)[0]):
+        assert read(plain)["w"].shape == (5_000_000,)
+        for name, reason in reasons.items():
+            with pytest.raises(InputError, match=f"cannot be read as .*: {reason}"):
+                read(tmp_path / f"{name}.pth")
+
+
+def test_an_archive_with_a_crowded_description_is_refused(tmp_path: Path) -> None:
+    crowd = write(tmp_path / "crowd.pt", module(b"(" + b"}" * 5_000_000 + b"t"))
+    with pytest.raises(InputError, match=r"its data\.pkl takes more than 4 MiB"):
+        read_weights(crowd)
