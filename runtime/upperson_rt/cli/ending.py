@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -22,8 +22,9 @@ __all__ = ["end_beside_threads", "ending_gently", "how_it_ended", "leave_open", 
 _GRACE_S = 7.0
 """How long a command may clean up; service managers wait ten seconds and more."""
 _LATE = f"it did not end by itself within {_GRACE_S:g} s"
+_AT_ONCE = "a second signal ended it at once, and what was not finished is lost"
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-_SHOW_CURSOR = b"\x1b[?25h"
+_SHOW_CURSOR = b"\n\x1b[?25h"
 
 _left_open: list[object] = []
 
@@ -74,7 +75,7 @@ def ending_gently() -> Iterator[list[int]]:
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > 1:
-            _end_now(number, "at once")
+            _end_now(number, _AT_ONCE)
 
     before = {number: signal.signal(number, note) for number in _WORDS}
     _state.gentle = True
@@ -98,8 +99,9 @@ def leave_open(*hanging: object) -> None:
 def end_beside_threads(code: int) -> None:
     """End the process if something was left open; Python's own end would wait for it, or crash."""
     if _left_open:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # Who reads it may have gone.
+                stream.flush()
         os._exit(code)
 
 
@@ -120,7 +122,7 @@ def _watch(reading: int) -> None:
             continue
         gentle = gentle + 1 if _state.gentle else 0
         if gentle > 1:
-            _end_now(number, "at once")
+            _end_now(number, _AT_ONCE)
         if not gentle and until == float("inf"):
             until, ending = time.monotonic() + _GRACE_S, number
 
