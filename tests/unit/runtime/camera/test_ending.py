@@ -1,6 +1,8 @@
 """The end of a pipeline whose parts hang, or want to end the program."""
 
+import random
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -325,6 +327,77 @@ def test_what_wants_to_end_the_program_stops_the_pipeline(
     check_sums(stats)
     assert stats.failures == {f"{where}_error": 1}
     assert gallery.count() == stats.total("committed") == (where == "on_commit")
+
+
+class Moody:
+    """Works, hangs until it is released, or raises something, as its dice say."""
+
+    def __init__(self, dice, released):
+        self._dice, self._released = dice, released
+        self._hangs, self._raises = dice.choice([(0, 0), (0.1, 0), (0, 0.1), (0.05, 0.05)])
+
+    def __call__(self):
+        mood = self._dice.random()
+        if mood < self._hangs:
+            self._released.wait()
+        elif mood < self._hangs + self._raises:
+            raise self._dice.choice([*WANTS_TO_END, ValueError("broken"), StopIteration()])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_hangs_or_fails_all_is_counted_and_nothing_told_is_lost(
+    encoder, gallery, known, seed, monkeypatch
+):
+    monkeypatch.setattr("upperson_rt.camera.capture._PATIENCE_S", 0.1)
+    dice, released, told, add = random.Random(seed), threading.Event(), [], gallery.add
+    encoding, adding, telling, detecting, reading = (Moody(dice, released) for _ in range(5))
+    moody_encoder = FakeEncoder(encoder)
+    moody_encoder.encode_pixels = lambda *given: encoding() or encoder.encode_pixels(*given)
+    monkeypatch.setattr(gallery, "add", lambda *given: adding() or add(*given))
+    pipeline = Pipeline(
+        moody_encoder,
+        gallery,
+        on_commit=lambda items: told.extend(items) or telling(),
+        every_s=0,
+        min_views=1,
+        batch_size=2,
+        max_delay_s=0,
+        crop_queue=dice.choice([1, 64]),
+        end_within_s=0.2,
+        save_crops=dice.random() < 0.5,
+        capture_rules=CaptureRules(stall_s=0.1, first_wait_s=0.01, longest_wait_s=0.01),
+    )
+    pipeline.start()
+    scripts = [[lambda: reading() or person_frame()] * 6] * 3
+    with suppress(Exception):  # It may have failed before, with any of those above.
+        pipeline.add_camera("own", detector=lambda frame: detecting() or [BOX])
+        for source in (FILE, LIVE):
+            pipeline.add_camera(
+                source.kind, source, lambda frame: detecting() or [BOX], start_time=START,
+                opener=FakeOpener(*scripts),
+            )  # fmt: skip
+        for number in range(12):
+            pipeline.submit("own", person_frame(), None, START + number)
+            pipeline.drain(0.01)
+    failures = {}
+    try:
+        pipeline.stop()
+    except Exception:  # Any of those above, but never one that would end the program.
+        failures = pipeline.stats().failures
+        assert failures
+    stats = pipeline.stats()
+    check_sums(stats)
+    assert stats.failures == failures, "what is told is counted, and what is counted is told"
+    assert {item.key for item in told} <= {item.key for item in gallery.items()}
+    told_before = len(told)
+    released.set()
+    wait_for(lambda: no_thread_is_left(known))
+    assert (pipeline.stats().cameras, len(told)) == (stats.cameras, told_before)
+    if "gallery_stuck" not in failures:  # What comes back late may have added rows.
+        assert gallery.count() == stats.total("committed")
+    assert gallery.verify() == []
+    files = {path for path in gallery.crops_dir.rglob("*") if path.is_file()}
+    assert files == {gallery.crops_dir / item.crop for item in gallery.items() if item.crop}
 
 
 HANGING = """
