@@ -240,6 +240,11 @@ def rt_detr_ultralytics(b, pixels, size, person, see):
     return {"output0": b.op("Concat", shares(b, logits, size), kinds, axis=2)}
 
 
+def rt_detr_chosen(b, pixels, size, person, see):
+    logits = eyes(b, pixels, STRIDES[:1], **see)
+    return {"output0": b.op("Concat", *best(b, logits, shares(b, logits, size), person), axis=2)}
+
+
 def rf_detr(b, pixels, size, person, see):
     """Boxes and logits of COCO's 91 numbers, in which people are number 1."""
     logits = eyes(b, pixels, STRIDES[:1], **see)
@@ -260,6 +265,7 @@ HEADS = {
     "rt-detr": (rt_detr, _RGB),
     "rt-detr-logits": (rt_detr_logits, _RGB),
     "rt-detr-ultralytics": (rt_detr_ultralytics, _RGB),
+    "rt-detr-chosen": (rt_detr_chosen, _RGB),
     "rf-detr": (rf_detr, _RGB | {"imagenet": True}),
 }
 """Heads by name, and what their eyes were trained with."""

@@ -274,7 +274,7 @@ DetectorLayout: TypeAlias = Annotated[
     typer.Option(
         "--detector-layout",
         help="Layout of FILE.onnx: yolov5, yolov8, end-to-end, yolox, yolox-decoded, rt-detr, "
-        "rt-detr-logits, rt-detr-ultralytics or rf-detr.",
+        "rt-detr-logits, rt-detr-ultralytics, rt-detr-chosen or rf-detr.",
         show_default="told from the file",
     ),
 ]

@@ -49,6 +49,12 @@ class Graph:
         return "names" in self.metadata and "stride" in self.metadata
 
     @property
+    def is_rt_detr_of_ultralytics(self) -> bool:
+        """Whether that export says so: in its head, or before there was one, its description."""
+        said = (self.metadata.get("head", ""), self.metadata.get("description", ""))
+        return self.is_ultralytics and "rtdetr" in " ".join(said).lower()
+
+    @property
     def found(self) -> str:
         """Inputs and outputs in one line."""
         inputs = ", ".join(f"{name} {_shape(shape)}" for name, shape in self.inputs.items())

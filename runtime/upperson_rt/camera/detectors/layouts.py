@@ -183,6 +183,13 @@ def _read_queries(
     return _corners(table[..., :4]) * _sides(size), table[..., 4 + person]
 
 
+def _read_chosen_queries(
+    arrays: Arrays, person: int, size: Size
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    boxes, scores = _read_chosen(arrays, person, size)
+    return _corners(boxes) * _sides(size), scores
+
+
 def _read_labels(
     arrays: Arrays, person: int, size: Size
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -266,6 +273,14 @@ _ROWS = (
         find=_find_queries,
         classes=lambda shapes: shapes[0][2] - 4,
         read=_read_queries,
+    ),
+    Layout(
+        name="rt-detr-chosen",
+        what="RT-DETR as newer Ultralytics exports it: middle, size, score and class, in shares",
+        pixels=_STRETCHED,
+        find=_find_chosen,
+        classes=lambda shapes: None,
+        read=_read_chosen_queries,
     ),
     Layout(
         name="rf-detr",

@@ -16,6 +16,8 @@ from upperson_rt.strict import suggestion
 
 __all__ = ["recognise"]
 
+_LARGEST_SHARE = 2.0
+"""Boxes that reach further are in pixels."""
 _NEAR = 2.0
 """Strides between a cell and the box it answers for, in the median: networks look around, not
 far."""
@@ -72,14 +74,24 @@ def _tell(graph: Graph, fitting: Mapping[str, tuple[str, ...]]) -> list[str]:
         boxes, logits = fitting["rf-detr"]
         return ["rf-detr"] if (boxes, logits) == ("dets", "labels") else names
     if "rt-detr-ultralytics" in names:
-        if "rtdetr" in graph.metadata.get("description", "").lower():
-            return ["rt-detr-ultralytics"]
-        if "end-to-end" not in names:
-            return []  # Boxes and classes alone say too little about what goes in.
-        classes = np.asarray(graph.answer[fitting["end-to-end"][0]], np.float64)[0, :, 5]
-        whole = bool((classes == classes.round()).all() and (classes >= 0).all())
-        return ["end-to-end"] if whole else []
+        return _tell_queries(graph, names, fitting["rt-detr-ultralytics"][0])
     return names
+
+
+def _tell_queries(graph: Graph, names: list[str], output: str) -> list[str]:
+    """Tell rows of box and classes from rows of box, score and class, in pixels or in shares."""
+    if "end-to-end" not in names:
+        # Boxes and classes alone say too little about what goes in.
+        return names if graph.is_rt_detr_of_ultralytics else []
+    table = np.asarray(graph.answer[output], np.float64)[0]
+    numbers = table[:, 5]
+    if not ((numbers == numbers.round()).all() and (numbers >= 0).all()):
+        return ["rt-detr-ultralytics"] if graph.is_rt_detr_of_ultralytics else []
+    if graph.is_rt_detr_of_ultralytics:
+        return ["rt-detr-chosen"]
+    if graph.is_ultralytics or np.abs(table[:, :4]).max() > _LARGEST_SHARE:
+        return ["end-to-end"]
+    return ["end-to-end", "rt-detr-chosen"]
 
 
 def _tell_grid(graph: Graph, output: str) -> list[str]:

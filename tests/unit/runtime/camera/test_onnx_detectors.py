@@ -26,6 +26,7 @@ HOW = {
     "yolox-decoded": {"layout": "yolox-decoded"},
     "rt-detr-logits": {"layout": "rt-detr-logits"},
     "rt-detr-ultralytics": {"metadata": NAMES | {"description": "Ultralytics rtdetr-l model"}},
+    "rt-detr-chosen": {"metadata": NAMES | {"head": "RTDETRDecoder"}},
     "rf-detr": {"person": 1},
 }
 
@@ -114,6 +115,9 @@ TOLD = [
     ("rt-detr", {}, "rt-detr"),
     ("rf-detr", {}, "rf-detr"),
     ("rt-detr-ultralytics", HOW["rt-detr-ultralytics"], "rt-detr-ultralytics"),
+    ("rt-detr-chosen", HOW["rt-detr-chosen"], "rt-detr-chosen"),
+    ("rt-detr-chosen", HOW["rt-detr-ultralytics"], "rt-detr-chosen"),
+    ("end-to-end", {"metadata": NAMES | {"end2end": "True"}}, "end-to-end"),
 ]
 
 
@@ -134,6 +138,7 @@ UNTOLD = [
     ("rf-detr", {"rename": {"dets": "boxes", "labels": "logits"}}, "rt-detr-logits or rf-detr"),
     ("rt-detr-ultralytics", {}, "rt-detr-ultralytics"),
     ("rt-detr-ultralytics", {"metadata": NAMES}, "rt-detr-ultralytics"),
+    ("rt-detr-chosen", {}, "end-to-end or rt-detr-chosen"),
 ]
 
 
