@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 __all__ = [
@@ -46,52 +46,65 @@ class DamageError(sqlite3.DatabaseError):
     """What SQLite would have raised if it had noticed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Facet:
     """An index of SQLite that answers come from, and what an entry of it says."""
 
     index: str
-    texts: tuple[str, ...]
-    """Columns of texts that it begins with; the first one is never NULL in a partial index."""
+    text: str | None = None
+    """Column of texts that it begins with, never NULL in an entry."""
+    nullable: str | None = None
+    """Column of texts that follows."""
     timed: bool = False
     """Whether the time follows."""
     partial: bool = False
     """Whether rows without the first text are left out."""
 
-    @cached_property
-    def _places(self) -> list[int]:
-        return [ROW.split(", ").index(name) for name in self.texts]
+    @property
+    def column(self) -> str:
+        """The column that it begins with."""
+        return self.text or self.nullable or "time"
 
-    def texts_of(self, rows: Sequence[Row]) -> list[tuple[str | None, ...]]:
-        """Return the texts of each row."""
-        if len(self._places) == 1:
-            (place,) = self._places
-            return [(row[place],) for row in rows]
-        return [tuple([row[place] for place in self._places]) for row in rows]
+    def texts_of(self, rows: Sequence[Row]) -> list[tuple[object, ...]]:
+        """Return what the entry of each row says before time and id."""
+        first: list[tuple[object, ...]] = [()] * len(rows)
+        if self.text is not None:
+            place = _PLACES[self.text]
+            first = [(row[place],) for row in rows]
+        if self.nullable is None:
+            return first
+        place = _PLACES[self.nullable]
+        return [
+            (*texts, int(row[place] is not None), row[place] or "")
+            for texts, row in zip(first, rows, strict=True)
+        ]
 
     @property
     def sql(self) -> str:
         """Selects all entries in the order of the index, see `prove_facet`."""
-        columns = [f"{name} IS NOT NULL, ifnull({name}, '')" for name in self.texts]
-        columns.append("ifnull(time, -9e999)" if self.timed else "0.0")
-        where = f" WHERE {self.texts[0]} IS NOT NULL" if self.partial else ""
-        return f"SELECT {', '.join(columns)}, id FROM items INDEXED BY {self.index}{where}"
+        columns = [] if self.text is None else [self.text]
+        if self.nullable is not None:
+            columns += [f"{self.nullable} IS NOT NULL", f"ifnull({self.nullable}, '')"]
+        columns += ["ifnull(time, -9e999)" if self.timed else "0.0", "id"]
+        where = f" WHERE {self.text} IS NOT NULL" if self.partial else ""
+        return f"SELECT {', '.join(columns)} FROM items INDEXED BY {self.index}{where}"
 
 
 FACETS = (
-    Facet("sqlite_autoindex_items_1", ("key",)),
-    Facet("items_by_camera_time", ("camera",), timed=True, partial=True),
-    Facet("items_by_time", (), timed=True),
-    Facet("items_by_track", ("track", "camera"), timed=True, partial=True),
-    Facet("items_by_variant", ("variant",)),
-    Facet("items_by_crop", ("crop",), partial=True),
+    Facet(index="sqlite_autoindex_items_1", text="key"),
+    Facet(index="items_by_camera_time", text="camera", timed=True, partial=True),
+    Facet(index="items_by_time", timed=True),
+    Facet(index="items_by_track", text="track", nullable="camera", timed=True, partial=True),
+    Facet(index="items_by_variant", nullable="variant"),
+    Facet(index="items_by_crop", text="crop", partial=True),
 )
-_TIME = ROW.split(", ").index("time")
+_PLACES = {name: place for place, name in enumerate(ROW.split(", "))}
+_TIME = _PLACES["time"]
 
 
 def facet_of(column: str) -> Facet:
     """Return the facet whose index begins with a column."""
-    return next(facet for facet in FACETS if (*facet.texts, "time")[0] == column)
+    return next(facet for facet in FACETS if facet.column == column)
 
 
 @dataclass(kw_only=True)
@@ -188,7 +201,7 @@ def _of_metadata(row: Row) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _text_sum(texts: tuple[str | None, ...]) -> int:
+def _text_sum(texts: tuple[object, ...]) -> int:
     return zlib.crc32(ascii(texts).encode())
 
 
@@ -214,8 +227,7 @@ def _sum_of_entries(entries: Iterable[tuple[Any, ...]]) -> int:
                 raise DamageError("entries of an index are not in order")
             if entry[:-2] != texts:
                 texts = entry[:-2]
-                shown = zip(texts[::2], texts[1::2], strict=True)
-                text_sum = _text_sum(tuple(text if is_there else None for is_there, text in shown))
+                text_sum = crc32(ascii(texts).encode())
             total += crc32(pack(entry[-2], entry[-1]), text_sum)
             last = entry
     except (TypeError, struct.error) as error:

@@ -5,6 +5,7 @@ transaction leaves sums over all rows, see `checksums`; how many transactions th
 in a file beside the log, so that a log that lost some is not believed.
 """
 
+import errno
 import json
 import os
 import re
@@ -344,14 +345,23 @@ def _write_mark(path: Path, identity: str, commits: int) -> None:
 
     Written after the log was synced, so it never says too much. It may say too little: nothing is
     lost then but the notice of a loss.
+
+    Raises:
+        InputError: The disk turned read-only, and may have kept nothing of what it said was synced.
     """
     text = f"{identity} {commits:020d}"
-    with suppress(OSError):
+    try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             os.write(handle, f"{text} {zlib.crc32(text.encode()):08x}\n".encode())
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise InputError(
+                f"the disk of gallery {path.parent} turned read-only while it was written to, and "
+                "the last change may be lost: check the disk, then repeat it"
+            ) from error
 
 
 def _read_mark(path: Path) -> tuple[str, int] | None:
@@ -373,6 +383,11 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError as error:
         raise UsageError(f"gallery {path.parent} has been closed") from error
+    except DamageError as error:
+        raise IntegrityError(
+            f"gallery {path} is damaged: {error}; it was left as it is: see  upperson-rt gallery "
+            "verify, restore it from a copy, or index again into another folder"
+        ) from error
     except sqlite3.Error as error:
         if not isinstance(error, sqlite3.OperationalError) or _DAMAGED.search(str(error)):
             raise IntegrityError(

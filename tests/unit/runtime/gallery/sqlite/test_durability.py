@@ -1,5 +1,6 @@
 """What a gallery survives: kills, full disks, locks, folders that cannot be written to."""
 
+import errno
 import itertools
 import os
 import shutil
@@ -293,6 +294,30 @@ def test_a_disk_that_takes_no_more_loses_nothing(tmp_path, start):
         assert gallery.count() == 20 * len(done)
         gallery.add([Item(key="goes on")], some_vectors(1))
         assert gallery.count() == 20 * len(done) + 1
+
+
+def test_a_disk_that_turns_read_only_acknowledges_nothing(tmp_path, monkeypatch):
+    """Linux may say of files that they were synced then, though the last change is lost."""
+    with Gallery.open(tmp_path, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add([Item(key="a", crop="a.jpg")], some_vectors(1))
+        gallery.crops_dir.mkdir()
+        (gallery.crops_dir / "a.jpg").touch()
+        opened = os.open
+
+        def turned(path, flags, *mode):
+            if os.fspath(path).endswith("-mark"):
+                raise OSError(errno.EROFS, "Read-only file system")
+            return opened(path, flags, *mode)
+
+        monkeypatch.setattr(os, "open", turned)
+        for change in (
+            lambda: gallery.add([Item(key="b")], some_vectors(1)),
+            lambda: gallery.delete(["a"]),
+        ):
+            with pytest.raises(InputError, match=r"turned read-only .* may be lost"):
+                change()
+        assert (gallery.crops_dir / "a.jpg").exists()
+        assert gallery.count() == 1
 
 
 def test_a_lock_ends_with_advice(tmp_path, monkeypatch):
