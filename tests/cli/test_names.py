@@ -1,4 +1,4 @@
-"""Names that terminals would obey, in commands as users run them."""
+"""Names that terminals would obey, and times of no calendar, in commands as users run them."""
 
 import json
 
@@ -8,7 +8,8 @@ import pytest
 from tests.helpers.command_line import run_program
 from tests.helpers.invoke import run_rt as run
 from upperson_rt.bundle import read_manifest
-from upperson_rt.gallery import Gallery, Item
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Gallery, Item, protocol
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\n\u202egpj[red]"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J\n\u202egpj[red]"
@@ -93,3 +94,42 @@ def test_a_terminal_without_unicode_gets_escapes(work, monkeypatch):
     done = run_program("upperson-rt", "query", "red", "--camera", "門")
     assert done.returncode == 0, done.stderr
     assert r"no picture of the camera '\u9580'" in done.stderr
+
+
+@pytest.fixture
+def long_ago(enter, bundle_and_crops, monkeypatch):
+    """A gallery from before times were checked: one of its items is of the year 3 billion."""
+    work = enter(bundle_and_crops)
+    model = read_manifest(work / "bundle")
+    monkeypatch.setattr(protocol, "check_new", list)
+    with Gallery.open("gallery", model.fingerprint, model.model.embed_dim, create=True) as gallery:
+        vector = np.eye(1, gallery.embed_dim, dtype=np.float32)
+        gallery.add([Item(key="a", time=1e20, track="t")], vector)
+    monkeypatch.undo()
+    monkeypatch.chdir(work)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("query", "red"),
+        ("query", "red", "--by-track"),
+        ("query", "red", "--json", "--sheet", "found.png"),
+        ("gallery", "info"),
+        ("gallery", "verify"),
+        ("gallery", "export", "out"),
+    ],
+)
+def test_a_time_beyond_every_calendar_breaks_nothing(long_ago, arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    if arguments in (("query", "red"), ("gallery", "info")):
+        assert "1e+20 s" in result.stdout
+
+
+def test_such_a_time_is_refused_now(long_ago):
+    with Gallery.open("gallery") as gallery:
+        vector = np.eye(1, gallery.embed_dim, dtype=np.float32)
+        for time in (1e20, 1.8e12, -1e12):
+            with pytest.raises(InputError, match="lie in the years 1 to 9999; got"):
+                gallery.add([Item(key="b", time=time)], vector)

@@ -155,7 +155,8 @@ def session_options(ort: Any, threads: int | None) -> Any:
     thread that they wait for: here they sleep.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # What matters comes back as an exception.
+    # What matters comes back as an exception; its own log shows names of a model as they are.
+    options.log_severity_level = 4
     for pool in ("intra_op", "inter_op"):
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
     if threads is not None:

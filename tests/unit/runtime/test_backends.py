@@ -198,3 +198,24 @@ except KeyboardInterrupt:
 """
     done = run_code(code, text_tower.parent, first)
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+def test_a_graph_that_fails_prints_nothing_by_itself(tmp_path, name, capfd):
+    """Its names would reach the terminal as they are."""
+    onnx = pytest.importorskip("onnx")
+    node = onnx.helper.make_node("Add", ["x", "w"], ["y"], name="\x1b]0;owned\x07")
+    graph = onnx.helper.make_graph(
+        [node],
+        "graph",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", "M"])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.ones(7, np.float32), "w")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    onnx.save(model, tmp_path / "graph.onnx")
+    backend = open_backend(tmp_path / "graph.onnx", name, threads=1)
+    with pytest.raises(BackendError, match="failed: "):
+        backend.run({"x": np.zeros((1, 3), np.float32)})
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")

@@ -1,5 +1,6 @@
 """What may go into a gallery, and what can be asked of it, checked before any store is asked."""
 
+import json
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from tests.helpers.gallery_places import some_vectors
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Item
-from upperson_rt.gallery.records import unit_vectors
+from upperson_rt.gallery.records import attributes_as_json, check_new, unit_vectors
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,15 @@ from upperson_rt.gallery.records import unit_vectors
         ({"key": "a", "time": float("inf")}, "time must be finite"),
         ({"key": "a", "box": (1, 2, 3)}, "box must be"),
         ({"key": "a\udc80"}, "not valid Unicode"),
+        ({"key": 5}, "key of an item must be a text, found 5"),
+        ({"key": "a", "camera": 5}, "item a: camera must be a text, found 5"),
+        ({"key": "a", "time": "x"}, "time must be finite and in unix seconds, got 'x'"),
+        ({"key": "a", "box": "abcd"}, "box must be a list, found 'abcd'"),
+        (
+            {"key": "a", "box": (0, 0, math.nan, 1)},
+            r"box must be .* in pixels, got \(0, 0, nan, 1\)",
+        ),
+        ({"key": "a", "attributes": [1]}, "attributes must be a mapping"),
     ],
 )
 def test_items_are_checked(fields, message):
@@ -33,7 +43,49 @@ def test_a_crop_may_not_leave_its_folder(crop):
         Item(key="a", crop=crop)
 
 
+def test_boxes_are_whole_pixels():
+    assert Item(key="a", box=np.array([1.5, 2.0, 3.9, 4.0])).box == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"time": 1.8e12}, "in unix seconds, not milliseconds"),
+        ({"time": 10**400}, "lie in the years 1 to 9999"),
+        ({"box": (0, 0, 2**31, 1)}, "box must be in pixels"),
+        ({"camera": "a\0b"}, "camera holds a null character"),
+    ],
+)
+def test_what_is_new_is_checked_more_strictly(fields, message):
+    item = Item(key="a", **fields)
+    with pytest.raises(InputError, match=f"item 'a': .*{message}"):
+        check_new([item])
+
+
+def test_attributes_have_a_depth():
+    def nested(depth):
+        return {"a": json.loads("[" * (depth - 1) + "]" * (depth - 1))}
+
+    text = attributes_as_json(Item(key="a", attributes=nested(64)))
+    assert text.count("[") == 63
+    assert attributes_as_json(Item(key="a", attributes={"a": '["\\"{' * 99})).count("{") == 100
+    for depth in (65, 900):
+        with pytest.raises(InputError, match="attributes are nested more than 64 deep"):
+            attributes_as_json(Item(key="a", attributes=nested(depth)))
+    deep = []
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(InputError, match="attributes are nested more than 64 deep"):
+        attributes_as_json(Item(key="a", attributes={"a": deep}))
+
+
 def test_filters_are_checked():
+    with pytest.raises(UsageError, match=r"a filter's camera is not valid Unicode: '\\udcff'"):
+        Filter(camera="\udcff")
+    with pytest.raises(UsageError, match="cameras of a filter must be a list, found 5"):
+        Filter(camera=5)
+    with pytest.raises(UsageError, match="until must be a time in unix seconds"):
+        Filter(until="tomorrow")
     with pytest.raises(UsageError, match="since must be earlier"):
         Filter(since=2, until=2)
     with pytest.raises(UsageError, match="since must be a time"):
