@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.helpers.command_line import environment, start_program
+from tests.helpers.fake_camera import wait_for
 from tests.helpers.invoke import snapshot
 from upperson_rt.bundle import Bundle
 from upperson_rt.files import new_folder
@@ -66,6 +68,7 @@ def test_a_signal_ends_a_command_in_an_orderly_way(work, number, code, said):
 
 NATIVE = """
 import hashlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -115,6 +118,13 @@ def hang() -> None:
     print("hanging", end="")  # Flushed all the same.
     threading.Thread(target=threading.Event().wait).start()
     raise KeyError("defect")
+
+@app.command(cls=Command)
+def load() -> None:
+    loader = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+    loader.start()
+    print(loader.pid, flush=True)
+    work_for_hours()
 
 @app.command(cls=Command)
 def fork() -> None:
@@ -172,6 +182,23 @@ def test_a_second_signal_ends_at_once_what_ends_gently_also_in_native_code(work)
     word = {130: "interrupted", 143: "terminated"}[process.returncode]
     assert errors.startswith(f"error: {word}: a second signal ended it at once")
     assert len(errors.splitlines()) == 1
+
+
+def test_processes_that_load_pictures_end_with_it(work):
+    with start_native("load") as process:
+        loader = int(process.stdout.readline())
+        assert process.stdout.readline() == "working\n"
+        process.terminate()
+        assert process.wait(timeout=50) == 143
+        wait_for(lambda: not is_running(loader))
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # It has ended, and nobody has asked yet.
 
 
 def test_a_process_ends_beside_a_thread_that_hangs(work):

@@ -24,7 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from upperson_rt import __version__
-from upperson_rt.cli.ending import end_beside_threads, how_it_ended, listen
+from upperson_rt.cli.ending import end, how_it_ended, listen
 from upperson_rt.cli.output import print_error, print_line, print_note
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.printable import one_line, printable
@@ -130,13 +130,12 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
     except KeyboardInterrupt as error:  # Outside of a command: while it is being imported.
         message, code = how_it_ended(error)
         _report(message, debug=False)
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        cause = end.__context__ and end.__context__.__cause__
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        cause = ended.__context__ and ended.__context__.__cause__
         if isinstance(cause, KeyboardInterrupt):  # While options were read: all is Ctrl-C to Typer.
             _, code = how_it_ended(cause)
-    end_beside_threads(code)
-    sys.exit(code)
+    end(code)
 
 
 def _report(message: str, debug: bool) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["end_beside_threads", "ending_gently", "how_it_ended", "leave_open", "listen"]
+__all__ = ["end", "ending_gently", "how_it_ended", "leave_open", "listen"]
 
 _GRACE_S = 7.0
 """How long a command may clean up; service managers wait ten seconds and more."""
@@ -96,13 +96,26 @@ def leave_open(*hanging: object) -> None:
     _left_open.append(hanging)
 
 
-def end_beside_threads(code: int) -> None:
-    """End the process if something was left open; Python's own end would wait for it, or crash."""
-    if _left_open:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):  # Who reads it may have gone.
-                stream.flush()
-        os._exit(code)
+def end(code: int) -> NoReturn:
+    """End the process.
+
+    After a signal, and beside what was left open, that happens without Python's own end: it would
+    wait for threads, may crash beside them, and takes seconds to free a model.
+    """
+    if not _left_open and code - 128 not in _WORDS:
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # Who reads it may have gone.
+            stream.flush()
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    # Processes that load pictures would notice within seconds; nobody else's are among them.
+    if (multiprocessing := sys.modules.get("multiprocessing")) is not None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+    os._exit(code)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
@@ -133,7 +146,7 @@ def _end_now(number: int, why: str) -> NoReturn:
         said = _SHOW_CURSOR + said  # A progress display may have hidden it.
     if select.select([], [2], [], 0)[1]:  # Who reads it may hang, too.
         os.write(2, said)
-    os._exit(128 + number)
+    _leave(128 + number)
 
 
 def _forget() -> None:
