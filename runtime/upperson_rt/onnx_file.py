@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from upperson_rt.errors import IntegrityError
 from upperson_rt.manifest import Manifest
+from upperson_rt.printable import printable
 from upperson_rt.towers import GRAPH_NAMES, Tower
 
 __all__ = ["check_graph"]
@@ -84,7 +85,10 @@ def _fits(found: _Value, kind: int, sizes: list[int | None]) -> bool:
 
 
 def _told(values: dict[str, _Value]) -> str:
-    told = (f"{name} of type {kind} and shape {sizes}" for name, (kind, sizes) in values.items())
+    told = (
+        f"{printable(name)} of type {kind} and shape {sizes}"
+        for name, (kind, sizes) in values.items()
+    )
     return ", ".join(told)[:200] or "nothing"
 
 
@@ -191,7 +195,7 @@ class _Reader:
 
     def _standard(self, domain: _Message) -> None:
         if (found := self._text(domain)) not in _DOMAINS:
-            raise _UnusableGraphError(f"it has operators of '{found}', expected those of ONNX")
+            raise _UnusableGraphError(f"it has operators of {found!r}, expected those of ONNX")
 
     def _text(self, place: _Message) -> str:
         if place[1] - place[0] > 1000:

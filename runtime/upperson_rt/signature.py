@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from upperson_rt.arguments import check_path
 from upperson_rt.errors import InputError, IntegrityError, missing_extra
 from upperson_rt.files import sha256_of_file, write_atomically
+from upperson_rt.printable import printable
 from upperson_rt.strict import Sha256, parse_json, read_fields
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ def _read_signature(folder: Path) -> _Signature:
         return _Signature(
             base64.b64decode(envelope["payload"], validate=True),
             base64.b64decode(one["sig"], validate=True),
-            str(key.get("hint") or "no name")[:64],
+            printable(str(key.get("hint") or "no name")[:64]),
         )
     except (InputError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _refused(

@@ -250,13 +250,17 @@ def named(name: str) -> tuple[ExportReport, Manifest]:
         conditions=replace(report.conditions, machine={"cpu": name}),
     )
     digest = "0" * 64
-    entry = FileEntry(file="file", sha256=digest, size_bytes=1)
+    tokenizer, canaries, image_file, text_file = (
+        FileEntry(file=file, sha256=digest, size_bytes=1) for file in "abcd"
+    )
     model = ModelSection(
         name=name, base=name, base_sha256=digest, adapter_sha256=digest, embed_dim=4
     )
     image = ImageSection(height_px=8, width_px=4, resize="bilinear-antialias")
-    text = TextSection(context_length=7, tokenizer=entry)
-    variant = VariantEntry(precision="fp32", image=entry, text=entry, canary_min_cosine=0.9)
+    text = TextSection(context_length=7, tokenizer=tokenizer)
+    variant = VariantEntry(
+        precision="fp32", image=image_file, text=text_file, canary_min_cosine=0.9
+    )
     manifest = Manifest(
         created="2026-01-01",
         generator="upperson",
@@ -265,7 +269,7 @@ def named(name: str) -> tuple[ExportReport, Manifest]:
         text=text,
         variants={"fp32": variant},
         default_variant="fp32",
-        canaries=entry,
+        canaries=canaries,
         fingerprint=space_fingerprint(model, image, text),
     )
     return report, manifest

@@ -6,6 +6,7 @@ import json
 import queue
 import re
 import sys
+from dataclasses import asdict
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import upperson_rt
 from tests.helpers import toy_bundle
-from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
+from tests.helpers.toy_bundle import file_entry, make_toy_bundle, replace_in_bundle
 from tests.helpers.toy_clip import toy_pixels
 from tests.helpers.toy_graphs import proto_of, toy_graph
 from upperson_export.serving import write_deepstream, write_triton
@@ -58,7 +59,7 @@ def edit_manifest(bundle, change):
 
 
 def add_variant(bundle, name):
-    """Add a variant with the files of fp32, and its canaries."""
+    """Add a variant with the graphs of fp32 under another name, and its canaries."""
     with np.load(bundle / "canaries.npz") as archive:
         arrays = dict(archive)
     for tower in ("image", "text"):
@@ -66,8 +67,15 @@ def add_variant(bundle, name):
     np.savez(bundle / "canaries.npz", **arrays)
     replace_in_bundle(bundle, "canaries.npz", (bundle / "canaries.npz").read_bytes())
 
+    files = {}
+    for tower in ("image", "text"):
+        model = onnx.load(bundle / f"{tower}.fp32.onnx")
+        model.doc_string = name
+        onnx.save(model, bundle / f"{tower}.{name}.onnx")
+        files[tower] = asdict(file_entry(bundle / f"{tower}.{name}.onnx"))
+
     def change(content):
-        content["variants"][name] = content["variants"]["fp32"] | {"precision": name}
+        content["variants"][name] = content["variants"]["fp32"] | {"precision": name} | files
 
     edit_manifest(bundle, change)
 
@@ -509,10 +517,15 @@ def test_a_graph_that_breaks_the_contract_is_refused(bundle, tmp_path, write):
     model.graph.output[0].name = "features"
     model.graph.node[-1].output[0] = "features"
     replace_in_bundle(bundle, "image.fp32.onnx", model.SerializeToString())
-    with pytest.raises(IntegrityError, match=r"features FLOAT .*manifest says .*image_embeds"):
+    with pytest.raises(IntegrityError, match=r"expected image_embeds .*, found features"):
+        write(bundle, tmp_path / "out")
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "image_embeds"
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    replace_in_bundle(bundle, "image.fp32.onnx", model.SerializeToString())
+    with pytest.raises(IntegrityError, match=r"UINT8 \[1, .*the manifest says image UINT8 \[-1,"):
         write(bundle, tmp_path / "out")
     replace_in_bundle(bundle, "image.fp32.onnx", b"\xffgarbage")
-    with pytest.raises(IntegrityError, match="not an ONNX file"):
+    with pytest.raises(IntegrityError, match="is not a graph that exports write"):
         write(bundle, tmp_path / "out")
     (bundle / "image.fp32.onnx").write_bytes(b"changed")
     with pytest.raises(IntegrityError, match="bytes, expected"):
