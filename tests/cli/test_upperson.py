@@ -15,6 +15,7 @@ from tests.helpers.command_line import run_program
 from tests.helpers.frozen_options import APPS, GOLDEN, iter_commands, options_text
 from tests.helpers.invoke import run, run_json, snapshot
 from upperson_rt.bundle import Bundle
+from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
 from upperson_rt.retriever import Retriever
 
@@ -376,6 +377,22 @@ def test_a_folder_that_is_no_demo_is_refused_and_untouched(work, mine):
     assert result.exit_code == 3
     assert "is not an earlier demo" in result.stderr
     assert snapshot(work) == before
+
+
+@pytest.mark.parametrize("file", ["summary.json", "answer.png"])
+def test_a_demo_killed_while_it_put_results_in_place_goes_on(work, monkeypatch, file):
+    def fail(*arguments):
+        raise InputError("went on")
+
+    monkeypatch.setattr(import_module("upperson.cli.demo"), "run_demo", fail)
+    for folder in ("run", "bundle", ".building.a1b2c3d4.tmp"):
+        (work / "demo" / folder).mkdir(parents=True)
+    (work / "demo/.building.a1b2c3d4.tmp" / file).write_text("{}")
+    result = run("demo", "--quick")
+    assert result.exit_code == 3
+    # The summary comes last: without it nothing was being put in place, and the rest is somebody's.
+    expected = "went on" if file == "summary.json" else "is not an earlier demo"
+    assert expected in result.stderr
 
 
 def test_an_output_that_is_a_file_is_refused(work):
