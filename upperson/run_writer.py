@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
@@ -84,14 +85,18 @@ class RunWriter:
             self.save_adapter(best)
         else:
             (self._path / ADAPTER).unlink(missing_ok=True)
-        self._events = SummaryWriter(str(self._path), purge_step=first_step)
+        with self._events_written():
+            self._events = SummaryWriter(str(self._path), purge_step=first_step)
 
     def close(self) -> None:
         """Close the event file and let other processes write the run."""
-        if self._events is not None:
-            self._events.close()
-        if self._locked is not None:
-            self._locked.close()
+        try:
+            if self._events is not None:
+                with self._events_written():
+                    self._events.close()
+        finally:
+            if self._locked is not None:
+                self._locked.close()
 
     def save_adapter(self, state: dict[str, Tensor]) -> None:
         """Write the trained tensors."""
@@ -116,7 +121,19 @@ class RunWriter:
 
     def _add_scalar(self, name: str, value: float, step: int) -> None:
         if self._events is not None:
-            self._events.add_scalar(name, value, step)
+            with self._events_written():
+                self._events.add_scalar(name, value, step)
+
+    @contextmanager
+    def _events_written(self) -> Iterator[None]:
+        """Name what could not be written: TensorBoard's own errors say nothing of it."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"cannot write TensorBoard's events in {self._path}: {error.strerror or error}; "
+                f"mend it, then go on with --resume {self._path}"
+            ) from error
 
     def finish(
         self,

@@ -45,6 +45,7 @@ Foreign: TypeAlias = Callable[[Path], Collection[str]]
 
 _RENAME_EXCHANGE = 2  # renameat2(2)
 _AT_FDCWD = -100
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SYNCS = 8  # At once: a thousand pictures take 0.07 s instead of 2 s.
 
 
@@ -245,7 +246,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     What a killed process left behind goes, or comes back, the next time.
 
     Raises:
-        InputError: The place cannot be written to.
+        InputError: The place cannot be written to, or is full.
     """
     with _told(path):
         make_folder(path.parent)
@@ -254,6 +255,12 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
+    except OSError as error:
+        if error.errno in _FULL:  # Which says of itself neither where nor what to do.
+            raise InputError(
+                f"cannot write {path}: {error.strerror}; free some space, then try again"
+            ) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         _unlock(lock)

@@ -144,6 +144,17 @@ def test_an_exchange_that_fails_leaves_the_older_folder(tmp_path, out, monkeypat
     assert names(tmp_path) == ["out", "out/old"]
 
 
+def test_a_full_disk_is_named_and_leaves_the_older_folder(tmp_path, out):
+    with (
+        pytest.raises(InputError, match=f"cannot write {out}: No space left .*; free some space"),
+        new_folder(out, nothing),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError), new_folder(out, nothing):
+        raise PermissionError(13, "Permission denied")  # Not of our writing.
+    assert names(tmp_path) == ["out", "out/old"]
+
+
 def test_what_comes_into_the_older_folder_meanwhile_is_not_lost(tmp_path, out):
     with (
         pytest.raises(InputError, match=r"holds other files as well \(mine\)"),

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from tests.helpers.toy_run import Recorder, toy_config
+from upperson import run_writer
 from upperson.checkpoint import Checkpointer, RunState
 from upperson.config import TrainConfig, read_config
 from upperson.data.records import read_dataset
@@ -155,6 +156,18 @@ def test_what_killed_processes_were_writing_stops_no_run_and_goes(
     assert result_files(tmp_path / "run") == whole
     assert not any((tmp_path / "run" / name).exists() for name in left)
     assert mine.read_bytes() == b"mine"
+
+
+def test_events_that_cannot_be_written_are_named(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("close", "add_scalar", "__init__"):
+        monkeypatch.setattr(run_writer.SummaryWriter, name, full)
+        with pytest.raises(InputError, match=r"events in .*run: No space left .* --resume .*run"):
+            train(config, tmp_path / name / "run", Recorder())
 
 
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
