@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from upperson_rt.arguments import check_count, check_list
 from upperson_rt.encoder import Encoder, Progress
-from upperson_rt.errors import InputError, UppersonError, UsageError
+from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
 from upperson_rt.preprocess import load_image
+from upperson_rt.printable import one_line
 from upperson_rt.printable import shown
 
 if TYPE_CHECKING:
@@ -255,13 +256,13 @@ def _finder(
         height, width = image.shape[:2]
         try:
             given = turns.detect(np.ascontiguousarray(image[:, :, ::-1]))
-        except UppersonError:
+            boxes = clean_boxes(given, width, height)
+        except BackendError:
             raise
         except Exception as error:  # A detector is anybody's code.
             raise InputError(
-                f"the detector fails on {item.key}: {type(error).__name__}: {error}"
+                f"the detector fails on {item.key}: {type(error).__name__}: {one_line(error)}"
             ) from error
-        boxes = clean_boxes(given, width, height)
         best_first = np.argsort(-np.nan_to_num(boxes.scores), kind="stable")
         entries: list[_Entry] = []
         too_small = 0

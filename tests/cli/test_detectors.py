@@ -162,6 +162,13 @@ def test_index_goes_past_a_detector_that_fails(work, monkeypatch):
     assert result.exit_code == 3
     assert "the detector fails on " in result.stderr
     assert "2 of 2 pictures could not be used" in result.stderr
+    (work / "own_rows.py").write_text("def make():\n    return lambda frame: [[1, 2, 3]]")
+    result = run("index", "scenes", "--detector", "own_rows:make")
+    assert result.exit_code == 3
+    assert (
+        f"the detector fails on {work / 'scenes' / 'two.png'}: InputError: boxes must be rows"
+        in (result.stderr)
+    )
 
 
 def test_watch_says_what_the_detector_is(work):
@@ -194,6 +201,11 @@ def test_the_detector_of_the_page_runs(work, monkeypatch):
             ("watch", "street.avi", "--detector", "yolox.onnx", "--detector-layout", "yolo"),
             2,
             "no detector layout 'yolo', did you mean 'yolox'?",
+        ),
+        (
+            ("watch", "street.avi", "--detector", "yolox.onnx", "--detector-score", "40"),
+            2,
+            "scores of yolox.onnx lie between 0 and 1, a least score of 40 (--detector-score)",
         ),
         (
             ("watch", "street.avi", "--detector-layout", "yolox"),

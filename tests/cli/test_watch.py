@@ -318,7 +318,7 @@ def test_cameras_that_never_give_a_picture_say_why_and_end_with_3(work):
             "it has no such stream: check the path",
             "door": f"cannot open rtsp://127.0.0.1:{port}/stream: 127.0.0.1 port {port} refuses "
             "connections: nothing listens there",
-            "yard": "cannot open 987: there is no device /dev/video987: is the camera plugged in?",
+            "yard": "cannot open /dev/video987: there is no such device: is the camera plugged in?",
         }
         try:
             while not all(

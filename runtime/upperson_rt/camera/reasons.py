@@ -38,10 +38,10 @@ def reason_of_device(number: int) -> str:
     """Return why the device ``/dev/videoN`` does not open."""
     path = f"/dev/video{number}"
     if not os.path.exists(path):
-        return f"there is no device {path}: is the camera plugged in?"
+        return "there is no such device: is the camera plugged in?"
     if not os.access(path, os.R_OK | os.W_OK):
-        return f"{path} may not be read: add the user to the group that owns it, mostly  video"
-    return f"{path} is in use or gives no pictures"
+        return "it may not be read: add the user to the group that owns it, mostly  video"
+    return "it is in use or gives no pictures"
 
 
 def reason_of_address(address: str, timeout_s: float) -> str | None:

@@ -233,8 +233,9 @@ class OpenCVReader(Reader):
 def _why_not(source: Source, timeout_s: float) -> str:
     reason = None
     if source.kind == "device":
-        reason = reason_of_device(int(source.address))
-    elif source.kind == "network":
+        number = int(source.address)
+        return f"cannot open /dev/video{number}: {reason_of_device(number)}"
+    if source.kind == "network":
         reason = reason_of_address(source.address, timeout_s)
     if reason is None:
         return f"cannot open {source.shown} as a video"

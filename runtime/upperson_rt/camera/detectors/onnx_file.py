@@ -14,7 +14,7 @@ from upperson_rt.camera.detectors.graph import Graph, read_graph
 from upperson_rt.camera.detectors.pixels import Fit
 from upperson_rt.camera.detectors.recognise import recognise
 from upperson_rt.camera.source import import_cv2
-from upperson_rt.errors import BackendError, InputError, IntegrityError
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.files import sha256_of_file
 from upperson_rt.towers import Backend
 
@@ -60,12 +60,17 @@ class OnnxDetector:
 
         Raises:
             InputError: No detector, of an unknown or another layout, or without this class.
-            UsageError: There is no such layout or backend.
+            UsageError: There is no such layout or backend, or no such score.
             BackendError: onnxruntime or OpenCV is missing, or no backend runs it.
         """
         import_cv2()
         self.path = path
         self.min_score = 0.4 if min_score is None else min_score
+        if not 0 <= self.min_score <= 1:
+            raise UsageError(
+                f"scores of {path} lie between 0 and 1, a least score of {self.min_score:g} "
+                "(--detector-score) would leave nobody or is none"
+            )
         self.max_overlap = max_overlap
         self._graph = graph = read_graph(path)
         self.layout, self._outputs = recognise(graph, layout)

@@ -96,14 +96,12 @@ def test_addresses_that_nobody_can_be_asked_about():
 
 
 def test_devices(monkeypatch, tmp_path):
-    assert reason_of_device(987) == "there is no device /dev/video987: is the camera plugged in?"
+    assert reason_of_device(987) == "there is no such device: is the camera plugged in?"
     monkeypatch.setattr(os.path, "exists", lambda path: True)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert reason_of_device(0) == (
-        "/dev/video0 may not be read: add the user to the group that owns it, mostly  video"
-    )
+    assert reason_of_device(0).startswith("it may not be read: add the user to the group")
     monkeypatch.setattr(os, "access", lambda path, mode: True)
-    assert reason_of_device(0) == "/dev/video0 is in use or gives no pictures"
+    assert reason_of_device(0) == "it is in use or gives no pictures"
 
 
 def test_the_reader_says_why():
@@ -113,7 +111,7 @@ def test_the_reader_says_why():
         f"cannot open rtsp://127.0.0.1:{port}/x: the server answers 404 Not Found: it has no such "
         "stream: check the path"
     )
-    with pytest.raises(InputError, match="cannot open 987: there is no device /dev/video987"):
+    with pytest.raises(InputError, match="cannot open /dev/video987: there is no such device"):
         OpenCVReader(parse_source("/dev/video987"), 5)
 
 
