@@ -18,8 +18,7 @@ from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
 from upperson_rt.preprocess import load_image
-from upperson_rt.printable import one_line
-from upperson_rt.printable import shown
+from upperson_rt.printable import one_line, shown
 
 if TYPE_CHECKING:
     from upperson_rt.camera import Detector
