@@ -55,8 +55,8 @@ def served(server: socketserver.BaseServer) -> Iterator[int]:
 
 
 @contextmanager
-def rtsp_server(status: str = "200 OK", auth: Auth = "none") -> Iterator[int]:
-    """Answer every request with a status, once the credentials are right."""
+def rtsp_server(status: str = "200 OK", auth: Auth = "none", more: str = "") -> Iterator[int]:
+    """Answer every request with a status, once the credentials are right; ``more`` is offered."""
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -65,12 +65,12 @@ def rtsp_server(status: str = "200 OK", auth: Auth = "none") -> Iterator[int]:
                 while header := self.rfile.readline().decode().strip():
                     name, _, value = header.partition(": ")
                     headers[name.lower()] = value
-                said = status
-                more = ""
+                said, asks = status, ""
                 if not is_allowed(headers.get("authorization"), auth, line.split()[0]):
-                    said, more = "401 Unauthorized", f"WWW-Authenticate: {challenge(auth)}\r\n"
+                    said = "401 Unauthorized"
+                    asks = f"{more}WWW-Authenticate: {challenge(auth)}\r\n"
                 number = headers.get("cseq", "1")
-                self.wfile.write(f"RTSP/1.0 {said}\r\nCSeq: {number}\r\n{more}\r\n".encode())
+                self.wfile.write(f"RTSP/1.0 {said}\r\nCSeq: {number}\r\n{asks}\r\n".encode())
 
     with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
         yield port

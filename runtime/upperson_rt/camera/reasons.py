@@ -24,6 +24,8 @@ _LONGEST_S = 3.0
 _LONGEST_ANSWER_BYTES = 65536
 _NO_VIDEO = ("text/", "application/json", "image/svg")
 
+_OTHER_CREDENTIALS = "the server wants another proof of who asks than Basic and Digest with MD5"
+
 _STATUS = {
     401: "user name and password are {credentials}",
     403: "it forbids that",
@@ -71,6 +73,8 @@ def reason_of_address(address: str, timeout_s: float) -> str | None:
         return f"{place} does not answer"
     except ConnectionRefusedError:
         return f"{place} refuses connections: nothing listens there"
+    except (http.client.InvalidURL, UnicodeError) as error:
+        return f"the address is malformed ({error})"
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
             return f"there is no way to {host} ({error.strerror})"
@@ -119,6 +123,10 @@ def _ask_http(parts: SplitResult, timeout_s: float) -> str | None:
         with error:
             phrase = http.client.responses.get(error.code, "")  # Not what urllib makes of it.
             return _refusal(error.code, phrase, parts.username is not None)
+    except UnicodeError:
+        raise
+    except ValueError:  # Of the handlers, for challenges that they have no answer to.
+        return _OTHER_CREDENTIALS
     except urllib.error.URLError as error:
         if isinstance(error.reason, OSError):
             raise error.reason from error
@@ -136,8 +144,9 @@ def _ask_rtsp(parts: SplitResult, place: str, timeout_s: float) -> str | None:
         head = _describe(connection, address, 1, None)
         if head is not None and head[0] == 401 and known is not None:
             answer = _authorization(head[2], parts, address)
-            if answer is not None:
-                head = _describe(connection, address, 2, answer)
+            if answer is None:
+                return _OTHER_CREDENTIALS
+            head = _describe(connection, address, 2, answer)
     if head is None:
         return f"{place} does not speak RTSP"
     return _refusal(head[0], head[1], known is not None)
@@ -171,13 +180,16 @@ def _authorization(challenges: list[str], parts: SplitResult, address: str) -> s
     for challenge in sorted(challenges, key=str.lower, reverse=True):
         kind, _, values = challenge.partition(" ")
         if kind.lower() == "digest":
-            fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(values))
             request = SimpleNamespace(
                 full_url=address, selector=address, data=None, get_method=lambda: "DESCRIBE"
             )
-            digest.retried = 0
-            answer = digest.get_authorization(request, fields)
-            return None if answer is None else f"Digest {answer}"
+            try:
+                fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(values))
+                answer = digest.get_authorization(request, fields)
+            except ValueError:  # An algorithm that is not known; perhaps another one is offered.
+                continue
+            if answer is not None:
+                return f"Digest {answer}"
         if kind.lower() == "basic":
             login = ":".join(_credentials(parts) or ("", ""))
             return "Basic " + base64.b64encode(login.encode()).decode("ascii")

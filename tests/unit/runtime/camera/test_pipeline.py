@@ -552,7 +552,7 @@ def test_what_cannot_work_is_refused_at_once(encoder, gallery, tmp_path, monkeyp
         ({"frame_queue": 0}, "frame_queue must be at least 1"),
         ({"crop_queue": 0}, "crop_queue must be at least 1"),
         ({"end_within_s": 0}, "end_within_s must be above 0"),
-        ({"end_within_s": float("nan")}, "end_within_s must be above 0"),
+        ({"end_within_s": float("nan")}, "end_within_s must be a number"),
     ):
         with pytest.raises(UsageError, match=message):
             Pipeline(encoder, gallery, **options)

@@ -89,10 +89,34 @@ def test_nobody_there(scheme, monkeypatch):
     assert fail(ConnectionResetError()) == "camera.local port 5 breaks off (ConnectionResetError)"
 
 
+@pytest.mark.parametrize(
+    "asked",
+    ['Bearer realm="x"', 'Digest realm="x", nonce="1", algorithm=SHA-512-256', "Digest nonsense"],
+)
+def test_other_kinds_of_credentials(asked):
+    head = f"401 Unauthorized\r\nWWW-Authenticate: {asked}\r\nContent-Length: 0\r\n"
+    for scheme, version, more in (("rtsp", "RTSP/1.0", "CSeq: 1\r\n"), ("http", "HTTP/1.1", "")):
+        with other_server(f"{version} {head}{more}\r\n".encode()) as port:
+            assert "the server answers 401 Unauthorized" in ask(scheme, port)
+            reason = ask(scheme, port, LOGIN)
+            wrong = "user name and password are wrong"
+            assert (
+                reason.startswith("the server wants another proof of who asks") or wrong in reason
+            )
+
+
+def test_the_known_one_of_several_challenges_is_answered():
+    several = 'WWW-Authenticate: Digest realm="a", nonce="1", algorithm=SHA-512-256\r\n'
+    with rtsp_server(auth="digest", more=several) as port:
+        assert ask("rtsp", port, LOGIN) is None
+        assert ask("rtsp", port, "anna:other@").endswith("user name and password are wrong")
+
+
 def test_addresses_that_nobody_can_be_asked_about():
     assert reason_of_address("udp://239.0.0.1:1234", 1) is None
     assert "malformed" in reason_of_address("rtsp://host:port/x", 1)
     assert "malformed" in reason_of_address("rtsp://[::1/x", 1)
+    assert "malformed" in reason_of_address("http://127.0.0.1:9/a b", 1)
 
 
 def test_devices(monkeypatch, tmp_path):
