@@ -115,48 +115,43 @@ def disk_calls(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def export(toy_graphs: None, shared_folder: Path, disk_calls: Path, tmp_path_factory) -> Recording:
-    """An export that replaces an earlier bundle."""
-    folder = tmp_path_factory.mktemp("export")
+def recording(toy_graphs, shared_folder, disk_calls, tmp_path_factory) -> Recording:
+    """An export that replaces an earlier bundle, then four checkpoints of which two are kept."""
+    folder = tmp_path_factory.mktemp("work")
     make_toy_bundle(folder / "bundle")
-    return record(EXPORT, folder, shared_folder / "toy_graphs", library=disk_calls)
+    code = EXPORT + CHECKPOINTS  # Torch alone takes seconds to start.
+    return record(code, folder, shared_folder / "toy_graphs", library=disk_calls)
 
 
-@pytest.fixture(scope="module")
-def checkpoints(disk_calls: Path, tmp_path_factory) -> Recording:
-    """Four checkpoints of which two are kept."""
-    return record(CHECKPOINTS, tmp_path_factory.mktemp("checkpoints"), library=disk_calls)
-
-
-def test_an_export_syncs_its_files_then_renames_then_syncs_the_name_then_removes_the_old(export):
-    (swap,) = (n for n, call in enumerate(export.calls) if call.name == "exchange")
-    temporary = export.calls[swap].path
-    assert export.calls[swap].to == "bundle"
-    synced = {export.calls[n].path: n for n in positions(export.calls, "fsync", temporary)}
-    files = {name for name in below(export.final[0], "bundle") if not name.endswith("/")}
+def test_an_export_syncs_its_files_then_renames_then_syncs_the_name_then_removes_the_old(recording):
+    (swap,) = (n for n, call in enumerate(recording.calls) if call.name == "exchange")
+    temporary = recording.calls[swap].path
+    assert recording.calls[swap].to == "bundle"
+    synced = {recording.calls[n].path: n for n in positions(recording.calls, "fsync", temporary)}
+    files = {name for name in below(recording.final[0], "bundle") if not name.endswith("/")}
     assert files >= {"bundle.json", "canaries.npz", "image.fp32.onnx", "report.json"}
     assert set(synced) == {temporary, *(f"{temporary}/{name}" for name in files)}
     assert max(synced.values()) < swap
-    named = export.calls.index(Call("fsync", "."), swap)
-    removals = [n for n in positions(export.calls, "unlink", temporary) if n > swap]
+    named = recording.calls.index(Call("fsync", "."), swap)
+    removals = [n for n in positions(recording.calls, "unlink", temporary) if n > swap]
     assert removals
     assert swap < named < min(removals)
 
 
-def test_an_export_leaves_the_old_bundle_or_the_new_one(export, tmp_path):
-    bundles = {frozenset(below(state, "bundle").items()) for state in export.states}
-    assert len(export.states) > 20
+def test_an_export_leaves_the_old_bundle_or_the_new_one(recording, tmp_path):
+    bundles = {frozenset(below(state, "bundle").items()) for state in recording.states}
+    assert len(recording.states) > 20
     assert len(bundles) == 2
     for number, content in enumerate(bundles):
         opened = Bundle.open(write_files(dict(content), tmp_path / str(number)), "fp32")
         opened.check_files()
-    (final,) = {frozenset(below(state, "bundle").items()) for state in export.final}
+    (final,) = {frozenset(below(state, "bundle").items()) for state in recording.final}
     assert json.loads(dict(final)["bundle.json"])["model"]["embed_dim"] == 24
     assert final in bundles
 
 
-def test_a_checkpoint_is_on_disk_before_an_older_one_goes(checkpoints):
-    calls = checkpoints.calls
+def test_a_checkpoint_is_on_disk_before_an_older_one_goes(recording):
+    calls = recording.calls
     renames = positions(calls, "rename", "run/last/.step_")
     assert [calls[n].to[-18:] for n in renames] == [f"{n:06d}.safetensors" for n in range(1, 5)]
     for rename in renames:
@@ -167,11 +162,11 @@ def test_a_checkpoint_is_on_disk_before_an_older_one_goes(checkpoints):
     assert len(positions(calls, "unlink", "run/last/step_")) == 2
 
 
-def test_whenever_the_power_fails_a_run_goes_on_from_its_newest_checkpoint(checkpoints, tmp_path):
+def test_whenever_the_power_fails_a_run_goes_on_from_its_newest_checkpoint(recording, tmp_path):
     layer = nn.Linear(4, 4)
     optimizer = torch.optim.AdamW(layer.parameters())
     found = []
-    for number, state in enumerate((*checkpoints.states, *checkpoints.final)):
+    for number, state in enumerate((*recording.states, *recording.final)):
         last = write_files(below(state, "run/last"), tmp_path / str(number))
         there = sorted(int(path.stem[5:]) for path in last.glob("step_*"))
         checkpointer = Checkpointer(last, layer, optimizer, None, {"data": "d", "base": "b"})
@@ -182,10 +177,10 @@ def test_whenever_the_power_fails_a_run_goes_on_from_its_newest_checkpoint(check
     assert set(found) == {
         (), (1,), (1, 2), (1, 2, 3), (2, 3), (1, 2, 3, 4), (2, 3, 4), (3, 4)
     }  # fmt: skip
-    assert {tuple(sorted(below(state, "run/last"))) for state in checkpoints.final} >= {
+    assert {tuple(sorted(below(state, "run/last"))) for state in recording.final} >= {
         ("step_00000003.safetensors", "step_00000004.safetensors")
     }
-    assert all("run/last/step_00000004.safetensors" in state for state in checkpoints.final)
+    assert all("run/last/step_00000004.safetensors" in state for state in recording.final)
 
 
 def outcomes(recording: Recording) -> set[str]:
