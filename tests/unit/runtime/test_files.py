@@ -1,5 +1,6 @@
 import errno
 import os
+import stat
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
@@ -142,6 +143,41 @@ def test_an_exchange_that_fails_leaves_the_older_folder(tmp_path, out, monkeypat
     with pytest.raises(InputError, match="Input/output error"), new_folder(out, nothing) as folder:
         (folder / "new").write_text("new")
     assert names(tmp_path) == ["out", "out/old"]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["one step", "renames"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_name_that_is_not_on_disk_does_not_count(
+    tmp_path, out, monkeypatch, exchange, error, there
+):
+    def fail(folder):
+        if folder == tmp_path:
+            raise error
+
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(files, "sync_folder", fail)
+    place = out if there else tmp_path / "other"
+    with pytest.raises((KeyboardInterrupt, InputError)), new_folder(place, nothing) as folder:
+        (folder / "new").write_text("new")
+    assert names(tmp_path) == ["out", "out/old"]
+
+
+def test_a_file_system_that_cannot_sync_folders_is_used_without(tmp_path, monkeypatch):
+    real, number = os.fsync, errno.EINVAL
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(tmp_path / "a", "one")
+    assert (tmp_path / "a").read_text() == "one"
+    number = errno.EIO
+    with pytest.raises(InputError, match=r"cannot write .*: Input/output error"):
+        write_atomically(tmp_path / "a", "two")
 
 
 def test_a_full_disk_is_named_and_leaves_the_older_folder(tmp_path, out):
