@@ -1,10 +1,11 @@
 """Files of users are read or refused in one line, whatever is in them."""
 
-import hashlib
+import base64
 import json
 import shutil
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import example
 from hypothesis import strategies as st
 
@@ -18,7 +19,8 @@ from tests.helpers.fuzzing import (
     nested,
     refused_well,
 )
-from tests.helpers.toy_bundle import make_toy_bundle
+from tests.helpers.signing_keys import write_keys
+from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from tests.unit.calibration.test_file import calibration
 from upperson.config import TrainConfig, read_config
 from upperson.data.check import check_dataset
@@ -27,6 +29,7 @@ from upperson_rt.backends.measurement import Measurement
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import UppersonError
 from upperson_rt.manifest import Manifest, parse_manifest
+from upperson_rt.signature import named_key, read_private_key, sign_folder, verify_folder
 from upperson_rt.strict import read_fields
 from upperson_rt.tensorrt.cache import EngineRecord
 from upperson_rt.tokenizer import Tokenizer
@@ -66,20 +69,15 @@ def test_manifests_of_another_kind(document):
     assert isinstance(refused_well(parse_manifest, text), UppersonError)
 
 
-@fuzz(data=st.data(), name=st.sampled_from(["tokenizer.json", "canaries.npz", "image.int8.onnx"]))
+NAMES = ["tokenizer.json", "canaries.npz", "image.int8.onnx", "text.int8.onnx"]
+
+
+@fuzz(data=st.data(), name=st.sampled_from(NAMES))
 def test_files_of_a_bundle(bundle, tmp_path_factory, data, name):
     """Its hashes are right, as those of a hostile bundle are."""
     content = data.draw(damaged_bytes([first(bundle, name)]))
     copy = shutil.copytree(bundle, tmp_path_factory.mktemp("copies") / "bundle")
-    (copy / name).write_bytes(content)
-    text = first(bundle, "bundle.json").decode()
-    before = first(bundle, name)
-    for old, new in (
-        (hashlib.sha256(before).hexdigest(), hashlib.sha256(content).hexdigest()),
-        (f'"size_bytes": {len(before)}', f'"size_bytes": {len(content)}'),
-    ):
-        text = text.replace(old, new)
-    (copy / "bundle.json").write_text(text)
+    replace_in_bundle(copy, name, content)
     opened = refused_well(Bundle.open, copy, "int8", "onnxruntime", threads=1)
     if isinstance(opened, Bundle):
         refused_well(opened.backend, "image")
@@ -95,6 +93,35 @@ def test_tokenizers(bundle, tmp_path_factory, data):
     found = refused_well(Tokenizer.from_file, path)
     if isinstance(found, Tokenizer):
         refused_well(found.encode, ["a woman in a red coat"])
+
+
+@pytest.fixture(scope="module")
+def signed(bundle, tmp_path_factory):
+    """A signed bundle, the public key, and its fingerprint."""
+    folder = tmp_path_factory.mktemp("signed")
+    copy = shutil.copytree(bundle, folder / "bundle")
+    write_keys(folder, "key", ec.generate_private_key(ec.SECP256R1()))
+    fingerprint = sign_folder(copy, read_private_key(folder / "key.pem"), "toy")
+    return copy, folder / "key.pub", fingerprint
+
+
+@fuzz(data=st.data(), whole=st.booleans())
+def test_signatures(signed, data, whole):
+    """A genuine statement may be packed in another way; nothing else is believed."""
+    folder, key, fingerprint = signed
+    content = first(folder, "model.sig")
+    if whole:
+        document = data.draw(damaged_json(json.loads(content)))
+        damaged = as_json(document).encode("utf-8", "surrogatepass")
+    else:
+        damaged = data.draw(damaged_bytes([content]))
+    (folder / "model.sig").write_bytes(damaged)
+    found = refused_well(verify_folder, folder, key)
+    if not isinstance(found, UppersonError):
+        assert found == fingerprint
+        packed = (json.loads(text)["dsseEnvelope"]["payload"] for text in (damaged, content))
+        assert len(set(map(base64.b64decode, packed))) == 1
+    assert isinstance(refused_well(named_key, folder), str | UppersonError)
 
 
 SETS = {
