@@ -364,7 +364,7 @@ def read_log(work):
     ("arguments", "code", "message"),
     [
         (("none.mp4",), 3, "no video none.mp4: expected a file"),
-        (("rtps://cam/x",), 3, "rtps://cam/x cannot be read: no addresses are known that begin"),
+        (("rtps://cam/x",), 3, "rtps://cam/x cannot be read: an address begins with rtsp, rtsps,"),
         (("street.avi", "street.avi"), 2, "two cameras are called street"),
         (("street.avi", "a=street.avi", "--camera", "b"), 2, "--camera names one source"),
         (("street.avi", "--drop", "some"), 2, "no drop policy 'some'"),

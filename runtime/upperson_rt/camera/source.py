@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from upperson_rt.arguments import check_name
 from upperson_rt.camera.reasons import reason_of_address, reason_of_device
 from upperson_rt.errors import BackendError, InputError, missing_extra
-from upperson_rt.strict import suggestion
 
 __all__ = [
     "OpenCVReader",
@@ -39,7 +38,7 @@ _SECRET = re.compile(
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _DEVICE = re.compile(r"/dev/video([0-9]{1,4})|([0-9]{1,4})")
 _OPENING_S = 10.0
-_SCHEMES = ("http", "https", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
+_SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "rtp", "srt", "tcp", "udp")
 """Of addresses that FFmpeg reads from a network, and so OpenCV."""
 
 
@@ -203,8 +202,8 @@ class OpenCVReader(Reader):
         scheme = source.address.partition("://")[0].lower()
         if scheme not in _SCHEMES:
             raise InputError(
-                f"{source.shown} cannot be read: no addresses are known that begin with "
-                f"'{scheme}://', {suggestion(scheme, _SCHEMES)}"
+                f"{source.shown} cannot be read: an address begins with {', '.join(_SCHEMES)} and "
+                f"://, found {scheme}://"
             )
 
     @staticmethod

@@ -139,13 +139,11 @@ def test_the_reader_says_why():
         OpenCVReader(parse_source("/dev/video987"), 5)
 
 
-@pytest.mark.parametrize(
-    ("address", "near"),
-    [("rtps://host/x", "rtsp"), ("htp://host/x", "http"), ("onvif://host/x", "known: http, https")],
-)
-def test_an_unknown_kind_of_address_is_refused_where_opencv_reads_it(address, near):
+@pytest.mark.parametrize("address", ["rtps://host/x", "htp://host/x", "onvif://host/x"])
+def test_an_unknown_kind_of_address_is_refused_where_opencv_reads_it(address):
     source = parse_source(address)
-    with pytest.raises(InputError, match=rf"no addresses are known.*{near}"):
+    scheme = address.partition(":")[0]
+    with pytest.raises(InputError, match=rf"begins with rtsp, rtsps, http, .*found {scheme}://"):
         OpenCVReader.require_scheme(source)
     fields = {
         "name": "gate",
