@@ -10,8 +10,10 @@ half, a quarter or an eighth of its size, any other picture is refused. All thre
 share `_BUDGET`: who would exceed it waits.
 """
 
+import ctypes
 import io
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,6 +37,9 @@ __all__ = ["open_image", "reason"]
 
 _HEADER_BYTES = 16 << 20
 """Colour profiles take up to 3 MB, descriptions in XMP seldom more than one."""
+
+_SMALL_HEADER_BYTES = 1 << 20
+"""Of BMP, GIF and PPM. Older Pillows copy a GIF's comment again for each 255 bytes of it."""
 
 _EXIF_BYTES = 256 << 10
 """Of a JPEG, where it comes in segments of 64 KiB; one is usual."""
@@ -104,16 +109,26 @@ class _Budget:
         try:
             yield
         finally:
+            if size_bytes > _WORTH_RETURNING:
+                _return_memory()
             with self._changed:
                 self._free += size_bytes
                 self._changed.notify_all()
 
 
 _BUDGET = _Budget(2 * MOST_BYTES)
+_WORTH_RETURNING = 32 << 20
+
+
+def _return_memory() -> None:
+    """Give freed memory back: glibc keeps a heap for each thread, whose pictures would add up."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # Else it is another C library.
+        trim(0)
 
 
 class _Metered(io.BufferedReader):
-    """A file that gives out `_HEADER_BYTES`, then fails until `open_up` is called.
+    """A file that gives out `_HEADER_BYTES`, or what it is told to, then fails until `open_up`.
 
     The directories in it may name the same bytes again and again: what counts is what is read.
     """
@@ -123,14 +138,17 @@ class _Metered(io.BufferedReader):
         self._bytes_left: float = _HEADER_BYTES
         self._exif = b""
 
+    def give(self, size_bytes: float) -> None:
+        self._bytes_left = size_bytes
+
     def open_up(self) -> None:
-        self._bytes_left = float("inf")
+        self.give(float("inf"))
 
     def read(self, size: int | None = -1, /) -> bytes:
         content = super().read(size)
         self._bytes_left -= len(content)
         if self._bytes_left < 0:
-            raise _TooLargeError(f"its header takes more than {_HEADER_BYTES >> 20} MiB")
+            raise _TooLargeError("its header takes more than a header may")
         if content.startswith(b"Exif\0\0"):  # A segment of a JPEG, parsed while it is opened.
             self._exif += content[6:]
             if len(self._exif) > _EXIF_BYTES:
@@ -227,7 +245,8 @@ def _open_tiff(file: _Metered, take: _Take) -> ImageFile:
     image = TiffImageFile(file)
     exif = image.getexif()
     for tag in TiffTags.TAGS_V2_GROUPS:  # Loaded with the pixels, if not before.
-        exif.get_ifd(tag)
+        if tag in exif:
+            exif.get_ifd(tag)
     return _settle(
         image,
         file,
@@ -238,6 +257,7 @@ def _open_tiff(file: _Metered, take: _Take) -> ImageFile:
 
 def _open_other(reader: Callable[[Any], ImageFile]) -> Callable[[_Metered, _Take], ImageFile]:
     def open_it(file: _Metered, take: _Take) -> ImageFile:
+        file.give(_SMALL_HEADER_BYTES)
         image = reader(file)
         if image_memory.is_slow(image) and image.width * image.height > _MOST_SLOW_PIXELS:
             raise _TooLargeError(

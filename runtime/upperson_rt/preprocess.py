@@ -49,8 +49,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 """What `iter_image_files` takes from a folder, in lower case."""
 
-_BLOCK_PIXELS = 1 << 20
 _LARGEST_SIDE = 16_384
+
+_BLOCK_PIXELS = 1 << 20
 """Converted at a time."""
 
 
