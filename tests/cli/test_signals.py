@@ -75,6 +75,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Annotated
+import typer
 from upperson_rt.cli import ending
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.files import new_folder
@@ -134,16 +136,23 @@ def fork() -> None:
     number = os.waitstatus_to_exitcode(os.wait()[1])
     print(number)
 
-def importing(**options):
-    os.kill(os.getpid(), int(sys.argv[1]))
+def kill(number):
+    os.kill(os.getpid(), int(number))
 
-run_app(importing if sys.argv[1].isdigit() else app, "test")
+def importing(**options):
+    kill(sys.argv[2])
+
+@app.command(cls=Command)
+def read(number: Annotated[str, typer.Argument(callback=kill)]) -> None:
+    print("not reached")
+
+run_app(importing if sys.argv[1] == "import" else app, "test")
 """
 
 
-def start_native(command):
+def start_native(*command):
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", NATIVE, str(command)],
+        [sys.executable, "-W", "error", "-c", NATIVE, *map(str, command)],
         env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -166,11 +175,19 @@ def test_native_code_that_does_not_return_is_ended(work, command, number, code, 
         process.send_signal(number)
         _, errors = process.communicate(timeout=50)
     assert process.returncode == code, errors
-    assert errors == f"error: {said}: it did not end by itself within 7 s\n"
+    assert errors == f"error: {said}: it did not end by itself within 5 s\n"
     left = [path.name for path in work.iterdir()]
     assert len(left) == (command == "fill")
     with new_folder(work / "out") as folder:  # The next one sweeps.
         assert [path.name for path in work.iterdir()] == [folder.name]
+
+
+def test_it_ends_although_nobody_reads_its_last_words(work):
+    with start_native("fill") as process:
+        assert process.stdout.readline() == "working\n"
+        process.stderr.close()
+        process.terminate()
+        assert process.wait(timeout=50) == 143
 
 
 def test_a_second_signal_ends_at_once_what_ends_gently_also_in_native_code(work):
@@ -211,10 +228,11 @@ def test_a_process_ends_beside_a_thread_that_hangs(work):
 @pytest.mark.parametrize(
     ("number", "said"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")]
 )
-def test_a_signal_outside_of_a_command_has_its_code(work, number, said):
-    with start_native(int(number)) as process:
-        _, errors = process.communicate(timeout=50)
-    assert (process.returncode, errors) == (128 + number, f"error: {said}\n")
+@pytest.mark.parametrize("during", ["import", "read"])
+def test_a_signal_outside_of_a_command_has_its_code(work, during, number, said):
+    with start_native(during, int(number)) as process:
+        output, errors = process.communicate(timeout=50)
+    assert (process.returncode, output, errors) == (128 + number, "", f"error: {said}\n")
 
 
 def test_a_forked_process_ends_by_sigterm_and_its_parent_does_not(work):

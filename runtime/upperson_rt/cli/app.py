@@ -47,7 +47,7 @@ class Command(TyperCommand):
         except KeyboardInterrupt as error:
             message, code = how_it_ended(error)
             _report(message, debug=ctx.params.get("debug", False))
-            raise typer.Exit(code) from error
+            raise typer.Exit(code) from None  # `run_app` tells it from what nobody has reported.
         except OSError as error:  # Such as a full disk under stdout.
             _report(str(error), debug=ctx.params.get("debug", False))
             raise typer.Exit(InputError.exit_code) from error
@@ -134,7 +134,8 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         cause = ended.__context__ and ended.__context__.__cause__
         if isinstance(cause, KeyboardInterrupt):  # While options were read: all is Ctrl-C to Typer.
-            _, code = how_it_ended(cause)
+            message, code = how_it_ended(cause)
+            _report(message, debug=False)
     end(code)
 
 

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 __all__ = ["end", "ending_gently", "how_it_ended", "leave_open", "listen"]
 
-_GRACE_S = 7.0
+_GRACE_S = 5.0
 """How long a command may clean up; service managers wait ten seconds and more."""
 _LATE = f"it did not end by itself within {_GRACE_S:g} s"
 _AT_ONCE = "a second signal ended it at once, and what was not finished is lost"
@@ -27,6 +27,7 @@ _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _SHOW_CURSOR = b"\n\x1b[?25h"
 
 _left_open: list[object] = []
+_saying = threading.Lock()
 
 
 class _Terminated(KeyboardInterrupt):
@@ -141,12 +142,20 @@ def _watch(reading: int) -> None:
 
 
 def _end_now(number: int, why: str) -> NoReturn:
+    if _saying.acquire(blocking=False):
+        _say(number, why)
+    else:
+        time.sleep(1)  # Another thread says it, and ends the process then.
+    _leave(128 + number)
+
+
+def _say(number: int, why: str) -> None:
     said = f"error: {_WORDS[signal.Signals(number)]}: {why}\n".encode()
     if os.isatty(2):
         said = _SHOW_CURSOR + said  # A progress display may have hidden it.
-    if select.select([], [2], [], 0)[1]:  # Who reads it may hang, too.
-        os.write(2, said)
-    _leave(128 + number)
+    with suppress(OSError):  # Who reads it may have gone,
+        if select.select([], [2], [], 0)[1]:  # or hang, too.
+            os.write(2, said)
 
 
 def _forget() -> None:
