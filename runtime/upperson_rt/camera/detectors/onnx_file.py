@@ -1,6 +1,7 @@
 """Detectors in ONNX files: which class is people, what runs them, and what comes out."""
 
 import ast
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from upperson_rt.camera.detectors.recognise import recognise
 from upperson_rt.camera.source import import_cv2
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.files import sha256_of_file
+from upperson_rt.printable import shown
 from upperson_rt.towers import Backend
 
 __all__ = ["OnnxDetector"]
@@ -204,15 +206,18 @@ def _person_class(graph: Graph, classes: int | None, wanted: str | int | None) -
 
 
 def _names(graph: Graph) -> dict[int, str]:
-    """Return the classes that the file names."""
-    text = graph.metadata.get("names")
-    if text is None:
-        return {}
+    """Return the classes that the file names, as Ultralytics and RF-DETR write them."""
     try:
-        found = ast.literal_eval(text)
+        if (text := graph.metadata.get("names")) is not None:
+            found = ast.literal_eval(text)
+        elif (text := graph.metadata.get("rfdetr_inference")) is not None:
+            found = json.loads(text)["class_id_to_name"]
+        else:
+            return {}
         pairs = found.items() if isinstance(found, dict) else enumerate(found)
         return {int(number): str(name) for number, name in pairs}
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
-            f"the class names in {graph.path} cannot be read ({error}): found {text[:80]}"
+            f"the class names in {graph.path} cannot be read ({type(error).__name__}: {error}): "
+            f"found {shown(text)}"
         ) from error

@@ -1,6 +1,7 @@
 """ONNX files of every layout: told apart or refused, and read as they were made."""
 
 import itertools
+import json
 
 import numpy as np
 import onnx
@@ -255,6 +256,21 @@ def test_the_class_that_is_people(tmp_path, head, made, names, asked, number, no
     assert len(detector(frame)) == 1
     other = OnnxDetector(path, person=str((number + 1) % 3), backend="onnxruntime", threads=1)
     assert len(other(frame)) == 0
+
+
+def test_the_classes_that_rf_detr_writes_into_its_files(tmp_path):
+    frame, box = frame_with("rf-detr")
+    told = json.dumps({"schema_version": 1, "class_id_to_name": {"0": "car", "2": "person"}})
+    path = write_detector(
+        tmp_path / "d.onnx", "rf-detr", person=2, metadata={"rfdetr_inference": told}
+    )
+    detector = OnnxDetector(path, backend="onnxruntime", threads=1)
+    assert "class 2 (person)" in str(detector)
+    assert detector(frame)[0, :4] == pytest.approx(box, abs=0.5)
+    for wrong in ("{}", "[]", "{", '{"class_id_to_name": {"a": "person"}}'):
+        path = write_detector(tmp_path / "d.onnx", "rf-detr", metadata={"rfdetr_inference": wrong})
+        with pytest.raises(InputError, match=r"class names in .* cannot be read"):
+            OnnxDetector(path, backend="onnxruntime")
 
 
 @pytest.mark.parametrize(
