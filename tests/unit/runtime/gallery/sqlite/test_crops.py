@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 
 import pytest
 
@@ -105,6 +106,28 @@ def test_files_outside_are_never_removed(gallery, tmp_path, caplog):
     assert caplog.text.count("lies outside") == 2
 
 
+def test_a_clock_that_jumps_takes_nothing_away(gallery, monkeypatch):
+    """Ten years ahead, then far back: pictures, their crops and younger files without one stay."""
+    gallery.crops_dir.mkdir()
+    now = time.time()
+    stray = gallery.crops_dir / "not-named-yet.jpg"
+    for key, jump in (("a", 0.0), ("ahead", 3e8), ("back", -1e9), ("d", 0.0)):
+        monkeypatch.setattr("time.time", lambda jump=jump: now + jump)
+        stray.touch()
+        (gallery.crops_dir / f"{key}.jpg").touch()
+        gallery.add([Item(key=key, time=now + jump, crop=f"{key}.jpg")], some_vectors(1))
+        assert gallery.prune(older_than=now - 1e9 - 60) == 0
+        assert stray.exists()
+        gallery.rebuild()
+    assert len(gallery.search(some_vectors(1), 9)[0]) == 4
+    assert gallery.prune(keep_newest=2) == 2
+    assert sorted(item.key for item in gallery.items()) == ["ahead", "d"]
+    assert sorted(path.name for path in gallery.crops_dir.iterdir()) == [
+        "ahead.jpg", "d.jpg", "not-named-yet.jpg",
+    ]  # fmt: skip
+    assert gallery.verify() == []
+
+
 def test_a_crop_that_cannot_be_removed_is_told(gallery, caplog):
     (gallery.crops_dir / "a.jpg").mkdir(parents=True)
     gallery.add([Item(key="a", crop="a.jpg")], some_vectors(1))
@@ -115,8 +138,8 @@ def test_a_crop_that_cannot_be_removed_is_told(gallery, caplog):
 def test_what_killed_processes_left_among_the_crops_goes_by_age(gallery):
     """A process may end between saving a crop and its item, or between deleting the two."""
     save(gallery, "gate/a.jpg", "gate/old.jpg", "gate/.old.jpg.x1", "gate/young.jpg", "\udcffo")
-    for name, time in (("a", 100), ("old", 100), ("young", 300)):
-        os.utime(gallery.crops_dir / f"gate/{name}.jpg", (time, time))
+    for name, changed in (("a", 100), ("old", 100), ("young", 300)):
+        os.utime(gallery.crops_dir / f"gate/{name}.jpg", (changed, changed))
     os.utime(gallery.crops_dir / "gate/.old.jpg.x1", (100, 100))
     os.utime(gallery.crops_dir / "\udcffo", (100, 100))
     (gallery.crops_dir / "link").symlink_to("gate")

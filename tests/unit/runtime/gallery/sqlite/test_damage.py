@@ -13,7 +13,7 @@ from upperson_rt import doctor
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import Gallery, Item
 
-TRIALS = int(os.environ.get("UPPERSON_TEST_DAMAGES", "40"))
+TRIALS = int(os.environ.get("UPPERSON_TEST_DAMAGES", "24"))
 """More make a longer test: UPPERSON_TEST_DAMAGES=1000 pytest -s -k damage_is_believed."""
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))}
