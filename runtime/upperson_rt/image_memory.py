@@ -55,6 +55,18 @@ def webp_needed(size: tuple[int, int], file_bytes: int) -> int:
     return _WEBP * size[0] * size[1] + 3 * file_bytes
 
 
+def webp_tables(kind: bytes, size: tuple[int, int], file_bytes: int) -> int:
+    """Return the most that libwebp's tables can take beside that; 15 MB of what encoders write.
+
+    A lossless file may bring five codes for each 4 x 4 pixels, 20 bits for each set of them. How
+    many there are lies behind entropy-coded data.
+    """
+    if kind == b"VP8 ":
+        return 0
+    pieces = -(-size[0] // 4) * -(-size[1] // 4)
+    return 5_700 * min(pieces, 65_536, 8 * file_bytes // 20)
+
+
 def jpeg_coefficients(image: JpegImageFile, file: BinaryIO) -> int:
     """Return the bytes of coefficients that libjpeg keeps of a file that was just opened.
 

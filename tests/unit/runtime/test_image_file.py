@@ -386,3 +386,17 @@ def test_what_fails_gives_its_share_back(tmp_path, budget):
 def test_any_one_picture_may_take_all_that_a_picture_may():
     with image_file._BUDGET.share(MOST_BYTES), image_file._BUDGET.share(MOST_BYTES):
         assert image_file._BUDGET._free == 0
+
+
+def test_tables_of_a_lossless_webp_are_counted_for_all_threads(tmp_path, budget):
+    """A file of 295 kB and 1024 x 1024 pixels took 364 MiB for them."""
+    budget._free = image_file.MOST_BYTES * 2
+    path = tmp_path / "a.webp"
+    noise = np.random.default_rng(0).integers(0, 256, (400, 160, 3), dtype=np.uint8)
+    taken = {}
+    for lossless in (True, False):
+        Image.fromarray(noise).save(path, lossless=lossless)
+        with open_image(path):
+            taken[lossless] = budget.taken
+    assert taken[False] < 2 * MEGABYTE
+    assert taken[True] - taken[False] > 5_700 * 4_000
