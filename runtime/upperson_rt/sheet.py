@@ -76,7 +76,8 @@ def draw_sheet(
     width = 2 * _MARGIN + max(3, columns) * (_TILE_WIDTH + _GAP) - _GAP
     if not isinstance(sentence, str):
         raise InputError(f"the title of a sheet must be a text, found {type(sentence).__name__}")
-    words = [printable(word) for word in sentence.split()]
+    # No letter is narrower than two pixels: what is cut off here would not fit anyway.
+    words = [printable(word) for word in sentence[: _TITLE_LINES * width // 2].split()]
     for title_size in _TITLE_SIZES:
         title = _wrap(words, _font(title_size), width - 2 * _MARGIN)
         if len(title) <= _TITLE_LINES:
@@ -195,11 +196,19 @@ def _elide(
 ) -> str:
     """Shorten text to a width; in the middle, file names keep their number and suffix."""
     text = printable(text)
-    if font.getlength(text) <= width:
+    if len(text) <= width and font.getlength(text) <= width:
         return text
-    for keep in range(len(text) - 1, 0, -1):
+
+    def short(keep: int) -> str:
         head = (keep + 1) // 2 if middle else keep
-        short = f"{text[:head].rstrip()}...{text[len(text) - keep + head :]}"
-        if font.getlength(short) <= width:
-            return short
-    return "..."
+        return f"{text[:head].rstrip()}...{text[len(text) - keep + head :]}"
+
+    # By halves: names may be very long.
+    fits, too_long = 0, min(len(text), width)
+    while too_long - fits > 1:
+        keep = (fits + too_long) // 2
+        if font.getlength(short(keep)) <= width:
+            fits = keep
+        else:
+            too_long = keep
+    return short(fits)

@@ -147,6 +147,9 @@ ADDRESSES = [
 
 
 @fuzz(address=st.one_of(st.sampled_from(ADDRESSES), mostly("film.avi")))
+@example(address="x" * 300_000)  # Took hours.
+@example(address="a=b" * 100_000)
+@example(address="pass=" * 50_000)
 def test_addresses(address):
     found = refused_well(parse_source, address)
     if isinstance(found, Source):

@@ -61,6 +61,14 @@ def test_sheet_sizes():
     assert draw_sheet("x" * 500, []).width == none.width
 
 
+def test_very_long_names_and_titles_are_cut_in_no_time():
+    item = Item(key="k" * 300_000, camera="c" * 300_000)
+    for title in ("x" * 300_000, "red " * 100_000):
+        long = draw_sheet(title, [Hit(id=1, score=0.5, item=item)])
+        assert long.width == draw_sheet("red", []).width
+        assert long.height < 900
+
+
 def test_a_sheet_shows_five_hundred_pictures_at_most(monkeypatch):
     assert sheet._MOST_TILES == 500
     monkeypatch.setattr(sheet, "_MOST_TILES", 20)  # Drawing takes its time.
