@@ -127,6 +127,8 @@ class _Reader:
                     inputs.update([self._value(_message(value))])
                 case 12:
                     outputs.update([self._value(_message(value))])
+                case 13:
+                    self._value(_message(value))
                 case 15:
                     raise _UnusableGraphError("it has sparse tensors in it")
         return {name: inputs[name] for name in inputs if name not in constants}, outputs
@@ -135,9 +137,13 @@ class _Reader:
         for field, value in self._fields(node):
             if field == 7:
                 self._standard(_message(value))
+            elif field in (1, 2, 3, 4):
+                self._text(_message(value))
             elif field == 5:
                 for part, content in self._fields(_message(value)):
-                    if part in (5, 10):
+                    if part == 1:
+                        self._text(_message(content))
+                    elif part in (5, 10):
                         self._tensor(_message(content))
                     elif part in (6, 11):
                         raise _UnusableGraphError("it has a loop, or another graph inside")
@@ -191,6 +197,8 @@ class _Reader:
                 for kind, value in self._fields(_message(dimension)):
                     if kind == 1 and isinstance(value, int):
                         size = value
+                    elif kind == 2:
+                        self._text(_message(value))
                 yield size
 
     def _standard(self, domain: _Message) -> None:
@@ -198,6 +206,7 @@ class _Reader:
             raise _UnusableGraphError(f"it has operators of {found!r}, expected those of ONNX")
 
     def _text(self, place: _Message) -> str:
+        """Return a name; libraries that quote one which is no text fail in their own way."""
         if place[1] - place[0] > 1000:
             raise _UnusableGraphError("a name in it has more than 1000 bytes")
         return self._data[place[0] : place[1]].decode("utf-8")

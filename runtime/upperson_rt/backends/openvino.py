@@ -93,7 +93,7 @@ class OpenVinoBackend:
                 model.reshape([PIECE, *list(model.input().partial_shape)[1:]])
                 piece = core.compile_model(model, device.upper(), config)
                 self._piece = piece.create_infer_request()
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # It may quote what is no text.
             raise BackendError(
                 f"OpenVINO {self.version} cannot load {os.fspath(path)}: {one_line(error)}"
             ) from error

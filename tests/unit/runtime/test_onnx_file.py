@@ -170,6 +170,17 @@ def test_damaged_files_are_refused_or_read(bundle, tmp_path):
             check_graph(path, "image", manifest)
 
 
+@pytest.mark.parametrize("name", [b"norm", b"ReduceL2", b"projection", b"scaled"])
+def test_names_are_text(bundle, tmp_path, name):
+    """Libraries quote them in errors, and what is no text becomes another kind of error."""
+    content = (bundle / "image.int8.onnx").read_bytes()
+    assert name in content
+    path = tmp_path / "image.onnx"
+    path.write_bytes(content.replace(name, b"\xf7" * len(name)))
+    with pytest.raises(IntegrityError, match="is not a graph that exports write: 'utf-8' codec"):
+        check_graph(path, "image", Bundle.open(bundle).manifest)
+
+
 def test_a_file_of_endless_small_fields_is_given_up(bundle, tmp_path):
     path = tmp_path / "text.onnx"
     path.write_bytes(b"\x08\x07" * 2_000_000)
