@@ -105,6 +105,7 @@ def test_frames(running, camera, frame, boxes, time, tracks):
 @example(name=["gate"], source=None, detector=None, drop=None, start_time=None)
 @example(name="hall", source=5, detector=5, drop=5, start_time="x")
 @example(name="hall", source=None, detector=5, drop=None, start_time=None)
+@example(name="hall", source=None, detector=None, drop=np.zeros((0, 4)), start_time=None)
 def test_cameras(encoder, gallery, name, source, detector, drop, start_time):
     pipeline = Pipeline(encoder, gallery)
     refused_well(pipeline.add_camera, name, source, detector, drop=drop, start_time=start_time)

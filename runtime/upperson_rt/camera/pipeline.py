@@ -186,10 +186,10 @@ class Pipeline:
             name=name,
             source=found,
             detector=detector,
-            drop=drop or ("block" if is_file else self.settings.drop),
+            drop=("block" if is_file else self.settings.drop) if drop is None else drop,
             start_time=start_time,
             realtime=realtime,
-            opener=opener or self.settings.opener,
+            opener=self.settings.opener if opener is None else opener,
         )
         if found is not None and is_file and start_time is None:
             added = replace(added, start_time=guess_start_time(found, added.opener))

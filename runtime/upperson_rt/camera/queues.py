@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 
 from upperson_rt.errors import UsageError
+from upperson_rt.printable import shown
 
 __all__ = [
     "DROP_POLICIES",
@@ -29,9 +30,9 @@ DROP_POLICIES: tuple[DropPolicy, ...] = get_args(DropPolicy)
 def check_policy(policy: str) -> DropPolicy:
     """Return the policy of that name; raise UsageError if there is none."""
     for known in DROP_POLICIES:
-        if policy == known:
+        if isinstance(policy, str) and policy == known:
             return known
-    raise UsageError(f"no drop policy '{policy}': it is one of {', '.join(DROP_POLICIES)}")
+    raise UsageError(f"no drop policy {shown(policy)}: it is one of {', '.join(DROP_POLICIES)}")
 
 
 class BoundedQueue(Generic[T]):
