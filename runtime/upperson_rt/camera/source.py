@@ -38,6 +38,8 @@ _VALUE = re.compile(r"\"[^\"]*\"|[^&\s/!;,]*")
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _DEVICE = re.compile(r"/dev/video([0-9]{1,4})|([0-9]{1,4})")
 _OPENING_S = 10.0
+_MOST_FRAME_PIXELS = 36_000_000
+"""Seven bytes a pixel are in use while one is decoded; a stream tells the size beforehand."""
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "rtp", "srt", "tcp", "udp")
 """Of addresses that FFmpeg reads from a network, and so OpenCV."""
 
@@ -194,6 +196,14 @@ class OpenCVReader(Reader):
         if not capture.isOpened():
             capture.release()
             raise InputError(_why_not(source, timeout_s))
+        width = round(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+        height = round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > _MOST_FRAME_PIXELS:
+            capture.release()
+            raise InputError(
+                f"{source.shown} has pictures of {width}x{height} pixels, at most "
+                f"{_MOST_FRAME_PIXELS:,} are read (8K): have it send smaller ones"
+            )
         self._capture = capture
         self._position_property = None if source.is_live else cv2.CAP_PROP_POS_MSEC
         if not source.is_live:

@@ -267,6 +267,20 @@ def test_a_file_that_is_no_video_is_an_error(tmp_path):
         OpenCVReader(parse_source(str(tmp_path / "text.avi")), 1.0)
 
 
+def test_pictures_that_no_camera_sends_are_refused_before_they_are_decoded(tmp_path):
+    """One frame of 16000 x 16000, 4 MB as JPEG, took 1.9 GB."""
+    for side, refused in ((6_400, True), (64, False)):
+        path = tmp_path / f"{side}.mjpeg"
+        path.write_bytes(cv2.imencode(".jpg", np.zeros((side, side), np.uint8))[1].tobytes() * 3)
+        if refused:
+            with pytest.raises(InputError, match=r"6400\.mjpeg has pictures of 6400x6400 pixels"):
+                OpenCVReader(parse_source(str(path)), 10.0)
+        else:
+            reader = OpenCVReader(parse_source(str(path)), 10.0)
+            assert reader.read().shape == (64, 64, 3)
+            reader.close()
+
+
 def test_a_network_source_is_opened_with_time_limits_and_others_without(monkeypatch):
     opened = []
 
@@ -276,6 +290,9 @@ def test_a_network_source_is_opened_with_time_limits_and_others_without(monkeypa
 
         def isOpened(self):  # noqa: N802
             return True
+
+        def get(self, name):
+            return 0.0
 
     monkeypatch.setattr(cv2, "VideoCapture", VideoCapture)
     OpenCVReader(LIVE, 2.5)
