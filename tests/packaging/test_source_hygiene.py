@@ -1,3 +1,5 @@
+import re
+
 from tests.helpers.command_line import ROOT, SOURCES
 
 FOLDERS = [
@@ -18,3 +20,9 @@ def test_no_source_file_is_too_long():
 
 def test_source_files_are_named_after_what_they_do():
     assert [path for path in FILES if path.stem in VAGUE_NAMES] == []
+
+
+def test_picture_files_are_opened_in_one_place():
+    """The linter refuses Pillow's `open`; OpenCV, torchvision and matplotlib open pictures, too."""
+    opening = re.compile(r"\bImage\.open\(|\b(?:imread|imreadmulti|imdecode|read_image)\(")
+    assert [path for path in FILES if opening.search(path.read_text("utf-8"))] == []
