@@ -51,6 +51,7 @@ _ADVICE = {
     "disk I/O error": "nothing was changed: check the disk's space, quota and health",
     "unable to open": "check the permissions of the folder",
 }
+_UNLOCKED = "ro&immutable=1"
 _DAMAGED = re.compile(
     "decode|malformed|no such (column|table|index|function)|syntax error|unsupported file format|"
     "no query solution"
@@ -157,7 +158,7 @@ class Database:
             acknowledged = _read_mark(self._mark)
             if acknowledged is not None:
                 self._check_mark(*acknowledged)
-            self._writer = _connect(path, self.read_only)
+            self._writer = _connect(path, self._mode(_unlocked_state(path)))
             try:
                 self._about = read_meta(self._writer, path)
             except BaseException:
@@ -253,9 +254,19 @@ class Database:
 
         Not with a connection that writes: it would cut the log when it is closed.
         """
-        with closing(_connect(self.path, read_only=True)) as connection:
-            about = read_meta(connection, self.path)
-            sums = about.read_sums(connection)
+        while True:
+            state = _unlocked_state(self.path)
+            with closing(_connect(self.path, "ro" if state is None else _UNLOCKED)) as connection:
+                try:
+                    connection.execute("BEGIN DEFERRED")  # Both of one state.
+                    about = read_meta(connection, self.path)
+                    sums = about.read_sums(connection)
+                except sqlite3.Error:
+                    if state == _unlocked_state(self.path):
+                        raise
+                    continue  # Another process began or ended meanwhile.
+            if state == _unlocked_state(self.path):
+                break
         found = 0 if sums is None else sums.commits
         if about.meta.identity == identity and found < commits:
             raise DamageError(
@@ -274,7 +285,13 @@ class Database:
                 if opened_at == state:
                     return connection, state
                 connection.close()  # It would not see, or mix, what has been written since.
-        return _connect(self.path, self.read_only), state
+        return _connect(self.path, self._mode(state)), state
+
+    def _mode(self, state: _State) -> str:
+        """Return how to open the file, which has a state where it must be read without locks."""
+        if not self.read_only:
+            return "rw"
+        return "ro" if state is None else _UNLOCKED
 
     def _check_unchanged(self, state: _State) -> None:
         if state is not None and _unlocked_state(self.path) != state:
@@ -291,12 +308,9 @@ class Database:
                 self._idle.append((connection, state))
 
 
-def _connect(path: Path, read_only: bool = False) -> sqlite3.Connection:
-    mode = "mode=rw"
-    if read_only:
-        mode = "mode=ro" if _unlocked_state(path) is None else "mode=ro&immutable=1"
+def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
     connection = sqlite3.connect(
-        f"file:{quote(os.fsencode(path.absolute()))}?{mode}",
+        f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}",
         uri=True,
         timeout=LOCK_TIMEOUT_S,
         isolation_level=None,  # Transactions are written out.
