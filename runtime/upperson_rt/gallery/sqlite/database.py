@@ -5,14 +5,12 @@ transaction leaves sums over all rows, see `checksums`; how many transactions th
 in a file beside the log, so that a log that lost some is not believed.
 """
 
-import errno
 import json
 import os
 import re
 import sqlite3
 import tempfile
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ from upperson_rt.gallery.sqlite.checksums import (
     prove_facet,
     prove_metadata,
 )
+from upperson_rt.gallery.sqlite.mark import read_mark, write_mark
 from upperson_rt.gallery.sqlite.schema import GUARD, SqliteMeta, create, read_meta
 from upperson_rt.locks import locked_folder
 
@@ -155,7 +154,7 @@ class Database:
         self.read_only = not _is_writable(path)
         self._mark = path.with_name(f"{path.name}-mark")
         with _translated(path):
-            acknowledged = _read_mark(self._mark)
+            acknowledged = read_mark(self._mark)
             if acknowledged is not None:
                 self._check_mark(*acknowledged)
             self._writer = _connect(path, self._mode(_unlocked_state(path)))
@@ -212,7 +211,7 @@ class Database:
                     self._about.write_sums(self._writer, sums)
                 self._writer.execute("COMMIT")
                 if sums is not None:
-                    _write_mark(self._mark, self.meta.identity, sums.commits)
+                    write_mark(self._mark, self.meta.identity, sums.commits)
             except BaseException:
                 self._about = before
                 if self._writer.in_transaction:
@@ -352,42 +351,6 @@ def _unlocked_state(path: Path) -> _State:
 
 def _log_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
-
-
-def _write_mark(path: Path, identity: str, commits: int) -> None:
-    """Note beside the log how many transactions it has to hold, see `Database._check_mark`.
-
-    Written after the log was synced, so it never says too much. It may say too little: nothing is
-    lost then but the notice of a loss.
-
-    Raises:
-        InputError: The disk turned read-only, and may have kept nothing of what it said was synced.
-    """
-    text = f"{identity} {commits:020d}"
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, f"{text} {zlib.crc32(text.encode()):08x}\n".encode())
-        finally:
-            os.close(handle)
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            raise InputError(
-                f"the disk of gallery {path.parent} turned read-only while it was written to, and "
-                "the last change may be lost: check the disk, then repeat it"
-            ) from error
-
-
-def _read_mark(path: Path) -> tuple[str, int] | None:
-    """Return the gallery's identity and its transactions; None where nothing was noted."""
-    try:
-        text, _, checksum = path.read_bytes().decode("ascii", "replace").rpartition(" ")
-    except OSError:
-        return None
-    if checksum != f"{zlib.crc32(text.encode()):08x}\n":
-        return None
-    identity, _, commits = text.partition(" ")
-    return identity, int(commits)
 
 
 @contextmanager
