@@ -56,6 +56,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} cannot be read as weights: {reason}") from error
+    for name, tensor in state.items():
+        if not is_stored(tensor):
+            raise InputError(
+                f"{path} cannot be read as weights: '{name}' {tuple(tensor.shape)} has more "
+                "numbers than the file holds"
+            )
     if any(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
@@ -126,6 +132,13 @@ def saved_fault(path: Path) -> str | None:
     if max(pickles, default=0) > MOST_DESCRIPTION_BYTES:
         return f"its description takes more than {MOST_DESCRIPTION_BYTES >> 20} MiB"
     return None
+
+
+def is_stored(tensor: Tensor) -> bool:
+    """Tell whether a file holds all numbers of a tensor; one may stand for billions (stride 0)."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return True  # Who takes the tensor says what is wrong with it.
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _description_fault(file: BinaryIO) -> str | None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from upperson.config import TrainConfig
 from upperson.model.base import Base, load_base
 from upperson.model.encoder import patch_grid
-from upperson.model.weights import saved_fault
+from upperson.model.weights import is_stored, saved_fault
 from upperson.official.mapping import map_checkpoint
 from upperson.run import ADAPTER, CONFIG, pack_adapter
 from upperson_rt.errors import InputError
@@ -145,6 +145,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         name = re.sub(r"^(module\.)+", "", str(key))
         if name in state:
             raise InputError(f"{path} holds '{name}' twice, with and without module. in front")
+        if not is_stored(value):
+            raise InputError(
+                f"{path} cannot be read as a checkpoint: '{name}' {tuple(value.shape)} has more "
+                "numbers than the file holds"
+            )
         state[name] = value
     return state, others
 

@@ -274,3 +274,17 @@ def test_an_archive_with_a_crowded_description_is_refused(tmp_path: Path) -> Non
     crowd = write(tmp_path / "crowd.pt", module(b"(" + b"}" * 5_000_000 + b"t"))
     with pytest.raises(InputError, match=r"its data\.pkl takes more than 4 MiB"):
         read_weights(crowd)
+
+
+def test_a_tensor_of_more_numbers_than_the_file_holds_is_refused(tmp_path: Path) -> None:
+    """The search for the grid of a billion positions, which took 1.6 kB, did not end."""
+    one = torch.zeros(1)
+    torch.save({"w": one.as_strided((10**9, 4), (0, 0))}, tmp_path / "wide.pth")
+    write(tmp_path / "wide.pt", module(tensor(0, shape(10**9, 2), shape(0, 1))))
+    torch.save({"w": torch.zeros(4)[1:3], "v": one.expand(1)}, tmp_path / "views.pth")
+    for read in (read_weights, lambda path: read_checkpoint(path)[0]):
+        with pytest.raises(InputError, match=r"'w' \(1000000000, 4\) has more numbers than"):
+            read(tmp_path / "wide.pth")
+        assert read(tmp_path / "views.pth").keys() == {"w", "v"}
+    with pytest.raises(InputError, match=r"'w' \(1000000000, 2\) has more numbers than"):
+        read_weights(tmp_path / "wide.pt")
