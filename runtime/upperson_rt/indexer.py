@@ -157,6 +157,8 @@ def index_images(
         workers = min(_USUAL_WORKERS, os.cpu_count() or 1)
     workers = check_count(workers, "workers", most=_MOST_WORKERS)
     files = check_list(files, "files")
+    if other := [file for file in files if not isinstance(file, str | os.PathLike)]:
+        raise InputError(f"files must be paths, found {shown(other[0])}")
     for what, given, known in (
         ("time_from", time_from, get_args(TimeSource)),
         ("track_from", track_from, ("folder", "none")),

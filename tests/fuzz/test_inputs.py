@@ -88,6 +88,7 @@ def test_asking(encoder, gallery, query, k, min_score):
 @example(["x\0y"], None, None, 2, 1, "exif", "none")
 @example("a.png", None, None, 2, 1, "exif", "none")
 @example([5], "\udcff", 5, 2, 1, "exif", "none")
+@example([["a.png"]], None, None, 2, 1, "exif", "none")
 @example([], None, {"a": 10**5000}, 2, 1, "exif", "none")
 @example([], None, None, 2.5, 10**9, "sundial", ["folder"])
 def test_indexing(
