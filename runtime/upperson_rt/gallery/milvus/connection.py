@@ -191,11 +191,11 @@ def connect(location: MilvusLocation, create: bool) -> Any:
         raise missing_extra("pymilvus", "milvus", "a gallery in Milvus") from error
     # Both write to standard error, with tracebacks, what they raise as well.
     for name in ("pymilvus", "milvus_lite"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # noqa: TID251 - theirs
     if location.file is not None:
         _prepare_lite(location, location.file, create)
         # It has no such method as pymilvus asks for first, says so, and all is well.
-        logging.getLogger("grpc._server").addFilter(_is_worth_reading)
+        logging.getLogger("grpc._server").addFilter(_is_worth_reading)  # noqa: TID251
     try:
         client = MilvusClient(
             uri=location.uri,
