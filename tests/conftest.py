@@ -8,8 +8,10 @@ import ctypes
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +33,10 @@ for _name in (
     os.environ.pop(_name, None)
 if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers share one folder; it goes at the end.
     os.environ["UPPERSON_CACHE"] = tempfile.mkdtemp(prefix="upperson-tests-")
+
+if threading.current_thread() is threading.main_thread():
+    # What a shell starts in the background ignores Ctrl-C, and so would all that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,30 @@ from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
 from upperson_rt.signature import verify_folder
 
+TRACED = {}
 METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
+
+
+@pytest.fixture(autouse=True)
+def towers_are_traced_once(monkeypatch, tmp_path_factory):
+    """Write towers of a structure that was traced before with their weights: a trace takes seconds.
+
+    That this gives the same file is a test of its own (`tests/parity/test_export.py`).
+    """
+    from upperson_export import forms, graphs
+
+    def export(tower, kind, path, *, example):
+        structure = str(tower), *((name, x.shape) for name, x in tower.state_dict().items())
+        if structure in TRACED:
+            graph = graphs.write_with_weights(TRACED[structure], tower, path)
+            assert graph is not None
+            return graph
+        graph = graphs.export_onnx(tower, kind, path, example=example)
+        kept = tmp_path_factory.mktemp("traced") / f"{kind}.onnx"
+        TRACED[structure] = replace(graph, file=shutil.copy(path, kept))
+        return graph
+
+    monkeypatch.setattr(forms, "export_onnx", export)
 
 
 @pytest.fixture

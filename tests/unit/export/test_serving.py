@@ -506,7 +506,7 @@ def test_a_failed_write_leaves_nothing(bundle, tmp_path, write, monkeypatch):
 
     monkeypatch.setattr("upperson_export.serving.triton.write_serving_record", full_disk)
     monkeypatch.setattr("upperson_export.serving.deepstream.write_serving_record", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="No space left on device; free some space"):
         write(bundle, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
 
