@@ -159,7 +159,7 @@ def plan(config: TrainConfig, components: Components, *, processes: int = 1) -> 
     captions = [text for record in train for text in record.captions]
     tokens = count_tokens(components.tokenizer, captions)
     sampler = BatchSampler(len(captions), config.batch_size, config.seed, processes=processes)
-    share = -(-config.batch_size // processes)
+    share = -(-min(config.batch_size, len(captions)) // processes)
     return Plan(
         splits={name: count_split(records) for name, records in components.splits.items()},
         parts=parts,

@@ -68,11 +68,14 @@ def test_a_bundle_whose_variants_agree(bundle):
         assert one["tolerance"] == loose[one["variant"] == "int8"]
         assert one["ranking"]["top_k"] == 9
         assert (one["to_reference"] is None) == (one["tower"] == "both")
+    shown = run(bundle, *SMALL, *LOOSE).stdout.splitlines()
+    assert shown[-1] == f"ok: {len(found['comparisons'])} comparisons agree"
 
 
 def test_a_failure_names_the_worst_case_and_a_tolerance_that_passes(bundle):
     result = run(bundle, *SMALL)
     assert result.exit_code == 6
+    assert "comparisons agree" not in result.stdout
     line = error_line(result)
     assert re.match(
         r"error: int8 on (onnxruntime|openvino) \S+ on cpu, text tower, batch \d, .*: "

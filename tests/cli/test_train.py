@@ -73,6 +73,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(people: Path, work: Path) 
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["train", "16", "32", "8"] in rows
     assert "30: 5 epochs of 6 steps of 6 pairs" in result.stdout
+    assert "warning" not in result.stderr
+    activations = {}
+    for size in (32, 5000):
+        result = run("train", "--root", people, "--dry-run", "--batch-size", size, "--json")
+        told = "a batch of 5000 is more than the 32 pairs of the training split" in result.stderr
+        assert told == (size == 5000)
+        activations[size] = json.loads(result.stdout)["memory"]["activation_bytes"]
+    assert activations[5000] == activations[32], "no batch is larger than the split"
     plan = json.loads(
         run("train", "--root", people, "--dry-run", "--json", "--loss", "sdm+id").stdout
     )

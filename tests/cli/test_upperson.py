@@ -283,12 +283,28 @@ def test_the_bundle_opens_and_the_gallery_answers(demo_folder, people, work):
 
 def test_evaluate_finds_what_the_demo_measured(demo_folder, people):
     summary = json.loads((demo_folder / "summary.json").read_text("utf-8"))
-    found = run_json("evaluate", demo_folder / "bundle", "--root", people)
+    result = run("evaluate", demo_folder / "bundle", "--root", people, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
     assert "fp32" in found
+    for variant in found:
+        told = [line for line in result.stderr.splitlines() if line.startswith(variant)]
+        bundle = Bundle.open(demo_folder / "bundle", variant)
+        for tower in ("image", "text"):
+            backend = bundle.backend(tower)
+            running = f"backend: {backend.name} {backend.version} on {backend.device}"
+            assert any(running in line and f"{tower} tower" in line for line in told) or any(
+                line.startswith(f"{variant}: {running}") for line in told
+            )
     for variant, directions in found.items():
         expected = pytest.approx(summary[f"onnx_{variant}"], abs=ONE_QUERY)
         assert directions["text_to_image"] == expected
         assert list(directions["image_to_text"]) == METRICS
+    computes = {"image": SimpleNamespace(float_type="bf16"), "text": SimpleNamespace()}
+    types = import_module("upperson.cli.evaluate")._float_types
+    assert types(SimpleNamespace(backend=computes.get)) == "bf16 (images) and f32 (texts)"
+    computes["text"] = computes["image"]
+    assert types(SimpleNamespace(backend=computes.get)) == "bf16"
     found = run_json("evaluate", demo_folder / "run", "--root", people)
     expected = pytest.approx(summary["fine_tuned"], abs=ONE_QUERY)
     assert found["run"]["text_to_image"] == expected

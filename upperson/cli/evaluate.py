@@ -18,9 +18,11 @@ from upperson_rt.cli.output import (
     print_table,
 )
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.towers import TOWERS
 
 if TYPE_CHECKING:
     from upperson.evaluate import Evaluation
+    from upperson_rt.bundle import Bundle
 
 
 def evaluate(
@@ -76,13 +78,15 @@ def evaluate(
             for variant, entry in read_manifest(target).variants.items():
                 bundle = Bundle.open(target, variant)
                 encoder = bundle.encoder()
-                display.say(f"{variant}: {backend_line(bundle, 'image')}")
+                for line in _backend_lines(bundle):
+                    display.say(f"{variant}{line}")
                 image_GE = encoder.encode_images(images, progress=partial(display.update, variant))
                 found[variant] = both_directions(encoder.encode_texts(captions), image_GE, records)
                 if is_half(entry.precision) and bundle.backend("image").device == "cpu":
                     display.say(
-                        f"{variant}: computed in float32 here, as CPUs do; the report of the "
-                        "export has it with float16's range and rounding"
+                        f"{variant}: floats computed in {_float_types(bundle)} here: no "
+                        "backend has float16 kernels for CPUs; the report of the export has it "
+                        "with float16's range and rounding"
                     )
         else:
             from upperson.components import choose_device
@@ -101,6 +105,21 @@ def evaluate(
         asked = sum(len(record.captions) for record in records)
         print_line(f"{dataset} in {root.name}, {split}: {asked} captions, {len(records)} images")
         print_table(_table(found))
+
+
+def _backend_lines(bundle: "Bundle") -> list[str]:
+    """Return what runs the towers: one line, or one a tower where they do not run alike."""
+    image, text = backend_line(bundle, "image"), backend_line(bundle, "text")
+    if image == text:
+        return [f": {image}"]
+    return [f", image tower: {image}", f", text tower: {text}"]
+
+
+def _float_types(bundle: "Bundle") -> str:
+    from upperson_export.graphs import float_type_of
+
+    image, text = (float_type_of(bundle.backend(tower)) for tower in TOWERS)
+    return image if image == text else f"{image} (images) and {text} (texts)"
 
 
 def _data_of(target: Path, dataset: str | None, root: Path | None) -> tuple[str, Path]:

@@ -86,6 +86,10 @@ def parity(
     Every item is embedded alone and in batches of every size; texts also among others of any length
     and with padding; images also from file to embedding. Exit code 6 if something differs.
 
+    A row has cosines to the reference (the lowest, that of the lowest 1 %, the median) and the
+    largest difference of a component; `alone`: that to the item embedded alone; `top-10` and `tau`:
+    how alike the rankings are, by overlap of the first ten and Kendall's tau.
+
     Example: `upperson parity bundle --backends onnxruntime,openvino`
     """
     batch_sizes = read_batch_sizes(batch)
@@ -242,6 +246,8 @@ def _print_result(result: "ParityResult") -> None:
         print_table(_table(judged, result.worst))
     for absent in result.not_run:
         print_note(f"not run: {absent.variant} on {absent.backend}: {absent.reason}")
+    if result.ok:
+        print_line("", f"ok: {len(result.judged)} comparisons agree")
 
 
 def _table(judged: "list[Judged]", worst: "Judged | None") -> PlainTable:

@@ -11,7 +11,14 @@ import typer
 
 from upperson.cli.options import DATASET_HELP, require_extra
 from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import PlainTable, new_table, print_json, print_line, print_table
+from upperson_rt.cli.output import (
+    PlainTable,
+    new_table,
+    print_json,
+    print_line,
+    print_table,
+    print_warning,
+)
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import remove_unfinished, unfinished, write_atomically
 
@@ -288,6 +295,11 @@ def _dry_run(config: "TrainConfig", device: str, as_json: bool) -> None:
     planned = plan(config, build_components(config), processes=processes)
     if not _is_main_process():
         return
+    if (pairs := planned.splits["train"].captions) < config.batch_size:
+        print_warning(
+            f"a batch of {config.batch_size} is more than the {pairs} pairs of the training split: "
+            "every epoch is one step with all of them; choose a smaller --batch-size"
+        )
     if as_json:
         print_json(planned.as_dict())
         return

@@ -127,10 +127,13 @@ def check_detector(
     except Exception as error:  # A detector is anybody's code.
         reason = InputError(f"the detector fails: {type(error).__name__}: {error}")
         return [*checks, fail_from_error("people", reason)]
-    return [*checks, _what_was_found(look, picture, sheet)]
+    has_layout = isinstance(detector, OnnxDetector)
+    return [*checks, _what_was_found(look, picture, sheet, has_layout)]
 
 
-def _what_was_found(look: Look, picture: Path | None, sheet: Path | None) -> Check:
+def _what_was_found(
+    look: Look, picture: Path | None, sheet: Path | None, has_layout: bool
+) -> Check:
     boxes = [
         f"({x0}, {y0}, {x1}, {y1})" + ("" if np.isnan(score) else f" {score:.2f}")
         for (x0, y0, x1, y1), score in zip(look.boxes.tolist(), look.scores.tolist(), strict=True)
@@ -146,14 +149,17 @@ def _what_was_found(look: Look, picture: Path | None, sheet: Path | None) -> Che
     if look.figures is None:
         advice = "look at the boxes: --sheet FILE.png  draws them" if sheet is None else ""
         if not boxes:
-            advice = "if there are people, name another --detector-layout, -class or -score"
+            other = "name another --detector-layout, -class or -score"
+            advice = f"if there are people, {other if has_layout else 'it misses them'}"
         detail = f"in {picture} {found}{where}"
         return Check("people", "ok" if boxes else "warn", detail, advice, facts=facts)
     right, elsewhere = look.figures_found, look.boxes_elsewhere
     facts["figures"] = right
     detail = f"{right} of {len(look.figures)} drawn figures found, {found}{where}"
     if elsewhere or (boxes and not right):
-        advice = "boxes lie where nobody is: is it another --detector-layout? Try  --picture FILE"
+        advice = "boxes lie where nobody is: try  --picture FILE  with people on it"
+        if has_layout:
+            advice += ", or another --detector-layout"
         return Check("people", "warn", detail, advice, facts=facts)
     if not right:
         advice = "networks may not take figures for people: try  --picture FILE  with people on it"
