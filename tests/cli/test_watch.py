@@ -278,7 +278,7 @@ def test_logs_are_json_lines_and_metrics_go_where_asked(work):
     )
     try:
         wait_for_rows(work, 2)
-        url = re.search(r"metrics: (http://127\.0\.0\.1:\d+/metrics)", read_log(work))[1]
+        url = re.search(r"metrics: (http://127\.0\.0\.1:\d+/metrics)\"", read_log(work))[1]
         with urllib.request.urlopen(url) as answer:
             assert 'upperson_committed_total{camera="street"}' in answer.read().decode()
         process.send_signal(signal.SIGTERM)
@@ -291,12 +291,18 @@ def test_logs_are_json_lines_and_metrics_go_where_asked(work):
 
     (work / "text.avi").write_text("no video")
     result = run("watch", "text.avi", "--log-json", "--detector", "street.json", "--start", START)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("{")]
-    (logged,) = [json.loads(line) for line in lines if '"failed"' in line]
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    (logged,) = [event for event in events if event.get("event") == "failed"]
     assert (logged["level"], logged["camera"]) == ("error", "text")
     assert "cannot open" in logged["message"]
     assert result.exit_code == 3
-    assert "1 of 1 camera was given up: text: cannot open" in result.stderr
+    assert events[-1]["level"] == "error"
+    assert events[-1]["message"].startswith("1 of 1 camera was given up: text: cannot open")
+    told = [event["message"] for event in events if event["logger"] == "upperson_rt.cli"]
+    assert any(message.startswith("backend: ") for message in told)
+    result = run("watch", "street.avi", "street.avi", "--log-json")
+    assert json.loads(result.stderr)["message"].startswith("two cameras are called street")
+    assert run("watch", "none.avi").stderr.startswith("error: no video none.avi"), "text again"
 
 
 def test_cameras_that_never_give_a_picture_say_why_and_end_with_3(work):
@@ -332,13 +338,13 @@ def test_cameras_that_never_give_a_picture_say_why_and_end_with_3(work):
             process.kill()
     log = read_log(work).splitlines()
     told = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-    assert log[-1] == f"error: 4 of 4 cameras never gave a picture: {told}"
-    events = [json.loads(line) for line in log if line.startswith("{")]
-    loud = [event["camera"] for event in events if event["level"] == "warning"]
-    assert sorted(loud) == ["door", "gate", "hall", "yard"], "once each, however many attempts"
-    others = [line for line in log[:-1] if not line.startswith("{")]
-    ours = re.compile(r"(backend|warning): |committing what was accepted")
-    assert [line for line in others if not ours.match(line)] == [], "no lines of FFmpeg's"
+    events = [json.loads(line) for line in log]  # There are no lines of FFmpeg's.
+    assert events[-1]["message"] == f"4 of 4 cameras never gave a picture: {told}"
+    loud = [event for event in events if event["level"] == "warning"]
+    cameras = sorted(event["camera"] for event in loud if "camera" in event)
+    assert cameras == ["door", "gate", "hall", "yard"], "once each, however many attempts"
+    (hog,) = [event["message"] for event in loud if "camera" not in event]
+    assert hog.startswith("hog misses many people")
     assert "secret" not in read_log(work)
 
 

@@ -18,7 +18,6 @@ from upperson_rt.cli.output import (
     print_table,
 )
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.towers import TOWERS
 
 if TYPE_CHECKING:
     from upperson.evaluate import Evaluation
@@ -117,6 +116,7 @@ def _backend_lines(bundle: "Bundle") -> list[str]:
 
 def _float_types(bundle: "Bundle") -> str:
     from upperson_export.graphs import float_type_of
+    from upperson_rt.towers import TOWERS
 
     image, text = (float_type_of(bundle.backend(tower)) for tower in TOWERS)
     return image if image == text else f"{image} (images) and {text} (texts)"

@@ -17,7 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -25,6 +25,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from upperson_rt import __version__
 from upperson_rt.cli.ending import end, how_it_ended, listen
+from upperson_rt.cli.log import logging_to_stderr
 from upperson_rt.cli.output import print_error, print_line, print_note
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.printable import one_line, printable
@@ -36,7 +37,12 @@ class Command(TyperCommand):
     """A command that reports errors in one line; with its option ``--debug`` also the traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; one with ``--log-json`` keeps a log on stderr meanwhile."""
+        as_json = ctx.params.get("log_json")
+        with nullcontext() if as_json is None else logging_to_stderr(as_json):
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):

@@ -5,6 +5,7 @@ taken for markup. The linter refuses commands that print in another way.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "backend_line",
     "json_from_hit",
     "live_display",
+    "messages_to",
     "new_progress",
     "new_table",
     "print_error",
@@ -52,6 +54,20 @@ Cell: TypeAlias = "str | tuple[str, str]"
 _PIPE_WIDTH = 4096
 _LONGEST_MESSAGE = 4000
 
+_messages: logging.Logger | None = None
+"""Where notes, warnings and errors go instead of stderr; see `messages_to`."""
+
+
+@contextmanager
+def messages_to(logger: logging.Logger) -> Iterator[None]:
+    """Send notes, warnings and errors to a logger, by their level, instead of to stderr."""
+    global _messages
+    before, _messages = _messages, logger
+    try:
+        yield
+    finally:
+        _messages = before
+
 
 def print_json(result: dict[str, Any]) -> None:
     """Print the one JSON object of a command."""
@@ -67,17 +83,26 @@ def print_line(*lines: str) -> None:
 
 def print_note(text: str) -> None:
     """Print a line about what is going on, on stderr."""
-    typer.echo(_message(text), err=True)
+    if _messages is not None:
+        _messages.info("%s", _message(text))
+    else:
+        typer.echo(_message(text), err=True)
 
 
 def print_warning(text: str) -> None:
     """Print a warning on stderr."""
-    print_labelled("warning", typer.colors.YELLOW, text, err=True)
+    if _messages is not None:
+        _messages.warning("%s", _message(text))
+    else:
+        print_labelled("warning", typer.colors.YELLOW, text, err=True)
 
 
 def print_error(text: str) -> None:
     """Print why a command ends, on stderr."""
-    print_labelled("error", typer.colors.RED, text, err=True)
+    if _messages is not None:
+        _messages.error("%s", _message(text))
+    else:
+        print_labelled("error", typer.colors.RED, text, err=True)
 
 
 def print_labelled(label: str, colour: str, text: str, err: bool = False) -> None:

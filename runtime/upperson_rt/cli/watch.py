@@ -29,7 +29,6 @@ from upperson_rt.cli.options import (
 )
 from upperson_rt.cli.output import live_display, print_json, print_note
 from upperson_rt.cli.watch_status import (
-    logging_to_stderr,
     print_summary,
     progress_line,
     status_table,
@@ -126,7 +125,7 @@ def watch(
         typer.Option("--metrics-file", metavar="FILE.prom", help="Write them into a file."),
     ] = None,
     log_json: Annotated[
-        bool, typer.Option("--log-json", help="Log as JSON lines on stderr, without a display.")
+        bool, typer.Option("--log-json", help="Stderr as JSON lines, without a display.")
     ] = False,
     variant: VariantOption = None,
     backend: BackendOption = "auto",
@@ -156,7 +155,6 @@ def watch(
     from upperson_rt.camera.source import quiet_opencv
 
     with ExitStack() as stack:
-        stack.enter_context(logging_to_stderr(log_json))
         if not debug:
             quiet_opencv()
         policy = None if drop is None else check_policy(drop)

@@ -1,23 +1,17 @@
-"""How `upperson-rt watch` shows what is going on, in a table or a log, and what was done."""
+"""How `upperson-rt watch` shows what is going on, and what was done."""
 
-import datetime
-import json
-import logging
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from upperson_rt.cli.output import PlainTable, new_table, print_line
-from upperson_rt.printable import count_of, get_logger
+from upperson_rt.printable import count_of
 
 if TYPE_CHECKING:
     from upperson_rt.camera import PipelineStats
 
-__all__ = ["JsonFormatter", "logging_to_stderr", "print_summary", "progress_line", "status_table"]
+__all__ = ["print_summary", "progress_line", "status_table"]
 
 _OK = {"running", "ended"}
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> PlainTable:
@@ -91,40 +85,3 @@ def _rate(now: "PipelineStats", earlier: "PipelineStats | None", camera: str) ->
 
 def _reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
-
-
-class JsonFormatter(logging.Formatter):
-    """Writes time (UTC), level, logger and message, and whatever was passed as ``extra``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
-        moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
-        line: dict[str, Any] = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
-        if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
-        # In ASCII: what a name holds must not reach a terminal as it is.
-        return json.dumps(line, default=str)
-
-
-@contextmanager
-def logging_to_stderr(as_json: bool) -> Iterator[None]:
-    """Send the pipeline's log to stderr: warnings as text, or everything as JSON lines."""
-    logger = get_logger("upperson_rt")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter() if as_json else logging.Formatter("%(levelname)s: %(message)s")
-    )
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if as_json else logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
