@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -112,8 +113,31 @@ def test_one_hit_a_track(work):
     assert hits[0]["span"] == {"first_time": NOW, "last_time": NOW + 1, "pictures": 2}
     lines = run("query", "red", "--by-track", "-k", 1).stdout.splitlines()
     assert lines[0].split() == [
-        "rank", "score", "camera", "time", "track", "pictures", "from", "to", "picture",
+        "rank", "score", "camera", "time", "track", "pictures", "period", "picture",
     ]  # fmt: skip
+    first, last = (datetime.datetime.fromtimestamp(NOW + second) for second in (0, 1))
+    assert f"  {first:%Y-%m-%d %H:%M:%S} to {last:%H:%M:%S}  " in lines[1]
+
+
+@pytest.mark.parametrize("options", [[], ["--by-track"]])
+@pytest.mark.parametrize("columns", [20, 80, 100, 400])
+def test_names_can_be_copied_from_any_terminal(work, monkeypatch, options, columns):
+    name = "a-track-whose-name-is-longer-than-a-line-of-twenty"
+    encoder = Bundle.open("bundle", threads=1).encoder()
+    with Gallery.open("gallery", encoder.fingerprint, 16) as gallery:
+        red = Item(key="red", source=str(work / "crops/p0/red.png"), time=NOW, track=name)
+        gallery.add([red], encoder.encode_images([red.source]))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # What makes rich take a pipe for a terminal.
+    lines = run("query", "red", "-k", 2, *options).stdout.splitlines()
+    picture = str(Path("crops/p0/red.png"))
+    assert name in " ".join(lines).split()
+    if columns == 400:
+        assert len(lines) == 3, "a line for the header and for each hit"
+        assert lines[1].split()[-1] == picture
+    else:
+        assert len(lines) == 6
+        assert (lines[1], lines[3]) == ("      picture", f"      {picture}")
 
 
 def test_a_picture_as_query(work):

@@ -6,6 +6,7 @@ taken for markup. The linter refuses commands that print in another way.
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from upperson_rt.bundle import Bundle
-    from upperson_rt.gallery import Hit, Item
+    from upperson_rt.gallery import Hit, Item, TrackSpan
     from upperson_rt.towers import Tower
 
 __all__ = [
@@ -264,6 +266,9 @@ def backend_line(bundle: "Bundle", tower: "Tower") -> str:
 def print_hits(hits: "Sequence[Hit]", crops_dir: Path | None) -> None:
     """Print a table; a column that is empty for all hits is left out.
 
+    On a terminal that it is too wide for, each picture has a line of its own below its row, and
+    nothing folds: paths and names can be copied.
+
     Args:
         hits: In rank order.
         crops_dir: `Gallery.crops_dir`, so that saved pictures are shown as paths that open.
@@ -275,15 +280,45 @@ def print_hits(hits: "Sequence[Hit]", crops_dir: Path | None) -> None:
         "time": [local_time(hit.item.time) for hit in hits],
         "track": [hit.item.track or "" for hit in hits],
         "pictures": ["" if hit.span is None else str(hit.span.pictures) for hit in hits],
-        "from": [local_time(hit.span.first_time) if hit.span else "" for hit in hits],
-        "to": [local_time(hit.span.last_time) if hit.span else "" for hit in hits],
+        "period": [_period(hit.span) if hit.span else "" for hit in hits],
         "picture": [short_path(_picture(hit.item, crops_dir)) for hit in hits],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
-    table = new_table(*shown, right=("rank", "score", "pictures"))
-    for row in zip(*shown.values(), strict=True):
+    table = _table_of(shown)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal or _width(table, console) <= console.width:
+        print_table(table)
+        return
+    below = ["picture", *shown.pop("picture")]
+    table = _table_of(shown)
+    console.width = _width(table, console)
+    with console.capture() as captured:
+        console.print(table)
+    for line, picture in zip(captured.get().splitlines(), below, strict=True):
+        typer.echo(line.rstrip())
+        typer.echo(f"{'':6}{printable(picture)}")
+
+
+def _table_of(columns: dict[str, list[str]]) -> PlainTable:
+    table = new_table(*columns, right=("rank", "score", "pictures"))
+    for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
-    print_table(table)
+    return table
+
+
+def _width(table: PlainTable, console: Console) -> int:
+    """Return the characters that a table takes if nothing folds."""
+    unlimited = console.options.update(max_width=sys.maxsize)
+    return Measurement.get(console, unlimited, table).maximum
+
+
+def _period(span: "TrackSpan") -> str:
+    """Return the first and last time of a track, each once, and the day once if it is the same."""
+    first, last = local_time(span.first_time), local_time(span.last_time)
+    if first == last:
+        return first
+    day, _, clock = last.partition(" ")
+    return f"{first} to {clock if first.startswith(f'{day} ') else last}"
 
 
 def json_from_hit(rank: int, hit: "Hit", crops_dir: Path | None) -> dict[str, Any]:
