@@ -21,6 +21,14 @@ Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+STAGES = {
+    "zero_shot": "Frozen base, zero-shot",
+    "fine_tuned": "Fine-tuned with SDM",
+    "onnx_fp32": "ONNX fp32",
+    "onnx_int8": "ONNX int8",
+}
+"""What was measured: keys of the summary, and names for people."""
+
 _QUERIES = 6
 _SHOWN = 6
 
@@ -77,12 +85,7 @@ def render_page(
     return environment.get_template("demo.html.j2").render(
         version=__version__,
         question=question,
-        rows=[
-            ("Frozen base, zero-shot", summary["zero_shot"]),
-            ("Fine-tuned with SDM", summary["fine_tuned"]),
-            ("ONNX fp32", summary["onnx_fp32"]),
-            ("ONNX int8", summary["onnx_int8"]),
-        ],
+        rows=[(name, summary[key]) for key, name in STAGES.items()],
         drop=summary["int8_r1_drop"],
         size=summary["size"],
         seconds=summary["seconds"],

@@ -182,7 +182,7 @@ def _notes(report: ExportReport, quote: Quote) -> list[str]:
         if not row.shipped
     ]
     if report.split is None:
-        notes.append("Measure it before use:  upperson evaluate BUNDLE --root DIR")
+        notes.append(f"Measure it before use: {quote('upperson evaluate BUNDLE --root DIR')}")
     else:
         notes += [
             f"Every tower has the smallest form that loses at most {report.max_r1_drop} points "
@@ -190,8 +190,8 @@ def _notes(report: ExportReport, quote: Quote) -> list[str]:
             "backend named: plain int8, smoothed, mixed (a share of the Linears left in float), "
             "then float. The interval is a paired bootstrap over queries.",
             "Forms are chosen and measured on the same queries, so the accuracy of what ships is "
-            "slightly optimistic;  upperson evaluate BUNDLE --root DIR --split val  measures it on "
-            "other queries.",
+            f"slightly optimistic; {quote('upperson evaluate BUNDLE --root DIR --split val')} "
+            "measures it on other queries.",
         ]
         if warning := report.too_few_queries():
             notes.append(f"{warning[0].upper()}{warning[1:]}.")

@@ -96,7 +96,7 @@ def compile_bundle(
     if variant not in manifest.variants:
         raise UsageError(
             f"bundle {bundle} has no variant '{variant}', only {', '.join(manifest.variants)}: "
-            "choose one of them with  --variant , or export the bundle again with  --trt  for "
+            "choose one of them with --variant, or export the bundle again with  --trt  for "
             "those that suit TensorRT best, fp16 and int8-fp16"
         )
     profiles: dict[Tower, InputProfile] = {

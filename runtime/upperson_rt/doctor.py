@@ -345,6 +345,7 @@ def _gallery(location: str | Path, fingerprint: str | None) -> Check:
     return Check(
         "gallery",
         "ok",
-        f"{info.location}: {count_of(info.items, 'picture')}{belongs}{index}",
+        f"{info.location}: {count_of(info.items, 'picture')}{belongs}{index}; a quick look:  "
+        "upperson-rt gallery verify  reads every row",
         facts=facts,
     )

@@ -195,8 +195,8 @@ def require_place(path: Path, foreign: Foreign = all_names) -> None:
     if path.exists() and (others := sorted(foreign(path))):
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise InputError(
-            f"{path} exists and is not an earlier result, or holds other files as well ({shown}): "
-            "choose another output, or move it away"
+            f"{path} exists and is not an earlier result, or was changed or holds other files as "
+            f"well ({shown}): choose another output, or move it away"
         )
     require_writable(path.parent)
 

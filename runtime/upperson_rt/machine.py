@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from upperson_rt import __version__
+from upperson_rt.printable import count_of
 
 __all__ = ["Processor", "describe_machine", "machine_lines", "processor", "version_of"]
 
@@ -50,8 +51,10 @@ def machine_lines(machine: Mapping[str, Any], threads: int | None) -> str:
     load = machine["load_average"]
     sets = (machine["instruction_sets"] or {}).items()
     packages = machine.get("packages", {}).items()
+    used = "default threads" if threads is None else count_of(threads, "thread")
     return (
-        f"{machine['cpu']}, {threads or 'default'} threads, {machine['cpus_available']} CPUs, load "
+        f"{machine['cpu']}, {used}, "
+        f"{count_of(machine['cpus_available'], 'CPU')}, load "
         f"{'unknown' if load is None else load}"
         + "".join(f", {name} {'yes' if found else 'no'}" for name, found in sets)
         + f"\nupperson {machine['upperson']}, Python {machine['python']}, {machine['system']}"

@@ -96,7 +96,8 @@ def draw_sheet(
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(title):
         draw.text((_MARGIN, _MARGIN - 8 + i * line_height), line, font=_font(title_size), fill=_INK)
-    count = count_of(len(hits), "picture") if hits else "no pictures"
+    by_track = all(hit.span is not None for hit in hits)
+    count = count_of(len(hits), "track" if by_track else "picture") if hits else "no pictures"
     note = f"{count}, best match first" if len(hits) > 1 else f"{count} found"
     if len(shown) < len(hits):
         note += f"; the first {len(shown)} are shown"

@@ -82,14 +82,14 @@ def test_what_goes_in_comes_out_or_is_counted(bundle, options, tmp_path, monkeyp
     assert list(tmp_path.glob("upperson-bench-*")) == [], "nothing is left behind"
 
 
-def test_people_get_a_table_and_the_last_line_is_json(bundle):
+def test_people_get_a_table_and_no_json(bundle):
     result = run(bundle)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    found = json.loads(lines[-1])
-    assert f"int8 on {found['backend']}" in lines[2]
+    assert lines[2].startswith("int8 on ")
     (frames,) = [line.split() for line in lines if line.startswith("frames ")]
-    assert frames[1] == str(found["frames"]["submitted"])
+    assert int(frames[1]) > 0
+    assert "{" not in result.stdout
     (promises,) = [line for line in lines if line.startswith("promises")]
     assert promises.split()[1:] == ["all", "kept"]
 

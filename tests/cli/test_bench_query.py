@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.invoke import run_rt
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt.bench import processes
+from upperson_rt.cli import bench
 
 run = partial(run_rt, "bench", "query")
 
@@ -18,13 +19,15 @@ def folders(bundle_and_crops, gallery_of_crops):
     return ("-b", bundle_and_crops / "bundle", "-g", gallery_of_crops)
 
 
-def test_processes_are_timed_in_turns(folders, tmp_path, monkeypatch):
+def test_processes_are_timed_in_turns(folders, tmp_path, monkeypatch, capsys):
     log = tmp_path / "asked.log"
     monkeypatch.setenv("UPPERSON_QUERY_LOG", str(log))
-    result = run("red", *folders, "--rounds", 2, "--threads", 1)
+    result = run("red", *folders, "--rounds", 2, "--threads", 1, "--json")
     assert result.exit_code == 0, result.stderr
     assert "processes, in turns: 3/3" in result.stderr
-    *table, verdict, line = result.stdout.splitlines()
+    found = json.loads(result.stdout)
+    bench._show_query(found)
+    *table, verdict = capsys.readouterr().out.splitlines()
     assert "int8 on onnxruntime" in table[2]
     assert "6 pictures" in table[2]
     assert [row.split("  ")[0] for row in table[4:]] == [
@@ -33,7 +36,6 @@ def test_processes_are_timed_in_turns(folders, tmp_path, monkeypatch):
         "upperson-rt query, from start to end",
         "a query in a running process",
     ]
-    found = json.loads(line)
     timings = found["timings"]
     assert [timings[name]["runs"] for name in timings] == [2, 2, 2, 50]
     p50 = {name: timing["p50_ms"] for name, timing in timings.items()}

@@ -64,14 +64,14 @@ def test_json_has_every_variant_on_every_backend(bundle):
             assert 0 < timing["p50_ms"] <= timing["p90_ms"] <= timing["p99_ms"]
 
 
-def test_people_get_tables_and_the_last_line_is_json(bundle):
+def test_people_get_tables_and_no_json(bundle):
     result = run("-b", bundle, *QUICK, "--variant", "int8", "--backend", "onnxruntime")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     rows = [line for line in lines if "int8 on onnxruntime" in line]
     assert any(line.startswith("pictures") and "1.00x" in line for line in rows)
     assert "speed is relative to int8 on onnxruntime" in result.stdout
-    assert list(json.loads(lines[-1])["contenders"]) == ["int8 on onnxruntime"]
+    assert "{" not in result.stdout
     assert "timing pictures, batch 1" in result.stderr
 
 

@@ -102,11 +102,12 @@ def folders(bundle_and_crops, gallery_of_crops):
     return ("-b", str(bundle_and_crops / "bundle"), "-g", str(gallery_of_crops))
 
 
-def test_starting_is_compared_with_bare_onnxruntime(folders):
-    result = CliRunner().invoke(startup.app, [*folders, "--rounds", "1"])
+def test_starting_is_compared_with_bare_onnxruntime(folders, capsys):
+    result = CliRunner().invoke(startup.app, [*folders, "--rounds", "1", "--json"])
     assert result.exit_code == 0, result.stderr
-    *_, verdict, line = result.stdout.splitlines()
-    found = json.loads(line)
+    found = json.loads(result.stdout)
+    startup._show(found)
+    *_, verdict = capsys.readouterr().out.splitlines()
     processes = found["processes"]
     assert list(processes) == [
         startup.NOTHING, startup.IMPORT, startup.BARE, startup.READY, startup.QUERY

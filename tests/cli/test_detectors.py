@@ -116,7 +116,7 @@ def people_in(camera=None):
 def test_index_finds_the_people_in_whole_pictures(work):
     result = run("index", "scenes", "--detector", "yolox.onnx", "--detector-score", 0.5)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout == "indexed 2 people in 2 pictures; gallery gallery now holds 2\n"
+    assert result.stdout == "indexed 2 people in 2 pictures; gallery 'gallery' now holds 2\n"
     assert "detector: yolox.onnx: yolox (" in result.stderr
     assert "class 0 (it names none; --detector-class sets another)" in result.stderr
     assert "nobody was found in 1 of 2 pictures" in result.stderr
@@ -147,7 +147,7 @@ def test_index_warns_of_pictures_that_are_wider_than_high(work):
     assert "--detector" in result.stderr
     result = run("index", "scenes/person.png")
     assert "wider than high" not in result.stderr
-    assert result.stdout == "indexed 1 picture; gallery gallery now holds 3\n"
+    assert result.stdout == "indexed 1 picture; gallery 'gallery' now holds 3\n"
     done = json.loads(run("index", "scenes", "--json").stdout)
     assert (done["wide"], done["empty"], done["too_small"]) == (2, 0, 0)
 

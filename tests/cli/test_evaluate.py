@@ -69,7 +69,7 @@ def test_an_image_that_cannot_be_read_ends_with_3(demo_folder, people, tmp_path)
 def test_a_folder_that_is_neither_is_refused(people, tmp_path):
     result = run(tmp_path / "gone", "--root", people)
     assert result.exit_code == 3
-    assert "is neither a run nor a bundle" in result.stderr
+    assert "is neither a run nor a bundle (there is no such folder): pass" in result.stderr
     (tmp_path / "runs/seed_1").mkdir(parents=True)
     (tmp_path / "runs/seed_1/config.yaml").write_text("root: p")
     result = run(tmp_path / "runs", "--root", people)

@@ -153,7 +153,7 @@ def test_a_folder_with_other_files_is_not_taken_for_a_bundle(
     before = snapshot(work)
     result = run("export", copied_run, "--output", "bundle")
     assert result.exit_code == 3
-    assert "is not an earlier result, or holds other files as well" in result.stderr
+    assert "is not an earlier result, or was changed or holds other files" in result.stderr
     named = "README.md, bundle.json, " if mine == "bundle.json" else f"({mine.partition('/')[0]})"
     assert named in result.stderr
     assert snapshot(work) == before

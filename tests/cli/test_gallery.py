@@ -105,7 +105,7 @@ def test_delete_takes_relative_paths(work):
     with Gallery.open("gallery") as gallery:
         gallery.add([Item(key=str(work / "picture.jpg"))], unit(1))
     result = run("delete", "picture.jpg", "--yes")
-    assert result.stdout == "deleted 1 picture; gallery gallery now holds 6\n"
+    assert result.stdout == "deleted 1 picture; gallery 'gallery' now holds 6\n"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_delete_takes_relative_paths(work):
     [
         (["delete"], 2, "name keys, a filter such as --camera gate, or"),
         (["delete", "a", "--camera", "gate"], 2, "keys go alone"),
-        (["delete", "--camera", "gate"], 2, "delete 4 pictures from gallery gallery? Add --yes"),
+        (["delete", "--camera", "gate"], 2, "delete 4 pictures from gallery 'gallery'? Add --yes"),
         (["delete", "--where", "red", "--yes"], 2, "--where red is not KEY=VALUE"),
         (["delete", "--since", "5", "--until", "5", "--yes"], 2, "since must be earlier"),
         (["prune"], 2, "needs an age (--older-than), a number of pictures"),
@@ -158,7 +158,7 @@ def test_an_unknown_camera_is_told(work):
 def test_prune(work, arguments, expected):
     gone = 6 - len(expected)
     result = run("prune", *arguments, "--dry-run")
-    assert result.stdout == f"would delete {gone} of 6 pictures of gallery gallery\n"
+    assert result.stdout == f"would delete {gone} of 6 pictures of gallery 'gallery'\n"
     assert left() == "abcdef"
     found = run_json("prune", *arguments)
     assert (found["matching"], found["deleted"], found["items"]) == (gone, gone, len(expected))
@@ -168,10 +168,10 @@ def test_prune(work, arguments, expected):
 @pytest.mark.parametrize(("typed", "expected"), [("y", "abef"), ("n", "abcdef")])
 def test_a_terminal_is_asked(work, typed, expected):
     result = run_at_terminal(typed, "gallery", "delete", "--track", "t1")
-    assert "delete 2 pictures from gallery gallery?" in result.stderr
-    assert result.returncode == (0 if typed == "y" else 1)
-    deleted = "deleted 2 pictures; gallery gallery now holds 4\n"
-    assert result.stdout == (deleted if typed == "y" else "")
+    assert "delete 2 pictures from gallery 'gallery'?" in result.stderr
+    assert result.returncode == 0
+    deleted = "deleted 2 pictures; gallery 'gallery' now holds 4\n"
+    assert result.stdout == (deleted if typed == "y" else "nothing deleted\n")
     assert left() == expected
 
 

@@ -49,7 +49,7 @@ def test_a_dry_run_shows_what_would_go(work):
     result = run(*ALIKE, "--dry-run")
     assert result.exit_code == 0, result.output
     *table, last = result.stdout.splitlines()
-    assert last == "would delete 3 of 8 pictures of gallery gallery"
+    assert last == "would delete 3 of 8 pictures of gallery 'gallery'"
     assert table[0].split() == ["rank", "score", "camera", "picture"]
     assert [line.split()[-1].rsplit("/", 1)[-1] for line in table[1:3]] == ["red.png", "r2.png"]
     assert "1.000" in table[1]
@@ -70,19 +70,21 @@ def test_what_looks_alike_goes(work):
     (line,) = (work / "asked.log").read_text().splitlines()
     entry = json.loads(line)
     assert (entry["action"], entry["ids"]) == ("delete_like", [hit["id"] for hit in hits])
-    assert run(*ALIKE, "--yes").stdout.endswith("deleted 1 picture; gallery gallery now holds 5\n")
     result = run(*ALIKE, "--yes")
-    assert result.stdout == "deleted 0 pictures; gallery gallery now holds 5\n"
+    assert result.stdout.endswith("deleted 1 picture; gallery 'gallery' now holds 5\n")
+    result = run(*ALIKE, "--yes")
+    assert result.stdout == "deleted 0 pictures; gallery 'gallery' now holds 5\n"
     assert "no picture matches" in result.stderr
 
 
 @pytest.mark.parametrize("typed", ["y", "n"])
 def test_a_terminal_sees_them_and_is_asked(work, typed):
     result = run_at_terminal(typed, "gallery", "delete", *ALIKE)
-    assert "delete 3 pictures from gallery gallery? [y/N]" in result.stderr
+    assert "delete 3 pictures from gallery 'gallery'? [y/N]" in result.stderr
     assert "r2.png" in result.stdout
-    assert result.returncode == (0 if typed == "y" else 1)
+    assert result.returncode == 0
     assert ("deleted 3 pictures" in result.stdout) == (typed == "y")
+    assert ("nothing deleted" in result.stdout) == (typed == "n")
     assert len(left()) == (5 if typed == "y" else 8)
 
 
@@ -93,7 +95,7 @@ def test_a_terminal_sees_them_and_is_asked(work, typed):
         (["--min-score", "0.9"], 2, "--like and --min-score belong together"),
         ([*ALIKE, "key"], 2, "keys go alone"),
         (["--like", "red.png", "--min-score", "1.5"], 2, "Invalid value"),
-        (ALIKE, 2, "delete 3 pictures from gallery gallery? Add --yes"),
+        (ALIKE, 2, "delete 3 pictures from gallery 'gallery'? Add --yes"),
         (["--like", "none.png", "--min-score", "0", "-y"], 3, "cannot read image none.png"),
         ([*ALIKE, "-y", "-b", "nowhere"], 3, "nowhere"),
         ([*ALIKE, "-y", "--query-log", "no/log"], 3, "cannot write the query log no/log"),

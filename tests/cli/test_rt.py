@@ -30,7 +30,7 @@ def run_json(*arguments):
 def test_from_pictures_to_hits(work):
     result = run("index", "crops", "--camera", "gate", "--batch-size", 4)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout == "indexed 6 pictures; gallery gallery now holds 6\n"
+    assert result.stdout == "indexed 6 pictures; gallery 'gallery' now holds 6\n"
     (backend,) = [line for line in result.stderr.splitlines() if line.startswith("backend: ")]
     assert " on cpu (auto: " in backend
 
@@ -90,7 +90,10 @@ def test_bad_pictures_end_with_3_after_the_rest_is_in(work):
     assert result.exit_code == 3
     assert "indexed 6 pictures" in result.stdout
     assert f"warning: skipped: cannot read image {work}/crops/bad.jpg" in result.stderr
+    assert "could not be used (listed above), the others are in the gallery;" in result.stderr
     assert "error: 1 of 7 pictures could not be used" in result.stderr
+    alone = run("index", "crops/bad.jpg")
+    assert "error: 1 of 1 picture could not be used (listed above); --skip" in alone.stderr
     assert run("index", "crops", "--skip-bad").exit_code == 0
 
     result = run("index", "crops", "--json")

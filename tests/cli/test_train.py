@@ -114,7 +114,7 @@ def test_seeds_give_mean_and_spread(people: Path, work: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--resume", "nowhere"], 2, "--resume wants a run folder with config.yaml, found none"),
+        (["--resume", "nowhere"], 3, "--resume wants a run folder with config.yaml, found none"),
         (["--resume", "run", "--epochs", "3"], 2, "leave out other options than --device"),
         (["--resume", "run", "--set", "lr=1"], 2, "leave out other options than --device"),
         (["--root", "ROOT", "--loss", "smd"], 2, "loss 'smd' is unknown: did you mean 'sdm'"),

@@ -14,6 +14,7 @@ import upperson_rt.cli
 from tests.helpers.command_line import run_program
 from tests.helpers.frozen_options import APPS, GOLDEN, iter_commands, options_text
 from tests.helpers.invoke import run, run_json, snapshot
+from upperson.demo_page import STAGES
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
@@ -345,8 +346,8 @@ def test_the_demo_runs_again_over_an_earlier_one(demo_folder, work, monkeypatch)
     monkeypatch.setattr(import_module("upperson.cli.export_run"), "export_run", export_as_before)
     done = run("demo", "--quick")
     assert done.exit_code == 0, done.stderr
-    table = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
-    assert [len(table[model]) for model in MODELS] == [5] * 4
+    table = {line[:24].rstrip(): line[24:].split() for line in done.stdout.splitlines()}
+    assert [len(table[name]) for name in STAGES.values()] == [5] * 4
     check_summary(json.loads((folder / "summary.json").read_text("utf-8")))
     assert "Find a person by a sentence" in (folder / "report.html").read_text("utf-8")
     assert {path: path.stat().st_mtime_ns for path in pictures} == pictures  # Rendered once.

@@ -246,7 +246,7 @@ def test_a_gallery_that_fails_ends_it_and_the_counts_are_told(work, monkeypatch)
     assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "the disk is full" in result.stderr
     assert result.stdout.startswith("added 0 pictures of ")
-    assert "gallery gallery failed" in result.stdout
+    assert "gallery 'gallery' failed" in result.stdout
     result = run(*WATCH, "--json")
     assert result.exit_code == 3
     told = json.loads(result.stdout)
@@ -374,7 +374,11 @@ def read_log(work):
         (("street.avi", "street.avi"), 2, "two cameras are called street"),
         (("street.avi", "a=street.avi", "--camera", "b"), 2, "--camera names one source"),
         (("street.avi", "--drop", "some"), 2, "no drop policy 'some'"),
-        (("street.avi", "--detector", "none.onnx"), 3, "no detector file none.onnx"),
+        (
+            ("street.avi", "--detector", "none.onnx"),
+            3,
+            "none.onnx: docs/detectors.md names",
+        ),
         (("street.avi", "--start", "soon"), 2, "soon"),
         (("street.avi", "--start", "1800000000000"), 3, "not milliseconds"),
         (("street.avi", "-b", "none"), 3, "none is not a bundle"),

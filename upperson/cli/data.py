@@ -40,7 +40,9 @@ def _group() -> None:
 
 @app.command(cls=Command)
 def synthesize(
-    output: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder to write.", show_default=False)
+    ],
     look: Annotated[str, typer.Option(help="studio or street.")] = "street",
     train_ids: Annotated[int, typer.Option(min=0, help="People in the train split.")] = 500,
     val_ids: Annotated[int, typer.Option(min=0, help="People in the val split.")] = 100,

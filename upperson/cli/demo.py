@@ -61,15 +61,17 @@ def demo(
     require_extra("export", "the demo")
     _require_own_folder(output)
     from upperson.cli.progress import Display
+    from upperson.demo_page import STAGES
 
     with Display() as display:
         summary = run_demo(output, QUICK if quick else FULL, display)
     if as_json:
         print_json(summary)
         return
-    table = new_table("", "R@1", "R@5", "R@10", "mAP", "mINP", right=("R@1", "R@5", "R@10"))
-    for key in ("zero_shot", "fine_tuned", "onnx_fp32", "onnx_int8"):
-        table.add_row(key, *(f"{value:.2f}" for value in summary[key].values()))
+    columns = ("R@1", "R@5", "R@10", "mAP", "mINP")
+    table = new_table("", *columns, right=columns)
+    for key, name in STAGES.items():
+        table.add_row(name, *(f"{value:.2f}" for value in summary[key].values()))
     print_table(table)
     if quick:
         print_line("a quick demo: these numbers mean nothing")

@@ -133,7 +133,11 @@ def _data_of(target: Path, dataset: str | None, root: Path | None) -> tuple[str,
         return dataset or config.dataset, root or Path(config.root)
     if not (target / MANIFEST_FILE).is_file():
         runs = sorted(path.parent.name for path in target.glob(f"*/{CONFIG}"))
-        holds = f", but it holds {', '.join(runs)}: name one of them" if runs else ""
+        holds = ": pass a folder that  upperson train  or  upperson export  made"
+        if runs:
+            holds = f", but it holds {', '.join(runs)}: name one of them"
+        elif not target.exists():
+            holds = f" (there is no such folder){holds}"
         raise InputError(f"{target} is neither a run nor a bundle{holds}")
     if root is None:
         raise UsageError("--root is missing: pass the folder of the data set")

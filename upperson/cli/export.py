@@ -102,8 +102,8 @@ def export(
         Path | None,
         typer.Option(
             metavar="KEY",
-            help="Sign the bundle with this private key (PEM); whoever has the public "
-            "one can insist on it with  upperson-rt ... --trust .",
+            help="Sign the bundle with this private key (PEM); with `--trust` the runtime insists "
+            "on it, by the public one.",
         ),
     ] = None,
     triton: Annotated[
@@ -187,7 +187,7 @@ def export(
         )
         engines = {}
         if trt:
-            display.say(f"bundle {output} is complete")  # Whatever becomes of its engines.
+            display.say(f"bundle '{output}' is complete")  # Whatever becomes of its engines.
             engines = build_engines(output, capability, note=display.say, progress=display.step)
     written = _serving(output, triton, deepstream)
     for name, row in report.variants.items():
@@ -206,7 +206,7 @@ def export(
     _print_report(report)
     for line in (*engines.values(), *written.values()):
         print_line(line)
-    print_line(f"bundle {output}; next:  upperson-rt index -b {quote(str(output))} FOLDER")
+    print_line(f"bundle '{output}'; next:  upperson-rt index -b {quote(str(output))} FOLDER")
 
 
 def _print_report(report: "ExportReport") -> None:

@@ -14,7 +14,10 @@ from upperson_rt.errors import UsageError
 
 def import_(
     checkpoint: Annotated[
-        Path, typer.Argument(help="best.pth of the official code.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="best.pth of the official code.", show_default=False
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", help="New run folder.", show_default=False)],
     dataset: Dataset = "jsonl",

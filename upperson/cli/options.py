@@ -22,7 +22,10 @@ Root: TypeAlias = Annotated[
 ]
 Dataset: TypeAlias = Annotated[str, typer.Option("--dataset", help=DATASET_HELP)]
 RunFolder: TypeAlias = Annotated[
-    Path, typer.Argument(help="Run folder that  upperson train  made.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RUN", help="Run folder that `upperson train` made.", show_default=False
+    ),
 ]
 
 _TRAIN = (

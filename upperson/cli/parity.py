@@ -134,7 +134,10 @@ def _check(
 
     is_bundle = (target / MANIFEST_FILE).is_file()
     if not is_bundle and not target.is_dir():
-        raise InputError(f"expected a run folder or a bundle at {target}, found no folder")
+        raise InputError(
+            f"expected a run folder or a bundle at {target}, found no folder: pass one that  "
+            "upperson train  or  upperson export  made"
+        )
     if not is_bundle and run is not None:
         raise UsageError(f"--run goes with a bundle, and {target} is none: leave it out")
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,8 @@ _NEXT = {
 
 def serving(
     bundle: Annotated[
-        Path, typer.Argument(help="Folder of the exported model.", show_default=False)
+        Path,
+        typer.Argument(metavar="BUNDLE", help="Folder of the exported model.", show_default=False),
     ],
     triton: Annotated[
         Path | None, typer.Option(help="Write a Triton model repository into this folder.")

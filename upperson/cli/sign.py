@@ -11,7 +11,8 @@ from upperson_rt.cli.output import print_json, print_line
 
 def sign(
     bundle: Annotated[
-        Path, typer.Argument(help="Folder of the exported model.", show_default=False)
+        Path,
+        typer.Argument(metavar="BUNDLE", help="Folder of the exported model.", show_default=False),
     ],
     key: Annotated[
         Path, typer.Argument(metavar="KEY", help="Private key (PEM).", show_default=False)

@@ -21,6 +21,7 @@ from upperson_rt.cli.output import (
 )
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import remove_unfinished, unfinished, write_atomically
+from upperson_rt.printable import count_of
 
 if TYPE_CHECKING:
     from upperson.config import TrainConfig
@@ -192,7 +193,7 @@ def _resume(run: Path, device: str, as_json: bool) -> None:
         _train_seeds(read_yaml(SeedsPlan, run / SEEDS_PLAN), run, device, as_json)
         return
     if not (run / CONFIG).is_file():
-        raise UsageError(
+        raise InputError(
             f"--resume wants a run folder with {CONFIG}, found none in {run}: pass the folder "
             "that  upperson train  was writing"
         )
@@ -341,8 +342,9 @@ def _steps_table(plan: "Plan") -> PlainTable:
     table = new_table("run", "")
     table.add_row(
         "steps",
-        f"{plan.steps:,}: {plan.epochs} epochs of {plan.steps_per_epoch:,} steps "
-        f"of {plan.batch_size} pairs",
+        f"{plan.steps:,}: {count_of(plan.epochs, 'epoch')} of {plan.steps_per_epoch:,} "
+        f"{'step' if plan.steps_per_epoch == 1 else 'steps'} of "
+        f"{count_of(plan.batch_size, 'pair')}",
     )
     tokens = plan.tokens
     table.add_row(

@@ -102,7 +102,7 @@ class Pipeline:
         if self.settings.save_crops and gallery.crops_dir is None:
             raise UsageError(
                 f"gallery {gallery.location} has no place for pictures: keep vectors only "
-                "(save_crops=False, or  --vectors-only )"
+                "(save_crops=False, or --vectors-only)"
             )
         now = datetime.datetime.now(datetime.timezone.utc)
         # The random part tells runs apart on devices that boot with the same wrong time.

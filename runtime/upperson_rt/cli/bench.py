@@ -272,7 +272,11 @@ def pipeline(
     ] = 120.0,
     overload: Annotated[
         float,
-        typer.Option("--overload", min=0.1, help="People offered, in multiples of the encoder's."),
+        typer.Option(
+            "--overload",
+            min=0.1,
+            help="People offered, in multiples of what the encoder does alone.",
+        ),
     ] = 3.0,
     cameras: Annotated[
         int, typer.Option("--cameras", min=1, help="Threads that submit, one a camera.")

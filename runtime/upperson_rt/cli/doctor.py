@@ -41,7 +41,7 @@ def doctor(
         str | None,
         typer.Option(
             "--detector",
-            help="Detector to try, as for  watch , such as FILE.onnx: its layout, input, class and "
+            help="Detector to try, as for `watch`, such as FILE.onnx: its layout, input, class and "
             "backend, and what it finds in a picture.",
         ),
     ] = None,
@@ -59,7 +59,11 @@ def doctor(
     ] = None,
     sheet: Annotated[
         Path | None,
-        typer.Option("--sheet", metavar="FILE.png", help="Draw the boxes it finds into a picture."),
+        typer.Option(
+            "--sheet",
+            metavar="FILE.png",
+            help="Draw the boxes it finds into a picture, red; thin green ones are the figures'.",
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,

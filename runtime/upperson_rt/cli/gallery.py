@@ -94,13 +94,13 @@ def verify(
             {"gallery": str(gallery), "items": items, "ok": not problems, "problems": problems}
         )
     elif not problems:
-        print_line(f"gallery {gallery} is sound: {count_of(items, 'picture')}")
+        print_line(f"gallery '{gallery}' is sound: {count_of(items, 'picture')}")
     if problems:
         for problem in problems:
             print_note(problem)
         raise IntegrityError(
-            f"gallery {gallery} has {len(problems)} problems (listed above). Where a line names no "
-            "command: restore the gallery from a copy, or index those pictures again"
+            f"gallery '{gallery}' has {count_of(len(problems), 'problem')} (listed above). Where a "
+            "line names no command: restore the gallery from a copy, or index those pictures again"
         )
 
 

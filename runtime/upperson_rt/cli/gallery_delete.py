@@ -125,8 +125,8 @@ def delete(
         wanted = {str(Path(key).absolute()) if os.path.exists(key) else key for key in keys or ()}
         count = len(store.ids(sorted(wanted))) if keys else store.count(passing)
         deleted = 0
-        if count and not dry_run:
-            _confirm(f"delete {count_of(count, 'picture')} from gallery {gallery}?", yes)
+        question = f"delete {count_of(count, 'picture')} from gallery '{gallery}'?"
+        if count and not dry_run and _confirmed(question, yes):
             deleted = store.delete(sorted(wanted)) if keys else store.delete_where(passing)
             count = deleted
         left = store.count()
@@ -190,22 +190,22 @@ def _delete_like(
     hits = retriever.delete_like(like, min_score, passing, dry_run=dry_run or not yes)
     if hits and not as_json:
         print_hits(hits, store.crops_dir)
-    if hits and not dry_run and not yes:
-        _confirm(f"delete {count_of(len(hits), 'picture')} from gallery {store.location}?", yes)
+    deleted = len(hits) if yes and not dry_run else 0
+    question = f"delete {count_of(len(hits), 'picture')} from gallery '{store.location}'?"
+    if hits and not dry_run and not yes and _confirmed(question, yes):
         hits = retriever.delete_like(like, min_score, passing)
-    deleted = 0 if dry_run else len(hits)
+        deleted = len(hits)
     shown = [json_from_hit(rank, hit, store.crops_dir) for rank, hit in enumerate(hits, start=1)]
     _report_deleted(store.location, len(hits), deleted, store.count(), dry_run, as_json, hits=shown)
 
 
-def _confirm(question: str, yes: bool) -> None:
+def _confirmed(question: str, yes: bool) -> bool:
     if yes:
-        return
+        return True
     if not sys.stdin.isatty():
         raise UsageError(f"{question} Add --yes to do it without being asked")
     print_prompt(f"{question} [y/N]:")  # typer.confirm would use stdout, too.
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise typer.Abort
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _report_deleted(
@@ -229,8 +229,10 @@ def _report_deleted(
             }
         )
     elif dry_run:
-        print_line(f"would delete {count} of {count_of(left, 'picture')} of gallery {gallery}")
+        print_line(f"would delete {count} of {count_of(left, 'picture')} of gallery '{gallery}'")
+    elif count and not deleted:
+        print_line("nothing deleted")
     else:
-        print_line(f"deleted {count_of(deleted, 'picture')}; gallery {gallery} now holds {left}")
+        print_line(f"deleted {count_of(deleted, 'picture')}; gallery '{gallery}' now holds {left}")
     if not as_json and not count:
         print_note("no picture matches")

@@ -61,7 +61,7 @@ def index(
         typer.Option(
             "--attribute",
             metavar="KEY=VALUE",
-            help="Attribute of all these pictures, for  query --where ; may be given again.",
+            help="Attribute of all these pictures, for `query --where`; may be given again.",
         ),
     ] = None,
     detector: Annotated[
@@ -69,7 +69,7 @@ def index(
         typer.Option(
             "--detector",
             help="The pictures are whole scenes: add each person that this detector finds in them; "
-            "as for  watch , such as FILE.onnx.",
+            "as for `watch`, such as FILE.onnx.",
         ),
     ] = None,
     detector_layout: DetectorLayout = None,
@@ -188,9 +188,10 @@ def index(
         added = count_of(report.indexed, "picture")
         if people is not None:
             added = f"{count_of(report.indexed, 'person', 'people')} in {pictures}"
-        print_line(f"indexed {added}; gallery {gallery} now holds {total}")
+        print_line(f"indexed {added}; gallery '{gallery}' now holds {total}")
     if report.skipped and not skip_bad:
+        others = "" if len(report.skipped) == len(files) else ", the others are in the gallery"
         raise InputError(
-            f"{len(report.skipped)} of {pictures} could not be used (listed above), the others are "
-            "in the gallery; --skip-bad accepts that"
+            f"{len(report.skipped)} of {pictures} could not be used (listed above){others}; "
+            "--skip-bad accepts that"
         )

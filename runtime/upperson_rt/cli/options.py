@@ -134,7 +134,7 @@ def require_no_detector_options(options: Mapping[str, object]) -> None:
     """
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise UsageError(f"{given[0]} is of no use without  --detector : name a detector, too")
+        raise UsageError(f"{given[0]} is of no use without --detector: name a detector, too")
 
 
 def require_sheet(path: Path) -> None:
@@ -262,7 +262,8 @@ QueryLogOption: TypeAlias = Annotated[
         "--query-log",
         envvar="UPPERSON_QUERY_LOG",
         metavar="FILE",
-        help="Append who asked what, and the ids found, to this file; without it nothing is shown.",
+        help="Append who asked what, and the ids found, to this file; a query that "
+        "cannot be logged is not answered.",
     ),
 ]
 Json: TypeAlias = Annotated[

@@ -128,12 +128,11 @@ def _message(text: str) -> str:
 def print_result(
     result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Print a benchmark's result: for machines, or with ``show`` and then as one line of JSON."""
+    """Print a benchmark's result: as JSON for machines, or for people with ``show``."""
     if as_json:
         print_json(result)
     else:
         show(result)
-        typer.echo(json.dumps(result, separators=(",", ":")))
 
 
 @contextmanager

@@ -138,7 +138,7 @@ def query(
             f"nothing found: of {count_of(total, 'picture')} none passes --camera, --since, "
             "--until, --track and --where"
             if total
-            else f"nothing found: gallery {gallery} is empty"
+            else f"nothing found: gallery '{gallery}' is empty"
         )
 
 

@@ -80,7 +80,7 @@ def watch(
         typer.Option("--every", min=0.0, help="Seconds between two pictures of one person."),
     ] = 2.0,
     min_height: Annotated[
-        int, typer.Option("--min-height", min=1, help="Lowest person in pixels.")
+        int, typer.Option("--min-height", min=1, help="Least height of a person, in pixels.")
     ] = 64,
     vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False,
     batch_size: Annotated[
@@ -251,7 +251,7 @@ def _begin_of_file(name: str, source: "Source") -> float | None:
     begins = guess_start_time(source)
     print_note(
         f"{name}: the file begins at {local_time(begins)}, going by its last change; "
-        "--start  sets it"
+        "--start sets it"
     )
     return begins
 

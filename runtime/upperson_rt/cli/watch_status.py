@@ -40,8 +40,8 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
     holds = "failed" if items is None else f"now holds {items}"
     print_line(
         f"added {count_of(stats.total('committed'), 'picture')} of "
-        f"{count_of(stats.total('tracks'), 'track')} in {stats.seconds:.1f} s; gallery {gallery} "
-        f"{holds}"
+        f"{count_of(stats.total('tracks'), 'track')} in {stats.seconds:.1f} s; gallery "
+        f"'{gallery}' {holds}"
     )
     print_line(
         f"frames: {stats.total('frames_read')} read, {stats.total('frames_processed')} searched, "

@@ -22,7 +22,7 @@ def test_the_page_of_the_runtime(tmp_path, monkeypatch, capsys):
     make_toy_bundle(tmp_path / "bundle")
     (tmp_path / "crops").mkdir()
     for colour in COLOURS:
-        draw_person(tmp_path / "crops" / f"{colour}.png", colour)
+        draw_person(tmp_path / "crops" / f"{colour}.jpg", colour)
     monkeypatch.chdir(tmp_path)
     count, names = run_page("runtime.md")
     assert count == 4

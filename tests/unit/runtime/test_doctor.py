@@ -40,6 +40,7 @@ def test_a_healthy_installation(bundle, tmp_path):
         assert f" on cpu ({row.facts['why']})" in row.detail
         assert row.facts["why"].startswith("auto: ")
     assert "0 pictures, made with this bundle's model" in found["gallery"].detail
+    assert "upperson-rt gallery verify  reads every row" in found["gallery"].detail
     assert "CPU" in found["onnxruntime"].detail
     assert found["device"].detail.startswith("onnxruntime ")
     assert found["device"].detail.endswith(" really runs on cpu (the first one installed)")

@@ -154,6 +154,8 @@ def test_no_program_is_started_whatever_a_file_is_called(tmp_path, monkeypatch):
                 f"cannot read image {path}: not an image of a known format: expected BMP, GIF, "
                 f"JPEG, PNG, PPM, TIFF or WebP, found a file that begins with {content[:16]!r}"
             )
+        else:
+            assert "it is a video, not a picture:  upperson-rt watch" in str(caught.value)
         assert capture_time(path) is None
     assert not marker.exists()
 

@@ -55,6 +55,7 @@ def test_two_lines_say_on_what_and_with_what_it_ran():
     }  # fmt: skip
     hardware, software = machine_lines(machine, 2).split("\n")
     assert hardware == "Some CPU, 2 threads, 4 CPUs, load 0.5, avx2 yes, amx_tile no"
+    assert ", 1 thread, 4 CPUs" in machine_lines(machine, 1)
     assert software.startswith("upperson ")
     assert software.endswith(f", numpy {np.__version__}, not-installed absent")
     unknown = machine | {"load_average": None, "instruction_sets": None}

@@ -6,7 +6,7 @@ from PIL import Image
 
 from upperson_rt import sheet
 from upperson_rt.errors import InputError
-from upperson_rt.gallery import Hit, Item
+from upperson_rt.gallery import Hit, Item, TrackSpan
 from upperson_rt.sheet import draw_sheet, save_sheet
 
 
@@ -78,6 +78,19 @@ def test_a_sheet_shows_five_hundred_pictures_at_most(monkeypatch):
     assert most.size == more.size
     told = np.asarray(most.crop((0, 0, most.width, 200))) != more.crop((0, 0, most.width, 200))
     assert told.any(), "it says how many there are"
+
+
+def test_a_sheet_by_track_counts_tracks(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        sheet.ImageDraw.ImageDraw, "text", lambda _, at, text, **__: drawn.append(text)
+    )
+    span = TrackSpan(first_time=None, last_time=None, pictures=4)
+    tracks = [Hit(id=i, score=0.5, item=Item(key=f"k{i}"), span=span) for i in range(2)]
+    draw_sheet("red", tracks)
+    draw_sheet("red", [hit(1, None), hit(2, None)])
+    notes = [text for text in drawn if text.endswith("best match first")]
+    assert notes == ["2 tracks, best match first", "2 pictures, best match first"]
 
 
 def test_sheet_that_cannot_be_written(tmp_path):

@@ -197,10 +197,23 @@ def _is_written(root: Path, spec: SyntheticSpec) -> bool:
         ) from None
     if found != _document(spec):
         raise InputError(
-            f"{root} holds another data set than asked for, {found}: choose another folder, or "
-            "delete this one"
+            f"{root} holds another data set than asked for{_differences(found, spec)}: choose "
+            "another folder, or delete this one"
         )
     return True
+
+
+def _differences(found: object, spec: SyntheticSpec) -> str:
+    """Return what differs, such as ``: train_ids is 40, not 500``; nothing if it cannot be told."""
+    there = found.get("spec") if isinstance(found, dict) else None
+    if not isinstance(there, dict):
+        return ""
+    differing = [
+        f"{name} is {there[name]}, not {value}"
+        for name, value in dataclasses.asdict(spec).items()
+        if name in there and there[name] != value
+    ]
+    return f" ({'; '.join(differing)})" if differing else ""
 
 
 def _write_content(

@@ -34,4 +34,7 @@ class BoxesFile:
 
     def __call__(self, frame: NDArray[np.uint8]) -> list[list[float]]:
         """Refuse: a file of boxes goes by the number of the frame."""
-        raise InputError("boxes from a file belong to the frames of one video, by their number")
+        raise InputError(
+            "boxes from a file belong to the frames of one video, by their number: try them with  "
+            "upperson-rt watch VIDEO --detector FILE.json"
+        )

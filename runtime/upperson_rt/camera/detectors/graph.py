@@ -97,7 +97,7 @@ def read_graph(path: Path) -> Graph:
     except ImportError as error:
         raise missing_extra("onnxruntime", "cpu", "a detector in an ONNX file") from error
     if not path.is_file():
-        raise InputError(f"no detector file {path}")
+        raise InputError(f"no detector file {path}: docs/detectors.md names some to take")
     options = session_options(onnxruntime, None)
     # It runs once here: what optimizing takes would not be won back.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

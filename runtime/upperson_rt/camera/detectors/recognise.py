@@ -59,7 +59,7 @@ def recognise(graph: Graph, named: str | None = None) -> tuple[Layout, tuple[str
     if len(told) != 1:
         raise InputError(
             f"{graph.path} may be {' or '.join(told or fitting)}, which have the same shapes and "
-            f"see pictures differently: say which with  --detector-layout ; found "
+            f"see pictures differently: say which with --detector-layout; found "
             f"{graph.found}"
         )
     return LAYOUTS[told[0]], fitting[told[0]]

@@ -170,7 +170,7 @@ def test_boxes_from_a_file_go_by_the_number_of_the_frame(tmp_path):
     boxes = open_detector(str(path))
     assert isinstance(boxes, BoxesFile)
     assert [boxes.boxes_at(index) for index in range(3)] == [[], [[1, 2, 3, 4]], []]
-    with pytest.raises(InputError, match="by their number"):
+    with pytest.raises(InputError, match="by their number: try them with  upperson-rt watch"):
         boxes(np.zeros((8, 8, 3), np.uint8))
     for text in ("[]", "{}", "junk", '{"frames": [[{}]]}'):
         path.write_text(text)
