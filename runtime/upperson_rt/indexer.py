@@ -18,7 +18,7 @@ from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
 from upperson_rt.preprocess import load_image
-from upperson_rt.printable import one_line, shown
+from upperson_rt.printable import error_text, shown
 
 if TYPE_CHECKING:
     from upperson_rt.camera import Detector
@@ -147,7 +147,8 @@ def index_images(
     Raises:
         InputError: The gallery cannot be written, or batch_size is below 1.
         UsageError: workers is below 1.
-        BackendError: The image tower cannot be loaded or fails.
+        BackendError: The image tower cannot be loaded or fails, or the detector wants to end the
+            program (``sys.exit``).
         IntegrityError: The image tower gives wrong results, or the gallery is damaged.
     """
     from upperson_rt.capture_time import TimeSource
@@ -261,9 +262,9 @@ def _finder(
         except BackendError:
             raise
         except Exception as error:  # A detector is anybody's code.
-            raise InputError(
-                f"the detector fails on {item.key}: {type(error).__name__}: {one_line(error)}"
-            ) from error
+            raise InputError(f"the detector fails on {item.key}: {error_text(error)}") from error
+        except BaseException as error:  # Such as SystemExit: no Ctrl-C ever comes to this thread.
+            raise BackendError(f"the detector ended on {item.key}: {error_text(error)}") from error
         best_first = np.argsort(-np.nan_to_num(boxes.scores), kind="stable")
         entries: list[_Entry] = []
         too_small = 0

@@ -13,6 +13,7 @@ import re
 __all__ = [
     "code_span",
     "count_of",
+    "error_text",
     "get_logger",
     "local_time",
     "one_line",
@@ -47,6 +48,14 @@ def printable(text: str) -> str:
 def one_line(message: object) -> str:
     """Return what a library says, often over several lines, as one; names in ours stay exact."""
     return " ".join(str(message).split())
+
+
+def error_text(error: BaseException) -> str:
+    """Return ``ValueError: what it says`` on one line, of an error of anybody's code."""
+    try:
+        return f"{type(error).__name__}: {one_line(error)}"
+    except Exception:  # Its own __str__ fails.
+        return f"{type(error).__name__}, which cannot be shown"
 
 
 def shown(value: object) -> str:

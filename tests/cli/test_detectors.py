@@ -173,6 +173,35 @@ def test_index_goes_past_a_detector_that_fails(work, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "command", "code", "message"),
+    [
+        ("on_import", "index", 3, "cannot import the detector own_on_import:make (SystemExit: 0)"),
+        ("when_made", "watch", 3, "the detector own_when_made:make fails: SystemExit: 0"),
+        ("when_called", "index", 5, "the detector ended on {two}: SystemExit: 0"),
+        ("when_called", "doctor", 3, "the detector fails: SystemExit: 0"),
+        ("when_made", "doctor", 3, "the detector own_when_made:make fails: SystemExit: 0"),
+    ],
+)
+def test_a_detector_that_exits_never_makes_a_command_succeed(
+    work, monkeypatch, name, command, code, message
+):
+    lines = {
+        "on_import": ["raise SystemExit(0)"],
+        "when_made": ["import sys", "def make():", "    sys.exit(0)"],
+        "when_called": ["import sys", "def make():", "    return lambda frame: sys.exit(0)"],
+    }
+    (work / f"own_{name}.py").write_text("\n".join(lines[name]))
+    monkeypatch.syspath_prepend(work)
+    given = {"index": ["scenes/two.png"], "watch": ["street.avi"], "doctor": []}[command]
+    result = run(command, *given, "--detector", f"own_{name}:make")
+    assert result.exit_code == code
+    said = result.stdout if command == "doctor" else result.stderr
+    assert " ".join(message.format(two=work / "scenes" / "two.png").split()) in " ".join(
+        said.split()
+    )
+
+
 def test_watch_says_what_the_detector_is(work):
     result = run("watch", "street.avi", "--detector", "yolox.onnx", "--detector-class", 1)
     assert result.exit_code == 0, result.stderr

@@ -23,7 +23,7 @@ from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.files import write_atomically
 from upperson_rt.installed import Check, fail_from_error
 from upperson_rt.preprocess import load_image
-from upperson_rt.printable import count_of
+from upperson_rt.printable import count_of, error_text
 
 __all__ = ["Look", "check_detector", "draw_boxes", "draw_figures", "look_at"]
 
@@ -124,8 +124,10 @@ def check_detector(
             write_atomically(sheet, buffer.getvalue())
     except UppersonError as error:
         return [*checks, fail_from_error("people", error)]
-    except Exception as error:  # A detector is anybody's code.
-        reason = InputError(f"the detector fails: {type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # A detector is anybody's code; it may want to end the program.
+        reason = InputError(f"the detector fails: {error_text(error)}")
         return [*checks, fail_from_error("people", reason)]
     has_layout = isinstance(detector, OnnxDetector)
     return [*checks, _what_was_found(look, picture, sheet, has_layout)]

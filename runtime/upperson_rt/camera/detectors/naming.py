@@ -10,6 +10,7 @@ from upperson_rt.camera.detectors.hog import HogDetector
 from upperson_rt.camera.detectors.onnx_file import OnnxDetector
 from upperson_rt.camera.detectors.protocol import Detector
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import error_text
 
 __all__ = ["open_detector"]
 
@@ -66,22 +67,27 @@ def _call(module: str, factory: str) -> Detector:
     """Return what a factory makes.
 
     Raises:
-        InputError: It is not there, fails, or makes nothing that can be called.
+        InputError: It is not there, fails or ends (``sys.exit``), or makes nothing that can be
+            called.
     """
     entry = f"{module}:{factory}"
     try:
         found = importlib.import_module(module)
         for part in factory.split("."):
             found = getattr(found, part)
-    except Exception as error:  # The import runs anybody's code.
+    except KeyboardInterrupt:  # Ctrl-C, or nobody can tell.
+        raise
+    except BaseException as error:  # The import runs anybody's code; it may end as a program does.
         raise InputError(
-            f"cannot import the detector {entry} ({type(error).__name__}: {error}): install its "
-            "package, or name the folder of the module in $PYTHONPATH"
+            f"cannot import the detector {entry} ({error_text(error)}): install its package, or "
+            "name the folder of the module in $PYTHONPATH"
         ) from error
     try:
         detector = found()  # type: ignore[operator]
-    except Exception as error:  # As above.
-        raise InputError(f"the detector {entry} fails: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # As above.
+        raise InputError(f"the detector {entry} fails: {error_text(error)}") from error
     if not callable(detector):
         raise InputError(
             f"the detector {entry} makes a {type(detector).__name__}: expected something that is "

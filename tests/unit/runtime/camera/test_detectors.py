@@ -27,13 +27,22 @@ FRAME = np.zeros((8, 8, 3), np.uint8)
         ("none_such.people:make", {}, InputError, "ModuleNotFoundError.*PYTHONPATH"),
         ("own_people:none", {}, InputError, "AttributeError.*none"),
         ("own_people:fails", {}, InputError, "own_people:fails fails: ValueError: no camera"),
+        ("own_people:ends", {}, InputError, "own_people:ends fails: SystemExit: 0$"),
+        ("own_people:is_unspeakable", {}, InputError, "fails: Unspeakable, which cannot be shown"),
+        ("ends_at_once:make", {}, InputError, r"cannot import .*\(SystemExit: 0\): install"),
         ("own_people:makes_a_list", {}, InputError, "makes a list: expected something that is"),
         ("own_people:makes_a_list.x", {}, InputError, "cannot import the detector"),
     ],
 )
 def test_what_is_no_detector_is_refused(tmp_path, monkeypatch, name, options, error, message):
-    lines = ["def fails():", "    raise ValueError('no camera')", "makes_a_list = list"]
+    lines = [
+        *("def fails():", "    raise ValueError('no camera')", "makes_a_list = list"),
+        *("def ends():", "    raise SystemExit(0)"),
+        *("class Unspeakable(Exception):", "    def __str__(self):", "        raise self"),
+        *("def is_unspeakable():", "    raise Unspeakable"),
+    ]
     (tmp_path / "own_people.py").write_text("\n".join(lines))
+    (tmp_path / "ends_at_once.py").write_text("raise SystemExit(0)")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(error, match=message):
         open_detector(name, **options)
