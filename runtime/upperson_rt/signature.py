@@ -166,6 +166,12 @@ def read_private_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePrivateKe
 def _read_public_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePublicKey":
     curves, serialization = _cryptography()
     content = _read_key_file(path)
+    blocks = content.count(b"-----BEGIN ")
+    if blocks > 1:  # Only the first one would be read.
+        raise InputError(
+            f"{os.fspath(path)} holds {blocks} keys, expected one: put the one to trust into a "
+            "file of its own"
+        )
     try:
         key = serialization.load_pem_public_key(content)
     except ValueError as error:

@@ -56,6 +56,14 @@ def test_the_table_has_a_row_for_each_direction(demo_folder, people):
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
+def test_no_signature_is_asked_of_a_run(demo_folder, people):
+    for command in (["evaluate", "--root", people], ["parity"]):
+        name, *options = command
+        result = invoke.run(name, demo_folder / "run", *options, "--trust", "key.pub")
+        assert result.exit_code == 2
+        assert "--trust goes with a bundle, and" in result.stderr
+
+
 def test_an_image_that_cannot_be_read_ends_with_3(demo_folder, people, tmp_path):
     root = shutil.copytree(people, tmp_path / "people")
     broken = read_dataset("jsonl", root)["test"][3].image

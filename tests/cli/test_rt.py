@@ -301,12 +301,47 @@ def test_a_trusted_deployment_takes_signed_bundles_only(work, monkeypatch):
     assert result.exit_code == 6
     assert "its signature is not one of the trusted key" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+    monkeypatch.setenv("UPPERSON_TRUST", "")  # Such as a unit's that names an unset variable.
+    for arguments in (("query", "red"), ("doctor",)):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "Invalid value for '--trust' (env var: 'UPPERSON_TRUST')" in result.stderr
+    assert run("query", "red", "--trust", "ours.pub").exit_code == 0
     monkeypatch.delenv("UPPERSON_TRUST")
 
     row = signature_row(run_json("doctor", "-b", "bundle"))
     assert row["facts"] == {"key": fingerprint, "verified": False}
     row = signature_row(run_json("doctor", "-b", "bundle", "--trust", "ours.pub"))
     assert row["facts"] == {"key": fingerprint, "verified": True}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serving", "bundle", "--triton", "models"),
+        ("serving", "bundle", "--deepstream", "ds", "--variant", "fp32"),
+        ("evaluate", "bundle", "--root", "people"),
+        ("parity", "bundle", "--count", "2", "--batch", "1"),
+    ],
+)
+def test_the_commands_for_bundles_of_the_other_package_insist_too(work, monkeypatch, arguments):
+    write_key("ours"), write_key("other")
+    result = upperson_run(*arguments, "--trust", "ours.pub")
+    assert result.exit_code == 6, result.stderr
+    assert "bundle is not trusted: it is not signed" in result.stderr
+    assert upperson_run("sign", "bundle", "ours.pem").exit_code == 0
+    monkeypatch.setenv("UPPERSON_TRUST", "other.pub")
+    result = upperson_run(*arguments)
+    assert result.exit_code == 6, result.stderr
+    assert "its signature is not one of the trusted key" in result.stderr
+    assert not {"models", "ds"} & {path.name for path in work.iterdir()}
+    monkeypatch.setenv("UPPERSON_TRUST", "ours.pub")
+    assert "not trusted" not in upperson_run(*arguments).stderr
+    assert {"models", "ds"} & {path.name for path in work.iterdir()} or arguments[0] != "serving"
+    monkeypatch.setenv("UPPERSON_TRUST", "")
+    result = upperson_run(*arguments)
+    assert result.exit_code == 2
+    assert "Invalid value for '--trust' (env var: 'UPPERSON_TRUST')" in result.stderr
 
 
 def test_compile_insists_on_the_signature_first(work):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upperson.cli.options import DATASET_HELP, require_extra
-from upperson_rt.cli.options import Debug, Json
+from upperson.cli.options import DATASET_HELP, require_extra, require_no_trust
+from upperson_rt.cli.options import Debug, Json, TrustOption
 from upperson_rt.cli.output import (
     PlainTable,
     backend_line,
@@ -44,6 +44,7 @@ def evaluate(
     device: Annotated[
         str, typer.Option(help="auto, cpu or cuda; a bundle's backend chooses for itself.")
     ] = "auto",
+    trust: TrustOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -65,17 +66,21 @@ def evaluate(
 
     if split not in SPLITS:
         raise UsageError(f"--split must be one of {', '.join(SPLITS)}, found '{split}'")
+    is_bundle = (target / MANIFEST_FILE).is_file()
+    variants = read_manifest(target, trust).variants if is_bundle else {}
     from_run = dataset is None and (target / CONFIG).is_file()
     dataset, root = _data_of(target, dataset, root)
+    if not is_bundle:
+        require_no_trust(trust, target)
     with settings_from(target / CONFIG) if from_run else nullcontext():
         records = read_split(dataset, root, split)
     found: dict[str, Evaluation] = {}
     with Display() as display:
-        if (target / MANIFEST_FILE).is_file():
+        if is_bundle:
             images = [record.image for record in records]
             captions = [caption for record in records for caption in record.captions]
-            for variant, entry in read_manifest(target).variants.items():
-                bundle = Bundle.open(target, variant)
+            for variant, entry in variants.items():
+                bundle = Bundle.open(target, variant, trust=trust)
                 encoder = bundle.encoder()
                 for line in _backend_lines(bundle):
                     display.say(f"{variant}{line}")

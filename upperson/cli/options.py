@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-from upperson_rt.errors import missing_extra
+from upperson_rt.errors import UsageError, missing_extra
 
 DATASET_HELP = (
     "cuhk-pedes, icfg-pedes, rstpreid, flickr30k or mscoco in their published layout; jsonl or csv "
@@ -33,6 +33,14 @@ _TRAIN = (
     "matplotlib", "tensorboard",
 )  # fmt: skip
 _PACKAGES = {"train": _TRAIN, "export": (*_TRAIN, "onnx", "onnx_ir", "onnxruntime", "onnxscript")}
+
+
+def require_no_trust(trust: Path | None, run: Path) -> None:
+    """Raise UsageError if a signature is asked of a run folder: only bundles are signed."""
+    if trust is not None:
+        raise UsageError(
+            f"--trust goes with a bundle, and {run} is none: leave it out (or unset UPPERSON_TRUST)"
+        )
 
 
 def require_extra(extra: Literal["train", "export"], purpose: str) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upperson.cli.options import require_extra
-from upperson_rt.cli.options import Debug, Json, Threads, read_batch_sizes
+from upperson.cli.options import require_extra, require_no_trust
+from upperson_rt.cli.options import Debug, Json, Threads, TrustOption, read_batch_sizes
 from upperson_rt.cli.output import (
     PlainTable,
     new_table,
@@ -78,6 +78,7 @@ def parity(
         ),
     ] = None,
     threads: Threads = None,
+    trust: TrustOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -109,7 +110,7 @@ def parity(
         threads=threads,
     )
     with Display() as display:
-        result = _check(target, run, images, count, options, display.update)
+        result = _check(target, run, images, count, trust, options, display.update)
     if as_json:
         print_json({"target": str(target)} | result.as_dict())
     else:
@@ -123,6 +124,7 @@ def _check(
     run: Path | None,
     images: Path | None,
     count: int,
+    trust: Path | None,
     options: "ParityOptions",
     progress: "Callable[[str, int, int], None]",
 ) -> "ParityResult":
@@ -140,6 +142,8 @@ def _check(
         )
     if not is_bundle and run is not None:
         raise UsageError(f"--run goes with a bundle, and {target} is none: leave it out")
+    if not is_bundle:
+        require_no_trust(trust, target)
     with tempfile.TemporaryDirectory() as folder:
         if not is_bundle:
             trained = TrainedEncoder(load_run(target).model)
@@ -147,7 +151,7 @@ def _check(
             inputs = _read_inputs(images, count, Path(folder), trained.tokenizer, size)
             pixels = compare_pixels(trained.read_pixels(inputs.files), inputs)
             return check_run(trained, inputs, pixels, options, progress)
-        bundle = Bundle.open(target)
+        bundle = Bundle.open(target, trust=trust)
         bundle.check_files()  # Damage is told as damage, not as a difference.
         own_run = None if run is None else _load_run_of(run, bundle.manifest)
         size = (bundle.manifest.image.height_px, bundle.manifest.image.width_px)

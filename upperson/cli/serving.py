@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upperson_rt.cli.options import Debug, Json
+from upperson_rt.cli.options import Debug, Json, TrustOption
 from upperson_rt.cli.output import print_json, print_line
 from upperson_rt.errors import UsageError, missing_extra
 
@@ -37,6 +37,7 @@ def serving(
         str | None,
         typer.Option(help="Precision to serve.", show_default="fp16, else fp32"),
     ] = None,
+    trust: TrustOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -56,11 +57,15 @@ def serving(
             raise missing_extra(package, "export", "serving")
     from upperson_export.serving import write_deepstream, write_triton
 
-    wanted: list[tuple[Path | None, Callable[[Path, Path, str | None], ServingFolder]]] = [
+    wanted: list[
+        tuple[Path | None, Callable[[Path, Path, str | None, Path | None], ServingFolder]]
+    ] = [
         (triton, write_triton),
         (deepstream, write_deepstream),
     ]
-    written = [write(bundle, folder, variant) for folder, write in wanted if folder is not None]
+    written = [
+        write(bundle, folder, variant, trust) for folder, write in wanted if folder is not None
+    ]
     if as_json:
         described = {
             item.format: asdict(item) | {"folder": str(item.folder), "files": list(item.files)}

@@ -44,7 +44,9 @@ class _Names:
     engine: str
 
 
-def write_deepstream(bundle: Path, output: Path, variant: str | None = None) -> ServingFolder:
+def write_deepstream(
+    bundle: Path, output: Path, variant: str | None = None, trust: Path | None = None
+) -> ServingFolder:
     """Write what DeepStream's nvinfer needs to embed people as a secondary inference engine.
 
     ``output`` gets the image tower with a float32 planar input, the nvinfer configuration and a
@@ -54,13 +56,15 @@ def write_deepstream(bundle: Path, output: Path, variant: str | None = None) -> 
         bundle: Folder of the bundle.
         output: Folder to write; an earlier one there is replaced if nobody changed it.
         variant: Which variant; by default fp16, or fp32 where the bundle has none.
+        trust: Public key that must have signed the bundle; see `Bundle.open`.
 
     Raises:
         InputError: Not a bundle, or ``output`` holds something else.
         UsageError: No such variant.
-        IntegrityError: The bundle is damaged, or its graph is not what its manifest says.
+        IntegrityError: The bundle is damaged or not signed by the key that is trusted, or its
+            graph is not what its manifest says.
     """
-    opened = open_variant(bundle, variant)
+    opened = open_variant(bundle, variant, trust)
     expected = signature(opened.manifest, "image")
     height_px, width_px, channels = expected.input_dims
     stem = f"image.{file_name(opened.variant)}"

@@ -83,20 +83,22 @@ def render(template: str, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(**values)
 
 
-def open_variant(bundle: Path, variant: str | None) -> Bundle:
+def open_variant(bundle: Path, variant: str | None, trust: Path | None = None) -> Bundle:
     """Open a bundle for serving; its hashes are checked.
 
     Args:
         bundle: The folder.
         variant: Which variant; None takes the last one there that is for servers.
+        trust: Public key that must have signed the bundle; see `Bundle.open`.
 
     Raises:
         InputError: Not a bundle.
         UsageError: The variant is not there, or none was named and neither default is there.
-        IntegrityError: A file is missing or differs from its hash.
+        IntegrityError: A file is missing or differs from its hash, or the signature does not hold.
+        BackendError: ``trust`` needs a package that is missing.
     """
     if variant is None:
-        variants = read_manifest(bundle).variants
+        variants = read_manifest(bundle, trust).variants
         wanted = [row.name for row in list(VARIANTS.values())[::-1] if row.servers]
         variant = next((name for name in wanted if name in variants), None)
         if variant is None:
@@ -104,7 +106,7 @@ def open_variant(bundle: Path, variant: str | None) -> Bundle:
                 f"bundle {bundle} has neither of the variants {' and '.join(wanted)}: name "
                 f"one of its own with  --variant  ({', '.join(variants)})"
             )
-    opened = Bundle.open(bundle, variant)
+    opened = Bundle.open(bundle, variant, trust=trust)
     opened.check_files()
     return opened
 

@@ -39,7 +39,9 @@ _TYPES: dict[int, str] = {
 }
 
 
-def write_triton(bundle: Path, output: Path, variant: str | None = None) -> ServingFolder:
+def write_triton(
+    bundle: Path, output: Path, variant: str | None = None, trust: Path | None = None
+) -> ServingFolder:
     """Write a model repository that runs the bundle's towers in Triton's ONNX Runtime backend.
 
     ``output`` gets ``<name>_image/`` and ``<name>_text/``, each with ``config.pbtxt`` and
@@ -49,13 +51,15 @@ def write_triton(bundle: Path, output: Path, variant: str | None = None) -> Serv
         bundle: Folder of the bundle.
         output: The model repository; an earlier one there is replaced if nobody changed it.
         variant: Which variant; by default fp16, or fp32 where the bundle has none.
+        trust: Public key that must have signed the bundle; see `Bundle.open`.
 
     Raises:
         InputError: Not a bundle, or ``output`` holds something else.
         UsageError: No such variant.
-        IntegrityError: The bundle is damaged, or its graphs are not what its manifest says.
+        IntegrityError: The bundle is damaged or not signed by the key that is trusted, or its
+            graphs are not what its manifest says.
     """
-    opened = open_variant(bundle, variant)
+    opened = open_variant(bundle, variant, trust)
     manifest = opened.manifest
     names = {tower: f"{file_name(manifest.model.name)}_{tower}" for tower in TOWERS}
     with serving_folder(output, "triton") as folder:

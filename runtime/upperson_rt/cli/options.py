@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -150,6 +151,16 @@ def require_sheet(path: Path) -> None:
         raise InputError(f"--sheet {path}: there is no folder {path.parent}, make it first")
 
 
+def _require_no_empty_trust(key: Path | None) -> Path | None:
+    """Refuse an empty variable: a unit file with an unset one would check nothing, unnoticed."""
+    if key is None and os.environ.get("UPPERSON_TRUST") == "":
+        raise typer.BadParameter(
+            "UPPERSON_TRUST is empty, expected the file of a public key: name it, or unset the "
+            "variable to open bundles of anybody"
+        )
+    return key
+
+
 BundleOption: TypeAlias = Annotated[
     Path,
     typer.Option("--bundle", "-b", envvar="UPPERSON_BUNDLE", help="Folder of the exported model."),
@@ -199,6 +210,7 @@ TrustOption: TypeAlias = Annotated[
         "--trust",
         envvar="UPPERSON_TRUST",
         metavar="PUBKEY",
+        callback=_require_no_empty_trust,
         help="Refuse the bundle unless the owner of this public key (PEM) has signed it as it is.",
     ),
 ]

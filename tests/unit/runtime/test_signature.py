@@ -204,6 +204,14 @@ def test_statements_of_another_kind_are_refused(folder, keys, monkeypatch, old, 
         verify_folder(folder, keys / "ours.pub")
 
 
+def test_a_file_of_two_keys_is_refused(folder, keys, tmp_path):
+    """Whoever put the second one there would think that it is trusted."""
+    both = tmp_path / "both.pub"
+    both.write_bytes((keys / "ours.pub").read_bytes() + (keys / "other.pub").read_bytes())
+    with pytest.raises(InputError, match="holds 2 keys, expected one"):
+        Bundle.open(folder, trust=both)
+
+
 def test_files_of_git_may_lie_beside_it(folder, keys):
     (folder / ".git").mkdir()
     (folder / ".git" / "config").touch()
