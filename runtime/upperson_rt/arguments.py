@@ -1,7 +1,7 @@
 """Arguments of public functions, checked where they come in.
 
-Each check returns the value as a plain one of Python: numbers of numpy are numbers, too. What a
-type checker would have found is refused as well, since not everybody runs one.
+Each check returns the value as a plain one of Python: numbers and texts of numpy are welcome, too.
+What a type checker would have found is refused as well, since not everybody runs one.
 """
 
 import dataclasses
@@ -34,11 +34,12 @@ def check_text(value: object, what: str, error: type[UppersonError] = InputError
     """Return a text that is Unicode: no lone surrogates, which stand for bytes that are no text."""
     if not isinstance(value, str):
         raise error(f"{what} must be a text, found {shown(value)}")
+    text = str.__str__(value)  # What an enumeration or numpy derives from it is shown otherwise.
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as problem:
         raise error(f"{what} is not valid Unicode: {shown(value)}") from problem
-    return value
+    return text
 
 
 def check_name(value: object, what: str, error: type[UppersonError] = InputError) -> str:

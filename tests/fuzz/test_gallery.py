@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example
 from hypothesis import strategies as st
 
-from tests.helpers.fuzzing import Odd, fuzz, mostly, nested, refused_well, texts
+from tests.helpers.fuzzing import Odd, Text, fuzz, mostly, nested, refused_well, texts
 from tests.helpers.gallery_places import some_vectors
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Filter, Gallery, Item
@@ -67,6 +67,8 @@ item_fields = st.fixed_dictionaries(
 @example(fields={"key": "a", "attributes": np.array([1, 2])}, variant=None)
 @example(fields={"key": "a", "attributes": {"a": 10**5000}}, variant=None)
 @example(fields={"key": "a\0b"}, variant=None)
+@example(fields={"key": np.str_("a"), "camera": np.str_("gate")}, variant=np.str_("int8"))
+@example(fields={"key": Text.GATE, "source": Text.GATE, "track": Text.GATE}, variant=Text.GATE)
 @example(fields={"key": 5}, variant=None)
 @example(fields={"key": "a"}, variant="\udcff")
 def test_items(gallery, fields, variant):

@@ -5,6 +5,7 @@ Within ``make test`` every target tries a few examples, the same ones every time
 """
 
 import copy
+import enum
 import functools
 import json
 import os
@@ -36,6 +37,12 @@ ODD_TEXTS = [
 ]  # fmt: skip
 
 
+class Text(str, enum.Enum):
+    """A text that is shown as something else."""
+
+    GATE = "gate"
+
+
 class Odd:
     """An object of no use to anybody."""
 
@@ -65,6 +72,7 @@ def nested(depth):
 ODD_OBJECTS = [
     None, True, b"", b"\xff\xfe", Odd(), Odd, object(), (), [], {}, {1: 2}, {"a": Odd()}, set(),
     nested(100), nested(3000), 1j, range(3), Path("x"), Path("a\0b"), np.float32(1.5), np.int64(-7),
+    np.str_("gate"), Text.GATE, np.float64(1e9),
     np.array(3), np.zeros((0, 4)), np.ones((2, 2, 2)), np.array(["a"]), np.array([Odd()]),
     np.datetime64("2026-01-01"),
 ]  # fmt: skip

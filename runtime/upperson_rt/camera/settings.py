@@ -157,7 +157,8 @@ class CameraSettings:
     opener: Opener
 
     def __post_init__(self) -> None:
-        check_name(self.name, "the name of a camera", UsageError)
+        name = check_name(self.name, "the name of a camera", UsageError)
+        object.__setattr__(self, "name", name)
         if self.source is not None:
             check_name(self.source.shown, f"the source of camera {self.name}")
         if self.detector is not None:

@@ -164,7 +164,7 @@ class Gallery(ABC):
         """
         new = check_new(items)
         if variant is not None:
-            check_name(variant, "the variant of a bundle")
+            variant = check_name(variant, "the variant of a bundle")
         unit_ND = unit_vectors(vectors, len(new), self.embed_dim, self.location)
         if new:
             self._add(new, unit_ND, variant)
@@ -352,7 +352,9 @@ def known_keys(keys: Sequence[str]) -> list[str]:
     found = check_list(keys, "keys", UsageError)
     if other := [key for key in found if not isinstance(key, str)]:
         raise UsageError(f"keys must be texts, found {shown(other[0])}")
-    return [key for key in found if not any("\ud800" <= one <= "\udfff" for one in key)]
+    return [
+        str.__str__(key) for key in found if not any("\ud800" <= one <= "\udfff" for one in key)
+    ]
 
 
 def made_now() -> dict[str, str]:

@@ -66,11 +66,12 @@ class Item:
     """Anything else, as JSON."""
 
     def __post_init__(self) -> None:
-        if not check_text(self.key, "the key of an item"):
+        object.__setattr__(self, "key", check_text(self.key, "the key of an item"))
+        if not self.key:
             raise InputError("an item needs a key that is not empty")
         for name in ("source", "camera", "track", "crop"):
             if (text := getattr(self, name)) is not None:
-                check_text(text, f"item {self.key}: {name}")
+                object.__setattr__(self, name, check_text(text, f"item {self.key}: {name}"))
         if self.time is not None and not is_finite(self.time):
             raise InputError(
                 f"item {self.key}: time must be finite and in unix seconds, got {shown(self.time)}"
@@ -159,15 +160,18 @@ class Filter:
     numbers equal numbers (1 and 1.0 alike), true and false only themselves."""
 
     def __post_init__(self) -> None:
-        if self.camera is not None and not isinstance(self.camera, str):
-            names = tuple(check_list(self.camera, "the cameras of a filter", UsageError))
-            object.__setattr__(self, "camera", names)
+        if isinstance(self.camera, str):
+            name = check_text(self.camera, "a filter's camera", UsageError)
+            object.__setattr__(self, "camera", name)
+        elif self.camera is not None:
+            names = check_list(self.camera, "the cameras of a filter", UsageError)
+            plain = tuple(check_text(name, "a filter's camera", UsageError) for name in names)
+            object.__setattr__(self, "camera", plain)
         if self.cameras == ():
             raise UsageError("a filter by camera needs at least one name; leave it out for all")
-        for name in self.cameras or ():
-            check_text(name, "a filter's camera", UsageError)
         if self.track is not None:
-            check_text(self.track, "a filter's track", UsageError)
+            track = check_text(self.track, "a filter's track", UsageError)
+            object.__setattr__(self, "track", track)
         for bound in ("since", "until"):
             if (seconds := getattr(self, bound)) is not None:
                 what = f"{bound} must be a time in unix seconds: it"
@@ -179,13 +183,20 @@ class Filter:
             )
         if not isinstance(self.attributes, Mapping):
             raise UsageError(f"attributes must be a mapping, got {shown(self.attributes)}")
+        attributes: dict[str, str | int | float | bool] = {}
         for key, value in self.attributes.items():
-            check_text(key, "the name of an attribute in a filter", UsageError)
-            if not _is_comparable(value):
+            name = check_text(key, "the name of an attribute in a filter", UsageError)
+            if isinstance(value, str):
+                what = "the value of an attribute in a filter"
+                attributes[name] = check_text(value, what, UsageError)
+            elif _is_comparable(value):
+                attributes[name] = value
+            else:
                 raise UsageError(
                     "a filter compares attributes with a text, a finite number of up to 64 bits, "
-                    f"true or false; found {key}={shown(value)}"
+                    f"true or false; found {name}={shown(value)}"
                 )
+        object.__setattr__(self, "attributes", attributes)
 
     @property
     def cameras(self) -> tuple[str, ...] | None:
@@ -342,9 +353,6 @@ def _is_comparable(value: object) -> bool:
         return math.isfinite(value)
     if isinstance(value, int):
         return -(1 << 63) <= value < 1 << 63
-    if isinstance(value, str):
-        check_text(value, "the value of an attribute in a filter", UsageError)
-        return True
     return False
 
 

@@ -1,5 +1,6 @@
 """What a gallery promises, in every store. Differences are in docs/milvus.md, not here."""
 
+import enum
 import math
 import sys
 import threading
@@ -53,6 +54,33 @@ def test_items_come_back_as_they_were_added(gallery):
     assert {item.key: item for item in gallery.items()} == {item.key: item for item in added}
     whole = gallery.search(unit(0), k=1)[0][0].item.attributes["whole"]
     assert isinstance(whole, float)
+
+
+class Name(str, enum.Enum):
+    GATE = "gate"
+
+
+@pytest.mark.parametrize("odd", [np.str_("gate"), Name.GATE])
+def test_texts_and_numbers_of_other_types_are_stored_as_plain_ones(place, gallery, odd):
+    named = Item(
+        key=odd, source=odd, camera=odd, time=np.float64(5), track=odd,
+        box=tuple(np.arange(4)), crop=odd, attributes={odd: odd, "n": np.float64(2)},
+    )  # fmt: skip
+    plain = Item(
+        key="other", source="gate", camera="gate", time=6, track="gate", box=(0, 1, 2, 3),
+        crop="gate", attributes={"gate": "gate", "n": 2},
+    )  # fmt: skip
+    assert all(type(text) is str for text in (named.key, named.camera, named.crop))
+    gallery.add([named], some_vectors(1), variant=odd)
+    gallery.add([plain], some_vectors(1, 2), variant="gate")  # Equal texts have equal sums.
+    for where in (Filter(camera=odd), Filter(track=odd), Filter(attributes={odd: odd})):
+        assert keys_of(gallery.items(where)) == ["gate", "other"]
+        assert len(gallery.search(some_vectors(1), 5, where)[0]) == 2
+    assert gallery.info().variants == {"gate": 2}
+    assert [problem for problem in gallery.verify() if "its crop" not in problem] == []
+    with place.open(gallery.location) as again:
+        assert again.ids([odd]) == gallery.ids(["gate"])
+        assert again.delete([odd]) == 1
 
 
 def test_an_empty_gallery_answers(gallery):
