@@ -227,7 +227,7 @@ def test_the_detector_of_the_page_runs(work, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("watch", "street.avi", "--detector", "odd.onnx"), 3, "say which with  --detector-layout"),
+        (("watch", "street.avi", "--detector", "odd.onnx"), 3, "say which with --detector-layout"),
         (
             ("watch", "street.avi", "--detector", "yolox.onnx", "--detector-layout", "yolo"),
             2,
@@ -248,13 +248,13 @@ def test_the_detector_of_the_page_runs(work, monkeypatch):
             3,
             "knows no class 'dog'",
         ),
-        (("index", "scenes", "--detector-score", "0.5"), 2, "of no use without  --detector"),
+        (("index", "scenes", "--detector-score", "0.5"), 2, "of no use without --detector"),
         (("index", "scenes", "--detector", "street.json"), 2, "holds the boxes of one video"),
         (("index", "scenes", "--detector", "none:make"), 3, "cannot import the detector none:make"),
         (
             ("doctor", "--picture", "scenes/two.png"),
             2,
-            "--picture is of no use without  --detector",
+            "--picture is of no use without --detector",
         ),
         (
             ("doctor", "--detector", "hog", "--sheet", "boxes.jpg"),

@@ -50,6 +50,7 @@ def test_every_command_has_help_with_an_example(name):
     assert result.exit_code == 0, result.stderr
     text = " ".join(result.stdout.split())
     assert f"Example: {name} " in f"{text} "
+    assert not re.search(r"[a-z] [,.;:] ", text), "stray spaces"
     assert "--debug" in text
     assert "--json" in text or program == "upperson"
 

@@ -200,6 +200,7 @@ def test_sums_in_float16_are_told_in_words_and_numbers() -> None:
     }  # fmt: skip
     page = " ".join(model_card(report, manifest).split())
     assert "image tower a cosine of 0.999610 to sums in float32 in the worst case" in page
+    assert "optimistic; `upperson evaluate BUNDLE --root DIR --split val` measures it" in page
     assert "(needs 0.999500); 2 products got casts to float32." in page
     assert "text tower a cosine of 1.000000 to sums in float32 in the worst case" in page
 
