@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -31,13 +32,20 @@ from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import index
 
 TIME_LIMIT_S = 60
-KINDS = ("bit", "byte", "16 bytes", "sector of zeros", "page of zeros", "cut", "swap", "misplaced")
+KINDS = (
+    "bit", "byte", "16 bytes", "sector of zeros", "page of zeros", "cut", "swap", "misplaced",
+    "newest rows", "older page",
+)  # fmt: skip
 FILES = ("gallery.sqlite", "gallery.sqlite-wal", "gallery.index")
+EARLIER = "earlier"
+"""The folder of the first gallery as it once was."""
 BAD = ("crash", "wrong", "raw", "input", "missed")
 GOOD = ("refused", "right")
 OUTCOMES = (*BAD, *GOOD)
 """The worst first."""
 _PAGE = 4096
+_LEAF_OF_TABLE = 13  # The first byte of a page of rows.
+_NEWEST = 100
 _QUERIES = some_vectors(3, 77)
 
 
@@ -46,6 +54,9 @@ def make_galleries(folder: Path, rows: int) -> list[Path]:
     closed, killed = folder / "closed", folder / "killed"
     with Gallery.open(closed, FINGERPRINT, DIM, create=True) as gallery:
         _fill(gallery, 0, rows)
+    shutil.copytree(closed, folder / EARLIER)
+    with Gallery.open(closed) as gallery:
+        gallery.add(_items(30, 60), some_vectors(30, 6))  # Not what the older pages say.
         gallery.search(_QUERIES, 1)  # Makes the index and saves it.
         gallery.add(_items(5, 25), some_vectors(20, 5))  # Replaced, deleted and new ones beside it.
         gallery.delete([item.key for item in _items(100, 140)])
@@ -176,10 +187,24 @@ def in_child(function: Callable[[], dict[str, str]]) -> dict[str, str]:
     return json.loads(text) if status == 0 else {"process": f"crash: status {status}"}
 
 
-def damage(content: bytearray, kind: str, rng: np.random.Generator) -> bytearray:
+def damage(
+    content: bytearray, kind: str, rng: np.random.Generator, earlier: bytes = b""
+) -> bytearray:
     """Return the content of a file with one damage."""
     at = int(rng.integers(len(content)))
     page = at // _PAGE * _PAGE
+    if kind == "newest rows":
+        at, kind = _place_of_a_newest_row(content, rng) or at, "sector of zeros"
+    elif kind == "older page":
+        changed = [
+            start
+            for start in range(0, min(len(content), len(earlier)), _PAGE)
+            if content[start : start + _PAGE] != earlier[start : start + _PAGE]
+        ]
+        if changed:
+            page = int(rng.choice(changed))
+            content[page : page + _PAGE] = earlier[page : page + _PAGE]
+            return content
     if kind == "bit":
         content[at] ^= 1 << int(rng.integers(8))
     elif kind == "byte":
@@ -200,6 +225,16 @@ def damage(content: bytearray, kind: str, rng: np.random.Generator) -> bytearray
         if kind == "swap":
             content[other : other + len(ours)] = ours
     return content
+
+
+def _place_of_a_newest_row(content: bytearray, rng: np.random.Generator) -> int | None:
+    """Return a place in a page of rows that holds one of the newest."""
+    found = [(match[0], match.start()) for match in re.finditer(rb"picture-\d{6}", content)]
+    places = [at for _, at in sorted(found) if content[at // _PAGE * _PAGE] == _LEAF_OF_TABLE]
+    if not places:
+        return None
+    page = int(rng.choice(places[-_NEWEST:])) // _PAGE * _PAGE
+    return page + int(rng.integers(_PAGE))
 
 
 @dataclass(frozen=True)
@@ -232,7 +267,9 @@ def trials(galleries: list[Path], count: int, seed: int) -> Iterator[Trial]:
         shutil.copytree(gallery, folder / "copy")
         path = folder / "copy" / file
         before = path.read_bytes()
-        after = bytes(damage(bytearray(before), kind, rng))
+        was = folder / EARLIER / file
+        earlier = was.read_bytes() if was.exists() else b""
+        after = bytes(damage(bytearray(before), kind, rng, earlier))
         path.write_bytes(after)
         found = in_child(lambda: answers(folder / "copy"))
         shutil.rmtree(folder / "copy")

@@ -160,6 +160,7 @@ class Database:
             self._writer = _connect(path, self._mode(_unlocked_state(path)))
             try:
                 self._about = read_meta(self._writer, path)
+                self._about.read_sums(self._writer)  # They vouch for it.
             except BaseException:
                 self._writer.close()
                 raise
@@ -249,12 +250,14 @@ class Database:
             raise DamageError("the log of changes is not what it should be")
 
     def _check_mark(self, identity: str, commits: int) -> None:
-        """Check that the log has all transactions that were acknowledged.
+        """Check that the log is this gallery's, and has all transactions that were acknowledged.
 
         Not with a connection that writes: it would cut the log when it is closed.
         """
+        log = _log_of(self.path)
         while True:
             state = _unlocked_state(self.path)
+            has_log = log.exists() and log.stat().st_size > 0
             with closing(_connect(self.path, "ro" if state is None else _UNLOCKED)) as connection:
                 try:
                     connection.execute("BEGIN DEFERRED")  # Both of one state.
@@ -266,8 +269,18 @@ class Database:
                     continue  # Another process began or ended meanwhile.
             if state == _unlocked_state(self.path):
                 break
+        if about.meta.identity != identity:
+            if has_log:
+                raise DamageError(
+                    "its log is of another gallery, or it was replaced beside a log: put back what "
+                    f"belongs together ({self._mark.name} is of gallery {identity})"
+                )
+            if not self.read_only:
+                with suppress(OSError):  # Left behind by what was replaced.
+                    self._mark.unlink()
+            return
         found = 0 if sums is None else sums.commits
-        if about.meta.identity == identity and found < commits:
+        if found < commits:
             raise DamageError(
                 f"it has {found} of {commits} acknowledged transactions, its log is damaged or lost"
                 f" or it was replaced by an earlier copy: to go on with what is left remove "

@@ -45,7 +45,7 @@ class Stamp:
     """What an index was made from, and how."""
 
     identity: str
-    """The gallery's, see `database.SqliteMeta`."""
+    """The gallery's, see `schema.SqliteMeta`."""
     seq: int
     """Last entry of the log of changes."""
     last_id: int

@@ -1,6 +1,7 @@
 """Files that are not what was written: answers are right, or there are none."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
 from upperson_rt import doctor
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.sqlite import index
 
 TRIALS = int(os.environ.get("UPPERSON_TEST_DAMAGES", "24"))
 """More make a longer test: UPPERSON_TEST_DAMAGES=1000 pytest -s -k damage_is_believed."""
@@ -83,6 +85,60 @@ def test_a_log_that_lost_what_was_acknowledged_is_not_believed(killed, loss):
     with Gallery.open(killed, FINGERPRINT, DIM) as gallery:
         assert gallery.count() in range(20, 120, 20)
         assert gallery.verify() == []
+
+
+def test_the_log_of_another_gallery_is_not_believed(killed, tmp_path):
+    other = tmp_path / "other"
+    command = [sys.executable, "-c", KILLED, str(other)]
+    subprocess.run(command, env=ENVIRONMENT, check=False)
+    shutil.copy(other / "gallery.sqlite-wal", killed)
+    (killed / "gallery.sqlite-shm").unlink()
+    before = contents(killed)
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="its log is of another gallery"):
+            Gallery.open(killed, FINGERPRINT, DIM)
+        assert contents(killed) == before
+    with Gallery.open(other, FINGERPRINT, DIM) as gallery:
+        assert gallery.verify() == []
+
+
+def test_the_mark_of_another_gallery_says_nothing_without_a_log(killed, tmp_path):
+    folder = tmp_path / "closed"
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add([Item(key="a")], some_vectors(1))
+    shutil.copy(killed / "gallery.sqlite-mark", folder)
+    with Gallery.open(folder) as gallery, Gallery.open(folder) as other:
+        gallery.add([Item(key="b")], some_vectors(1, 2))
+        with Gallery.open(folder) as third:
+            assert other.count() == third.count() == 2
+
+
+def test_altered_dimensions_are_damage(tmp_path):
+    Gallery.open(tmp_path / "g", FINGERPRINT, DIM, create=True).close()
+    sql(tmp_path / "g", "UPDATE meta SET value = '32' WHERE name = 'embed_dim'")
+    with pytest.raises(IntegrityError, match=r"the gallery's description .* altered"):
+        Gallery.open(tmp_path / "g")
+
+
+@pytest.mark.parametrize("vector", [5, "text", b""])
+def test_a_newest_vector_that_is_none_is_damage(tmp_path, vector, monkeypatch):
+    """The file of the index knows the newest vectors, too."""
+    monkeypatch.setattr(index, "_SEAL_ROWS", 64)
+    folder = tmp_path / "g"
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add([Item(key=f"k{i}") for i in range(100)], some_vectors(100))
+        gallery.search(some_vectors(1), 1)
+    ((trigger,),) = sql(folder, "SELECT sql FROM sqlite_master WHERE name = 'items_replaced'")
+    sql(folder, "DROP TRIGGER items_replaced")  # So that the log of changes does not tell.
+    sql(folder, "UPDATE items SET vector = ? WHERE key = 'k99'", vector)
+    sql(folder, trigger)
+    with Gallery.open(folder) as gallery:
+        for use in (lambda: gallery.search(some_vectors(1), 1), gallery.rebuild):
+            with pytest.raises(IntegrityError, match="picture with id 100 was altered"):
+                use()
+        assert any("k99: " in problem for problem in gallery.verify())
+        assert gallery.info().items == 100
+    assert doctor._gallery(folder, None).exit_code == 6
 
 
 @pytest.mark.parametrize("mark", [None, b"", b"gallery 9\n", b"\xff" * 62])
