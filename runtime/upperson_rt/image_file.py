@@ -33,7 +33,7 @@ from upperson_rt import image_memory
 from upperson_rt.errors import InputError
 from upperson_rt.image_memory import MOST_BYTES
 
-__all__ = ["open_image", "reason"]
+__all__ = ["free_pixels", "open_image", "reason"]
 
 _HEADER_BYTES = 16 << 20
 """Colour profiles take up to 3 MB, descriptions in XMP seldom more than one."""
@@ -59,7 +59,7 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
     """Open a picture file; it is decoded when its pixels are asked for, in the calling thread.
 
     A JPEG may already be set to a smaller size. Waits while pictures of other threads take the
-    memory; do not open a second picture inside.
+    memory; a thread that has one open does not wait for a second.
 
     Raises:
         InputError: The file is missing, is no picture of a format of `IMAGE_SUFFIXES`, has a
@@ -87,6 +87,14 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
         yield image
 
 
+def free_pixels(image: Image.Image) -> None:
+    """Close a picture early: what it took is free for copies of it, in the same share."""
+    size_bytes = image_memory.needed(image.size, image.mode, 0)
+    image.close()
+    if size_bytes > _WORTH_RETURNING:
+        _return_memory()
+
+
 def reason(error: BaseException) -> str:
     """Return in a few words what is wrong with a picture."""
     if isinstance(error, OSError) and error.strerror:
@@ -100,15 +108,20 @@ class _Budget:
     def __init__(self, size_bytes: int) -> None:
         self._free = size_bytes
         self._changed = threading.Condition()
+        self._holding = threading.local()
 
     @contextmanager
     def share(self, size_bytes: int) -> Iterator[None]:
+        is_second = getattr(self._holding, "any", False)
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= size_bytes)
+            # A second, such as a template that a detector reads, might wait for the first one.
+            self._changed.wait_for(lambda: is_second or self._free >= size_bytes)
             self._free -= size_bytes
+        self._holding.any = True
         try:
             yield
         finally:
+            self._holding.any = is_second
             if size_bytes > _WORTH_RETURNING:
                 _return_memory()
             with self._changed:

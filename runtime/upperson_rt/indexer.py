@@ -17,7 +17,7 @@ from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
-from upperson_rt.preprocess import load_image
+from upperson_rt.preprocess import use_image
 from upperson_rt.printable import error_text, shown
 
 if TYPE_CHECKING:
@@ -217,16 +217,13 @@ def _decoded(
     detector: "Detector | None",
 ) -> Generator[list[_Decoded | SkippedImage], None, None]:
     """Yield batches in order; the one after each is being decoded meanwhile, and no more."""
-    find = None if detector is None else _finder(detector)
+    find = _take_whole if detector is None else _finder(detector)
 
     def decode(file: str | os.PathLike[str]) -> _Decoded | SkippedImage:
         path = os.fspath(Path(file).absolute())
         try:
-            item, image = labels.item(path), load_image(path)
-            if find is None:
-                entries = [(item, encoder.prepare_image(image))]
-                return _Decoded(path, entries, is_wide=image.shape[1] > image.shape[0])
-            return find(item, image, encoder)
+            item = labels.item(path)
+            return use_image(path, lambda image: find(item, image, encoder))
         except InputError as error:
             return SkippedImage(path, str(error))
 
@@ -242,6 +239,11 @@ def _decoded(
                 return
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _take_whole(item: Item, image: NDArray[np.uint8], encoder: Encoder) -> _Decoded:
+    entries = [(item, encoder.prepare_image(image))]
+    return _Decoded(item.key, entries, is_wide=image.shape[1] > image.shape[0])
 
 
 def _finder(

@@ -13,10 +13,9 @@ Every picture becomes uint8 RGB the same way in training, calibration and at run
 """
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from PIL import ExifTags, Image
 
 from upperson_rt.arguments import check_count, check_list, check_path
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.image_file import open_image, reason
+from upperson_rt.image_file import free_pixels, open_image, reason
 from upperson_rt.printable import shown
 
 __all__ = [
@@ -35,7 +34,10 @@ __all__ = [
     "load_image",
     "prepare_image",
     "resize_image",
+    "use_image",
 ]
+
+T = TypeVar("T")
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 """A file, a Pillow image, or a uint8 array: grey [H, W] or [H, W, 1], colour [H, W, 3], or colour
@@ -69,8 +71,7 @@ def load_image(source: ImageSource, channels: Channels = "rgb") -> NDArray[np.ui
             of another type or shape, or no picture at all.
         UsageError: There is no such order of channels.
     """
-    with _pixels(source, channels) as pixels:
-        return pixels
+    return use_image(source, np.ascontiguousarray, channels)
 
 
 def prepare_image(
@@ -82,8 +83,40 @@ def prepare_image(
         InputError: See `load_image`.
         UsageError: There is no such order of channels.
     """
-    with _pixels(source, channels) as pixels:
-        return resize_image(pixels, height_px, width_px)
+    return use_image(source, lambda pixels: resize_image(pixels, height_px, width_px), channels)
+
+
+def use_image(
+    source: ImageSource, use: Callable[[NDArray[np.uint8]], T], channels: Channels = "rgb"
+) -> T:
+    """Call a function with a picture, and return what it returns.
+
+    Until then a file's memory counts as taken, and pictures of other threads wait for it. The share
+    is enough for `resize_image`, or for one more copy of the picture at a time.
+
+    Args:
+        source: See `load_image`.
+        use: Gets the picture as uint8 RGB [H, W, 3]; must not keep it.
+        channels: See `load_image`.
+
+    Raises:
+        InputError: See `load_image`.
+        UsageError: There is no such order of channels.
+    """
+    if channels not in ("rgb", "bgr"):
+        raise UsageError(f"channels must be 'rgb' or 'bgr', got {channels!r}")
+    # No name holds the picture here: its memory is free before the share is given back.
+    if isinstance(source, np.ndarray):
+        return use(_rgb_from_array(source, channels))
+    if isinstance(source, Image.Image):
+        return use(_decode(source, "the given image"))
+    if isinstance(source, str | os.PathLike):
+        with open_image(source) as image:
+            return use(_decode_and_close(image, os.fspath(source)))
+    raise InputError(
+        f"expected a picture: a file name, a Pillow image or a uint8 array, found "
+        f"{type(source).__name__}"
+    )
 
 
 def resize_image(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
@@ -108,8 +141,8 @@ def resize_image(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDA
     if not image.size:
         raise InputError(f"expected a picture with pixels, found an array of shape {image.shape}")
     if image.shape[:2] == (height_px, width_px):
-        return image
-    resized = Image.fromarray(image).resize((width_px, height_px), Image.Resampling.BILINEAR)
+        return np.ascontiguousarray(image)
+    resized = _as_image(image).resize((width_px, height_px), Image.Resampling.BILINEAR)
     return np.array(resized, dtype=np.uint8)
 
 
@@ -154,25 +187,13 @@ def _folder_images(folder: Path) -> Iterator[Path]:
                 yield Path(root, name)
 
 
-@contextmanager
-def _pixels(source: ImageSource, channels: Channels) -> Iterator[NDArray[np.uint8]]:
-    """Hold a picture as uint8 RGB; until the end a file's memory counts as taken."""
-    if channels not in ("rgb", "bgr"):
-        raise UsageError(f"channels must be 'rgb' or 'bgr', got {channels!r}")
-    if isinstance(source, np.ndarray):
-        yield _rgb_from_array(source, channels)
-    elif isinstance(source, Image.Image):
-        yield _decode(source, "the given image")
-    elif isinstance(source, str | os.PathLike):
-        with open_image(source) as image:
-            pixels = _decode(image, os.fspath(source))
-            image.close()
-            yield pixels
-    else:
-        raise InputError(
-            f"expected a picture: a file name, a Pillow image or a uint8 array, found "
-            f"{type(source).__name__}"
-        )
+def _as_image(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return a Pillow image; Pillow itself would first copy a part of a larger array."""
+    height, width = pixels.shape[:2]
+    image = Image.new("RGB", (width, height))
+    for x0, y0, x1, y1 in _blocks(width, height):
+        image.paste(Image.fromarray(pixels[y0:y1, x0:x1]), (x0, y0))
+    return image
 
 
 def _rgb_from_array(array: NDArray[np.uint8], channels: Channels) -> NDArray[np.uint8]:
@@ -183,7 +204,7 @@ def _rgb_from_array(array: NDArray[np.uint8], channels: Channels) -> NDArray[np.
     bgr = channels == "bgr"
     match array.shape:
         case (_, _, 3):
-            return np.ascontiguousarray(array[..., ::-1] if bgr else array)
+            return array[..., ::-1] if bgr else array
         case (_, _, 4):
             array = array[..., [2, 1, 0, 3]] if bgr else array
         case (_, _, 1):
@@ -208,6 +229,13 @@ def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
         raise InputError(f"image {name} is too large to be a person's picture: {error}") from error
     except Exception as error:  # A damaged file may lead Pillow's many readers to any error.
         raise InputError(f"cannot read image {name}: {reason(error)}") from error
+
+
+def _decode_and_close(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    try:
+        return _decode(image, name)
+    finally:
+        free_pixels(image)
 
 
 def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -390,6 +390,16 @@ def test_any_one_picture_may_take_all_that_a_picture_may():
         assert image_file._BUDGET._free == 0
 
 
+def test_a_thread_that_has_a_picture_open_does_not_wait_for_its_own(tmp_path, budget):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(600, 400))
+    with open_image(path):
+        budget._free = 0
+        assert load_image(path).shape == (400, 600, 3)
+    with open_image(path):
+        assert budget._free == 0, "all was given back, and a first one waits again"
+
+
 def test_tables_of_a_lossless_webp_are_counted_for_all_threads(tmp_path, budget):
     """A file of 295 kB and 1024 x 1024 pixels took 364 MiB for them."""
     budget._free = image_file.MOST_BYTES * 2
