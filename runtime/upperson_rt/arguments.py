@@ -9,7 +9,7 @@ import errno
 import math
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from numbers import Real
 from typing import Any
 
@@ -17,15 +17,22 @@ from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.printable import shown
 
 __all__ = [
+    "LONGEST_PATH",
+    "check_callable",
+    "check_choice",
     "check_count",
     "check_fields",
     "check_list",
     "check_name",
     "check_number",
+    "check_object",
     "check_path",
     "check_text",
     "is_finite",
 ]
+
+LONGEST_PATH = 4096
+"""Characters; Linux opens no longer one, and messages name paths whole."""
 
 _MOST = 2**31 - 1
 
@@ -123,6 +130,26 @@ def check_list(value: object, what: str, error: type[UppersonError] = InputError
     raise error(f"{what} must be a list, found {shown(value)}: put a single one in a list")
 
 
+def check_choice(
+    value: object, what: str, known: Collection[str], error: type[UppersonError] = UsageError
+) -> None:
+    """Refuse what is none of some names; an array would be compared with each letter of them."""
+    if not isinstance(value, str) or value not in known:
+        raise error(f"{what} must be one of {', '.join(known)}, found {shown(value)}")
+
+
+def check_callable(value: object, what: str) -> None:
+    """Refuse what cannot be called, before something has been done that it was to be told of."""
+    if not callable(value):
+        raise UsageError(f"{what} must be a function or an object to call, found {shown(value)}")
+
+
+def check_object(value: object, what: str, names: Collection[str]) -> None:
+    """Refuse an object without what is used of it; one of a class of somebody's own will do."""
+    if isinstance(value, type) or not all(hasattr(value, name) for name in names):
+        raise UsageError(f"expected {what}, found {shown(value)}")
+
+
 def check_path(value: object, what: str) -> str:
     """Return a path as text.
 
@@ -139,5 +166,6 @@ def check_path(value: object, what: str) -> str:
         raise InputError(f"{what} must be a path, found {shown(value)}") from error
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            raise InputError(f"cannot use {what} {path}: {error.strerror}") from error
+            name = shown(path) if error.errno == errno.ENAMETOOLONG else path
+            raise InputError(f"cannot use {what} {name}: {error.strerror}") from error
     return path

@@ -17,7 +17,7 @@ from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import sha256_of_file
 from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
 from upperson_rt.onnx_file import check_graph
-from upperson_rt.printable import get_logger
+from upperson_rt.printable import get_logger, shown
 from upperson_rt.signature import verify_folder
 from upperson_rt.strict import suggestion
 from upperson_rt.tokenizer import Tokenizer
@@ -126,7 +126,7 @@ class Bundle:
             variant = manifest.default_variant
         elif check_text(variant, "variant", UsageError) not in manifest.variants:
             raise UsageError(
-                f"bundle {root} has no variant '{variant}', "
+                f"bundle {root} has no variant {shown(variant)}, "
                 f"{suggestion(variant, manifest.variants)}"
             )
         require_device(backend, device)

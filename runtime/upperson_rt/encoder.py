@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.arguments import check_list
+from upperson_rt.arguments import check_callable, check_list
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.manifest import Manifest
 from upperson_rt.printable import shown
@@ -103,6 +103,8 @@ class Encoder:
             IntegrityError: The image tower gives wrong results.
         """
         _check_list(images)
+        if progress is not None:
+            check_callable(progress, "progress")
         embeds = np.empty((len(images), self.embed_dim), dtype=np.float32)
         for rows in batch_slices(len(images), batch_size):
             pixels = np.stack([self.prepare_image(image, channels) for image in images[rows]])

@@ -11,6 +11,7 @@ share `_BUDGET`: who would exceed it waits.
 """
 
 import ctypes
+import errno
 import io
 import os
 import sys
@@ -30,8 +31,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from upperson_rt import image_memory
+from upperson_rt.arguments import LONGEST_PATH
 from upperson_rt.errors import InputError
 from upperson_rt.image_memory import MOST_BYTES
+from upperson_rt.printable import shown
 
 __all__ = ["free_pixels", "open_image", "reason"]
 
@@ -66,6 +69,8 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
             damaged header, or would take too much memory.
     """
     name = os.fspath(path)
+    if len(name) > LONGEST_PATH:
+        raise InputError(f"cannot read image {shown(name)}: {os.strerror(errno.ENAMETOOLONG)}")
     if os.path.exists(name) and not os.path.isfile(name):
         # Opening a pipe would wait for its other end forever.
         raise InputError(f"cannot read image {name}: not a regular file")

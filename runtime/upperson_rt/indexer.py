@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.arguments import check_count, check_list
+from upperson_rt.arguments import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_list,
+    check_object,
+)
 from upperson_rt.encoder import Encoder, Progress
-from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_rt.errors import BackendError, InputError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
 from upperson_rt.preprocess import use_image
@@ -146,7 +152,7 @@ def index_images(
 
     Raises:
         InputError: The gallery cannot be written, or batch_size is below 1.
-        UsageError: workers is below 1.
+        UsageError: workers is below 1, or an argument is of another kind.
         BackendError: The image tower cannot be loaded or fails, or the detector wants to end the
             program (``sys.exit``).
         IntegrityError: The image tower gives wrong results, or the gallery is damaged.
@@ -154,6 +160,12 @@ def index_images(
     from upperson_rt.capture_time import TimeSource
 
     batch_size = check_count(batch_size, "batch_size", InputError)
+    check_object(encoder, "an encoder", ("encode_pixels", "prepare_image", "variant"))
+    check_object(gallery, "a gallery", ("add", "delete"))
+    if progress is not None:
+        check_callable(progress, "progress")
+    if detector is not None:
+        check_callable(detector, "detector")
     if workers is None:
         workers = min(_USUAL_WORKERS, os.cpu_count() or 1)
     workers = check_count(workers, "workers", most=_MOST_WORKERS)
@@ -164,8 +176,7 @@ def index_images(
         ("time_from", time_from, get_args(TimeSource)),
         ("track_from", track_from, ("folder", "none")),
     ):
-        if not isinstance(given, str) or given not in known:
-            raise UsageError(f"{what} must be one of {', '.join(known)}, found {shown(given)}")
+        check_choice(given, what, known)
     labels = _Labels(camera, time_from, track_from, attributes or {})
     labels.check()
     report = IndexReport()

@@ -15,14 +15,14 @@ Every picture becomes uint8 RGB the same way in training, calibration and at run
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from upperson_rt.arguments import check_count, check_list, check_path
-from upperson_rt.errors import InputError, UsageError
+from upperson_rt.arguments import check_choice, check_count, check_list, check_path
+from upperson_rt.errors import InputError
 from upperson_rt.image_file import free_pixels, open_image, reason
 from upperson_rt.printable import shown
 
@@ -103,8 +103,7 @@ def use_image(
         InputError: See `load_image`.
         UsageError: There is no such order of channels.
     """
-    if channels not in ("rgb", "bgr"):
-        raise UsageError(f"channels must be 'rgb' or 'bgr', got {channels!r}")
+    check_choice(channels, "channels", get_args(Channels))
     # No name holds the picture here: its memory is free before the share is given back.
     if isinstance(source, np.ndarray):
         return use(_rgb_from_array(source, channels))

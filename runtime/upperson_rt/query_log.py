@@ -16,6 +16,8 @@ import numpy as np
 from upperson_rt.arguments import check_path, check_text
 from upperson_rt.errors import InputError
 from upperson_rt.files import sync_folder
+from upperson_rt.gallery.protocol import check_filter
+from upperson_rt.gallery.records import check_hits
 from upperson_rt.locks import locked
 from upperson_rt.printable import shown
 
@@ -82,10 +84,11 @@ class QueryLog:
 
         Raises:
             InputError: The line cannot be written, or made of these values.
+            UsageError: ``where`` is no filter.
         """
         if not isinstance(query, str | Mapping):
             raise InputError(f"expected a sentence or describe_picture(), found {shown(query)}")
-        conditions = {} if where is None else asdict(where)
+        conditions = asdict(check_filter(where))
         entry: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
             "user": self.user,
@@ -95,7 +98,7 @@ class QueryLog:
             "k": k,
             "by_track": by_track,
             "gallery": gallery,
-            "ids": [hit.id for hit in hits],
+            "ids": [hit.id for hit in check_hits(hits)],
         }
         try:
             line = (json.dumps(entry, ensure_ascii=True, default=str) + "\n").encode("ascii")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.arguments import is_finite
+from upperson_rt.arguments import check_object, is_finite
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
@@ -47,7 +47,14 @@ class Retriever:
             gallery: Where to look.
             log: Gets a line a query before its hits are returned; a query whose line cannot be
                 written fails.
+
+        Raises:
+            UsageError: One of them is something else.
         """
+        check_object(encoder, "an encoder", ("encode_texts", "encode_images", "embed_dim"))
+        check_object(gallery, "a gallery", ("search", "vectors"))
+        if log is not None:
+            check_object(log, "a query log", ("write",))
         self.encoder = encoder
         self.gallery = gallery
         self.log = log

@@ -13,6 +13,7 @@ from upperson_rt.arguments import check_count, check_path
 from upperson_rt.errors import InputError
 from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Hit, Item
+from upperson_rt.gallery.records import check_hits
 from upperson_rt.preprocess import load_image
 from upperson_rt.printable import count_of, local_time, printable
 
@@ -52,7 +53,7 @@ def save_sheet(
         crops_dir: `Gallery.crops_dir`, where the saved pictures of cameras are.
 
     Raises:
-        InputError: The file cannot be written.
+        InputError: The file cannot be written, or what is to be shown are no hits.
     """
     file = Path(check_path(path, "a contact sheet"))
     buffer = io.BytesIO()
@@ -68,6 +69,9 @@ def draw_sheet(
     A picture that is missing or unreadable becomes a grey tile that says so. Pillow's own font is
     used; it has Latin letters only.
     """
+    hits = check_hits(hits)
+    if crops_dir is not None:
+        crops_dir = Path(check_path(crops_dir, "the folder of crops"))
     shown = hits[:_MOST_TILES]
     columns = check_count(columns, "columns")
     columns = max(1, min(columns, len(shown)))

@@ -137,6 +137,8 @@ def test_settings(encoder, gallery, fields, timeout):
 @example(kind=CaptureRules, values=[float("nan")])
 @example(kind=CaptureRules, values=["x", -1])
 @example(kind=QualityRules, values=[1, 1, float("nan")])
+@example(kind=QualityRules, values=[1, 1, 1, np.array(["last", "keep"])])
+@example(kind=QualityRules, values=[1, 1, 1, "x" * 10**6])
 def test_rules(kind, values):
     refused_well(kind, **dict(zip(kind.__dataclass_fields__, values, strict=False)))
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example
 from hypothesis import strategies as st
 
-from tests.helpers.fuzzing import Odd, Text, fuzz, mostly, nested, refused_well, texts
+from tests.helpers.fuzzing import Odd, Text, fuzz, mostly, nested, refused_well, texts, values
 from tests.helpers.gallery_places import some_vectors
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Filter, Gallery, Item
@@ -144,6 +144,27 @@ def test_questions(gallery, fields, k, by_track, vectors):
     assert sum(len(items) for items, _ in gallery.vectors(where)) == len(passing)
 
 
+@fuzz(where=values, k=mostly(3))
+@example(where="gate", k=3)
+@example(where="", k=3)
+@example(where=[], k=3)
+@example(where={"camera": "gate"}, k=3)
+@example(where=Filter, k=3)
+@example(where=np.array(["gate"]), k=3)
+def test_what_is_no_filter(gallery, where, k):
+    """None is: everything passes it."""
+    for ask in (
+        lambda: gallery.search(VECTORS[:1], k, where),
+        lambda: gallery.search(VECTORS[:0], k, where),
+        lambda: gallery.count(where),
+        lambda: gallery.items(where),
+        lambda: gallery.vectors(where),
+        lambda: gallery.delete_where(where),
+    ):
+        assert isinstance(refused_well(ask), UppersonError) or where is None
+    still_answers(gallery)
+
+
 @fuzz(
     keys=mostly(["nobody"], ["nobody", "else"]),
     older_than=mostly(5, None),
@@ -179,6 +200,9 @@ def test_what_is_deleted(gallery, keys, older_than, keep, camera, batch_size):
 @example(location="g", fingerprint="f", embed_dim=-1, create=True)
 @example(location="g", fingerprint="f", embed_dim=10**30, create=True)
 @example(location="g", fingerprint="\udcff", embed_dim=8, create=True)
+@example(location="g", fingerprint=None, embed_dim=nested(100_000), create=False)
+@example(location="g", fingerprint=np.array(["f"]), embed_dim=np.ones(3), create=False)
+@example(location="x" * 10**6, fingerprint="f" * 10**6, embed_dim=8, create=False)
 @example(location="g", fingerprint=5, embed_dim=2.5, create=True)
 @example(location="milvus://\udcff:1/c", fingerprint=None, embed_dim=None, create=False)
 def test_places(tmp_path_factory, monkeypatch, location, fingerprint, embed_dim, create):
@@ -197,19 +221,27 @@ def test_places(tmp_path_factory, monkeypatch, location, fingerprint, embed_dim,
     query=mostly("red", {"file": "x"}),
     k=mostly(3),
     user=mostly("ann"),
+    hits=mostly([]),
+    where=mostly(None, Filter(camera="gate")),
 )
-@example(path="a\0b", query="red", k=3, user=None)
-@example(path="log", query="\udcff", k=10**5000, user="ann")
-@example(path="log", query={"a": nested(3000)}, k=3, user="ann")
-@example(path="log", query=Odd(), k=Odd(), user=5)
-def test_exports_and_logs(gallery, tmp_path_factory, monkeypatch, path, query, k, user):
+@example(path="a\0b", query="red", k=3, user=None, hits=[], where=None)
+@example(path="log", query="\udcff", k=10**5000, user="ann", hits=[], where=None)
+@example(path="log", query={"a": nested(3000)}, k=3, user="ann", hits=[], where=None)
+@example(path="log", query=Odd(), k=Odd(), user=5, hits=[], where=None)
+@example(path="log", query="red", k=3, user="ann", hits=5, where=None)
+@example(path="log", query="red", k=3, user="ann", hits=["x"], where=None)
+@example(path="log", query="red", k=3, user="ann", hits=[], where={"camera": "gate"})
+def test_exports_and_logs(
+    gallery, tmp_path_factory, monkeypatch, path, query, k, user, hits, where
+):
     monkeypatch.chdir(tmp_path_factory.mktemp("logs"))
     if isinstance(path, str) and ("/" in path or path.startswith(".")):
         path = "log"
     log = refused_well(QueryLog, path, user)
     if isinstance(log, QueryLog):
         with log:
-            refused_well(log.write, query, [], k=k)
+            refused_well(log.write, query, hits, k=k, where=where)
         lines = log.path.read_bytes().decode("ascii").splitlines()
         assert len(lines) <= 1
-        refused_well(export_gallery, gallery, log.path.with_suffix(".x"))
+        refused_well(export_gallery, gallery, log.path.with_suffix(".x"), where)
+        refused_well(export_gallery, gallery, log.path.with_suffix(".y"), None, hits)

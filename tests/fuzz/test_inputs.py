@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import upperson_rt
-from tests.helpers.fuzzing import damaged_bytes, fuzz, mostly, refused_well, texts
+from tests.helpers.fuzzing import damaged_bytes, fuzz, mostly, nested, refused_well, texts, values
 from tests.helpers.toy_bundle import draw_person, make_toy_bundle
-from upperson_rt import Bundle, Hit, Item, Retriever, Tokenizer
+from upperson_rt import Bundle, Filter, Hit, Item, Pipeline, Retriever, Tokenizer
 from upperson_rt.capture_time import capture_time
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
@@ -54,6 +54,9 @@ def is_unit(embeds):
 @example(sentences=5, images=5, batch_size="x", channels=5)
 @example(sentences=["\udcff"], images=["\0"], batch_size=2.5, channels=["rgb"])
 @example(sentences=np.array(["red"]), images=np.zeros((1, 2)), batch_size=2, channels="rgb")
+@example(sentences=["red"], images=[PIXELS], batch_size=2, channels=nested(100_000))
+@example(sentences=["red"], images=[PIXELS], batch_size=2, channels=np.array(["rgb"]))
+@example(sentences=["red"], images=[PIXELS], batch_size=2, channels="x" * 10**6)
 @example(sentences=["red" * 100_000], images=["x" * 5000], batch_size=10**30, channels="rgb")
 def test_encoding(encoder, sentences, images, batch_size, channels):
     for found in (
@@ -65,15 +68,48 @@ def test_encoding(encoder, sentences, images, batch_size, channels):
     refused_well(encoder.tokenizer.encode, sentences)
 
 
-@fuzz(query=mostly("red", PIXELS, ["red", PIXELS]), k=mostly(3), min_score=mostly(0.99))
-@example(query=5, k=None, min_score="x")
-@example(query="", k="3", min_score=float("nan"))
-@example(query=["\udcff"], k=10**400, min_score=10**400)
-@example(query={"a": 1}, k=3, min_score=1j)
-def test_asking(encoder, gallery, query, k, min_score):
+@fuzz(
+    query=mostly("red", PIXELS, ["red", PIXELS]),
+    k=mostly(3),
+    min_score=mostly(0.99),
+    where=mostly(None, Filter()),
+)
+@example(query=5, k=None, min_score="x", where=None)
+@example(query="", k="3", min_score=float("nan"), where=None)
+@example(query=["\udcff"], k=10**400, min_score=10**400, where=None)
+@example(query={"a": 1}, k=3, min_score=1j, where=None)
+@example(query="red", k=3, min_score=0.99, where="gate")
+@example(query="red", k=3, min_score=0.99, where={"camera": "gate"})
+def test_asking(encoder, gallery, query, k, min_score, where):
     retriever = Retriever(encoder, gallery)
-    refused_well(retriever.query, query, k)
-    refused_well(retriever.delete_like, query, min_score, dry_run=True)
+    refused_well(retriever.query, query, k, where)
+    refused_well(retriever.delete_like, query, min_score, where, dry_run=True)
+
+
+@fuzz(encoder=mostly(None, 5), other=mostly(None, 5))
+@example(encoder=None, other=None)
+@example(encoder=Gallery, other=Gallery)
+def test_objects_of_another_kind(bundle, gallery, encoder, other):
+    opened = upperson_rt.open(bundle, "fp32", "onnxruntime", threads=1)
+    for make in (
+        lambda: Retriever(encoder, gallery),
+        lambda: Retriever(opened, other),
+        lambda: Pipeline(encoder, gallery),
+        lambda: Pipeline(opened, other),
+        lambda: index_images(encoder, gallery, []),
+        lambda: index_images(opened, other, []),
+    ):
+        assert isinstance(refused_well(make), UppersonError)
+    for make in (
+        lambda: Retriever(opened, gallery, other),
+        lambda: Pipeline(opened, gallery, other),
+        lambda: Pipeline(opened, gallery, on_commit=other),
+        lambda: index_images(opened, gallery, [], progress=other),
+        lambda: index_images(opened, gallery, [], detector=other),
+        lambda: opened.encode_images([], progress=other),
+    ):
+        allowed = other is None or callable(other)
+        assert isinstance(refused_well(make), UppersonError) or allowed
 
 
 @fuzz(
@@ -186,6 +222,7 @@ def test_metrics(queries, gallery, pids, chunk_size):
 )
 @example(title=5, name="a", time=1e300, box=(0, 0, 10**400, 1), columns=0, path="a\0b")
 @example(title="\udcff\n\x1b", name="\n\x1b[2J", time=-1e300, box=None, columns="x", path=5)
+@example(title="a", name="a" * 10**6, time=float("nan"), box=None, columns=5, path="x" * 10**6)
 def test_sheets(tmp_path_factory, monkeypatch, title, name, time, box, columns, path):
     monkeypatch.chdir(tmp_path_factory.mktemp("sheets"))
     if isinstance(path, str) and path.startswith(("/", "..", ".")):
@@ -193,6 +230,16 @@ def test_sheets(tmp_path_factory, monkeypatch, title, name, time, box, columns, 
     item = refused_well(Item, key=name, camera=name, time=time, box=box)
     if isinstance(item, Item):
         refused_well(save_sheet, path, title, [Hit(id=1, score=0.5, item=item)], columns)
+
+
+@fuzz(hits=values, score=mostly(0.5), item=mostly(Item(key="a")), crops_dir=mostly(None, "crops"))
+@example(hits=None, score="x", item=5, crops_dir=5)
+@example(hits=(hit for hit in ()), score=10**400, item=Item(key="a"), crops_dir=None)
+@example(hits=[5], score=0.5, item=Item(key="a", crop="b"), crops_dir=b"crops")
+def test_hits_on_sheets(tmp_path_factory, hits, score, item, crops_dir):
+    path = tmp_path_factory.mktemp("sheets") / "sheet.png"
+    refused_well(save_sheet, path, "red", hits, 5, crops_dir)
+    refused_well(save_sheet, path, "red", [Hit(id=1, score=score, item=item)], 5, crops_dir)
 
 
 @fuzz(
@@ -206,7 +253,12 @@ def test_sheets(tmp_path_factory, monkeypatch, title, name, time, box, columns, 
 @example(path=5, variant=None, backend="auto", device="cpu", threads=None)
 @example(path="bundle", variant=["fp32"], backend=None, device=None, threads="x")
 @example(path="bundle", variant=5, backend=5, device=5, threads=5)
-@example(path="bundle", variant="x" * 70_000, backend="auto", device="cpu", threads=None)
+@example(path="bundle", variant="x" * 10**6, backend="auto", device="cpu", threads=None)
+@example(path="bundle", variant=None, backend="x" * 10**6, device="cpu", threads=None)
+@example(path="bundle", variant=None, backend="onnxruntime", device="x" * 10**6, threads=None)
+@example(path="bundle", variant=None, backend="openvino", device="x" * 10**6, threads=None)
+@example(path="bundle", variant=None, backend="auto", device="cuda" * 10**5, threads=None)
+@example(path="x" * 10**6, variant=None, backend="auto", device="cpu", threads=None)
 @example(path="bundle", variant=None, backend="onnxruntime", device="cpu", threads=10**12)
 @example(path="bundle", variant=None, backend="onnxruntime", device="cuda:99999", threads=1)
 def test_opening(bundle, monkeypatch, path, variant, backend, device, threads):

@@ -171,7 +171,8 @@ def as_json(document):
 def refused_well(call, *arguments, **named):
     """Call a function; return what it gives, or the error of ours with which it refuses.
 
-    Any other error fails the target, and so does a message that cannot be shown on one line.
+    Any other error fails the target, and so does a message that cannot be shown on one line, or
+    is as long as what it refuses.
     """
     try:
         return call(*arguments, **named)
@@ -179,6 +180,7 @@ def refused_well(call, *arguments, **named):
         refusal = error
     message = printable(str(refusal))
     assert message, type(refusal)
+    assert len(message) < 5000, f"{type(refusal)}: {message[:200]}..."
     assert message.isprintable() or message.count("\n") == 0
     assert refusal.exit_code in (2, 3, 4, 5, 6)
     return refusal

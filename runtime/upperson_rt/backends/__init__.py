@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias, get_args
 
 from upperson_rt.arguments import check_count, check_text
 from upperson_rt.errors import BackendError, UsageError, install_command
+from upperson_rt.printable import shown
 from upperson_rt.towers import Backend
 
 __all__ = ["BackendName", "auto_order", "installed_backends", "open_backend", "require_device"]
@@ -50,6 +51,7 @@ def open_backend(
     if threads is not None:
         threads = check_count(threads, "threads", most=_MOST_THREADS)
     device = check_text(device, "device", UsageError).lower()
+    check_text(backend, "backend", UsageError)
     match installed_backends(device)[0] if backend == "auto" else backend:
         case "onnxruntime":
             from upperson_rt.backends.onnxruntime import OnnxRuntimeBackend
@@ -65,7 +67,7 @@ def open_backend(
             return TensorRtBackend(path, device)
         case unknown:
             raise UsageError(
-                f"no backend '{unknown}': use one of {', '.join(get_args(BackendName))}"
+                f"no backend {shown(unknown)}: use one of {', '.join(get_args(BackendName))}"
             )
 
 
@@ -110,6 +112,6 @@ def installed_backends(device: str) -> tuple[str, ...]:
         return found
     extra = "gpu" if device.startswith("cuda") else "cpu"
     raise BackendError(
-        f"no inference backend for the device '{device}' is installed (looked for "
+        f"no inference backend for the device {shown(device)} is installed (looked for "
         f"{', '.join(order)}): run  {install_command(extra)}"
     )

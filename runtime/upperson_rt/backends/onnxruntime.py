@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.backends.saturation import EXACT, INT8_SUMS, int8_sums_saturate
 from upperson_rt.errors import BackendError, install_command, missing_extra
-from upperson_rt.printable import one_line
+from upperson_rt.printable import one_line, shown
 from upperson_rt.tensorrt.cuda import probe_cuda_driver
 
 __all__ = ["OnnxRuntimeBackend", "cuda_advice", "require_provider", "session_options"]
@@ -94,7 +94,7 @@ class OnnxRuntimeBackend:
         running = self._session.get_providers()[0]
         if running != provider:
             raise BackendError(
-                f"device '{device}' did not start: ONNX Runtime fell back from {provider} to "
+                f"device {shown(device)} did not start: ONNX Runtime fell back from {provider} to "
                 f"{running}. Check the driver and CUDA libraries with  upperson-rt doctor"
             )
 
@@ -120,8 +120,8 @@ def require_provider(device: str) -> None:
         if int(index or 0) >= len(driver.devices):
             there = ", ".join(driver.devices) or driver.problem or "no GPU"
             raise BackendError(
-                f"there is no device '{device}' here, only {there}: choose another device, or see  "
-                "upperson-rt doctor"
+                f"there is no device {shown(device)} here, only {there}: choose another device, or "
+                "see  upperson-rt doctor"
             )
 
 
@@ -142,7 +142,7 @@ def _require_provider(ort: Any, device: str) -> None:
     available = ort.get_available_providers()
     if provider not in available:
         raise BackendError(
-            f"device '{device}' needs ONNX Runtime's {provider}, but onnxruntime "
+            f"device {shown(device)} needs ONNX Runtime's {provider}, but onnxruntime "
             f"{ort.__version__} here has only {', '.join(available)}: "
             f"{cuda_advice()}, or choose the device 'cpu'"
         )
@@ -185,5 +185,5 @@ def _provider(device: str) -> tuple[str, dict[str, str]]:
         # Else products of float32 are computed with 10 bits of mantissa.
         return "CUDAExecutionProvider", {"device_id": index or "0", "use_tf32": "0"}
     raise BackendError(
-        f"the backend 'onnxruntime' has no device '{device}': use cpu, cuda or cuda:N"
+        f"the backend 'onnxruntime' has no device {shown(device)}: use cpu, cuda or cuda:N"
     )

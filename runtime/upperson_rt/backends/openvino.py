@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from upperson_rt.backends.saturation import PAIR_LIMIT, int8_sums_saturate, largest_pair
 from upperson_rt.errors import BackendError, missing_extra
 from upperson_rt.machine import processor
-from upperson_rt.printable import one_line
+from upperson_rt.printable import one_line, shown
 
 __all__ = ["OpenVinoBackend", "require_device_of_core", "same_signal_stack"]
 
@@ -99,7 +99,7 @@ class OpenVinoBackend:
             ) from error
         if not all(name.startswith(device) for name in running):
             raise BackendError(
-                f"device '{device}' did not start: OpenVINO runs on {', '.join(running)}"
+                f"device {shown(device)} did not start: OpenVINO runs on {', '.join(running)}"
             )
         self.float_type: str = hint.get_type_name()
         """What floats are really computed in, such as ``f32`` or ``bf16``."""
@@ -166,7 +166,7 @@ def _require_device(core: Any, device: str, version: str) -> None:
     available = [name.lower() for name in core.available_devices]
     if device not in (*available, *(name.partition(".")[0] for name in available)):
         raise BackendError(
-            f"OpenVINO {version} finds no device '{device}' here, only "
+            f"OpenVINO {version} finds no device {shown(device)} here, only "
             f"{', '.join(available) or 'none'}"
         )
 

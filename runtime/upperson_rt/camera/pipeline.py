@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.arguments import check_number
+from upperson_rt.arguments import check_callable, check_number, check_object
 from upperson_rt.camera.camera import Camera
 from upperson_rt.camera.commit import CommitStage
 from upperson_rt.camera.detectors import Detector
@@ -89,9 +89,16 @@ class Pipeline:
                 ``settings``. None is the default.
 
         Raises:
-            UsageError: A number is out of range, or the gallery has no place for pictures.
+            UsageError: An argument is of another kind or a number out of range, or the gallery has
+                no place for pictures.
             IntegrityError: The gallery holds the embeddings of another model.
         """
+        check_object(encoder, "an encoder", ("encode_pixels", "fingerprint", "variant"))
+        check_object(gallery, "a gallery", ("add", "fingerprint"))
+        if not isinstance(settings, PipelineSettings | None):
+            raise UsageError(f"settings must be PipelineSettings, found {shown(settings)}")
+        if on_commit is not None:
+            check_callable(on_commit, "on_commit")
         given = {name: value for name, value in options.items() if value is not None}
         self.settings = replace(settings or PipelineSettings(), **given)
         if gallery.fingerprint != encoder.fingerprint:

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from upperson_rt.arguments import check_fields, check_name, check_number
+from upperson_rt.arguments import (
+    check_callable,
+    check_choice,
+    check_fields,
+    check_name,
+    check_number,
+)
 from upperson_rt.camera.detectors import Detector
 from upperson_rt.camera.frames import check_unix_time
 from upperson_rt.camera.queues import DropPolicy, check_policy
@@ -37,10 +43,7 @@ class QualityRules:
         check_fields(self)
         if min(self.min_height_px, self.min_width_px, self.min_sharpness) < 0:
             raise UsageError("smallest height, width and sharpness must not be negative")
-        if self.border not in get_args(BorderRule):
-            raise UsageError(
-                f"no border rule '{self.border}': it is one of {', '.join(get_args(BorderRule))}"
-            )
+        check_choice(self.border, "border", get_args(BorderRule))
 
     def size_problem(self, height_px: int, width_px: int) -> str | None:
         """Return why a box is not looked at any further, or None."""
@@ -118,7 +121,7 @@ class PipelineSettings:
         for rules, kind in ((self.quality, QualityRules), (self.capture_rules, CaptureRules)):
             if not isinstance(rules, kind):
                 raise UsageError(f"expected {kind.__name__}, found {shown(rules)}")
-        _check_callable(self.opener, "opener")
+        check_callable(self.opener, "opener")
         if not self.max_delay_s >= 0 or self.batch_size < 1:  # NaN is refused, too.
             raise UsageError("max_delay_s must be at least 0, batch_size at least 1")
         if not (self.every_s >= 0 and self.lost_after_s > 0) or self.min_views < 1:
@@ -162,8 +165,8 @@ class CameraSettings:
         if self.source is not None:
             check_name(self.source.shown, f"the source of camera {self.name}")
         if self.detector is not None:
-            _check_callable(self.detector, f"the detector of camera {self.name}")
-        _check_callable(self.opener, f"the opener of camera {self.name}")
+            check_callable(self.detector, f"the detector of camera {self.name}")
+        check_callable(self.opener, f"the opener of camera {self.name}")
         if self.source is not None and self.detector is None:
             raise UsageError(f"camera {self.name} has a source and so needs a detector")
         if check_policy(self.drop) == "block" and not self.is_file:
@@ -178,8 +181,3 @@ class CameraSettings:
     def is_file(self) -> bool:
         """Whether its frames can wait, and be found again by number."""
         return self.source is not None and not self.source.is_live
-
-
-def _check_callable(given: object, what: str) -> None:
-    if not callable(given):
-        raise UsageError(f"{what} must be a function or an object to call, found {shown(given)}")

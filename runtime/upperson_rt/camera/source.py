@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.arguments import check_name
+from upperson_rt.arguments import LONGEST_PATH, check_name
 from upperson_rt.camera.reasons import reason_of_address, reason_of_device
 from upperson_rt.errors import BackendError, InputError, missing_extra
 
@@ -123,6 +123,10 @@ def parse_source(text: str) -> Source:
         BackendError: A GStreamer pipeline, and OpenCV was built without GStreamer.
     """
     check_name(text, "a source of pictures")
+    if len(text) > LONGEST_PATH:
+        raise InputError(
+            f"a source of pictures has {len(text)} characters, expected at most {LONGEST_PATH}"
+        )
     device = _DEVICE.fullmatch(text.strip())
     is_file = os.path.isfile(text)  # False also for what no file can be called.
     if device and not is_file:

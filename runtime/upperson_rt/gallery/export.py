@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from upperson_rt.arguments import check_callable
 from upperson_rt.errors import InputError
 from upperson_rt.files import all_names, new_folder
 from upperson_rt.gallery.protocol import Gallery
@@ -55,6 +56,8 @@ def export_gallery(
         InputError: The folder holds something else, or cannot be written to.
         IntegrityError: The gallery is damaged.
     """
+    if progress is not None:
+        check_callable(progress, "progress")
     try:
         with new_folder(folder, _foreign) as temporary, ExitStack() as stack:
             done = 0

@@ -40,6 +40,7 @@ __all__ = [
     "STORES",
     "Gallery",
     "Meta",
+    "check_filter",
     "check_prune",
     "check_schema_version",
     "known_keys",
@@ -119,14 +120,15 @@ class Gallery(ABC):
                 not answer.
             IntegrityError: It is damaged or no gallery, or holds another embedding space.
         """
+        if fingerprint is not None:
+            fingerprint = check_name(fingerprint, "the fingerprint of a gallery", UsageError)
+        if embed_dim is not None:
+            embed_dim = check_count(embed_dim, "embed_dim", most=_MOST_DIMENSIONS)
         space = None
         if create:
             if fingerprint is None or embed_dim is None:
                 raise UsageError("creating a gallery needs its fingerprint and embed_dim")
-            space = (
-                check_name(fingerprint, "the fingerprint of a gallery", UsageError),
-                check_count(embed_dim, "embed_dim", most=_MOST_DIMENSIONS),
-            )
+            space = fingerprint, embed_dim
         if isinstance(location, str) and "://" in location:
             place = check_text(location, "the address of a gallery")
         else:
@@ -187,29 +189,30 @@ class Gallery(ABC):
 
         Raises:
             InputError: A query has another dimension, is not finite or not of unit length.
-            UsageError: k is out of range.
+            UsageError: k is out of range, or ``where`` is no filter.
             BackendError: A server failed or does not answer.
             IntegrityError: The gallery is damaged.
         """
         k = check_count(k, "k", most=self._most_hits)
+        where = check_filter(where)
         queries_QD = unit_vectors(vectors, None, self.embed_dim, self.location)
         if not len(queries_QD):
             return []
-        return self._search(queries_QD, k, where or Filter(), by_track)
+        return self._search(queries_QD, k, where, by_track)
 
-    @abstractmethod
     def count(self, where: Filter | None = None) -> int:
         """Return the number of items, or of those that pass a filter."""
+        return self._count(check_filter(where))
 
-    @abstractmethod
     def items(self, where: Filter | None = None) -> Iterator[Item]:
         """Yield the items that pass, by id, of one state of the gallery."""
+        return self._items(check_filter(where))
 
     def vectors(
         self, where: Filter | None = None, batch_size: int = 1024
     ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
         """Yield items that pass, by id, and their (N, D) vectors; at most batch_size at a time."""
-        return self._vectors(where, check_count(batch_size, "batch_size"))
+        return self._vectors(check_filter(where), check_count(batch_size, "batch_size"))
 
     @abstractmethod
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
@@ -229,7 +232,7 @@ class Gallery(ABC):
         Raises:
             UsageError: The filter is empty: it would delete everything.
         """
-        if where.is_empty:
+        if check_filter(where).is_empty:
             raise UsageError(
                 "this filter is empty and would delete the whole gallery: name a condition"
             )
@@ -325,8 +328,14 @@ class Gallery(ABC):
     ) -> list[list[Hit]]: ...
 
     @abstractmethod
+    def _count(self, where: Filter) -> int: ...
+
+    @abstractmethod
+    def _items(self, where: Filter) -> Iterator[Item]: ...
+
+    @abstractmethod
     def _vectors(
-        self, where: Filter | None, batch_size: int
+        self, where: Filter, batch_size: int
     ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]: ...
 
     @abstractmethod
@@ -341,6 +350,22 @@ def _store_of(location: str) -> type[Gallery]:
     scheme, separator, _ = location.partition("://")
     module, _, name = STORES.get(scheme if separator else "", STORES[""]).partition(":")
     return cast("type[Gallery]", getattr(import_module(module), name))
+
+
+def check_filter(where: object) -> Filter:
+    """Return a filter; an empty one, which everything passes, for None.
+
+    Raises:
+        UsageError: It is something else, such as a text or a list, of which nobody knows what is
+            meant.
+    """
+    if where is None:
+        return Filter()
+    if not isinstance(where, Filter):
+        raise UsageError(
+            f"where must be a filter, such as Filter(camera='gate'), found {shown(where)}"
+        )
+    return where
 
 
 def known_keys(keys: Sequence[str]) -> list[str]:

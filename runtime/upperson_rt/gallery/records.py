@@ -25,6 +25,7 @@ __all__ = [
     "Track",
     "TrackSpan",
     "attributes_as_json",
+    "check_hits",
     "check_new",
     "first_of_tracks",
     "length_problem",
@@ -71,28 +72,32 @@ class Item:
             raise InputError("an item needs a key that is not empty")
         for name in ("source", "camera", "track", "crop"):
             if (text := getattr(self, name)) is not None:
-                object.__setattr__(self, name, check_text(text, f"item {self.key}: {name}"))
+                object.__setattr__(self, name, check_text(text, f"{self._name}: {name}"))
         if self.time is not None and not is_finite(self.time):
             raise InputError(
-                f"item {self.key}: time must be finite and in unix seconds, got {shown(self.time)}"
+                f"{self._name}: time must be finite and in unix seconds, got {shown(self.time)}"
             )
         if self.box is not None:
             object.__setattr__(self, "box", self._whole_box(self.box))
         if not isinstance(self.attributes, Mapping):
             raise InputError(
-                f"item {self.key}: attributes must be a mapping, got {shown(self.attributes)}"
+                f"{self._name}: attributes must be a mapping, got {shown(self.attributes)}"
             )
         if self.crop is not None and not _stays_inside(self.crop):
             raise InputError(
-                f"item {self.key}: crop must be a relative path inside the folder of crops, such "
-                f"as gate/000001.jpg, got '{self.crop}'"
+                f"{self._name}: crop must be a relative path inside the folder of crops, such "
+                f"as gate/000001.jpg, got {shown(self.crop)}"
             )
 
+    @property
+    def _name(self) -> str:
+        return f"item {shown(self.key)}"
+
     def _whole_box(self, box: Iterable[Any]) -> tuple[int, int, int, int]:
-        edges = check_list(box, f"item {self.key}: box")
+        edges = check_list(box, f"{self._name}: box")
         if len(edges) != 4 or not all(map(is_finite, edges)):
             raise InputError(
-                f"item {self.key}: box must be x0, y0, x1, y1 in pixels, got {shown(box)}"
+                f"{self._name}: box must be x0, y0, x1, y1 in pixels, got {shown(box)}"
             )
         return (int(edges[0]), int(edges[1]), int(edges[2]), int(edges[3]))
 
@@ -142,6 +147,20 @@ class Hit:
     item: Item
     span: TrackSpan | None = None
     """The whole track, in searches by track; None for an item without a track."""
+
+
+def check_hits(hits: object) -> list[Hit]:
+    """Return what a search found as a list.
+
+    Raises:
+        InputError: It is none, or one of them is no hit.
+    """
+    found = check_list(hits, "hits")
+    for hit in found:
+        if not isinstance(hit, Hit) or not isinstance(hit.item, Item):
+            raise InputError(f"expected hits of a search, found {shown(hit)}")
+        check_number(hit.score, "the score of a hit", InputError)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,11 +284,11 @@ def attributes_as_json(item: Item) -> str:
         text = _encode(dict(item.attributes))
         text.encode("utf-8")
     except (TypeError, ValueError) as error:
-        raise InputError(f"item {item.key}: attributes are not JSON: {error}") from error
+        raise InputError(f"item {shown(item.key)}: attributes are not JSON: {error}") from error
     except RecursionError:
         text = "[" * (_DEEPEST + 1)
     if text.count("[") + text.count("{") > _DEEPEST and _depth(text) > _DEEPEST:
-        raise InputError(f"item {item.key}: attributes are nested more than {_DEEPEST} deep")
+        raise InputError(f"item {shown(item.key)}: attributes are nested more than {_DEEPEST} deep")
     return text
 
 

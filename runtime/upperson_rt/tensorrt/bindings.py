@@ -16,7 +16,7 @@ from typing import Any
 
 from upperson_rt.errors import BackendError
 from upperson_rt.jetson import ADVICE, jetson_line
-from upperson_rt.printable import one_line
+from upperson_rt.printable import one_line, shown
 from upperson_rt.tensorrt.cuda import Cuda, probe_cuda_driver
 
 __all__ = [
@@ -160,7 +160,7 @@ def device_index(device: str) -> int:
     kind, colon, index = device.partition(":")
     if kind != "cuda" or (colon and not index.isdigit()):
         raise BackendError(
-            f"the backend 'tensorrt' has no device '{device}': say  --device cuda  or cuda:N"
+            f"the backend 'tensorrt' has no device {shown(device)}: say  --device cuda  or cuda:N"
         )
     return int(index or 0)
 
@@ -183,7 +183,7 @@ def open_gpu(device: str) -> Cuda:
         )
     if index >= len(driver.devices):
         found = ", ".join(f"cuda:{i} {name}" for i, name in enumerate(driver.devices)) or "none"
-        raise BackendError(f"device '{device}' is not there; GPUs found: {found}")
+        raise BackendError(f"device {shown(device)} is not there; GPUs found: {found}")
     return Cuda(index)
 
 

@@ -77,7 +77,7 @@ def test_frames_of_opencv_are_bgr(encoder, pictures):
     # A file knows its colours, whatever the order in arrays.
     np.testing.assert_array_equal(encoder.encode_images(pictures[:1], channels="bgr"), expected)
     assert not np.allclose(encoder.encode_images([bgr]), expected, atol=0.1)
-    with pytest.raises(UsageError, match="channels must be 'rgb' or 'bgr', got 'hsv'"):
+    with pytest.raises(UsageError, match="channels must be one of rgb, bgr, found 'hsv'"):
         encoder.encode_images([rgb], channels="hsv")
 
 

@@ -94,16 +94,16 @@ class MilvusGallery(Gallery):
         ]
         return with_spans(found, lambda tracks: spans_of(self._collection, tracks, condition))
 
-    def count(self, where: Filter | None = None) -> int:
+    def _count(self, where: Filter) -> int:
         return self._collection.count(rows.expression_of_filter(where))
 
-    def items(self, where: Filter | None = None) -> Iterator[Item]:
-        """Yield the items that pass, by id; of one state of the gallery from Milvus 2.4 on."""
+    def _items(self, where: Filter) -> Iterator[Item]:
+        # Of one state of the gallery from Milvus 2.4 on.
         for row in self._collection.rows(rows.expression_of_filter(where), rows.METADATA):
             yield self._collection.item(row)
 
     def _vectors(
-        self, where: Filter | None, batch_size: int
+        self, where: Filter, batch_size: int
     ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
         condition = rows.expression_of_filter(where)
         for page in self._collection.pages(condition, (*rows.METADATA, "vector"), batch_size):

@@ -171,9 +171,9 @@ class SqliteGallery(Gallery):
         remove_crops(self.crops_dir, unused)
         return len(crops)
 
-    def count(self, where: Filter | None = None) -> int:
+    def _count(self, where: Filter) -> int:
         with self._database.reading() as transaction:
-            if where is None or where.is_empty:
+            if where.is_empty:
                 return transaction.count()
             source, values = passing(transaction, where)
             return int(transaction.execute(f"SELECT count(*) FROM {source}", values).fetchone()[0])
@@ -183,13 +183,13 @@ class SqliteGallery(Gallery):
             source, values = has_key(transaction, known_keys(keys))
             return dict(transaction.execute(f"SELECT key, id FROM {source}", values))
 
-    def items(self, where: Filter | None = None) -> Iterator[Item]:
+    def _items(self, where: Filter) -> Iterator[Item]:
         with self._database.reading() as transaction:
             for row in self._rows(transaction, where, ROW):
                 yield self._item(row[_COLUMNS])
 
     def _vectors(
-        self, where: Filter | None, batch_size: int
+        self, where: Filter, batch_size: int
     ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
         with self._database.reading() as transaction:
             rows = self._rows(transaction, where, f"{ROW}, vector")

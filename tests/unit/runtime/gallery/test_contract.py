@@ -487,7 +487,7 @@ def test_bad_queries_are_refused(gallery, query, by_track):
     ids=["set", "nan", "infinite", "bytes", "surrogate"],
 )
 def test_bad_attributes_are_refused_and_nothing_is_stored(gallery, attributes):
-    with pytest.raises(InputError, match="item bad: attributes are not JSON"):
+    with pytest.raises(InputError, match="item 'bad': attributes are not JSON"):
         gallery.add([Item(key="good"), Item(key="bad", attributes=attributes)], unit(0, 1))
     assert gallery.count() == 0
 

@@ -20,7 +20,7 @@ from upperson_rt.gallery.records import attributes_as_json, check_new, unit_vect
         ({"key": "a", "box": (1, 2, 3)}, "box must be"),
         ({"key": "a\udc80"}, "not valid Unicode"),
         ({"key": 5}, "key of an item must be a text, found 5"),
-        ({"key": "a", "camera": 5}, "item a: camera must be a text, found 5"),
+        ({"key": "a", "camera": 5}, "item 'a': camera must be a text, found 5"),
         ({"key": "a", "time": "x"}, "time must be finite and in unix seconds, got 'x'"),
         ({"key": "a", "box": "abcd"}, "box must be a list, found 'abcd'"),
         (
