@@ -110,5 +110,9 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
-    record.msg, record.args = printable(record.getMessage()), None
+    try:
+        message = record.getMessage()
+    except Exception as error:  # Handlers catch what a value's __str__ raises; a filter must, too.
+        message = f"{shown(record.msg)} of values that cannot be shown: {type(error).__name__}"
+    record.msg, record.args = printable(message), None
     return True

@@ -18,7 +18,7 @@ from upperson_rt.camera.frames import (
     check_unix_time,
     clean_boxes,
 )
-from upperson_rt.camera.queues import BoundedQueue
+from upperson_rt.camera.queues import BoundedQueue, Stage
 from upperson_rt.camera.settings import CameraSettings
 from upperson_rt.camera.stats import CameraStats, camera_stats
 from upperson_rt.camera.worker import CameraWorker, Shared
@@ -83,6 +83,11 @@ class Camera:
             self._ledger.count(self.name, "frames.dropped.stopped", given_up)
             self._worker.leave()
         return not self._worker.is_alive
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Its threads."""
+        return (self._worker,) if self._capture is None else (self._worker, self._capture)
 
     def abandon(self) -> None:
         """Let no more frames in at once; what waits is dealt with."""

@@ -15,7 +15,7 @@ from upperson_rt.camera.queues import Stage
 from upperson_rt.camera.settings import CameraSettings, CaptureRules
 from upperson_rt.camera.source import Reader
 from upperson_rt.errors import InputError
-from upperson_rt.printable import get_logger
+from upperson_rt.printable import error_text, get_logger
 
 __all__ = ["Capture", "CaptureState"]
 
@@ -341,4 +341,4 @@ class _Session:
 
 
 def _problem(error: BaseException) -> str:
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, InputError) else error_text(error)

@@ -34,7 +34,7 @@ from upperson_rt.errors import (
     UsageError,
 )
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.printable import get_logger, shown
+from upperson_rt.printable import error_text, get_logger, shown
 
 __all__ = ["Pipeline"]
 
@@ -275,8 +275,10 @@ class Pipeline:
             Whether that was reached in time.
 
         Raises:
+            UsageError: It is called from ``on_commit``, a detector, or what else works in it.
             UppersonError: What stopped the pipeline.
         """
+        self._refuse_own_threads("drain")
         until = _deadline(timeout_s)
         for camera in list(self._cameras.values()):
             camera.flush()
@@ -314,9 +316,11 @@ class Pipeline:
         lasts longer. While these work, however slowly, they are waited for.
 
         Raises:
+            UsageError: It is called from ``on_commit``, a detector, or what else works in it.
             UppersonError: What had stopped the pipeline, or hung in the encoder, the gallery or
                 ``on_commit``; some of what was accepted is then lost, unless it was the last.
         """
+        self._refuse_own_threads("stop")
         with self._lock:
             self._stopping = True
             cameras = list(self._cameras.values())
@@ -388,22 +392,22 @@ class Pipeline:
             if stage.call_s(since) > limit_s and (part := stage.leave()) is not None:
                 name, kind = _SHARED[part]
                 error = kind(f"{name} did not return within {limit_s:g} s of the end")
-                self._failed(error, f"{part}_stuck")
-                if part != "on_commit":  # Without it all is committed, and nobody is told.
-                    self._abandon()
+                # Without on_commit all is committed, and nobody is told.
+                self._failed(error, f"{part}_stuck", abandon=part != "on_commit")
 
     def _fail(self, error: BaseException, part: str) -> None:
         """Stop everything: without encoder and gallery nothing has a use."""
         if not isinstance(error, Exception):  # SystemExit must not end whoever is told of it.
             name, kind = _SHARED[part]
-            told = kind(f"{name} ended with {type(error).__name__}: {error}")
+            told = kind(f"{name} ended with {error_text(error)}")
             told.__cause__, error = error, told
         self._failed(error, f"{part}_error")
-        self._abandon()
 
-    def _failed(self, error: BaseException, reason: str) -> None:
+    def _failed(self, error: BaseException, reason: str, abandon: bool = True) -> None:
         self._failures[reason] += 1
         self._failure = self._failure or error
+        if abandon:  # Before the log is told, whose handlers are anybody's code.
+            self._abandon()
         _log.error("the pipeline stops: %s", error, extra={"event": "failed"})
 
     def _abandon(self) -> None:
@@ -414,6 +418,16 @@ class Pipeline:
         self._ledger.count_crops(self._crops.clear(), "crops.dropped.failed")
         for crops, _ in self._batches.clear():
             self._ledger.count_crops(crops, "crops.dropped.failed")
+
+    def _refuse_own_threads(self, what: str) -> None:
+        """Raise UsageError in a thread of the pipeline: it would wait for itself."""
+        of_cameras = [stage for camera in list(self._cameras.values()) for stage in camera.stages]
+        for stage in (self._commit, self._encode, *of_cameras):
+            if stage.is_current:
+                raise UsageError(
+                    f"{what} was called from {stage.part}, for which it would wait: call it from a "
+                    "thread of your own"
+                )
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -182,6 +182,11 @@ class Stage:
         thread = self._thread
         return thread is not None and thread.is_alive()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is the stage's."""
+        return threading.current_thread() is self._thread
+
     def call_s(self, since: float) -> float:
         """Return for how long a call has lasted, counted from ``since`` on `time.monotonic`."""
         began = self._call_began
@@ -212,7 +217,7 @@ class Stage:
             yield
         finally:
             with self._turn:
-                if threading.current_thread() is not self._thread:
+                if not self.is_current:
                     raise LeftBehindError
                 self._call_began = None
 

@@ -16,7 +16,7 @@ from upperson_rt.camera.settings import CameraSettings, PipelineSettings
 from upperson_rt.camera.stats import Ledger
 from upperson_rt.camera.tracker import Tracker
 from upperson_rt.encoder import Encoder
-from upperson_rt.printable import get_logger
+from upperson_rt.printable import error_text, get_logger
 
 __all__ = ["CameraWorker", "Shared"]
 
@@ -49,7 +49,7 @@ class CameraWorker(Stage):
         super().__init__(
             f"camera {camera.name}",
             "detector",
-            lambda error: self._give_up(_problem(error), "defect"),
+            lambda error: self._give_up(error_text(error), "defect"),
         )
         self.error: str | None = None
         self._camera = camera
@@ -107,7 +107,7 @@ class CameraWorker(Stage):
             except LeftBehindError:
                 raise
             except BaseException as error:  # Whatever it is: the other cameras go on.
-                self._give_up(_problem(error), "defect")
+                self._give_up(error_text(error), "defect")
             finally:
                 self._frames.done()
         self._choose(self._selection.end_all())
@@ -208,7 +208,7 @@ class CameraWorker(Stage):
                     "camera %s: frame %d gives no picture: %s",
                     self._camera.name,
                     view.index,
-                    _problem(error),
+                    error_text(error),
                     extra={"camera": self._camera.name, "event": "bad_crop"},
                 )
                 self._drop("unusable")
@@ -229,7 +229,7 @@ class CameraWorker(Stage):
     def _detector_failed(self, error: BaseException) -> None:
         self._errors += 1
         self._count("frames.dropped.detector_error")
-        problem = _problem(error)
+        problem = error_text(error)
         if not isinstance(error, Exception):  # Such as SystemExit: it wants to end, so it does.
             self._give_up(f"the detector ended with {problem}", "detector_error")
             return
@@ -255,7 +255,3 @@ class CameraWorker(Stage):
             problem,
             extra={"camera": self._camera.name, "event": "failed"},
         )
-
-
-def _problem(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

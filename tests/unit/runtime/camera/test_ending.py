@@ -19,7 +19,7 @@ from tests.helpers.fake_camera import (
 )
 from upperson_rt.camera import CaptureRules, Pipeline, Source
 from upperson_rt.camera.prometheus import MetricsFile
-from upperson_rt.errors import BackendError, InputError, UppersonError
+from upperson_rt.errors import BackendError, InputError, UppersonError, UsageError
 from upperson_rt.gallery import Filter
 
 START = 1_800_000_000.0
@@ -327,6 +327,74 @@ def test_what_wants_to_end_the_program_stops_the_pipeline(
     check_sums(stats)
     assert stats.failures == {f"{where}_error": 1}
     assert gallery.count() == stats.total("committed") == (where == "on_commit")
+
+
+class UnspeakableError(Exception):
+    def __str__(self):
+        raise self
+
+
+@pytest.mark.parametrize("where", ["encoder", "gallery", "on_commit", "detector"])
+def test_errors_that_cannot_be_shown_end_what_they_have_to(
+    encoder, gallery, known, where, monkeypatch
+):
+    def fail(*arguments):
+        raise UnspeakableError
+
+    if where == "encoder":
+        encoder = FakeEncoder(encoder, error=UnspeakableError())
+    elif where == "gallery":
+        monkeypatch.setattr(gallery, "add", fail)
+    pipeline = Pipeline(
+        encoder, gallery, every_s=0, min_views=1, on_commit=fail if where == "on_commit" else None
+    )
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    pipeline.start()
+    pipeline.add_camera("gate", detector=fail if where == "detector" else None)
+    boxes = None if where == "detector" else [BOX]
+    for _ in range(25):
+        with suppress(UnspeakableError):
+            pipeline.submit("gate", person_frame(), boxes)
+            wait_for(lambda: pipeline.stats().cameras["gate"].frames_waiting == 0)
+    with suppress(UnspeakableError):
+        pipeline.stop()
+    stats = pipeline.stats()
+    check_sums(stats)
+    if where == "detector":
+        gate = stats.cameras["gate"]
+        assert gate.failures == {"detector_error": 1}
+        assert gate.error.endswith("in a row: UnspeakableError, which cannot be shown")
+    else:
+        assert stats.failures == {f"{where}_error": 1}
+    assert not raised, "no thread may end without telling"
+    assert no_thread_is_left(known)
+
+
+@pytest.mark.parametrize("call", ["stop", "drain"])
+@pytest.mark.parametrize("where", ["on_commit", "detector"])
+def test_what_works_in_a_pipeline_cannot_wait_for_it(encoder, gallery, known, where, call):
+    errors = []
+
+    def wait(*arguments):
+        with pytest.raises(UsageError) as caught:
+            getattr(pipeline, call)()
+        errors.append(str(caught.value))
+        return [BOX]
+
+    used = {where: wait}
+    with Pipeline(
+        encoder, gallery, every_s=0, min_views=1, on_commit=used.get("on_commit")
+    ) as pipeline:
+        pipeline.add_camera("gate", detector=used.get("detector", lambda frame: [BOX]))
+        pipeline.submit("gate", person_frame())
+        pipeline.drain()
+    assert errors == [
+        f"{call} was called from {where}, for which it would wait: call it from a thread of your "
+        "own"
+    ]
+    assert gallery.count() == 1
+    assert no_thread_is_left(known)
 
 
 class Moody:
