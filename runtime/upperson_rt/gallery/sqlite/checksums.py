@@ -28,6 +28,7 @@ __all__ = [
     "facet_of",
     "prove_facet",
     "prove_metadata",
+    "prove_rows",
 ]
 
 COLUMNS = "key, source, camera, time, track, box, crop, attributes"
@@ -235,6 +236,27 @@ def _sum_of_entries(entries: Iterable[tuple[Any, ...]]) -> int:
     return total % _MODULUS
 
 
+def prove_rows(connection: sqlite3.Connection, sums: Sums) -> None:
+    """Add the checksums of all rows up: no row is missing, or of an earlier state.
+
+    Whether a row fits its checksum is told when the row is read.
+
+    Raises:
+        DamageError: It is not so.
+    """
+    # In halves, of which SQLite can add up two thousand million.
+    (count, high, low) = connection.execute(
+        f"SELECT count(*), ifnull(sum(checksum >> {_VECTOR_BITS}), 0), "
+        f"ifnull(sum(checksum & {0xFFFFFFFF}), 0) FROM items NOT INDEXED"
+    ).fetchone()
+    _check_total(count, (high << _VECTOR_BITS) + low, sums)
+
+
+def _check_total(count: int, total: int, sums: Sums) -> None:
+    if (count, total % _MODULUS) != (sums.rows, sums.total):
+        raise DamageError(f"{sums.rows} pictures were stored, {count} are found, or others")
+
+
 def prove_metadata(rows: Iterable[tuple[Any, ...]], sums: Sums) -> Iterator[tuple[Any, ...]]:
     """Pass on all rows (`Row` and, last, the checksum), in order of their ids.
 
@@ -250,5 +272,4 @@ def prove_metadata(rows: Iterable[tuple[Any, ...]], sums: Sums) -> Iterator[tupl
         count += 1
         total += row[-1]
         yield row
-    if (count, total % _MODULUS) != (sums.rows, sums.total):
-        raise DamageError(f"{sums.rows} pictures were stored, {count} are found, or others")
+    _check_total(count, total, sums)

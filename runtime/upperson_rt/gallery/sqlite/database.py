@@ -28,6 +28,7 @@ from upperson_rt.gallery.sqlite.checksums import (
     Sums,
     prove_facet,
     prove_metadata,
+    prove_rows,
 )
 from upperson_rt.gallery.sqlite.mark import read_mark, write_mark
 from upperson_rt.gallery.sqlite.schema import GUARD, SqliteMeta, create, read_meta
@@ -93,7 +94,7 @@ class Transaction:
     sums: Sums | None
     """None for a gallery that was made before there were checksums."""
     proven: set[str] = field(default_factory=set)
-    """What has been read through by this process: indexes of SQLite, and ``items``."""
+    """What has been read through by this process: indexes of SQLite, ``rows``, ``items``."""
 
     @property
     def checksum(self) -> str:
@@ -119,6 +120,16 @@ class Transaction:
         if self.sums is not None and facet.index not in self.proven:
             prove_facet(self.connection, facet, self.sums)
             self.proven.add(facet.index)
+
+    def prove_rows(self) -> None:
+        """Make sure once that all rows are there, and none of an earlier state.
+
+        Raises:
+            DamageError: It is not so.
+        """
+        if self.sums is not None and self.proven.isdisjoint(("rows", "items")):
+            prove_rows(self.connection, self.sums)
+            self.proven.add("rows")
 
     def prove_items(self) -> None:
         """Make sure once that the metadata of all rows is there and as it was written.

@@ -73,13 +73,31 @@ class Snapshot:
         """Whether the candidates are the best rows for certain."""
         return all(segment.nprobe is None for segment in self.segments)
 
+    def checksums_of(self, ids: NDArray[np.int64]) -> dict[int, int]:
+        """Return the checksums that the rows of these items (ascending) have to have, by id."""
+        found: dict[int, int] = {}
+        for part in self._parts:
+            found |= part.checksums_of(ids)
+        return found
+
     def is_complete(self, transaction: Transaction) -> bool:
         """Whether it holds exactly the vectors that the gallery has to hold, by their checksums."""
         if transaction.sums is None:
             return True
-        parts: tuple[Segment | Tail, ...] = (*self.segments, self.tail)
-        found = sum(part.alive for part in parts), sum(part.total for part in parts) % (1 << 64)
+        found = (
+            sum(part.alive for part in self._parts),
+            sum(part.total for part in self._parts) % (1 << 64),
+        )
         return found == (transaction.sums.rows, transaction.sums.total)
+
+    def lacks_checksums(self, transaction: Transaction) -> bool:
+        """Whether it, or part of it, was made before the gallery got checksums."""
+        has_sums = transaction.sums is not None
+        return has_sums and any(part.alive and not part.total for part in self._parts)
+
+    @property
+    def _parts(self) -> "tuple[Segment | Tail, ...]":
+        return (*self.segments, self.tail)
 
     def search(
         self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None = None
@@ -126,7 +144,7 @@ class SearchIndex:
         Raises:
             DamageError: A stored vector is damaged or missing.
         """
-        if self.snapshot is None:
+        if self.snapshot is None or self.snapshot.lacks_checksums(transaction):
             self.snapshot = self._load(transaction)
         elif (self.snapshot.seq, self.snapshot.last_id) != version_of(transaction):
             changed = changed_since(transaction, self.snapshot.seq)
@@ -141,9 +159,11 @@ class SearchIndex:
         """Return a snapshot that followed the log of changes, or a new one if the log misled it."""
         if snapshot.is_complete(transaction):
             return snapshot
-        _LOG.warning(
-            "search index %s is not of this database: making it again from the database", self.path
-        )
+        if not snapshot.lacks_checksums(transaction):
+            _LOG.warning(
+                "search index %s is not of this database: making it again from the database",
+                self.path,
+            )
         return self.build(transaction)
 
     def info(self, transaction: Transaction, items: int) -> IndexInfo | None:

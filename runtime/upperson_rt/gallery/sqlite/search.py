@@ -60,6 +60,8 @@ class _Source:
     transaction: Transaction
     find: Callable[[NDArray[np.float32], int], Candidates]
     is_exact: bool
+    snapshot: Snapshot | None = None
+    """What the candidates come from; None where they were read from the database."""
 
 
 def search_items(
@@ -120,22 +122,25 @@ def _choose(
     """Return the best source, or None if the index has to be loaded first."""
     if where.is_empty:
         assert snapshot is not None
-        return _Source(transaction, snapshot.search, snapshot.is_exact)
+        return _Source(transaction, snapshot.search, snapshot.is_exact, snapshot)
     if snapshot is not None and snapshot.is_exact:
         ids = ids_where(transaction, where)
-        return _Source(transaction, lambda queries, k: snapshot.search(queries, k, ids), True)
+        return _Source(
+            transaction, lambda queries, k: snapshot.search(queries, k, ids), True, snapshot
+        )
     ids = ids_where(transaction, where, most=_FROM_SQL + 1)
     if len(ids) <= _FROM_SQL:
         return _Source(transaction, _few(transaction, embed_dim, ids), True)
     if snapshot is None:
         return None
-    return _Source(transaction, _many(transaction, snapshot, where), False)
+    return _Source(transaction, _many(transaction, snapshot, where), False, snapshot)
 
 
 def _few(
     transaction: Transaction, embed_dim: int, ids: NDArray[np.int64]
 ) -> Callable[[NDArray[np.float32], int], Candidates]:
     """Return a search among few items, whose vectors are read now."""
+    transaction.prove_rows()
     parts = [rows for _, rows, _ in stored_vectors(transaction, embed_dim, since=None, also=ids)]
     vectors_ND = np.concatenate([*parts, np.empty((0, embed_dim), STORED)]).astype(np.float32)
     if len(vectors_ND) != len(ids):
@@ -166,7 +171,9 @@ def _many(
         if not listed:
             scores, ids = snapshot.search(queries_QD, _WIDER * k)
             some = np.unique(ids[ids >= 0])
-            _fetch(transaction, some, queries_QD.shape[1])  # Checks what the condition looks at.
+            _fetch(
+                transaction, some, queries_QD.shape[1], snapshot
+            )  # Checks what the condition looks at.
             rows = transaction.execute(f"SELECT id FROM {among}", (json_list(some), *values))
             passed = np.isin(ids, np.fromiter((id_ for (id_,) in rows), np.int64))
             if (np.count_nonzero(passed, axis=1) >= k).all():
@@ -189,7 +196,8 @@ def _rank(
         count *= 4
     while len(pending):
         scores_QK, ids_QK = source.find(queries_QD[pending], count)
-        rows = _fetch(source.transaction, np.unique(ids_QK[ids_QK >= 0]), queries_QD.shape[1])
+        wanted = np.unique(ids_QK[ids_QK >= 0])
+        rows = _fetch(source.transaction, wanted, queries_QD.shape[1], source.snapshot)
         for query, scores, ids in zip(pending.tolist(), scores_QK, ids_QK, strict=True):
             there = ids >= 0
             own = [rows[id_] for id_ in ids[there].tolist()]
@@ -235,11 +243,13 @@ def _spans(transaction: Transaction, tracks: set[Track], where: Filter) -> dict[
     return spans
 
 
-def _fetch(transaction: Transaction, ids: NDArray[np.int64], embed_dim: int) -> dict[int, _Row]:
+def _fetch(
+    transaction: Transaction, ids: NDArray[np.int64], embed_dim: int, snapshot: Snapshot | None
+) -> dict[int, _Row]:
     """Return rows by id.
 
     Raises:
-        DamageError: One is damaged or missing.
+        DamageError: One is damaged or missing, or not the one that the index was made from.
     """
     columns = f"{ROW}, vector, {transaction.checksum}"
     sql = f"SELECT {columns} FROM items NOT INDEXED WHERE id IN (SELECT value FROM json_each(?))"
@@ -251,4 +261,9 @@ def _fetch(transaction: Transaction, ids: NDArray[np.int64], embed_dim: int) -> 
             "the search index has pictures that the database lacks; if it was changed by something "
             "else, run  upperson-rt gallery rebuild"
         )
+    if transaction.sums is not None and snapshot is not None:
+        expected = snapshot.checksums_of(ids)
+        for id_, row in rows.items():
+            if row[-1] != expected.get(id_):
+                raise DamageError(f"the picture with id {id_} is one of an earlier state")
     return rows

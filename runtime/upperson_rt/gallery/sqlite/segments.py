@@ -82,6 +82,13 @@ class Segment:
         """Sum of the checksums of the rows that count."""
         return total_of(self.checksums, self.dead)
 
+    def checksums_of(self, ids: NDArray[np.int64]) -> dict[int, int]:
+        """Return the checksums of those of the items (ascending) that count here, by id."""
+        rows = _rows_of(self.ids, ids)
+        if self.dead is not None:
+            rows = rows[~self.dead[rows]]
+        return dict(zip(self.ids[rows].tolist(), self.checksums[rows].tolist(), strict=True))
+
     def without(self, ids: NDArray[np.int64]) -> "Segment":
         """Return the segment with these items marked as gone."""
         rows = _rows_of(self.ids, ids)
@@ -184,6 +191,12 @@ class Tail:
     def total(self) -> int:
         """Sum of the checksums of the rows that count."""
         return total_of(self.checksums[: self.length], self.dead)
+
+    def checksums_of(self, ids: NDArray[np.int64]) -> dict[int, int]:
+        """See `Segment.checksums_of`."""
+        found = np.isin(self.ids[: self.length], ids)
+        rows = np.flatnonzero(found if self.dead is None else found & ~self.dead)
+        return dict(zip(self.ids[rows].tolist(), self.checksums[rows].tolist(), strict=True))
 
     def without(self, ids: NDArray[np.int64]) -> "Tail":
         """Return the tail with these items marked as gone."""

@@ -105,6 +105,7 @@ class SqliteGallery(Gallery):
             for row in replaced.values():
                 check_metadata(row, row[-1])
             if replaced:
+                transaction.prove_rows()
                 sums.remove([*replaced.values()])
             rows: dict[str, tuple[Any, ...]] = {}
             for item, vector in zip(items, vectors_ND.astype(STORED), strict=True):
@@ -214,6 +215,7 @@ class SqliteGallery(Gallery):
         elif where is None or where.is_empty:
             yield from prove_metadata(rows, transaction.sums)
         else:
+            transaction.prove_rows()
             for row in rows:
                 check_metadata(row, row[-1])
                 yield row
@@ -263,6 +265,7 @@ class SqliteGallery(Gallery):
         with self._database.reading() as transaction:
             for problem in structural_problems(transaction, "quick_check"):
                 raise DamageError(problem)
+            transaction.prove_rows()
             for facet in FACETS:
                 transaction.prove(facet)
             index_problem = self._index.problem(transaction)
@@ -324,6 +327,7 @@ def _remove(
     """Delete rows that are as they were written; return the crop of each."""
     ids: list[int] = []
     crops: list[str | None] = []
+    transaction.prove_rows()
     cursor = transaction.execute(f"SELECT {ROW}, checksum FROM {source}", values)
     while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
         for row in rows:

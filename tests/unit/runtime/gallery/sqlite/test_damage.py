@@ -12,7 +12,7 @@ from tests.helpers.command_line import SOURCES
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
 from upperson_rt import doctor
 from upperson_rt.errors import IntegrityError
-from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.sqlite import index
 
 TRIALS = int(os.environ.get("UPPERSON_TEST_DAMAGES", "24"))
@@ -139,6 +139,67 @@ def test_a_newest_vector_that_is_none_is_damage(tmp_path, vector, monkeypatch):
         assert any("k99: " in problem for problem in gallery.verify())
         assert gallery.info().items == 100
     assert doctor._gallery(folder, None).exit_code == 6
+
+
+def pages(content):
+    return [content[start : start + 4096] for start in range(0, len(content), 4096)]
+
+
+CAMERA = Filter(camera="c1")
+USES = {
+    "search": lambda gallery: gallery.search(some_vectors(1), 5),
+    "camera": lambda gallery: gallery.search(some_vectors(1), 5, CAMERA),
+    "time": lambda gallery: gallery.search(some_vectors(1), 5, Filter(since=0)),
+    "track": lambda gallery: gallery.search(some_vectors(1), 200, Filter(track="t1")),
+    "attributes": lambda gallery: gallery.search(some_vectors(1), 5, Filter(attributes={"n": 1})),
+    "items": lambda gallery: list(gallery.items(CAMERA)),
+    "vectors": lambda gallery: list(gallery.vectors(CAMERA)),
+    "replace": lambda gallery: gallery.add([Item(key="k250")], some_vectors(1)),
+    "delete": lambda gallery: gallery.delete(["k250"]),
+    "delete_where": lambda gallery: gallery.delete_where(CAMERA),
+    "check": lambda gallery: gallery.check(),
+}
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_page_of_an_earlier_state_is_not_believed(tmp_path, monkeypatch, indexed):
+    """Its rows fit their checksums, and camera, time and track are what they were."""
+    if indexed:
+        monkeypatch.setattr(index, "_SEAL_ROWS", 64)
+    folder = tmp_path / "g"
+    path = folder / "gallery.sqlite"
+    items = [
+        Item(key=f"k{n}", camera=f"c{n % 3}", time=float(n), track=f"t{n % 2}", attributes={"n": 1})
+        for n in range(300)
+    ]
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add(items, some_vectors(300))
+    earlier = pages(path.read_bytes())
+    with Gallery.open(folder) as gallery:
+        gallery.add(items, some_vectors(300, 2))
+        gallery.search(some_vectors(1), 1)
+    now = pages(path.read_bytes())
+    leaves = [n for n in range(len(earlier)) if earlier[n] != now[n] and b'{"n": 1}' in now[n]]
+    assert len(leaves) > 5
+    for some in ([leaves[3]], leaves):
+        path.write_bytes(b"".join(earlier[n] if n in some else page for n, page in enumerate(now)))
+        damaged = contents(folder)
+        refused = []
+        for name, use in USES.items():
+            with Gallery.open(folder) as gallery:
+                try:
+                    use(gallery)
+                except IntegrityError:
+                    refused.append(name)
+        assert contents(folder) == damaged
+        found_none = {"search"} if indexed and len(some) == 1 else set()  # Not of that page.
+        assert set(USES) - set(refused) <= found_none
+        with Gallery.open(folder) as gallery:
+            if indexed:
+                with pytest.raises(IntegrityError, match=r"of an earlier state|are missing"):
+                    gallery.search(some_vectors(1), 300)
+            assert any("300 pictures were stored" in problem for problem in gallery.verify())
+        assert doctor._gallery(folder, None).exit_code == 6
 
 
 @pytest.mark.parametrize("mark", [None, b"", b"gallery 9\n", b"\xff" * 62])

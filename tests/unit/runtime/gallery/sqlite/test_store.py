@@ -432,18 +432,21 @@ def test_an_older_gallery_is_read_and_gets_checksums_when_it_is_written(older, c
         assert other.info().schema_version == 3
     with open_(older) as gallery:
         assert shown(gallery) == before
+    assert not [line for line in caplog.messages if "not of this database" in line]
     sql(older, "UPDATE items SET camera = 'd' WHERE key = 'k1'")
     with open_(older) as gallery, pytest.raises(IntegrityError, match="altered"):
         shown(gallery)
 
 
-def test_an_older_gallery_gets_checksums_from_rebuild(older):
-    with open_(older) as gallery:
+def test_an_older_gallery_gets_checksums_from_rebuild(older, caplog):
+    with open_(older) as gallery, open_(older) as other:
         before = shown(gallery)
+        assert shown(other) == before
         gallery.rebuild()
         assert gallery.info().schema_version == 3
-        assert shown(gallery) == before
+        assert shown(gallery) == shown(other) == before
         assert gallery.verify() == []
+    assert not [line for line in caplog.messages if "not of this database" in line]
 
 
 @pytest.mark.parametrize(
