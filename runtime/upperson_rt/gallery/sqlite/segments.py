@@ -194,6 +194,8 @@ class Tail:
 
     def checksums_of(self, ids: NDArray[np.int64]) -> dict[int, int]:
         """See `Segment.checksums_of`."""
+        if not self.length:
+            return {}
         found = np.isin(self.ids[: self.length], ids)
         rows = np.flatnonzero(found if self.dead is None else found & ~self.dead)
         return dict(zip(self.ids[rows].tolist(), self.checksums[rows].tolist(), strict=True))
