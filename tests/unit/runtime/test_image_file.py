@@ -319,6 +319,23 @@ def test_directories_may_not_read_the_same_bytes_again_and_again(tmp_path):
         assert max(n for n in most if n != float("-inf")) < 2 * image_file._HEADER_BYTES
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about the first part of a directory.
+def test_exif_of_many_segments_is_refused(tmp_path):
+    """It is parsed again with each of them."""
+    for size_bytes, refused in ((200_000, False), (300_000, True)):
+        start = b"II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 0x927C, 7, size_bytes, 26)
+        block = start + bytes(4) + bytes(size_bytes)
+        parts = [block[at : at + 65_000] for at in range(0, len(block), 65_000)]
+        exif = b"".join(segment(b"\xff\xe1", b"Exif\0\0" + part) for part in parts)
+        path = tmp_path / "a.jpg"
+        path.write_bytes(jpeg()[:2] + exif + jpeg()[20:])
+        if refused:
+            with pytest.raises(InputError, match="its EXIF takes more than 256 KiB"):
+                load_image(path)
+        else:
+            assert load_image(path).shape == (64, 64, 3)
+
+
 @pytest.fixture
 def budget(monkeypatch):
     class Spy(image_file._Budget):

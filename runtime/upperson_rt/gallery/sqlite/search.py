@@ -46,7 +46,6 @@ _EXTRA = 2
 _ROUNDING = 1e-5  # Far above that of 512 products in float32.
 _MOST_TIES = 4096
 _QUERIES_AT_A_TIME = 256
-_MOST_SCORE = 1.02  # Queries and stored vectors may be longer than 1 by 1 % each.
 _Row: TypeAlias = tuple[Any, ...]
 """The values of `ROW`, the vector, the checksum."""
 _CAMERA, _TRACK, _VECTOR = 3, 5, -2
@@ -217,10 +216,9 @@ def _rank(
 
 
 def _scored(query_D: NDArray[np.float32], rows: Sequence[_Row]) -> list[tuple[float, _Row]]:
+    """Return scores and rows of `_fetch`, whose vectors have been checked, best first."""
     vectors = np.frombuffer(b"".join(row[_VECTOR] for row in rows), STORED)
     exact = vectors.reshape(len(rows), len(query_D)).astype(np.float64) @ query_D.astype(np.float64)
-    if not (np.abs(exact) <= _MOST_SCORE).all():  # Not so for NaN, too.
-        raise DamageError("a stored vector has a score beyond 1")
     scored = list(zip(exact.astype(np.float32).tolist(), rows, strict=True))
     scored.sort(key=lambda pair: (-pair[0], pair[1][0]))
     return scored

@@ -202,6 +202,41 @@ def test_a_page_of_an_earlier_state_is_not_believed(tmp_path, monkeypatch, index
         assert doctor._gallery(folder, None).exit_code == 6
 
 
+@pytest.fixture
+def closed(tmp_path):
+    """The folder of a gallery with pictures of a camera, closed."""
+    with Gallery.open(tmp_path / "g", FINGERPRINT, DIM, create=True) as gallery:
+        items = [Item(key=f"k{i}", camera="gate", attributes={"a": i}) for i in range(4)]
+        gallery.add(items, some_vectors(4))
+    return tmp_path / "g"
+
+
+@pytest.mark.parametrize("column", ["camera", "attributes", "source"])
+def test_an_altered_row_is_not_replaced(closed, column):
+    """The new item would take over its camera, and the sums would lose what tells of it."""
+    sql(closed, f"UPDATE items SET {column} = 'hall' WHERE key = 'k1'")
+    with Gallery.open(closed) as gallery:
+        with pytest.raises(IntegrityError, match="picture with id 2 was altered"):
+            gallery.add([Item(key="new"), Item(key="k1")], some_vectors(2, 1))
+        assert gallery.count() == 4
+        assert any("k1: " in problem for problem in gallery.verify())
+        gallery.add([Item(key="k0")], some_vectors(1, 2))  # Others are.
+
+
+@pytest.mark.parametrize("change", ["new", "again", "delete"])
+def test_a_log_of_changes_that_was_altered_takes_no_more(closed, change):
+    sql(closed, "INSERT OR REPLACE INTO sqlite_sequence (name, seq) VALUES ('changes', 7)")
+    with Gallery.open(closed) as gallery:
+        changes = {
+            "new": lambda: gallery.add([Item(key="new")], some_vectors(1)),
+            "again": lambda: gallery.add([Item(key="k1")], some_vectors(1)),
+            "delete": lambda: gallery.delete(["k1"]),
+        }
+        with pytest.raises(IntegrityError, match="the log of changes is not what it should be"):
+            changes[change]()
+        assert gallery.count() == 4
+
+
 @pytest.mark.parametrize("mark", [None, b"", b"gallery 9\n", b"\xff" * 62])
 def test_a_log_is_believed_without_a_mark(killed, mark):
     path = killed / "gallery.sqlite-mark"
