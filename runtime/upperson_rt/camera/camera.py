@@ -71,7 +71,7 @@ class Camera:
 
         Args:
             stopped: When that was, on `time.monotonic`.
-            late: Whether frames that wait are given up, and a detector that works as well.
+            late: Whether frames that wait are given up.
         """
         if self._capture is not None:
             self._capture.leave_stuck(stopped)
@@ -81,7 +81,9 @@ class Camera:
         if late:
             given_up = len(self._frames.clear())
             self._ledger.count(self.name, "frames.dropped.stopped", given_up)
-            self._worker.leave()
+            # One that began shortly before that has its time, too: it may only be slow.
+            if self._worker.call_s(stopped) > self._patience_s:
+                self._worker.leave()
         return not self._worker.is_alive
 
     @property

@@ -311,9 +311,9 @@ class Pipeline:
         """Take no more frames, finish and commit what was accepted, and end all threads.
 
         What hangs is left behind, named in the log and counted in `stats` (``failures``):
-        ``end_within_s`` after the call cameras give up the frames that wait and the detectors that
-        have not returned; an encoder, a gallery or ``on_commit`` is given up when one of its calls
-        lasts longer. While these work, however slowly, they are waited for.
+        ``end_within_s`` after the call cameras give up the frames that wait; a detector, an
+        encoder, a gallery or ``on_commit`` is given up when one of its calls lasts longer. While
+        the last three work, however slowly, they are waited for.
 
         Raises:
             UsageError: It is called from ``on_commit``, a detector, or what else works in it.

@@ -108,6 +108,46 @@ def test_a_detector_that_hangs_is_left_behind_and_all_else_is_committed(
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_detector_that_works_when_the_time_is_up_has_its_own_time(
+    encoder, gallery, known, clock, hangs
+):
+    first, second, calls, errors = Gate(), Gate(), [], []
+
+    def detector(frame):
+        calls.append(frame)
+        (first if len(calls) == 1 else second).hold()
+        return [BOX]
+
+    pipeline = Pipeline(encoder, gallery, **ALL)
+    pipeline.start()
+    with first, second:
+        pipeline.add_camera("gate", detector=detector)
+        for number in range(4):
+            assert pipeline.submit("gate", person_frame(), time=START + number)
+        wait_for(lambda: first.entered == 1)
+        stopping = threading.Thread(target=lambda: errors.append(pipeline.stop()))
+        stopping.start()
+        wait_for(lambda: pipeline._cameras["gate"]._frames.closed)  # By what stopped it.
+        clock.more_s += 0.9 * LIMIT_S
+        first.open()
+        wait_for(lambda: second.entered == 1)
+        clock.more_s += 0.2 * LIMIT_S
+        wait_for(lambda: pipeline.stats().cameras["gate"].frames_dropped == {"stopped": 2})
+        if hangs:
+            clock.more_s += LIMIT_S
+        else:
+            second.open()
+        stopping.join()
+    gate = pipeline.stats().cameras["gate"]
+    assert gate.failures == ({"detector_stuck": 1} if hangs else {})
+    assert gate.state == ("failed" if hangs else "stopped")
+    assert gate.committed == gate.frames_processed == (1 if hangs else 2)
+    check_sums(pipeline.stats())
+    wait_for(lambda: no_thread_is_left(known))
+    assert len(calls) == 2
+
+
 def published(pipeline, tmp_path):
     """Return the lines of a file of metrics that tell failures."""
     MetricsFile(pipeline, tmp_path / "upperson.prom").close()
