@@ -40,6 +40,9 @@ if threading.current_thread() is threading.main_thread():
 
 TESTS = Path(__file__).parent
 
+_STATM, _LIBC = Path("/proc/self/statm"), ctypes.CDLL(None) if os.name == "posix" else None
+_MANY_PAGES = 4000  # 16 MB.
+
 TIER_TIMEOUT_S = {
     "unit": 30,  # One module on toy models.
     "parity": 120,  # Two implementations of the same thing, compared.
@@ -71,12 +74,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TIER_TIMEOUT_S[folder], func_only=True))
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def memory_is_given_back() -> Iterator[None]:
-    """Return what a module's models took to the system: a worker meets hundreds of them."""
+    """Return what a test's models took to the system: a worker meets hundreds of them."""
+    before = _resident_pages()
     yield
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # glibc's.
+    if _resident_pages() - before > _MANY_PAGES and hasattr(_LIBC, "malloc_trim"):
+        _LIBC.malloc_trim(0)  # glibc's; it takes some 50 ms.
+
+
+def _resident_pages() -> int:
+    return int(_STATM.read_bytes().split()[1]) if _STATM.exists() else 0
 
 
 class QuickDemo(NamedTuple):

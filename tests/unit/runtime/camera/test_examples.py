@@ -85,6 +85,9 @@ def test_a_gstreamer_source(work, monkeypatch, capsys):
                 return False, None
             return True, self._frames.pop()
 
+        def get(self, number):
+            return 0.0  # As of most streams: unknown.
+
         def release(self):
             pass
 
