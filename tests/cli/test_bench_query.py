@@ -42,7 +42,8 @@ def test_processes_are_timed_in_turns(folders, tmp_path, monkeypatch, capsys):
     assert all(milliseconds > 0 for milliseconds in p50.values())
     if os.name == "posix":
         cpu = {name: timing["cpu_ms"] for name, timing in timings.items()}
-        assert 0 < cpu["python"] < cpu["import"] < cpu["query"]
+        # Counted in ticks of 10 ms: a process that does nothing may take none.
+        assert 0 <= cpu["python"] < cpu["import"] < cpu["query"]
         assert found["beyond_import_cpu_s"] == pytest.approx((cpu["query"] - cpu["import"]) / 1000)
     beyond = (p50["query"] - p50["import"]) / 1000
     assert found["beyond_import_s"] == pytest.approx(beyond)

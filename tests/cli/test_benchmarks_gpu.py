@@ -139,7 +139,7 @@ def test_tables_and_the_page_say_the_same(
     assert {row.count("|") for row in rows} == {10}
 
 
-def test_the_command_writes_the_page_and_ends_with_json(
+def test_the_command_writes_the_page_and_prints_json(
     measured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_fake_tensorrt(monkeypatch, VERSIONS[-1], ("NVIDIA H100 80GB HBM3", 9, 0, 132))
@@ -147,9 +147,9 @@ def test_the_command_writes_the_page_and_ends_with_json(
     monkeypatch.setattr(gpu_libraries, "LIBRARIES", found)
     card = {"card": measured["card"] | {"name": "NVIDIA H100 80GB HBM3"}}
     monkeypatch.setattr(gpu, "measure", lambda *_, **__: measured | card)
-    result = CliRunner().invoke(gpu.app, ["--output", str(tmp_path)])
+    result = CliRunner().invoke(gpu.app, ["--json", "--output", str(tmp_path)])
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout.splitlines()[-1])["benchmark"] == "gpu"
+    assert json.loads(result.stdout)["benchmark"] == "gpu"
     page = tmp_path / "gpu-nvidia-h100-80gb-hbm3.md"
     assert result.stderr.endswith(f"wrote {page}\n")
     assert page.read_text().startswith("# NVIDIA H100 80GB HBM3\n")

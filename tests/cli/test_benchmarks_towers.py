@@ -27,23 +27,26 @@ pytestmark = pytest.mark.timeout(400)  # Two exports; minutes beside other work.
 
 @pytest.fixture(scope="module")
 def printed() -> Any:
-    return run(*QUICK)
+    return run(*QUICK, "--json")
 
 
-def test_people_get_tables_and_the_last_line_is_json(printed: Any) -> None:
+def test_people_get_tables_and_machines_json(
+    printed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert printed.exit_code == 0, printed.stderr
-    lines = printed.stdout.splitlines()
-    found = json.loads(lines[-1])
-    assert any(line.startswith(LITERAL) and "1.00x" in line for line in lines)
+    found = json.loads(printed.stdout)
+    towers._show(found)
+    shown = capsys.readouterr().out
+    assert any(line.startswith(LITERAL) and "1.00x" in line for line in shown.splitlines())
     has_amx = (found["machine"]["instruction_sets"] or {}).get("amx_bf16", False)
-    assert ("no AMX here" in printed.stdout) != has_amx
+    assert ("no AMX here" in shown) != has_amx
     assert (found["spec"]["batch_size"], found["spec"]["threads"]) == (3, 1)
     assert {"onnxruntime", "openvino", "torch"} <= found["machine"]["packages"].keys()
     assert "load_average" in found["machine"]
 
 
 def test_every_contender_agrees_and_is_measured(printed: Any) -> None:
-    found = json.loads(printed.stdout.splitlines()[-1])
+    found = json.loads(printed.stdout)
     image, text = (found["towers"][kind]["contenders"] for kind in ("image", "text"))
     assert {LITERAL, ORT_FP32, ORT_INT8} <= image.keys()
     assert not any(name.endswith(PADDED) for name in image)
@@ -171,7 +174,7 @@ def test_without_instructions_for_bf16_nothing_is_in_bf16(monkeypatch: pytest.Mo
 def test_without_instructions_for_bf16_that_is_said(
     printed: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = json.loads(printed.stdout.splitlines()[-1])
+    found = json.loads(printed.stdout)
     for tower in found["towers"].values():
         tower["peaks"].pop("bf16", None)
     towers._show(found)

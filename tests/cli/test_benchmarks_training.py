@@ -57,13 +57,13 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_memory")
-def test_people_get_a_table_and_the_last_line_is_json() -> None:
+def test_people_get_a_table_without_json() -> None:
     result = run(*QUICK)
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert any(line.startswith(LITERAL) and "1.00x" in line for line in lines)
     assert any(line.startswith(OURS) and "not measured" in line for line in lines)
-    assert tuple(json.loads(lines[-1])["contenders"]) == CONTENDERS
+    assert "{" not in result.stdout
     assert ("no instructions for bf16 here" in result.stdout) == (OURS_BF16 not in CONTENDERS)
 
 
