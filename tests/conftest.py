@@ -41,6 +41,7 @@ TESTS = Path(__file__).parent
 
 _STATM, _LIBC = Path("/proc/self/statm"), ctypes.CDLL(None) if os.name == "posix" else None
 _MANY_PAGES = 4000  # 16 MB.
+_kept_pages = 0  # After memory was given back the last time.
 
 TIER_TIMEOUT_S = {
     "unit": 30,  # One module on toy models.
@@ -75,11 +76,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def memory_is_given_back() -> Iterator[None]:
-    """Return what a test's models took to the system: a worker meets hundreds of them."""
-    before = _resident_pages()
+    """Return what tests' models took to the system: a worker meets hundreds of them."""
+    global _kept_pages
     yield
-    if _resident_pages() - before > _MANY_PAGES and hasattr(_LIBC, "malloc_trim"):
+    if _resident_pages() - _kept_pages > _MANY_PAGES and hasattr(_LIBC, "malloc_trim"):
         _LIBC.malloc_trim(0)  # glibc's; it takes some 50 ms.
+        _kept_pages = _resident_pages()
 
 
 def _resident_pages() -> int:
