@@ -136,7 +136,7 @@ class _Reader:
         for key in given:
             if key not in hints:
                 near = suggestion(str(key), hints)
-                raise InputError(f"{self.place}: unknown key '{key}', {near}")
+                raise InputError(f"{self.place}: unknown key {shown(str(key))}, {near}")
         required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}  # type: ignore[arg-type]
         values = {
             name: self.field(hint, given, name)

@@ -106,3 +106,9 @@ def test_versions_come_first():
 def test_suggestions():
     assert suggestion("fp23", ["fp32", "int8"]) == "did you mean 'fp32'?"
     assert suggestion("x", ["fp32", "int8"]) == "known: fp32, int8"
+
+
+def test_a_message_is_not_as_long_as_an_unknown_key():
+    with pytest.raises(InputError, match=r"unknown key '9{50,60}\.\.\., ") as refused:
+        read_fields(Camera, {"name": "gate", "9" * 10_000: 1}, "cameras.json")
+    assert len(str(refused.value)) < 300
