@@ -110,5 +110,5 @@ def test_suggestions():
 
 def test_a_message_is_not_as_long_as_an_unknown_key():
     with pytest.raises(InputError, match=r"unknown key '9{50,60}\.\.\., ") as refused:
-        read_fields(Camera, {"name": "gate", "9" * 10_000: 1}, "cameras.json")
+        read_fields(Camera, {"9" * 10_000: 1}, "cameras.json")
     assert len(str(refused.value)) < 300
