@@ -36,7 +36,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.image_memory import MOST_BYTES
 from upperson_rt.printable import shown
 
-__all__ = ["free_pixels", "open_image", "reason"]
+__all__ = ["free_pixels", "naming_image", "open_image"]
 
 _HEADER_BYTES = 16 << 20
 """Colour profiles take up to 3 MB, descriptions in XMP seldom more than one."""
@@ -79,17 +79,22 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
         def take(size_bytes: int) -> None:
             stack.enter_context(_BUDGET.share(size_bytes))
 
-        try:
+        with naming_image(name):
             file = stack.enter_context(_Metered(io.FileIO(name)))
             image = _opener(file.peek(16)[:16])(file, take)
             stack.callback(image.close)
-        except (_TooLargeError, Image.DecompressionBombError) as error:
-            raise InputError(
-                f"image {name} is too large to be a person's picture: {error}"
-            ) from error
-        except Exception as error:  # A damaged file may lead Pillow's readers to any error.
-            raise InputError(f"cannot read image {name}: {reason(error)}") from error
         yield image
+
+
+@contextmanager
+def naming_image(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises into an InputError that names the picture."""
+    try:
+        yield
+    except (_TooLargeError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {name} is too large to be a person's picture: {error}") from error
+    except Exception as error:  # A damaged file may lead Pillow's readers to any error.
+        raise InputError(f"cannot read image {name}: {_reason(error)}") from error
 
 
 def free_pixels(image: Image.Image) -> None:
@@ -100,7 +105,7 @@ def free_pixels(image: Image.Image) -> None:
         _return_memory()
 
 
-def reason(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """Return in a few words what is wrong with a picture."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -1,11 +1,11 @@
 """Pictures from files into a gallery, a committed batch at a time."""
 
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -204,19 +204,25 @@ def index_images(
 
 def _delete_outdated(gallery: Gallery, usable: Sequence[_Decoded]) -> None:
     """Delete what the pictures gave before and do not give now: people, or the whole scene."""
-    from upperson_rt.camera.frames import MOST_BOXES
-
-    asked: dict[str, list[str]] = {}
+    asked: dict[str, _Decoded] = {}
     for one in usable:
-        kept = {item.key for item, _ in one.entries}
-        people = [person_key(one.path, number) for number in range(1, MOST_BOXES + 1)]
-        gone = [key for key in (one.path, *people) if key not in kept]
         # People are numbered without gaps: if the next one is not there, no other is.
-        asked |= dict.fromkeys(gone[: 1 if one.path in kept else 2], gone)
+        whole = any(item.key == one.path for item, _ in one.entries)
+        first = islice(_keys_given_up(one), 1 if whole else 2)
+        asked |= dict.fromkeys(first, one)
     found = gallery.ids(list(asked))
-    outdated = {key for first in found for key in asked[first]}
+    outdated = {key for known in found for key in _keys_given_up(asked[known])}
     if outdated:
         gallery.delete(sorted(outdated))
+
+
+def _keys_given_up(decoded: _Decoded) -> Iterator[str]:
+    """Yield what a picture may have given before and does not give now: itself, then people."""
+    from upperson_rt.camera.frames import MOST_BOXES
+
+    kept = {item.key for item, _ in decoded.entries}
+    people = (person_key(decoded.path, number) for number in range(1, MOST_BOXES + 1))
+    return (key for key in chain((decoded.path,), people) if key not in kept)
 
 
 def _decoded(

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image
 
 from upperson_rt.arguments import check_choice, check_count, check_list, check_path
 from upperson_rt.errors import InputError
-from upperson_rt.image_file import free_pixels, open_image, reason
+from upperson_rt.image_file import free_pixels, naming_image, open_image
 from upperson_rt.printable import shown
 
 __all__ = [
@@ -189,8 +189,11 @@ def _folder_images(folder: Path) -> Iterator[Path]:
 def _as_image(pixels: NDArray[np.uint8]) -> Image.Image:
     """Return a Pillow image; Pillow itself would first copy a part of a larger array."""
     height, width = pixels.shape[:2]
+    blocks = list(_blocks(width, height))
+    if len(blocks) == 1:
+        return Image.fromarray(pixels)
     image = Image.new("RGB", (width, height))
-    for x0, y0, x1, y1 in _blocks(width, height):
+    for x0, y0, x1, y1 in blocks:
         image.paste(Image.fromarray(pixels[y0:y1, x0:x1]), (x0, y0))
     return image
 
@@ -221,13 +224,9 @@ def _rgb_from_array(array: NDArray[np.uint8], channels: Channels) -> NDArray[np.
 def _decode(image: Image.Image, name: str) -> NDArray[np.uint8]:
     if 0 in image.size:
         raise InputError(f"cannot read image {name}: it has no pixels")
-    try:
+    with naming_image(name):
         image.load()
         return _upright_rgb(image)
-    except Image.DecompressionBombError as error:
-        raise InputError(f"image {name} is too large to be a person's picture: {error}") from error
-    except Exception as error:  # A damaged file may lead Pillow's many readers to any error.
-        raise InputError(f"cannot read image {name}: {reason(error)}") from error
 
 
 def _decode_and_close(image: Image.Image, name: str) -> NDArray[np.uint8]:

@@ -23,6 +23,7 @@ __all__ = [
     "Row",
     "Sums",
     "check_metadata",
+    "check_total",
     "check_vector",
     "checksum_of",
     "facet_of",
@@ -249,10 +250,15 @@ def prove_rows(connection: sqlite3.Connection, sums: Sums) -> None:
         f"SELECT count(*), ifnull(sum(checksum >> {_VECTOR_BITS}), 0), "
         f"ifnull(sum(checksum & {0xFFFFFFFF}), 0) FROM items NOT INDEXED"
     ).fetchone()
-    _check_total(count, (high << _VECTOR_BITS) + low, sums)
+    check_total(count, (high << _VECTOR_BITS) + low, sums)
 
 
-def _check_total(count: int, total: int, sums: Sums) -> None:
+def check_total(count: int, total: int, sums: Sums) -> None:
+    """Check the number of rows, and what their checksums add up to.
+
+    Raises:
+        DamageError: It is not what was stored.
+    """
     if (count, total % _MODULUS) != (sums.rows, sums.total):
         raise DamageError(f"{sums.rows} pictures were stored, {count} are found, or others")
 
@@ -272,4 +278,4 @@ def prove_metadata(rows: Iterable[tuple[Any, ...]], sums: Sums) -> Iterator[tupl
         count += 1
         total += row[-1]
         yield row
-    _check_total(count, total, sums)
+    check_total(count, total, sums)

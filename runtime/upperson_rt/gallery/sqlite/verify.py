@@ -1,7 +1,7 @@
 """Reads a whole gallery: to say what is wrong with it, or to give it checksums."""
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -13,9 +13,9 @@ from upperson_rt.gallery.sqlite.checksums import (
     FACETS,
     ROW,
     DamageError,
-    Facet,
     Sums,
     check_metadata,
+    check_total,
     check_vector,
     checksum_of,
     prove_facet,
@@ -114,8 +114,8 @@ def _problems_of_rows(transaction: Transaction, embed_dim: int, crops_dir: Path)
             total += checksum if isinstance(checksum, int) else 0
         yield from (f"{name}: {problem}" for problem in problems if problem is not None)
     sums = transaction.sums
-    if sums is not None and (count, total % (1 << 64)) != (sums.rows, sums.total):
-        yield f"{sums.rows} pictures were stored, {count} are found, or others"
+    if sums is not None and (problem := _problem(check_total, count, total, sums)) is not None:
+        yield problem
 
 
 def _altered(row: Sequence[Any], vector: object, checksum: object) -> list[str | None]:
@@ -133,7 +133,7 @@ def _altered(row: Sequence[Any], vector: object, checksum: object) -> list[str |
 
 
 def _problems_of_indexes(transaction: Transaction, sums: Sums) -> Iterator[str]:
-    found = (_problem_of_index(transaction, facet, sums) for facet in FACETS)
+    found = (_problem(prove_facet, transaction.connection, facet, sums) for facet in FACETS)
     yield from (problem for problem in found if problem is not None)
     count, first, last = transaction.execute(
         "SELECT count(*), min(seq), max(seq) FROM changes NOT INDEXED"
@@ -142,9 +142,10 @@ def _problems_of_indexes(transaction: Transaction, sums: Sums) -> Iterator[str]:
         yield "the log of changes is not what it should be"
 
 
-def _problem_of_index(transaction: Transaction, facet: Facet, sums: Sums) -> str | None:
+def _problem(check: Callable[..., None], *arguments: object) -> str | None:
+    """Say what a check finds damaged, or return None."""
     try:
-        prove_facet(transaction.connection, facet, sums)
+        check(*arguments)
     except DamageError as error:
         return str(error)
     return None

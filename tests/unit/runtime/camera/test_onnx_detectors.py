@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from tests.helpers.detector_heads import COLOUR, HEADS, write_detector
 from upperson_rt.camera.detectors import LAYOUTS, OnnxDetector, onnx_file
 from upperson_rt.camera.detectors.layouts import grid
+from upperson_rt.cli.options import DetectorLayout
 from upperson_rt.errors import BackendError, InputError, UsageError
 
 NAMES = {"names": "{0: 'person', 1: 'dog', 2: 'cat'}", "stride": "32"}
@@ -362,3 +363,10 @@ def test_grids_of_three_levels_and_of_four():
         middles = (places + 0.5) * steps
         assert middles.max(axis=0) == pytest.approx([128 - strides[0] / 2, 64 - strides[0] / 2])
     assert grid((64, 128), 11) is None
+
+
+def test_the_help_of_commands_names_all_layouts():
+    """It is written out there, since help loads no numpy."""
+    (option,) = DetectorLayout.__metadata__
+    named = option.help.removeprefix("Layout of FILE.onnx: ").rstrip(".").replace(" or ", ", ")
+    assert named.split(", ") == list(LAYOUTS)
