@@ -1,0 +1,7 @@
+"""Sentences about people, taken apart by a small grammar."""
+
+from upperson_rt.phrases.grammar import ParsedSentence, parse
+from upperson_rt.phrases.lexicon import Kind
+from upperson_rt.phrases.phrase import Phrase
+
+__all__ = ["Kind", "ParsedSentence", "Phrase", "parse"]

@@ -1,0 +1,386 @@
+"""A small grammar of how people describe people: which words belong together, and what is denied.
+
+No model and no list of sentences: nouns of `lexicon` are found, what stands before a noun joins it,
+and so does what is said of it afterwards (*with black buttons*, *in a ponytail*, *are white*). It
+works word by word in linear time and never fails; what it does not know stays whole.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from upperson_rt.arguments import check_text
+from upperson_rt.phrases.denial import deny, without_denied
+from upperson_rt.phrases.lexicon import (
+    ACTIONS,
+    BODY_PLACES,
+    COLOURS,
+    DENIALS,
+    DETAILS,
+    MODIFIERS,
+    NOUN_OF,
+    PATTERNS,
+    SMALL_WORDS,
+    Kind,
+)
+from upperson_rt.phrases.phrase import ENDS, Phrase, Span, Token
+
+__all__ = ["ParsedSentence", "parse"]
+
+_TOKEN = re.compile(
+    r"\w+n['\u2019]t\b|[^\W_]+|[,.;:!?()&/]|(?<=\s)[-\u2013\u2014](?=\s)"  # Also dashes.
+)
+_LONGEST_NOUN = 3
+_MOST_BEFORE = 10
+_BREAKS = ENDS | SMALL_WORDS | ACTIONS | (DETAILS - MODIFIERS)
+_JOINS = frozenset({"and", "&", "/", ","})
+_DETAIL_WORDS = frozenset({"with", "without", "featuring", "and"})
+_COPULAS = frozenset({"is", "are", "was", "were"})
+_TOWARDS = frozenset({"from", "to", "towards", "toward", "at", "facing"})
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedSentence:
+    """A sentence and the phrases in it."""
+
+    sentence: str
+    phrases: tuple[Phrase, ...]
+    """In their order in the sentence; kinds other than ``other`` were understood."""
+
+    wanted: str
+    """The sentence without what it denies; the sentence itself if it denies nothing, and ``a
+    person`` if nothing else is left."""
+
+    contradictions: tuple[str, ...] = ()
+    """What cannot all be true, such as ``man and woman``."""
+
+    @property
+    def understood(self) -> tuple[Phrase, ...]:
+        """Phrases of a known kind that the sentence asks for."""
+        return tuple(p for p in self.phrases if p.kind != "other" and not p.negated)
+
+    @property
+    def denied(self) -> tuple[Phrase, ...]:
+        """Phrases that must not be there."""
+        return tuple(phrase for phrase in self.phrases if phrase.negated)
+
+
+def parse(sentence: str) -> ParsedSentence:
+    """Find the phrases of an English sentence about a person.
+
+    Args:
+        sentence: Any text. Other languages come back as phrases of the kind ``other``.
+
+    Raises:
+        InputError: It is no text, or has half a surrogate pair in it.
+    """
+    return _Parser(check_text(sentence, "the sentence")).parse()
+
+
+class _Parser:
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
+        self.tokens = [
+            Token(match[0].lower().replace("\u2019", "'"), match.start(), match.end())
+            for match in _TOKEN.finditer(sentence)
+        ]
+        self.words = [token.word for token in self.tokens]
+        self.used = [False] * len(self.tokens)
+
+    def parse(self) -> ParsedSentence:
+        things = _first_mentions(self._without_introductions(list(self._things())))
+        spans = [*things, *self._actions()]
+        spans += self._rest()
+        spans.sort(key=lambda span: span.first)
+        cuts = deny(self.tokens, spans)
+        phrases = tuple(span.phrase for span in spans)
+        if not any(phrase.kind == "person" for phrase in phrases):
+            phrases = (*self._pronoun(), *phrases)
+        wanted = self.sentence
+        if cuts:
+            asks = any(not phrase.negated for phrase in phrases)
+            wanted = without_denied(self.sentence, cuts) if asks else ""
+        return ParsedSentence(
+            self.sentence, phrases, wanted or "a person", _contradictions(phrases)
+        )
+
+    def _text(self, first: int, last: int) -> str:
+        return " ".join(self.sentence[self.tokens[first].start : self.tokens[last - 1].end].split())
+
+    def _span(self, phrase: Phrase, first: int, last: int) -> Span:
+        self.used[first:last] = [True] * (last - first)
+        return Span(phrase, first, last)
+
+    # --- Things: a noun with what is said of it
+
+    def _things(self) -> Iterator[Span]:
+        at = 0
+        while at < len(self.words):
+            size, kind, noun = self._noun_at(at)
+            if not size or (size == 1 and self._is_detail(at)):
+                at += 1
+                continue
+            first, last = self._before(at), at + size
+            end = self._after(last, kind)
+            text, said = self._text(first, last), self.words[first:last]
+            if end > last and (self.words[last] in _DETAIL_WORDS or self._tied(last, kind)):
+                # Colours of buttons are not the coat's.
+                text = self._text(first, end)
+            elif end > last:
+                joins = () if kind == "hair" else ("and",)
+                adjectives = [w for w in self.words[last:end] if w in MODIFIERS or w in joins]
+                text = " ".join([*self.words[first:at], *adjectives, *self.words[at:last]])
+                said = self.words[last:end] + said
+            yield self._thing(kind, noun, text, said, first, end)
+            at = self._skip_place(end)
+            if wrong := self._denied_adjectives(end):
+                text = " ".join([*wrong, *self.words[last - size : last]])
+                until = at = end + self._denied_length(end)
+                yield self._thing(kind, noun, text, wrong, end, until, negated=True)
+
+    def _thing(
+        self, kind: Kind, noun: str, text: str, said: Sequence[str], first: int, last: int,
+        negated: bool = False,
+    ) -> Span:  # fmt: skip
+        phrase = Phrase(
+            kind,
+            text,
+            self.tokens[first].start,
+            self.tokens[last - 1].end,
+            noun,
+            tuple(dict.fromkeys(_named(said, COLOURS))) if kind != "person" else (),
+            next(iter(_named(self.words[first:last], PATTERNS)), ""),
+            negated,
+        )
+        return self._span(phrase, first, last)
+
+    def _noun_at(self, at: int) -> tuple[int, Kind, str]:
+        """Return how many tokens a noun has, or 0, with its kind and plain name."""
+        for size in range(min(_LONGEST_NOUN, len(self.words) - at), 0, -1):
+            words = tuple(self.words[at : at + size])
+            entry = NOUN_OF.get(words)
+            if entry is None and words[-1].endswith("s") and words[-1] != "dresses":
+                # *She dresses in red* has a verb.
+                entry = NOUN_OF.get((*words[:-1], words[-1][:-1]))
+            if entry is not None:
+                return size, *entry
+        return 0, "other", ""
+
+    def _is_detail(self, at: int) -> bool:
+        """Whether a noun is here part of something else, or a place: *on top*."""
+        word, before = self.words[at], self.words[max(0, at - 2) : at]
+        if word == "camera":
+            return not _TOWARDS.isdisjoint(before)
+        if word == "top":
+            return bool(before) and (before[-1] in ("on", "of") or "at" in before)
+        return word in DETAILS and word != "belt"
+
+    def _before(self, at: int) -> int:
+        """Return where the noun phrase begins whose noun is at a token."""
+        first = at
+        while first > max(0, at - _MOST_BEFORE) and not self.used[first - 1]:
+            word = self.words[first - 1]
+            if word in _JOINS:
+                # *Black and white shirt*, *red, white and blue shirt*.
+                pair = self.words[first - 2 : first - 1], self.words[first : first + 1]
+                if first < 2 or not (
+                    first < at
+                    and pair[1][0] in MODIFIERS | {"and"}
+                    and pair[0][0] in MODIFIERS
+                    and not self.used[first - 2]
+                ):
+                    break
+            elif word in _BREAKS:
+                break
+            first -= 1
+        while first < at and self.words[first] in _JOINS:
+            first += 1
+        return first
+
+    def _after(self, at: int, kind: Kind) -> int:
+        """Return where what is said of a noun ends."""
+        if kind == "person":
+            return at
+        end = at
+        while step := self._details(end) or self._tied(end, kind):
+            end += step
+        return end if end > at else at + (self._colour_after(at) or self._predicate(at))
+
+    def _details(self, at: int) -> int:
+        """Return how many tokens *with black buttons on the front* has, or 0."""
+        if at >= len(self.words) or self.words[at] not in _DETAIL_WORDS:
+            return 0
+        last = 0
+        for end in range(at + 1, min(at + 8, len(self.words))):
+            word = self.words[end]
+            if word in DETAILS and not self._noun_at(end)[0]:
+                last = end + 1 - at
+            elif self._noun_at(end)[0] and not self._is_detail(end):
+                break
+            elif word in DETAILS:
+                last = end + 1 - at
+            elif word in ENDS or (word in SMALL_WORDS and word not in ("a", "an", "the", "on")):
+                break
+        return last
+
+    def _tied(self, at: int, kind: Kind) -> int:
+        """Return how many tokens *tied back in a ponytail* has after hair, or 0."""
+        if kind != "hair":
+            return 0
+        for end in range(at, min(at + 7, len(self.words))):
+            size, found, noun = self._noun_at(end)
+            if size and found == "hair" and noun != "hair":
+                return end + size - at
+            if size or self.words[end] in ENDS or self.words[end] == "and":
+                break
+        return 0
+
+    def _colour_after(self, at: int) -> int:
+        """Return how many tokens *of red colour* or *in red* has, or 0."""
+        if at + 1 >= len(self.words) or self.words[at] not in ("of", "in"):
+            return 0
+        start = at + 1 + (self.words[at + 1] in ("a", "the"))
+        end = self._while_in(start, MODIFIERS)
+        if not _named(self.words[start:end], COLOURS):
+            return 0
+        end += self.words[end : end + 1] in (["color"], ["colour"])
+        return end - at if self._phrase_ends(end) else 0
+
+    def _predicate(self, at: int) -> int:
+        """Return how many tokens *is short and black* has, or 0: adjectives and nothing else."""
+        start = at + (self.words[at : at + 1] in (["that"], ["which"]))
+        if start >= len(self.words) or self.words[start] not in _COPULAS:
+            return 0
+        end = self._while_in(start + 1, MODIFIERS | {"and", "in", "color", "colour", "very"})
+        while end > start + 1 and self.words[end - 1] in ("and", "in"):
+            end -= 1
+        # *Shoes are brown boots* goes on with another noun phrase.
+        return end - at if end > start + 1 and self._phrase_ends(end) else 0
+
+    def _denied_length(self, at: int) -> int:
+        """Return how many tokens *that is not red* has, or 0."""
+        end = at + (self.words[at : at + 1] in (["that"], ["which"]))
+        end += end < len(self.words) and self.words[end] in _COPULAS
+        if end >= len(self.words) or self.words[end] not in ("not", "isn't", "aren't"):
+            return 0
+        last = self._while_in(end + 1, MODIFIERS)
+        return last - at if last > end + 1 and self._phrase_ends(last) else 0
+
+    def _denied_adjectives(self, at: int) -> list[str]:
+        return [word for word in self.words[at : at + self._denied_length(at)] if word in MODIFIERS]
+
+    def _while_in(self, at: int, words: frozenset[str]) -> int:
+        while at < len(self.words) and self.words[at] in words:
+            at += 1
+        return at
+
+    def _phrase_ends(self, at: int) -> bool:
+        return at >= len(self.words) or self.words[at] in ENDS or self.words[at] in SMALL_WORDS
+
+    def _skip_place(self, at: int) -> int:
+        """Mark *over her left shoulder* as said, and return what comes next."""
+        if at < len(self.words) and self.words[at] in ("over", "on", "in", "around", "across"):
+            end = self._while_in(at + 1, BODY_PLACES | {"her", "his", "their", "the", "one"})
+            if self.words[end - 1] in BODY_PLACES and not self._noun_at(end - 1)[0]:
+                self.used[at:end] = [True] * (end - at)
+                return end
+        return at
+
+    def _without_introductions(self, things: Sequence[Span]) -> list[Span]:
+        """Leave out nouns that only lead to another one: *his shoes are brown boots*."""
+        kept = []
+        for one, following in zip_longest(things, things[1:]):
+            gap = [] if following is None else self.words[one.last : following.first]
+            bare = one.last == one.first + 1 and one.phrase.kind != "person"
+            same = following is not None and following.phrase.kind == one.phrase.kind
+            leads_on = gap and gap[0] in _COPULAS and ENDS.isdisjoint(gap)
+            if not (bare and same and leads_on):
+                kept.append(one)
+        return kept
+
+    # --- Who, what they do, and the rest
+
+    def _pronoun(self) -> tuple[Phrase, ...]:
+        for token in self.tokens:
+            for name, pronouns in (("woman", ("she", "her")), ("man", ("he", "his", "him"))):
+                if token.word in pronouns:
+                    return (Phrase("person", name, token.start, token.end, name),)
+        return ()
+
+    def _actions(self) -> Iterator[Span]:
+        at = 0
+        while at < len(self.words):
+            end = at + 1
+            if self.words[at] in ACTIONS and not self.used[at]:
+                while end < len(self.words) and not (
+                    self.used[end]
+                    or self.words[end] in ENDS
+                    or self.words[end] in ACTIONS | DENIALS
+                    or self.words[end] in ("and", "while", "with", "wearing", "who", "he", "she")
+                ):
+                    end += 1
+                until = end
+                while end > at + 1 and self.words[end - 1] in SMALL_WORDS - {"down", "along"}:
+                    end -= 1
+                # *Talking on* a phone: the phone says it.
+                on_phone = self.words[at].startswith("talk") and end == at + 1 < until
+                span = self._plain("action", at, end)
+                if not on_phone:
+                    yield span
+            at = end
+
+    def _rest(self) -> Iterator[Span]:
+        """Find what nothing else claimed, each piece whole."""
+        quiet = SMALL_WORDS | BODY_PLACES | DENIALS
+        at = 0
+        while at < len(self.words):
+            end = at
+            while end < len(self.words) and not self.used[end] and self.words[end] not in ENDS:
+                end += 1
+            first, last = at, end
+            while first < last and self.words[first] in quiet:
+                first += 1
+            while first < last and self.words[last - 1] in quiet:
+                last -= 1
+            if first < last:
+                yield self._plain("other", first, last)
+            at = max(end, at + 1)
+
+    def _plain(self, kind: Kind, first: int, last: int) -> Span:
+        start, end = self.tokens[first].start, self.tokens[last - 1].end
+        return self._span(Phrase(kind, self._text(first, last), start, end), first, last)
+
+
+def _named(words: Sequence[str], table: Mapping[tuple[str, ...], str]) -> list[str]:
+    """Return the plain names of a table's entries among words, the longest at each place."""
+    names, at = [], 0
+    while at < len(words):
+        size = 2 if tuple(words[at : at + 2]) in table else 1
+        name = table.get(tuple(words[at : at + size]))
+        if name is not None:
+            names.append(name)
+        at += size
+    return names
+
+
+def _first_mentions(things: Sequence[Span]) -> list[Span]:
+    """Keep the first mention of a person: *the woman* of later sentences says nothing new."""
+    people = [one for one in things if one.phrase.kind == "person"]
+    told = [one for one in people if one.phrase.noun != "person"] or people[:1]
+    first = {one.phrase.noun: one for one in reversed(told)}
+    return [
+        one for one in things if one.phrase.kind != "person" or first.get(one.phrase.noun) is one
+    ]
+
+
+def _contradictions(phrases: Sequence[Phrase]) -> tuple[str, ...]:
+    people = dict.fromkeys(phrase.noun for phrase in phrases if phrase.kind == "person")
+    found = [" and ".join(people)] if len(people) > 1 else []
+    wanted = {phrase.noun for phrase in phrases if phrase.noun and not phrase.negated}
+    found += [
+        f"with and without {phrase.noun}"
+        for phrase in phrases
+        if phrase.negated and phrase.noun in wanted and not phrase.colours
+    ]
+    return tuple(dict.fromkeys(found))
