@@ -29,8 +29,12 @@ from upperson_rt.files import remove_unfinished, write_atomically
 
 KEPT = 2
 
-_FREE_SETTINGS = {"root", "pretrained", "workers", "checkpoint_every"}
-"""May change between a run and its resumption: they decide where and how, not what."""
+_FREE_SETTINGS = {
+    "root", "pretrained", "workers", "checkpoint_every", "allow_partial", "load_truncated",
+    "init_from",
+}  # fmt: skip
+"""May change between a run and its resumption: they decide where and how, not what. Where a run
+began is in its checkpoints."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -14,6 +14,8 @@ from torch import nn
 
 from upperson.config import MixedPrecision, TrainConfig
 from upperson.data.batches import identity_labels
+from upperson.data.check import require_published_counts
+from upperson.data.images import require_images
 from upperson.data.records import Record, Split, read_dataset
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.losses import Objective, loss_names
@@ -50,6 +52,9 @@ def build_components(config: TrainConfig) -> Components:
     splits = read_dataset(config.dataset, Path(config.root))
     if not splits["train"]:
         raise InputError(f"{config.root} has no image in split 'train': check 'split' in its lines")
+    require_images(record.image for records in splits.values() for record in records)
+    if not config.allow_partial:
+        require_published_counts(config.dataset, Path(config.root), splits)
     if config.select_on == "test" and not splits["test"]:
         raise InputError(f"{config.root} has no image in split 'test' to select on")
     image_size = (config.height_px, config.width_px)

@@ -30,6 +30,11 @@ LARGEST = 1e30
 
 MOST_PX = 4096
 
+_WITHOUT_TRAINING = (
+    "; to search without any training:  upperson export --base NAME --pretrained WEIGHTS --output "
+    "bundle"
+)
+
 MixedPrecision = Literal["fp32", "bf16", "fp16"]
 """What the towers compute in while they are trained; fp32 is no mixture."""
 
@@ -46,11 +51,20 @@ class TrainConfig:
     root: str
     """Folder of the data set."""
 
+    allow_partial: bool = False
+    """Train on a published data set although it has other counts than published."""
+
+    load_truncated: bool = False
+    """Decode pictures that end early as far as they go, instead of ending the run."""
+
     base: str = SMALL
     """Frozen CLIP: ``upperson-small`` or a model name of open_clip."""
 
     pretrained: str | None = None
     """File or open_clip tag with the base's weights; none for ``upperson-small``."""
+
+    init_from: str | None = None
+    """Run folder whose trained tensors this run starts from: the same base and parts."""
 
     height_px: int = 384
     width_px: int = 128
@@ -115,7 +129,8 @@ class TrainConfig:
             "checkpoint_every",
         ):  # fmt: skip
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}")
+                instead = _WITHOUT_TRAINING if name == "epochs" else ""
+                raise UsageError(f"{name} must be at least 1, found {getattr(self, name)}{instead}")
         for name in ("warmup_epochs", "workers", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must be 0 or more, found {getattr(self, name)}")
@@ -124,7 +139,10 @@ class TrainConfig:
         for name in ("lr", "prefix_lr", "adam_eps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < LARGEST:
-                raise UsageError(f"{name} must be above 0 and below {LARGEST:g}, found {value}")
+                instead = _WITHOUT_TRAINING if name == "lr" and value == 0 else ""
+                raise UsageError(
+                    f"{name} must be above 0 and below {LARGEST:g}, found {value}{instead}"
+                )
         for name in ("height_px", "width_px"):
             if getattr(self, name) > MOST_PX:
                 raise UsageError(f"{name} must be at most {MOST_PX}, found {getattr(self, name)}")

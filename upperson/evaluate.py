@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from upperson.data.batches import ImageDataset, pad_ids, tokenize, usable_workers
+from upperson.data.images import require_images
 from upperson.data.records import Record, Split, read_dataset
 from upperson.data.transforms import evaluation_transform
 from upperson.model.encoder import UPPerson
@@ -41,11 +42,12 @@ class Evaluation(NamedTuple):
 
 
 def read_split(dataset: str, root: Path, split: Split) -> list[Record]:
-    """Read one split of a data set; InputError if it is empty."""
+    """Read one split of a data set; InputError if it is empty or images are missing."""
     splits = read_dataset(dataset, root)
     if not splits[split]:
         found = ", ".join(f"{name} {len(records)}" for name, records in splits.items())
         raise InputError(f"{root} has no image in split '{split}' (found: {found})")
+    require_images(record.image for record in splits[split])
     return splits[split]
 
 

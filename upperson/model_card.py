@@ -39,6 +39,7 @@ def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
         # Names only: a card is passed on, and folders of the machine it was made on are not.
         weights=Path(config.pretrained or "").name,
         data=_data_name(config),
+        start=Path(config.init_from or "").name,
         metrics=metrics,
         rows=[
             [split, *(f"{values[name]:.2f}" if name in values else "-" for name in metrics)]

@@ -12,9 +12,11 @@ A run is a few megabytes; the frozen base is found again by name or file and che
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,6 +24,7 @@ from torch import Tensor
 from upperson.config import TrainConfig, read_config, settings_from
 from upperson.model.base import Base, load_base
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import UPPersonConfig
 from upperson.model.weights import require_finite
 from upperson_rt.errors import InputError, IntegrityError
 
@@ -49,12 +52,8 @@ def load_run(path: Path) -> Run:
         InputError: Not a run folder, or damaged.
         IntegrityError: The base is not the one it was trained on.
     """
+    _require_run_folder(path)
     adapter = path / ADAPTER
-    if not (path / CONFIG).is_file() or not adapter.is_file():
-        raise InputError(
-            f"expected a run folder with {CONFIG} and {ADAPTER} at {path}: "
-            "pass the folder that  upperson train  printed"
-        )
     config = read_config(path / CONFIG)
     state, trained_on = _read_adapter(adapter)
     image_size = (config.height_px, config.width_px)
@@ -70,8 +69,62 @@ def load_run(path: Path) -> Run:
             f"{str(trained_on.get('sha256'))[:12]}, found '{base.name}' with "
             f"{base.sha256[:12]}: put the original weights at the path in its {CONFIG}"
         )
-    expected = {name: tensor.shape for name, tensor in model.trained_state().items()}
-    found = {name: tensor.shape for name, tensor in state.items()}
+    _fill(model, state, adapter)
+    return Run(config, base, model.eval())
+
+
+def start_from(source: Path, model: UPPerson, base: Base, parts: UPPersonConfig) -> None:
+    """Give a fresh model the trained tensors of another run over the same base.
+
+    Args:
+        source: The other run's folder.
+        model: Gets them in place of its initial values, of which the prefix scale is one.
+        base: What the model is built on.
+        parts: What it was built with.
+
+    Raises:
+        InputError: No run folder, a damaged one, or one with another base or other parts.
+    """
+    _require_run_folder(source)
+    state, trained_on = _read_adapter(source / ADAPTER)
+    if trained_on.get("sha256") != base.sha256:
+        raise InputError(
+            f"init_from wants a run over the same base: {source} was trained on "
+            f"'{trained_on.get('name')}' with weights {str(trained_on.get('sha256'))[:12]}, this "
+            f"run has '{base.name}' with {base.sha256[:12]}: pass that base and its weights"
+        )
+    before = read_config(source / CONFIG).model
+    differing = [
+        f"model.{field.name} {getattr(before, field.name)} (here {getattr(parts, field.name)})"
+        for field in fields(parts)
+        if getattr(before, field.name) != getattr(parts, field.name)
+    ]
+    if differing and _shapes(state) != _shapes(model.trained_state()):
+        raise InputError(
+            f"init_from wants a run with the same trained parts: {source} has "
+            f"{', '.join(differing)}: pass the same with --set"
+        )
+    _fill(model, state, source / ADAPTER)
+
+
+def pack_adapter(state: dict[str, Tensor], base: Base) -> bytes:
+    """Serialise trained tensors as safetensors that name their base; equal input, equal bytes."""
+    # One entry: safetensors writes several in an order that changes from call to call.
+    identity = json.dumps({"name": base.name, "sha256": base.sha256})
+    return save(state, metadata={"base": identity})
+
+
+def _require_run_folder(path: Path) -> None:
+    if not (path / CONFIG).is_file() or not (path / ADAPTER).is_file():
+        raise InputError(
+            f"expected a run folder with {CONFIG} and {ADAPTER} at {path}: "
+            "pass the folder that  upperson train  printed"
+        )
+
+
+def _fill(model: UPPerson, state: dict[str, Tensor], adapter: Path) -> None:
+    """Copy the trained tensors of a file into a model built from the settings beside it."""
+    expected, found = _shapes(model.trained_state()), _shapes(state)
     if expected != found:
         odd = sorted(
             name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
@@ -82,14 +135,10 @@ def load_run(path: Path) -> Run:
     for name, tensor in state.items():
         require_finite(f"{adapter}: {name}", tensor)
     model.load_state_dict(state, strict=False)
-    return Run(config, base, model.eval())
 
 
-def pack_adapter(state: dict[str, Tensor], base: Base) -> bytes:
-    """Serialise trained tensors as safetensors that name their base; equal input, equal bytes."""
-    # One entry: safetensors writes several in an order that changes from call to call.
-    identity = json.dumps({"name": base.name, "sha256": base.sha256})
-    return save(state, metadata={"base": identity})
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def _read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

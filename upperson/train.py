@@ -19,11 +19,12 @@ from upperson.checkpoint import Checkpointer, RunState, identity_of
 from upperson.components import Components, Splits, build_components, start_accelerator
 from upperson.config import TrainConfig, settings_from
 from upperson.data.batches import Batch, BatchSampler, ImageDataset, PairDataset, usable_workers
+from upperson.data.images import truncated_images
 from upperson.data.records import SPLITS, Record, Split
 from upperson.data.transforms import evaluation_transform, training_transform
 from upperson.evaluate import Evaluation, evaluate, evaluate_both
 from upperson.model.encoder import UPPerson
-from upperson.run import CONFIG, LAST, load_run
+from upperson.run import CONFIG, LAST, load_run, start_from
 from upperson.run_writer import RunWriter
 from upperson.step import backward_through_batch, build_optimizer, set_learning_rate
 from upperson_rt.errors import InputError, UppersonError, UsageError
@@ -110,6 +111,7 @@ def _train(
     closing: ExitStack,
 ) -> TrainResult:
     started = time.perf_counter()
+    closing.enter_context(truncated_images(config.load_truncated))
     accelerator = start_accelerator(config.precision, device)
     main = accelerator.is_main_process
     if config.batch_size < accelerator.num_processes:
@@ -136,6 +138,10 @@ def _train(
     state = RunState()
     if resume:
         state = _load_state(checkpointer, config.epochs, observer if main else None)
+    if config.init_from is not None and state.epoch == state.step == 0:
+        start_from(Path(config.init_from), model, components.base, config.model)
+        if main:
+            observer.note(f"starting from the trained tensors of {config.init_from}")
     accelerator.wait_for_everyone()
     if main:
         closing.callback(writer.close)

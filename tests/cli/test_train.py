@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.command_line import SOURCES
+from tests.helpers.data_sets import write_cuhk_pedes
 from tests.helpers.invoke import run
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 
@@ -123,6 +124,10 @@ def test_seeds_give_mean_and_spread(people: Path, work: Path) -> None:
         (["--root", "ROOT", "--device", "tpu"], 2, "--device must be auto, cpu or cuda"),
         (["--root", "ROOT", "--set", "model.rank=3"], 3, "unknown key 'rank'"),
         (["--root", "ROOT", "--set", "model.lora_blocks=1-99"], 2, "has 4 blocks"),
+        (["--root", "ROOT", "--epochs", "0"], 2, "without any training: upperson export --base"),
+        (["--root", "ROOT", "--lr", "0"], 2, "found 0.0; to search without any training: upperson"),
+        (["--root", "ROOT", "--init-from", "nowhere"], 3, "expected a run folder with config.yaml"),
+        (["--root", "ROOT", "--init-from", "nowhere", "--dry-run"], 3, "expected a run folder"),
         (["--root", "ROOT", "--seeds", "0"], 2, "Invalid value for '--seeds'"),
         (["--root", "ROOT", "--base", "ViT-B-16"], 2, "needs weights, found none"),
         (["--dataset", "rstpreid", "--root", "ROOT"], 3, "data_captions.json"),
@@ -137,6 +142,18 @@ def test_errors_are_one_line_and_a_code(
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
     assert list(work.iterdir()) == []
+
+
+def test_a_part_of_a_published_set_is_trained_on_only_if_meant(work: Path) -> None:
+    write_cuhk_pedes(work)
+    small = ["--dataset", "cuhk-pedes", "--root", work, "--recipe", "synthetic", "--dry-run"]
+    result = run("train", *small)
+    assert result.exit_code == 3
+    assert "split 'train' has 2 ids (published: 11003), 4 images" in result.stderr
+    assert "train on what there is with --allow-partial" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    result = run("train", *small, "--allow-partial")
+    assert result.exit_code == 0, result.stderr
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,15 @@ _TITLES = {
     "no_caption": "records without a caption",
     "conflicting_image": "records that contradict another one of the same image",
     "id_in_two_splits": "ids in two splits",
+    "missing_folder": "image folders that are not there",
     "missing_image": "images that are not there",
     "broken_image": "images that cannot be decoded",
+    "truncated_image": "images that end early (training needs --set load_truncated=true)",
     "no_records": "annotation files without a usable record",
     "empty_caption": "empty captions beside others, left out in training",
     "duplicate_record": "records that are there twice",
-    "counts_differ": "splits that are larger or smaller than published",
+    "outdated_splits": "splits of an earlier release",
+    "counts_differ": "splits of another size than published (training needs --allow-partial)",
     "unused_train_ids": "gaps in the numbers of train",
     "unlisted_image": "images that no record names",
 }
@@ -130,7 +133,7 @@ def check(
     """Check a data set before training: records, captions, ids, counts and every image.
 
     Ends with 3 if an error is found. Counts other than the published ones are a warning: a part of
-    a data set may be meant.
+    a data set may be meant; training then wants --allow-partial.
 
     Example: `upperson data check --dataset cuhk-pedes --root data`
     """
@@ -138,12 +141,12 @@ def check(
     from upperson.data.check import check_dataset
 
     with Display() as display:
-        work = "decoding images" if images else "looking for images"
         report = check_dataset(
             dataset,
             root,
             decode=images,
-            progress=lambda done, total: display.update(work, done, total),
+            progress=lambda done, total: display.update("decoding images", done, total),
+            tell=display.say,
         )
     if as_json:
         print_json(report.as_dict())

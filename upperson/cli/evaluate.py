@@ -94,15 +94,17 @@ def evaluate(
                     )
         else:
             from upperson.components import choose_device
+            from upperson.data.images import truncated_images
             from upperson.data.vocabulary import clip_tokenizer
 
-            model = load_run(target).model
-            found["run"] = evaluate_both(
-                model.to(choose_device(device)),
-                clip_tokenizer(model.text.context_length),
-                records,
-                progress=partial(display.update, "encoding"),
-            )
+            config, _, model = load_run(target)
+            with truncated_images(config.load_truncated):
+                found["run"] = evaluate_both(
+                    model.to(choose_device(device)),
+                    clip_tokenizer(model.text.context_length),
+                    records,
+                    progress=partial(display.update, "encoding"),
+                )
     if as_json:
         print_json({name: evaluation.as_dict() for name, evaluation in found.items()})
     else:

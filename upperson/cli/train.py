@@ -39,8 +39,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="cuhk-pedes, icfg-pedes or rstpreid, each also with -vit-l-14; synthetic; or a "
-            ".yaml file.",
+            help="cuhk-pedes, icfg-pedes or rstpreid, each also with -vit-l-14; "
+            "cuhk-pedes-code-2024 or -2025; synthetic; or a .yaml file.",
             show_default="the data set's own, else synthetic",
         ),
     ] = None,
@@ -49,6 +49,12 @@ def train(
     ] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Weights of the base: a file or a tag of open_clip.")
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run over the same base whose trained tensors to start from.", show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="New run folder.", show_default="runs/<dataset>/<time>")
@@ -68,6 +74,12 @@ def train(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode images.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    allow_partial: Annotated[
+        bool,
+        typer.Option(
+            "--allow-partial", help="Train on a published data set that is not all there."
+        ),
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,6 +110,8 @@ def train(
     overrides = {
         "base": base,
         "pretrained": pretrained and _absolute_file(pretrained),
+        "init_from": init_from and str(init_from.absolute()),
+        "allow_partial": allow_partial or None,
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
@@ -290,10 +304,14 @@ def _number(value: float | None) -> str:
 def _dry_run(config: "TrainConfig", device: str, as_json: bool) -> None:
     from upperson.components import build_components, check_precision, choose_device
     from upperson.plan import LEFT_OUT, plan
+    from upperson.run import start_from
 
     check_precision(config.precision, choose_device(device))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    planned = plan(config, build_components(config), processes=processes)
+    components = build_components(config)
+    if config.init_from is not None:
+        start_from(Path(config.init_from), components.model, components.base, config.model)
+    planned = plan(config, components, processes=processes)
     if not _is_main_process():
         return
     if (pairs := planned.splits["train"].captions) < config.batch_size:

@@ -23,11 +23,14 @@ ProblemKind = Literal[
     "no_caption",
     "conflicting_image",
     "id_in_two_splits",
+    "missing_folder",
     "missing_image",
     "broken_image",
+    "truncated_image",
     "no_records",
     "empty_caption",
     "duplicate_record",
+    "outdated_splits",
     "counts_differ",
     "unused_train_ids",
     "unlisted_image",
@@ -95,6 +98,9 @@ class AnnotatedSet:
 
     published: Mapping[Split, Counts] | None = None
     """Sizes of a published set; a split that does not exist is left out."""
+
+    outdated: Mapping[Split, int] | None = None
+    """People in each split of an earlier release that no published number is about."""
 
 
 def parse_each(

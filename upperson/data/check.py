@@ -1,6 +1,5 @@
 """Checking a data set: all that would stop training or make its numbers wrong, in one go."""
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from upperson.data.annotations import SPLITS, Counts, Problem, ProblemKind, Severity, Split
+from upperson.data.images import find_images, truncated_images
+from upperson.data.published import PUBLISHED_SETS, PersonSet
 from upperson.data.records import Record, collect_records, open_dataset
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import iter_image_files, load_image
+from upperson_rt.printable import count_of
 
 EXAMPLES = 5
 """How many problems of a kind are kept in full."""
@@ -87,6 +89,7 @@ def check_dataset(
     *,
     decode: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> CheckReport:
     """Read a data set as training does, but go on after problems, and look at every image.
 
@@ -95,7 +98,8 @@ def check_dataset(
         root: As for `upperson.data.records.read_dataset`.
         decode: Decode every image with the runtime's own loader, so that what is broken here would
             be broken in training. Else only look whether the file is there.
-        progress: Called after every image with the number of images done and of all.
+        progress: Called after every image with the number of images decoded and to decode.
+        tell: Called with a line for each image folder that is missing, before images are decoded.
 
     Raises:
         UsageError: The name is unknown.
@@ -110,12 +114,14 @@ def check_dataset(
         text = f"{annotated.files[0]} holds no usable record"
         problems.append(Problem("no_records", "error", text))
     counts = {split: _count(splits[split]) for split in SPLITS}
+    if annotated.outdated and _people(counts) == annotated.outdated:
+        problems.append(Problem("outdated_splits", "warning", _outdated(counts)))
     if annotated.published:
         problems.extend(_differences(counts, annotated.published))
     if annotated.id_in_two_splits is not None:  # Else ids are numbers of images.
         problems.extend(_unused_ids(splits["train"]))
     images = list(dict.fromkeys(record.image for record in records))
-    problems.extend(_check_images(images, decode, progress))
+    problems.extend(_check_images(images, decode, progress, tell))
     problems.extend(_unlisted_images(annotated.image_folder, images))
     return CheckReport(
         dataset=name,
@@ -126,6 +132,39 @@ def check_dataset(
         published=annotated.published,
         findings=_findings(problems),
     )
+
+
+def require_published_counts(name: str, root: Path, splits: Mapping[Split, list[Record]]) -> None:
+    """Raise InputError where a published set is not as large as it was published.
+
+    Args:
+        name: As for `upperson.data.records.read_dataset`; other formats are left alone.
+        root: For the message.
+        splits: What it returned.
+    """
+    published = PUBLISHED_SETS.get(name.lower())
+    if published is None:
+        return
+    counts = {split: _count(splits[split]) for split in SPLITS}
+    differing = [problem.text for problem in _differences(counts, published.counts)]
+    if not differing:
+        return
+    if isinstance(published, PersonSet) and _people(counts) == published.outdated:
+        differing = [_outdated(counts)]
+    raise InputError(
+        f"{name} in {root} is not the published set: {'; '.join(differing)}: get the whole set, or "
+        "train on what there is with --allow-partial; its numbers then compare with no published "
+        "ones"
+    )
+
+
+def _people(counts: Mapping[Split, Counts]) -> dict[Split, int]:
+    return {split: found.ids for split, found in counts.items()}
+
+
+def _outdated(counts: Mapping[Split, Counts]) -> str:
+    people = ", ".join(f"{found.ids} people in {split}" for split, found in counts.items())
+    return f"{people} are the splits of its first release, which was replaced since"
 
 
 def _count(records: Sequence[Record]) -> Counts:
@@ -159,26 +198,53 @@ def _unused_ids(records: Sequence[Record]) -> Iterator[Problem]:
 
 
 def _check_images(
-    images: Sequence[Path], decode: bool, progress: Callable[[int, int], None] | None
+    images: Sequence[Path],
+    decode: bool,
+    progress: Callable[[int, int], None] | None,
+    tell: Callable[[str], None] | None,
 ) -> Iterator[Problem]:
-    def look_at(image: Path) -> Problem | None:
-        if not os.path.exists(image):
-            return Problem("missing_image", "error", str(image))
-        if decode:
-            try:
-                load_image(image)
-            except InputError as error:
-                return Problem("broken_image", "error", str(error))
-        return None
+    found = find_images(images)
+    folders = [
+        f"{folder}, which {count_of(count, 'image')} should be in"
+        for folder, count in found.folders.items()
+    ]
+    if tell is not None:
+        for text in folders[:EXAMPLES]:
+            tell(f"image folder missing: {text}")
+    yield from (Problem("missing_folder", "error", text) for text in folders)
+    for image in found.files:
+        yield Problem("missing_image", "error", str(image))
+    if not decode:
+        return
+    broken = dict(_broken(found.present, progress))
+    # One after the other, since Pillow's switch is for all threads.
+    with truncated_images(True):
+        for image, text in broken.items():
+            kind: ProblemKind = "broken_image" if _error_of(image) else "truncated_image"
+            yield Problem(kind, "error", text)
 
+
+def _error_of(image: Path) -> str:
+    """Return why an image cannot be decoded; nothing if it can."""
+    try:
+        load_image(image)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _broken(
+    images: Sequence[Path], progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[Path, str]]:
+    """Decode all images; yield those that fail, and why."""
     # Threads: Pillow decodes, and files are read, without the interpreter's lock.
     pool = ThreadPoolExecutor()
     try:
-        for done, problem in enumerate(pool.map(look_at, images), start=1):
+        for done, error in enumerate(pool.map(_error_of, images), start=1):
             if progress is not None:
                 progress(done, len(images))
-            if problem is not None:
-                yield problem
+            if error:
+                yield images[done - 1], error
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest.
 

@@ -8,7 +8,9 @@ Person sets are a JSON list with one object an image, below their folder:
 
     {"split": "train", "id": 1, "file_path": "cam_a/0001.png", "captions": ["...", "..."]}
 
-RSTPReid says ``img_path`` for ``file_path``. Paths are relative to ``imgs/``; other keys are free.
+RSTPReid says ``img_path`` for ``file_path``. Paths are relative to ``imgs/``; an id may be written
+as a text of digits; other keys are free. CUHK-PEDES comes with ``caption_all.json``, which has no
+splits; ``reid_raw.json`` has them.
 
 Scenes with captions, for coarse-grained training, are JSON lists as ALBEF and BLIP distribute them:
 
@@ -33,7 +35,7 @@ splits that these files follow).
 
 import filecmp
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +58,7 @@ from upperson.data.annotations import (
 from upperson_rt.errors import InputError
 
 _DROPPED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
+_DIGITS = re.compile(r"[0-9]{1,19}")
 _IMAGE_ID = re.compile(r"(?:coco_)?([0-9]{1,19})")
 
 
@@ -68,9 +71,14 @@ class PersonSet:
     files: tuple[str, ...]
     """Names that the annotation file goes by."""
 
+    unsplit_file: str | None = None
+    """What the authors hand out: the same records with no ``split``. Of no use by itself."""
+
     image_key: str = "file_path"
     id_in_two_splits: Severity = "error"
     counts: Mapping[Split, Counts]
+    outdated: Mapping[Split, int] | None = None
+    """People in each split of an earlier release."""
 
     def open(self, root: Path) -> AnnotatedSet:
         """Find the set in ``root`` or in the folder of its name there.
@@ -79,9 +87,10 @@ class PersonSet:
         twice is twice in the gallery.
 
         Raises:
-            InputError: There is no annotation file, there are two that differ, or it is no list.
+            InputError: There is no annotation file, only one without splits, or two that differ;
+                or it is no list.
         """
-        folder = _find_folder(root, self.folder, self.files)
+        folder = _find_folder(root, self.folder, self.files, self._explain_unsplit)
         found = [path for file in self.files if (path := folder / file).is_file()]
         for other in found[1:]:
             if not filecmp.cmp(found[0], other, shallow=False):
@@ -96,9 +105,35 @@ class PersonSet:
             several_entries_per_image=False,
             id_in_two_splits=self.id_in_two_splits,
             published=self.counts,
+            outdated=self.outdated,
         )
 
+    def _explain_unsplit(self, folder: Path) -> str | None:
+        """Say what is missing where only the authors' file is in a folder."""
+        if self.unsplit_file is None or not (folder / self.unsplit_file).is_file():
+            return None
+        wanted, path = " or ".join(self.files), folder / self.unsplit_file
+        text = (
+            f"{folder} has {self.unsplit_file} but not {wanted}, which holds the same captions "
+            "with 'split' (train, val or test) in each record, as published numbers use them: ask "
+            f"the authors, or a project that reports on {self.folder}, for it"
+        )
+        try:
+            entries = [entry for _, entry in _entries(path) if isinstance(entry, dict)]
+        except InputError:  # Whatever is wrong with it, the other file is the one to get.
+            return text
+        named = {str(entry.get(self.image_key, "")).partition("/")[0] for entry in entries}
+        images = folder / "imgs"
+        missing = sorted(name for name in named if name and not (images / name).exists())
+        if missing:
+            text += f"; of the images that it names, {images} lacks {cut(', '.join(missing))}"
+        return text
+
     def _parse(self, where: str, entry: object) -> Annotation:
+        if isinstance(entry, dict):
+            text = entry.get("id")
+            if isinstance(text, str) and _DIGITS.fullmatch(text):
+                entry = entry | {"id": int(text)}
         required = {"split": str, "id": int, self.image_key: str, "captions": list}
         fields = object_fields(entry, required)
         return annotation(
@@ -151,6 +186,7 @@ PUBLISHED_SETS: dict[str, PersonSet | SceneSet] = {
     "cuhk-pedes": PersonSet(
         folder="CUHK-PEDES",
         files=("reid_raw.json",),
+        unsplit_file="caption_all.json",
         counts={
             "train": Counts(11003, 34054, 68126),
             "val": Counts(1000, 3078, 6158),
@@ -179,6 +215,7 @@ PUBLISHED_SETS: dict[str, PersonSet | SceneSet] = {
             "val": Counts(200, 1000, 2000),
             "test": Counts(200, 1000, 2000),
         },
+        outdated={"train": 3901, "val": 100, "test": 100},
     ),
     "flickr30k": SceneSet(
         folder="flickr30k",
@@ -229,11 +266,22 @@ def _image_number(image_id: object) -> int:
     return int(match[1])
 
 
-def _find_folder(root: Path, name: str, files: Sequence[str]) -> Path:
-    """Return ``root`` or ``root/name``, the first one that holds one of the annotation files."""
+def _find_folder(
+    root: Path,
+    name: str,
+    files: Sequence[str],
+    explain: Callable[[Path], str | None] = lambda _: None,
+) -> Path:
+    """Return ``root`` or ``root/name``, the first one that holds one of the annotation files.
+
+    Where none does, ``explain`` may know why of a folder.
+    """
     for folder in (root, root / name):
         if any((folder / file).is_file() for file in files):
             return folder
+    for folder in (root, root / name):
+        if text := explain(folder):
+            raise InputError(text)
     others = sorted(path.name for folder in (root, root / name) for path in folder.glob("*.json"))
     found = f"only {cut(', '.join(others))}" if others else "none"
     raise InputError(

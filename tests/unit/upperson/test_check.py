@@ -22,11 +22,18 @@ from tests.helpers.data_sets import (
     write_rstpreid,
 )
 from upperson.data import check as check_module
+from upperson.data import images
 from upperson.data.annotations import Counts
-from upperson.data.check import EXAMPLES, CheckReport, Finding, check_dataset
+from upperson.data.check import (
+    CheckReport,
+    Finding,
+    check_dataset,
+    require_published_counts,
+)
 from upperson.data.published import PUBLISHED_SETS
 from upperson.data.records import DATASETS, read_dataset
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.preprocess import load_image
 
 
 def findings(report: CheckReport) -> dict[str, Finding]:
@@ -123,13 +130,18 @@ def test_missing_and_broken_images(tmp_path: Path) -> None:
     report = check_dataset("rstpreid", folder)
     found = findings(report)
     assert found["missing_image"] == Finding("missing_image", "error", 1, (str(missing),))
-    assert found["broken_image"].count == 3
+    assert found["truncated_image"].count == 1
+    assert str(truncated) in found["truncated_image"].examples[0]
+    assert "truncated" in found["truncated_image"].examples[0]
+    assert found["broken_image"].count == 2
     reasons = found["broken_image"].examples
-    assert str(truncated) in reasons[0]
-    assert "truncated" in reasons[0]
-    assert f"{text}: not an image" in reasons[1]
-    assert f"{directory}: not a regular file" in reasons[2]
-    assert [error.kind for error in report.errors] == ["missing_image", "broken_image"]
+    assert f"{text}: not an image" in reasons[0]
+    assert f"{directory}: not a regular file" in reasons[1]
+    assert [error.kind for error in report.errors] == [
+        "missing_image", "truncated_image", "broken_image"
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="truncated"):  # Pillow's switch is as it was.
+        load_image(truncated)
 
 
 def test_without_decoding_only_missing_images_are_found(tmp_path: Path) -> None:
@@ -145,10 +157,85 @@ def test_no_image_folder_at_all(tmp_path: Path) -> None:
     folder = write_cuhk_pedes(tmp_path)
     (folder / "imgs").rename(folder / "images")
     report = check_dataset("cuhk-pedes", folder)
-    missing = findings(report)["missing_image"]
-    assert missing.count == 7
-    assert len(missing.examples) == EXAMPLES == 5
-    assert "unlisted_image" not in findings(report)
+    assert findings(report)["missing_folder"] == Finding(
+        "missing_folder", "error", 1, (f"{folder / 'imgs'}, which 7 images should be in",)
+    )
+    assert not {"missing_image", "broken_image", "unlisted_image"} & kinds(report).keys()
+
+
+def test_missing_folders_are_told_before_anything_is_decoded(tmp_path: Path) -> None:
+    folder = write_cuhk_pedes(tmp_path)
+    (folder / "imgs/cam_b").rename(folder / "imgs/cam_c")
+    (folder / "imgs/cam_a/0002.png").unlink()
+    told: list[str] = []
+
+    def progress(done: int, total: int) -> None:
+        told.append(f"{done} of {total}")
+
+    report = check_dataset("cuhk-pedes", folder, progress=progress, tell=told.append)
+    missing = f"{folder / 'imgs/cam_b'}, which 3 images should be in"
+    assert told == [f"image folder missing: {missing}", "1 of 3", "2 of 3", "3 of 3"]
+    assert findings(report)["missing_folder"].examples == (missing,)
+    assert findings(report)["missing_image"].examples == (str(folder / "imgs/cam_a/0002.png"),)
+
+
+def test_a_folder_that_cannot_be_listed_is_still_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> list[str]:
+        raise PermissionError(folder)
+
+    folder = write_cuhk_pedes(tmp_path)
+    (folder / "imgs/cam_a/0002.png").unlink()
+    monkeypatch.setattr(images.os, "listdir", refuse)
+    found = images.find_images([folder / "imgs/cam_a/0000.png", folder / "imgs/cam_a/0002.png"])
+    assert found.present == [folder / "imgs/cam_a/0000.png"]
+    assert found.files == [folder / "imgs/cam_a/0002.png"]
+
+
+@pytest.mark.parametrize(
+    ("people", "outdated"), [((3901, 100, 100), True), ((3901, 100, 99), False)]
+)
+def test_the_splits_of_the_first_rstpreid_are_known(
+    tmp_path: Path, people: tuple[int, ...], outdated: bool
+) -> None:
+    folder = write_rstpreid(tmp_path)
+
+    def change(entries: list[Any]) -> None:
+        first = entries[0]
+        entries.clear()
+        for split, count in zip(("train", "val", "test"), people, strict=True):
+            for _ in range(count):
+                pid = len(entries)
+                entries.append(first | {"split": split, "id": pid, "img_path": f"{pid}.jpg"})
+
+    edit_json(folder / "data_captions.json", change)
+    report = check_dataset("rstpreid", folder, decode=False)
+    told = (
+        "3901 people in train, 100 people in val, 100 people in test are the splits of its first "
+        "release, which was replaced since"
+    )
+    assert ("outdated_splits" in kinds(report)) == outdated
+    if outdated:
+        assert findings(report)["outdated_splits"].examples == (told,)
+    with pytest.raises(InputError) as error:
+        require_published_counts("RSTPReid", folder, read_dataset("rstpreid", folder))
+    assert (told in str(error.value)) == outdated
+    assert "published: 3701" in str(error.value) or outdated
+    assert "--allow-partial" in str(error.value)
+
+
+def test_counts_as_published_may_be_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"train": Counts(2, 4, 8), "val": Counts(1, 1, 2), "test": Counts(1, 2, 4)}
+    splits = read_dataset("cuhk-pedes", write_cuhk_pedes(tmp_path))
+    with pytest.raises(InputError, match="split 'train' has 2 ids"):
+        require_published_counts("cuhk-pedes", tmp_path, splits)
+    known = dataclasses.replace(PUBLISHED_SETS["cuhk-pedes"], counts=small)
+    monkeypatch.setitem(PUBLISHED_SETS, "cuhk-pedes", known)
+    require_published_counts("cuhk-pedes", tmp_path, splits)
+    require_published_counts("jsonl", tmp_path, splits)
 
 
 def test_images_that_no_record_names_are_a_note(tmp_path: Path) -> None:

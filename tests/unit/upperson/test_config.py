@@ -1,14 +1,16 @@
 """Recipes, the schedule and the optimiser."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers.toy_clip import toy_model
-from upperson.config import TrainConfig, read_config, read_recipe, recipe_names
+from upperson.config import RECIPES, TrainConfig, read_config, read_recipe, recipe_names
 from upperson.model.base import build_clip
 from upperson.model.encoder import UPPerson
+from upperson.model.parts import UPPersonConfig
 from upperson.step import build_optimizer, schedule, set_learning_rate
 from upperson_rt.errors import InputError, UsageError
 
@@ -129,9 +131,58 @@ def test_named_recipes_have_the_papers_values(
 
 def test_recipes_of_the_package_are_all_readable() -> None:
     names = recipe_names()
-    assert len(names) == 7
+    assert len(names) == 9
     for name in names:
         assert read_recipe(name, {"root": "p"}).root == "p"
+
+
+_BOTH_STATES = {
+    "base": "ViT-B-16-quickgelu", "pretrained": "openai", "height_px": 384, "width_px": 128,
+    "model.adapter_reduction": 8, "model.prefix_blocks": "all", "model.lora_blocks": "all",
+    "model.adapter_blocks": "all", "loss": "sdm", "epochs": 60, "batch_size": 128,
+    "warmup_epochs": 5, "weight_decay": 4e-5, "adam_eps": 1e-3, "augment": True,
+    "precision": "pure fp16", "select_on": "test", "eval_every": 1, "load_truncated": True,
+    "seed": 1,
+}  # fmt: skip
+_STATES = {
+    "2024": {"model.prefix_scale": 10.0, "prefix_lr": 5e-5, "mask_captions": False},
+    "2025": {"model.prefix_scale": 100.0, "prefix_lr": None, "mask_captions": True},
+}
+"""What the official code trains with, in its two states, from its parser and training loop."""
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in recipe_names() if "-pedes" in name or "rst" in name]
+)
+def test_every_deviation_from_the_official_code_is_in_the_header(name: str) -> None:
+    config = read_recipe(name, {"root": "p"})
+    header = [
+        line.removeprefix("# ")
+        for line in (RECIPES / f"{name}.yaml").read_text("utf-8").splitlines()
+        if line.startswith("#")
+    ]
+    named = {
+        word
+        for line in header
+        if line.startswith("- ") and ": " in line
+        for word in line[2:].partition(": ")[0].split(", ")
+    }
+    _, _, year = name.partition("-code-")
+    for state in [year] if year else _STATES:
+        for key, official in (_BOTH_STATES | _STATES[state]).items():
+            *group, field = key.split(".")
+            ours = getattr(config.model if group else config, field)
+            if ours != official and not (field == "base" and "vit-l-14" in name):
+                assert field in named, f"{key} is {ours}, officially {official}"
+    settings = {field.name for field in dataclasses.fields(TrainConfig)}
+    settings |= {field.name for field in dataclasses.fields(UPPersonConfig)}
+    for word in named & settings:  # And nothing is called a deviation that is none.
+        states = [_BOTH_STATES | state for state in _STATES.values()]
+        ours = getattr(config, word, getattr(config.model, word, None))
+        assert any(ours != state.get(word, state.get(f"model.{word}")) for state in states), word
+    if year:
+        assert config.model.lora_rank == 32
+        assert (config.model.prefix_length, config.lr) == (10, 1e-3)
 
 
 def test_settings_replace_any_key() -> None:

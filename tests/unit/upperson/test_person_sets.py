@@ -56,6 +56,47 @@ def test_rstpreid(tmp_path: Path) -> None:
     assert [record.pid for record in splits["train"]] == [0, 0, 1, 1]
 
 
+def test_ids_may_be_texts_of_digits(tmp_path: Path) -> None:
+    folder = write_cuhk_pedes(tmp_path)
+    whole = read_dataset("cuhk-pedes", folder)
+    edit_json(
+        folder / "reid_raw.json",
+        lambda entries: [entry.update(id=f"{entry['id']:04d}") for entry in entries[1:]],
+    )
+    assert read_dataset("cuhk-pedes", folder) == whole
+
+
+def test_the_file_without_splits_is_told_from_the_one_with(tmp_path: Path) -> None:
+    folder = write_cuhk_pedes(tmp_path)
+    (folder / "reid_raw.json").rename(folder / "caption_all.json")
+
+    def change(entries: list[dict[str, Any]]) -> None:
+        for entry in entries:
+            del entry["split"]
+        entries[0]["file_path"] = "Market/0001.jpg"
+        entries[1]["file_path"] = "test_query/0001.jpg"
+
+    edit_json(folder / "caption_all.json", change)
+    expected = (
+        f"{folder} has caption_all.json but not reid_raw.json, which holds the same captions with "
+        "'split' (train, val or test) in each record, as published numbers use them: ask the "
+        "authors, or a project that reports on CUHK-PEDES, for it"
+    )
+    lacking = f"; of the images that it names, {folder / 'imgs'} lacks Market, test_query"
+    for root in (tmp_path, folder):
+        with pytest.raises(InputError) as error:
+            read_dataset("cuhk-pedes", root)
+        assert str(error.value) == expected + lacking
+    for content in ("[{", "{}", "[3]"):
+        (folder / "caption_all.json").write_text(content, "utf-8")
+        with pytest.raises(InputError) as error:
+            read_dataset("cuhk-pedes", folder)
+        assert str(error.value) == expected
+    (folder / "caption_all.json").rename(folder / "reid_raw.json")
+    with pytest.raises(InputError, match=r"record \[0\]: expected a JSON object"):
+        read_dataset("cuhk-pedes", folder)
+
+
 @pytest.mark.parametrize("file", ["ICFG-PEDES.json", "ICFG_PEDES.json"])
 def test_icfg_pedes_under_both_names(tmp_path: Path, file: str) -> None:
     splits = read_dataset("icfg-pedes", write_icfg_pedes(tmp_path, file))
@@ -157,7 +198,11 @@ def put(**values: object) -> Callable[[dict[str, Any]], object]:
         (remove("file_path"), "key 'file_path' is missing"),
         (remove("split"), "key 'split' is missing"),
         (remove("captions"), "key 'captions' is missing"),
-        (put(id="3"), "'id' must be int, found '3'"),
+        (put(id="3a"), "'id' must be int, found '3a'"),
+        (put(id="-3"), "'id' must be int, found '-3'"),
+        (put(id=""), "'id' must be int, found ''"),
+        (put(id="9" * 19), "does not fit 64 bits"),
+        (put(id="9" * 5000), "'id' must be int, found '9999"),
         (put(id=True), "'id' must be int, found True"),
         (put(id=None), "'id' must be int, found None"),
         (put(id=2**63), "pid 9223372036854775808 does not fit 64 bits"),

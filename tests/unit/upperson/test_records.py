@@ -14,6 +14,7 @@ from tests.helpers.data_sets import (
     captions_of,
     edit_json,
     write_cuhk_pedes,
+    write_rstpreid,
 )
 from upperson.data.records import DATASETS, SPLITS, Record, read_dataset
 from upperson_rt.errors import InputError, UsageError
@@ -122,11 +123,11 @@ def test_a_missing_set_names_the_folders_that_were_searched(tmp_path: Path, name
 
 
 def test_another_annotation_file_is_mentioned(tmp_path: Path) -> None:
-    folder = write_cuhk_pedes(tmp_path)
-    (folder / "reid_raw.json").rename(folder / "caption_all.json")
-    expected = f"expected reid_raw.json in {tmp_path} or {folder}, found only caption_all.json"
+    folder = write_rstpreid(tmp_path)
+    (folder / "data_captions.json").rename(folder / "captions.json")
+    expected = f"expected data_captions.json in {tmp_path} or {folder}, found only captions.json"
     with pytest.raises(InputError) as error:
-        read_dataset("cuhk-pedes", tmp_path)
+        read_dataset("rstpreid", tmp_path)
     assert expected in str(error.value)
 
 

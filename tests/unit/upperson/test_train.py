@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.evaluate import evaluate
 from upperson.model.base import SMALL, build_clip, load_base
+from upperson.model.parts import UPPersonConfig
 from upperson.run import load_run
 from upperson.run_writer import draw_curves
 from upperson.train import train
@@ -100,6 +103,118 @@ def test_captions_that_are_cut_are_counted(tmp_path: Path, monkeypatch: pytest.M
     assert recorder.notes == [
         f"1 of {len(lines)} captions are longer than 77 tokens and are cut there"
     ]
+
+
+def test_a_run_starts_from_another(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_file(run / "adapter.safetensors")
+    # Another seed draws other values, and a rate so small leaves them nearly where they are.
+    config = toy_config(tmp_path, monkeypatch, lr=1e-9, seed=2, init_from=str(run), epochs=1)
+    train(config, tmp_path / "more", recorder := Recorder())
+    assert f"starting from the trained tensors of {run}" in recorder.notes
+    after = load_file(tmp_path / "more" / "adapter.safetensors")
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        torch.testing.assert_close(tensor, before[name], atol=1e-6, rtol=0)
+    fresh = build_components(replace(config, init_from=None)).model.trained_state()
+    assert any(float((tensor - before[name]).abs().max()) > 0.01 for name, tensor in fresh.items())
+    card = (tmp_path / "more/README.md").read_text("utf-8")
+    assert "trained tensors started from those of run `run`" in card
+    assert str(run) not in card
+
+
+def test_a_run_that_began_elsewhere_resumes_without_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    class Stops(Recorder):
+        def evaluated(self, *_: object) -> None:
+            raise StoppedError
+
+    config = toy_config(tmp_path, monkeypatch, init_from=str(run))
+    train(config, tmp_path / "whole", whole := Recorder())
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "more", Stops())
+    moved = run.rename(tmp_path / "moved")
+    train(config, tmp_path / "more", rest := Recorder(), resume=True)
+    assert rest.losses == whole.losses[-len(rest.losses) :]
+    for path in (tmp_path / "more/last").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="expected a run folder"):
+        train(config, tmp_path / "more", Recorder(), resume=True)
+    train(
+        replace(config, init_from=str(moved)), tmp_path / "more", again := Recorder(), resume=True
+    )
+    assert again.losses == whole.losses
+
+
+def test_a_run_of_another_kind_is_no_start(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {name: tensor + 0.01 for name, tensor in toy_clip().state_dict().items()}
+    save_file(other, tmp_path / "other.safetensors")
+    monkeypatch.chdir(tmp_path)
+    wider = UPPersonConfig(prefix_length=2, lora_rank=8, adapter_reduction=4)
+    fewer = UPPersonConfig(prefix_length=2, lora_rank=4, adapter_reduction=0)
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"model": wider}, r"same trained parts: .*run has model\.lora_rank 4 \(here 8\): pass"),
+        ({"model": fewer}, r"has model\.adapter_reduction 4 \(here 0\): pass"),
+        ({"pretrained": "other.safetensors"}, r"the same base: .*run was trained on 'toy' with"),
+        ({"init_from": "nowhere"}, r"expected a run folder with config\.yaml and adapter"),
+    ]
+    for change, message in changes:
+        config = toy_config(tmp_path, monkeypatch, **({"init_from": str(run)} | change))
+        with pytest.raises(InputError, match=message) as error:
+            train(config, tmp_path / "more", Recorder())
+        assert "\n" not in str(error.value)
+    (run / "adapter.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError, match="cannot be read"):
+        train(toy_config(tmp_path, monkeypatch, init_from=str(run)), tmp_path / "more", Recorder())
+    assert not (tmp_path / "more").exists()
+
+
+def test_places_may_be_named_otherwise_in_the_run_that_one_starts_from(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = UPPersonConfig(prefix_length=2, lora_rank=4, adapter_reduction=4, lora_blocks="1-2")
+    config = toy_config(tmp_path, monkeypatch, model=parts, init_from=str(run), epochs=1)
+    train(config, tmp_path / "more", recorder := Recorder())
+    assert recorder.losses
+
+
+def test_what_is_missing_ends_a_run_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, monkeypatch)
+    test = read_dataset("jsonl", Path(config.root))["test"][0].image
+    test.unlink()
+    with pytest.raises(InputError, match=f"images are missing: a file {re.escape(str(test))}: put"):
+        train(config, tmp_path / "run", Recorder())
+    folder = test.parent.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=rf"missing: {re.escape(str(test.parent))} \(10 images\)"):
+        train(config, tmp_path / "run", Recorder())
+    assert not (tmp_path / "run").exists()
+    folder.rename(test.parent)
+
+
+def test_pictures_that_end_early_are_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, monkeypatch, epochs=1)
+    for split in ("train", "test"):
+        image = read_dataset("jsonl", Path(config.root))[split][0].image
+        image.write_bytes(image.read_bytes()[:-200])
+    with pytest.raises(InputError, match="truncated"):
+        train(config, tmp_path / "strict", Recorder())
+    for workers in (0, 1):
+        lenient = replace(config, load_truncated=True, workers=workers)
+        train(lenient, tmp_path / f"run_{workers}", recorder := Recorder())
+        assert recorder.metrics[-1][1] == "test"
+    with pytest.raises(InputError, match="truncated"):
+        train(config, tmp_path / "strict", Recorder(), resume=True)
 
 
 def test_a_run_is_not_overwritten(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
