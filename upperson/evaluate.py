@@ -75,19 +75,17 @@ def embed_records(
     was_training = model.training
     model.eval()
     try:
-        ids = tokenize(tokenizer, [text for record in records for text in record.captions])
-        total = len(ids) + len(records)
-        text_QE = np.empty((len(ids), model.embed_dim), dtype=np.float32)
+        texts = [text for record in records for text in record.captions]
+        total = len(texts) + len(records)
+        text_QE = _embed_texts(
+            model,
+            tokenizer,
+            texts,
+            batch_size,
+            None if progress is None else lambda done, _: progress(done, total),
+        )
         image_GE = np.empty((len(records), model.embed_dim), dtype=np.float32)
         device = next(model.parameters()).device
-        # Captions of like length share a batch, so short ones are not padded to the longest of all.
-        order = np.argsort([len(row) for row in ids], kind="stable")
-        for start in range(0, len(ids), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = pad_ids([ids[index] for index in chosen]).to(device)
-            text_QE[chosen] = model.encode_text(batch).cpu().numpy()
-            if progress is not None:
-                progress(start + len(chosen), total)
         dtype = model.image.conv1.weight.dtype
         start = 0
         for loaded in _load_images(model, records, batch_size, workers, device):
@@ -95,10 +93,44 @@ def embed_records(
             image_GE[start : start + len(embeds)] = embeds.cpu().numpy()
             start += len(embeds)
             if progress is not None:
-                progress(len(ids) + start, total)
+                progress(len(texts) + start, total)
     finally:
         model.train(was_training)
     return text_QE, image_GE
+
+
+@torch.inference_mode()
+def embed_texts(
+    model: UPPerson, tokenizer: Tokenizer, texts: Sequence[str], *, batch_size: int = 64
+) -> npt.NDArray[np.float32]:
+    """Encode sentences, where the model is and in its own dtype: unit-norm float32 [Q, E]."""
+    was_training = model.training
+    model.eval()
+    try:
+        return _embed_texts(model, tokenizer, texts, batch_size)
+    finally:
+        model.train(was_training)
+
+
+def _embed_texts(
+    model: UPPerson,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    batch_size: int,
+    progress: Progress | None = None,
+) -> npt.NDArray[np.float32]:
+    ids = tokenize(tokenizer, texts)
+    text_QE = np.empty((len(ids), model.embed_dim), dtype=np.float32)
+    device = next(model.parameters()).device
+    # Sentences of like length share a batch, so short ones are not padded to the longest of all.
+    order = np.argsort([len(row) for row in ids], kind="stable")
+    for start in range(0, len(ids), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = pad_ids([ids[index] for index in chosen]).to(device)
+        text_QE[chosen] = model.encode_text(batch).cpu().numpy()
+        if progress is not None:
+            progress(start + len(chosen), len(ids))
+    return text_QE
 
 
 def pids_of(

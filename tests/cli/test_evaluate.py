@@ -92,3 +92,55 @@ def test_reading_a_run_loads_nothing_that_only_writes_one(demo_folder):
     done = run_code(code, demo_folder / "run", without=writers)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["128"]
+
+
+@pytest.mark.parametrize("target", ["run", "bundle"])
+def test_words_are_measured_where_the_truth_is_known(demo_folder, people, target):
+    result = run(demo_folder / target, "--root", people, "--attributes", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    variants = list(Bundle.open(demo_folder / "bundle").manifest.variants)
+    assert list(found) == (["run"] if target == "run" else variants)
+    records = read_dataset("jsonl", people)["test"]
+    women = np.mean([record.attributes["gender"] == "woman" for record in records])
+    for report in found.values():
+        asked = report["short"]["person"]
+        assert 0 < asked["present"] < asked["asked"]
+        assert list(asked["parts"]) == ["gender", "colour", "garment", "all"]
+        assert 0 < asked["parts"]["gender"]["chance"] < 100 * max(women, 1 - women)
+        assert list(report["with_thing"]) == ["bag", "headwear", "accessory"]
+    plain = json.loads(run(demo_folder / target, "--root", people, "--json").stdout)
+    for name, report in found.items():
+        assert report["r1"] == pytest.approx(plain[name]["text_to_image"]["R@1"])
+
+
+def test_the_table_of_words_shows_what_was_measured(demo_folder, people):
+    command = (demo_folder / "run", "--root", people, "--attributes")
+    result = run(*command)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(run(*command, "--json").stdout)["run"]
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    rows = {tuple(line.rsplit(maxsplit=4)) for line in lines}
+    for shares in (report["short"]["person"]["parts"], report["short"]["clothes"]["parts"]):
+        for name, share in shares.items():
+            names = ("top1", "at10", "at10_most", "chance")
+            assert (name, *(f"{share[key]:.1f}" for key in names)) in rows
+    assert f"R@1 of the captions {report['r1']:.2f}" in lines
+    for name, share in report["captions"].items():
+        shown = [f"{share[key]:.1f}" for key in ("top1", "chance", "r1_lost")]
+        assert [name, *shown] in [line.split() for line in lines]
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_words_cannot_be_measured_without_the_truth(demo_folder, people, tmp_path):
+    root = shutil.copytree(people, tmp_path / "people")
+    annotations = root / "annotations.jsonl"
+    lines = [json.loads(line) for line in annotations.read_text("utf-8").splitlines()]
+    for line in lines:
+        del line["attributes"]
+    annotations.write_text("\n".join(map(json.dumps, lines)))
+    for target in ("run", "bundle"):
+        result = run(demo_folder / target, "--root", root, "--attributes")
+        assert result.exit_code == 3
+        (line,) = result.stderr.splitlines()
+        assert "has no attributes: put  attributes  into each line" in line

@@ -355,6 +355,25 @@ def test_the_demo_runs_again_over_an_earlier_one(demo_folder, work, monkeypatch)
     assert {path.name for path in folder.iterdir()} == {*PARTS, "notes.txt"}
 
 
+def test_the_demo_renders_the_people_of_an_older_version_anew(demo_folder, work, monkeypatch):
+    import upperson.train
+
+    folder = shutil.copytree(demo_folder, work / "demo")
+    (people,) = (folder / "people").iterdir()
+    document = json.loads((people / "dataset.json").read_text("utf-8"))
+    (people / "dataset.json").write_text(json.dumps(document | {"format": 1}))
+    (people / "annotations.jsonl").write_text("")
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(upperson.train, "train", stop)
+    assert run("demo", "--quick").exit_code == 130
+    (fresh,) = (demo_folder / "people").iterdir()
+    for name in ("dataset.json", "annotations.jsonl"):
+        assert (people / name).read_bytes() == (fresh / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [

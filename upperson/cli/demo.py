@@ -194,7 +194,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
 
 
 def _render_people(folder: Path, size: DemoSize, display: "Display") -> Path:
-    """Render the data set, or find it there from an earlier demo of the same size."""
+    """Render the data set, or find it there from a demo of the same size and version."""
     from upperson.data.synthetic import SyntheticSpec, write_dataset
 
     spec: SyntheticSpec = SyntheticSpec(
@@ -206,7 +206,10 @@ def _render_people(folder: Path, size: DemoSize, display: "Display") -> Path:
     )
     root = folder / f"{spec.look}-{size.train_ids}-{size.val_ids}-{size.test_ids}x{size.views}"
     return write_dataset(
-        root, spec, lambda done, total: display.update("rendering people", done, total)
+        root,
+        spec,
+        lambda done, total: display.update("rendering people", done, total),
+        replace_older=True,
     )
 
 

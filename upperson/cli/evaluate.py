@@ -1,5 +1,6 @@
 """``upperson evaluate``."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,10 @@ from upperson_rt.cli.output import (
 from upperson_rt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from upperson.attributes import AttributeReport, EmbedTexts, Share
+    from upperson.cli.progress import Display
+    from upperson.data.records import Record
+    from upperson.demo_page import Embeddings
     from upperson.evaluate import Evaluation
     from upperson_rt.bundle import Bundle
 
@@ -44,6 +49,14 @@ def evaluate(
     device: Annotated[
         str, typer.Option(help="auto, cpu or cuda; a bundle's backend chooses for itself.")
     ] = "auto",
+    attributes: Annotated[
+        bool,
+        typer.Option(
+            "--attributes",
+            help="Which words are understood, where annotations carry attributes: short questions, "
+            "bags and hats, negations, swapped colours.",
+        ),
+    ] = False,
     trust: TrustOption = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -51,66 +64,95 @@ def evaluate(
     """Measure retrieval of a run, or of every variant of a bundle, in both directions.
 
     From text to image every caption queries all images; from image to text every image queries all
-    captions. Right is whatever shows or describes the same person.
+    captions. Right is whatever shows or describes the same person. With --attributes, right is
+    whoever is as the sentence says, whether it was written for them or not.
 
     Example: `upperson evaluate bundle --root people --split test`
     """
     require_extra("train", "evaluation")
+    from upperson.attributes import attribute_columns, measure_attributes
     from upperson.cli.progress import Display
     from upperson.config import settings_from
     from upperson.data.records import SPLITS
-    from upperson.evaluate import both_directions, evaluate_both, read_split
-    from upperson.run import CONFIG, load_run
-    from upperson_export.variants import is_half
-    from upperson_rt.bundle import MANIFEST_FILE, Bundle, read_manifest
+    from upperson.evaluate import both_directions, read_split
+    from upperson.run import CONFIG
+    from upperson_rt.bundle import MANIFEST_FILE
 
     if split not in SPLITS:
         raise UsageError(f"--split must be one of {', '.join(SPLITS)}, found '{split}'")
     is_bundle = (target / MANIFEST_FILE).is_file()
-    variants = read_manifest(target, trust).variants if is_bundle else {}
     from_run = dataset is None and (target / CONFIG).is_file()
     dataset, root = _data_of(target, dataset, root)
     if not is_bundle:
         require_no_trust(trust, target)
     with settings_from(target / CONFIG) if from_run else nullcontext():
         records = read_split(dataset, root, split)
+    if attributes:
+        attribute_columns(records)  # Refuses what has none before anything is embedded.
     found: dict[str, Evaluation] = {}
+    reports: dict[str, AttributeReport] = {}
     with Display() as display:
         if is_bundle:
-            images = [record.image for record in records]
-            captions = [caption for record in records for caption in record.captions]
-            for variant, entry in variants.items():
-                bundle = Bundle.open(target, variant, trust=trust)
-                encoder = bundle.encoder()
-                for line in _backend_lines(bundle):
-                    display.say(f"{variant}{line}")
-                image_GE = encoder.encode_images(images, progress=partial(display.update, variant))
-                found[variant] = both_directions(encoder.encode_texts(captions), image_GE, records)
-                if is_half(entry.precision) and bundle.backend("image").device == "cpu":
-                    display.say(
-                        f"{variant}: floats computed in {_float_types(bundle)} here: no "
-                        "backend has float16 kernels for CPUs; the report of the export has it "
-                        "with float16's range and rounding"
-                    )
+            towers = _bundle_towers(target, trust, records, display)
         else:
-            from upperson.components import choose_device
-            from upperson.data.images import truncated_images
-            from upperson.data.vocabulary import clip_tokenizer
-
-            config, _, model = load_run(target)
-            with truncated_images(config.load_truncated):
-                found["run"] = evaluate_both(
-                    model.to(choose_device(device)),
-                    clip_tokenizer(model.text.context_length),
-                    records,
-                    progress=partial(display.update, "encoding"),
-                )
+            towers = _run_towers(target, device, records, display)
+        for name, (text_QE, image_GE), embed_texts in towers:
+            if attributes:
+                reports[name] = measure_attributes(records, text_QE, image_GE, embed_texts)
+            else:
+                found[name] = both_directions(text_QE, image_GE, records)
     if as_json:
-        print_json({name: evaluation.as_dict() for name, evaluation in found.items()})
-    else:
-        asked = sum(len(record.captions) for record in records)
-        print_line(f"{dataset} in {root.name}, {split}: {asked} captions, {len(records)} images")
+        print_json({name: result.as_dict() for name, result in (found | reports).items()})
+        return
+    asked = sum(len(record.captions) for record in records)
+    print_line(f"{dataset} in {root.name}, {split}: {asked} captions, {len(records)} images")
+    if found:
         print_table(_table(found))
+    for name, report in reports.items():
+        _print_attributes(name, report)
+
+
+def _bundle_towers(
+    target: Path, trust: Path | None, records: "Sequence[Record]", display: "Display"
+) -> "Iterator[tuple[str, Embeddings, EmbedTexts]]":
+    """Embed a split with every variant of a bundle, one after the other."""
+    from upperson_export.variants import is_half
+    from upperson_rt.bundle import Bundle, read_manifest
+
+    images = [record.image for record in records]
+    captions = [caption for record in records for caption in record.captions]
+    for variant, entry in read_manifest(target, trust).variants.items():
+        bundle = Bundle.open(target, variant, trust=trust)
+        encoder = bundle.encoder()
+        for line in _backend_lines(bundle):
+            display.say(f"{variant}{line}")
+        image_GE = encoder.encode_images(images, progress=partial(display.update, variant))
+        yield variant, (encoder.encode_texts(captions), image_GE), encoder.encode_texts
+        if is_half(entry.precision) and bundle.backend("image").device == "cpu":
+            display.say(
+                f"{variant}: floats computed in {_float_types(bundle)} here: no backend has "
+                "float16 kernels for CPUs; the report of the export has it with float16's range "
+                "and rounding"
+            )
+
+
+def _run_towers(
+    target: Path, device: str, records: "Sequence[Record]", display: "Display"
+) -> "Iterator[tuple[str, Embeddings, EmbedTexts]]":
+    """Embed a split with a run."""
+    from upperson.components import choose_device
+    from upperson.data.images import truncated_images
+    from upperson.data.vocabulary import clip_tokenizer
+    from upperson.evaluate import embed_records, embed_texts
+    from upperson.run import load_run
+
+    config, _, model = load_run(target)
+    model = model.to(choose_device(device))
+    tokenizer = clip_tokenizer(model.text.context_length)
+    progress = partial(display.update, "encoding")
+    with truncated_images(config.load_truncated):
+        embeds = embed_records(model, tokenizer, records, progress=progress)
+    yield "run", embeds, partial(embed_texts, model, tokenizer)
 
 
 def _backend_lines(bundle: "Bundle") -> list[str]:
@@ -163,3 +205,49 @@ def _table(found: "dict[str, Evaluation]") -> PlainTable:
                 *(f"{value:.2f}" for value in metrics.values()),
             )
     return table
+
+
+def _print_attributes(name: str, report: "AttributeReport") -> None:
+    """Print which words one model understands, in percent."""
+    numbers = ("first", "of ten", "at most", "chance")
+    table = new_table(name, *numbers, right=numbers)
+    for short in report.short.values():
+        table.add_row(f'"{short.example}" ({short.present} of {short.asked} fit somebody)')
+        _add_shares(table, short.parts)
+    for title, things in (
+        ('"a person with a ...": has it', report.with_thing),
+        ('"a person without a ...": has it all the same', report.without_thing),
+        ('"a person in a ... without a ...": has it all the same', report.clothed_without),
+    ):
+        if things:
+            table.add_row(title)
+        for attribute, shares in things.items():
+            _add_shares(table, {f"{attribute}: {value}": share for value, share in shares.items()})
+    print_line("")
+    print_table(table)
+    ranked = ("mAP", "chance", "AUROC")
+    table = new_table("short questions", *ranked, right=ranked)
+    for short in report.short.values():
+        known = "" if short.presence_auroc is None else f"{short.presence_auroc:.1f}"
+        table.add_row(f'  "{short.example}"', f"{short.map:.1f}", f"{short.map_chance:.1f}", known)
+    print_line("")
+    print_table(table)
+    shared = ("first", "chance", "R@1 lost")
+    table = new_table("captions", *shared, right=shared)
+    for attribute, share in report.captions.items():
+        values = (share.top1, share.chance, share.r1_lost)
+        table.add_row(f"  {attribute}", *(f"{value:.1f}" for value in values))
+    print_line("")
+    print_table(table)
+    print_line("", f"R@1 of the captions {report.r1:.2f}")
+    if report.swapped is not None:
+        print_line(
+            f"true colours above exchanged ones {report.swapped.right:.1f} (chance 50.0), "
+            f"{report.swapped.pictures} pictures"
+        )
+
+
+def _add_shares(table: PlainTable, shares: "Mapping[str, Share]") -> None:
+    for name, share in shares.items():
+        values = (share.top1, share.at10, share.at10_most, share.chance)
+        table.add_row(f"  {name}", *(f"{value:.1f}" for value in values))

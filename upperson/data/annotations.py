@@ -4,11 +4,13 @@ A format is read as a stream of `Annotation` and `Problem`, so that one and the 
 strict reader, which refuses the first error, and the check, which lists them all.
 """
 
+import difflib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from upperson_rt.errors import InputError
 
@@ -36,9 +38,37 @@ ProblemKind = Literal[
     "unlisted_image",
 ]
 
+Attributes: TypeAlias = Mapping[str, str | bool | int | float | None]
+"""What is true of the person in a picture, such as ``{"upper": "coat", "upper_colour": "red"}``."""
+
+ATTRIBUTE_KINDS: Mapping[str, type] = {
+    "gender": str,
+    "hair_colour": str,
+    "hair_style": str,
+    "headwear": str,
+    "headwear_colour": str,
+    "glasses": bool,
+    "upper": str,
+    "upper_colour": str,
+    "pattern": str,
+    "sleeves": str,
+    "lower": str,
+    "lower_colour": str,
+    "shoes": str,
+    "shoe_colour": str,
+    "bag": str,
+    "bag_colour": str,
+    "accessory": str,
+    "accessory_colour": str,
+    "skin": int,
+}
+"""Attributes that mean something here, as in synthetic people; any of them may also be null."""
+
 Item = TypeVar("Item")
 
 _SHOWN_CHARACTERS = 60
+_NEARLY = 0.9
+"""Likeness from which on an unknown attribute is a known one misspelt, such as upper_color."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +89,9 @@ class Annotation:
 
     split: Split
     camera: str | None = None
+
+    attributes: Attributes | None = None
+    """None where the entry has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +188,13 @@ def annotation(
     captions: Sequence[object],
     split: str,
     camera: str | None = None,
+    attributes: Mapping[str, object] | None = None,
 ) -> Annotation:
     """Build an annotation from fields of the right type.
 
     Raises:
         InputError: The split is unknown, the image path leaves the folder, the identity is out of
-            range, or a caption is no text.
+            range, a caption is no text, or an attribute cannot be one.
     """
     if split not in SPLITS:
         raise InputError(f"split must be one of {', '.join(SPLITS)}, found {cut(repr(split))}")
@@ -180,7 +214,33 @@ def annotation(
         if not _is_unicode(caption):
             raise InputError(f"the caption {cut(repr(caption))} has half a surrogate pair in it")
         texts.append(caption)
-    return Annotation(where, str(path), pid, tuple(texts), split, camera)
+    truth = None if attributes is None else _attributes(attributes)
+    return Annotation(where, str(path), pid, tuple(texts), split, camera, truth)
+
+
+def _attributes(found: Mapping[str, object]) -> Attributes:
+    """Check names and values. Names that mean nothing here are kept, unless they nearly do."""
+    checked: dict[str, str | bool | int | float | None] = {}
+    for name, value in found.items():
+        kind = ATTRIBUTE_KINDS.get(name)
+        if kind is None and (near := difflib.get_close_matches(name, ATTRIBUTE_KINDS, 1, _NEARLY)):
+            raise InputError(f"attribute {cut(repr(name))} is unknown: did you mean '{near[0]}'?")
+        if not (value is None or type(value) is kind or (kind is None and _is_scalar(value))):
+            expected = "a string, a number or a boolean" if kind is None else kind.__name__
+            raise InputError(
+                f"attribute {cut(repr(name))} must be {expected}, or null for no such thing, "
+                f"found {cut(repr(value))}"
+            )
+        if isinstance(value, str) and not (value.strip() and _is_unicode(value)):
+            raise InputError(f"attribute {cut(repr(name))} is no text: {cut(repr(value))}")
+        checked[name] = value  # type: ignore[assignment]
+    return checked
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | bool | int) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
 
 
 def cut(text: str) -> str:

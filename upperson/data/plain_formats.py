@@ -2,21 +2,23 @@
 
 ``annotations.jsonl`` in the data set's folder:
 
-    {"image": "images/0001.jpg", "pid": 1, "caption": "...", "split": "train", "camera": "c1"}
+    {"image": "images/0001.jpg", "pid": 1, "caption": "...", "split": "train", "camera": "c1",
+     "attributes": {"gender": "woman", "upper": "coat", "upper_colour": "red"}}
 
 ``annotations.csv``, columns in any order:
 
     image,pid,caption,split,camera
     images/0001.jpg,1,"A woman, in a red coat.",train,c1
 
-``image`` is relative to the folder; ``split`` (train, val or test; default train) and ``camera``
-may be left out, in CSV also by an empty cell. An image with several captions has several lines.
+``image`` is relative to the folder; ``split`` (train, val or test; default train), ``camera`` and
+``attributes`` may be left out, in CSV also by an empty cell; CSV has no attributes. An image with
+several captions has several lines.
 """
 
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -74,11 +76,11 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _parse(where: str, line: bytes) -> Annotation:
-    return _annotation(where, decode_json(line))
+    return _annotation(where, decode_json(line), _OPTIONAL | {"attributes": dict})
 
 
-def _annotation(where: str, entry: object) -> Annotation:
-    fields = object_fields(entry, _REQUIRED, _OPTIONAL)
+def _annotation(where: str, entry: object, optional: Mapping[str, type] = _OPTIONAL) -> Annotation:
+    fields = object_fields(entry, _REQUIRED, optional)
     return annotation(
         where,
         image=fields["image"],
@@ -86,6 +88,7 @@ def _annotation(where: str, entry: object) -> Annotation:
         captions=[fields["caption"]],
         split=fields.get("split", "train"),
         camera=fields.get("camera"),
+        attributes=fields.get("attributes") if "attributes" in optional else None,
     )
 
 

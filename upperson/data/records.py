@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from upperson.data.annotations import SPLITS, AnnotatedSet, Annotation, Problem, Split
+from upperson.data.annotations import (
+    SPLITS,
+    AnnotatedSet,
+    Annotation,
+    Attributes,
+    Problem,
+    Split,
+)
 from upperson.data.plain_formats import PLAIN_FORMATS, open_plain_format
 from upperson.data.published import PUBLISHED_SETS
 from upperson_rt.errors import InputError, UsageError
@@ -44,6 +51,9 @@ class Record:
 
     camera: str | None = None
 
+    attributes: Attributes | None = None
+    """What is true of the person in this picture; None where the data set does not say."""
+
 
 def read_dataset(name: str, root: Path) -> dict[Split, list[Record]]:
     """Read a data set; images are not opened.
@@ -58,9 +68,9 @@ def read_dataset(name: str, root: Path) -> dict[Split, list[Record]]:
     Raises:
         UsageError: The name is unknown.
         InputError: The data set is not there or an entry cannot be used; the first one is named.
-            Entries with one image must agree in split, identity and camera. An identity must not be
-            in two splits, except where numbers mean people only within a split (ICFG-PEDES) or
-            mean images (Flickr30K, MSCOCO).
+            Entries with one image must agree in split, identity, camera and attributes. An identity
+            must not be in two splits, except where numbers mean people only within a split
+            (ICFG-PEDES) or mean images (Flickr30K, MSCOCO).
     """
     annotated = open_dataset(name, root)
     left_out: list[Problem] = []
@@ -115,7 +125,9 @@ def collect_records(
     splits: dict[Split, list[Record]] = {split: [] for split in SPLITS}
     for entry, texts in records.values():
         image = annotated.image_folder / entry.image
-        splits[entry.split].append(Record(image, entry.pid, tuple(texts), entry.camera))
+        splits[entry.split].append(
+            Record(image, entry.pid, tuple(texts), entry.camera, entry.attributes)
+        )
     return splits
 
 
@@ -148,6 +160,14 @@ class _EarlierEntries:
                 "error",
                 f"{where}: image '{image}' had (split, pid, camera) {_facts(first)} before and has "
                 f"{_facts(entry)} here: one image is one person in one split",
+            )
+            return
+        if first.attributes != entry.attributes:
+            yield Problem(
+                "conflicting_image",
+                "error",
+                f"{where}: image '{image}' had other attributes in {first.where}: all lines of one "
+                "image have the same",
             )
             return
         yield from self._compare_identity(entry)

@@ -47,6 +47,16 @@ def test_captions_of_an_image_are_one_record(tmp_path: Path) -> None:
     assert splits["val"] == []
 
 
+def test_attributes_are_kept_known_to_the_program_or_not(tmp_path: Path) -> None:
+    truth = {"upper": "coat", "bag_colour": None, "glasses": False, "skin": 2, "hat_colour": "red"}
+    truth |= {"age": 30.5, "Größe": "groß", "staff": True, "floor": 3, "note": None}
+    root = write(
+        tmp_path, LINE | {"attributes": truth}, LINE | {"attributes": truth, "caption": "b"}
+    )
+    (record,) = read_dataset("jsonl", root)["test"]
+    assert (record.attributes, record.captions) == (truth, ("a man", "b"))
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -67,6 +77,16 @@ def test_captions_of_an_image_are_one_record(tmp_path: Path) -> None:
         ([LINE | {"image": ""}], "the image path is empty"),
         ([LINE, LINE | {"pid": 2}], "one image is one person"),
         ([LINE, LINE | {"split": "train"}], "one image is one person in one split"),
+        ([LINE, LINE | {"attributes": {}}], r"had other attributes in .*line 1: all lines"),
+        ([LINE | {"attributes": "coat"}], "'attributes' must be dict, found 'coat'"),
+        ([LINE | {"attributes": {"upper": 1}}], "'upper' must be str, or null for no such thing"),
+        ([LINE | {"attributes": {"upper": " "}}], "attribute 'upper' is no text: ' '"),
+        ([LINE | {"attributes": {"upper": "\ud800"}}], "attribute 'upper' is no text"),
+        ([LINE | {"attributes": {"glasses": 1}}], "'glasses' must be bool, .* found 1"),
+        ([LINE | {"attributes": {"skin": True}}], "'skin' must be int, .* found True"),
+        ([LINE | {"attributes": {"mood": ["sad"]}}], "'mood' must be a string, a number or a bool"),
+        ([LINE | {"attributes": {"age": float("nan")}}], "'age' must be .* found nan"),
+        ([LINE | {"attributes": {"upper_color": "red"}}], "did you mean 'upper_colour'"),
         ([LINE, LINE | {"image": "b.jpg", "split": "train"}], "in split 'test' and in 'train'"),
     ],
 )

@@ -4,16 +4,18 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from upperson.data.records import SPLITS
+from upperson.data.annotations import ATTRIBUTE_KINDS
+from upperson.data.records import SPLITS, read_dataset
 from upperson.data.synthetic import (
     LOOKS,
     SyntheticSpec,
@@ -377,7 +379,7 @@ def test_the_format_stands_for_these_people_and_captions(look: Look) -> None:
     crowd = [person for split in SPLITS for person in generate_people(spec, split)]
     texts = [f"{dataclasses.astuple(person)} {text}" for person, text in captions(look, 400, crowd)]
     found = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-    assert (FORMAT, found) == (1, CAPTIONS[look.name])
+    assert (FORMAT, found) == (2, CAPTIONS[look.name])
 
 
 @BOTH_LOOKS
@@ -403,7 +405,8 @@ def test_written_data_sets_are_equal_byte_for_byte(tmp_path: Path, written: Path
 def test_annotations_describe_the_files(written: Path) -> None:
     lines = lines_of(written)
     assert len(lines) == 6 * 2 * 2
-    assert all(set(line) == {"image", "pid", "caption", "split", "camera"} for line in lines)
+    keys = {"image", "pid", "caption", "split", "camera", "attributes"}
+    assert all(set(line) == keys for line in lines)
     pids = {split: {line["pid"] for line in lines if line["split"] == split} for split in SPLITS}
     assert pids == {"test": {0, 1}, "val": {2}, "train": {3, 4, 5}}
     assert lines[0]["image"] == "images/train/00003_0.jpg"
@@ -416,6 +419,32 @@ def test_annotations_describe_the_files(written: Path) -> None:
     assert images == {line["image"] for line in lines}
     views = {(line["pid"], line["camera"]) for line in lines}
     assert len(views) == 12, "the views of a person come from different cameras"
+
+
+def test_annotations_carry_the_truth(written: Path) -> None:
+    lines = lines_of(written)
+    for split in SPLITS:
+        people = generate_people(SPEC, split)
+        for line in lines:
+            if line["split"] == split:
+                person = people[line["pid"] - SPEC.first_pid(split)]
+                assert line["attributes"] == dataclasses.asdict(person)
+        records = read_dataset("jsonl", written)[split]
+        truth = [dataclasses.asdict(person) for person in people]
+        assert [record.attributes for record in records] == [
+            person for person in truth for _ in range(SPEC.views)
+        ]
+
+
+def test_the_attributes_that_are_known_are_a_persons() -> None:
+    kinds = get_type_hints(Person)
+    assert list(ATTRIBUTE_KINDS) == list(kinds)
+    for name, kind in kinds.items():
+        values = [
+            value for part in (get_args(kind) or (kind,)) for value in get_args(part) or [part]
+        ]
+        found = {type(value) if isinstance(value, str) else value for value in values}
+        assert found - {type(None)} == {ATTRIBUTE_KINDS[name]}
 
 
 def test_samples_in_memory_equal_those_on_disk(written: Path) -> None:
@@ -479,6 +508,42 @@ def test_an_equal_data_set_is_reused(written: Path) -> None:
 
     assert write_dataset(written, SPEC, never) == written
     assert {path: path.stat().st_mtime_ns for path in written.rglob("*")} == before
+
+
+@pytest.fixture
+def older(tmp_path: Path, written: Path) -> Path:
+    """The data set of `SPEC` as a version before attributes would have left it."""
+    root = shutil.copytree(written, tmp_path / "older")
+    lines = [{k: v for k, v in line.items() if k != "attributes"} for line in lines_of(root)]
+    (root / "annotations.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    document = json.loads((root / "dataset.json").read_text()) | {"format": 1}
+    (root / "dataset.json").write_text(json.dumps(document))
+    return root
+
+
+def test_an_older_set_is_rendered_anew_only_if_that_is_asked_for(
+    older: Path, written: Path
+) -> None:
+    before = files(older)
+    with pytest.raises(InputError, match=rf"format 1, this version makes {FORMAT}\): delete it"):
+        write_dataset(older, SPEC)
+    assert files(older) == before
+    assert files(write_dataset(older, SPEC, replace_older=True)) == files(written)
+
+
+def test_nothing_of_the_users_goes_with_an_older_set(older: Path) -> None:
+    (older / "notes.txt").write_text("precious")
+    before = files(older)
+    with pytest.raises(InputError, match=r"holds other files as well \(notes.txt\)"):
+        write_dataset(older, SPEC, replace_older=True)
+    assert files(older) == before
+
+
+def test_a_set_of_a_later_version_is_never_replaced(older: Path) -> None:
+    document = json.loads((older / "dataset.json").read_text()) | {"format": FORMAT + 1}
+    (older / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=f"format {FORMAT + 1}, this version makes {FORMAT}"):
+        write_dataset(older, SPEC, replace_older=True)
 
 
 def test_anything_else_in_the_way_is_an_error(tmp_path: Path, written: Path) -> None:

@@ -24,12 +24,13 @@ from upperson.data.synthetic.look import LOOKS, Camera
 from upperson.data.synthetic.people import Person, sample_people
 from upperson.data.synthetic.scene import render_person
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.files import new_folder
+from upperson_rt.files import all_names, new_folder
 
-FORMAT = 1
-"""Rises whenever pictures or captions change, so that no stale data set is reused."""
+FORMAT = 2
+"""Rises whenever pictures, captions or attributes change, so that no stale set is reused."""
 
 _DOCUMENT = "dataset.json"
+_IMAGES = "images"
 
 _ORDER: tuple[Split, ...] = ("test", "val", "train")
 """Test comes first: its people and numbers stay when more training people are asked for."""
@@ -108,21 +109,39 @@ def iter_samples(
 
 
 def write_dataset(
-    root: Path, spec: SyntheticSpec, progress: Callable[[int, int], None] | None = None
+    root: Path,
+    spec: SyntheticSpec,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    replace_older: bool = False,
 ) -> Path:
     """Write a data set, or find it there already, and return its folder.
 
     The folder gets ``images/<split>/<pid>_<view>.jpg``, ``annotations.jsonl`` with one object per
-    caption (``image``, ``pid``, ``caption``, ``split``, ``camera``), and ``dataset.json`` with the
-    specification. It appears under its name only when it is complete. ``progress`` is called after
-    every picture with the number of pictures done and of all.
+    caption (``image``, ``pid``, ``caption``, ``split``, ``camera``, and ``attributes``, which are
+    the fields of `Person`), and ``dataset.json`` with the specification. It appears under its name
+    only when it is complete.
+
+    Args:
+        root: The folder.
+        spec: What to render.
+        progress: Called after every picture with the number of pictures done and of all.
+        replace_older: Whether to replace what an earlier version made of the same specification,
+            unless something else lies there, too; else it is refused.
 
     Raises:
         InputError: ``root`` exists and is not this very data set, or cannot be written.
     """
-    if not _is_written(root, spec):
-        with new_folder(root) as folder:
-            _write_content(folder, spec, progress)
+    found = _written_format(root, spec)
+    if found == FORMAT:
+        return root
+    if found is not None and not (replace_older and found < FORMAT):
+        raise InputError(
+            f"{root} holds this data set as another version made it (format {found}, this version "
+            f"makes {FORMAT}): delete it to have it rendered anew, or choose another folder"
+        )
+    with new_folder(root, all_names if found is None else _foreign) as folder:
+        _write_content(folder, spec, progress)
     return root
 
 
@@ -131,6 +150,7 @@ class _View:
     """One picture of one person, as it is written."""
 
     pid: int
+    person: Person
     number: int
     camera: str
     jpeg: bytes
@@ -164,7 +184,7 @@ def _views(
                 describe(person, look, _stream(spec, split, pid, view, _CAPTION, number))
                 for number in range(spec.captions_per_image)
             ]
-            yield _View(pid, view, camera.name, _encode(image, camera), captions)
+            yield _View(pid, person, view, camera.name, _encode(image, camera), captions)
 
 
 def _encode(image: Image.Image, camera: Camera) -> bytes:
@@ -185,9 +205,10 @@ def _document(spec: SyntheticSpec) -> dict[str, object]:
     return {"format": FORMAT, "spec": dataclasses.asdict(spec)}
 
 
-def _is_written(root: Path, spec: SyntheticSpec) -> bool:
+def _written_format(root: Path, spec: SyntheticSpec) -> int | None:
+    """Return the format of the data set that is there; None for nothing."""
     if not root.exists():
-        return False
+        return None
     try:
         found = json.loads((root / _DOCUMENT).read_text("utf-8"))
     except (OSError, ValueError):
@@ -195,12 +216,18 @@ def _is_written(root: Path, spec: SyntheticSpec) -> bool:
             f"{root} exists and is not a synthetic data set (no readable {_DOCUMENT} in it): "
             "choose another folder"
         ) from None
-    if found != _document(spec):
+    made = found.get("format") if isinstance(found, dict) else None
+    if not isinstance(made, int) or found != _document(spec) | {"format": made}:
         raise InputError(
             f"{root} holds another data set than asked for{_differences(found, spec)}: choose "
             "another folder, or delete this one"
         )
-    return True
+    return made
+
+
+def _foreign(root: Path) -> set[str]:
+    """Return what a folder holds beside a data set."""
+    return set(all_names(root)) - {_DOCUMENT, annotations_file("jsonl"), _IMAGES}
 
 
 def _differences(found: object, spec: SyntheticSpec) -> str:
@@ -224,10 +251,11 @@ def _write_content(
     path = root / annotations_file("jsonl")
     with path.open("w", encoding="utf-8", newline="\n") as annotations:
         for split in SPLITS:
-            (root / "images" / split).mkdir(parents=True)
+            (root / _IMAGES / split).mkdir(parents=True)
             for view in _views(spec, split):
-                name = f"images/{split}/{view.pid:05d}_{view.number}.jpg"
+                name = f"{_IMAGES}/{split}/{view.pid:05d}_{view.number}.jpg"
                 (root / name).write_bytes(view.jpeg)
+                truth = dataclasses.asdict(view.person)
                 for caption in view.captions:
                     record = {
                         "image": name,
@@ -235,6 +263,7 @@ def _write_content(
                         "caption": caption,
                         "split": split,
                         "camera": view.camera,
+                        "attributes": truth,
                     }
                     annotations.write(json.dumps(record) + "\n")
                 done += 1

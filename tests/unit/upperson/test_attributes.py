@@ -1,0 +1,278 @@
+"""Questions about attributes, held against simple models whose answers are known."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from upperson.attributes import (
+    THINGS,
+    AttributeReport,
+    attribute_columns,
+    auroc,
+    measure_attributes,
+    negated_questions,
+    short_questions,
+    thing_questions,
+)
+from upperson.data.records import Record
+from upperson.data.synthetic.people import Person, sample_people
+from upperson_rt.errors import InputError
+
+VIEWS = 2
+
+
+def record(number: int, person: Person, view: int = 0) -> Record:
+    caption = f"{person.gender} in {person.upper_colour} {person.upper} {number}"
+    truth = dataclasses.asdict(person)
+    return Record(Path(f"{number}_{view}.jpg"), number, (caption, caption), None, truth)
+
+
+@pytest.fixture(scope="module")
+def people() -> list[Person]:
+    return sample_people(120, np.random.default_rng(3))
+
+
+@pytest.fixture(scope="module")
+def records(people: list[Person]) -> list[Record]:
+    return [record(n, person, view) for n, person in enumerate(people) for view in range(VIEWS)]
+
+
+class Knowing:
+    """A model that knows some words: a place in the space for each value of some attributes."""
+
+    def __init__(self, records: Sequence[Record], *names: str) -> None:
+        self.names = names
+        self.places: dict[tuple[str, str], int] = {}
+        rows = []
+        for record in records:
+            assert record.attributes is not None
+            values = [(name, str(record.attributes[name])) for name in names]
+            rows.append([self.places.setdefault(value, len(self.places)) for value in values])
+        self.image_GE = np.zeros((len(records), len(self.places) + 1), dtype=np.float32)
+        for row, places in zip(self.image_GE, rows, strict=True):
+            row[[*places, -1]] = 1 / np.sqrt(len(places) + 1)
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Look for the words; what is refused counts as if it were asked for."""
+        text_NE = np.zeros((len(texts), self.image_GE.shape[1]), dtype=np.float32)
+        for row, text in zip(text_NE, texts, strict=True):
+            for (name, value), place in self.places.items():
+                # The trousers' colour, which comes after "and", is not the coat's.
+                said = text.split(" and ")[0] if name == "upper_colour" else text
+                row[place] = f" {value} " in f" {said} "
+            row[-1] = 0.1
+        return text_NE / np.linalg.norm(text_NE, axis=1, keepdims=True)
+
+
+def measure(model: Knowing, records: Sequence[Record]) -> AttributeReport:
+    texts = [text for record in records for text in record.captions]
+    return measure_attributes(records, model.embed_texts(texts), model.image_GE, model.embed_texts)
+
+
+# --- Questions
+
+
+def test_short_questions_are_all_that_could_be_asked(
+    records: list[Record], people: list[Person]
+) -> None:
+    columns = attribute_columns(records)
+    questions = short_questions(columns, "{gender} in {upper_colour} {upper}")
+    adults = [person for person in people if not person.is_child]
+    worn = {(person.gender, person.upper) for person in adults}
+    colours = {person.upper_colour for person in people}
+    assert {question.text for question in questions} == {
+        f"{gender} in {colour} {upper}" for (gender, upper) in worn for colour in colours
+    }
+    assert len(worn) == 13, "men wear no dress"
+    assert "man in red dress" not in {question.text for question in questions}
+    assert questions[0].wanted.keys() == {"gender", "upper_colour", "upper"}
+    clothes = short_questions(columns, "{upper_colour} {upper}")
+    assert len(clothes) == len({person.upper for person in people}) * len(colours)
+
+
+def test_things_are_asked_for_and_refused(records: list[Record], people: list[Person]) -> None:
+    columns = attribute_columns(records)
+    asked = {question.text for name in THINGS for question in thing_questions(columns, name)}
+    assert {"a person with a backpack", "a person with an umbrella"} < asked
+    assert "a person with a raised hood" in asked
+    assert "a person with a none" not in asked
+    assert len(asked) == 4 + 4 + 3
+    for question in negated_questions(columns, "bag", clothed=True):
+        fitting = [p for p in people if {p.upper, p.upper_colour} == {*question.wanted.values()}]
+        bags = {person.bag for person in fitting}
+        assert question.forbidden["bag"] in bags
+        assert bags - {question.forbidden["bag"]}, "somebody could be the answer"
+        assert question.text.startswith("a person in a")
+
+
+# --- Measuring
+
+
+def test_a_model_that_knows_the_words_is_right(records: list[Record]) -> None:
+    report = measure(Knowing(records, "gender", "upper", "upper_colour", *THINGS), records)
+    short = report.short["person"]
+    assert short.asked == 13 * 12
+    assert 0 < short.present < short.asked
+    assert {share.top1 for share in short.parts.values()} == {100.0}
+    assert short.map == short.presence_auroc == 100.0
+    assert short.parts["all"].at10 == pytest.approx(short.parts["all"].at10_most)
+    assert short.parts["all"].at10_most < 100
+    for values in report.with_thing.values():
+        assert all(share.at10 == share.at10_most for share in values.values())
+    # It takes no notice of "without".
+    for name, values in report.without_thing.items():
+        assert values["all"].at10 == report.with_thing[name]["all"].at10 > 80
+    assert report.captions["gender"].top1 == report.captions["upper"].top1 == 100
+
+
+def test_a_model_that_sees_colours_alone_is_told_apart(records: list[Record]) -> None:
+    report = measure(Knowing(records, "upper_colour"), records)
+    parts = report.short["person"].parts
+    assert parts["colour"].top1 == 100
+    assert parts["colour"].at10 == parts["colour"].at10_most
+    for name in ("gender", "garment"):
+        assert abs(parts[name].top1 - parts[name].chance) < 25
+    assert report.captions["upper_colour"].top1 == 100
+    assert report.captions["upper_colour"].r1_lost == 0
+    assert report.captions["upper"].r1_lost > 0
+    assert report.captions["lower_colour"].r1_lost > 0
+
+
+def test_exchanged_colours_need_to_know_which_is_whose(records: list[Record]) -> None:
+    class Mixing(Knowing):
+        def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            return super().embed_texts([text.replace(" and ", " ") for text in texts])
+
+    binds = measure(Knowing(records, "upper_colour"), records).swapped
+    mixes = measure(Mixing(records, "upper_colour"), records).swapped
+    assert binds is not None
+    assert mixes is not None
+    assert binds.pictures == mixes.pictures > 50
+    assert (binds.right, mixes.right) == (100, 0), "equal scores are not right"
+
+
+def test_numbers_are_those_of_a_slow_and_simple_count(records: list[Record]) -> None:
+    rng = np.random.default_rng(0)
+    image_GE = rng.normal(size=(len(records), 8)).astype(np.float32)
+    directions: dict[str, NDArray[np.float32]] = {}
+
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        for text in texts:
+            directions.setdefault(text, rng.normal(size=8).astype(np.float32))
+        return np.stack([directions[text] for text in texts])
+
+    captions = [text for record in records for text in record.captions]
+    report = measure_attributes(records, embed(captions), image_GE, embed)
+    truth = [record.attributes or {} for record in records]
+
+    def ranking(text: str) -> list[int]:
+        return sorted(range(len(records)), key=lambda i: -float(directions[text] @ image_GE[i]))
+
+    top, ten, precision, present_best, absent_best = [], [], [], [], []
+    for question in short_questions(
+        attribute_columns(records), "{gender} in {upper_colour} {upper}"
+    ):
+        order = ranking(question.text)
+        right = [all(truth[i][k] == v for k, v in question.wanted.items()) for i in order]
+        best = float(directions[question.text] @ image_GE[order[0]])
+        if not any(right):
+            absent_best.append(best)
+            continue
+        present_best.append(best)
+        top.append(right[0])
+        ten.append(sum(right[:10]) / 10)
+        places = [place for place, hit in enumerate(right, start=1) if hit]
+        precision.append(np.mean([n / place for n, place in enumerate(places, start=1)]))
+    short = report.short["person"]
+    assert short.present == len(top)
+    assert short.parts["all"].top1 == pytest.approx(100 * np.mean(top))
+    assert short.parts["all"].at10 == pytest.approx(100 * np.mean(ten))
+    assert short.map == pytest.approx(100 * np.mean(precision))
+    above = [a > b for a in present_best for b in absent_best]
+    assert short.presence_auroc == pytest.approx(100 * np.mean(above))
+
+    bags = [row["bag"] == "backpack" for row in truth]
+    with_bag = report.with_thing["bag"]["backpack"]
+    order = ranking("a person with a backpack")
+    assert with_bag.at10 == pytest.approx(10 * sum(bags[i] for i in order[:10]))
+    assert with_bag.chance == pytest.approx(100 * np.mean(bags))
+
+    shared, right, kept = [], [], []
+    for row, record in enumerate(records):
+        for text in record.captions:
+            order = ranking(text)
+            right.append(records[order[0]].pid == record.pid)
+            shared.append(truth[order[0]]["upper"] == truth[row]["upper"])
+            same = [i for i in order if truth[i]["upper"] == truth[row]["upper"]]
+            kept.append(records[same[0]].pid == record.pid)
+    assert report.r1 == pytest.approx(100 * np.mean(right))
+    assert report.captions["upper"].top1 == pytest.approx(100 * np.mean(shared))
+    lost = 100 * (np.mean(kept) - np.mean(right))
+    assert report.captions["upper"].r1_lost == pytest.approx(lost)
+    assert "skin" not in report.captions, "captions never say it"
+
+
+def test_the_chance_of_map_is_its_mean_over_all_rankings(records: list[Record]) -> None:
+    few = [
+        dataclasses.replace(
+            records[0], attributes={"upper": upper, "upper_colour": "red"}, pid=number
+        )
+        for number, upper in enumerate(["coat", "coat", "dress", "dress", "dress"])
+    ]
+    found = []
+    for scores in itertools.permutations(range(1, 6)):
+        image_GE = np.array(scores, dtype=np.float32)[:, None]
+        text_QE = np.ones((2 * len(few), 1), dtype=np.float32)
+        report = measure_attributes(
+            few, text_QE, image_GE, lambda texts: np.ones((len(texts), 1), dtype=np.float32)
+        )
+        found.append(report.short["clothes"].map)
+        chance = report.short["clothes"].map_chance
+        assert report.short.keys() == {"clothes"}, "nobody's gender is known"
+        assert report.short["clothes"].presence_auroc is None
+        assert (report.with_thing, report.swapped) == ({}, None)
+    assert chance == pytest.approx(np.mean(found))
+
+
+def test_auroc_counts_pairs() -> None:
+    rng = np.random.default_rng(1)
+    one, other = rng.integers(0, 6, 20) / 2, rng.integers(0, 6, 30) / 2
+    pairs = [(a > b) + 0.5 * (a == b) for a in one for b in other]
+    assert auroc(one, other) == pytest.approx(100 * np.mean(pairs))
+    assert auroc(one, one[:0]) is None
+
+
+# --- What data sets carry
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        (None, r"1\.jpg has no attributes: put  attributes  into each line"),
+        ({"gender": "man"}, r"1\.jpg lacks attribute 'upper', which other pictures have"),
+    ],
+)
+def test_what_is_not_said_is_not_guessed(attributes: dict[str, str] | None, message: str) -> None:
+    said = Record(Path("0.jpg"), 0, ("a",), None, {"gender": "man", "upper": "coat"})
+    with pytest.raises(InputError, match=message):
+        attribute_columns([said, Record(Path("1.jpg"), 1, ("b",), None, attributes)])
+
+
+def test_attributes_that_mean_nothing_here_are_not_enough() -> None:
+    with pytest.raises(InputError, match="known are gender, hair_colour"):
+        attribute_columns([Record(Path("0.jpg"), 0, ("a",), None, {"mood": "sad"})])
+
+
+def test_null_is_no_such_thing() -> None:
+    records = [
+        Record(Path(f"{pid}.jpg"), pid, ("a",), None, {"bag": bag})
+        for pid, bag in enumerate(["backpack", None])
+    ]
+    columns = attribute_columns(records)
+    assert columns["bag"].tolist() == ["backpack", "none"]
+    assert len(thing_questions(columns, "bag")) == 1

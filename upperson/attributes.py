@@ -1,0 +1,486 @@
+"""Does a model understand the words? Questions made of attributes, held against the truth.
+
+A picture's truth is its record's ``attributes``. Every function is pure: it takes embeddings of
+pictures and a function that embeds sentences, whatever either comes from.
+
+Shapes: G pictures, N questions, Q captions, E embedding width. Shares are percent.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson.data.annotations import ATTRIBUTE_KINDS
+from upperson.data.records import Record
+from upperson.data.synthetic.captions import with_article
+from upperson_rt.errors import InputError
+
+EmbedTexts: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Embeds N sentences as N rows of unit length [N, E]."""
+
+Columns: TypeAlias = Mapping[str, NDArray[np.str_]]
+"""By attribute the values of G pictures, as text."""
+
+NOTHING = "none"
+"""The value where there is no such thing."""
+
+SHORT_FORMS: Mapping[str, str] = {
+    "clothes": "{upper_colour} {upper}",
+    "person": "{gender} in {upper_colour} {upper}",
+}
+"""Short questions: *red coat* and *woman in red coat*."""
+
+THINGS = ("bag", "headwear", "accessory")
+"""Attributes that are asked for by *a person with a backpack*, and refused by *without*."""
+
+PARTS = {"gender": "gender", "upper_colour": "colour", "upper": "garment"}
+"""What an answer to a short question is right or wrong in: attributes, and names for people."""
+
+_FIRST = 10
+_CHILDREN = frozenset({"boy", "girl"})  # Few, and a child's clothes are asked for like an adult's.
+_UNSAID = frozenset({"skin"})
+_WORDS = {"hood": "raised hood"}
+_CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A sentence and what a picture must be to answer it."""
+
+    text: str
+
+    wanted: Mapping[str, str]
+    """Values by attribute; all must hold."""
+
+    forbidden: Mapping[str, str]
+    """Values by attribute; none may hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How much of the answers has something, as a mean over questions."""
+
+    questions: int
+
+    top1: float
+    """Of the first pictures."""
+
+    at10: float
+    """Of the first ten pictures."""
+
+    chance: float
+    """Of all pictures: what an answer at random has."""
+
+    at10_most: float
+    """Of the first ten at most: there may be fewer than ten such pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShortQuestions:
+    """Answers to one form of short question, over those that somebody satisfies."""
+
+    example: str
+    """One of those that somebody satisfies."""
+
+    asked: int
+    present: int
+    """How many of the questions somebody satisfies."""
+
+    parts: Mapping[str, Share]
+    """By part (`PARTS`) and for ``all`` of them at once."""
+
+    map: float
+    map_chance: float
+    """Its expectation over random rankings."""
+
+    presence_auroc: float | None
+    """How often the best score of a question that somebody satisfies is above that of one that
+    nobody does; 50 is chance, None where there is no question of either kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionShare:
+    """One attribute in the answers to full captions."""
+
+    top1: float
+    """How often the first picture has the described person's value."""
+
+    chance: float
+    """How often a random picture has it."""
+
+    r1_lost: float
+    """Points of R@1 that would be won if pictures of another value were left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwappedPairs:
+    """*a person in a red coat and blue trousers* against the same with the colours exchanged.
+
+    Chance is 50.
+    """
+
+    pictures: int
+    right: float
+    """How often a picture's true sentence has the higher score."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeReport:
+    """What `measure_attributes` found."""
+
+    pictures: int
+    short: Mapping[str, ShortQuestions]
+    """By name of the form."""
+
+    with_thing: Mapping[str, Mapping[str, Share]]
+    """*a person with a backpack*: by attribute and value, the share that has it; the mean over the
+    questions of an attribute is called ``all``."""
+
+    without_thing: Mapping[str, Mapping[str, Share]]
+    """*a person without a backpack*: the share that has it nevertheless."""
+
+    clothed_without: Mapping[str, Mapping[str, Share]]
+    """*a person in a red coat without a backpack*: likewise."""
+
+    swapped: SwappedPairs | None
+    captions: Mapping[str, CaptionShare]
+    r1: float
+    """R@1 of the captions."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+
+def attribute_columns(records: Sequence[Record]) -> Columns:
+    """Put the attributes of G records side by side, those that all of them have.
+
+    Raises:
+        InputError: A record has none, or one has an attribute that means something here and
+            another lacks it: what is not said cannot be held against an answer.
+    """
+    for record in records:
+        if record.attributes is None:
+            raise InputError(
+                f"{record.image} has no attributes: put  attributes  into each line of "
+                "annotations.jsonl, or render the synthetic set anew"
+            )
+    columns: dict[str, NDArray[np.str_]] = {}
+    for name in ATTRIBUTE_KINDS:
+        values = [_text(record, name) for record in records]
+        lacking = [index for index, value in enumerate(values) if value is None]
+        if len(lacking) == len(records):
+            continue
+        if lacking:
+            raise InputError(
+                f"{records[lacking[0]].image} lacks attribute '{name}', which other pictures have: "
+                "write it, or null for no such thing"
+            )
+        columns[name] = np.array(values)
+    if not columns:
+        raise InputError(
+            f"no attribute means anything here: known are {', '.join(ATTRIBUTE_KINDS)}"
+        )
+    return columns
+
+
+def _text(record: Record, name: str) -> str | None:
+    if record.attributes is None or name not in record.attributes:
+        return None
+    value = record.attributes[name]
+    return NOTHING if value is None else str(value)
+
+
+# --- Questions
+
+
+def short_questions(columns: Columns, form: str) -> list[Question]:
+    """All questions of a form (of `SHORT_FORMS`) that could be asked about such people.
+
+    A garment is asked for in every colour, also in one that nobody wears it in, and with each
+    gender that somebody wears it with. Adults only.
+    """
+    parts = [name for name in PARTS if f"{{{name}}}" in form]
+    if not set(parts) <= columns.keys():
+        return []
+    colourless = [name for name in parts if name != "upper_colour"]
+    worn = sorted({*_rows(columns, colourless)})
+    questions = []
+    for values, colour in product(worn, _values(columns, "upper_colour")):
+        wanted = dict(zip(colourless, values, strict=True)) | {"upper_colour": colour}
+        if NOTHING not in wanted.values() and wanted.get("gender") not in _CHILDREN:
+            questions.append(Question(form.format(**wanted), wanted, {}))
+    return questions
+
+
+def thing_questions(columns: Columns, name: str) -> list[Question]:
+    """*a person with a backpack*, for every value of an attribute of `THINGS`."""
+    return [
+        Question(f"a person with {with_article(_WORDS.get(value, value))}", {name: value}, {})
+        for value in _values(columns, name)
+    ]
+
+
+def negated_questions(columns: Columns, name: str, *, clothed: bool = False) -> list[Question]:
+    """*a person without a backpack*, for every value of an attribute of `THINGS`.
+
+    Args:
+        columns: The truth.
+        name: The attribute.
+        clothed: Ask for *a person in a red coat without a backpack* instead, for all that somebody
+            wears without the thing and somebody with it.
+    """
+    questions = []
+    for value in _values(columns, name):
+        without = f"without {with_article(_WORDS.get(value, value))}"
+        if not clothed:
+            questions.append(Question(f"a person {without}", {}, {name: value}))
+            continue
+        dressed = _rows(columns, ["upper_colour", "upper", name])
+        having = {row[:2] for row in dressed if row[2] == value}
+        for colour, upper in sorted(having & {row[:2] for row in dressed if row[2] != value}):
+            wanted = {"upper_colour": colour, "upper": upper}
+            text = f"a person in {with_article(f'{colour} {upper}')} {without}"
+            questions.append(Question(text, wanted, {name: value}))
+    return questions
+
+
+def _values(columns: Columns, name: str) -> list[str]:
+    if name not in columns:
+        return []
+    return [str(value) for value in np.unique(columns[name]) if value != NOTHING]
+
+
+def _rows(columns: Columns, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return some attributes of every picture."""
+    return [tuple(map(str, row)) for row in zip(*(columns[name] for name in names), strict=True)]
+
+
+def has_all(columns: Columns, values: Mapping[str, str]) -> NDArray[np.bool_]:
+    """Return which pictures [G] have all of some values."""
+    right_G: NDArray[np.bool_] = np.logical_and.reduce(
+        [columns[name] == value for name, value in values.items()]
+    )
+    return right_G
+
+
+# --- Measuring
+
+
+def measure_attributes(
+    records: Sequence[Record],
+    text_QE: NDArray[np.float32],
+    image_GE: NDArray[np.float32],
+    embed_texts: EmbedTexts,
+) -> AttributeReport:
+    """Ask all questions that the attributes of some pictures allow, and compare.
+
+    Args:
+        records: The pictures with their captions.
+        text_QE: Unit-length embeddings of all captions, in the order of records.
+        image_GE: Unit-length embeddings of the pictures.
+        embed_texts: The text tower, with whatever stands before it.
+
+    Raises:
+        InputError: As for `attribute_columns`.
+    """
+    columns = attribute_columns(records)
+
+    def scores(questions: Sequence[Question]) -> NDArray[np.float32]:
+        return embed_texts([question.text for question in questions]) @ image_GE.T
+
+    short = {}
+    for name, form in SHORT_FORMS.items():
+        if questions := short_questions(columns, form):
+            short[name] = _measure_short(questions, columns, scores(questions))
+
+    def shares(
+        make: Callable[[str], list[Question]], *, forbidden: bool
+    ) -> dict[str, dict[str, Share]]:
+        found: dict[str, dict[str, Share]] = {}
+        for name in THINGS:
+            by_value: dict[str, list[Question]] = {}
+            for question in make(name):
+                value = (question.forbidden if forbidden else question.wanted)[name]
+                by_value.setdefault(value, []).append(question)
+            has_NG, order_NG = [], []
+            for value, questions in by_value.items():
+                has_NG.append(np.tile(columns[name] == value, (len(questions), 1)))
+                order_NG.append(_order(scores(questions)))
+                found.setdefault(name, {})[value] = _share(has_NG[-1], order_NG[-1])
+            if by_value:
+                found[name]["all"] = _share(np.concatenate(has_NG), np.concatenate(order_NG))
+        return found
+
+    clothed = {"upper", "upper_colour"} <= columns.keys()
+    r1, captions = _measure_captions(records, text_QE, image_GE, columns)
+    return AttributeReport(
+        pictures=len(image_GE),
+        short=short,
+        with_thing=shares(lambda name: thing_questions(columns, name), forbidden=False),
+        without_thing=shares(lambda name: negated_questions(columns, name), forbidden=True),
+        clothed_without=shares(
+            lambda name: negated_questions(columns, name, clothed=True) if clothed else [],
+            forbidden=True,
+        ),
+        swapped=_measure_swapped(image_GE, columns, embed_texts),
+        captions=captions,
+        r1=r1,
+    )
+
+
+def _order(scores_NG: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Rank pictures [N, G]; equal scores keep the order of the pictures."""
+    return np.argsort(-scores_NG, axis=1, kind="stable")
+
+
+def _share(has_NG: NDArray[np.bool_], order_NG: NDArray[np.int64]) -> Share:
+    first = np.take_along_axis(has_NG, order_NG[:, :_FIRST], axis=1)
+    there = np.minimum(has_NG.sum(axis=1), first.shape[1])
+    return Share(
+        questions=len(has_NG),
+        top1=_percent(first[:, 0]),
+        at10=_percent(first),
+        chance=_percent(has_NG),
+        at10_most=_percent(there / first.shape[1]),
+    )
+
+
+def _percent(values: NDArray[Any]) -> float:
+    return 100.0 * float(values.mean())
+
+
+def _measure_short(
+    questions: Sequence[Question],
+    columns: Columns,
+    scores_NG: NDArray[np.float32],
+) -> ShortQuestions:
+    right_NG = np.stack([has_all(columns, question.wanted) for question in questions])
+    present = np.atleast_1d(right_NG.any(axis=1))
+    asked = [question for question, there in zip(questions, present, strict=True) if there]
+    order_NG = _order(scores_NG[present])
+    parts = {
+        part: _share(
+            np.array([columns[name] == question.wanted[name] for question in asked]), order_NG
+        )
+        for name, part in PARTS.items()
+        if name in questions[0].wanted
+    }
+    right_NG = right_NG[present]
+    best = scores_NG.max(axis=1)
+    return ShortQuestions(
+        example=asked[len(asked) // 2].text,
+        asked=len(questions),
+        present=len(asked),
+        parts=parts | {"all": _share(right_NG, order_NG)},
+        map=_percent(_average_precision(right_NG, order_NG)),
+        map_chance=_percent(_random_average_precision(right_NG)),
+        presence_auroc=auroc(best[present], best[~present]),
+    )
+
+
+def _average_precision(
+    right_NG: NDArray[np.bool_], order_NG: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    hits = np.take_along_axis(right_NG, order_NG, axis=1)
+    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+    ap: NDArray[np.float64] = (precision * hits).sum(axis=1) / hits.sum(axis=1)
+    return ap
+
+
+def _random_average_precision(right_NG: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the expectation [N] over all rankings: 1/G (H + (R-1) (G-H) / (G-1)), H = 1+..+1/G."""
+    pictures = right_NG.shape[1]
+    harmonic = float((1 / np.arange(1, pictures + 1)).sum())
+    rest = (right_NG.sum(axis=1) - 1) * (pictures - harmonic) / max(1, pictures - 1)
+    expected: NDArray[np.float64] = (harmonic + rest) / pictures
+    return expected
+
+
+def auroc(positive: NDArray[np.floating[Any]], negative: NDArray[np.floating[Any]]) -> float | None:
+    """Return how often a positive is above a negative, in percent; ties count half.
+
+    None if there are none of either.
+    """
+    if not len(positive) or not len(negative):
+        return None
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, side="left")
+    not_above = np.searchsorted(ordered, positive, side="right")
+    return _percent((below + not_above) / (2 * len(ordered)))
+
+
+def _measure_captions(
+    records: Sequence[Record],
+    text_QE: NDArray[np.float32],
+    image_GE: NDArray[np.float32],
+    columns: Columns,
+) -> tuple[float, dict[str, CaptionShare]]:
+    pids = np.array([record.pid for record in records])
+    described = np.repeat(np.arange(len(records)), [len(record.captions) for record in records])
+    names = [name for name in columns if name not in _UNSAID]
+    codes = {name: np.unique(columns[name], return_inverse=True)[1] for name in names}
+    right = np.empty(len(text_QE), dtype=bool)
+    shared = {name: right.copy() for name in names}
+    filtered = {name: right.copy() for name in names}
+    for start in range(0, len(text_QE), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        own = described[rows]
+        scores_QG = text_QE[rows] @ image_GE.T
+        top = scores_QG.argmax(axis=1)
+        right[rows] = pids[top] == pids[own]
+        for name, code in codes.items():
+            shared[name][rows] = code[top] == code[own]
+            same = code[own][:, None] == code[None, :]
+            best = np.where(same, scores_QG, -np.inf).argmax(axis=1)
+            filtered[name][rows] = pids[best] == pids[own]
+    r1 = _percent(right)
+    return r1, {
+        name: CaptionShare(
+            top1=_percent(shared[name]),
+            chance=_percent((np.bincount(code) / len(code))[code[described]]),
+            r1_lost=_percent(filtered[name]) - r1,
+        )
+        for name, code in codes.items()
+    }
+
+
+def _measure_swapped(
+    image_GE: NDArray[np.float32], columns: Columns, embed_texts: EmbedTexts
+) -> SwappedPairs | None:
+    needed = ("upper_colour", "upper", "lower_colour", "lower")
+    if not set(needed) <= columns.keys():
+        return None
+    rows = _rows(columns, needed)
+    worn = {pair for row in rows for pair in (row[:2], row[2:])}
+    pairs = list(_swaps(rows, worn))
+    if not pairs:
+        return None
+    texts = sorted({text for _, *both in pairs for text in both})
+    embeds = dict(zip(texts, list(embed_texts(texts)), strict=True))
+    right = [
+        float(image_GE[row] @ embeds[true]) > float(image_GE[row] @ embeds[false])
+        for row, true, false in pairs
+    ]
+    return SwappedPairs(pictures=len(right), right=_percent(np.array(right)))
+
+
+def _swaps(
+    rows: Sequence[tuple[str, ...]], worn: set[tuple[str, ...]]
+) -> Iterator[tuple[int, str, str]]:
+    """Yield pictures with a true sentence and one whose colours are exchanged.
+
+    Only if somebody wears either thing in the other's colour: nobody makes pink jeans.
+    """
+    for row, (upper_colour, upper, lower_colour, lower) in enumerate(rows):
+        exchanged = {(lower_colour, upper), (upper_colour, lower)}
+        if lower != NOTHING and upper_colour != lower_colour and exchanged <= worn:
+            yield (
+                row,
+                f"a person in {with_article(upper_colour)} {upper} and {lower_colour} {lower}",
+                f"a person in {with_article(lower_colour)} {upper} and {upper_colour} {lower}",
+            )
