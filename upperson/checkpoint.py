@@ -58,6 +58,9 @@ class RunState:
     seconds: float = 0.0
     """Spent by this process and the ones it goes on from."""
 
+    left_out: list[int] = field(default_factory=list)
+    """Training pairs that the epoch in progress leaves out as noisy."""
+
     rows: list[dict[str, float]] = field(default_factory=list)
     """Lines of metrics.csv so far."""
 

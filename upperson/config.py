@@ -72,7 +72,11 @@ class TrainConfig:
     model: UPPersonConfig = field(default_factory=UPPersonConfig)
 
     loss: str = "sdm"
-    """One or more of sdm, itc, cmpm and id, joined by + (``upperson/losses.py``)."""
+    """One or more of sdm, asdm, tal, itc, cmpm and id, joined by + (``upperson/losses.py``)."""
+
+    leave_out_noisy: bool = False
+    """After the warm-up, leave out of every epoch the pairs whose losses say that the caption is of
+    somebody else (``upperson/division.py``)."""
 
     epochs: int = 60
     batch_size: int = 128

@@ -4,6 +4,8 @@ Shapes: N pairs, E embedding width, C identities of the training split. Every lo
 float32 and takes the features of the *whole* batch, of all processes.
 
     sdm   similarity distribution matching (arXiv 2504.10084, eq. 18-20), the method's only loss
+    asdm  adaptive SDM (arXiv 2509.13754): rows whose best match is wrong weigh more
+    tal   triplet alignment (RDE, arXiv 2308.09911): a margin to the soft maximum of all negatives
     itc   symmetric InfoNCE (CLIP), the i-th text belonging to the i-th image alone
     cmpm  cross-modal projection matching (Zhang and Lu, ECCV 2018)
     id    identity classification with one classifier for both modalities
@@ -16,13 +18,23 @@ from torch import Tensor, nn
 from upperson_rt.errors import UsageError
 from upperson_rt.strict import suggestion
 
-LOSSES = ("sdm", "itc", "cmpm", "id")
+LOSSES = ("sdm", "asdm", "tal", "itc", "cmpm", "id")
 
 TEMPERATURE = 0.02
 """tau of the paper, fixed: the logit scale is 50."""
 
 EPSILON = 1e-8
 """Keeps the logarithm of a zero target finite; it is added inside the logarithm only."""
+
+GAP_WEIGHT = 10.0
+"""alpha of adaptive SDM, as in its authors' code."""
+
+TAL_MARGIN = 0.1
+TAL_TEMPERATURE = 0.015
+"""m and tau of RDE."""
+
+_NO_MATCH = -1e4
+"""A logit that a softmax gives no mass, and whose gradient is a number even where all are so."""
 
 
 def loss_names(text: str) -> tuple[str, ...]:
@@ -63,6 +75,10 @@ class Objective(nn.Module):
             match name:
                 case "sdm":
                     total = total + sdm_loss(unit_image_NE, unit_text_NE, labels_N)
+                case "asdm":
+                    total = total + asdm_loss(unit_image_NE, unit_text_NE, labels_N)
+                case "tal":
+                    total = total + tal_loss(unit_image_NE, unit_text_NE, labels_N)
                 case "itc":
                     total = total + itc_loss(unit_image_NE, unit_text_NE)
                 case "cmpm":
@@ -80,7 +96,45 @@ def sdm_loss(image_NE: Tensor, text_NE: Tensor, labels_N: Tensor) -> Tensor:
     """
     logits_NN = text_NE.float() @ image_NE.float().T / TEMPERATURE
     log_target_NN = _log_target(labels_N)
-    return _divergence(logits_NN, log_target_NN) + _divergence(logits_NN.T, log_target_NN)
+    both_N = _divergence(logits_NN, log_target_NN) + _divergence(logits_NN.T, log_target_NN)
+    return both_N.mean()
+
+
+def asdm_loss(image_NE: Tensor, text_NE: Tensor, labels_N: Tensor) -> Tensor:
+    """SDM, a row weighted by 1 + alpha (best cosine - best cosine of the same identity).
+
+    The weight is differentiated, too, as in the authors' code: where the softmax is saturated at a
+    wrong answer, and SDM has no gradient, it pulls the pair together and the wrong answer away.
+    Arguments as for `sdm_loss`.
+    """
+    cosine_NN = text_NE.float() @ image_NE.float().T
+    log_target_NN = _log_target(labels_N)
+    same_NN = labels_N[:, None] == labels_N[None, :]
+    total = cosine_NN.new_zeros(())
+    for row_NN in (cosine_NN, cosine_NN.T):
+        gap_N = row_NN.amax(dim=1) - row_NN.masked_fill(~same_NN, _NO_MATCH).amax(dim=1)
+        weighted_N = (1 + GAP_WEIGHT * gap_N) * _divergence(row_NN / TEMPERATURE, log_target_NN)
+        total = total + weighted_N.mean()
+    return total
+
+
+def tal_loss(image_NE: Tensor, text_NE: Tensor, labels_N: Tensor) -> Tensor:
+    """Sum of [m - S + tau log sum_k exp(cosine_k / tau)]+ over the batch, both directions.
+
+    k runs over the items of other identities; S is the mean cosine to those of the same identity,
+    weighted by their softmax at tau, which is not differentiated. A sum, as published: with Adam's
+    large epsilon the size of a gradient matters. Arguments as for `sdm_loss`.
+    """
+    cosine_NN = text_NE.float() @ image_NE.float().T
+    same_NN = labels_N[:, None] == labels_N[None, :]
+    total = cosine_NN.new_zeros(())
+    for row_NN in (cosine_NN, cosine_NN.T):
+        logits_NN = row_NN / TAL_TEMPERATURE
+        weight_NN = logits_NN.detach().masked_fill(~same_NN, _NO_MATCH).softmax(dim=1)
+        positive_N = (weight_NN * row_NN).sum(dim=1)
+        negative_N = TAL_TEMPERATURE * logits_NN.masked_fill(same_NN, _NO_MATCH).logsumexp(dim=1)
+        total = total + (TAL_MARGIN - positive_N + negative_N).clamp(min=0).sum()
+    return total
 
 
 def itc_loss(image_NE: Tensor, text_NE: Tensor) -> Tensor:
@@ -98,7 +152,8 @@ def cmpm_loss(image_NE: Tensor, text_NE: Tensor, labels_N: Tensor) -> Tensor:
     log_target_NN = _log_target(labels_N)
     onto_text_NN = image_NE @ F.normalize(text_NE, dim=-1).T
     onto_image_NN = text_NE @ F.normalize(image_NE, dim=-1).T
-    return _divergence(onto_text_NN, log_target_NN) + _divergence(onto_image_NN, log_target_NN)
+    both_N = _divergence(onto_text_NN, log_target_NN) + _divergence(onto_image_NN, log_target_NN)
+    return both_N.mean()
 
 
 def id_loss(classifier: nn.Module, image_NE: Tensor, text_NE: Tensor, labels_N: Tensor) -> Tensor:
@@ -114,4 +169,4 @@ def _log_target(labels_N: Tensor) -> Tensor:
 
 def _divergence(logits_NN: Tensor, log_target_NN: Tensor) -> Tensor:
     log_p_NN = logits_NN.log_softmax(dim=1)
-    return (log_p_NN.exp() * (log_p_NN - log_target_NN)).sum(dim=1).mean()
+    return (log_p_NN.exp() * (log_p_NN - log_target_NN)).sum(dim=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -22,6 +23,7 @@ from upperson.data.batches import Batch, BatchSampler, ImageDataset, PairDataset
 from upperson.data.images import truncated_images
 from upperson.data.records import SPLITS, Record, Split
 from upperson.data.transforms import evaluation_transform, training_transform
+from upperson.division import find_noisy
 from upperson.evaluate import Evaluation, evaluate, evaluate_both
 from upperson.model.encoder import UPPerson
 from upperson.run import CONFIG, LAST, load_run, start_from
@@ -156,8 +158,12 @@ def _train(
     while state.epoch < config.epochs:
         epoch = state.epoch
         rate = set_learning_rate(optimizer, epoch, config)
+        if config.leave_out_noisy and epoch >= config.warmup_epochs and state.step == 0:
+            state.left_out = _find_noisy(config, components, accelerator, epoch)
+            if main:
+                observer.note(f"epoch {epoch + 1}: {len(state.left_out)} pairs left out as noisy")
         model.train()
-        sampler.start_at(epoch, state.step)
+        sampler.start_at(epoch, state.step, state.left_out)
         last_step_at = time.perf_counter()
         for item in loader:
             place = f"epoch {epoch + 1}, step {state.step + 1}"
@@ -196,6 +202,8 @@ def _train(
 
         if main:
             row = {"epoch": epoch + 1, "lr": rate, "loss": state.loss_sum / state.step}
+            if config.leave_out_noisy:
+                row["left out"] = len(state.left_out)
             last = epoch + 1 == config.epochs
             metrics = None
             if selecting is not None and ((epoch + 1) % config.eval_every == 0 or last):
@@ -244,6 +252,27 @@ def _load_state(checkpointer: Checkpointer, epochs: int, observer: Observer | No
         else:
             observer.note(f"resuming at epoch {state.epoch + 1}, step {state.step + 1}")
     return state
+
+
+def _find_noisy(
+    config: TrainConfig, components: Components, accelerator: Accelerator, epoch: int
+) -> list[int]:
+    """Divide the training pairs by what the model makes of them now; the same on all processes."""
+    found: list[list[int]] = [[]]
+    if accelerator.is_main_process:
+        with accelerator.autocast():
+            found = [
+                find_noisy(
+                    components.model,
+                    components.tokenizer,
+                    components.splits["train"],
+                    config.batch_size,
+                    seed=[config.seed, epoch],
+                    workers=config.workers,
+                )
+            ]
+    broadcast_object_list(found)
+    return found[0]
 
 
 def _measure_saved_run(

@@ -66,7 +66,7 @@ def train(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     loss: Annotated[
-        str | None, typer.Option(help="sdm, itc, cmpm, id, or several joined by +.")
+        str | None, typer.Option(help="sdm, asdm, tal, itc, cmpm, id, or several joined by +.")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     select_on: Annotated[

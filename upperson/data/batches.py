@@ -47,7 +47,8 @@ class BatchSampler(Sampler[list[Draw]]):
     """The share of one process in every batch of an epoch.
 
     Pairs are shuffled anew each epoch and each is seen once; the last batch is smaller. A last
-    batch with fewer pairs than processes is left out.
+    batch with fewer pairs than processes is left out. If pairs are left out, the others are seen
+    more often: an epoch keeps its length.
 
     Args:
         pairs: Number of pairs in the training split.
@@ -67,11 +68,13 @@ class BatchSampler(Sampler[list[Draw]]):
         self._processes = processes
         self._epoch = 0
         self._first_step = 0
+        self._left_out: Sequence[int] = ()
 
-    def start_at(self, epoch: int, step: int) -> None:
-        """Set where the next iteration begins; both count from 0."""
+    def start_at(self, epoch: int, step: int, left_out: Sequence[int] = ()) -> None:
+        """Set where the next iteration begins, both from 0, and pairs that its epoch leaves out."""
         self._epoch = epoch
         self._first_step = step
+        self._left_out = left_out
 
     def __len__(self) -> int:
         """Return the steps of a whole epoch."""
@@ -85,6 +88,8 @@ class BatchSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = np.random.default_rng([self._seed, self._epoch]).permutation(self._pairs)
+        if len(self._left_out):
+            order = np.resize(order[np.isin(order, self._left_out, invert=True)], self._pairs)
         for step in range(self._first_step, len(self)):
             batch = order[step * self._batch_size :][: self._batch_size]
             share = np.array_split(batch, self._processes)[self._process]

@@ -58,6 +58,17 @@ def test_an_epoch_can_be_entered_at_any_step() -> None:
     assert list(sampler) == whole[3:]
 
 
+def test_pairs_that_are_left_out_make_room_for_the_others() -> None:
+    shares = [BatchSampler(23, 5, 4, rank, 2) for rank in range(2)]
+    for share in shares:
+        share.start_at(1, 0, left_out=[3, 4, 22])
+    drawn = [pair for share in shares for batch in pairs_of(list(share)) for pair in batch]
+    assert len(drawn) == 23
+    counts = np.bincount(drawn, minlength=23)
+    assert set(np.flatnonzero(counts == 0)) == {3, 4, 22}
+    assert counts.max() == 2
+
+
 def test_epochs_and_seeds_shuffle_and_draw_differently() -> None:
     orders = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):

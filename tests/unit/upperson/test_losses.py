@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upperson.losses import LOSSES, Objective, cmpm_loss, id_loss, itc_loss, loss_names, sdm_loss
+from upperson.losses import (
+    LOSSES,
+    Objective,
+    asdm_loss,
+    cmpm_loss,
+    id_loss,
+    itc_loss,
+    loss_names,
+    sdm_loss,
+    tal_loss,
+)
 from upperson_rt.errors import UsageError
 
 LABELS = torch.tensor([0, 1, 0, 2, 2])
@@ -36,6 +46,67 @@ def test_sdm(features: tuple[Tensor, Tensor]) -> None:
     image, text = (F.normalize(x, dim=-1) for x in features)
     expected = kl_both_ways(lambda query, gallery: gallery @ query / 0.02, image, text)
     assert sdm_loss(image, text, LABELS).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_asdm_weighs_a_row_by_how_far_its_best_match_is_ahead(
+    features: tuple[Tensor, Tensor],
+) -> None:
+    image, text = (F.normalize(x, dim=-1) for x in features)
+    expected, wrong = 0.0, 0
+    for queries, gallery in ((text, image), (image, text)):
+        for i, query in enumerate(queries):
+            cosines, same = gallery @ query, LABELS[i] == LABELS
+            gap = max(cosines.tolist()) - max(cosines[same].tolist())
+            wrong += gap > 0
+            p = (cosines / 0.02).softmax(0)
+            q = same.float() / same.sum()
+            divergence = sum(
+                a * (math.log(a) - math.log(b + 1e-8))
+                for a, b in zip(p.tolist(), q.tolist(), strict=True)
+            )
+            expected += (1 + 10 * gap) * divergence / len(queries)
+    assert 0 < wrong < 2 * len(LABELS)
+    assert asdm_loss(image, text, LABELS).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_tal_keeps_a_margin_to_the_soft_maximum_of_other_people(
+    features: tuple[Tensor, Tensor],
+) -> None:
+    image, text = (F.normalize(x, dim=-1) for x in features)
+    expected, met = 0.0, 0
+    for queries, gallery in ((text, image), (image, text)):
+        for i, query in enumerate(queries):
+            cosines, same = gallery @ query, LABELS[i] == LABELS
+            positive = (cosines[same] / 0.015).softmax(0) @ cosines[same]
+            negative = 0.015 * (cosines[~same] / 0.015).logsumexp(0)
+            cost = (0.1 - positive + negative).item()
+            met += cost <= 0
+            expected += max(cost, 0.0)
+    assert 0 < met < 2 * len(LABELS)
+    assert tal_loss(image, text, LABELS).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_of_one_person_gives_no_loss_and_no_gradient() -> None:
+    image = F.normalize(torch.randn(3, 6), dim=-1).requires_grad_()
+    for loss in (tal_loss, asdm_loss):
+        value = loss(image, image.detach(), torch.zeros(3, dtype=torch.int64))
+        (gradient,) = torch.autograd.grad(value, image)
+        assert torch.isfinite(value)
+        assert torch.isfinite(gradient).all()
+    assert tal_loss(image, image, torch.zeros(3, dtype=torch.int64)).item() == 0
+
+
+def test_where_sdm_is_saturated_adaptive_sdm_and_tal_still_pull() -> None:
+    """Cosines spread wide, every match wrong: what a base with a low logit scale starts from."""
+    text = torch.eye(4)
+    image = torch.eye(4).roll(1, dims=0).requires_grad_()
+    pulls = {}
+    for loss in (sdm_loss, asdm_loss, tal_loss):
+        (gradient,) = torch.autograd.grad(loss(image, text, torch.arange(4)), image)
+        pulls[loss] = -(gradient * text).sum(dim=1).mean().item()
+    assert abs(pulls[sdm_loss]) < 1e-6
+    assert pulls[asdm_loss] > 1
+    assert pulls[tal_loss] > 0.5
 
 
 def test_cmpm_projects_a_feature_with_its_length_on_unit_ones(
