@@ -1,0 +1,261 @@
+"""Losses under captions of somebody else, and on a base with a low logit scale: R@1 after training.
+
+Every run trains the demo's recipe on synthetic people and is measured on people it never saw. Runs
+of one seed have the same people, the same wrong captions, the same start and the same batches.
+"""
+
+import json
+import math
+import shutil
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from safetensors.torch import save_file
+
+from upperson.config import read_recipe
+from upperson.data.batches import pad_ids, tokenize
+from upperson.data.records import Record, read_dataset
+from upperson.data.synthetic import SyntheticSpec, write_dataset
+from upperson.data.transforms import evaluation_transform
+from upperson.data.vocabulary import clip_tokenizer
+from upperson.model.base import SMALL, load_base
+from upperson.model.encoder import UPPerson
+from upperson.model.parts import PLAIN_CLIP
+from upperson.run import CONFIG, RESULTS
+from upperson.train import Step, train
+from upperson_rt.cli.app import Command, new_app, run_app
+from upperson_rt.cli.options import Debug, Json, Threads
+from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
+from upperson_rt.files import scratch_folder
+from upperson_rt.machine import describe_machine, machine_lines
+from upperson_rt.metrics import RetrievalMetrics
+from upperson_rt.preprocess import prepare_image
+
+SDM = "sdm"
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    SDM: {},
+    "asdm": {"loss": "asdm"},
+    "tal": {"loss": "tal"},
+    "sdm, noisy left out": {"leave_out_noisy": True},
+    "tal, noisy left out": {"loss": "tal", "leave_out_noisy": True},
+}
+NOISE_PERCENT = (0, 20, 50)
+ON_SPREAD_BASE = (SDM, "asdm", "tal")
+SPREAD = "spread base"
+
+_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""0.975 quantiles for 1 to 9 degrees of freedom."""
+
+app = new_app("Compare losses under wrong captions.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large a run is."""
+
+    people: int
+    test_people: int
+    views: int
+    epochs: int
+
+
+@app.command(cls=Command)
+def losses(
+    people: Annotated[int, typer.Option(min=2, help="People to train on.")] = 200,
+    test_people: Annotated[int, typer.Option(min=2, help="People to measure on.")] = 200,
+    views: Annotated[
+        int, typer.Option(min=1, help="Pictures of each, two captions a picture.")
+    ] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 4,
+    seeds: Annotated[int, typer.Option(min=2, max=10, help="Runs of each kind.")] = 3,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Keep the runs here, and go on with those that are there."),
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train with every loss at 0, 20 and 50 % captions of somebody else, and on a spread base.
+
+    The spread base is the small one with the mean of its features taken away, so that cosines are
+    as far apart as in a CLIP that was trained with a low logit scale. The interval is Student's, of
+    the differences to SDM over the seeds.
+
+    Example: `python -m benchmarks.losses --seeds 3 --output losses`
+    """
+    torch.set_num_threads(threads or torch.get_num_threads())
+    size = Size(people=people, test_people=test_people, views=views, epochs=epochs)
+    if output is None:
+        with scratch_folder(Path("losses.building")) as folder:
+            found = measure(folder, size, seeds)
+    else:
+        found = measure(output, size, seeds)
+    result = {
+        "benchmark": "losses",
+        "size": asdict(size) | {"seeds": seeds},
+        "machine": describe_machine("torch", "open_clip_torch"),
+        "threads": torch.get_num_threads(),
+        "test_r1": found,
+        "against_sdm": {
+            condition: {name: difference(runs[SDM], values) for name, values in runs.items()}
+            for condition, runs in found.items()
+        },
+    }
+    print_result(result, as_json, _show)
+
+
+def measure(folder: Path, size: Size, seeds: int) -> dict[str, dict[str, list[float]]]:
+    """Return R@1 on the test split by condition, variant and seed; finished runs are read."""
+    cells = list(_cells(seeds))
+    found: dict[str, dict[str, list[float]]] = {}
+    with show_progress() as progress:
+        for number, (seed, condition, variant) in enumerate(cells):
+            progress(f"{condition}, {variant}, seed {seed}", number, len(cells))
+            run = folder / "runs" / f"{condition}, {variant}, seed {seed}"
+            if not (run / RESULTS).is_file():
+                noise = 0 if condition == SPREAD else int(condition.split()[0])
+                config = read_recipe(
+                    "synthetic",
+                    {
+                        "root": str(
+                            wrong_captions(people_in(folder, size), noise, seed).absolute()
+                        ),
+                        "epochs": size.epochs,
+                        "seed": seed,
+                        **VARIANTS[variant],
+                    }
+                    | ({"pretrained": str(spread_base(folder))} if condition == SPREAD else {}),
+                )
+                train(config, run, _Nobody(), device="cpu", resume=(run / CONFIG).is_file())
+            result = json.loads((run / RESULTS).read_text("utf-8"))["test"]["R@1"]
+            found.setdefault(condition, {}).setdefault(variant, []).append(result)
+    return found
+
+
+def _cells(seeds: int) -> Iterator[tuple[int, str, str]]:
+    """Yield seed, condition and variant; whole comparisons come first."""
+    for seed in range(1, seeds + 1):
+        for percent in NOISE_PERCENT:
+            for variant in VARIANTS:
+                yield seed, f"{percent} %", variant
+        for variant in ON_SPREAD_BASE:
+            yield seed, SPREAD, variant
+
+
+def people_in(folder: Path, size: Size) -> Path:
+    """Render the people, or find them there."""
+    spec = SyntheticSpec(
+        look="street",
+        train_ids=size.people,
+        val_ids=0,
+        test_ids=size.test_people,
+        views=size.views,
+    )
+    return write_dataset(folder / "people", spec)
+
+
+def wrong_captions(people: Path, percent: int, seed: int) -> Path:
+    """Copy a data set with this share of its training captions handed on, each to somebody else."""
+    root = people.with_name(f"{people.name}-{percent}-{seed}")
+    if percent == 0 or root.is_dir():
+        return root if percent else people
+    with scratch_folder(people.with_name("copying")) as copy:
+        shutil.copytree(people, copy, dirs_exist_ok=True)
+        file = copy / "annotations.jsonl"
+        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        training = [line for line in lines if line["split"] == "train"]
+        count = len(training) * percent // 100
+        rng = np.random.default_rng([seed, percent])
+        chosen = [training[index] for index in rng.permutation(len(training))[:count]]
+        # Sorted by person and moved on by a person's worth: nobody gets a caption of their own.
+        chosen.sort(key=lambda line: int(line["pid"]))
+        most = max(sum(line["pid"] == other["pid"] for other in chosen) for line in chosen)
+        texts = [line["caption"] for line in chosen]
+        for line, text in zip(chosen, texts[most:] + texts[:most], strict=True):
+            line["caption"] = text
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        copy.rename(root)
+    return root
+
+
+@torch.inference_mode()
+def spread_base(folder: Path) -> Path:
+    """Write the small base with the mean of its features on the people taken away, or find it."""
+    file = folder / "spread.safetensors"
+    if file.is_file():
+        return file
+    size = (192, 64)
+    base = load_base(SMALL, None, size)
+    model = UPPerson(base.clip, PLAIN_CLIP, size, base.statistics).eval()
+    records: list[Record] = read_dataset("jsonl", folder / "people")["train"][:200]
+    transform = evaluation_transform(base.statistics)
+    pixels = [torch.from_numpy(prepare_image(record.image, *size)) for record in records]
+    images_NE = model.image(torch.stack([transform(x.permute(2, 0, 1)) for x in pixels]))
+    tokenizer = clip_tokenizer(model.text.context_length)
+    texts_NE = model.text(pad_ids(tokenize(tokenizer, [r.captions[0] for r in records])))
+    for norm, projection, features_NE in (
+        (base.clip.visual.ln_post, base.clip.visual.proj, images_NE),
+        (base.clip.ln_final, base.clip.text_projection, texts_NE),
+    ):
+        shift = torch.linalg.lstsq(projection.T, -features_NE.mean(0)[:, None]).solution
+        norm.bias.data += shift[:, 0]
+    save_file(base.clip.state_dict(), file)
+    return file
+
+
+def difference(sdm: list[float], values: list[float]) -> dict[str, float]:
+    """Return the mean of R@1, and of its difference to SDM with half its 95 % interval."""
+    differences = [value - base for value, base in zip(values, sdm, strict=True)]
+    half = _STUDENT_T[len(values) - 2] * statistics.stdev(differences) / math.sqrt(len(values))
+    return {
+        "mean": statistics.fmean(values),
+        "difference": statistics.fmean(differences),
+        "half_interval": half,
+    }
+
+
+class _Nobody:
+    """Watches a run and says nothing."""
+
+    def note(self, text: str) -> None: ...
+
+    def step(self, step: Step) -> None: ...
+
+    def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None: ...
+
+    def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None: ...
+
+
+def _show(result: dict[str, Any]) -> None:
+    size = result["size"]
+    typer.echo(machine_lines(result["machine"], result["threads"]))
+    typer.echo(
+        f"R@1 on {size['test_people']} unseen people; {size['people']} people x {size['views']} "
+        f"views, {size['epochs']} epochs, {size['seeds']} seeds; in brackets the difference to "
+        "sdm and half its 95 % interval over the seeds"
+    )
+    conditions = tuple(result["against_sdm"])
+    table = new_table("loss", *conditions, right=conditions)
+    for name in VARIANTS:
+        cells = [runs.get(name) for runs in result["against_sdm"].values()]
+        table.add_row(name, *(_cell(name, cell) for cell in cells))
+    print_table(table)
+
+
+def _cell(name: str, cell: dict[str, float] | None) -> str:
+    if cell is None:
+        return ""
+    if name == SDM:
+        return f"{cell['mean']:.2f}"
+    return f"{cell['mean']:.2f} ({cell['difference']:+.2f} ±{cell['half_interval']:.2f})"
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmarks.losses")
