@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from upperson.data.batches import ImageDataset, pad_ids, tokenize, usable_workers
+from upperson.data.batches import pad_ids, tokenize, usable_workers
 from upperson.data.images import require_images
+from upperson.data.pictures import PictureBatches, Pictures
 from upperson.data.records import Record, Split, read_dataset
-from upperson.data.transforms import evaluation_transform
+from upperson.data.transforms import prepare_pixels
 from upperson.model.encoder import UPPerson
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, UppersonError
@@ -88,8 +89,10 @@ def embed_records(
         device = next(model.parameters()).device
         dtype = model.image.conv1.weight.dtype
         start = 0
-        for loaded in _load_images(model, records, batch_size, workers, device):
-            embeds = model.encode_image(loaded.to(device, dtype, non_blocking=True))
+        pictures = Pictures([record.image for record in records], model.image_size)
+        for pixels_NHW3 in _load(pictures, batch_size, workers, device):
+            image_N3HW = prepare_pixels(pixels_NHW3, None, model.statistics)
+            embeds = model.encode_image(image_N3HW.to(dtype))
             image_GE[start : start + len(embeds)] = embeds.cpu().numpy()
             start += len(embeds)
             if progress is not None:
@@ -123,7 +126,7 @@ def _embed_texts(
     text_QE = np.empty((len(ids), model.embed_dim), dtype=np.float32)
     device = next(model.parameters()).device
     # Sentences of like length share a batch, so short ones are not padded to the longest of all.
-    order = np.argsort([len(row) for row in ids], kind="stable")
+    order = np.argsort(ids.lengths(), kind="stable")
     for start in range(0, len(ids), batch_size):
         chosen = order[start : start + batch_size]
         batch = pad_ids([ids[index] for index in chosen]).to(device)
@@ -187,52 +190,19 @@ def both_directions(
     )
 
 
-def _load_images(
-    model: UPPerson,
-    records: Sequence[Record],
-    batch_size: int,
-    workers: int,
-    device: torch.device,
+def _load(
+    pictures: Pictures, batch_size: int, workers: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """Yield normalised images, float32 [N, 3, H, W], in the order of records."""
-    transform = evaluation_transform(model.statistics)
-    images = _ReadableImages(ImageDataset(records, model.image_size, transform))
+    """Yield pictures on a device, uint8 [N, H, W, 3], in their order."""
+    starts = range(0, len(pictures), batch_size)
+    places = [range(start, min(start + batch_size, len(pictures))) for start in starts]
     loader: DataLoader[Tensor | UppersonError] = DataLoader(
-        images,
-        batch_size=batch_size,
-        collate_fn=_stack,
+        PictureBatches(pictures, places),
+        batch_size=None,
         num_workers=usable_workers(workers),
         pin_memory=device.type == "cuda",
     )
     for batch in loader:
         if isinstance(batch, UppersonError):
             raise batch
-        yield batch
-
-
-class _ReadableImages(Dataset["Tensor | UppersonError"]):
-    """Gives the error of an image that cannot be used as its item, for the main process to raise.
-
-    torch raises a worker's exception again with the worker's whole traceback as its message.
-    """
-
-    def __init__(self, images: ImageDataset) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Tensor | UppersonError:
-        try:
-            return self._images[index]
-        except UppersonError as error:
-            return error
-
-
-def _stack(items: "list[Tensor | UppersonError]") -> Tensor | UppersonError:
-    tensors: list[Tensor] = []
-    for item in items:
-        if isinstance(item, UppersonError):
-            return item
-        tensors.append(item)
-    return torch.stack(tensors)
+        yield batch.to(device, non_blocking=True)

@@ -19,10 +19,16 @@ from torch.utils.data import DataLoader
 from upperson.checkpoint import Checkpointer, RunState, identity_of
 from upperson.components import Components, Splits, build_components, start_accelerator
 from upperson.config import TrainConfig, settings_from
-from upperson.data.batches import Batch, BatchSampler, ImageDataset, PairDataset, usable_workers
+from upperson.data.batches import (
+    BatchSampler,
+    LoadedBatch,
+    PairDataset,
+    pair_loader,
+    usable_workers,
+)
 from upperson.data.images import truncated_images
+from upperson.data.pictures import Pictures
 from upperson.data.records import SPLITS, Record, Split
-from upperson.data.transforms import evaluation_transform, training_transform
 from upperson.division import find_noisy
 from upperson.evaluate import Evaluation, evaluate, evaluate_both
 from upperson.model.encoder import UPPerson
@@ -170,7 +176,7 @@ def _train(
             if isinstance(item, UppersonError):
                 save()
                 raise InputError(f"{item} ({place}): mend it, then go on with --resume {run_path}")
-            share = Batch(*(tensor.to(accelerator.device, non_blocking=True) for tensor in item))
+            share = item.to(accelerator.device, model.statistics)
             sizes = sampler.share_sizes(state.step)
             optimizer.zero_grad()
             loss = float(
@@ -307,16 +313,12 @@ def _training_loader(
     records: list[Record],
     tokenizer: Tokenizer,
     accelerator: Accelerator,
-) -> tuple["DataLoader[Batch | UppersonError]", BatchSampler]:
-    transform = (
-        training_transform(*model.image_size, model.statistics)
-        if config.augment
-        else evaluation_transform(model.statistics)
-    )
+) -> tuple["DataLoader[LoadedBatch | UppersonError]", BatchSampler]:
     pairs = PairDataset(
         records,
-        ImageDataset(records, model.image_size, transform),
+        Pictures([record.image for record in records], model.image_size),
         tokenizer,
+        augment=config.augment,
         mask_captions=config.mask_captions,
     )
     sampler = BatchSampler(
@@ -326,14 +328,8 @@ def _training_loader(
         accelerator.process_index,
         accelerator.num_processes,
     )
-    loader: DataLoader[Batch | UppersonError] = DataLoader(
-        pairs,
-        sampler=sampler,
-        batch_size=None,  # The sampler gives whole batches.
-        num_workers=usable_workers(config.workers),
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    return loader, sampler
+    workers = usable_workers(config.workers)
+    return pair_loader(pairs, sampler, accelerator.device, workers), sampler
 
 
 def _tell_cut_captions(splits: Splits, tokenizer: Tokenizer, observer: Observer) -> None:

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from upperson.data.batches import ImageDataset, pad_ids, tokenize
-from upperson.data.records import Record
-from upperson.data.transforms import ImageTransform, evaluation_transform
+from upperson.data.batches import pad_ids, tokenize
+from upperson.data.pictures import Pictures
+from upperson.data.transforms import prepare_pixels
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.encoder import UPPerson
 from upperson_rt.towers import Tower
@@ -26,7 +26,6 @@ class TrainedEncoder:
     def __init__(self, model: UPPerson) -> None:
         self.model = model
         self.tokenizer = clip_tokenizer(model.text.context_length)
-        self._normalise = evaluation_transform(model.statistics)
 
     @torch.inference_mode()
     def run(self, tower: Tower, inputs: NDArray[Any]) -> NDArray[np.float32]:
@@ -35,14 +34,14 @@ class TrainedEncoder:
         if tower == "text":
             embeds_NE = self.model.encode_text(prepared.long())
         else:
-            embeds_NE = self.model.encode_image(self._normalise(prepared.permute(0, 3, 1, 2)))
+            embeds_NE = self.model.encode_image(self._normalise(prepared))
         return _array(embeds_NE)
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[Path], batch_size: int) -> NDArray[np.float32]:
         """Embed N files: [N, E]."""
-        pixels_N3HW = _read(images, self.model.image_size, self._normalise)
-        embeds = [self.model.encode_image(batch) for batch in torch.split(pixels_N3HW, batch_size)]
+        image_N3HW = self._read(images)
+        embeds = [self.model.encode_image(batch) for batch in torch.split(image_N3HW, batch_size)]
         return _array(torch.cat(embeds))
 
     @torch.inference_mode()
@@ -57,19 +56,18 @@ class TrainedEncoder:
         """Read files and undo the normalisation: float levels of 0 to 255, [N, H, W, 3]."""
         mean = torch.tensor(self.model.image_mean)[:, None, None]
         std = torch.tensor(self.model.image_std)[:, None, None]
-        normalised_N3HW = _read(files, self.model.image_size, self._normalise)
-        return _array(((normalised_N3HW * std + mean) * 255).permute(0, 2, 3, 1))
+        return _array(((self._read(files) * std + mean) * 255).permute(0, 2, 3, 1))
+
+    def _read(self, files: Sequence[Path]) -> Tensor:
+        return self._normalise(torch.from_numpy(read_pixels(files, self.model.image_size)))
+
+    def _normalise(self, pixels_NHW3: Tensor) -> Tensor:
+        return prepare_pixels(pixels_NHW3, None, self.model.statistics)
 
 
 def read_pixels(files: Sequence[Path], image_size: tuple[int, int]) -> NDArray[Any]:
     """Read files through the data set of training, without a model: uint8 [N, H, W, 3]."""
-    return _array(_read(files, image_size, lambda pixels_3HW: pixels_3HW).permute(0, 2, 3, 1))
-
-
-def _read(files: Sequence[Path], image_size: tuple[int, int], transform: ImageTransform) -> Tensor:
-    records = [Record(image=file, pid=0, captions=("",)) for file in files]
-    images = ImageDataset(records, image_size, transform)
-    return torch.stack([images[index] for index in range(len(images))])
+    return Pictures(files, image_size).read(range(len(files)))
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

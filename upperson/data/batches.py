@@ -4,23 +4,36 @@ Neither the number of processes nor of loader workers nor an interruption change
 random numbers its samples draw: two processes train as one does, and a resumed run goes on as if
 nothing had happened.
 
-Shapes: N batch, H image height, W image width, L tokens of the longest caption in the batch.
+What workers get of a data set is a handful of arrays, whatever its size: a Python object or a
+tensor for each caption would be copied, and would take a file handle, in every one of them.
+
+Shapes: N batch, H image height, W image width, L tokens of the longest caption in the batch,
+P pairs of a data set.
 """
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from upperson.data.pictures import Pictures
 from upperson.data.records import Record
-from upperson.data.transforms import ImageTransform, mask_caption
+from upperson.data.transforms import (
+    AUGMENTATION_DRAWS,
+    PixelStatistics,
+    draw_moves,
+    mask_caption,
+    prepare_pixels,
+)
 from upperson_rt.errors import UppersonError
-from upperson_rt.preprocess import prepare_image
 from upperson_rt.tokenizer import Tokenizer, token_lengths
+
+_TOKENIZED_AT_A_TIME = 4096
 
 
 class Draw(NamedTuple):
@@ -100,26 +113,65 @@ class BatchSampler(Sampler[list[Draw]]):
         return int(state[0])
 
 
-class ImageDataset(Dataset[Tensor]):
-    """The images of records, resized and transformed."""
+class LoadedBatch(NamedTuple):
+    """What a loader hands over: bytes, and what chance decided to do with them."""
 
-    def __init__(
-        self, records: Sequence[Record], image_size: tuple[int, int], transform: ImageTransform
-    ) -> None:
-        self._records = records
-        self._image_size = image_size
-        self._transform = transform
+    pixels_NHW3: Tensor
+    """uint8 RGB."""
+
+    moves_N7: Tensor | None
+    """int32, see `draw_moves`; None without augmentation."""
+
+    ids_NL: Tensor
+    """int64 token ids, masked if asked for, zero-padded."""
+
+    labels_N: Tensor
+    """int64 identities, numbered from 0."""
+
+    def to(self, device: torch.device, statistics: PixelStatistics) -> Batch:
+        """Move it to a device, and augment and normalise the images there."""
+        pixels_NHW3, ids_NL, labels_N = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (self.pixels_NHW3, self.ids_NL, self.labels_N)
+        )
+        moves_N7 = None if self.moves_N7 is None else self.moves_N7.to(device, non_blocking=True)
+        return Batch(prepare_pixels(pixels_NHW3, moves_N7, statistics), ids_NL, labels_N)
+
+
+class Captions(Sequence[NDArray[np.int32]]):
+    """Token ids of many captions, one after the other in a single array.
+
+    Args:
+        ids: All of them.
+        ends_P: Where each caption ends in it.
+    """
+
+    def __init__(self, ids: NDArray[np.int32], ends_P: NDArray[np.int64]) -> None:
+        self._ids = ids
+        self._ends_P = ends_P
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._ends_P)
 
-    def __getitem__(self, index: int) -> Tensor:
-        """Return one normalised image, float32 [3, H, W]; InputError if it cannot be decoded."""
-        pixels_HW3 = prepare_image(self._records[index].image, *self._image_size)
-        return self._transform(torch.from_numpy(pixels_HW3).permute(2, 0, 1))
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.int32]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[NDArray[np.int32]]: ...
+
+    def __getitem__(self, index: int | slice) -> NDArray[np.int32] | list[NDArray[np.int32]]:
+        """Return the ids of one caption or of some, as views, each as long as its own text."""
+        place = range(len(self))[index]
+        if isinstance(place, range):
+            return [self[each] for each in place]
+        return self._ids[self._ends_P[place - 1] if place else 0 : self._ends_P[place]]
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Return the tokens of each caption, [P]."""
+        return np.diff(self._ends_P, prepend=0)
 
 
-class PairDataset(Dataset["Batch | UppersonError"]):
+class PairDataset(Dataset["LoadedBatch | UppersonError"]):
     """Every (image, caption) pair of records, drawn as whole batches, for training.
 
     A loader reads it with ``batch_size=None`` and a :class:`BatchSampler`: every item is a batch,
@@ -128,56 +180,82 @@ class PairDataset(Dataset["Batch | UppersonError"]):
 
     Args:
         records: The split to train on.
-        images: The same records' images.
+        pictures: The same records' pictures.
         tokenizer: Captions are tokenized once, here.
+        augment: Whether to draw moves of the images, with `draw_moves`.
         mask_captions: Whether to mask caption tokens, with `mask_caption`.
     """
 
     def __init__(
         self,
         records: Sequence[Record],
-        images: ImageDataset,
+        pictures: Pictures,
         tokenizer: Tokenizer,
         *,
+        augment: bool,
         mask_captions: bool,
     ) -> None:
-        self._images = images
+        self._pictures = pictures
         labels = identity_labels(records)
-        self._pairs = [
-            (index, labels[record.pid])
-            for index, record in enumerate(records)
-            for _ in record.captions
-        ]
-        self._ids = tokenize(tokenizer, [text for record in records for text in record.captions])
+        captions = [len(record.captions) for record in records]
+        self._image_P = np.repeat(np.arange(len(records)), captions)
+        self._label_P = np.repeat([labels[record.pid] for record in records], captions)
+        self._captions = tokenize(
+            tokenizer, [text for record in records for text in record.captions]
+        )
+        self._augment = augment
         self._mask_captions = mask_captions
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._captions)
 
-    def __getitem__(self, draws: Sequence[Draw]) -> Batch | UppersonError:
+    def __getitem__(self, draws: Sequence[Draw]) -> LoadedBatch | UppersonError:
         """Return the batch of some draws; captions are padded to the longest among them."""
+        pairs = [draw.pair for draw in draws]
         try:
-            samples = [self._sample(draw) for draw in draws]
+            pixels_NHW3 = self._pictures.read(self._image_P[pairs])
         except UppersonError as error:
             return error
-        images, ids, labels = zip(*samples, strict=True)
-        return Batch(torch.stack(images), pad_ids(ids), torch.tensor(labels))
+        moves_N7, ids = None, [self._captions[pair] for pair in pairs]
+        rngs = [np.random.default_rng(draw.seed) for draw in draws]
+        if self._augment:
+            uniform_NK = np.stack([rng.random(AUGMENTATION_DRAWS) for rng in rngs])
+            moves_N7 = draw_moves(uniform_NK, *self._pictures.image_size)
+        if self._mask_captions:
+            ids = [mask_caption(ids_L, rng) for ids_L, rng in zip(ids, rngs, strict=True)]
+        labels_N = torch.from_numpy(self._label_P[pairs])
+        return LoadedBatch(torch.from_numpy(pixels_NHW3), moves_N7, pad_ids(ids), labels_N)
 
-    def _sample(self, draw: Draw) -> tuple[Tensor, Tensor, int]:
-        image, label = self._pairs[draw.pair]
-        ids_L = self._ids[draw.pair]
-        # torchvision draws from torch's global generator: it is lent out and put back.
-        with torch.random.fork_rng(devices=[]):
-            generator = torch.default_generator.manual_seed(draw.seed)
-            image_3HW = self._images[image]
-            if self._mask_captions:
-                ids_L = mask_caption(ids_L, generator)
-        return image_3HW, ids_L, label
+
+def pair_loader(
+    pairs: PairDataset, sampler: BatchSampler, device: torch.device, workers: int
+) -> "DataLoader[LoadedBatch | UppersonError]":
+    """Return a loader of the sampler's batches, whose workers stay from epoch to epoch.
+
+    Args:
+        pairs: What is loaded.
+        sampler: Which pairs, and their seeds.
+        device: Where batches will go.
+        workers: Processes that read pictures; 0 reads in this one.
+    """
+    return DataLoader(
+        pairs,
+        sampler=sampler,
+        batch_size=None,  # The sampler gives whole batches.
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
 
 
 def usable_workers(wanted: int) -> int:
-    """Return how many loader processes to start: no more than CPUs, which changes no result."""
-    return min(wanted, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else wanted)
+    """Return how many loader processes this training process starts; it changes no result.
+
+    Those of a machine are shared out over its training processes (torchrun's LOCAL_WORLD_SIZE), and
+    there are no more of them than CPUs.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return -(-min(wanted, cpus or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def identity_labels(records: Sequence[Record]) -> dict[int, int]:
@@ -185,15 +263,19 @@ def identity_labels(records: Sequence[Record]) -> dict[int, int]:
     return {pid: label for label, pid in enumerate(sorted({record.pid for record in records}))}
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tensor]:
-    """Tokenize captions into int64 id vectors, each as long as its own text."""
-    ids_NL = tokenizer.encode(texts).input_ids
-    return [
-        torch.from_numpy(ids_L[:length].astype(np.int64))
-        for ids_L, length in zip(ids_NL, token_lengths(ids_NL), strict=True)
-    ]
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> Captions:
+    """Tokenize captions, each as long as its own text."""
+    ids, lengths = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
+    for start in range(0, len(texts), _TOKENIZED_AT_A_TIME):
+        ids_NL = tokenizer.encode(texts[start : start + _TOKENIZED_AT_A_TIME]).input_ids
+        lengths.append(token_lengths(ids_NL))
+        ids.append(ids_NL[np.arange(ids_NL.shape[1]) < lengths[-1][:, None]])
+    return Captions(np.concatenate(ids), np.cumsum(np.concatenate(lengths)))
 
 
-def pad_ids(ids: Sequence[Tensor]) -> Tensor:
-    """Stack id vectors to int64 [N, L], zero-padded to the longest."""
-    return torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
+def pad_ids(ids: Sequence[NDArray[np.int32]]) -> Tensor:
+    """Stack the ids of captions to int64 [N, L], zero-padded to the longest."""
+    ids_NL = torch.zeros(len(ids), max(map(len, ids), default=0), dtype=torch.int64)
+    for row_L, ids_L in zip(ids_NL.numpy(), ids, strict=True):
+        row_L[: len(ids_L)] = ids_L
+    return ids_NL

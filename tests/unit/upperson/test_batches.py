@@ -1,27 +1,39 @@
 """Batches: who is in them, and what chance does to them."""
 
+import pickle
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from upperson.data.batches import (
-    Batch,
     BatchSampler,
     Draw,
-    ImageDataset,
+    LoadedBatch,
     PairDataset,
     identity_labels,
+    pair_loader,
+    tokenize,
+    usable_workers,
 )
+from upperson.data.pictures import Pictures
 from upperson.data.records import Record, read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
-from upperson.data.transforms import mask_caption, training_transform
+from upperson.data.transforms import (
+    AUGMENTATION_DRAWS,
+    CLIP_STATISTICS,
+    draw_moves,
+    mask_caption,
+    prepare_pixels,
+)
 from upperson.data.vocabulary import clip_tokenizer
 from upperson_rt.errors import InputError
 
 SOT, EOT, MASK = 49406, 49407, 49405
+SIZE = (48, 32)
 
 
 def pairs_of(batches: list[list[Draw]]) -> list[list[int]]:
@@ -89,8 +101,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 
 
 def dataset_of(records: list[Record]) -> PairDataset:
-    images = ImageDataset(records, (48, 32), training_transform(48, 32))
-    return PairDataset(records, images, clip_tokenizer(), mask_captions=True)
+    pictures = Pictures([record.image for record in records], SIZE)
+    return PairDataset(records, pictures, clip_tokenizer(), augment=True, mask_captions=True)
 
 
 def test_a_sample_depends_on_its_draw_alone(records: list[Record]) -> None:
@@ -102,11 +114,13 @@ def test_a_sample_depends_on_its_draw_alone(records: list[Record]) -> None:
     torch.manual_seed(2)
     second = pairs[[Draw(5, 8)]]
     other = pairs[[Draw(5, 9)]]
-    assert isinstance(first, Batch)
-    assert isinstance(second, Batch)
-    assert isinstance(other, Batch)
-    assert torch.equal(first.image_N3HW[1], second.image_N3HW[0])
-    assert not torch.equal(second.image_N3HW, other.image_N3HW)
+    assert isinstance(first, LoadedBatch)
+    assert isinstance(second, LoadedBatch)
+    assert isinstance(other, LoadedBatch)
+    cpu = torch.device("cpu")
+    images = [batch.to(cpu, CLIP_STATISTICS).image_N3HW for batch in (first, second, other)]
+    assert torch.equal(images[0][1], images[1][0])
+    assert not torch.equal(images[1], images[2])
     length = second.ids_NL.shape[1]
     assert torch.equal(first.ids_NL[1, :length], second.ids_NL[0])
     assert not torch.equal(second.ids_NL, other.ids_NL)
@@ -120,7 +134,7 @@ def test_labels_count_from_zero_whatever_the_identities_are(records: list[Record
     assert identity_labels(far) == {-5: 0, 7: 1, 900: 2}
     pairs = dataset_of(far)
     batch = pairs[[Draw(index, 0) for index in range(len(pairs))]]
-    assert isinstance(batch, Batch)
+    assert isinstance(batch, LoadedBatch)
     assert batch.labels_N.tolist() == [0] * 4 + [2] * 4 + [1] * 4
 
 
@@ -132,15 +146,119 @@ def test_a_broken_image_is_the_batch(records: list[Record], tmp_path: Path) -> N
     assert "broken.jpg" in str(found)
 
 
-def test_masking_has_berts_shares_and_spares_the_frame() -> None:
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_workers_started_in_any_way_give_the_same_batches(
+    records: list[Record], start: str
+) -> None:
+    sampler = BatchSampler(12, 5, seed=3)
+    pairs = dataset_of(records)
+    loader = pair_loader(pairs, sampler, torch.device("cpu"), 2 if start == "fork" else 1)
+    loader.multiprocessing_context = start
+    for epoch in range(2):  # By the same workers.
+        sampler.start_at(epoch, 0)
+        expected = [pairs[draws] for draws in sampler]
+        for found, batch in zip(loader, expected, strict=True):
+            assert isinstance(found, LoadedBatch)
+            assert isinstance(batch, LoadedBatch)
+            assert all(map(torch.equal, found, batch))
+
+
+def test_a_data_set_for_workers_is_a_few_arrays_whatever_its_size(
+    records: list[Record],
+) -> None:
+    """A tensor for each caption took a file handle each: spawned workers ran out of them."""
+    many = [
+        Record(record.image, record.pid, tuple(f"a man {number}" for number in range(500)))
+        for record in records
+    ]
+    pairs = dataset_of(many)
+    assert len(pairs) == 3000
+    pickled = pickle.dumps(pairs, protocol=5, buffer_callback=(buffers := []).append)
+    assert len(pickled) < 4000
+    assert len(buffers) < 10
+    assert sum(memoryview(buffer).nbytes for buffer in buffers) < 3000 * (7 * 4 + 3 * 8) + 4000
+
+
+def test_captions_are_as_long_as_their_texts() -> None:
+    texts = ["a man", "a woman in a red coat", "!", "a man!"] * 1100
+    captions = tokenize(clip_tokenizer(), texts)
+    assert len(captions) == len(texts)
+    assert captions[-4].tolist() == captions[0].tolist() == [SOT, 320, 786, EOT]
+    assert [len(ids) for ids in captions] == captions.lengths().tolist()
+    assert [ids.tolist() for ids in captions[1:3]] == [captions[1].tolist(), [SOT, 256, EOT]]
+    assert captions[-1].tolist() == [SOT, 320, 786, 256, EOT]
+    with pytest.raises(IndexError):
+        captions[len(texts)]
+
+
+def test_workers_are_shared_out_over_the_processes_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [usable_workers(wanted) for wanted in (0, 1, 8, 64)] == [0, 1, 8, 12]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert [usable_workers(wanted) for wanted in (0, 1, 8, 64)] == [0, 1, 1, 2]
+
+
+def test_chance_moves_pictures_as_torchvision_does() -> None:
+    height, width, count = 384, 128, 20_000
+    moves_N7 = draw_moves(
+        np.random.default_rng(0).random((count, AUGMENTATION_DRAWS)), height, width
+    ).numpy()
+    flip_N, top_N, left_N, *erased = moves_N7.T
+    assert flip_N.mean() == pytest.approx(0.5, abs=0.015)
+    for start_N in (top_N, left_N):
+        assert set(start_N) == set(range(21))
+        assert start_N.mean() == pytest.approx(10, abs=0.2)
+    erasing = v2.RandomErasing(p=1, scale=(0.02, 0.4), value=[0.0])
+    torch.manual_seed(0)
+    theirs = [erasing.make_params([torch.empty(3, height, width)]) for _ in range(4000)]
+    drawn = np.stack(erased, axis=1)[erased[2] > 0]
+    assert len(drawn) / count == pytest.approx(0.5, abs=0.015)
+    for place, name in enumerate("ijhw"):
+        found, expected = drawn[:, place], np.array([params[name] for params in theirs])
+        # Two samples of one distribution: the Kolmogorov-Smirnov bound at 1 in 10,000.
+        steps = np.unique(np.concatenate([found, expected]))
+        apart = np.abs(
+            np.searchsorted(np.sort(found), steps, "right") / len(found)
+            - np.searchsorted(np.sort(expected), steps, "right") / len(expected)
+        )
+        assert apart.max() < 2.23 * np.sqrt(1 / len(found) + 1 / len(expected)), name
+
+
+def test_moved_pictures_are_what_torchvision_makes_of_them() -> None:
     generator = torch.Generator().manual_seed(0)
-    ids = torch.tensor([SOT, *range(1000, 1030), EOT])
-    masked = torch.stack([mask_caption(ids, generator) for _ in range(4000)])
+    pixels = torch.randint(0, 256, (6, *SIZE, 3), dtype=torch.uint8, generator=generator)
+    moves = [
+        (0, 10, 10, 0, 0, 0, 0), (1, 10, 10, 0, 0, 0, 0), (0, 0, 20, 5, 6, 7, 8),
+        (1, 20, 0, 0, 0, 47, 31), (1, 3, 14, 30, 2, 18, 30), (0, 7, 9, 47, 31, 1, 1),
+    ]  # fmt: skip
+    found = prepare_pixels(pixels, torch.tensor(moves, dtype=torch.int32), CLIP_STATISTICS)
+    mean, std = CLIP_STATISTICS
+    normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    for image, (flip, top, left, *erased), ours in zip(pixels, moves, found, strict=True):
+        expected = image.permute(2, 0, 1)
+        if flip:
+            expected = v2.functional.horizontal_flip(expected)
+        expected = normalise(
+            v2.functional.crop(v2.functional.pad(expected, [10]), top, left, *SIZE)
+        )
+        expected = v2.functional.erase(expected, *erased, torch.tensor(mean)[:, None, None])
+        assert torch.equal(ours, expected)
+    alone = prepare_pixels(pixels, None, CLIP_STATISTICS)
+    assert torch.equal(alone, torch.stack([normalise(x.permute(2, 0, 1)) for x in pixels]))
+
+
+def test_masking_has_berts_shares_and_spares_the_frame() -> None:
+    rng = np.random.default_rng(0)
+    ids = np.array([SOT, *range(1000, 1030), EOT], dtype=np.int32)
+    masked = np.stack([mask_caption(ids, rng) for _ in range(4000)])
     assert (masked[:, 0] == SOT).all()
     assert (masked[:, -1] == EOT).all()
     words = masked[:, 1:-1]
-    hidden = (words == MASK).float().mean().item()
-    changed = ((words != ids[1:-1]) & (words != MASK)).float().mean().item()
+    hidden = (words == MASK).mean()
+    changed = ((words != ids[1:-1]) & (words != MASK)).mean()
     # Nothing picked, which happens to 0.85^30 = 0.8 % of these captions, masks the first word.
     assert hidden == pytest.approx(0.15 * 0.8, abs=0.004)
     assert changed == pytest.approx(0.15 * 0.1, abs=0.002)
@@ -150,16 +268,16 @@ def test_masking_has_berts_shares_and_spares_the_frame() -> None:
 
 
 def test_a_caption_of_one_word_is_masked_always_and_an_empty_one_never() -> None:
-    generator = torch.Generator().manual_seed(0)
-    one = torch.tensor([SOT, 320, EOT])
-    fates = [int(mask_caption(one, generator)[1]) for _ in range(2000)]
+    rng = np.random.default_rng(0)
+    one = np.array([SOT, 320, EOT], dtype=np.int32)
+    fates = [int(mask_caption(one, rng)[1]) for _ in range(2000)]
     assert one.tolist() == [SOT, 320, EOT]
     assert np.mean([fate == MASK for fate in fates]) == pytest.approx(0.85 + 0.15 * 0.8, abs=0.02)
-    empty = torch.tensor([SOT, EOT])
-    assert mask_caption(empty, generator).tolist() == [SOT, EOT]
+    empty = np.array([SOT, EOT], dtype=np.int32)
+    assert mask_caption(empty, rng).tolist() == [SOT, EOT]
 
 
 def test_the_word_behind_the_mask_token_is_never_picked() -> None:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.tensor([SOT, MASK, MASK, EOT])
-    assert all(torch.equal(mask_caption(ids, generator), ids) for _ in range(50))
+    rng = np.random.default_rng(0)
+    ids = np.array([SOT, MASK, MASK, EOT], dtype=np.int32)
+    assert all(np.array_equal(mask_caption(ids, rng), ids) for _ in range(50))

@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 from tests.helpers.toy_clip import IMAGE_SIZE, toy_model
-from upperson.data.batches import ImageDataset, pad_ids, tokenize
+from upperson.data.batches import pad_ids, tokenize
 from upperson.data.records import Record
 from upperson.data.transforms import evaluation_transform
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.evaluate import embed_records, evaluate, evaluate_both, pids_of
 from upperson.model.encoder import UPPerson
 from upperson_rt.errors import InputError
+from upperson_rt.preprocess import prepare_image
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +53,12 @@ def test_embeddings_are_in_the_order_of_the_records(model: UPPerson, records: li
         model, tokenizer, records, batch_size=4, progress=lambda *counts: seen.append(counts)
     )
     captions = [text for record in records for text in record.captions]
-    images = ImageDataset(records, IMAGE_SIZE, evaluation_transform())
+    pixels = [prepare_image(record.image, *IMAGE_SIZE) for record in records]
+    normalise = evaluation_transform()
+    images = [normalise(torch.from_numpy(array).permute(2, 0, 1)) for array in pixels]
     with torch.no_grad():
         one_by_one = [model.encode_text(pad_ids(tokenize(tokenizer, [text]))) for text in captions]
-        expected = model.encode_image(torch.stack([images[index] for index in range(9)]))
+        expected = model.encode_image(torch.stack(images))
     np.testing.assert_allclose(text_QE, torch.cat(one_by_one).numpy(), atol=1e-5)
     np.testing.assert_allclose(image_GE, expected.numpy(), atol=1e-5)
     assert seen == sorted(seen)
