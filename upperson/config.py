@@ -123,7 +123,8 @@ class TrainConfig:
     """Steps between checkpoints; one more is written after every epoch."""
 
     workers: int = 0
-    """Processes that decode images; 0 decodes in the training process."""
+    """Processes of a machine that decode images, shared out over its training processes; 0 decodes
+    in the training process."""
 
     seed: int = 1
 
