@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from upperson_rt.indexer import IndexReport, index_images
     from upperson_rt.manifest import Manifest
     from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
+    from upperson_rt.phrases.evidence import Explanation
     from upperson_rt.preprocess import iter_image_files, load_image, resize_image
     from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
@@ -56,6 +57,7 @@ __all__ = [
     "Bundle",
     "CameraStats",
     "Encoder",
+    "Explanation",
     "Filter",
     "Gallery",
     "GalleryInfo",
@@ -91,6 +93,7 @@ _OWNERS = {
     "Bundle": "bundle",
     "CameraStats": "camera",
     "Encoder": "encoder",
+    "Explanation": "phrases.evidence",
     "Filter": "gallery",
     "Gallery": "gallery",
     "GalleryInfo": "gallery",

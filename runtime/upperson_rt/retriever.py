@@ -2,16 +2,21 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.arguments import check_object, is_finite
+from upperson_rt.arguments import check_count, check_object, is_finite
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
+from upperson_rt.gallery.records import check_hits
+from upperson_rt.phrases import ParsedSentence, Phrase, parse
+from upperson_rt.phrases.evidence import Evidence, Explanation, weighable
+from upperson_rt.phrases.wording import MOST_PARAPHRASES, paraphrases
 from upperson_rt.printable import shown
 from upperson_rt.query_log import QueryLog, describe_picture
 
@@ -25,6 +30,12 @@ __all__ = ["Query", "Retriever"]
 Query: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 """A `str` is always a sentence; a `Path`, a Pillow image or an array as for `encode_images` is a
 picture."""
+
+DENIAL_WEIGHT = 0.25
+"""How much of its score, a cosine, a picture can lose at most for what a sentence denies."""
+
+_MORE_CANDIDATES = 90
+_MOST_CANDIDATES = 4000
 
 QueryT = TypeVar("QueryT", bound=Query)
 
@@ -52,12 +63,13 @@ class Retriever:
             UsageError: One of them is something else.
         """
         check_object(encoder, "an encoder", ("encode_texts", "encode_images", "embed_dim"))
-        check_object(gallery, "a gallery", ("search", "vectors"))
+        check_object(gallery, "a gallery", ("search", "vectors", "vectors_of"))
         if log is not None:
             check_object(log, "a query log", ("write",))
         self.encoder = encoder
         self.gallery = gallery
         self.log = log
+        self._evidence = Evidence(encoder.encode_texts)
 
     @overload
     def query(
@@ -67,6 +79,7 @@ class Retriever:
         where: Filter | None = None,
         by_track: bool = False,
         channels: "Channels" = "rgb",
+        paraphrases: int = 1,
     ) -> list[list[Hit]]: ...
 
     @overload
@@ -77,6 +90,7 @@ class Retriever:
         where: Filter | None = None,
         by_track: bool = False,
         channels: "Channels" = "rgb",
+        paraphrases: int = 1,
     ) -> list[Hit]: ...
 
     def query(
@@ -86,8 +100,12 @@ class Retriever:
         where: Filter | None = None,
         by_track: bool = False,
         channels: "Channels" = "rgb",
+        paraphrases: int = 1,
     ) -> list[Hit] | list[list[Hit]]:
         """Find the k best pictures.
+
+        What a sentence denies (*without a bag*, *no hat*, *not wearing glasses*) is left out of its
+        embedding; a picture loses up to `DENIAL_WEIGHT` of its score for what speaks for that.
 
         Args:
             query: A sentence or a picture, or a list of them, which may be mixed. A `str` is
@@ -96,13 +114,15 @@ class Retriever:
             where: Only items that pass.
             by_track: One hit a track, with its best picture; items without a track stand alone.
             channels: Order of the colours in arrays; ``bgr`` for frames of OpenCV.
+            paraphrases: Wordings of each sentence whose embeddings are averaged, 1 to
+                `MOST_PARAPHRASES`; the grammar makes them, and 1 is the sentence as it is.
 
         Returns:
             The hits of the query, best first; for a list of queries a list of such lists.
 
         Raises:
             InputError: A sentence is empty, or a picture or the log cannot be used.
-            UsageError: k is below 1.
+            UsageError: k is below 1, or paraphrases out of range.
             BackendError: A tower cannot be loaded or fails.
             IntegrityError: A tower gives wrong results, or the gallery is damaged.
         """
@@ -110,10 +130,80 @@ class Retriever:
         queries: list[Query] = list(query) if isinstance(query, list | tuple) else [query]
         if not queries:
             return []
-        found = self.gallery.search(self._embed(queries, channels), k, where, by_track)
+        paraphrases = check_count(paraphrases, "paraphrases", most=MOST_PARAPHRASES)
+        parsed = [parse(asked) if isinstance(asked, str) else None for asked in queries]
+        embeds_QD = self._embed(queries, parsed, channels, paraphrases)
+        found: list[list[Hit]] = [[] for _ in queries]
+        plain = [i for i, sentence in enumerate(parsed) if sentence is None or not sentence.denied]
+        if plain:
+            hits_of = self.gallery.search(embeds_QD[plain], k, where, by_track)
+            for i, hits in zip(plain, hits_of, strict=True):
+                found[i] = hits
+        for i, sentence in enumerate(parsed):
+            if sentence is not None and sentence.denied:
+                found[i] = self._search_without(
+                    embeds_QD[i : i + 1], sentence.denied, k, where, by_track
+                )
         for asked, hits in zip(queries, found, strict=True):
             self._log(asked, hits, k, where, by_track)
-        return list(found) if several else found[0]
+        return found if several else found[0]
+
+    def explain(self, sentence: str, hits: Sequence[Hit]) -> Explanation:
+        """Weigh each phrase of a sentence in the pictures that were found.
+
+        Args:
+            sentence: What was asked.
+            hits: What `query` found for it, or any hits of the gallery.
+
+        Returns:
+            The phrases, and what speaks for each in every hit.
+
+        Raises:
+            InputError: The sentence is no text, or what was found are no hits.
+            BackendError: The text tower cannot be loaded or fails.
+            IntegrityError: The text tower gives wrong results, or the gallery is damaged.
+        """
+        parsed = parse(sentence)
+        phrases = weighable(parsed)
+        evidence_HP = np.full((len(check_hits(hits)), len(phrases)), np.nan, dtype=np.float32)
+        vectors = self.gallery.vectors_of(hits)
+        there = [row for row, hit in enumerate(hits) if hit.id in vectors]
+        if there:
+            images_ND = np.stack([vectors[hits[row].id] for row in there])
+            for column, phrase in enumerate(phrases):
+                evidence_HP[there, column] = self._evidence.of(phrase, images_ND)
+        return Explanation(parsed=parsed, phrases=phrases, evidence_HP=evidence_HP)
+
+    def _search_without(
+        self,
+        embed_1D: NDArray[np.float32],
+        denied: Sequence[Phrase],
+        k: int,
+        where: Filter | None,
+        by_track: bool,
+    ) -> list[Hit]:
+        """Search for one sentence and take off for what it denies.
+
+        Exact as long as the last candidate could not come among the first k any more.
+        """
+        wanted = check_count(k, "k") + _MORE_CANDIDATES
+        while True:
+            (hits,) = self.gallery.search(embed_1D, wanted, where, by_track)
+            vectors = self.gallery.vectors_of(hits)
+            there = [hit for hit in hits if hit.id in vectors]
+            if not there:
+                return []
+            images_ND = np.stack([vectors[hit.id] for hit in there])
+            evidence_N = np.max([self._evidence.of(phrase, images_ND) for phrase in denied], axis=0)
+            rescored = [
+                replace(hit, score=hit.score - DENIAL_WEIGHT * float(against))
+                for hit, against in zip(there, evidence_N, strict=True)
+            ]
+            rescored.sort(key=lambda hit: (-hit.score, hit.id))
+            complete = len(hits) < wanted or hits[-1].score <= rescored[:k][-1].score
+            if complete or wanted >= k + _MOST_CANDIDATES:
+                return rescored[:k]
+            wanted = min(wanted * 4, k + _MOST_CANDIDATES)
 
     def delete_like(
         self,
@@ -186,15 +276,31 @@ class Retriever:
                 action=action,
             )
 
-    def _embed(self, queries: "Sequence[Query]", channels: "Channels") -> NDArray[np.float32]:
+    def _embed(
+        self,
+        queries: "Sequence[Query]",
+        parsed: Sequence[ParsedSentence | None],
+        channels: "Channels",
+        count: int,
+    ) -> NDArray[np.float32]:
         """Return (Q, D); each tower runs once, and only if it is needed."""
         embeds = np.empty((len(queries), self.encoder.embed_dim), dtype=np.float32)
-        texts = {i: query for i, query in enumerate(queries) if isinstance(query, str)}
+        texts = {
+            i: paraphrases(sentence, count)
+            for i, sentence in enumerate(parsed)
+            if sentence is not None
+        }
         images: dict[int, ImageSource] = {
             i: query for i, query in enumerate(queries) if not isinstance(query, str)
         }
         if texts:
-            embeds[list(texts)] = self.encoder.encode_texts(list(texts.values()))
+            all_TD = self.encoder.encode_texts(
+                [one for wordings in texts.values() for one in wordings]
+            )
+            ends = np.cumsum([len(wordings) for wordings in texts.values()])
+            for i, own_TD in zip(texts, np.split(all_TD, ends[:-1]), strict=True):
+                mean_D = own_TD.mean(axis=0)
+                embeds[i] = mean_D / np.linalg.norm(mean_D)
         if images:
             embeds[list(images)] = self.encoder.encode_images(
                 list(images.values()), channels=channels

@@ -1,10 +1,12 @@
 """A contact sheet: one picture that shows what a sentence found."""
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -14,6 +16,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Hit, Item
 from upperson_rt.gallery.records import check_hits
+from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.preprocess import load_image
 from upperson_rt.printable import count_of, local_time, printable
 
@@ -25,6 +28,8 @@ _TILE_WIDTH = 220
 _PICTURE_HEIGHT = 440
 _CAPTION_HEIGHT = 92
 _MOST_TILES = 500
+_BAR_HEIGHT = 34
+_MOST_BARS = 8
 _TITLE_SIZES = (38, 30, 25)  # The first one with which the sentence fits its lines.
 _TITLE_LINES = 3
 
@@ -34,6 +39,8 @@ _INK = (28, 32, 38)
 _MUTED = (112, 120, 130)
 _CHIP = (28, 32, 38)
 _MISSING = (203, 207, 212)
+_ASKED = (38, 120, 86)
+_DENIED = (190, 60, 50)
 
 
 def save_sheet(
@@ -42,6 +49,7 @@ def save_sheet(
     hits: Sequence[Hit],
     columns: int = 5,
     crops_dir: Path | None = None,
+    explanation: Explanation | None = None,
 ) -> None:
     """Draw a contact sheet and write it as PNG, whole or not at all.
 
@@ -51,20 +59,30 @@ def save_sheet(
         hits: In rank order; the first 500 are shown.
         columns: Tiles per row, at most.
         crops_dir: `Gallery.crops_dir`, where the saved pictures of cameras are.
+        explanation: `Retriever.explain` of these hits: a bar for each phrase, eight at most. Bars
+            of what must not be there are red.
 
     Raises:
         InputError: The file cannot be written, or what is to be shown are no hits.
     """
     file = Path(check_path(path, "a contact sheet"))
     buffer = io.BytesIO()
-    draw_sheet(sentence, hits, columns, crops_dir).save(buffer, format="PNG", optimize=True)
+    draw_sheet(sentence, hits, columns, crops_dir, explanation).save(
+        buffer, format="PNG", optimize=True
+    )
     write_atomically(file, buffer.getvalue())
 
 
 def draw_sheet(
-    sentence: str, hits: Sequence[Hit], columns: int = 5, crops_dir: Path | None = None
+    sentence: str,
+    hits: Sequence[Hit],
+    columns: int = 5,
+    crops_dir: Path | None = None,
+    explanation: Explanation | None = None,
 ) -> Image.Image:
     """Draw a contact sheet: the sentence, then a tile per hit with rank, score and origin.
+
+    With an explanation each tile has a bar a phrase.
 
     A picture that is missing or unreadable becomes a grey tile that says so. Pillow's own font is
     used; it has Latin letters only.
@@ -73,6 +91,7 @@ def draw_sheet(
     if crops_dir is not None:
         crops_dir = Path(check_path(crops_dir, "the folder of crops"))
     shown = hits[:_MOST_TILES]
+    bars = _bars(explanation, len(hits))
     columns = check_count(columns, "columns")
     columns = max(1, min(columns, len(shown)))
     rows = -(-len(shown) // columns)
@@ -93,7 +112,7 @@ def draw_sheet(
     line_height = round(title_size * 1.25)
     top = _MARGIN + len(title) * line_height + 8
     tiles_top = top + 22 + _GAP + 8
-    tile_height = _PICTURE_HEIGHT + _CAPTION_HEIGHT
+    tile_height = _PICTURE_HEIGHT + _CAPTION_HEIGHT + (len(bars[0]) * _BAR_HEIGHT if bars else 0)
     height = tiles_top + (rows * (tile_height + _GAP) - _GAP if rows else 0) + _MARGIN - 12
 
     sheet = Image.new("RGB", (width, height), _PAPER)
@@ -110,7 +129,47 @@ def draw_sheet(
         x = _MARGIN + (i % columns) * (_TILE_WIDTH + _GAP)
         y = tiles_top + (i // columns) * (tile_height + _GAP)
         _draw_tile(sheet, draw, x, y, i + 1, hit, crops_dir)
+        for row, bar in enumerate(bars[i] if bars else ()):
+            top = y + _PICTURE_HEIGHT + _CAPTION_HEIGHT + row * _BAR_HEIGHT
+            _draw_bar(draw, x, top, bar)
     return sheet
+
+
+_Bar: TypeAlias = tuple[str, float, bool]
+"""Phrase, evidence 0 to 1 or NaN, and whether it must not be there."""
+
+
+def _bars(explanation: Explanation | None, hits: int) -> list[list[_Bar]]:
+    """Return the bars of each tile."""
+    if explanation is None:
+        return []
+    if len(explanation.evidence_HP) != hits:
+        raise InputError(
+            f"the explanation is of {len(explanation.evidence_HP)} hits, the sheet of {hits}"
+        )
+    phrases = explanation.phrases[:_MOST_BARS]
+    return [
+        [
+            (f"no {phrase.text}" if phrase.negated else phrase.text, float(value), phrase.negated)
+            for phrase, value in zip(phrases, row, strict=False)
+        ]
+        for row in explanation.evidence_HP
+    ]
+
+
+def _draw_bar(draw: ImageDraw.ImageDraw, x: int, y: int, bar: _Bar) -> None:
+    """Draw a phrase over a line of the tile's width that is full where all speaks for it."""
+    text, value, negated = bar
+    font = _font(15)
+    number = "" if math.isnan(value) else f"{value:.2f}"
+    room = _TILE_WIDTH - round(font.getlength("0.00")) - 10
+    draw.text((x, y), _elide(text, font, room, middle=False), font=font, fill=_INK)
+    draw.text((x + _TILE_WIDTH, y), number, font=font, fill=_MUTED, anchor="ra")
+    line = y + 20
+    draw.rectangle((x, line, x + _TILE_WIDTH - 1, line + 5), fill=_MAT)
+    filled = 0 if math.isnan(value) else round(value * _TILE_WIDTH)
+    if filled:
+        draw.rectangle((x, line, x + filled - 1, line + 5), fill=_DENIED if negated else _ASKED)
 
 
 def _draw_tile(

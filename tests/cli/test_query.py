@@ -279,3 +279,68 @@ def test_a_sheet_that_cannot_be_written_is_refused_before_anything_is_asked(
     assert result.exit_code == code
     assert message in result.stderr
     assert not {"none", "found.jpg", "found", "asked.log"} & {path.name for path in work.iterdir()}
+
+
+def test_phrases_are_weighed(work):
+    sentence = "woman in red coat, no blue coat"
+    result = found(sentence, "--explain", "-k", 6)
+    assert [(p["text"], p["kind"], p["noun"], p["colours"], p["negated"]) for p in (
+        result["phrases"]
+    )] == [
+        ("woman", "person", "woman", [], False),
+        ("red coat", "upper", "coat", ["red"], False),
+        ("blue coat", "upper", "coat", ["blue"], True),
+    ]  # fmt: skip
+    assert [sentence[p["start"] : p["end"]] for p in result["phrases"]] == (
+        [p["text"] for p in result["phrases"]]
+    )
+    assert result["contradictions"] == []
+    evidence = {hit["key"]: hit["evidence"] for hit in result["hits"]}
+    assert max(evidence, key=lambda key: evidence[key][1]) == "red"
+    assert max(evidence, key=lambda key: evidence[key][2]) == "blue"
+    assert all(0 <= value <= 1 for row in evidence.values() for value in row)
+    assert result["hits"][0]["key"] == "red"
+    plain = found(sentence, "-k", 6)
+    assert {"phrases", "contradictions"}.isdisjoint(plain)
+    assert "evidence" not in plain["hits"][0]
+
+    done = run("query", sentence, "-k", 2, "--explain", "--sheet", "found.png")
+    header, first = done.stdout.splitlines()[:2]
+    assert ' "woman"  "red coat"  no "blue coat"  picture' in header
+    assert first.split()[0] == "1"
+    assert "must not be there: blue coat" in done.stderr
+    with Image.open("found.png") as explained:
+        size = explained.size
+    assert run("query", sentence, "-k", 2, "--sheet", "found.png").exit_code == 0
+    with Image.open("found.png") as without_bars:
+        assert without_bars.size == (size[0], size[1] - 3 * 34)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "said"),
+    [
+        ("the of and a", "no phrase of the sentence was understood: it counts as a whole"),
+        ("a man and a woman", "contradicts itself: man and woman"),
+        ("a bag, without a bag", "contradicts itself: with and without bag"),
+        ("red red blue coat", ""),
+        ("red " * 300, "longer than the model's 12 tokens"),
+        ("zzz", ""),
+    ],
+)
+def test_odd_sentences_are_answered_with_a_word_on_them(work, sentence, said):
+    done = run("query", sentence, "--explain", "-k", 2)
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) == 3
+    assert said in done.stderr
+    assert said or "warning" not in done.stderr
+
+
+def test_pictures_have_no_phrases(work):
+    for option in (["--explain"], ["--paraphrases", 4]):
+        done = run("query", "--image", "crops/p0/red.png", *option)
+        assert (done.exit_code, "need a sentence, not --image" in done.stderr) == (2, True)
+
+
+def test_paraphrases_find_the_same_person(work):
+    assert found("a woman in a red coat", "--paraphrases", 16)["hits"][0]["key"] == "red"
+    assert run("query", "red", "--paraphrases", 17).exit_code == 2

@@ -144,6 +144,10 @@ OPERATIONS: dict[str, Callable[[Gallery], Any]] = {
     "count": lambda gallery: (gallery.count(), gallery.count(_BETWEEN), gallery.cameras()),
     "info": _info,
     "ids": lambda gallery: gallery.ids([item.key for item in _items(90, 150)]),
+    "vectors of hits": lambda gallery: sorted(
+        (id_, vector.tolist())
+        for id_, vector in gallery.vectors_of(gallery.search(_QUERIES[:1], 10)[0]).items()
+    ),
     "export": lambda gallery: _exported(gallery, None),
     "export, filtered": lambda gallery: _exported(gallery, _CAMERA),
     "verify": lambda gallery: gallery.verify(),

@@ -13,6 +13,7 @@ RUNTIME_NAMES = [
     "Bundle",
     "CameraStats",
     "Encoder",
+    "Explanation",
     "Filter",
     "Gallery",
     "GalleryInfo",

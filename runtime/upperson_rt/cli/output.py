@@ -7,7 +7,7 @@ taken for markup. The linter refuses commands that print in another way.
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -262,7 +262,9 @@ def backend_line(bundle: "Bundle", tower: "Tower") -> str:
     return f"backend: {running.name} {running.version} on {running.device} ({choice.why})"
 
 
-def print_hits(hits: "Sequence[Hit]", crops_dir: Path | None) -> None:
+def print_hits(
+    hits: "Sequence[Hit]", crops_dir: Path | None, more: Mapping[str, list[str]] | None = None
+) -> None:
     """Print a table; a column that is empty for all hits is left out.
 
     On a terminal that it is too wide for, each picture has a line of its own below its row, and
@@ -271,6 +273,7 @@ def print_hits(hits: "Sequence[Hit]", crops_dir: Path | None) -> None:
     Args:
         hits: In rank order.
         crops_dir: `Gallery.crops_dir`, so that saved pictures are shown as paths that open.
+        more: Further columns of numbers, before the picture.
     """
     columns: dict[str, list[str]] = {
         "rank": [str(rank) for rank in range(1, len(hits) + 1)],
@@ -280,16 +283,18 @@ def print_hits(hits: "Sequence[Hit]", crops_dir: Path | None) -> None:
         "track": [hit.item.track or "" for hit in hits],
         "pictures": ["" if hit.span is None else str(hit.span.pictures) for hit in hits],
         "period": [_period(hit.span) if hit.span else "" for hit in hits],
+        **(more or {}),
         "picture": [short_path(_picture(hit.item, crops_dir)) for hit in hits],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
-    table = _table_of(shown)
+    numbers = ("rank", "score", "pictures", *(more or ()))
+    table = _table_of(shown, numbers)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal or _width(table, console) <= console.width:
         print_table(table)
         return
     below = ["picture", *shown.pop("picture")]
-    table = _table_of(shown)
+    table = _table_of(shown, numbers)
     console.width = _width(table, console)
     with console.capture() as captured:
         console.print(table)
@@ -298,8 +303,8 @@ def print_hits(hits: "Sequence[Hit]", crops_dir: Path | None) -> None:
         typer.echo(f"{'':6}{printable(picture)}")
 
 
-def _table_of(columns: dict[str, list[str]]) -> PlainTable:
-    table = new_table(*columns, right=("rank", "score", "pictures"))
+def _table_of(columns: dict[str, list[str]], right: tuple[str, ...]) -> PlainTable:
+    table = new_table(*columns, right=right)
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     return table

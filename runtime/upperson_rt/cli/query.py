@@ -32,8 +32,14 @@ from upperson_rt.printable import count_of
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
+    from upperson_rt.phrases.evidence import Explanation
+    from upperson_rt.tokenizer import Tokenizer
 
 __all__ = ["query"]
+
+_MOST_TOKENS_PER_LETTER = 0.75
+"""English has 0.3, German 0.4, Turkish 0.6; scripts that CLIP's tokenizer takes apart by bytes have
+more than 1."""
 
 
 def query(
@@ -63,6 +69,22 @@ def query(
         Path | None,
         typer.Option("--sheet", metavar="FILE.png", help="Also write a contact sheet."),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Also weigh each phrase of the sentence in each hit, 0 to 1."
+        ),
+    ] = False,
+    paraphrases: Annotated[
+        int,
+        typer.Option(
+            "--paraphrases",
+            min=1,
+            max=16,
+            metavar="N",
+            help="Wordings of the sentence to average, 1 to 16; more find a little better.",
+        ),
+    ] = 1,
     query_log: QueryLogOption = None,
     variant: VariantOption = None,
     backend: BackendOption = "auto",
@@ -74,11 +96,13 @@ def query(
     """Find the pictures that a sentence describes, best match first.
 
     Scores are cosines; compare them within one query only. Those of --image are higher than those
-    of sentences.
+    of sentences. "without a ...", "no ..." and "not wearing a ..." lower the score of what has it.
 
     Example: `upperson-rt query "woman in red coat" -k 5 --camera gate --since 24h`
     """
     asked = _one_of(sentence, image)
+    if image is not None and (explain or paraphrases > 1):
+        raise UsageError("--explain and --paraphrases need a sentence, not --image")
     if sheet is not None:
         require_sheet(sheet)
     conditions = read_filter(camera, since, until, track, where)
@@ -96,7 +120,8 @@ def query(
         store, tokenizer = retriever.gallery, retriever.encoder.tokenizer
         warn_of_unknown_cameras(store, conditions)
         truncated = isinstance(asked, str) and bool(tokenizer.encode([asked]).truncated)
-        hits = retriever.query(asked, k, conditions, by_track)
+        hits = retriever.query(asked, k, conditions, by_track, paraphrases=paraphrases)
+        explained = retriever.explain(asked, hits) if isinstance(asked, str) and explain else None
         total = store.count()
         crops_dir = store.crops_dir
     if truncated:
@@ -104,11 +129,13 @@ def query(
             f"the sentence is longer than the model's {tokenizer.context_length} tokens; "
             "its end was cut off"
         )
+    if isinstance(asked, str):
+        _tell_reading(asked, tokenizer, explained)
     if sheet is not None:
         from upperson_rt.sheet import save_sheet
 
         title = asked if isinstance(asked, str) else f"like {asked.name}"
-        save_sheet(sheet, title, hits, crops_dir=crops_dir)
+        save_sheet(sheet, title, hits, crops_dir=crops_dir, explanation=explained)
         print_note(f"contact sheet: {sheet}")
     if as_json:
         print_json(
@@ -116,10 +143,12 @@ def query(
                 "query": sentence,
                 "image": None if image is None else str(image),
                 "truncated": truncated,
+                **({} if explained is None else _json_from_phrases(explained)),
                 "by_track": by_track,
                 "filter": _json_from_filter(conditions),
                 "hits": [
-                    json_from_hit(rank, hit, crops_dir) for rank, hit in enumerate(hits, start=1)
+                    json_from_hit(rank, hit, crops_dir) | _json_from_evidence(explained, rank)
+                    for rank, hit in enumerate(hits, start=1)
                 ],
                 "gallery": gallery,
                 "items": total,
@@ -132,7 +161,7 @@ def query(
             }
         )
     elif hits:
-        print_hits(hits, crops_dir)
+        print_hits(hits, crops_dir, _columns_of(explained))
     else:
         print_note(
             f"nothing found: of {count_of(total, 'picture')} none passes --camera, --since, "
@@ -155,6 +184,60 @@ def _one_of(sentence: str | None, image: Path | None) -> str | Path:
     if not sentence.strip():
         raise UsageError("the sentence is empty: describe the person in a few words")
     return sentence
+
+
+def _tell_reading(sentence: str, tokenizer: "Tokenizer", explained: "Explanation | None") -> None:
+    """Say how a sentence was understood where that is not what its words suggest."""
+    from upperson_rt.phrases import parse
+
+    parsed = parse(sentence)
+    letters = sum(letter.isalnum() for letter in sentence)
+    tokens = len(tokenizer.encode([sentence]).input_ids[0]) - 2
+    if letters > 2 and tokens > _MOST_TOKENS_PER_LETTER * letters:
+        print_warning(
+            f"the model breaks these {letters} letters into {tokens} pieces: it was hardly trained "
+            "on this language; describe the person in English"
+        )
+    for contradiction in parsed.contradictions:
+        print_warning(f"the sentence contradicts itself: {contradiction}")
+    if parsed.denied:
+        print_note("must not be there: " + ", ".join(phrase.text for phrase in parsed.denied))
+    if explained is not None and not explained.phrases:
+        print_note("no phrase of the sentence was understood: it counts as a whole")
+
+
+def _columns_of(explained: "Explanation | None") -> dict[str, list[str]]:
+    if explained is None:
+        return {}
+    names = [f'{"no " if phrase.negated else ""}"{phrase.text}"' for phrase in explained.phrases]
+    cells = [["" if x != x else f"{x:.2f}" for x in row] for row in explained.evidence_HP.T]
+    return dict(zip(names, cells, strict=True))
+
+
+def _json_from_phrases(explained: "Explanation") -> dict[str, Any]:
+    return {
+        "phrases": [
+            {
+                "text": phrase.text,
+                "kind": phrase.kind,
+                "noun": phrase.noun or None,
+                "colours": list(phrase.colours),
+                "negated": phrase.negated,
+                "start": phrase.start,
+                "end": phrase.end,
+            }
+            for phrase in explained.phrases
+        ],
+        "contradictions": list(explained.parsed.contradictions),
+    }
+
+
+def _json_from_evidence(explained: "Explanation | None", rank: int) -> dict[str, Any]:
+    """Return a hit's evidence in the order of the phrases; null if it has left the gallery."""
+    if explained is None:
+        return {}
+    row = explained.evidence_HP[rank - 1].tolist()
+    return {"evidence": [None if value != value else round(value, 4) for value in row]}
 
 
 def _json_from_filter(where: "Filter") -> dict[str, Any]:

@@ -215,6 +215,10 @@ class Gallery(ABC):
         return self._vectors(check_filter(where), check_count(batch_size, "batch_size"))
 
     @abstractmethod
+    def vectors_of(self, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
+        """Return (D,) vectors by `Hit.id`, for those of the hits that are still there."""
+
+    @abstractmethod
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
         """Return `Hit.id` for those of the keys that are there."""
 

@@ -62,8 +62,13 @@ class ParsedSentence:
 
     @property
     def denied(self) -> tuple[Phrase, ...]:
-        """Phrases that must not be there."""
-        return tuple(phrase for phrase in self.phrases if phrase.negated)
+        """Phrases that must not be there; not those that the sentence asks for as well."""
+        asked = _asked_nouns(self.phrases)
+        return tuple(
+            phrase
+            for phrase in self.phrases
+            if phrase.negated and (phrase.colours or phrase.noun not in asked)
+        )
 
 
 def parse(sentence: str) -> ParsedSentence:
@@ -100,10 +105,8 @@ class _Parser:
         wanted = self.sentence
         if cuts:
             asks = any(not phrase.negated for phrase in phrases)
-            wanted = without_denied(self.sentence, cuts) if asks else ""
-        return ParsedSentence(
-            self.sentence, phrases, wanted or "a person", _contradictions(phrases)
-        )
+            wanted = (asks and without_denied(self.sentence, cuts)) or "a person"
+        return ParsedSentence(self.sentence, phrases, wanted, _contradictions(phrases))
 
     def _text(self, first: int, last: int) -> str:
         return " ".join(self.sentence[self.tokens[first].start : self.tokens[last - 1].end].split())
@@ -377,10 +380,14 @@ def _first_mentions(things: Sequence[Span]) -> list[Span]:
 def _contradictions(phrases: Sequence[Phrase]) -> tuple[str, ...]:
     people = dict.fromkeys(phrase.noun for phrase in phrases if phrase.kind == "person")
     found = [" and ".join(people)] if len(people) > 1 else []
-    wanted = {phrase.noun for phrase in phrases if phrase.noun and not phrase.negated}
+    asked = _asked_nouns(phrases)
     found += [
         f"with and without {phrase.noun}"
         for phrase in phrases
-        if phrase.negated and phrase.noun in wanted and not phrase.colours
+        if phrase.negated and phrase.noun in asked and not phrase.colours
     ]
     return tuple(dict.fromkeys(found))
+
+
+def _asked_nouns(phrases: Sequence[Phrase]) -> set[str]:
+    return {phrase.noun for phrase in phrases if phrase.noun and not phrase.negated}

@@ -25,7 +25,7 @@ def test_the_page_of_the_runtime(tmp_path, monkeypatch, capsys):
         draw_person(tmp_path / "crops" / f"{colour}.jpg", colour)
     monkeypatch.chdir(tmp_path)
     count, names = run_page("runtime.md")
-    assert count == 4
+    assert count == 5
     assert capsys.readouterr().out.startswith(f"{len(COLOURS)} [(")
     assert len(names["hits"]) == 3
     assert len((tmp_path / "asked.jsonl").read_text().splitlines()) == 3

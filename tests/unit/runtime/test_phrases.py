@@ -137,6 +137,9 @@ def test_contradictions_are_told():
     assert parse("a man and a woman").contradictions == ("man and woman",)
     both = parse("a woman with a backpack without a backpack")
     assert both.contradictions == ("with and without backpack",)
+    assert both.denied == (), "what is asked for is not denied"
+    red = parse("a red bag that is not blue")
+    assert (red.contradictions, [phrase.text for phrase in red.denied]) == ((), ["blue bag"])
     assert parse("a man with a red bag, no blue bag").contradictions == ()
     assert parse("a woman. The lady carries a bag").contradictions == ()
 

@@ -7,6 +7,8 @@ from PIL import Image
 from upperson_rt import sheet
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Hit, Item, TrackSpan
+from upperson_rt.phrases import parse
+from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.sheet import draw_sheet, save_sheet
 
 
@@ -97,3 +99,22 @@ def test_sheet_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write"):
         save_sheet(tmp_path / "file" / "sheet.png", "red", [])
+
+
+def test_a_bar_a_phrase():
+    parsed = parse("red coat, no hat, blue jeans")
+    evidence = np.array([[1.0, 0.5, 0.0], [0.25, 1.0, np.nan]], np.float32)
+    found = Explanation(parsed=parsed, phrases=parsed.phrases, evidence_HP=evidence)
+    hits = [hit(1, None), hit(2, None)]
+    pixels = np.asarray(draw_sheet("red coat", hits, explanation=found))
+
+    def bars(colour):
+        rows = (pixels == colour).all(axis=-1)
+        return rows[rows.any(axis=1)].sum(axis=1)
+
+    # Two tiles beside each other, six pixels high: 100 % and 25 %, 50 % and 100 %, nothing.
+    assert bars(sheet._ASKED).tolist() == [220 + 55] * 6
+    assert bars(sheet._DENIED).tolist() == [110 + 220] * 6
+    assert len(pixels) == draw_sheet("red coat", hits).height + 3 * sheet._BAR_HEIGHT
+    with pytest.raises(InputError, match="the explanation is of 2 hits, the sheet of 1"):
+        draw_sheet("red coat", hits[:1], explanation=found)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.protocol import Gallery, known_keys, read_item
-from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, Item
+from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, Item, check_hits
 from upperson_rt.gallery.sqlite.checksums import (
     FACETS,
     ROW,
@@ -35,6 +35,7 @@ from upperson_rt.gallery.sqlite.rows import (
     item_from_row,
     passing,
     row_from_item,
+    stored_vectors,
     trim_log,
     unnamed_crops,
 )
@@ -202,6 +203,15 @@ class SqliteGallery(Gallery):
                     [self._item(row[_COLUMNS]) for row in batch],
                     flat.reshape(len(batch), self.embed_dim).astype(np.float32),
                 )
+
+    def vectors_of(self, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
+        ids = np.unique(np.array([hit.id for hit in check_hits(hits)], dtype=np.int64))
+        with self._database.reading() as transaction:
+            return {
+                int(id_): vector
+                for found, vectors, _ in stored_vectors(transaction, self.embed_dim, None, ids)
+                for id_, vector in zip(found, vectors.astype(np.float32), strict=True)
+            }
 
     def _rows(
         self, transaction: Transaction, where: Filter | None, columns: str

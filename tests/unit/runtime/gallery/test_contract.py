@@ -99,6 +99,22 @@ def test_an_empty_gallery_answers(gallery):
     assert gallery.info().first_time is None
 
 
+def test_vectors_of_hits(gallery):
+    vectors = some_vectors(6)
+    gallery.add([Item(key=str(n)) for n in range(6)], vectors)
+    (hits,) = gallery.search(unit(0), k=4)
+    found = gallery.vectors_of([*hits, hits[0]])
+    assert sorted(found) == sorted(hit.id for hit in hits)
+    for hit in hits:
+        np.testing.assert_allclose(found[hit.id], vectors[int(hit.item.key)], atol=1e-3)
+        assert found[hit.id] @ unit(0)[0] == pytest.approx(hit.score, abs=1e-3)
+    gallery.delete([hits[1].item.key])
+    assert sorted(gallery.vectors_of(hits)) == sorted(hit.id for hit in hits if hit != hits[1])
+    assert gallery.vectors_of([]) == {}
+    with pytest.raises(InputError, match="expected hits of a search"):
+        gallery.vectors_of(["0"])
+
+
 def test_search_ranks_by_cosine(gallery):
     vectors, queries = some_vectors(300), some_vectors(5, seed=1)
     gallery.add([Item(key=str(n)) for n in range(300)], vectors)

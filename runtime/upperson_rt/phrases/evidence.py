@@ -1,0 +1,172 @@
+"""What speaks for a phrase in a picture, from the two towers alone.
+
+A cosine says nothing by itself. Here a phrase competes against what could stand in its place: a red
+coat against coats of other colours and other red garments, a backpack against other bags and none.
+Its share of the softmax over them is its evidence, 0 to 1.
+
+Shapes: N pictures, D dimensions, T texts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.phrases.grammar import ParsedSentence
+from upperson_rt.phrases.lexicon import Kind
+from upperson_rt.phrases.phrase import Phrase
+from upperson_rt.phrases.wording import describe
+
+__all__ = ["Evidence", "Explanation", "weighable"]
+
+EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Embeds T sentences as rows of unit length (T, D)."""
+
+_TEMPERATURE = 0.02
+"""Of the softmax: the one that models are trained with, ``upperson/losses.py``."""
+
+_MOST_TEXTS = 4096  # Kept: 2 MB at 128 dimensions, and every contrast of every kind.
+
+_DYES = ("black", "white", "gray", "red", "orange", "yellow", "green", "blue", "navy", "purple",
+         "pink", "brown")  # fmt: skip
+_HAIR_DYES = ("black", "brown", "blond", "gray", "red")
+_PLAIN = "a person"
+
+
+@dataclass(frozen=True, slots=True)
+class _Alternatives:
+    """What could stand in the place of a phrase."""
+
+    nouns: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
+
+    optional: bool = True
+    """Whether people may have none of them."""
+
+
+_ALTERNATIVES: Mapping[Kind, _Alternatives] = {
+    "person": _Alternatives(("woman", "man", "girl", "boy"), optional=False),
+    "upper": _Alternatives(
+        ("coat", "jacket", "t-shirt", "shirt", "hoodie", "sweater", "dress"), _DYES, False
+    ),
+    "lower": _Alternatives(("jeans", "trousers", "shorts", "skirt"), _DYES, False),
+    "shoes": _Alternatives(("sneakers", "boots", "sandals", "shoes"), _DYES, False),
+    "headwear": _Alternatives(("cap", "beanie", "hat"), _DYES),
+    "hair": _Alternatives(("short hair", "long hair", "ponytail", "bun"), _HAIR_DYES, False),
+    "carried": _Alternatives(("backpack", "handbag", "shoulder bag", "suitcase"), _DYES),
+}
+_RARE = frozenset({"girl", "boy"})
+"""Competitors of a fifth of the weight, as there are fewer of them."""
+_ALONE = frozenset({"umbrella", "phone", "book", "bottle", "papers", "box", "camera", "laptop",
+                    "stroller", "bicycle", "cart", "skateboard", "dog"})  # fmt: skip
+"""Carried beside a bag, not in its place."""
+
+
+@dataclass(slots=True)
+class _Contrast:
+    """Texts that a phrase competes in, with their weights, and which of them it is true of."""
+
+    texts: list[str] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    agrees: list[bool] = field(default_factory=list)
+
+    def add(self, text: str, weight: float, agrees: bool) -> None:
+        self.texts.append(text)
+        self.weights.append(weight)
+        self.agrees.append(agrees)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """The phrases of a sentence, and what speaks for each in every hit."""
+
+    parsed: ParsedSentence
+    phrases: tuple[Phrase, ...]
+    """Those that were weighed, P of them: all but a *person* of whom no more is said."""
+
+    evidence_HP: NDArray[np.float32]
+    """(H, P) for H hits, 0 to 1; high for a negated phrase means that what must not be there is.
+    NaN for a hit that has left the gallery."""
+
+
+class Evidence:
+    """Weighs phrases in pictures. Embeds the contrasts of a kind once and keeps them.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self, embed_texts: EmbedTexts) -> None:
+        """Use a text tower, as `Encoder.encode_texts`."""
+        self._embed_texts = embed_texts
+        self._kept: dict[str, NDArray[np.float32]] = {}
+
+    def of(self, phrase: Phrase, images_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (N,) how much speaks for a phrase in each picture, 0 to 1.
+
+        Whether the phrase is negated does not matter: it is the evidence for the thing.
+
+        Args:
+            phrase: Of a parsed sentence.
+            images_ND: Embeddings of pictures, of unit length.
+        """
+        contrast = _contrast(phrase)
+        logits_NT = images_ND @ self._texts(contrast.texts).T / _TEMPERATURE
+        logits_NT = logits_NT + np.log(np.array(contrast.weights, dtype=np.float32))
+        shares_NT = np.exp(logits_NT - logits_NT.max(axis=1, keepdims=True))
+        agrees_T = np.array(contrast.agrees)
+        evidence: NDArray[np.float32] = (
+            shares_NT[:, agrees_T].sum(axis=1) / shares_NT.sum(axis=1)
+        ).astype(np.float32)
+        return evidence
+
+    def _texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        kept = self._kept if len(self._kept) + len(texts) <= _MOST_TEXTS else {}
+        new = [text for text in dict.fromkeys(texts) if text not in kept]
+        if new:
+            kept.update(zip(new, self._embed_texts(new), strict=True))
+        self._kept = kept
+        return np.stack([kept[text] for text in texts])
+
+
+def _contrast(phrase: Phrase) -> _Contrast:
+    alone = phrase.noun in _ALONE
+    kind = _ALTERNATIVES.get(phrase.kind, _Alternatives()) if not alone else _Alternatives()
+    nouns = kind.nouns
+    style = _style(phrase)
+    if phrase.noun and style not in (*nouns, ""):
+        nouns = (*nouns, style)
+    contrast = _Contrast()
+    own = describe([phrase])
+    colours = kind.colours or ("",)
+    for noun in nouns:
+        for colour in colours:
+            words = f"{colour} {noun}".strip()
+            text = describe([Phrase(phrase.kind, words, 0, 0, noun)])
+            agrees = style in ("", noun) and (not phrase.colours or colour in phrase.colours)
+            contrast.add(text, (0.2 if noun in _RARE else 1.0) / len(colours), agrees)
+    if own not in contrast.texts:
+        agreeing = sum(
+            weight
+            for weight, agrees in zip(contrast.weights, contrast.agrees, strict=True)
+            if agrees
+        )
+        contrast.add(own, agreeing or 1.0, True)
+    if kind.optional:
+        contrast.add(_PLAIN, 1.0, False)
+    return contrast
+
+
+def _style(phrase: Phrase) -> str:
+    """Return the noun that a phrase competes as; empty where any of its kind will do."""
+    if phrase.kind == "hair" and phrase.noun == "hair":
+        words = phrase.text.lower().split()
+        styles = ("ponytail", "bun", "short", "long")
+        found = next((style for style in styles if style in words), "")
+        return f"{found} hair" if found in ("short", "long") else found
+    return phrase.noun
+
+
+def weighable(parsed: ParsedSentence) -> tuple[Phrase, ...]:
+    """Return the phrases that pictures can be told apart by: *person* is true of all."""
+    return tuple(phrase for phrase in parsed.phrases if phrase.noun != "person")

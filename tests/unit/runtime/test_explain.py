@@ -1,0 +1,113 @@
+"""Phrases against pictures: what `Retriever` makes of sentences that the grammar takes apart."""
+
+import numpy as np
+import pytest
+
+from tests.helpers.toy_bundle import COLOURS
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.indexer import index_images
+from upperson_rt.phrases import parse
+from upperson_rt.phrases.wording import MOST_PARAPHRASES, describe, paraphrases
+from upperson_rt.retriever import DENIAL_WEIGHT, Retriever
+
+COLOURS_IN_ORDER = list(COLOURS)
+
+
+@pytest.fixture
+def retriever(encoder, gallery, pictures):
+    index_images(encoder, gallery, pictures)
+    return Retriever(encoder, gallery)
+
+
+def _colour(hit):
+    return next(c for c in COLOURS_IN_ORDER if c in hit.item.source.rsplit("/", 1)[1])
+
+
+def test_a_phrase_speaks_for_the_pictures_it_is_true_of(retriever):
+    sentence = "a person in a red coat and a blue bag, not in a green coat"
+    hits = retriever.query("person", k=len(COLOURS))
+    found = retriever.explain(sentence, hits)
+    assert [phrase.text for phrase in found.phrases] == ["red coat", "blue bag", "green coat"]
+    assert [phrase.negated for phrase in found.phrases] == [False, False, True]
+    assert found.evidence_HP.shape == (len(hits), 3)
+    assert ((found.evidence_HP >= 0) & (found.evidence_HP <= 1)).all()
+    for column, colour in enumerate(("red", "blue", "green")):
+        best = hits[int(found.evidence_HP[:, column].argmax())]
+        assert _colour(best) == colour
+    assert found.parsed == parse(sentence)
+
+
+def test_an_explanation_outlives_its_pictures(retriever):
+    hits = retriever.query("red coat", k=3)
+    before = retriever.explain("red coat", hits).evidence_HP
+    retriever.gallery.delete([hits[1].item.key])
+    after = retriever.explain("red coat", hits).evidence_HP
+    assert np.isnan(after[1]).all()
+    np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
+    assert retriever.explain("red coat", []).evidence_HP.shape == (0, 1)
+    with pytest.raises(InputError, match="expected hits of a search"):
+        retriever.explain("red coat", ["red.png"])
+
+
+@pytest.mark.parametrize("sentence", ["the of and a", "...", "a person", "?!"])
+def test_nothing_to_weigh_is_no_error(retriever, sentence):
+    hits = retriever.query("red", k=2)
+    found = retriever.explain(sentence, hits)
+    assert (found.phrases, found.evidence_HP.shape) == ((), (2, 0))
+
+
+def test_what_a_sentence_denies_goes_down(retriever):
+    everything = len(COLOURS)
+    coats = retriever.query("red coat", k=everything)
+    assert _colour(coats[0]) == "red"
+    denied = retriever.query("a coat that is not red", k=everything)
+    asked = {hit.id: hit.score for hit in retriever.query("a coat", k=everything)}
+    for hit in denied:
+        assert asked[hit.id] - DENIAL_WEIGHT - 1e-6 <= hit.score <= asked[hit.id] + 1e-6
+    lost = {_colour(hit): asked[hit.id] - hit.score for hit in denied}
+    assert max(lost, key=lost.get) == "red"
+    assert [hit.score for hit in denied] == sorted((hit.score for hit in denied), reverse=True)
+    # However many are asked for, the first ones are the same.
+    assert [hit.id for hit in retriever.query("a coat that is not red", k=2)] == (
+        [hit.id for hit in denied[:2]]
+    )
+    mixed = retriever.query(["red coat", "a coat that is not red"], k=2)
+    assert [[hit.id for hit in hits] for hits in mixed] == [
+        [hit.id for hit in coats[:2]],
+        [hit.id for hit in denied[:2]],
+    ]
+
+
+def test_a_sentence_that_denies_what_it_asks_for_is_taken_as_asking(retriever):
+    asked = retriever.query("a woman with a bag", k=3)
+    both = retriever.query("a woman with a bag without a bag", k=3)
+    assert [hit.id for hit in both] == [hit.id for hit in asked]
+
+
+def test_paraphrases_are_averaged(retriever):
+    sentence = "a woman in a red coat and a blue bag"
+    wordings = paraphrases(parse(sentence), MOST_PARAPHRASES)
+    embeds = retriever.encoder.encode_texts(wordings).mean(axis=0)
+    expected = retriever.gallery.search(
+        (embeds / np.linalg.norm(embeds))[None].astype(np.float32), 4
+    )[0]
+    found = retriever.query(sentence, k=4, paraphrases=MOST_PARAPHRASES)
+    assert [hit.id for hit in found] == [hit.id for hit in expected]
+    assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-6)
+    for wrong in (0, 17):
+        with pytest.raises(UsageError, match="paraphrases must be"):
+            retriever.query(sentence, paraphrases=wrong)
+
+
+def test_paraphrases_say_the_same():
+    parsed = parse("The woman wears a red coat, blue jeans and carries a brown purse, no hat")
+    wordings = paraphrases(parsed, MOST_PARAPHRASES)
+    assert wordings[0] == parsed.wanted
+    assert 8 <= len(set(wordings)) == len(wordings) <= MOST_PARAPHRASES
+    said = {phrase.text for phrase in parsed.phrases if not phrase.negated}
+    for wording in wordings[1:]:
+        assert {phrase.text for phrase in parse(wording).phrases} == said, wording
+    assert "a woman in a red coat and blue jeans with a brown purse" in wordings
+    assert paraphrases(parsed, 1) == [parsed.wanted]
+    assert paraphrases(parse("zzz"), 16) == ["zzz"]
+    assert describe(parse("an orange umbrella").phrases) == "a person with an orange umbrella"
