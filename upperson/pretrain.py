@@ -2,70 +2,84 @@
 
     upperson pretrain-small --output upperson/assets/upperson-small.safetensors
 
-Trained with symmetric InfoNCE on synthetic people of the *studio* look only, so that fine-tuning on
-the *street* look transfers a frozen CLIP to a new domain, as the product does with a real one.
+It sees synthetic people of the *studio* look only, so that fine-tuning on the *street* look
+transfers a frozen CLIP to a new domain, as the product does with a real one. What such a CLIP knows
+of the world from 400 million pictures it must learn here from a few: so pictures are damaged at
+random, every person comes with a look-alike who differs in one attribute, texts are captions and
+short questions, and the loss knows of which people of the batch a text is true.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import save
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from upperson.data.batches import pad_ids, tokenize
-from upperson.data.synthetic.captions import describe
+from upperson.data.synthetic.captions import Caption, brief, caption
 from upperson.data.synthetic.look import SOURCE
-from upperson.data.synthetic.people import Person, sample_people
+from upperson.data.synthetic.people import Person, sample_look_alikes
 from upperson.data.synthetic.scene import render_person
-from upperson.data.transforms import evaluation_transform
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.base import SMALL, build_clip
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson_rt.files import write_atomically
 
+_ANY = -1
+_NOBODYS = -2
+_LUMA_3 = (0.299, 0.587, 0.114)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
     """How the small base was made; the defaults are the shipped file's."""
 
-    people: int = 8000
+    people: int = 24_000
+    """In pairs who differ in one attribute; a batch takes both."""
+
     views: int = 2
     """Pictures of each person, rendered once."""
 
-    steps: int = 1800
+    steps: int = 4400
     batch_size: int = 128
     lr: float = 1.5e-3
     warmup_steps: int = 200
     weight_decay: float = 0.05
+    attribute_weight: float = 4.0
+    """Of the attributes' cross entropy beside the contrastive loss."""
+
     seed: int = 7
 
 
 def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, float]]:
-    """Train and write the base, yielding (step, loss) as it goes.
+    """Train and write the base, yielding (step, contrastive loss) as it goes.
 
-    Every step draws people, one of their pictures and a fresh caption. The file is written after
-    the last step: float16, embedding rows of tokens that no caption reached set to zero, so that
-    they pack to nothing and an unknown word says nothing.
+    Every step draws pairs of people, one picture of each, and for each person a fresh caption and a
+    fresh short question. The file is written after the last step: float16, embedding rows of tokens
+    that no text reached set to zero, so that they pack to nothing and an unknown word says nothing.
     """
+    rng = np.random.default_rng(config.seed)
+    people = sample_look_alikes(config.people, rng)
+    pixels = _render(people, config.views, rng)
+    attributes = _Attributes(people)
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    people = sample_people(config.people, rng)
-    pixels = _render(people, config.views, rng)
     clip = build_clip(SMALL)
     model = UPPerson(clip, PLAIN_CLIP, image_size=clip.visual.image_size)
     model.requires_grad_(True)
-    transform = v2.Compose([v2.RandomHorizontalFlip(), evaluation_transform()])
+    heads = _Heads(clip.text_projection.shape[1], attributes.sizes)
     tokenizer = clip_tokenizer()
+    parameters = [*clip.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(
-        clip.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay
+        parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
     )
     seen_V = torch.zeros(clip.vocab_size, dtype=torch.bool)
     for step in range(config.steps):
@@ -73,20 +87,34 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
             group["lr"] = config.lr * _warmup_cosine(step, config)
         with torch.no_grad():
             clip.logit_scale.fill_(math.log(_logit_scale(step, config)))
-        chosen = rng.choice(len(people), config.batch_size, replace=False)
+        first = 2 * rng.choice(len(people) // 2, config.batch_size // 2, replace=False)
+        chosen = np.stack([first, first + 1], 1).ravel()
         views = rng.integers(config.views, size=config.batch_size)
-        pixels_N3HW = torch.from_numpy(pixels[chosen, views]).permute(0, 3, 1, 2)
-        ids_NL = pad_ids(
-            tokenize(tokenizer, [describe(people[index], SOURCE, rng) for index in chosen])
-        )
-        seen_V[ids_NL] = True
+        pixels_N3HW = torch.from_numpy(pixels[chosen, views]).permute(0, 3, 1, 2).float() / 255
+        pixels_N3HW = _standardise(_damage(pixels_N3HW, rng))
+        captions = [caption(people[index], SOURCE, rng) for index in chosen]
+        briefs = [brief(people[index], rng) for index in chosen]
+        ids = [
+            pad_ids(tokenize(tokenizer, [text.text for text in texts]))
+            for texts in (captions, briefs)
+        ]
+        for ids_NL in ids:
+            seen_V[ids_NL] = True
         with torch.autocast("cpu", torch.bfloat16):
-            image_NE = model.encode_image(torch.stack([transform(x) for x in pixels_N3HW]))
-            text_NE = model.encode_text(ids_NL)
-        loss = _info_nce(clip.logit_scale.exp() * text_NE @ image_NE.T)
+            image_NE = model.encode_image(pixels_N3HW)
+            text_TE = torch.cat([model.encode_text(ids_NL) for ids_NL in ids])
+        image_NE = F.normalize(image_NE.float(), dim=-1)
+        text_TE = F.normalize(text_TE.float(), dim=-1)
+        said_TA, denied_TA = attributes.of_texts([*captions, *briefs])
+        has_NA = attributes.of_people[chosen]
+        loss = _contrastive(
+            clip.logit_scale.exp() * text_TE @ image_NE.T, _is_true(said_TA, denied_TA, has_NA)
+        )
+        known = (heads.loss(image_NE, has_NA) + heads.loss(text_TE, said_TA)) / 2
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        total = loss + config.attribute_weight * known
+        total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         yield step, loss.item()
     state = {name: tensor.half() for name, tensor in clip.state_dict().items()}
@@ -96,17 +124,150 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
 
 def _render(people: list[Person], views: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Render every person's pictures, uint8 [people, views, H, W, 3]."""
-    return np.stack(
-        [
-            np.stack([np.asarray(render_person(person, SOURCE, rng)) for _ in range(views)])
-            for person in people
-        ]
-    )
+    width, height = SOURCE.width[0], SOURCE.height[0]
+    pixels = np.empty((len(people), views, height, width, 3), np.uint8)
+    for person, pictures in zip(people, pixels, strict=True):
+        for picture in pictures:
+            picture[:] = render_person(person, SOURCE, rng)
+    return pixels
 
 
-def _info_nce(logits_NN: Tensor) -> Tensor:
-    target_N = torch.arange(len(logits_NN))
-    return (F.cross_entropy(logits_NN, target_N) + F.cross_entropy(logits_NN.T, target_N)) / 2
+# --- What is true: A attributes of a person, as numbers of their values
+
+
+class _Attributes:
+    """The attributes of people and of texts as numbers.
+
+    `_ANY` stands where a text says nothing, `_NOBODYS` where it denies what nobody has.
+    """
+
+    def __init__(self, people: Sequence[Person]) -> None:
+        self._names = [field.name for field in fields(Person) if field.name != "skin"]
+        self._codes: list[dict[object, int]] = [{} for _ in self._names]
+        for person in people:
+            for name, codes in zip(self._names, self._codes, strict=True):
+                codes.setdefault(getattr(person, name), len(codes))
+        self.of_people = torch.tensor(
+            [
+                [
+                    codes[getattr(person, name)]
+                    for name, codes in zip(self._names, self._codes, strict=True)
+                ]
+                for person in people
+            ]
+        )
+        """int64 [people, A]."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many values each attribute has."""
+        return [len(codes) for codes in self._codes]
+
+    def of_texts(self, texts: Sequence[Caption]) -> tuple[Tensor, Tensor]:
+        """What texts say and what they deny, int64 [T, A] each."""
+
+        def numbers(values: Mapping[str, object]) -> list[int]:
+            return [
+                codes.get(values[name], _NOBODYS) if name in values else _ANY
+                for name, codes in zip(self._names, self._codes, strict=True)
+            ]
+
+        said_TA = torch.tensor([numbers(text.said) for text in texts])
+        return said_TA, torch.tensor([numbers(text.denied) for text in texts])
+
+
+def _is_true(said_TA: Tensor, denied_TA: Tensor, has_NA: Tensor) -> Tensor:
+    """Return of whom each text is true, bool [T, N]."""
+    has_1NA, said_T1A, denied_T1A = has_NA[None], said_TA[:, None], denied_TA[:, None]
+    agrees_TNA = (said_T1A == _ANY) | (said_T1A == has_1NA)
+    return (agrees_TNA & (denied_T1A != has_1NA)).all(dim=-1)
+
+
+# --- Losses
+
+
+def _contrastive(logits_TN: Tensor, true_TN: Tensor) -> Tensor:
+    """InfoNCE both ways with all true pairs as positives, less what it is at best."""
+    true_TN = true_TN.float()
+    total = logits_TN.new_zeros(())
+    for dim in (0, 1):
+        count = true_TN.sum(dim)
+        log_p_TN = logits_TN.log_softmax(dim)
+        total = total - ((true_TN * log_p_TN).sum(dim) / count + count.log()).mean() / 2
+    return total
+
+
+class _Heads(nn.Module):
+    """One linear classifier for each attribute, the same ones for pictures and texts.
+
+    They are thrown away in the end. They give both towers a reason to know every attribute from
+    the first step on, and to put it in the same place.
+    """
+
+    def __init__(self, width: int, sizes: list[int]) -> None:
+        super().__init__()
+        self._sizes = sizes
+        self._linear = nn.Linear(width, sum(sizes))
+        self._log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def loss(self, unit_NE: Tensor, values_NA: Tensor) -> Tensor:
+        """Mean cross entropy of the attributes that are known."""
+        logits = self._linear(unit_NE * self._log_scale.exp()).split(self._sizes, dim=1)
+        total = unit_NE.new_zeros(())
+        for logits_NV, values_N in zip(logits, values_NA.T, strict=True):
+            total = total + F.cross_entropy(logits_NV, values_N, ignore_index=_ANY, reduction="sum")
+        return total / (values_NA != _ANY).sum()
+
+
+# --- Pictures
+
+
+def _standardise(pixels_N3HW: Tensor) -> Tensor:
+    mean_311 = torch.tensor(OPENAI_DATASET_MEAN).view(3, 1, 1)
+    return (pixels_N3HW - mean_311) / torch.tensor(OPENAI_DATASET_STD).view(3, 1, 1)
+
+
+def _damage(pixels_N3HW: Tensor, rng: np.random.Generator) -> Tensor:
+    """Turn studio pictures, 0..1, into bad ones: moved, coarse, tinted, dull, hazy, noisy."""
+    count, _, height, width = pixels_N3HW.shape
+
+    def between(low: float, high: float, *shape: int) -> Tensor:
+        return torch.empty(shape or (count, 1, 1, 1)).uniform_(low, high)
+
+    if rng.random() < 0.5:
+        pixels_N3HW = pixels_N3HW.flip(3)
+    affine_N23 = torch.zeros(count, 2, 3)
+    zoom = between(0.95, 1.3, count)
+    affine_N23[:, 0, 0] = zoom * between(0.92, 1.08, count)
+    affine_N23[:, 1, 1] = zoom
+    affine_N23[:, 0, 1] = between(-0.06, 0.06, count)
+    affine_N23[:, 0, 2] = between(-0.1, 0.1, count)
+    affine_N23[:, 1, 2] = between(-0.06, 0.06, count)
+    grid = F.affine_grid(affine_N23, list(pixels_N3HW.shape), align_corners=False)
+    pixels_N3HW = F.grid_sample(pixels_N3HW, grid, padding_mode="border", align_corners=False)
+    quarters = list(pixels_N3HW.tensor_split([count // 4, count // 2]))
+    for index in (0, 1):
+        coarse = F.interpolate(
+            quarters[index],
+            scale_factor=float(rng.uniform(0.45, 0.95)),
+            mode="bilinear",
+            antialias=True,
+        )
+        quarters[index] = F.interpolate(coarse, size=(height, width), mode="bilinear")
+    pixels_N3HW = torch.cat(quarters)
+    luma_N1HW = (pixels_N3HW * torch.tensor(_LUMA_3).view(3, 1, 1)).sum(1, keepdim=True)
+    saturation = 1 - 0.4 * between(0, 1)
+    pixels_N3HW = luma_N1HW + (pixels_N3HW - luma_N1HW) * saturation
+    gains = between(0.65, 1.35, count, 3, 1, 1) * between(0.75, 1.2)
+    contrast = 1 - 0.3 * between(0, 1)
+    pixels_N3HW = (pixels_N3HW * gains - 0.5) * contrast + 0.5
+    haze = 0.15 * between(0, 1)
+    pixels_N3HW = pixels_N3HW * (1 - haze) + 0.85 * haze
+    noise = torch.randn_like(pixels_N3HW) * (0.025 * between(0, 1))
+    return (pixels_N3HW + noise).clamp(0, 1)
+
+
+# --- Schedules
 
 
 def _warmup_cosine(step: int, config: PretrainConfig) -> float:

@@ -1,8 +1,8 @@
 """Captions: some attributes as noun phrases, put together in the style of a look."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from upperson.data.synthetic.people import (
     UPPERS,
     Colour,
     Person,
+    Value,
     Words,
 )
 from upperson.data.synthetic.sampling import chance, choose
@@ -46,6 +47,17 @@ _TOPICS: Mapping[Topic, float] = {
 _COUNTS: Mapping[CaptionStyle, Mapping[int, float]] = {
     "list": {2: 22, 3: 38, 4: 28, 5: 12},
     "sentences": {2: 8, 3: 36, 4: 36, 5: 15, 6: 5},
+}
+#: The fields of a thing and of its colour.
+_FIELDS: Mapping[Topic, tuple[str, str]] = {
+    "lower": ("lower", "lower_colour"),
+    "shoes": ("shoes", "shoe_colour"),
+    "bag": ("bag", "bag_colour"),
+    "headwear": ("headwear", "headwear_colour"),
+    "glasses": ("glasses", ""),
+    "umbrella": ("accessory", "accessory_colour"),
+    "phone": ("accessory", "accessory_colour"),
+    "scarf": ("accessory", "accessory_colour"),
 }
 _CARRIED: frozenset[Topic] = frozenset({"bag", "umbrella", "phone"})
 _PAIRS: frozenset[Topic] = frozenset({"shoes", "glasses"})
@@ -97,14 +109,109 @@ _PLACES: Mapping[str, str] = {
 }
 
 
+Said = Mapping[str, object]
+"""Names of `Person`'s fields with values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A text about a person, with what it says."""
+
+    text: str
+
+    said: Said
+    """The values of which it says that the person has them."""
+
+    denied: Said = field(default_factory=dict)
+    """The values of which it says that the person does not have them."""
+
+    def holds(self, person: Person) -> bool:
+        """Whether the text is true of a person."""
+        return all(getattr(person, name) == value for name, value in self.said.items()) and all(
+            getattr(person, name) != value for name, value in self.denied.items()
+        )
+
+
 def describe(person: Person, look: Look, rng: np.random.Generator) -> str:
     """Write one caption that is true of a person, in the caption style of a look.
 
     It is plain ASCII English and mentions the gender and 2..6 other attributes. A bag that is
     hidden in one picture may be mentioned, as in captions written for a whole track.
     """
+    return caption(person, look, rng).text
+
+
+def caption(person: Person, look: Look, rng: np.random.Generator) -> Caption:
+    """Write the text of `describe`, and say what it says."""
     style = look.caption_style
-    clauses = _sample_clauses(person, style, rng)
+    clauses = _sample_clauses(person, style, choose(rng, _COUNTS[style]), rng)
+    return Caption(_write(person, clauses, style, rng), _said(person, clauses))
+
+
+def brief(person: Person, rng: np.random.Generator) -> Caption:
+    """Write a few words that are true of a person, as people type them into a search field.
+
+    *woman in red coat*, *a man with a black backpack*, *blue jeans*, *girl*, *person without a
+    hat*: up to two attributes, with or without the gender and articles, now and then a thing that
+    the person does not have.
+    """
+    clauses = _sample_clauses(person, "list", choose(rng, {0: 8, 1: 62, 2: 30}), rng)
+    articles = chance(rng, 0.5)
+    gendered = not clauses or chance(rng, 0.7)
+    missing = _missing(person, rng) if chance(rng, 0.15) else None
+    subject = _say(GENDERS[person.gender].words, "list", rng) if gendered else "person"
+    if not gendered and missing is None and chance(rng, 0.5):
+        text = " and ".join(_named(clause, articles) for clause in clauses)
+    else:
+        text = with_article(subject) if articles else subject
+        worn = [_named(clause, articles) for clause in clauses if clause.worn]
+        if worn:
+            text = f"{text} {choose(rng, {'in': 3, 'wearing': 1, 'with': 1})} {' and '.join(worn)}"
+        for clause in clauses:
+            if clause.topic == "hair":
+                text = f"{text} with {_named(clause, articles)}"
+            elif clause.carried:
+                verb = choose(rng, {"with": 3, "carrying": 1, "holding": 1})
+                text = f"{text} {verb} {_named(clause, articles)}"
+    said = _said(person, clauses) if gendered else _said(None, clauses)
+    if missing is None:
+        return Caption(text, said)
+    words, denied = missing
+    words = choose(rng, {f"without {with_article(words)}": 2, f"with no {words}": 1})
+    return Caption(f"{text} {words}", said, denied)
+
+
+def _said(person: Person | None, clauses: Sequence["_Clause"]) -> Said:
+    said: dict[str, object] = {} if person is None else {"gender": person.gender}
+    for clause in clauses:
+        said |= clause.said
+    return said
+
+
+def _named(clause: "_Clause", articles: bool) -> str:
+    return clause.with_article() if articles else clause.words
+
+
+def _missing(person: Person, rng: np.random.Generator) -> tuple[str, Said]:
+    """Draw a thing that a person does not have: its words, and what they deny."""
+    things: Mapping[str, Mapping[Any, Value]] = {
+        "bag": BAGS,
+        "headwear": HEADWEAR,
+        "accessory": ACCESSORIES,
+    }
+    name = choose(rng, dict.fromkeys(things, 1))
+    left = {
+        value: row.weight
+        for value, row in things[name].items()
+        if value not in {"none", getattr(person, name)}
+    }
+    value = choose(rng, left)
+    return _say(things[name][value].words, "list", rng), {name: value}
+
+
+def _write(
+    person: Person, clauses: Sequence["_Clause"], style: CaptionStyle, rng: np.random.Generator
+) -> str:
     subject = _say(GENDERS[person.gender].words, style, rng)
     structure = choose(rng, _STRUCTURES[style])
     if structure == "list":
@@ -147,6 +254,9 @@ class _Clause:
     plural: bool
     """Whether it takes no indefinite article (jeans, shoes, hair)."""
 
+    said: Said
+    """What the words say."""
+
     @property
     def carried(self) -> bool:
         """Whether one carries it rather than wears it."""
@@ -167,10 +277,12 @@ class _Clause:
         return self.words if self.plural else with_article(self.words)
 
 
-def _sample_clauses(person: Person, style: CaptionStyle, rng: np.random.Generator) -> list[_Clause]:
-    """Draw 2..6 attributes to mention, most salient ones most often, in random order."""
+def _sample_clauses(
+    person: Person, style: CaptionStyle, count: int, rng: np.random.Generator
+) -> list[_Clause]:
+    """Draw so many attributes to mention, most salient ones most often, in random order."""
     left = {topic: weight for topic, weight in _TOPICS.items() if _has(person, topic)}
-    count = min(choose(rng, _COUNTS[style]), len(left))
+    count = min(count, len(left))
     topics: list[Topic] = []
     while len(topics) < count:
         topic = choose(rng, left)
@@ -191,15 +303,18 @@ def _has(person: Person, topic: Topic) -> bool:
 
 def _clause(person: Person, topic: Topic, style: CaptionStyle, rng: np.random.Generator) -> _Clause:
     if topic == "upper":
-        return _Clause(topic, _upper(person, style, rng), plural=False)
+        return _upper(person, style, rng)
     if topic == "hair":
         return _hair(person, style, rng)
     words, colour, plural = _thing(person, topic)
     noun = _say(words, style, rng)
+    kind, colour_field = _FIELDS[topic]
+    said = {kind: getattr(person, kind)}
     # Now and then people do not mention a colour.
     if colour is not None and not chance(rng, 0.08):
         noun = _join_adjectives(_say(COLOURS[colour].words, style, rng), noun)
-    return _Clause(topic, noun, plural)
+        said[colour_field] = colour
+    return _Clause(topic, noun, plural, said)
 
 
 def _thing(person: Person, topic: Topic) -> tuple[Words, Colour | None, bool]:
@@ -225,34 +340,45 @@ def _join_adjectives(adjectives: str, noun: str) -> str:
     return f"{adjectives} {noun}" if adjectives else noun
 
 
-def _upper(person: Person, style: CaptionStyle, rng: np.random.Generator) -> str:
+def _upper(person: Person, style: CaptionStyle, rng: np.random.Generator) -> _Clause:
     words = []
+    said: dict[str, object] = {"upper": person.upper}
     if person.pattern == "plain" and chance(rng, 0.06):
         words.append("plain")
+        said["pattern"] = person.pattern
     if chance(rng, 0.94):
         words.append(_say(COLOURS[person.upper_colour].words, style, rng))
+        said["upper_colour"] = person.upper_colour
     if person.pattern not in {"plain", "logo"} and chance(rng, 0.75):
         words.append(_say(PATTERNS[person.pattern].words, style, rng))
+        said["pattern"] = person.pattern
     # Sleeves are worth a word only where both lengths occur.
     if person.upper in {"shirt", "dress"} and chance(rng, 0.3):
         words.append(_say(SLEEVES[person.sleeves], style, rng))
+        said["sleeves"] = person.sleeves
     words = [_join_adjectives(" ".join(words), _say(UPPERS[person.upper].words, style, rng))]
     if person.pattern == "logo" and chance(rng, 0.6):
         words.append(_say(PATTERNS["logo"].words, style, rng))
-    return " ".join(words)
+        said["pattern"] = person.pattern
+    return _Clause("upper", " ".join(words), plural=False, said=said)
 
 
 def _hair(person: Person, style: CaptionStyle, rng: np.random.Generator) -> _Clause:
     colour = _say(HAIR_COLOURS[person.hair_colour].words, style, rng)
+    said = {"hair_style": person.hair_style, "hair_colour": person.hair_colour}
     if person.hair_style in {"short", "long"}:
         if chance(rng, 0.7):
-            return _Clause("hair", f"{person.hair_style} {colour} hair", plural=True)
-        alone = person.hair_style if chance(rng, 0.3) else colour
-        return _Clause("hair", f"{alone} hair", plural=True)
+            return _Clause("hair", f"{person.hair_style} {colour} hair", plural=True, said=said)
+        alone = chance(rng, 0.3)
+        del said["hair_colour" if alone else "hair_style"]
+        words = f"{person.hair_style if alone else colour} hair"
+        return _Clause("hair", words, plural=True, said=said)
     if chance(rng, 0.5):
-        return _Clause("hair", f"{colour} {person.hair_style}", plural=False)
+        words = f"{colour} {person.hair_style}"
+        return _Clause("hair", words, plural=False, said=said)
     tied = "tied in" if chance(rng, 0.4) else "in"
-    return _Clause("hair", f"{colour} hair {tied} a {person.hair_style}", plural=True)
+    words = f"{colour} hair {tied} a {person.hair_style}"
+    return _Clause("hair", words, plural=True, said=said)
 
 
 # --- Lists, phrases and sentences

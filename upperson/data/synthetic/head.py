@@ -34,6 +34,8 @@ def draw_head(sketch: Sketch) -> None:
         _draw_scarf(head)
     if person.hair_style == "long":
         _draw_long_hair(head, dark)
+    if person.hair_style == "short" and person.is_female:
+        _draw_bob(head, dark)
     if person.hair_style == "ponytail" and from_front:
         _draw_ponytail(head, back, dark)
     # From the front the hair ends above the jaw, or it would look like a headscarf.
@@ -43,7 +45,7 @@ def draw_head(sketch: Sketch) -> None:
         head.ellipse(back * 0.035, -0.006, 0.034, 0.03, dark)
     if from_front:
         _draw_face(head)
-    elif person.hair_style == "short":
+    elif person.hair_style == "short" and not person.is_female:
         head.ellipse(0.0, 0.128, 0.032, 0.016, shade(SKIN[person.skin], 0.88))
     if person.hair_style == "ponytail" and not from_front:
         _draw_ponytail(head, back, dark)
@@ -68,6 +70,16 @@ def _draw_long_hair(head: _Head, colour: Rgb) -> None:
     head.ellipse(shift, 0.22, 0.066 * narrow, 0.024, colour)
 
 
+def _draw_bob(head: _Head, colour: Rgb) -> None:
+    # What is called short on a woman covers the ears and, from behind, the neck.
+    shift = -head.pose.heading * 0.022
+    half = 0.064 if head.pose.facing > 0.35 else 0.06
+    head.polygon(
+        [(shift + x, y) for x, y in ((-0.05, 0.05), (0.05, 0.05), (half, 0.138), (-half, 0.138))],
+        colour,
+    )
+
+
 def _draw_face(head: _Head) -> None:
     person, facing, heading = head.person, head.pose.facing, head.pose.heading
     skin = SKIN[person.skin]
@@ -79,14 +91,20 @@ def _draw_face(head: _Head) -> None:
         hair = HAIR_COLOURS[person.hair_colour].rgb
         head.polygon([(centre - half * 0.75, 0.038), (centre, 0.028), (centre - half, 0.08)], hair)
         head.polygon([(centre + half * 0.75, 0.038), (centre, 0.028), (centre + half, 0.08)], hair)
+    if person.gender == "man":
+        # Men are drawn with beards, since no other part of a face can be seen in a small crop.
+        head.ellipse(
+            centre, 0.112, half * 0.94, 0.03, shade(HAIR_COLOURS[person.hair_colour].rgb, 0.85)
+        )
+        head.ellipse(centre, 0.088, half * 0.8, 0.02, skin)
     dark = (30, 26, 28) if person.skin < 3 else (12, 10, 10)
     gap = 0.021 * max(0.0, facing)
     eyes = [heading * 0.036 - gap, heading * 0.036 + gap] if gap > 0.006 else [heading * 0.042]
     for eye in eyes:
         head.ellipse(eye, 0.076, 0.0065, 0.0065, dark)
-    head.line(
-        [(heading * 0.03 - 0.012, 0.112), (heading * 0.03 + 0.012, 0.112)], shade(skin, 0.62), 0.007
-    )
+    lips = (176, 42, 58) if person.gender == "woman" else shade(skin, 0.62)
+    mouth = [(heading * 0.03 - 0.012, 0.112), (heading * 0.03 + 0.012, 0.112)]
+    head.line(mouth, lips, 0.011 if person.gender == "woman" else 0.007)
     if person.glasses:
         for eye in eyes:
             head.ellipse(eye, 0.077, 0.0185, 0.0165, (20, 20, 24))

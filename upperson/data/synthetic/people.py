@@ -317,6 +317,25 @@ def sample_people(
     return [people[index] for index in rng.permutation(count)]
 
 
+def sample_look_alikes(count: int, rng: np.random.Generator) -> list[Person]:
+    """Sample pairs of people who differ in one attribute: the first with the second, and so on.
+
+    Args:
+        count: How many people, an even number.
+        rng: The random generator.
+    """
+    people: list[Person] = []
+    while len(people) < count:
+        person = _sample_person(rng)
+        people.append(person)
+        while True:
+            variant = _vary(person, rng)
+            if is_consistent(variant) and variant != person:
+                people.append(variant)
+                break
+    return people
+
+
 def _description(person: Person) -> Person:
     # Skin is never in a caption, so two people who differ in it alone count as equal.
     return dataclasses.replace(person, skin=0)

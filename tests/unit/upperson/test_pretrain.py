@@ -1,0 +1,93 @@
+"""How the small base is made."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.unit.upperson.test_synthetic import generator
+from upperson.data.batches import tokenize
+from upperson.data.synthetic.captions import Caption
+from upperson.data.synthetic.people import sample_look_alikes
+from upperson.data.vocabulary import clip_tokenizer
+from upperson.model.base import load_base
+from upperson.pretrain import (
+    PretrainConfig,
+    _Attributes,
+    _contrastive,
+    _damage,
+    _Heads,
+    _is_true,
+    pretrain_small,
+)
+
+TINY = PretrainConfig(people=8, views=1, steps=2, batch_size=8, warmup_steps=1)
+
+
+def test_a_base_is_written_and_loads(tmp_path: Path) -> None:
+    path = tmp_path / "base.safetensors"
+    losses = [loss for _, loss in pretrain_small(TINY, path)]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    embedding_VD = load_file(path)["token_embedding.weight"]
+    known_V = embedding_VD.any(dim=1)
+    # The words of eight people's texts are known, a helicopter was in none.
+    (ids,) = tokenize(clip_tokenizer(), ["woman helicopter"])
+    assert 20 < int(known_V.sum()) < 300
+    assert not known_V[ids[2]]
+    assert load_base("upperson-small", str(path)).clip.text_projection.shape == (128, 128)
+
+
+def test_texts_are_true_of_whom_they_hold_for() -> None:
+    people = sample_look_alikes(40, generator(1))
+    attributes = _Attributes(people)
+    texts = [
+        Caption("woman", {"gender": "woman"}),
+        Caption("red coat", {"upper": "coat", "upper_colour": "red"}),
+        Caption("no backpack", {}, {"bag": "backpack"}),
+        Caption("man without a cap", {"gender": "man"}, {"headwear": "cap"}),
+    ]
+    for person, text in zip(people, [texts[0]] * 4, strict=False):
+        texts.append(dataclasses.replace(text, said={"upper": person.upper, "bag": person.bag}))
+    said_TA, denied_TA = attributes.of_texts(texts)
+    true_TN = _is_true(said_TA, denied_TA, attributes.of_people)
+    assert true_TN.tolist() == [[text.holds(person) for person in people] for text in texts]
+    assert 0.1 < float(true_TN.float().mean()) < 0.9
+
+
+def test_the_loss_is_zero_at_best_and_counts_every_true_pair() -> None:
+    true_TN = torch.tensor([[1, 1, 0], [0, 0, 1], [1, 1, 0]]).bool()
+
+    def loss(logits_TN: Tensor) -> float:
+        return float(_contrastive(logits_TN, true_TN))
+
+    assert loss(1000 * true_TN.float()) == pytest.approx(0, abs=1e-5)
+    one_missed_TN = 10 * true_TN.float()
+    one_missed_TN[0, 1] = 0
+    assert loss(one_missed_TN) > loss(10 * true_TN.float()) + 1
+
+
+def test_heads_learn_only_from_what_a_text_says() -> None:
+    heads = _Heads(4, [2, 3])
+    unit_NE = torch.eye(4)[:2]
+    values_NA = torch.tensor([[1, -1], [0, -1]])
+    assert heads.loss(unit_NE, values_NA).isfinite()
+    heads.loss(unit_NE, values_NA).backward()  # type: ignore[no-untyped-call]
+    grad = heads._linear.weight.grad
+    assert grad is not None
+    assert grad[:2].any()
+    assert not grad[2:].any()
+
+
+def test_damaged_pictures_stay_pictures_of_the_same_size() -> None:
+    pixels_N3HW = torch.rand(8, 3, 192, 64)
+    damaged_N3HW = _damage(pixels_N3HW, generator(2))
+    assert damaged_N3HW.shape == pixels_N3HW.shape
+    assert float(damaged_N3HW.min()) >= 0
+    assert float(damaged_N3HW.max()) <= 1
+    changes_N = (damaged_N3HW - pixels_N3HW).abs().mean(dim=(1, 2, 3))
+    assert (changes_N > 0.02).all()
