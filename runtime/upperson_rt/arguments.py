@@ -6,10 +6,11 @@ What a type checker would have found is refused as well, since not everybody run
 
 import dataclasses
 import errno
+import json
 import math
 import operator
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "check_path",
     "check_text",
     "is_finite",
+    "read_attributes",
 ]
 
 LONGEST_PATH = 4096
@@ -169,3 +171,28 @@ def check_path(value: object, what: str) -> str:
             name = shown(path) if error.errno == errno.ENAMETOOLONG else path
             raise InputError(f"cannot use {what} {name}: {error.strerror}") from error
     return path
+
+
+def read_attributes(
+    pairs: Sequence[str] | None, option: str
+) -> dict[str, str | int | float | bool]:
+    """Read ``KEY=VALUE`` pairs: numbers, true and false as such, ``"5"`` in quotes as text.
+
+    Raises:
+        UsageError: Not a pair, or a key that is there twice.
+    """
+    found: dict[str, str | int | float | bool] = {}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not key or not equals or key in found:
+            problem = "is there twice" if key in found else "is not KEY=VALUE"
+            raise UsageError(f"{option} {pair} {problem}: write for example  {option} gate=north")
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = text
+        usable = isinstance(value, str | int | float) and not (
+            isinstance(value, float) and not math.isfinite(value)
+        )
+        found[key] = value if usable else text
+    return found

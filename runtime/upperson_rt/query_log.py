@@ -1,9 +1,11 @@
-"""A log of who asked what: one line of JSON a query, written before its results are shown."""
+"""A log of who asked what: one line of JSON a query, written before its results are shown.
+
+Lines vouch for each other, see `log_chain`.
+"""
 
 import datetime
 import errno
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -19,21 +21,24 @@ from upperson_rt.files import sync_folder
 from upperson_rt.gallery.protocol import check_filter
 from upperson_rt.gallery.records import check_hits
 from upperson_rt.locks import locked
+from upperson_rt.log_chain import head_of, read_end, sealed, write_head
 from upperson_rt.printable import shown
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter, Hit
     from upperson_rt.preprocess import ImageSource
 
-__all__ = ["QueryLog", "describe_picture"]
+__all__ = ["QueryLog", "describe_picture", "process_user"]
 
 
 class QueryLog:
     """Appends to a file that only its owner may read. Safe to use from several threads.
 
     Every line is flushed to disk before the query returns. Several processes may write to one
-    file, and a line that a full disk cut off does not spoil the next one. Nothing here keeps the
-    owner of the file from changing it: send the lines elsewhere for that.
+    file, and a line that a full disk cut off does not spoil the next one. Each line is chained to
+    the one before, so that one that was changed or removed shows (`log_chain.verify_log`). Nothing
+    here keeps the owner of the file from writing all of it anew: send the lines, or the last chain,
+    elsewhere for that.
     """
 
     def __init__(self, path: str | os.PathLike[str], user: str | None = None) -> None:
@@ -48,8 +53,10 @@ class QueryLog:
             InputError: The file cannot be opened for writing, or is no regular file.
         """
         self.path = Path(check_path(path, "the query log"))
-        self.user = _process_user() if user is None else check_text(user, "the user of a query log")
+        self.user = process_user() if user is None else check_text(user, "the user of a query log")
         self._lock = threading.Lock()
+        self._written, self._chain = 0, ""
+        """Where the log ended after the last line of this object, and the chain of that line."""
         if self.path.exists() and not self.path.is_file():
             raise InputError(f"cannot write the query log {self.path}: not a regular file")
         try:
@@ -57,6 +64,7 @@ class QueryLog:
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             if is_new:
                 sync_folder(self.path.parent)
+            self._head = os.open(head_of(self.path), os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._error(error) from error
 
@@ -70,6 +78,8 @@ class QueryLog:
         by_track: bool = False,
         gallery: str = "",
         action: str = "query",
+        user: str | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         """Append a line and flush it to disk.
 
@@ -81,6 +91,8 @@ class QueryLog:
             by_track: Whether a track counted as one hit.
             gallery: Where the pictures are.
             action: ``query``, or what else was done with the hits, such as ``delete``.
+            user: Who asks, where one log serves several people; by default the log's.
+            details: What else belongs to it, such as a reason, as JSON.
 
         Raises:
             InputError: The line cannot be written, or made of these values.
@@ -91,7 +103,7 @@ class QueryLog:
         conditions = asdict(check_filter(where))
         entry: dict[str, Any] = {
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
-            "user": self.user,
+            "user": self.user if user is None else check_text(user, "the user of a query log"),
             "action": action,
             **({"sentence": query} if isinstance(query, str) else {"picture": dict(query)}),
             "filter": {name: value for name, value in conditions.items() if value},
@@ -99,18 +111,11 @@ class QueryLog:
             "by_track": by_track,
             "gallery": gallery,
             "ids": [hit.id for hit in check_hits(hits)],
+            **({} if details is None else {"details": dict(details)}),
         }
         try:
-            line = (json.dumps(entry, ensure_ascii=True, default=str) + "\n").encode("ascii")
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"cannot write such a line into a query log: {error}") from error
-        try:
             with self._lock, locked(self._opened()):
-                if self._ends_within_a_line():
-                    line = b"\n" + line
-                while line:
-                    line = line[os.write(self._file, line) :]
-                os.fsync(self._file)
+                self._append(entry)
         except OSError as error:
             raise self._error(error) from error
 
@@ -119,6 +124,7 @@ class QueryLog:
         with self._lock:
             if self._file >= 0:
                 os.close(self._file)
+                os.close(self._head)
             self._file = -1
 
     def __enter__(self) -> "QueryLog":
@@ -132,12 +138,27 @@ class QueryLog:
             raise OSError(errno.EBADF, "it has been closed")
         return self._file
 
-    def _ends_within_a_line(self) -> bool:
-        end = os.lseek(self._file, 0, os.SEEK_END)
-        if end == 0:
-            return False
-        os.lseek(self._file, end - 1, os.SEEK_SET)
-        return os.read(self._file, 1) != b"\n"
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        size = os.lseek(self._file, 0, os.SEEK_END)
+        chain, between = self._chain, b""
+        if size != self._written:  # Others have written, or it is not begun by this object.
+            known = (self._written, chain) if size > self._written else (0, "")
+            chain, between = read_end(self._file, size, *known)
+        torn = between and not between.endswith(b"\n")
+        if torn:
+            between += b"\n"
+        try:
+            line, chain = sealed(entry, chain, between)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"cannot write such a line into a query log: {error}") from error
+        if torn:
+            line = b"\n" + line
+        end = size + len(line)
+        while line:
+            line = line[os.write(self._file, line) :]
+        os.fsync(self._file)
+        write_head(self._head, end, chain)
+        self._written, self._chain = end, chain
 
     def _error(self, error: OSError) -> InputError:
         return InputError(
@@ -166,7 +187,7 @@ def describe_picture(source: "ImageSource") -> dict[str, str]:
     return {"sha256": hashlib.sha256(np.ascontiguousarray(source).tobytes()).hexdigest()}
 
 
-def _process_user() -> str:
+def process_user() -> str:
     """Return the user by the system's word: a variable such as $USER can be set to anything."""
     try:
         import pwd

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
 
     from upperson_rt.preprocess import Channels, ImageSource
 
-__all__ = ["Query", "Retriever"]
+__all__ = ["Query", "Retriever", "find_alike"]
 
 Query: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 """A `str` is always a sentence; a `Path`, a Pillow image or an array as for `encode_images` is a
@@ -235,20 +235,9 @@ class Retriever:
             BackendError: The image tower cannot be loaded or fails.
             IntegrityError: The image tower gives wrong results, or the gallery is damaged.
         """
-        if not (is_finite(min_score) and -1 <= min_score <= 1):
-            raise UsageError(f"min_score is a cosine from -1 to 1, got {shown(min_score)}")
+        _check_cosine(min_score)
         embed_1D = self.encoder.encode_images([image], channels=channels)
-        found: list[tuple[float, Item]] = []
-        for items, vectors_ND in self.gallery.vectors(where):
-            scores = vectors_ND @ embed_1D[0]
-            found += [(float(scores[i]), items[i]) for i in np.flatnonzero(scores >= min_score)]
-        ids = self.gallery.ids([item.key for _, item in found])
-        hits = [
-            Hit(id=ids[item.key], score=score, item=item)
-            for score, item in found
-            if item.key in ids  # Else it went meanwhile.
-        ]
-        hits.sort(key=lambda hit: (-hit.score, hit.id))
+        hits = find_alike(self.gallery, embed_1D[0], min_score, where)
         asked = Path(image) if isinstance(image, str) else image
         action = "dry run of delete_like" if dry_run else "delete_like"
         self._log(asked, hits, len(hits), where, action=action)
@@ -306,3 +295,40 @@ class Retriever:
                 list(images.values()), channels=channels
             )
         return embeds
+
+
+def find_alike(
+    gallery: Gallery,
+    vector_D: NDArray[np.float32],
+    min_score: float,
+    where: Filter | None = None,
+) -> list[Hit]:
+    """Return every item that is alike, best first; each is compared, whatever index there is.
+
+    Args:
+        gallery: Where to look.
+        vector_D: (D,) of unit length.
+        min_score: Cosine from which an item counts as alike, -1 to 1.
+        where: Only items that pass.
+
+    Raises:
+        UsageError: min_score is out of range.
+        IntegrityError: The gallery is damaged.
+    """
+    _check_cosine(min_score)
+    found: list[tuple[float, Item]] = []
+    for items, vectors_ND in gallery.vectors(where):
+        scores = vectors_ND @ vector_D
+        found += [(float(scores[i]), items[i]) for i in np.flatnonzero(scores >= min_score)]
+    ids = gallery.ids([item.key for _, item in found])
+    hits = [
+        Hit(id=ids[item.key], score=score, item=item)
+        for score, item in found
+        if item.key in ids  # Else it went meanwhile.
+    ]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+
+
+def _check_cosine(min_score: float) -> None:
+    if not (is_finite(min_score) and -1 <= min_score <= 1):
+        raise UsageError(f"min_score is a cosine from -1 to 1, got {shown(min_score)}")

@@ -2,6 +2,7 @@
 
 import html
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,6 +128,25 @@ class Tokenizer:
         for row, ids in zip(input_ids, sequences, strict=True):
             row[: len(ids)] = ids
         return TokenBatch(input_ids=input_ids, truncated=truncated)
+
+    def count(self, texts: Sequence[str]) -> int:
+        """Return how many tokens some sentences have together, none for no sentence."""
+        return int(token_lengths(self.encode(texts).input_ids).sum()) if texts else 0
+
+    def unfamiliar(self, text: str) -> list[str]:
+        """Return the words of a sentence, each once, that the model hardly can have learned.
+
+        Those that the vocabulary has no entry for, and that are not two of its words either: they
+        are read as three or more pieces.
+        """
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+
+        def is_unfamiliar(word: str) -> bool:
+            pieces = self._tokenizer.encode(word, add_special_tokens=False).tokens
+            return len(pieces) > 2 or unknown in pieces
+
+        words = dict.fromkeys(re.findall(r"[^\W\d_]+", html.unescape(text)))
+        return [word for word in words if is_unfamiliar(word)]
 
 
 def token_lengths(input_ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:

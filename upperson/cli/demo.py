@@ -79,6 +79,9 @@ def demo(
     print_line("seconds: " + ", ".join(f"{stage} {seconds[stage]:.0f}" for stage in seconds))
     print_line(f"open {output / 'report.html'} and {output / 'answer.png'}; ask more:")
     print_line(f'  upperson-rt query -b {output}/bundle -g {output}/gallery "woman in green coat"')
+    print_line(
+        f"or search in a browser:  upperson-rt serve -b {output}/bundle -g {output}/gallery --open"
+    )
 
 
 def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from typing import NoReturn
 
-from upperson_rt.cli import bench, gallery
+from upperson_rt.cli import bench, gallery, query_log
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.compile import compile_engines
 from upperson_rt.cli.doctor import doctor
 from upperson_rt.cli.index import index
 from upperson_rt.cli.query import query
+from upperson_rt.cli.serve import serve, token
 from upperson_rt.cli.watch import watch
 
 __all__ = ["app", "main"]
@@ -16,9 +17,12 @@ app = new_app("Find a person's pictures from a sentence.", "upperson-rt")
 app.command(cls=Command)(index)
 app.command(cls=Command)(query)
 app.command(cls=Command)(watch)
+app.command(cls=Command)(serve)
+app.command(cls=Command)(token)
 app.command(cls=Command)(doctor)
 app.command("compile", cls=Command)(compile_engines)
 app.add_typer(gallery.app, name="gallery")
+app.add_typer(query_log.app, name="log")
 app.add_typer(bench.app, name="bench")
 
 

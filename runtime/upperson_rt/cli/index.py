@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from upperson_rt.arguments import read_attributes
 from upperson_rt.cli.opening import open_announced, open_store
 from upperson_rt.cli.options import (
     BackendOption,
@@ -22,7 +23,6 @@ from upperson_rt.cli.options import (
     VariantOption,
     default_bundle,
     default_gallery,
-    read_attributes,
     require_no_detector_options,
 )
 from upperson_rt.cli.output import new_progress, print_json, print_line, print_note, print_warning

@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from upperson_rt.cli.options import read_attributes
+from upperson_rt.arguments import read_attributes
 from upperson_rt.cli.output import backend_line, print_note, print_warning
 from upperson_rt.errors import UsageError
 

@@ -1,12 +1,11 @@
 """Options that several commands share, defined once."""
 
 import datetime
-import json
 import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -38,7 +37,6 @@ __all__ = [
     "age_seconds",
     "default_bundle",
     "default_gallery",
-    "read_attributes",
     "read_batch_sizes",
     "require_no_detector_options",
     "require_sheet",
@@ -88,31 +86,6 @@ def unix_seconds(text: str) -> float:
             f"'{text}' is neither unix seconds nor a time such as 2026-11-24T14:00 or "
             "2026-11-24T14:00:00+01:00, nor how long ago, such as 90m, 24h or 7d"
         ) from error
-
-
-def read_attributes(
-    pairs: Sequence[str] | None, option: str
-) -> dict[str, str | int | float | bool]:
-    """Read ``KEY=VALUE`` pairs: numbers, true and false as such, ``"5"`` in quotes as text.
-
-    Raises:
-        UsageError: Not a pair, or a key that is there twice.
-    """
-    found: dict[str, str | int | float | bool] = {}
-    for pair in pairs or ():
-        key, equals, text = pair.partition("=")
-        if not key or not equals or key in found:
-            problem = "is there twice" if key in found else "is not KEY=VALUE"
-            raise UsageError(f"{option} {pair} {problem}: write for example  {option} gate=north")
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            value = text
-        usable = isinstance(value, str | int | float) and not (
-            isinstance(value, float) and not math.isfinite(value)
-        )
-        found[key] = value if usable else text
-    return found
 
 
 def read_batch_sizes(text: str) -> list[int]:

@@ -327,7 +327,10 @@ def _period(span: "TrackSpan") -> str:
 
 def json_from_hit(rank: int, hit: "Hit", crops_dir: Path | None) -> dict[str, Any]:
     """Return all that is known of a hit as plain values; ``file`` is a picture that opens."""
+    from upperson_rt.gallery.crops import picture_file
+
     item, span = hit.item, hit.span
+    file = picture_file(item, crops_dir)
     return {
         "rank": rank,
         "score": hit.score,
@@ -346,22 +349,13 @@ def json_from_hit(rank: int, hit: "Hit", crops_dir: Path | None) -> dict[str, An
         },
         "box": item.box,
         "crop": item.crop,
-        "file": None if (file := _file(item, crops_dir)) is None else str(file),
+        "file": None if file is None else str(file),
         "attributes": dict(item.attributes),
     }
 
 
-def _file(item: "Item", crops_dir: Path | None) -> Path | None:
-    """Return the absolute path of the saved picture, or of the one it was cut from, if it opens."""
-    from upperson_rt.gallery.crops import crop_path
-
-    saved = None if item.crop is None or crops_dir is None else crop_path(crops_dir, item.crop)
-    for file in (saved, None if item.source is None else Path(item.source)):
-        if file is not None and file.is_file():
-            return file.absolute()
-    return None
-
-
 def _picture(item: "Item", crops_dir: Path | None) -> str:
-    file = _file(item, crops_dir)
+    from upperson_rt.gallery.crops import picture_file
+
+    file = picture_file(item, crops_dir)
     return str(file) if file is not None else item.source or item.crop or item.key

@@ -5,9 +5,10 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from upperson_rt.gallery.records import Item
 from upperson_rt.printable import get_logger
 
-__all__ = ["crop_path", "old_files", "remove_crops"]
+__all__ = ["crop_path", "old_files", "picture_file", "remove_crops"]
 
 _LOG = get_logger(__name__)
 
@@ -22,6 +23,15 @@ def crop_path(folder: Path, crop: str) -> Path | None:
     path = folder / crop
     inside = path.parent.resolve().is_relative_to(folder.resolve()) and ".." not in path.parts
     return path if inside and path != folder else None
+
+
+def picture_file(item: Item, crops_dir: Path | None) -> Path | None:
+    """Return the absolute path of the saved picture, or of the one it was cut from, if it opens."""
+    saved = None if item.crop is None or crops_dir is None else crop_path(crops_dir, item.crop)
+    for file in (saved, None if item.source is None else Path(item.source)):
+        if file is not None and file.is_file():
+            return file.absolute()
+    return None
 
 
 def old_files(folder: Path, before: float = float("inf")) -> Iterator[str]:

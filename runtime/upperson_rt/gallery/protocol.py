@@ -27,6 +27,7 @@ from upperson_rt.arguments import (
 )
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery.records import (
+    CameraInfo,
     Filter,
     GalleryInfo,
     Hit,
@@ -222,9 +223,27 @@ class Gallery(ABC):
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
         """Return `Hit.id` for those of the keys that are there."""
 
+    def get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]:
+        """Return the items with these ids that are there, each with its (D,) vector.
+
+        Args:
+            ids: As in `Hit.id`.
+
+        Raises:
+            UsageError: They are no whole numbers from 0.
+            IntegrityError: One of the items is damaged.
+        """
+        found = check_list(ids, "ids", UsageError)
+        wanted = {check_count(one, "an id", least=0, most=None) for one in found}
+        return self._get(sorted(one for one in wanted if one < 1 << 63))
+
     def cameras(self) -> list[str]:
         """Return the names of the cameras whose items are in the gallery."""
         return sorted(self.info().cameras)
+
+    @abstractmethod
+    def by_camera(self) -> dict[str, CameraInfo]:
+        """Return what is there of each camera, by name; items without a camera are left out."""
 
     @abstractmethod
     def delete(self, keys: Sequence[str]) -> int:
@@ -330,6 +349,9 @@ class Gallery(ABC):
     def _search(
         self, queries_QD: NDArray[np.float32], k: int, where: Filter, by_track: bool
     ) -> list[list[Hit]]: ...
+
+    @abstractmethod
+    def _get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]: ...
 
     @abstractmethod
     def _count(self, where: Filter) -> int: ...

@@ -17,6 +17,7 @@ from upperson_rt.printable import shown
 
 __all__ = [
     "MAX_NORM_ERROR",
+    "CameraInfo",
     "Filter",
     "GalleryInfo",
     "Hit",
@@ -244,6 +245,16 @@ class IndexInfo:
     parameters: Mapping[str, int | float | str] = field(default_factory=dict)
     recall_at_10: float | None = None
     """Share of the exact ten best that it finds, measured when it was made; 1.0 if it is exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraInfo:
+    """What a gallery holds of one camera."""
+
+    pictures: int
+    first_time: float | None
+    """Unix seconds of the earliest one; None if none has a time."""
+    last_time: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from PIL import Image
 from tests.helpers.command_line import run_code
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Hit, Item
+from upperson_rt.log_chain import verify_log
 from upperson_rt.query_log import QueryLog, describe_picture
 
 HITS = [Hit(id=number, score=0.5, item=Item(key=str(number))) for number in (7, 3)]
@@ -24,6 +25,7 @@ def test_a_line_says_who_asked_what_and_what_came_out(tmp_path):
         where = Filter(camera=["gate", "hall"], since=5.0, attributes={"floor": 2})
         log.write("woman\nin \N{BLACK HEART SUIT}", HITS, k=2, where=where, gallery="g")
     (line,) = lines_of(tmp_path / "log")
+    assert len(line.pop("chain")) == 64
     assert line.pop("time").endswith("+00:00")
     assert line == {
         "user": "ann",
@@ -91,6 +93,7 @@ for _ in range(50):
         for job in jobs:
             job.result()
     users = [line["user"] for line in lines_of(tmp_path / "log")]
+    assert verify_log(tmp_path / "log").problems == []
     assert sorted(users) == ["a"] * 50 + ["b"] * 50 + ["threads"] * 50
 
 
@@ -116,6 +119,8 @@ def test_a_line_cut_off_by_a_full_disk_spoils_no_other(tmp_path, monkeypatch):
     first, torn, last = path.read_text().splitlines()
     assert (json.loads(first)["sentence"], json.loads(last)["sentence"]) == ("red", "blue")
     assert len(torn) == 20
+    report = verify_log(path)
+    assert (report.lines, report.unchained, report.problems) == (2, 1, [])
 
 
 @pytest.mark.parametrize("kind", ["no folder", "folder", "fifo"])
@@ -148,3 +153,68 @@ def test_pictures_are_named_by_their_hash(tmp_path):
     assert describe_picture(pixels) != describe_picture(pixels + 1)
     with pytest.raises(InputError, match=r"cannot read image .*gone\.png: No such file"):
         describe_picture(tmp_path / "gone.png")
+
+
+def write_some(path, count=6, **more):
+    with QueryLog(path, user="ann") as log:
+        for number in range(count):
+            log.write(f"sentence {number}", HITS, k=2, **more)
+
+
+def test_lines_vouch_for_each_other(tmp_path):
+    path = tmp_path / "log"
+    write_some(path, 3)
+    write_some(path, 3, user="bob", details={"reason": "asked for it"})
+    report = verify_log(path)
+    assert (report.lines, report.unchained, report.problems) == (6, 0, [])
+    lines = lines_of(path)
+    assert [line["user"] for line in lines] == ["ann"] * 3 + ["bob"] * 3
+    assert lines[-1]["details"] == {"reason": "asked for it"}
+    assert report.chain == lines[-1]["chain"]
+
+
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("how", ["changed", "removed", "added", "swapped"])
+def test_a_log_that_was_touched_shows_it(tmp_path, place, how):
+    path = tmp_path / "log"
+    write_some(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    if how == "changed":
+        lines[place] = lines[place].replace(b'"ann"', b'"bob"')
+    elif how == "removed":
+        del lines[place]
+    elif how == "added":
+        lines.insert(place, lines[0].replace(b"sentence 0", b"sentence 9"))
+    elif place == 5:
+        lines[0], lines[5] = lines[5], lines[0]
+    else:
+        lines[place], lines[place + 1] = lines[place + 1], lines[place]
+    path.write_bytes(b"".join(lines))
+    report = verify_log(path)
+    assert report.problems
+    if how == "changed":
+        assert report.problems[0].startswith(f"line {place + 1} is not what was written")
+    if how == "removed" and place == 5:
+        assert "at the end are missing" in report.problems[0]
+
+
+def test_what_older_releases_wrote_is_vouched_for_by_what_follows(tmp_path):
+    path = tmp_path / "log"
+    old = b'{"user": "old"}\n' * 3 + b'{"user": "cut o'
+    path.write_bytes(old)
+    write_some(path, 2)
+    report = verify_log(path)
+    assert (report.lines, report.unchained, report.problems) == (2, 4, [])
+    path.write_bytes(path.read_bytes().replace(b'"old"', b'"new"', 1))
+    assert verify_log(path).problems[0].startswith("line 5 ")
+    (tmp_path / "log.head").unlink()
+    assert "log.head is missing" in verify_log(path).problems[-1]
+
+
+def test_a_log_that_was_written_anew_shows_it(tmp_path):
+    write_some(tmp_path / "log")
+    write_some(tmp_path / "other", 7)
+    (tmp_path / "other").rename(tmp_path / "log")
+    assert "was written anew" in verify_log(tmp_path / "log").problems[0]
+    with pytest.raises(InputError, match="cannot read the query log"):
+        verify_log(tmp_path / "none")

@@ -15,6 +15,7 @@ from upperson_rt.gallery.milvus.connection import INDEX_PARAMETERS, parse
 from upperson_rt.gallery.milvus.search import best_of_each_track, best_rows, spans_of
 from upperson_rt.gallery.protocol import Gallery, known_keys
 from upperson_rt.gallery.records import (
+    CameraInfo,
     Filter,
     GalleryInfo,
     Hit,
@@ -98,6 +99,13 @@ class MilvusGallery(Gallery):
     def _count(self, where: Filter) -> int:
         return self._collection.count(rows.expression_of_filter(where))
 
+    def _get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]:
+        found = [*self._collection.rows_of(ids, (*rows.METADATA, "vector"))]
+        return {
+            row["id"]: (self._collection.item(row), vector)
+            for row, vector in zip(found, self._decoded(found), strict=True)
+        }
+
     def _items(self, where: Filter) -> Iterator[Item]:
         # Of one state of the gallery from Milvus 2.4 on.
         for row in self._collection.rows(rows.expression_of_filter(where), rows.METADATA):
@@ -176,6 +184,21 @@ class MilvusGallery(Gallery):
             last_time=last,
             index=self._index(items),
         )
+
+    def by_camera(self) -> dict[str, CameraInfo]:
+        """Return what is there of each camera; reads two fields of every item."""
+        times: dict[str, list[float | None]] = {}
+        for row in self._collection.rows("", ("camera", "time")):
+            if (camera := rows.decode_text(row["camera"])) is not None:
+                times.setdefault(camera, []).append(rows.decode_time(row["time"]))
+        return {
+            camera: CameraInfo(
+                pictures=len(taken),
+                first_time=min(known := [time for time in taken if time is not None], default=None),
+                last_time=max(known, default=None),
+            )
+            for camera, taken in sorted(times.items())
+        }
 
     def verify(self) -> list[str]:
         """Read the whole collection and check it; return what is wrong, one line each, or nothing.

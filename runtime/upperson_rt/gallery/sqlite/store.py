@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery.crops import remove_crops
 from upperson_rt.gallery.protocol import Gallery, known_keys, read_item
-from upperson_rt.gallery.records import Filter, GalleryInfo, Hit, Item, check_hits
+from upperson_rt.gallery.records import (
+    CameraInfo,
+    Filter,
+    GalleryInfo,
+    Hit,
+    Item,
+    check_hits,
+)
 from upperson_rt.gallery.sqlite.checksums import (
     FACETS,
     ROW,
@@ -185,6 +192,18 @@ class SqliteGallery(Gallery):
             source, values = has_key(transaction, known_keys(keys))
             return dict(transaction.execute(f"SELECT key, id FROM {source}", values))
 
+    def _get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]:
+        found = {}
+        with self._database.reading() as transaction:
+            transaction.prove_rows()
+            sql = f"SELECT {ROW}, vector, {transaction.checksum} FROM items NOT INDEXED WHERE id IN"
+            sql = f"{sql} (SELECT value FROM json_each(?)) ORDER BY id"
+            for row in transaction.execute(sql, (json.dumps([*ids]),)):
+                check_row(transaction, row, self.embed_dim)
+                vector = np.frombuffer(row[-2], STORED).astype(np.float32)
+                found[int(row[0])] = self._item(row[_COLUMNS]), vector
+        return found
+
     def _items(self, where: Filter) -> Iterator[Item]:
         with self._database.reading() as transaction:
             for row in self._rows(transaction, where, ROW):
@@ -270,6 +289,15 @@ class SqliteGallery(Gallery):
             source = f"{indexed(transaction, 'camera')} WHERE camera IS NOT NULL"
             rows = transaction.execute(f"SELECT DISTINCT camera FROM {source} ORDER BY camera")
             return [str(camera) for (camera,) in rows]
+
+    def by_camera(self) -> dict[str, CameraInfo]:
+        with self._database.reading() as transaction:
+            source = f"{indexed(transaction, 'camera')} WHERE camera IS NOT NULL"
+            sql = f"SELECT camera, count(*), min(time), max(time) FROM {source} GROUP BY camera"
+            return {
+                str(camera): CameraInfo(pictures=pictures, first_time=first, last_time=last)
+                for camera, pictures, first, last in transaction.execute(f"{sql} ORDER BY camera")
+            }
 
     def check(self) -> None:
         with self._database.reading() as transaction:

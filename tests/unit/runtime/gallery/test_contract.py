@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, unit
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.gallery import Filter, Gallery, Item, TrackSpan
+from upperson_rt.gallery import CameraInfo, Filter, Gallery, Item, TrackSpan
 
 ODD_TEXTS = [
     'quo"te', "apo'strophe", "back\\slash", "\\", '\\"', "new\nline", "\r", "tab\t", "\x01", "\x7f",
@@ -613,3 +613,42 @@ def test_threads_share_a_gallery(gallery):
     assert gallery.count() == 30
     assert gallery.info().cameras == {"0": 10, "1": 10, "2": 10}
     assert gallery.verify() == []
+
+
+def test_items_are_found_by_id_with_their_vectors(gallery):
+    vectors = some_vectors(3)
+    gallery.add([FULL, Item(key="b"), Item(key="c")], vectors)
+    ids = gallery.ids([FULL.key, "b", "c"])
+    found = gallery.get([ids["c"], ids[FULL.key], ids["c"], 2**62 + 1, 2**80])
+    assert {id_: item.key for id_, (item, _) in found.items()} == {
+        ids["c"]: "c",
+        ids[FULL.key]: FULL.key,
+    }
+    item, vector_D = found[ids[FULL.key]]
+    assert item == FULL
+    assert vector_D.shape == (DIM,)
+    assert vector_D.dtype == np.float32
+    np.testing.assert_allclose(vector_D, vectors[0], atol=2e-3)
+    gallery.delete(["c"])
+    assert list(gallery.get([ids["c"], ids["b"]])) == [ids["b"]]
+    assert gallery.get([]) == {}
+    for odd in ([-1], ["1"], [1.5], "12"):
+        with pytest.raises(UsageError):
+            gallery.get(odd)
+
+
+def test_cameras_tell_how_many_pictures_of_which_time(gallery):
+    assert gallery.by_camera() == {}
+    taken = {"gate": [5.0, None, 9.5], "ha'll": [None], "": [-3.0], None: [7.0]}
+    items = [
+        Item(key=f"{camera}{number}", camera=camera, time=time)
+        for camera, times in taken.items()
+        for number, time in enumerate(times)
+    ]
+    gallery.add(items, some_vectors(len(items)))
+    assert gallery.by_camera() == {
+        "": CameraInfo(pictures=1, first_time=-3.0, last_time=-3.0),
+        "gate": CameraInfo(pictures=3, first_time=5.0, last_time=9.5),
+        "ha'll": CameraInfo(pictures=1, first_time=None, last_time=None),
+    }
+    assert list(gallery.by_camera()) == ["", "gate", "ha'll"] == gallery.cameras()

@@ -1,0 +1,188 @@
+"""`upperson-rt serve` and `upperson-rt token`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from upperson_rt.cli.ending import ending_gently
+from upperson_rt.cli.options import (
+    BackendOption,
+    BundleOption,
+    Debug,
+    DeviceOption,
+    GalleryOption,
+    QueryLogOption,
+    Threads,
+    TrustOption,
+    VariantOption,
+    default_bundle,
+    default_gallery,
+)
+from upperson_rt.cli.output import print_line, print_note, print_warning
+from upperson_rt.errors import UsageError, missing_extra
+
+if TYPE_CHECKING:
+    from upperson_rt.serve.access import Access
+
+__all__ = ["serve", "token"]
+
+_PORT = 8480
+
+
+def serve(
+    bundle: BundleOption = default_bundle,
+    trust: TrustOption = None,
+    gallery: GalleryOption = default_gallery,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", help="Address to listen at; any but this machine's own needs --token-file."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes any that is free.")
+    ] = _PORT,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file", metavar="FILE", help="Who may do what; made by  upperson-rt token."
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate, PEM.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key, PEM.")
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            help="Host name by which browsers call this server, besides the machine's own; may be "
+            "given again.",
+        ),
+    ] = None,
+    watch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--watch",
+            metavar="FILE|URL",
+            help="What  upperson-rt watch  publishes with --metrics-file or --metrics-port, for "
+            "the live page; may be given again.",
+        ),
+    ] = None,
+    state: Annotated[
+        Path,
+        typer.Option(
+            "--state",
+            metavar="FOLDER",
+            help="Saved searches, marks, pictures that were asked with, and the query log.",
+        ),
+    ] = Path("console"),
+    query_log: QueryLogOption = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
+    variant: VariantOption = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "cpu",
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Serve the console: search pages for people, an API for programs.
+
+    On this machine alone nobody logs in. Everything that is searched, looked at, exported, marked
+    and deleted goes to the query log. Ctrl-C or SIGTERM ends it.
+
+    Example: `upperson-rt serve -b bundle -g gallery --open`
+    """
+    try:
+        import fastapi  # noqa: F401 - Only whether it is there.
+        import jinja2  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(error.name or "fastapi", "serve", "the console") from error
+    from upperson_rt.bundle import Bundle
+    from upperson_rt.gallery import Gallery
+    from upperson_rt.query_log import QueryLog
+    from upperson_rt.serve.desk import Desk
+    from upperson_rt.serve.guard import is_loopback
+    from upperson_rt.serve.live import Live, check_source
+    from upperson_rt.serve.memory import Memory
+    from upperson_rt.serve.server import Server, listening
+
+    if not is_loopback(host) and token_file is None:
+        raise UsageError(
+            f"--host {host} lets others in: make tokens with  upperson-rt token FILE NAME  and "
+            "name the file with  --token-file"
+        )
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together: give both")
+    live = Live([check_source(source) for source in watch or ()])
+    access = _access(token_file)
+    opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
+    encoder = opened.encoder()
+    memory = Memory(state / "console.sqlite")
+    desk = Desk(
+        encoder,
+        lambda: Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim),
+        QueryLog(state / "query.log" if query_log is None else query_log),
+        memory,
+    )
+    place = listening(host, port)
+    tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
+    server = Server(desk, access, place, [host, *(name or ())], live, tls)
+    if not is_loopback(host) and tls is None:
+        print_warning("without --tls-cert tokens and pictures cross the network in the clear")
+    with ending_gently() as stopped:
+        server.start()
+        print_line(f"console: {server.url}")
+        if open_browser:
+            import webbrowser
+
+            webbrowser.open(server.url)
+        while not stopped and not server.wait(0.2):
+            pass
+        print_note("ending: what has been asked is answered first")
+        server.end()
+
+
+def token(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Token file; made if need be.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who it is for; stands in the log.")],
+    role: Annotated[
+        str,
+        typer.Option(
+            "--role",
+            help="viewer (search), operator (also mark and export), admin (also delete and prune).",
+        ),
+    ] = "viewer",
+    camera: Annotated[
+        list[str] | None,
+        typer.Option("--camera", help="A viewer sees only this camera; may be given again."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make a token for the console, and print it: it is stored hashed and never shown again.
+
+    An earlier one of the same name stops to work when the server is started anew.
+
+    Example: `upperson-rt token tokens.json anna --role operator`
+    """
+    from upperson_rt.arguments import check_choice
+    from upperson_rt.serve.accounts import ROLES, add_token
+
+    check_choice(role, "--role", ROLES)
+    made = add_token(file, name, ROLES[ROLES.index(role)], tuple(camera) if camera else None)
+    print_note(f"the token of {name}, {role}, in {file}; keep it, it is not shown again:")
+    print_line(made)
+
+
+def _access(token_file: Path | None) -> "Access":
+    from upperson_rt.query_log import process_user
+    from upperson_rt.serve.access import Access
+    from upperson_rt.serve.accounts import Account, Accounts
+
+    accounts = None if token_file is None else Accounts(token_file)
+    return Access(accounts, Account(name=process_user(), role="admin", logs_in=False))

@@ -1,0 +1,202 @@
+"""What the console keeps of its own: pictures that were asked with, saved searches and marks.
+
+One SQLite file; what a method has returned survives a killed process and a power failure.
+"""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.arguments import check_name
+from upperson_rt.errors import InputError
+from upperson_rt.files import make_folder
+
+__all__ = ["AskedPicture", "Memory", "Saved"]
+
+_MOST_PICTURES = 1000
+_LONGEST_NAME = 100
+_TABLES = """
+CREATE TABLE IF NOT EXISTS pictures (
+    id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, fingerprint TEXT NOT NULL, vector BLOB NOT NULL,
+    jpeg BLOB NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, added REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS saved (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT NOT NULL, name TEXT NOT NULL,
+    address TEXT NOT NULL, added REAL NOT NULL, UNIQUE (user, name)
+);
+CREATE TABLE IF NOT EXISTS marks (
+    user TEXT NOT NULL, question TEXT NOT NULL, item INTEGER NOT NULL, yes INTEGER NOT NULL,
+    added REAL NOT NULL, PRIMARY KEY (user, question, item)
+);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedPicture:
+    """A picture that somebody asks with."""
+
+    id: str
+    sha256: str
+    """Of the file as it came."""
+    vector_D: NDArray[np.float32]
+    jpeg: bytes
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A search that somebody gave a name."""
+
+    id: int
+    name: str
+    address: str
+    """The query string of the search page."""
+    added: float
+
+
+class Memory:
+    """The file. Safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or make it with its folder.
+
+        Raises:
+            InputError: It cannot be made, or is something else.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            make_folder(path.parent, 0o700)
+            if not path.exists():
+                path.touch(0o600)
+            self._connection = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False, timeout=10
+            )
+            with self._told():
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = FULL")
+                self._connection.execute("PRAGMA secure_delete = ON")
+                self._connection.executescript(_TABLES)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror}; name another folder with  --state"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    def keep_picture(self, picture: AskedPicture, fingerprint: str) -> None:
+        """Keep a picture, its embedding of one model, and the newest thousand of all."""
+        with self._writing() as execute:
+            execute(
+                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    picture.id,
+                    picture.sha256,
+                    fingerprint,
+                    picture.vector_D.astype("<f4").tobytes(),
+                    picture.jpeg,
+                    *picture.size,
+                    time.time(),
+                ),
+            )
+            execute(
+                "DELETE FROM pictures WHERE id NOT IN "
+                "(SELECT id FROM pictures ORDER BY added DESC LIMIT ?)",
+                (_MOST_PICTURES,),
+            )
+
+    def picture(self, id_: str, fingerprint: str) -> AskedPicture | None:
+        """Return a picture that was kept for a model."""
+        with self._lock, self._told():
+            row = self._connection.execute(
+                "SELECT sha256, vector, jpeg, width, height FROM pictures "
+                "WHERE id = ? AND fingerprint = ?",
+                (id_, fingerprint),
+            ).fetchone()
+        if row is None:
+            return None
+        return AskedPicture(
+            id=id_,
+            sha256=row[0],
+            vector_D=np.frombuffer(row[1], "<f4").astype(np.float32),
+            jpeg=row[2],
+            size=(row[3], row[4]),
+        )
+
+    def save(self, user: str, name: str, address: str) -> None:
+        """Keep a search under a name; one of the same name is replaced.
+
+        Raises:
+            InputError: The name is empty or too long.
+        """
+        name = check_name(name.strip(), "the name of a search")
+        if len(name) > _LONGEST_NAME:
+            raise InputError(f"the name of a search may have {_LONGEST_NAME} letters at most")
+        with self._writing() as execute:
+            execute(
+                "INSERT INTO saved (user, name, address, added) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (user, name) DO UPDATE SET address = excluded.address",
+                (user, name, address, time.time()),
+            )
+
+    def saved(self, user: str) -> list[Saved]:
+        """Return somebody's searches by name."""
+        with self._lock, self._told():
+            rows = self._connection.execute(
+                "SELECT id, name, address, added FROM saved WHERE user = ? ORDER BY name", (user,)
+            ).fetchall()
+        return [Saved(id=id_, name=name, address=a, added=t) for id_, name, a, t in rows]
+
+    def forget_saved(self, user: str, id_: int) -> bool:
+        """Forget a saved search; return whether it was there."""
+        with self._writing() as execute:
+            gone = execute("DELETE FROM saved WHERE user = ? AND id = ?", (user, id_))
+            return bool(gone.rowcount)
+
+    def set_marks(self, user: str, question: str, yes: list[int], no: list[int]) -> None:
+        """Keep which items somebody said are right and wrong for a question, instead of before."""
+        with self._writing() as execute:
+            execute("DELETE FROM marks WHERE user = ? AND question = ?", (user, question))
+            now = time.time()
+            for ids, verdict in ((yes, 1), (no, 0)):
+                for place, id_ in enumerate(ids):
+                    row = (user, question, id_, verdict, now + place / 1e6)
+                    execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?)", row)
+
+    def marks(self, user: str, question: str) -> tuple[list[int], list[int]]:
+        """Return what somebody marked with yes and with no for a question, in their order."""
+        with self._lock, self._told():
+            rows = self._connection.execute(
+                "SELECT item, yes FROM marks WHERE user = ? AND question = ? ORDER BY added",
+                (user, question),
+            ).fetchall()
+        return [i for i, yes in rows if yes], [i for i, yes in rows if not yes]
+
+    @contextmanager
+    def _writing(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        with self._lock, self._told():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection.execute
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise InputError(f"cannot use {self._path}: {error}") from error

@@ -1,0 +1,164 @@
+"""Pictures as browsers get them: decoded within bounds, made small, always a plain JPEG.
+
+Nothing is ever sent as it lies on the disk, and nothing is asked for by path: an item of the
+gallery names its file, and what does not decode as a picture is not shown.
+"""
+
+import hashlib
+import io
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Item
+from upperson_rt.gallery.crops import picture_file
+from upperson_rt.preprocess import use_image
+
+__all__ = ["Pictures", "Size", "Upload", "as_jpeg", "read_upload"]
+
+Size: TypeAlias = Literal["thumb", "view", "frame"]
+"""``thumb`` for a card, ``view`` for a page of its own, ``frame`` for what it was cut from."""
+
+_BOUNDS: dict[Size, tuple[int, int]] = {
+    "thumb": (256, 384),
+    "view": (960, 1200),
+    "frame": (1600, 1200),
+}
+_CACHE_BYTES = 64 << 20
+_QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture that somebody asks with."""
+
+    pixels: NDArray[np.uint8]
+    """uint8 RGB [H, W, 3], made smaller if it was large."""
+    sha256: str
+    """Of the file as it came."""
+    size: tuple[int, int]
+    """Width and height of ``pixels``."""
+
+
+def as_jpeg(pixels: NDArray[np.uint8], size: Size) -> tuple[bytes, tuple[int, int]]:
+    """Return a picture as JPEG, no larger than a size allows, and the width and height it had."""
+    whole = pixels.shape[1], pixels.shape[0]
+    image = Image.fromarray(pixels)
+    image.thumbnail(_BOUNDS[size])
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue(), whole
+
+
+def read_upload(content: bytes) -> Upload:
+    """Decode a picture that was sent.
+
+    Raises:
+        InputError: It is none, is damaged, or too large to decode.
+    """
+
+    def small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        image = Image.fromarray(pixels)
+        image.thumbnail(_BOUNDS["view"])
+        return np.asarray(image).copy()
+
+    with tempfile.TemporaryDirectory(prefix="upperson-") as folder:
+        file = Path(folder, "picture")
+        file.write_bytes(content)
+        try:
+            pixels = use_image(file, small)
+        except InputError as error:
+            raise InputError(str(error).replace(f"image {file}", "the picture")) from error
+    size = pixels.shape[1], pixels.shape[0]
+    return Upload(pixels, hashlib.sha256(content).hexdigest(), size)
+
+
+class Pictures:
+    """Pictures of items, the newest kept in memory. Safe to use from several threads."""
+
+    def __init__(self, crops_dir: Path | None) -> None:
+        """Read saved pictures from `Gallery.crops_dir`."""
+        self._crops_dir = crops_dir
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, int, int, Size], tuple[bytes, tuple[int, int]]] = (
+            OrderedDict()
+        )
+        self._bytes = 0
+
+    def file(self, item: Item) -> Path | None:
+        """Return the file of an item's picture, or None if none is kept."""
+        return picture_file(item, self._crops_dir)
+
+    def frame(self, item: Item) -> Path | None:
+        """Return the picture that an item was cut from, if there is one beside its own."""
+        if item.source is None or item.box is None:
+            return None
+        file = picture_file(Item(key=item.key, source=item.source), None)
+        return file if file is not None and _is_picture(file) else None
+
+    def jpeg(self, item: Item, size: Size) -> tuple[bytes, tuple[int, int]] | None:
+        """Return an item's picture, and the width and height of its file; None if none is kept.
+
+        Raises:
+            InputError: The file is no picture any more.
+        """
+        file = self.frame(item) if size == "frame" else self.file(item)
+        if file is None:
+            return None
+        try:
+            found = file.stat()
+        except OSError:  # It went meanwhile.
+            return None
+        key = str(file), found.st_mtime_ns, found.st_size, size
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        box = item.box if item.crop is None and size != "frame" else None
+        return self._keep(key, use_image(file, _cut(box, size)))
+
+    def forget(self) -> None:
+        """Forget what was kept: something was deleted."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+    def _keep(
+        self, key: tuple[str, int, int, Size], made: tuple[bytes, tuple[int, int]]
+    ) -> tuple[bytes, tuple[int, int]]:
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = made
+                self._bytes += len(made[0])
+            while self._bytes > _CACHE_BYTES:
+                _, (old, _) = self._kept.popitem(last=False)
+                self._bytes -= len(old)
+        return made
+
+
+def _cut(
+    box: tuple[int, int, int, int] | None, size: Size
+) -> Callable[[NDArray[np.uint8]], tuple[bytes, tuple[int, int]]]:
+    def make(pixels: NDArray[np.uint8]) -> tuple[bytes, tuple[int, int]]:
+        if box is not None:
+            x0, y0, x1, y1 = (max(0, edge) for edge in box)
+            part = pixels[y0:y1, x0:x1]
+            pixels = part if part.size else pixels
+        return as_jpeg(np.ascontiguousarray(pixels), size)
+
+    return make
+
+
+def _is_picture(file: Path) -> bool:
+    from upperson_rt.preprocess import IMAGE_SUFFIXES
+
+    return file.suffix.lower() in IMAGE_SUFFIXES

@@ -1,0 +1,107 @@
+"""The server process: opens everything, listens, and ends without losing anything."""
+
+import asyncio
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import uvicorn
+
+from upperson_rt.errors import InputError
+from upperson_rt.printable import get_logger
+from upperson_rt.serve.access import Access
+from upperson_rt.serve.app import make_app
+from upperson_rt.serve.desk import Desk
+from upperson_rt.serve.live import Live
+
+__all__ = ["Server", "listening"]
+
+_END_WITHIN_S = 4
+"""What is being answered may take so long when the server ends."""
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        InputError: The address or port cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot listen at {host} port {port}: {reason}") from error
+
+
+class Server:
+    """A console that answers in a thread of its own, from `start` until `end`."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        access: Access,
+        place: socket.socket,
+        names: Iterable[str] = (),
+        live: Live | None = None,
+        tls: tuple[Path, Path] | None = None,
+    ) -> None:
+        """Prepare to serve.
+
+        Args:
+            desk: What it can do; closed at the end.
+            access: Who may do it.
+            place: See `listening`.
+            names: By which the server is called.
+            live: Reads what cameras do.
+            tls: Files of certificate and key.
+
+        Raises:
+            InputError: Certificate or key cannot be used.
+        """
+        self._desk = desk
+        self._place = place
+        get_logger("uvicorn.error")
+        config = uvicorn.Config(
+            make_app(desk, access, names, live),
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            server_header=False,
+            ssl_certfile=None if tls is None else tls[0],
+            ssl_keyfile=None if tls is None else tls[1],
+            timeout_graceful_shutdown=_END_WITHIN_S,
+            timeout_keep_alive=15,
+        )
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise InputError(f"--tls-cert or --tls-key cannot be used: {error}") from error
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+        host, port = place.getsockname()[:2]
+        name = f"[{host}]" if ":" in host else host
+        self.url = f"{'http' if tls is None else 'https'}://{name}:{port}/"
+        """Where it answers."""
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for its end; return whether it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def end(self) -> None:
+        """Answer what has been asked, and close everything."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._place.close()
+        self._desk.close()
+
+    def _run(self) -> None:
+        asyncio.run(self._server.serve(sockets=[self._place]))

@@ -1,0 +1,262 @@
+// Makes pages quicker that work without it: links and forms change the page in place, the address
+// stays the search. Nothing is loaded from elsewhere.
+"use strict";
+const $ = (what, where = document) => where.querySelector(what);
+const $$ = (what, where = document) => [...where.querySelectorAll(what)];
+const say = (text) => { $("#said").textContent = text; };
+const MOST_BYTES = 20 * 1024 * 1024;
+let asking = null;
+
+// Pages in place.
+function bones() {
+  const cards = $("#cards");
+  const results = $("#results");
+  if (!results || cards) return;
+  results.innerHTML = '<ol class="cards">' + '<li class="card"><span class="shot bone"></span></li>'.repeat(12) + "</ol>";
+}
+
+async function show(address, options = {}, keep = true) {
+  asking?.abort();
+  const own = (asking = new AbortController());
+  document.body.classList.add("busy");
+  if (new URL(address, location.href).pathname === "/" && new URL(address, location.href).search) bones();
+  try {
+    const answer = await fetch(address, { ...options, signal: own.signal, headers: { Accept: "text/html" } });
+    const text = await answer.text();
+    if (own !== asking) return;
+    if (!(answer.headers.get("content-type") || "").startsWith("text/html")) {
+      told(answer, text);
+      return;
+    }
+    const page = new DOMParser().parseFromString(text, "text/html");
+    if (keep && answer.url !== location.href) history.pushState({}, "", answer.url);
+    place(page);
+    if (keep) scrollTo(0, 0);
+  } catch (error) {
+    if (error.name !== "AbortError") say("The server does not answer: try again in a moment.");
+    if (error.name !== "AbortError") wrong("The server does not answer. Try again in a moment.");
+  } finally {
+    if (own === asking) document.body.classList.remove("busy");
+  }
+}
+
+function told(answer, text) {
+  let detail = text;
+  try { detail = JSON.parse(text).detail; } catch { /* No JSON: shown as it is. */ }
+  const wait = answer.headers.get("retry-after");
+  wrong(detail + (wait ? ` (${wait} s)` : ""));
+}
+
+function wrong(text) {
+  let note = $("#wrong");
+  if (!note) {
+    note = document.createElement("p");
+    note.id = "wrong";
+    note.className = "note wrong";
+    note.setAttribute("role", "alert");
+    $("main").prepend(note);
+  }
+  note.textContent = text;
+}
+
+function place(page) {
+  const was = document.activeElement;
+  const held = was && was.name && was.closest(".card") ? [was.name, was.value] : null;
+  const typing = was && was.id === "q";
+  const open = $("#filters")?.open;
+  document.title = page.title;
+  $("header.top").replaceWith($("header.top", page));
+  $("main").replaceWith($("main", page));
+  if (open && $("#filters")) $("#filters").open = true;
+  begin();
+  if (held) $(`.card [name="${held[0]}"][value="${CSS.escape(held[1])}"]`)?.focus({ preventScroll: true });
+  else if (typing && $("#q")) $("#q").focus({ preventScroll: true });
+  const found = $$("#cards > .card").length;
+  say($(".message h1")?.textContent || (found ? `${found} found` : document.title));
+}
+
+function addressOf(form) {
+  const pairs = new URLSearchParams();
+  const hasLast = new FormData(form).get("last");
+  for (const [name, value] of new FormData(form)) {
+    if (typeof value !== "string" || !value.trim()) continue;
+    if (hasLast && (name === "since" || name === "until")) continue;
+    if ((name === "order" && value === "match") || (name === "by" && value === "track")) continue;
+    if (name === "share" && value === "0.5") continue;
+    pairs.append(name, value);
+  }
+  const text = pairs.toString();
+  return text ? `/?${text}` : "/";
+}
+
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (form.hasAttribute("data-plain") || form.id === "give") return;
+  event.preventDefault();
+  const body = new FormData(form, event.submitter);
+  if (form.method === "get") {
+    show(form.id === "ask" ? addressOf(form) : `${form.action.split("?")[0]}?${new URLSearchParams(body)}`);
+  } else {
+    show(form.action, { method: "POST", body: new URLSearchParams(body) }, true);
+  }
+});
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[href]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button || link.target) return;
+  const address = new URL(link.href.baseVal ?? link.href, location.href);
+  if (address.origin !== location.origin || address.hash || address.pathname.startsWith("/api/")) return;
+  event.preventDefault();
+  if (link.id === "more") more(link);
+  else show(address.href);
+});
+
+addEventListener("popstate", () => show(location.href, {}, false));
+
+document.addEventListener("change", (event) => {
+  const field = event.target;
+  if (field.id === "file") {
+    if (field.files[0]) give(field.files[0]);
+  } else if (field.form?.id === "ask" && field.id !== "q") {
+    if ((field.name === "since" || field.name === "until") && field.value) {
+      const any = $('input[name="last"][value=""]');
+      if (any) any.checked = true;
+    }
+    if ($("#q").value.trim() || $('#ask [name="picture"], #ask [name="like"]')) show(addressOf(field.form));
+  }
+});
+
+// More hits below those that are there.
+async function more(link) {
+  if (link.dataset.waits) return;
+  link.dataset.waits = "1";
+  link.textContent = "Loading …";
+  try {
+    const answer = await fetch(link.href);
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const cards = $$("#cards > .card", page);
+    if (!cards.length) throw new Error($(".message p", page)?.textContent || "no answer");
+    $("#cards").append(...cards);
+    const next = $("#more", page);
+    if (next) link.closest("p").replaceWith(next.closest("p"));
+    else link.closest("p").replaceWith($(".end", page));
+    const button = $("#more");
+    if (button) watchMore(button);
+    cards[0].querySelector(".open").focus({ preventScroll: true });
+  } catch (error) {
+    link.textContent = "Show more";
+    delete link.dataset.waits;
+    wrong(`More could not be loaded: ${error.message}`);
+  }
+}
+
+let seen = null;
+function watchMore(link) {
+  seen?.disconnect();
+  seen = new IntersectionObserver((entries) => { if (entries.some((one) => one.isIntersecting)) more(link); }, { rootMargin: "200px" });
+  addEventListener("scroll", () => link.isConnected && seen.observe(link), { once: true, passive: true });
+}
+
+// A picture to search with: chosen, dropped or pasted.
+function give(file) {
+  if (!file.type.startsWith("image/")) return wrong(`${file.name} is no picture.`);
+  if (file.size > MOST_BYTES - 4096) return wrong(`${file.name} is larger than 20 MiB: choose a smaller picture.`);
+  const body = new FormData($("#give"));
+  body.set("picture", file);
+  if ($("#q")) {
+    const address = new URLSearchParams(addressOf($("#ask")).slice(2));
+    body.set("address", address.toString());
+  }
+  return show("/picture", { method: "POST", body });
+}
+let inside = 0;
+addEventListener("dragenter", (event) => { if ($("#give") && event.dataTransfer?.types.includes("Files")) { inside += 1; document.body.classList.add("dropping"); } });
+addEventListener("dragleave", () => { inside = Math.max(0, inside - 1); if (!inside) document.body.classList.remove("dropping"); });
+addEventListener("dragover", (event) => { if ($("#give")) event.preventDefault(); });
+addEventListener("drop", (event) => {
+  inside = 0;
+  document.body.classList.remove("dropping");
+  if (!$("#give")) return;
+  event.preventDefault();
+  if (event.dataTransfer.files[0]) give(event.dataTransfer.files[0]);
+});
+addEventListener("paste", (event) => { if ($("#give") && event.clipboardData.files[0]) { event.preventDefault(); give(event.clipboardData.files[0]); } });
+
+// Keyboard.
+addEventListener("keydown", (event) => {
+  const target = event.target;
+  const writes = target.matches?.("input, select, textarea");
+  if (event.key === "/" && !writes && $("#q")) {
+    event.preventDefault();
+    $("#q").focus();
+    $("#q").select();
+    return;
+  }
+  if (event.key === "Escape" && target.id === "q") target.blur();
+  const cards = $$(".cards .open");
+  if (!cards.length || event.ctrlKey || event.metaKey || event.altKey) return;
+  const at = cards.indexOf(document.activeElement?.closest?.(".card")?.querySelector(".open"));
+  if ((event.key === "y" || event.key === "n") && !writes && at >= 0) {
+    cards[at].closest(".card").querySelector(`button[name="${event.key === "y" ? "yes" : "no"}"]`)?.click();
+    return;
+  }
+  if (writes && !(target.id === "q" && event.key === "ArrowDown")) return;
+  const top = (card) => Math.round(card.getBoundingClientRect().top);
+  const columns = cards.filter((card) => top(card) === top(cards[0])).length || 1;
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
+  if (!step) return;
+  const next = at < 0 ? cards[0] : cards[at + step];
+  if (at >= 0 && !next && event.key === "ArrowUp" && $("#q")) $("#q").focus();
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+  next.scrollIntoView({ block: "nearest" });
+});
+
+// What a page begins with.
+function begin() {
+  for (const spot of $$("[data-load]")) {
+    const address = spot.dataset.load;
+    spot.removeAttribute("data-load");
+    spot.classList.add("waits");
+    fetch(address).then((answer) => (answer.ok ? answer.text() : "")).then((text) => {
+      const page = new DOMParser().parseFromString(text, "text/html");
+      spot.replaceChildren(...page.body.childNodes);
+    }).catch(() => {}).finally(() => spot.classList.remove("waits"));
+  }
+  const button = $("#more");
+  if (button) watchMore(button);
+  live();
+}
+
+addEventListener("error", (event) => {
+  const image = event.target;
+  if (!(image instanceof HTMLImageElement) || !image.closest(".shot, .large")) return;
+  const text = document.createElement("span");
+  text.className = "no-picture";
+  text.textContent = "picture cannot be shown";
+  image.replaceWith(text);
+}, true);
+
+// The live page.
+let events = null;
+function live() {
+  const spot = $("[data-events]");
+  if (!spot) {
+    events?.close();
+    events = null;
+    return;
+  }
+  if (events) return;
+  events = new EventSource(spot.dataset.events);
+  events.onmessage = (event) => {
+    const page = new DOMParser().parseFromString(event.data, "text/html");
+    const now = $("[data-events]");
+    if (!now) { events?.close(); events = null; return; }
+    const focused = document.activeElement?.getAttribute?.("href");
+    now.replaceChildren(...page.body.childNodes);
+    if (focused) now.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+  };
+  events.onerror = () => { const note = $("#stale"); if (note) note.textContent = "The server does not answer; trying again."; };
+}
+begin();

@@ -1,0 +1,118 @@
+"""`upperson-rt serve`, `token` and `log` as users run them."""
+
+import json
+import shutil
+import signal
+import socket
+import stat
+
+import httpx
+import pytest
+
+from tests.helpers.invoke import run_rt
+from tests.helpers.served import served
+from upperson_rt.query_log import QueryLog
+
+
+@pytest.fixture
+def ready(work, bundle_and_crops, gallery_of_crops):
+    """A working folder with ./bundle and ./gallery."""
+    shutil.copytree(bundle_and_crops / "bundle", work / "bundle")
+    shutil.copytree(gallery_of_crops, work / "gallery")
+    return work
+
+
+def test_it_answers_and_ends_cleanly(ready):
+    with served(ready) as running:
+        assert running.url.startswith("http://127.0.0.1:")
+        assert httpx.get(f"{running.url}/api/v1/health").json() == {"status": "ok"}
+        found = httpx.post(
+            f"{running.url}/api/v1/search", json={"sentence": "red coat", "limit": 1}
+        )
+        (hit,) = found.json()["hits"]
+        assert "red" in hit["key"]
+        assert httpx.get(f"{running.url}{hit['picture']}").headers["content-type"] == "image/jpeg"
+        assert httpx.get(f"{running.url}/static/console.js").status_code == 200
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(30) == 0
+    errors = running.output.with_name("serve.out.err").read_text()
+    assert errors == "ending: what has been asked is answered first\n"
+    assert run_rt("log", "verify", "console/query.log").exit_code == 0
+    assert not (ready / "gallery" / "gallery.sqlite-wal").exists()
+
+
+def test_others_need_a_token_and_get_it_over_tls(ready):
+    made = run_rt("token", "tokens.json", "ada", "--role", "admin")
+    assert made.exit_code == 0
+    token = made.stdout.strip()
+    assert token not in (ready / "tokens.json").read_text()
+    with served(ready, "--host", "0.0.0.0", "--token-file", "tokens.json") as running:
+        port = running.url.rpartition(":")[2]
+        url = f"http://127.0.0.1:{port}"
+        assert httpx.get(f"{url}/api/v1/info").status_code == 401
+        headers = {"authorization": f"Bearer {token}"}
+        assert httpx.get(f"{url}/api/v1/info", headers=headers).json()["user"] == "ada"
+    assert "in the clear" in running.output.with_name("serve.out.err").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--host", "0.0.0.0"], 2, "lets others in: make tokens with"),
+        (["--tls-cert", "x.pem"], 2, "go together"),
+        (["--tls-cert", "x.pem", "--tls-key", "y.pem"], 3, "cannot be used"),
+        (["--token-file", "none.json"], 3, "cannot read none.json"),
+        (["--watch", "ftp://x"], 2, "takes a metrics file or an address"),
+        (["-g", "none"], 3, "no gallery at none"),
+        (["-b", "none"], 3, "none"),
+        (["--state", "bundle/bundle.json"], 3, "cannot write bundle/bundle.json"),
+        (["--query-log", "nowhere/log"], 3, "cannot write the query log"),
+        (["--host", "192.0.2.1", "--token-file", "tokens.json"], 3, "cannot listen at 192.0.2.1"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line(ready, arguments, code, words):
+    run_rt("token", "tokens.json", "ada")
+    done = run_rt("serve", "--port", "0", *arguments)
+    assert done.exit_code == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_told(ready):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run_rt("serve", "--port", str(port))
+    assert done.exit_code == 3
+    assert f"cannot listen at 127.0.0.1 port {port}: Address already in use" in done.stderr
+
+
+def test_a_token_file_is_not_spoilt(work):
+    assert run_rt("token", "t.json", "vera", "--camera", "gate").exit_code == 0
+    before = (work / "t.json").read_text()
+    assert json.loads(before)["tokens"][0]["cameras"] == ["gate"]
+    for arguments, words in (
+        (["ada", "--role", "boss"], "must be one of viewer, operator, admin"),
+        (["ada", "--role", "admin", "--camera", "gate"], "sees all cameras"),
+        ([""], "is empty"),
+    ):
+        done = run_rt("token", "t.json", *arguments)
+        assert done.exit_code == 2
+        assert words in done.stderr
+    assert (work / "t.json").read_text() == before
+    assert stat.S_IMODE((work / "t.json").stat().st_mode) & 0o077 in (0, 0o044)
+
+
+def test_a_log_is_verified(work):
+    with QueryLog(work / "log", user="ann") as log:
+        for number in range(3):
+            log.write(f"sentence {number}", [], k=1)
+    done = run_rt("log", "verify", "log")
+    assert done.exit_code == 0
+    assert "3 lines as they were written" in done.stdout
+    (work / "log").write_text((work / "log").read_text().replace("sentence 1", "sentence x"))
+    done = run_rt("log", "verify", "log")
+    assert done.exit_code == 6
+    assert "wrong: line 2 is not what was written" in done.stdout
+    report = json.loads(run_rt("log", "verify", "log", "--json").stdout)
+    assert (report["ok"], report["lines"], len(report["problems"])) == (False, 3, 1)
+    assert run_rt("log", "verify", "none").exit_code == 3

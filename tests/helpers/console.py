@@ -1,0 +1,48 @@
+"""Asking a console without a network."""
+
+import asyncio
+
+import httpx
+
+BASE = "http://127.0.0.1:8480"
+START = 1_790_000_000.0
+ODD = "<b>hall</b>' OR 1=1 --"
+"""A camera whose name is HTML and SQL."""
+
+
+class Client:
+    """Sends requests to an application, each as its own connection."""
+
+    def __init__(self, app, **headers):
+        self.app, self.headers = app, headers
+
+    def __call__(self, method, path, **more):
+        headers = {**self.headers, **more.pop("headers", {})}
+
+        async def send():
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+                return await client.request(method, path, headers=headers, **more)
+
+        return asyncio.run(send())
+
+    def get(self, path, **more):
+        return self("GET", path, **more)
+
+    def post(self, path, **more):
+        return self("POST", path, **more)
+
+    def search(self, **asked):
+        return self.post("/api/v1/search", json=asked)
+
+
+def problem(answer, status):
+    """The one line of an answer that must be a problem."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert body["status"] == status
+    assert body["title"]
+    assert "\n" not in body["detail"]
+    assert "Traceback" not in answer.text
+    return body["detail"]

@@ -1,0 +1,107 @@
+"""A console over a toy bundle and a gallery of tracks, asked without a network."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from tests.helpers.console import ODD, START, Client
+from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_rt.bundle import open_encoder
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.query_log import QueryLog
+from upperson_rt.serve.access import Access
+from upperson_rt.serve.accounts import Account, Accounts, add_token
+from upperson_rt.serve.app import make_app
+from upperson_rt.serve.desk import Desk
+from upperson_rt.serve.memory import Memory
+
+
+@pytest.fixture(scope="session")
+def served_folder(tmp_path_factory):
+    """A bundle, and a gallery with a track of each colour at two cameras."""
+    folder = tmp_path_factory.mktemp("served")
+    encoder = open_encoder(make_toy_bundle(folder / "bundle"), threads=1)
+    items, files = [], []
+    with Gallery.open(
+        folder / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
+    ) as gallery:
+        for place, colour in enumerate(COLOURS):
+            for number, camera in enumerate(("gate", "gate", ODD)):
+                crop = f"{colour}{number}.png"
+                gallery.crops_dir.mkdir(exist_ok=True)
+                files.append(draw_person(gallery.crops_dir / crop, colour, seed=number))
+                items.append(
+                    Item(
+                        key=f"{colour}-{number}",
+                        camera=camera,
+                        time=START + 600 * place + 10 * number + (7200 if camera == ODD else 0),
+                        track=f"{colour}-{camera == ODD}",
+                        crop=crop,
+                        attributes={"floor": place % 2},
+                    )
+                )
+        gallery.add(items, encoder.encode_images(files))
+    return folder
+
+
+@pytest.fixture
+def make_console(served_folder, tmp_path):
+    """Makes a console over a copy of the gallery; more arguments name what is another one."""
+    opened = []
+
+    def make(folder=None, accounts=None, **more):
+        if folder is None:
+            folder = tmp_path / "gallery"
+            if not folder.exists():
+                shutil.copytree(served_folder / "gallery", folder)
+        encoder = more.get("encoder") or open_encoder(served_folder / "bundle", threads=1)
+        desk = Desk(
+            encoder,
+            lambda: Gallery.open(folder, encoder.fingerprint, encoder.embed_dim),
+            QueryLog(tmp_path / "query.log"),
+            Memory(tmp_path / "state" / "console.sqlite"),
+        )
+        opened.append(desk)
+        access = Access(accounts, Account(name="desk", role="admin", logs_in=False))
+        app = make_app(desk, access, more.get("names", ()))
+        return SimpleNamespace(
+            desk=desk, app=app, client=Client(app), folder=folder, log=tmp_path / "query.log"
+        )
+
+    yield make
+    for desk in opened:
+        desk.close()
+
+
+@pytest.fixture
+def console(make_console):
+    """A console of somebody at this machine."""
+    return make_console()
+
+
+@pytest.fixture
+def guarded(make_console, tmp_path):
+    """A console that asks for tokens, with a client for each role."""
+    file = tmp_path / "tokens.json"
+    tokens = {
+        "admin": add_token(file, "ada", "admin", None),
+        "operator": add_token(file, "olga", "operator", None),
+        "viewer": add_token(file, "vera", "viewer", ("gate",)),
+    }
+    made = make_console(accounts=Accounts(file))
+    made.tokens, made.token_file = tokens, file
+    for role, token in tokens.items():
+        setattr(made, role, Client(made.app, authorization=f"Bearer {token}"))
+    return made
+
+
+@pytest.fixture
+def red_jpeg(tmp_path):
+    """The content of a picture of somebody in red."""
+    from PIL import Image
+
+    picture = draw_person(tmp_path / "asked.png", "red", seed=9)
+    with Image.open(picture) as image:
+        image.convert("RGB").save(tmp_path / "asked.jpg", quality=95)
+    return (tmp_path / "asked.jpg").read_bytes()

@@ -1,0 +1,240 @@
+"""One person: views, other cameras, the frame, an export, marks and a deletion."""
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+
+import numpy as np
+import pytest
+
+from tests.helpers.console import ODD, problem
+from tests.helpers.toy_bundle import COLOURS, draw_person
+from upperson_rt.gallery import Item
+from upperson_rt.log_chain import verify_log
+from upperson_rt.serve.marks import refined
+
+
+def id_of(console, key):
+    return console.desk.gallery.ids([key])[key]
+
+
+def lines(console):
+    return [json.loads(line) for line in console.log.read_text().splitlines()]
+
+
+def test_a_page_has_all_views_of_the_track_and_the_nearest_elsewhere(console):
+    id_ = id_of(console, "red-0")
+    page = console.client.get(f"/people/{id_}?q=red").text
+    assert "This track, 2 views" in page
+    assert f'href="/people/{id_of(console, "red-1")}?q=red"' in page
+    nearest = re.findall(r'class="open" href="/people/(\d+)\?q=red"', page)
+    assert nearest[0] == str(id_of(console, "red-2"))
+    assert len(nearest) == len(COLOURS)
+    assert '<polyline class="way"' in page
+    assert 'href="/?q=red"' in page
+    assert lines(console)[-1]["action"] == "view"
+
+
+def test_the_api_tells_the_same(console):
+    id_ = id_of(console, "red-0")
+    item = console.client.get(f"/api/v1/items/{id_}").json()
+    assert (item["key"], item["camera"], item["track"]) == ("red-0", "gate", "red-False")
+    assert console.client.get(item["picture"]).headers["content-type"] == "image/jpeg"
+    track = console.client.get("/api/v1/tracks", params={"track": "red-False", "camera": "gate"})
+    assert [view["key"] for view in track.json()["views"]] == ["red-0", "red-1"]
+    assert track.json()["span"]["pictures"] == 2
+    problem(console.client.get("/api/v1/tracks", params={"track": "nobody"}), 404)
+
+
+@pytest.mark.parametrize("size", ["thumb", "view"])
+def test_pictures_are_small_jpegs_by_id(console, size):
+    from PIL import Image
+
+    answer = console.client.get(f"/people/{id_of(console, 'red-0')}/picture?size={size}")
+    with Image.open(io.BytesIO(answer.content)) as image:
+        assert image.format == "JPEG"
+        assert image.size == (64, 192)
+    assert answer.headers["cache-control"] == "private, max-age=3600"
+
+
+def test_the_box_is_shown_in_the_frame(console, tmp_path):
+    frame = draw_person(tmp_path / "frame.png", "red", size=(300, 200))
+    item = Item(key="boxed", camera="gate", source=str(frame), box=(10, 20, 110, 180))
+    console.desk.gallery.add([item], console.desk.encoder.encode_texts(["red"]))
+    id_ = id_of(console, "boxed")
+    assert f'href="/people/{id_}/frame"' in console.client.get(f"/people/{id_}").text
+    page = console.client.get(f"/people/{id_}/frame").text
+    assert 'viewBox="0 0 300 200"' in page
+    assert '<rect x="10" y="20" width="100" height="160"/>' in page
+    from PIL import Image
+
+    with Image.open(io.BytesIO(console.client.get(f"/people/{id_}/picture").content)) as image:
+        assert image.size == (100, 160)
+    assert console.client.get(f"/people/{id_of(console, 'red-0')}/frame").status_code == 404
+
+
+def test_an_export_stands_by_itself(console):
+    ids = [id_of(console, f"red-{number}") for number in range(3)]
+    answer = console.client.post(
+        "/api/v1/export", json={"ids": [*map(str, ids)], "search": {"sentence": "red <b>"}}
+    )
+    assert answer.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    hashes = json.loads(files.pop("manifest.json"))["sha256"]
+    assert hashes == {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
+    facts = json.loads(files["items.json"])
+    assert facts["model"]["fingerprint"] == console.desk.encoder.fingerprint
+    assert facts["query"]["search"] == {"sentence": "red <b>"}
+    assert [one["key"] for one in facts["items"]] == ["red-0", "red-1", "red-2"]
+    kept = (console.folder / "crops" / "red0.png").read_bytes()
+    assert files[facts["items"][0]["file"]] == kept
+    page = files["index.html"].decode()
+    assert "<b>hall" not in page
+    assert "red \\u003cb\\u003e" in page
+    last = lines(console)[-1]
+    assert (last["action"], last["ids"]) == ("export", ids)
+    assert last["details"]["sha256"] == hashlib.sha256(answer.content).hexdigest()
+
+
+def test_marks_refine_one_search_and_can_be_taken_back(console):
+    asked = {"sentence": "a coat", "by_track": False, "limit": 18}
+    before = console.client.search(**asked).json()["hits"]
+    yes, no = str(id_of(console, "green-0")), before[0]["id"]
+    after = console.client.search(**asked, yes=[yes], no=[no]).json()["hits"]
+    assert after[0]["key"].startswith("green")
+    assert [hit["id"] for hit in after].index(no) > 0
+    assert console.client.search(**asked).json()["hits"] == before
+    other = {**asked, "sentence": "red"}
+    assert console.client.search(**other).json() == console.client.search(**other).json()
+
+
+def test_marks_on_the_page_are_kept_with_the_search(console):
+    green, red = id_of(console, "green-0"), id_of(console, "red-0")
+    first = console.client.post("/marks", data={"address": "q=coat", "yes": green})
+    assert first.headers["location"] == f"/?q=coat&marks=y{green}"
+    second = console.client.post("/marks", data={"address": f"q=coat&marks=y{green}", "no": red})
+    assert second.headers["location"] == f"/?q=coat&marks=y{green}.n{red}"
+    assert lines(console)[-1]["action"] == "mark"
+    page = console.client.get("/?q=coat").text
+    assert "You marked 1 yes and 1 no for this search before" in page
+    assert f"marks=y{green}.n{red}" in page
+    assert "You marked" not in console.client.get("/?q=shirt").text
+    undone = console.client.post(
+        "/marks", data={"address": f"q=coat&marks=y{green}.n{red}", "undo": "last"}
+    )
+    assert undone.headers["location"] == f"/?q=coat&marks=y{green}"
+    again = console.client.post("/marks", data={"address": f"q=coat&marks=y{green}", "yes": green})
+    assert again.headers["location"] == "/?q=coat"
+    assert "You marked" not in console.client.get("/?q=coat").text
+
+
+def test_refining_has_bounds_and_gives_the_same_bits():
+    rng = np.random.default_rng(0)
+
+    def some(count):
+        vectors = rng.normal(size=(count, 32))
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+    query, nothing = some(1)[0], np.empty((0, 32), np.float32)
+    assert refined(query, nothing, nothing) is query
+    for yes, no in ((1, 0), (0, 1), (60, 0), (0, 60), (20, 20)):
+        ours, theirs = some(yes), some(no)
+        moved = refined(query, ours, theirs)
+        assert np.linalg.norm(moved) == pytest.approx(1, abs=1e-5)
+        assert moved.dtype == np.float32
+        assert (moved == refined(query, ours, theirs)).all()
+        assert moved @ query > 0.1
+    assert (refined(query, nothing, np.repeat(query[None], 9, axis=0)) @ query) == pytest.approx(1)
+    assert (refined(query, -query[None], nothing) != 0).any()
+
+
+def test_saved_searches_have_a_name(console):
+    console.client.post("/saved", data={"name": "Red <b>", "address": "q=red&camera=gate"})
+    page = console.client.get("/").text
+    assert "Red &lt;b&gt;" in page
+    assert 'href="/?q=red&amp;camera=gate"' in page
+    (saved,) = console.desk.memory.saved("desk")
+    console.client.post("/saved/forget", data={"saved": saved.id})
+    assert console.desk.memory.saved("desk") == []
+    assert console.client.post("/saved", data={"name": " ", "address": "q=x"}).status_code == 422
+
+
+def test_a_deletion_is_looked_at_first_and_needs_a_reason(console):
+    id_ = id_of(console, "red-0")
+    look = console.client.get(f"/people/{id_}/delete?what=alike&min_score=0.9").text
+    alike = re.search(r'name="ids" value="([\d ]+)"', look)[1]
+    assert set(map(int, alike.split())) >= {id_}
+    assert "looks are no identity" in look
+    refused = console.client.post("/delete", data={"ids": alike, "reason": " ", "what": "alike"})
+    assert refused.status_code == 422
+    assert "needs a reason" in refused.text
+    assert console.desk.gallery.count() == 18
+    done = console.client.post("/delete", data={"ids": alike, "reason": "asked", "what": "alike"})
+    count = len(alike.split())
+    assert f"Deleted {count} picture" in done.text
+    assert console.desk.gallery.count() == 18 - count
+    last = lines(console)[-1]
+    assert (last["action"], last["details"]["reason"]) == ("delete", "asked")
+    assert not (console.folder / "crops" / "red0.png").exists()
+    assert verify_log(console.log).problems == []
+
+
+def test_the_api_deletes_tracks_and_whoever_is_alike(console):
+    id_ = id_of(console, "blue-0")
+    path = f"/api/v1/items/{id_}/alike"
+    dry = console.client("DELETE", path, params={"min_score": 0.99}).json()
+    assert dry["dry_run"] is True
+    assert console.desk.gallery.count() == 18
+    assert "needs a reason" in problem(
+        console.client("DELETE", path, params={"min_score": 0.99, "dry_run": False}), 422
+    )
+    params = {"min_score": 0.99, "dry_run": False, "reason": "asked"}
+    assert console.client("DELETE", path, params=params).json()["deleted"] == dry["deleted"] >= 1
+    track = {"track": "red-True", "camera": ODD, "reason": "asked"}
+    assert console.client("DELETE", "/api/v1/tracks", params=track).json()["deleted"] == 1
+
+
+def test_pruning_counts_first(console):
+    asked = {"keep_newest": 5, "reason": "enough"}
+    assert console.client.post("/api/v1/prune", json=asked).json() == {
+        "deleted": 13,
+        "dry_run": True,
+    }
+    assert console.desk.gallery.count() == 18
+    assert (
+        console.client.post("/api/v1/prune", json={**asked, "dry_run": False}).json()["deleted"]
+        == 13
+    )
+    assert console.desk.gallery.count() == 5
+    page = console.client.post("/records/prune", data={"days": "0", "act": "look"}).text
+    assert "would go" in page
+    assert console.client.get("/records").status_code == 200
+
+
+def test_the_timeline_narrows_the_search(console):
+    page = console.client.get("/timeline?q=red&order=time").text
+    bars = re.findall(r'<a href="(/\?[^"]*)" aria-label="([^"]*)">', page)
+    assert {text.partition(",")[0] for _, text in bars} == {
+        "gate",
+        ODD.replace("<", "&lt;").replace(">", "&gt;").replace("'", "&#39;"),
+    }
+    total = sum(int(text.rpartition(" ")[2]) for _, text in bars)
+    assert total == 12
+    import html
+
+    found = 0
+    for address, text in bars:
+        page = console.client.get(html.unescape(address)).text
+        there = len(re.findall('class="open"', page))
+        assert there == int(text.rpartition(" ")[2])
+        found += there
+    assert found == total
+
+
+def test_the_live_page_needs_no_process(console, make_console, tmp_path):
+    page = console.client.get("/live").text
+    assert "No process is named" in page
+    assert "gate" in page

@@ -1,0 +1,99 @@
+"""The API against its own description: made-up requests of every kind, and none may break it."""
+
+import os
+import warnings
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tests.helpers.console import problem
+
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+
+EXAMPLES = int(os.environ.get("UPPERSON_TEST_SCHEMA_EXAMPLES", "4"))
+"""Of each operation and kind; hours of more find more."""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_no_request_breaks_the_api(make_console, mode):
+    console = make_console(names=["testserver"])
+    schema = schemathesis.openapi.from_asgi("/api/v1/openapi.json", console.app)
+    generation = schemathesis.GenerationMode(mode)
+    tried = {}
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        try:
+            strategy = operation.as_strategy(generation_mode=generation)
+        except schemathesis.errors.SchemathesisError:  # Nothing about it can be wrong.
+            continue
+
+        @seed(1)
+        @settings(
+            max_examples=EXAMPLES,
+            database=None,
+            deadline=None,
+            phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=strategy)
+        def send(case):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Its own.
+                response = case.call()
+                case.validate_response(response)
+            tried.setdefault(operation.label, []).append(response.status_code)
+
+        send()
+    print({label: sorted(set(codes)) for label, codes in tried.items()})
+    assert len(tried) >= (18 if mode == "positive" else 14)
+    assert max(code for codes in tried.values() for code in codes) < 500
+
+
+def test_the_description_is_openapi_3_1_with_examples(console, guarded):
+    document = console.client.get("/api/v1/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    assert "securitySchemes" not in document["components"]
+    schemas = document["components"]["schemas"]
+    assert schemas["SearchIn"]["examples"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            told = operation["responses"]["default"]["content"]
+            assert list(told) == ["application/problem+json"], (path, method)
+            assert operation["summary"]
+    asked = guarded.viewer.get("/api/v1/openapi.json").json()
+    assert asked["paths"]["/api/v1/search"]["post"]["security"] == [{"token": []}]
+    assert "security" not in asked["paths"]["/api/v1/health"]["get"]
+
+
+def test_problems_are_told_for_every_kind_of_request(console):
+    assert "Method Not Allowed" in problem(console.client.get("/api/v1/search"), 405)
+    assert problem(console.client.get("/api/v1/nowhere"), 404) == "there is nothing at this address"
+    broken = console.client.post(
+        "/api/v1/search", content=b'{"sentence"', headers={"content-type": "application/json"}
+    )
+    assert "JSON" in problem(broken, 422)
+    assert "limit" in problem(console.client.search(sentence="red", limit=0), 422)
+    assert "describe the person" in problem(console.client.search(), 422)
+
+
+def test_embeddings_are_the_galleries(console, red_jpeg):
+    import base64
+
+    import numpy as np
+
+    url = "data:image/jpeg;base64," + base64.b64encode(red_jpeg).decode()
+    asked = {"input": ["a red coat", url], "model": "any"}
+    answer = console.client.post("/v1/embeddings", json=asked).json()
+    assert answer["object"] == "list"
+    assert [one["index"] for one in answer["data"]] == [0, 1]
+    text_D = console.desk.encoder.encode_texts(["a red coat"])[0]
+    np.testing.assert_allclose(answer["data"][0]["embedding"], text_D, atol=1e-6)
+    packed = console.client.post(
+        "/v1/embeddings", json={**asked, "encoding_format": "base64"}
+    ).json()
+    unpacked = np.frombuffer(base64.b64decode(packed["data"][1]["embedding"]), "<f4")
+    np.testing.assert_allclose(unpacked, answer["data"][1]["embedding"], atol=1e-6)
+    assert answer["usage"]["prompt_tokens"] == 5
+    for wrong in ("data:image/jpeg;base64,***", "data:text/plain,x", ""):
+        problem(console.client.post("/v1/embeddings", json={"input": wrong}), 422)

@@ -1,0 +1,221 @@
+"""Searches by API and page: the same answer, the address is the search, pages without gaps."""
+
+import html
+import json
+import re
+from dataclasses import replace
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+
+from upperson_rt.errors import UsageError
+from upperson_rt.gallery import Filter, Item
+from upperson_rt.retriever import Retriever
+from upperson_rt.serve.search import Search
+
+START = 1_790_000_000.0
+
+
+def keys(answer):
+    assert answer.status_code == 200, answer.text
+    return [hit["key"] for hit in answer.json()["hits"]]
+
+
+def cards(answer):
+    return re.findall(r'class="open" href="/people/(\d+)\?', answer.text)
+
+
+def lines(console):
+    return [json.loads(line) for line in console.log.read_text().splitlines()]
+
+
+def test_api_and_page_find_what_the_retriever_finds(console):
+    retriever = Retriever(console.desk.encoder, console.desk.gallery)
+    expected = retriever.query("a woman in red", k=5, by_track=True)
+    answer = console.client.search(sentence="a woman in red", limit=5)
+    assert keys(answer) == [hit.item.key for hit in expected]
+    found = answer.json()
+    assert [hit["id"] for hit in found["hits"]] == [str(hit.id) for hit in expected]
+    assert [hit["score"] for hit in found["hits"]] == pytest.approx([h.score for h in expected])
+    assert found["hits"][0]["span"]["pictures"] == expected[0].span.pictures
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", found["hits"][0]["time"]
+    )
+    assert found["total"] == 18
+    page = console.client.get("/?q=a+woman+in+red")
+    assert cards(page)[:5] == [str(hit.id) for hit in expected]
+
+
+def test_a_picture_and_both_together(console, red_jpeg):
+    given = console.client.post("/api/v1/pictures", files={"picture": ("x.jpg", red_jpeg)})
+    assert given.status_code == 201
+    id_ = given.json()["picture"]
+    by_picture = keys(console.client.search(picture=id_, limit=4))
+    assert by_picture[0].startswith("red")
+    once = console.client.post(
+        "/api/v1/search/picture",
+        files={"picture": ("x.jpg", red_jpeg)},
+        data={"search": '{"limit": 4}'},
+    )
+    assert keys(once) == by_picture
+    first = [
+        console.client.search(sentence="green coat", picture=id_, picture_share=share).json()
+        for share in (0, 0.5, 1)
+    ]
+    assert [found["hits"][0]["key"].split("-")[0] for found in (first[0], first[2])] == [
+        "green",
+        "red",
+    ]
+    text_D = console.desk.encoder.encode_texts(["green coat"])[0]
+    mixed_D = text_D + console.desk.asked_picture(id_).vector_D
+    (hits,) = console.desk.gallery.search(
+        (mixed_D / np.linalg.norm(mixed_D))[None], 24, by_track=True
+    )
+    assert [hit["key"] for hit in first[1]["hits"]] == [hit.item.key for hit in hits]
+    page = console.client.get(f"/?q=green+coat&picture={id_}&share=1")
+    assert 'type="range" name="share"' in page.text
+    assert console.client.get(f"/asked/{id_}").headers["content-type"] == "image/jpeg"
+
+
+def test_a_picture_given_without_a_script_leads_to_its_search(console, red_jpeg):
+    answer = console.client.post(
+        "/picture", files={"picture": ("x.jpg", red_jpeg)}, data={"address": "camera=gate"}
+    )
+    assert answer.status_code == 303
+    assert re.fullmatch(r"/\?picture=[0-9a-f]{32}&camera=gate", answer.headers["location"])
+
+
+def test_like_one_finds_itself_first(console):
+    (id_,) = console.desk.gallery.ids(["blue-1"]).values()
+    assert keys(console.client.search(like=str(id_), by_track=False, limit=1)) == ["blue-1"]
+
+
+def test_filters_narrow(console):
+    found = console.client.search(
+        sentence="red",
+        by_track=False,
+        limit=100,
+        filter={"cameras": ["gate"], "attributes": {"floor": 0}, "since": "2026-09-21T13:33:20Z"},
+    )
+    expected = {
+        item.key
+        for item in console.desk.gallery.items(
+            Filter(camera="gate", attributes={"floor": 0}, since=START)
+        )
+    }
+    assert set(keys(found)) == expected
+    assert found.json()["total"] == len(expected) == 6
+    page = console.client.get("/?q=red&by=picture&camera=gate&where=floor%3D0")
+    assert len(cards(page)) == 6
+
+
+@pytest.mark.parametrize("order", ["match", "time"])
+@pytest.mark.parametrize("limit", [1, 4, 7])
+def test_pages_follow_each_other_without_gaps(console, order, limit):
+    asked = {"sentence": "red", "by_track": False, "order": order}
+    whole = keys(console.client.search(**asked, limit=100))
+    assert len(whole) == len(set(whole)) == 18
+    found, cursor = [], None
+    for _ in range(20):
+        page = console.client.search(**asked, limit=limit, cursor=cursor).json()
+        found += [hit["key"] for hit in page["hits"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert found == whole
+    if order == "time":
+        times = [
+            console.desk.gallery.get([i])[i][0].time
+            for i in console.desk.gallery.ids(whole).values()
+        ]
+        assert sorted(times, reverse=True) == [
+            console.desk.gallery.get([console.desk.gallery.ids([k])[k]]).popitem()[1][0].time
+            for k in whole
+        ]
+
+
+def test_what_is_added_meanwhile_shows_nothing_twice(console):
+    asked = {"sentence": "red", "by_track": False, "limit": 6}
+    first = console.client.search(**asked).json()
+    vector = console.desk.encoder.encode_texts(["red"])
+    console.desk.gallery.add([Item(key="new", camera="gate")], vector)
+    second = console.client.search(**asked, cursor=first["next"]).json()
+    assert not {hit["key"] for hit in first["hits"]} & {hit["key"] for hit in second["hits"]}
+    assert "new" not in {hit["key"] for hit in second["hits"]}
+
+
+def test_a_long_sentence_and_strange_words_are_told(console):
+    notes = console.client.search(sentence="a woman in red " * 6).json()["notes"]
+    assert any("12 tokens: its end was cut off" in note for note in notes)
+    notes = console.client.search(sentence="a woman in zebra").json()["notes"]
+    assert any("\u201czebra\u201d" in note for note in notes)
+    assert not console.client.search(sentence="a woman in red").json()["notes"]
+
+
+SEARCHES = [
+    Search(sentence="woman & man <b> 100% #1", order="time", by_track=False),
+    Search(like=7, where=Filter(camera=("a&b", "<i>"), track="t=1")),
+    Search(picture="0" * 32, sentence="x", share=0.25, marks=((12, True), (7, False))),
+    Search(sentence="x", last="day", where=Filter(camera=("gate",))),
+    Search(
+        sentence="x",
+        where=Filter(
+            since=START,
+            until=START + 0.5,
+            attributes={"n": 2, "t": "2", "b": True, "q": 'a"b=c', "f": 0.5, "s": "plain"},
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_an_address_is_its_search(search):
+    from urllib.parse import parse_qsl
+
+    again = Search.from_address(parse_qsl(search.address()))
+    assert again == search
+    assert again.digest == search.digest
+    assert replace(search, sentence="other").digest != search.digest
+
+
+def test_every_page_of_a_search_is_in_the_log(console):
+    console.client.search(sentence="red", filter={"cameras": ["gate"]}, limit=2)
+    console.client.get("/?" + urlencode({"q": "green coat"}))
+    first, second = lines(console)
+    assert first["sentence"] == "red"
+    assert first["filter"] == {"camera": ["gate"]}
+    assert first["k"] == 2
+    assert len(first["ids"]) == 2
+    assert first["user"] == "desk"
+    assert second["sentence"] == "green coat"
+
+
+def test_nothing_found_says_why_and_what_to_do(console, make_console, tmp_path):
+    def message(address):
+        page = console.client.get(address)
+        assert page.status_code == 200
+        return html.unescape(page.text)
+
+    assert "No pictures of the camera \u201cyard\u201d" in message("/?q=red&camera=yard")
+    stopped = message("/?q=red&camera=gate&last=hour")
+    assert "No picture in this time" in stopped
+    assert "last picture" in stopped
+    assert 'href="/live"' in stopped
+    assert "Nothing passes the filter" in message("/?q=red&where=floor%3D9")
+    from upperson_rt.gallery import Gallery
+
+    encoder = console.desk.encoder
+    Gallery.open(tmp_path / "empty", encoder.fingerprint, encoder.embed_dim, create=True).close()
+    empty = make_console(folder=tmp_path / "empty")
+    for address in ("/", "/?q=red"):
+        page = empty.client.get(address)
+        assert "The gallery is empty" in page.text
+        assert "upperson-rt index" in page.text
+
+
+def test_searches_refuse_what_contradicts():
+    with pytest.raises(UsageError, match="exclude each other"):
+        Search(picture="0" * 32, like=3)
+    with pytest.raises(UsageError, match="100 marks at most"):
+        Search(sentence="x", marks=tuple((n, True) for n in range(101)))
