@@ -21,7 +21,7 @@ from upperson_export.calibrator import CalibrationTask, StageProgress
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
 from upperson_export.forms import FormEmbeddings, TowerForms
 from upperson_export.half_sums import HalfSums
-from upperson_export.ladder import Ladder, RetrievalSplit
+from upperson_export.ladder import MIN_OVERLAP, Ladder, RetrievalSplit
 from upperson_export.latency import Stopwatch
 from upperson_export.lint import lint
 from upperson_export.plain import PlainTower
@@ -49,7 +49,10 @@ class ExportOptions:
     """Beside fp32, which is always written."""
 
     max_r1_drop: float = 0.5
-    """Most points of R@1 that a variant may lose against fp32."""
+    """Most points of R@1 that a variant may lose against fp32, where identities are known."""
+
+    min_overlap: float = MIN_OVERLAP
+    """Least percent of fp32's first ten pictures that a variant must keep, where they are not."""
 
     int8_only: bool = False
     """Refuse float towers in the int8 variants: AccuracyGateError instead."""
@@ -153,7 +156,8 @@ def export_bundle(
         report = ExportReport(
             model=identity.name,
             split=None if split is None else SplitSize.of(split),
-            max_r1_drop=None if split is None else options.max_r1_drop,
+            max_r1_drop=options.max_r1_drop if split and split.has_identities else None,
+            min_overlap=options.min_overlap if split and not split.has_identities else None,
             variants=variants,
             ladder=[] if ladder is None else ladder.measured,
             conditions=stopwatch.conditions(),
@@ -191,6 +195,7 @@ def _ladder(
         split=split,
         source=FormEmbeddings(folder, towers, split, progress),
         max_r1_drop=options.max_r1_drop,
+        min_overlap=options.min_overlap,
         int8_only=options.int8_only,
         also_on=("openvino",) if find_spec("openvino") is not None else (),
     )

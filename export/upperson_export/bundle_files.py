@@ -50,6 +50,8 @@ class ModelIdentity:
     base: str
     base_sha256: str
     adapter_sha256: str
+    """`upperson_rt.manifest.NO_ADAPTER` for a base alone."""
+
     embed_dim: int
 
 
@@ -169,7 +171,7 @@ class BundleFiles:
             image=self._entry(paths["image"].name),
             text=self._entry(paths["text"].name),
             canary_min_cosine=VARIANTS[variant].canary_min_cosine,
-            metrics=None if accuracy is None else accuracy.metrics.as_dict(),
+            metrics=accuracy.metrics.as_dict() if accuracy and accuracy.metrics else None,
             calibration=None if report is None else _recorded(report, variant),
         )
 
@@ -190,6 +192,8 @@ def _recorded(report: ExportReport, variant: VariantName) -> dict[str, Any]:
         recorded.pop("estimator", None)  # Float variants have no ranges.
     if report.split is None:
         recorded["gate"] = "off"
+    elif report.min_overlap is not None:
+        recorded["gate"] = "rankings"
     return recorded
 
 

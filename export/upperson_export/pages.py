@@ -7,7 +7,7 @@ from upperson_export.ladder import Accuracy, Compared, Measured
 from upperson_export.rendering import templates
 from upperson_export.report import CalibrationRecord, ExportReport
 from upperson_export.variants import SIMULATED, VARIANTS
-from upperson_rt.manifest import Manifest
+from upperson_rt.manifest import NO_ADAPTER, Manifest
 from upperson_rt.printable import code_span
 from upperson_rt.towers import TOWERS
 
@@ -64,6 +64,7 @@ def model_card(report: ExportReport, manifest: Manifest) -> str:
     return card.render(
         report=report,
         manifest=manifest,
+        has_adapter=manifest.model.adapter_sha256 != NO_ADAPTER,
         measured_on=_measured_on(report, code_span),
         accuracy=accuracy_table(report),
         notes=_notes(report, code_span),
@@ -73,10 +74,12 @@ def model_card(report: ExportReport, manifest: Manifest) -> str:
 
 def accuracy_table(report: ExportReport) -> TextTable:
     """Return one row a variant and backend: accuracy, change, form, size, time."""
-    head = [
-        "variant", "on", *(f"{name} %" for name in _METRICS), "R@1 change (95 %)",
-        "image", "text", "MiB", "ms/image", "ms/caption", "shipped",
-    ]  # fmt: skip
+    by_rankings = report.min_overlap is not None
+    measures = ["same top 10 %"]
+    if not by_rankings:
+        measures = [*(f"{name} %" for name in _METRICS), "R@1 change (95 %)"]
+    sizes = ["image", "text", "MiB", "ms/image", "ms/caption", "shipped"]
+    head = ["variant", "on", *measures, *sizes]
     body = []
     for name, row in report.variants.items():
         measured: dict[str, Accuracy | None] = {VARIANTS[name].measured_on: row.accuracy}
@@ -88,8 +91,7 @@ def accuracy_table(report: ExportReport) -> TextTable:
                 [
                     name,
                     _place(backend, types.values()),
-                    *_metrics(found),
-                    _change(found),
+                    *([_overlap(found)] if by_rankings else [*_metrics(found), _change(found)]),
                     *(row.rungs[tower] for tower in TOWERS),
                     f"{row.size_bytes / 2**20:.1f}" if row.shipped else "-",
                     *(f"{times[tower].ms_per_item:.1f}" if times else "-" for tower in TOWERS),
@@ -105,7 +107,7 @@ def ladder_table(report: ExportReport) -> TextTable:
         "variant", "towers", "form", "on", *(f"{name} %" for name in _METRICS),
         "R@1 change (95 %)", "cosine min / 1 % / median", "same top 10 %", "accepted",
     ]  # fmt: skip
-    return TextTable(head, [_measured(row) for row in report.ladder])
+    return TextTable(head, [_measured(row) for row in report.ladder]).filled()
 
 
 def float_linear_table(report: ExportReport) -> TextTable:
@@ -138,7 +140,7 @@ def _measured(row: Measured) -> list[str]:
         *_metrics(found),
         _change(found),
         " / ".join(f"{value:.4f}" for value in found.cosine.values()) if found else "-",
-        f"{found.top10_overlap:.1f}" if found else "-",
+        _overlap(found),
         f"no: {row.failure}" if row.failure else "yes" if row.accepted else "no",
     ]
 
@@ -149,15 +151,19 @@ def _place(backend: str, float_types: Iterable[str]) -> str:
     return ", ".join([backend, *([" + ".join(known)] if known else [])])
 
 
+def _overlap(found: Accuracy | None) -> str:
+    return f"{found.top10_overlap:.1f}" if isinstance(found, Compared) else "-"
+
+
 def _metrics(found: Accuracy | None) -> list[str]:
-    if found is None:
+    if found is None or found.metrics is None:
         return ["-"] * len(_METRICS)
     values = found.metrics.as_dict()
     return [f"{values[name]:.2f}" for name in _METRICS]
 
 
 def _change(found: Accuracy | None) -> str:
-    if not isinstance(found, Compared):
+    if not isinstance(found, Compared) or found.r1_drop is None:
         return "-"
     # Subtracted from 0, so that no change has no sign of its own.
     lost = found.r1_drop
@@ -168,6 +174,12 @@ def _measured_on(report: ExportReport, quote: Quote) -> str:
     split = report.split
     if split is None:
         return "Accuracy was not measured: the gate was switched off when this bundle was made."
+    if report.min_overlap is not None:
+        return (
+            "How well it finds people was not measured: nobody said who is on the pictures. "
+            f"Compared were rankings, through the runtime: {split.captions} sentences that the "
+            f"exporter brings, each querying {split.images} images of {quote(split.name)}."
+        )
     return (
         f"Measured through the runtime on {quote(split.name)}: {split.captions} captions, each "
         f"querying {split.images} images."
@@ -181,9 +193,15 @@ def _notes(report: ExportReport, quote: Quote) -> list[str]:
         for variant, row in report.variants.items()
         if not row.shipped
     ]
-    if report.split is None:
+    if report.max_r1_drop is None:
         notes.append(f"Measure it before use: {quote('upperson evaluate BUNDLE --root DIR')}")
-    else:
+    if report.min_overlap is not None:
+        notes.append(
+            f"Every tower has the smallest form that keeps at least {report.min_overlap} % of "
+            "fp32's first ten pictures, alone and with the other tower, on every backend named: "
+            "plain int8, smoothed, mixed (a share of the Linears left in float), then float."
+        )
+    if report.max_r1_drop is not None:
         notes += [
             f"Every tower has the smallest form that loses at most {report.max_r1_drop} points "
             "of R@1 against fp32 on the same queries, alone and with the other tower, on every "
@@ -217,13 +235,18 @@ def _facts(report: ExportReport, manifest: Manifest, quote: Quote) -> list[tuple
     model = manifest.model
     facts = [
         ("base", f"{quote(model.base)}, weights sha256 {model.base_sha256[:16]}"),
-        ("adapter", f"sha256 {model.adapter_sha256[:16]}"),
+        ("adapter", _adapter(manifest)),
         ("fingerprint", manifest.fingerprint),
         ("made", f"{manifest.created} by {manifest.generator}"),
     ]
     if report.calibration is not None:
         facts.append(("calibration", _calibrated(report, report.calibration, quote)))
     return facts
+
+
+def _adapter(manifest: Manifest) -> str:
+    sha256 = manifest.model.adapter_sha256
+    return "none: the base as it was published" if sha256 == NO_ADAPTER else f"sha256 {sha256[:16]}"
 
 
 def _calibrated(report: ExportReport, calibration: CalibrationRecord, quote: Quote) -> str:

@@ -86,7 +86,11 @@ class ExportReport:
     """None: the gate was off."""
 
     max_r1_drop: float | None
-    """Most points of R@1 that a variant may lose; None without the gate."""
+    """Most points of R@1 that a variant may lose; None where R@1 was not measured."""
+
+    min_overlap: float | None = None
+    """Least percent of float32's first ten pictures that a variant must keep; None where rankings
+    were not what decided."""
 
     variants: Mapping[VariantName, VariantReport]
     ladder: Sequence[Measured]
@@ -104,6 +108,7 @@ class ExportReport:
             "model": self.model,
             "split": self.split and asdict(self.split),
             "max_r1_drop": self.max_r1_drop,
+            "min_overlap": self.min_overlap,
             "variants": {name: _variant(row) for name, row in self.variants.items()},
             "ladder": [_measured(row) for row in self.ladder],
             "latency_conditions": asdict(self.conditions),
@@ -145,9 +150,10 @@ def _variant(row: VariantReport) -> dict[str, Any]:
 def _accuracy(found: Accuracy | None) -> dict[str, Any]:
     if found is None:
         return {"metrics": None, "r1_drop": None, "float_types": {}}
-    content: dict[str, Any] = {"metrics": found.metrics.as_dict(), "r1_drop": None}
+    metrics = found.metrics and found.metrics.as_dict()
+    content: dict[str, Any] = {"metrics": metrics, "r1_drop": None}
     if isinstance(found, Compared):
-        content["r1_drop"] = asdict(found.r1_drop)
+        content["r1_drop"] = found.r1_drop and asdict(found.r1_drop)
         content |= {"cosine": dict(found.cosine), "top10_overlap": found.top10_overlap}
     return content | {"float_types": dict(found.float_types)}
 

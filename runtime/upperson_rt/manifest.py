@@ -20,6 +20,7 @@ from upperson_rt.strict import (
 from upperson_rt.towers import Backend, Tower
 
 __all__ = [
+    "NO_ADAPTER",
     "SCHEMA_VERSION",
     "FileEntry",
     "ImageSection",
@@ -33,6 +34,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+NO_ADAPTER = "none"
+"""In place of an adapter's hash: the base is as it was published."""
 
 _BF16_MIN_COSINE = 0.998
 

@@ -16,9 +16,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tests.helpers.fake_tensorrt import install_fake_tensorrt
-from tests.helpers.invoke import run, run_json, snapshot
+from tests.helpers.invoke import run, run_json, run_rt, snapshot
 from tests.helpers.signing_keys import write_keys
 from upperson.data.synthetic import SyntheticSpec, write_dataset
+from upperson.model.base import load_base
+from upperson.model.encoder import UPPerson
+from upperson.model.parts import PLAIN_CLIP
+from upperson.trained_encoder import TrainedEncoder
 from upperson_export import engines
 from upperson_export.bundle import foreign_to_bundle
 from upperson_rt.bundle import Bundle
@@ -373,6 +377,87 @@ def test_bad_options_are_one_line_and_a_code_before_any_work(
     assert worked == []
     assert snapshot(work) == before
     assert {path.name for path in work.iterdir()} == {"run", "empty", "mine", "file"}
+
+
+@pytest.mark.timeout(180, func_only=True)
+def test_a_base_is_exported_without_a_run_or_captions_and_answers(people, work):
+    crops = work / "crops"
+    crops.mkdir()
+    for image in sorted(people.rglob("*.jpg"))[:40]:
+        shutil.copy(image, crops)
+    arguments = ["export", "--base", "upperson-small", "--calib-data", crops, "--calib-size", 8]
+    result = run(*arguments, "--output", "bundle")
+    assert result.exit_code == 0, result.stderr
+    told = one_line(result.stdout)
+    assert "no captions, so no accuracy: 500 sentences of the exporter ranked 20 pictures" in told
+    report = json.loads((work / "bundle/report.json").read_text("utf-8"))
+    assert report["split"] == {"name": "folder crops", "images": 20, "captions": 500}
+    assert (report["max_r1_drop"], report["min_overlap"]) == (None, 90.0)
+    measured = report["ladder"][0]
+    assert measured["metrics"] is None
+    assert measured["accepted"] == (measured["top10_overlap"] >= 90)
+    assert 50 < measured["top10_overlap"] < 100  # The files themselves were run.
+    assert report["calibration"]["image_source"] == "folder crops"
+    bundle = Bundle.open(work / "bundle")
+    assert bundle.manifest.model.adapter_sha256 == "none"
+    assert bundle.manifest.model.name == "upperson-small"
+    assert (bundle.manifest.image.height_px, bundle.manifest.image.width_px) == (192, 64)
+    assert bundle.entry.metrics is None
+    assert bundle.entry.calibration["gate"] == "rankings"
+    assert not foreign_to_bundle(work / "bundle")
+    # The same as the base in torch.
+    base = load_base("upperson-small", None)
+    images = sorted(crops.iterdir())[:3]
+    plain = TrainedEncoder(UPPerson(base.clip, PLAIN_CLIP, (192, 64), base.statistics).eval())
+    exact = Bundle.open(work / "bundle", "fp32").encoder()
+    assert np.abs(exact.encode_images(images) - plain.encode_images(images, 3)).max() < 1e-5
+    texts = ["woman in red coat", "a boy"]
+    assert np.abs(exact.encode_texts(texts) - plain.encode_texts(texts, 2)).max() < 1e-5
+    assert run_rt("index", "-b", "bundle", "-g", "gallery", crops).exit_code == 0
+    answer = run_rt("query", "-b", "bundle", "-g", "gallery", "woman in red coat", "-k", "3")
+    assert answer.exit_code == 0, answer.stderr
+    assert answer.stdout.count(".jpg") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ([], 2, "RUN is missing: pass the run folder"),
+        (["run", "--base", "upperson-small"], 2, "exclude each other"),
+        (["run", "--pretrained", "openai"], 2, "--pretrained goes with --base"),
+        (["run", "--height", "384"], 2, "--height goes with --base"),
+        (["run", "--width", "128"], 2, "--width goes with --base"),
+        (["run", "--dataset", "csv"], 2, "--dataset goes with --base"),
+        (["run", "--min-overlap", "80"], 2, "has no effect where there are captions"),
+        (["--base", "upperson-small", "--max-r1-drop", "1"], 2, "without captions: pass --root"),
+        (["--base", "upperson-small", "--dataset", "csv"], 2, "no effect without --root"),
+        (["--base", "upperson-small", "--no-gate", "--min-overlap", "80"], 2, "no effect with"),
+        (["--base", "upperson-small", "--height", "100"], 2, "does not divide into patches"),
+        (["--base", "ViT-B-61", "--pretrained", "openai"], 2, "is unknown: expected"),
+        (["--base", "ViT-B-16"], 2, "needs weights, found none: pass --pretrained"),
+        (["--base", "ViT-B-16", "--pretrained", "gone.pt"], 3, "found no such file"),
+        (["--base", "upperson-small", "--calib-data", "few"], 3, "rankings need 40 pictures"),
+        (["--base", "upperson-small", "--calib-data", "none"], 3, "no such file or folder"),
+        (["--base", "upperson-small", "--root", "few"], 3, "annotations.jsonl"),
+    ],
+)
+def test_a_base_that_cannot_be_exported_is_one_line(people, work, options, code, message):
+    (work / "few").mkdir()
+    for image in sorted(people.rglob("*.jpg"))[:39]:
+        shutil.copy(image, work / "few")
+    result = run("export", *options)
+    assert result.exit_code == code, result.stderr
+    assert message in one_line(result.stderr)
+    assert {path.name for path in work.iterdir()} == {"few"}
+
+
+@pytest.mark.timeout(120, func_only=True)
+def test_a_base_is_measured_where_there_are_captions(people, work):
+    arguments = ["--base", "upperson-small", "--root", people, "--calib-size", 8, "--no-int8"]
+    report = run_json("export", *arguments, "--output", "bundle")
+    assert report["split"]["name"].endswith(", test")
+    assert report["min_overlap"] is None
+    assert list(report["variants"]["fp32"]["metrics"]) == METRICS
 
 
 def test_a_data_set_without_pictures_is_told(copied_run, work):

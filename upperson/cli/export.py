@@ -4,11 +4,11 @@ import math
 from itertools import combinations
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson.cli.options import RunFolder, require_extra
+from upperson.cli.options import DATASET_HELP, require_extra
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_json, print_line, print_table, print_warning
 from upperson_rt.errors import UsageError
@@ -19,7 +19,36 @@ if TYPE_CHECKING:
 
 def export(
     context: typer.Context,
-    run: RunFolder,
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder that `upperson train` made; none with --base.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Export a CLIP as it was published, without a run."
+        ),
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="With --base: its weights, a file or a tag of open_clip."),
+    ] = None,
+    height: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=4096, help="With --base: height of the crops in pixels.", show_default="384"
+        ),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=4096, help="With --base: width of the crops in pixels.", show_default="128"
+        ),
+    ] = None,
     output: Annotated[
         Path,
         typer.Option("--output", help="Bundle to write; an earlier one there is replaced."),
@@ -27,8 +56,13 @@ def export(
     root: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the data set to measure on.", show_default="where the run was trained"
+            help="Folder of the data set to measure on.",
+            show_default="where the run was trained; with --base, rankings are compared",
         ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help=f"With --base and --root: {DATASET_HELP}", show_default="jsonl"),
     ] = None,
     int8: Annotated[
         bool, typer.Option("--int8/--no-int8", help="Also write an int8 variant, for processors.")
@@ -60,6 +94,15 @@ def export(
     max_r1_drop: Annotated[
         float, typer.Option(help="Most points of R@1 that a variant may lose against fp32.")
     ] = 0.5,
+    min_overlap: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Without captions: least percent of fp32's first ten pictures that a variant "
+            "must keep.",
+        ),
+    ] = 90.0,
     precision: Annotated[
         str,
         typer.Option(
@@ -79,8 +122,8 @@ def export(
     calib_data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of images that set ranges.",
-            show_default="training split; without gate, rendered people",
+            help="Folder of images that set ranges; with --base alone, half of them are ranked.",
+            show_default="training split; without captions or gate, rendered people",
         ),
     ] = None,
     estimator: Annotated[
@@ -115,14 +158,22 @@ def export(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fold a run into ONNX files, measure every one, and write a bundle.
+    """Fold a run, or a published CLIP, into ONNX files, measure every one, and write a bundle.
 
     Accuracy is measured on the run's test split (val, if it has none) through the runtime. A tower
-    that loses too much in int8 is smoothed, then mixed with float, then float. Options, packages
-    and output folders are checked before any work.
+    that loses too much in int8 is smoothed, then mixed with float, then float. With --base no run
+    is needed; without --root nobody says who is on the pictures, so rankings of sentences that the
+    exporter brings are compared with those of fp32. Options, packages and output folders are
+    checked before any work.
 
-    Example: `upperson export runs/jsonl/20260101_120000_run --output bundle --trt --int8`
+    Examples: `upperson export runs/jsonl/20260101_120000_run --output bundle --trt --int8`,
+    `upperson export --base ViT-B-16-quickgelu --pretrained openai --calib-data crops`
     """
+    _require_one_source(
+        run,
+        base,
+        {"--pretrained": pretrained, "--height": height, "--width": width, "--dataset": dataset},
+    )
     if not math.isfinite(max_r1_drop):
         raise UsageError(f"--max-r1-drop must be a number of points, found {max_r1_drop}")
     if trt_flavor not in ("standard", "rtx"):
@@ -132,7 +183,10 @@ def export(
     from upperson_export.engines import rtx_folder
 
     rtx = trt and trt_flavor == "rtx"
-    _refuse_ignored(context, gate=gate, int8=int8, half=fp16 or trt, trt=trt, rtx=rtx)
+    captions = base is None or root is not None
+    _refuse_ignored(
+        context, gate=gate, captions=captions, int8=int8, half=fp16 or trt, trt=trt, rtx=rtx
+    )
     _refuse_nested(
         {
             "--output": output,
@@ -142,6 +196,7 @@ def export(
         }
     )
     require_extra("export", "export")
+    from upperson.cli.export_base import export_base
     from upperson.cli.export_run import export_run
     from upperson.cli.progress import Display
     from upperson_calibration.ranges import ESTIMATORS
@@ -169,22 +224,28 @@ def export(
             [name for name, given in (("int8", int8), ("fp16", fp16), ("trt", trt)) if given]
         ),
         max_r1_drop=max_r1_drop,
+        min_overlap=min_overlap,
         int8_only=precision == "int8",
         estimator=estimator,
         sign=sign,
     )
+    data: dict[str, Any] = {
+        "root": root,
+        "gate": gate,
+        "calib_size": calib_size,
+        "calib_data": calib_data,
+        "calibration": calibration,
+    }
     with Display() as display:
-        report = export_run(
-            run,
-            output,
-            options,
-            root=root,
-            gate=gate,
-            calib_size=calib_size,
-            calib_data=calib_data,
-            calibration=calibration,
-            progress=display.update,
-        )
+        if base is not None:
+            size = (height, width)
+            data["dataset"] = dataset or "jsonl"
+            report = export_base(
+                base, pretrained, size, output, options, **data, progress=display.update
+            )
+        else:
+            assert run is not None  # Or the base would be given.
+            report = export_run(run, output, options, **data, progress=display.update)
         engines = {}
         if trt:
             display.say(f"bundle '{output}' is complete")  # Whatever becomes of its engines.
@@ -192,8 +253,9 @@ def export(
     written = _serving(output, triton, deepstream)
     for name, row in report.variants.items():
         if not row.shipped:
+            limit = f"--max-r1-drop {max_r1_drop}" if captions else f"--min-overlap {min_overlap}"
             print_warning(
-                f"{name} is left out of the bundle: {row.left_out} (--max-r1-drop {max_r1_drop}); "
+                f"{name} is left out of the bundle: {row.left_out} ({limit}); "
                 "calibrate with more images, or allow more"
             )
     if warning := report.too_few_queries():
@@ -204,6 +266,11 @@ def export(
         )
         return
     _print_report(report)
+    if report.min_overlap is not None and report.split is not None:
+        print_line(
+            f"no captions, so no accuracy: {report.split.captions} sentences of the exporter "
+            f"ranked {report.split.images} pictures of {report.split.name} in every form"
+        )
     for line in (*engines.values(), *written.values()):
         print_line(line)
     print_line(f"bundle '{output}'; next:  upperson-rt index -b {quote(str(output))} FOLDER")
@@ -220,13 +287,42 @@ def _print_report(report: "ExportReport") -> None:
     print_table(table)
 
 
+def _require_one_source(
+    run: Path | None, base: str | None, of_base: dict[str, str | int | None]
+) -> None:
+    """Raise UsageError unless there is a run or a base, and options of a base only with one."""
+    if run is None and base is None:
+        raise UsageError(
+            "RUN is missing: pass the run folder that `upperson train` made, or --base and "
+            "--pretrained to export a CLIP without a run"
+        )
+    if base is None:
+        for option, value in of_base.items():
+            if value is not None:
+                raise UsageError(f"{option} goes with --base: a run has its own, leave it out")
+    elif run is not None:
+        raise UsageError(f"a run ({run}) and --base exclude each other: leave one of them out")
+
+
 def _refuse_ignored(
-    context: typer.Context, *, gate: bool, int8: bool, half: bool, trt: bool, rtx: bool
+    context: typer.Context,
+    *,
+    gate: bool,
+    captions: bool,
+    int8: bool,
+    half: bool,
+    trt: bool,
+    rtx: bool,
 ) -> None:
     """Refuse options that were given and would change nothing."""
+    no_captions = "without captions: pass --root, or --min-overlap instead"
     for option, used, without in (
         ("--root", gate, "with --no-gate: leave one of them out"),
         ("--max-r1-drop", gate, "with --no-gate: leave one of them out"),
+        ("--min-overlap", gate, "with --no-gate: leave one of them out"),
+        ("--max-r1-drop", captions, no_captions),
+        ("--dataset", captions, "without --root: pass the folder of the data set"),
+        ("--min-overlap", not captions, "where there are captions: use --max-r1-drop"),
         ("--precision", gate, "with --no-gate: leave one of them out"),
         ("--precision", int8, "with --no-int8: leave one of them out"),
         ("--estimator", int8, "with --no-int8: leave one of them out"),

@@ -64,7 +64,7 @@ def export_run(
     split, train = None, None
     if gate:
         with settings_from(run / CONFIG):
-            split, train = _measured_split(config.dataset, root)
+            split, train = measured_split(config.dataset, root)
     samples = calibration_samples(
         train,
         f"{root.resolve().name}, train",
@@ -95,7 +95,7 @@ def export_run(
     )
 
 
-def _measured_split(dataset: str, root: Path) -> tuple[RetrievalSplit, list[Record]]:
+def measured_split(dataset: str, root: Path) -> tuple[RetrievalSplit, list[Record]]:
     """Return what accuracy is measured on, test or else val, and the training split beside it."""
     splits = read_dataset(dataset, root)
     name: Split = "test" if splits["test"] else "val"
@@ -147,7 +147,7 @@ def calibration_samples(
     with tempfile.TemporaryDirectory() as rendered:
         if train is None:
             source = "synthetic renderer"
-            train = _render(
+            train = render_people(
                 Path(rendered) / "people",
                 count if folder is None else min(count, _RENDERED_FOR_CAPTIONS),
             )
@@ -166,7 +166,7 @@ def calibration_samples(
         return choose_samples(pictures, captions, tokenizer, count=count, **options)
 
 
-def _render(folder: Path, count: int) -> list[Record]:
+def render_people(folder: Path, count: int) -> list[Record]:
     """Render at least ``count`` pictures of people with captions into a folder."""
     people = -(-count // _RENDERED_VIEWS)
     spec = SyntheticSpec(

@@ -45,6 +45,8 @@ _PLAIN = {
 Other towers, tokenizers, poolings, masks and layer scales are all such entries.
 """
 
+_USUAL_CROPS = (384, 128)
+
 _POSITIONS = "visual.positional_embedding"
 _LOGIT_SCALE = "logit_scale"
 
@@ -105,6 +107,20 @@ def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | N
     clip = CLIP(**config)
     _fill(clip, state, path, name)
     return Base(clip.eval(), name, weights_sha256(clip), pixel_statistics(facts))
+
+
+def crop_size(name: str) -> tuple[int, int]:
+    """Return (height_px, width_px) of crops for a base: its own, if it was made for people.
+
+    Bases for any picture are square, and crops of people are usually 384x128.
+
+    Raises:
+        UsageError: As `load_base`.
+    """
+    size = _plain_config(name)["vision_cfg"]["image_size"]
+    if isinstance(size, int) or size[0] == size[1]:
+        return _USUAL_CROPS
+    return size[0], size[1]
 
 
 def build_clip(name: str) -> Any:

@@ -202,3 +202,42 @@ def test_the_tower_that_fails_on_the_other_backend_climbs_there() -> None:
     broken: dict[tuple[Tower, str], float] = {("image", "plain"): np.nan, ("image", "smoothed"): 2}
     ladder = ladder_of(Forms(noise, elsewhere={**noise, **broken}), also_on=("openvino",))
     assert ladder.climb("int8") == {"image": "mixed-1/8", "text": "plain"}
+
+
+class Crowd(Forms):
+    """Forms of pictures and sentences of which nobody knows who belongs to whom."""
+
+    def __init__(self, noise: dict[tuple[Tower, str], float]) -> None:
+        super().__init__(noise)
+        self._exact = unit(np.random.default_rng(0).normal(size=(PEOPLE, 64)))
+
+
+def test_without_identities_rankings_decide() -> None:
+    nobody = RetrievalSplit(
+        name="folder crops",
+        image_files=[Path(f"{index}.jpg") for index in range(PEOPLE)],
+        captions=["a man"] * PEOPLE,
+    )
+
+    def climbed(noise: dict[tuple[Tower, str], float], **options: object) -> Ladder:
+        ladder = Ladder(split=nobody, source=Crowd(noise), max_r1_drop=0.5, **options)  # type: ignore[arg-type]
+        ladder.climb("int8")
+        return ladder
+
+    same = climbed({})
+    assert accuracy_of(same.measured[-1]).top10_overlap == 100.0
+    assert accuracy_of(same.measured[-1]).metrics is None
+    assert accuracy_of(same.measured[-1]).r1_drop is None
+    assert same.accuracy("fp32", {})[AS_RUN].metrics is None
+
+    loud: dict[tuple[Tower, str], float] = {("image", "plain"): 1.0}
+    ladder = climbed(loud)
+    first, second, *_ = ladder.measured
+    assert 20 < accuracy_of(first).top10_overlap < 90
+    assert (first.rung, first.accepted, second.rung, second.accepted) == (
+        "plain", False, "smoothed", True,
+    )  # fmt: skip
+    assert climbed(loud, min_overlap=20.0).measured[0].accepted
+    everywhere: dict[tuple[Tower, str], float] = {("image", rung): 1.0 for rung in INT8_RUNGS}
+    with pytest.raises(AccuracyGateError, match=r"first ten pictures .*lower --min-overlap"):
+        climbed(everywhere, int8_only=True)

@@ -24,6 +24,7 @@ from upperson_export.pages import (
 from upperson_export.report import CalibrationRecord, ExportReport, SplitSize, VariantReport
 from upperson_export.variants import SIMULATED
 from upperson_rt.manifest import (
+    NO_ADAPTER,
     FileEntry,
     ImageSection,
     Manifest,
@@ -110,7 +111,8 @@ def test_the_json_has_its_keys_in_their_order() -> None:
     content = example_report().as_dict()
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert list(content) == [
-        "model", "split", "max_r1_drop", "variants", "ladder", "latency_conditions", "calibration",
+        "model", "split", "max_r1_drop", "min_overlap", "variants", "ladder", "latency_conditions",
+        "calibration",
     ]  # fmt: skip
     made = [
         "elsewhere",
@@ -166,6 +168,37 @@ def test_without_the_gate_nothing_is_measured() -> None:
     assert (row["metrics"], row["r1_drop"], row["float_types"], row["elsewhere"]) == (
         None, None, {}, {},
     )  # fmt: skip
+
+
+def test_without_captions_rankings_are_what_is_told() -> None:
+    report, manifest = named("crops")
+    row = report.variants["int8"]
+    row = replace(
+        row,
+        accuracy=replace(compared(), metrics=None, r1_drop=None),
+        elsewhere={"openvino": replace(compared(), metrics=None, r1_drop=None, top10_overlap=97.5)},
+    )
+    report = replace(report, max_r1_drop=None, min_overlap=90.0, variants={"int8": row}, ladder=[])
+    content = report.as_dict()
+    assert (content["max_r1_drop"], content["min_overlap"]) == (None, 90.0)
+    found = content["variants"]["int8"]
+    assert (found["metrics"], found["r1_drop"], found["top10_overlap"]) == (None, None, 88.0)
+    table = accuracy_table(report)
+    assert [row[table.head.index("same top 10 %")] for row in table.body] == ["88.0", "97.5"]
+    assert not [name for name in table.head if "R@1" in name]
+    assert report.too_few_queries() is None
+    page = " ".join(model_card(report, manifest).split())
+    assert "How well it finds people was not measured: nobody said who is on" in page
+    assert "800 sentences that the exporter brings, each querying 400 images of" in page
+    assert "keeps at least 90.0 % of fp32's first ten pictures" in page
+    assert "upperson evaluate BUNDLE" in page
+    assert "loses at most" not in page
+    assert "UP-Person dual encoder" in page
+    base = replace(manifest.model, adapter_sha256=NO_ADAPTER)
+    fingerprint = space_fingerprint(base, manifest.image, manifest.text)
+    card = model_card(report, replace(manifest, model=base, fingerprint=fingerprint))
+    assert "UP-Person" not in card
+    assert "adapter: none: the base as it was published" in card
 
 
 def test_what_floats_were_computed_in_stands_beside_every_measurement() -> None:
