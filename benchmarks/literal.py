@@ -35,13 +35,15 @@ from upperson.model.parts import KVLora, LAdapter, SPrefix
 
 def encode_image(model: UPPerson, image_N3HW: Tensor) -> Tensor:
     """Encode normalised images [N, 3, H, W] to unit-norm [N, E]."""
-    tower = model.image
-    x_NLD = F.conv2d(image_N3HW, tower.conv1.weight, stride=tower.conv1.stride)
-    x_NLD = x_NLD.flatten(2).transpose(1, 2)
-    cls_N1D = tower.class_embedding.expand(len(x_NLD), 1, -1)
-    x_NLD = tower.ln_pre(torch.cat([cls_N1D, x_NLD], dim=1) + tower.positional_embedding)
-    x_NLD = _blocks(tower.blocks, x_NLD, causal=False)
-    return F.normalize((tower.ln_post(x_NLD) @ tower.proj)[:, 0], dim=-1)
+    tower: Any = model.image
+    x_NLD = tower.stem(image_N3HW).flatten(2).transpose(1, 2)
+    if tower.class_embedding is not None:
+        cls_N1D = tower.class_embedding.expand(len(x_NLD), 1, -1)
+        x_NLD = torch.cat([cls_N1D, x_NLD], dim=1)
+    x_NLD = tower.ln_pre(x_NLD + tower.positional_embedding)
+    x_NLD = tower.ln_post(_blocks(tower.blocks, x_NLD, causal=False))
+    x_ND = x_NLD[:, 0] if tower.pool is None else tower.pool(x_NLD)
+    return F.normalize(_projected(x_ND, tower.proj, tower.proj_bias), dim=-1)
 
 
 def encode_text(model: UPPerson, ids_NL: Tensor) -> Tensor:
@@ -49,9 +51,17 @@ def encode_text(model: UPPerson, ids_NL: Tensor) -> Tensor:
     tower = model.text
     ids_NL = F.pad(ids_NL, (0, tower.context_length - ids_NL.shape[1]))
     x_NLD = tower.token_embedding(ids_NL) + tower.positional_embedding
-    x_NLD = _blocks(tower.blocks, x_NLD, causal=True)
-    features_NLE = tower.ln_final(x_NLD) @ tower.text_projection
-    return F.normalize(features_NLE[torch.arange(len(ids_NL)), ids_NL.argmax(dim=-1)], dim=-1)
+    x_NLD = tower.ln_final(_blocks(tower.blocks, x_NLD, causal=tower.mask is not None))
+    if tower.pools_last:
+        x_ND = x_NLD[:, -1]
+    else:
+        x_ND = x_NLD[torch.arange(len(ids_NL)), ids_NL.argmax(dim=-1)]
+    return F.normalize(_projected(x_ND, tower.text_projection, tower.text_projection_bias), dim=-1)
+
+
+def _projected(x_ND: Tensor, matrix: Tensor | None, bias: Tensor | None) -> Tensor:
+    x_ND = x_ND if matrix is None else x_ND @ matrix
+    return x_ND if bias is None else x_ND + bias
 
 
 def sdm_loss(image_NE: Tensor, text_NE: Tensor, pids: Sequence[int]) -> float:
@@ -96,7 +106,7 @@ def _block(block: nn.Module, x_LND: Tensor, delta_3DD: Tensor | None, causal: bo
     u_LND = _normed(x_LND, block.ln_2, block.adapter_mlp)
     hidden = F.linear(u_LND, mlp.c_fc.weight, mlp.c_fc.bias)
     quick = isinstance(mlp.gelu, QuickGELU)
-    hidden = hidden * torch.sigmoid(1.702 * hidden) if quick else F.gelu(hidden)
+    hidden = hidden * torch.sigmoid(1.702 * hidden) if quick else mlp.gelu(hidden)
     return x_LND + F.linear(hidden, mlp.c_proj.weight, mlp.c_proj.bias)
 
 

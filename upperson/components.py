@@ -17,7 +17,6 @@ from upperson.data.batches import identity_labels
 from upperson.data.check import require_published_counts
 from upperson.data.images import require_images
 from upperson.data.records import Record, Split, read_dataset
-from upperson.data.vocabulary import clip_tokenizer
 from upperson.losses import Objective, loss_names
 from upperson.model.base import Base, load_base
 from upperson.model.encoder import UPPerson
@@ -60,13 +59,17 @@ def build_components(config: TrainConfig) -> Components:
     image_size = (config.height_px, config.width_px)
     torch.manual_seed(config.seed)
     base = load_base(config.base, config.pretrained, image_size)
+    if config.mask_captions and not base.has_clips_vocabulary:
+        raise UsageError(
+            f"mask_captions needs CLIP's vocabulary, which {base.name} does not have: pass  "
+            "--set mask_captions=false"
+        )
     model = UPPerson(base.clip, config.model, image_size, base.statistics)
     model.checkpoint_activations = config.checkpoint_activations
     keep_frozen_matrices_in(model, config.precision)
     identities = len(identity_labels(splits["train"]))
     objective = Objective(loss_names(config.loss), model.embed_dim, identities)
-    tokenizer = clip_tokenizer(model.text.context_length)
-    return Components(splits, base, model, objective, tokenizer)
+    return Components(splits, base, model, objective, base.tokenizer())
 
 
 def choose_device(device: str) -> torch.device:
@@ -116,7 +119,9 @@ def keep_frozen_matrices_in(model: UPPerson, precision: MixedPrecision) -> None:
     """
     if precision == "fp32":
         return
-    matrices = [model.image.proj, model.text.text_projection]
+    matrices = [model.text.text_projection]
+    if model.image.proj is not None:
+        matrices.append(model.image.proj)
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.MultiheadAttention)):
             matrices += module.parameters(recurse=False)

@@ -87,7 +87,7 @@ def embed_records(
         )
         image_GE = np.empty((len(records), model.embed_dim), dtype=np.float32)
         device = next(model.parameters()).device
-        dtype = model.image.conv1.weight.dtype
+        dtype = model.dtype
         start = 0
         pictures = Pictures([record.image for record in records], model.image_size)
         for pixels_NHW3 in _load(pictures, batch_size, workers, device):

@@ -231,7 +231,7 @@ def measure_activations(
     """
 
     def towers(pairs: int) -> Sequence[Tensor]:
-        dtype = model.image.conv1.weight.dtype
+        dtype = model.dtype
         image_N3HW = torch.zeros(pairs, 3, *model.image_size, device=device, dtype=dtype)
         ids_NL = torch.zeros(pairs, length, dtype=torch.int64, device=device)
         features: tuple[Tensor, Tensor] = model(image_N3HW, ids_NL)
@@ -244,15 +244,17 @@ def measure_activations(
 
         return run
 
-    device = model.image.conv1.weight.device
+    device = model.device
     per_pair, fixed = _kept_bytes(model, towers, precision)
     if checkpointed:
-        mask = model.text.mask[:length, : model.text.prefix_length + length]
+        mask, tokens = model.text.mask, model.text.context_length  # Padded, unless causal.
+        if mask is not None:
+            mask, tokens = mask[:length, : model.text.prefix_length + length], length
         image_tokens, image_width = model.image.positional_embedding.shape
         text_width = model.text.positional_embedding.shape[1]
         forwards = [
             *(one_block(block, image_tokens, image_width, None) for block in model.image.blocks),
-            *(one_block(block, length, text_width, mask) for block in model.text.blocks),
+            *(one_block(block, tokens, text_width, mask) for block in model.text.blocks),
         ]
         blocks = [_kept_bytes(model, forward, precision) for forward in forwards]
         per_pair += max(block[0] for block in blocks)
@@ -301,7 +303,7 @@ def _saved_bytes(model: UPPerson, forward: _Forward, pairs: int, precision: Mixe
             saved[address] = tensor
         return tensor
 
-    device = model.image.conv1.weight.device
+    device = model.device
     with (
         torch.enable_grad(),
         torch.autocast(device.type, AUTOCAST_DTYPES.get(precision), enabled=precision != "fp32"),

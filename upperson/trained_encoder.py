@@ -17,15 +17,21 @@ from upperson.data.pictures import Pictures
 from upperson.data.transforms import prepare_pixels
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.encoder import UPPerson
+from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import Tower
 
 
 class TrainedEncoder:
-    """Embeds in torch with everything unfolded, and reads files and captions as training does."""
+    """Embeds in torch with everything unfolded, and reads files and captions as training does.
 
-    def __init__(self, model: UPPerson) -> None:
+    Args:
+        model: The model.
+        tokenizer: Of its base; None: CLIP's.
+    """
+
+    def __init__(self, model: UPPerson, tokenizer: Tokenizer | None = None) -> None:
         self.model = model
-        self.tokenizer = clip_tokenizer(model.text.context_length)
+        self.tokenizer = tokenizer or clip_tokenizer(model.text.context_length)
 
     @torch.inference_mode()
     def run(self, tower: Tower, inputs: NDArray[Any]) -> NDArray[np.float32]:

@@ -48,6 +48,9 @@ class TowerGraph:
     linears: tuple[BlockLinear, ...]
     """In graph order."""
 
+    padding_counts: bool = False
+    """Whether padding of captions, which the graph then adds itself, counts like words."""
+
     def load(self) -> ir.Model:
         """Read the file."""
         return ir.load(self.file)
@@ -98,7 +101,7 @@ class ObservedBatch(NamedTuple):
     """uint8 [B, H, W, 3], or int32 [B, L] padded to the longest."""
 
     lengths: NDArray[np.int64] | None
-    """Tokens of each caption, [B]; None for pictures."""
+    """Tokens of each caption, [B]; None for pictures, and where padding counts."""
 
     outputs: list[NDArray[Any]]
 
@@ -131,6 +134,7 @@ class SampleStream:
         if not len(inputs):
             raise InputError("calibration needs at least one sample, found none")
         self._inputs = inputs
+        self._padding_counts = graph.padding_counts
         self._batch_size = batch_size
         options = session_options(onnxruntime, threads)
         # Its arena would keep the largest batch's memory several times over.
@@ -166,7 +170,7 @@ class SampleStream:
             own = None if lengths is None else lengths[samples]
             batch = inputs[rows] if own is None else inputs[samples, : own.max()]
             found = self._session.run(outputs, {name: batch, **(replaced or {})})
-            yield ObservedBatch(samples, batch, own, found)
+            yield ObservedBatch(samples, batch, None if self._padding_counts else own, found)
             if progress is not None:
                 progress(rows.stop, len(inputs))
 

@@ -12,6 +12,7 @@ Shapes: N batch, L tokens, Q rows that ask, D width, H heads, d head width, P pr
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -159,20 +160,28 @@ class PackedAttention(Attention):
         return self._attend(q_NLD, k_NLD, v_NLD, mask)
 
 
-class Mlp(nn.Module):
-    """Two Linears with CLIP's activation between them."""
+Activation: TypeAlias = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
-    def __init__(self, fc1: Linear, fc2: Linear, quick_gelu: bool) -> None:
+
+def activated(x: Tensor, activation: Activation) -> Tensor:
+    """Apply an activation to x of any shape."""
+    if activation == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+class Mlp(nn.Module):
+    """Two Linears with an activation between them."""
+
+    def __init__(self, fc1: Linear, fc2: Linear, activation: Activation) -> None:
         super().__init__()
         self.fc1 = fc1
         self.fc2 = fc2
-        self.quick_gelu = quick_gelu
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., D] to [..., D]."""
-        hidden = self.fc1(x)
-        hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else F.gelu(hidden)
-        out: Tensor = self.fc2(hidden)
+        out: Tensor = self.fc2(activated(self.fc1(x), self.activation))
         return out
 
 
@@ -220,6 +229,69 @@ class PlainBlock(nn.Module):
         x_NQD = x_NQD + self.attention(u_NLD, u_NQD, mask)
         out: Tensor = x_NQD + self.mlp(_normed(x_NQD, self.ln_2, self.adapter_mlp))
         return out
+
+
+class AttentionPool(nn.Module):
+    """One embedding from all tokens: a constant query attends to them, and an MLP follows.
+
+    Args:
+        norm: Norm of the tokens.
+        query: The constant query row [1, D], already divided by sqrt(d).
+        key_value: Keys and values in one projection D -> 2D.
+        out: Output projection.
+        mlp_norm: Norm before the MLP.
+        mlp: Added to what it is given.
+        heads: Number of heads H.
+    """
+
+    def __init__(
+        self,
+        *,
+        norm: nn.Module,
+        query: Tensor,
+        key_value: Linear,
+        out: Linear,
+        mlp_norm: nn.Module,
+        mlp: Mlp,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.width = query.shape[1]
+        self.norm = norm
+        self.query = constant(torch.unflatten(query, 1, (heads, -1)).transpose(0, 1)[None])
+        self.kv = key_value
+        self.out = out
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+
+    def linears(self) -> tuple[Linear, ...]:
+        """Return the Linears that int8 covers."""
+        return (self.kv, self.out, self.mlp.fc1, self.mlp.fc2)
+
+    def sites(self) -> dict[str, Site]:
+        """Return where channels can be divided, as `PlainBlock.sites`."""
+        return {
+            "norm": Site(lambda s_D: _divide(self.norm, None, s_D), (self.kv,)),
+            "mlp_norm": Site(lambda s_D: _divide(self.mlp_norm, None, s_D), (self.mlp.fc1,)),
+            "out": Site(self._divide_values, (self.out,)),
+        }
+
+    def forward(self, x_NLD: Tensor) -> Tensor:
+        """Map tokens [N, L, D] to [N, D]."""
+        k_NLD, v_NLD = self.kv(self.norm(x_NLD)).split(self.width, dim=-1)
+        k_NHLd, v_NHLd = (
+            torch.unflatten(rows, -1, (self.heads, -1)).transpose(1, 2) for rows in (k_NLD, v_NLD)
+        )
+        scores = self.query @ k_NHLd.transpose(-1, -2)
+        attended_NQD = (scores.softmax(dim=-1) @ v_NHLd).transpose(1, 2).flatten(2)
+        x_N1D: Tensor = self.out(attended_NQD)
+        pooled_N1D: Tensor = x_N1D + self.mlp(self.mlp_norm(x_N1D))
+        return pooled_N1D[:, 0]
+
+    def _divide_values(self, s_D: Tensor) -> None:
+        self.kv.weight[:, -self.width :].div_(s_D)
+        self.kv.bias[-self.width :].div_(s_D)
 
 
 def _normed(x: Tensor, norm: nn.Module, adapter: Adapter | None) -> Tensor:

@@ -19,15 +19,34 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from upperson_export.blocks import Adapter, Attention, Linear, Mlp, PackedAttention, PlainBlock
+from upperson_export.blocks import (
+    Activation,
+    Adapter,
+    Attention,
+    AttentionPool,
+    Linear,
+    Mlp,
+    PackedAttention,
+    PlainBlock,
+)
 from upperson_export.plain import (
     PIXEL_CENTRE,
     PatchProjection,
     PlainImageTower,
     PlainTextTower,
     PlainTower,
+    Projection,
+    StemStep,
 )
 from upperson_rt.errors import InputError, UsageError
+
+_ACTIVATIONS: dict[tuple[str, str], Activation] = {
+    ("QuickGELU", "none"): "quick_gelu",
+    ("GELU", "none"): "gelu",
+    ("GELU", "tanh"): "gelu_tanh",
+    ("GELUTanh", "none"): "gelu_tanh",
+}
+"""By name of the module and how it approximates."""
 
 AnyPlainTower = TypeVar("AnyPlainTower", bound=PlainTower)
 
@@ -35,9 +54,11 @@ AnyPlainTower = TypeVar("AnyPlainTower", bound=PlainTower)
 class TrainedModel(Protocol):
     """What folding reads of a model; ``upperson.model.encoder.UPPerson`` is one.
 
-    ``image`` has conv1, class_embedding, positional_embedding, ln_pre, blocks, ln_post and proj;
-    ``text`` has token_embedding, positional_embedding, mask, prefix_length, blocks, ln_final and
-    text_projection. A block has ln_1, attn (in_proj_weight, in_proj_bias, out_proj), ln_2,
+    ``image`` has stem (convolutions that do not overlap, with activations between them),
+    class_embedding, positional_embedding, ln_pre, blocks, ln_post, pool, proj and proj_bias;
+    ``text`` has token_embedding, positional_embedding, mask, pools_last, prefix_length, blocks,
+    ln_final, text_projection and text_projection_bias. Class embedding, pool, projections, biases
+    and mask may be None. A block has ln_1, attn (in_proj_weight, in_proj_bias, out_proj), ln_2,
     mlp (c_fc, gelu, c_proj), heads, and prefix (a call gives its rows), lora (key and value, each
     with scale, up and down), adapter_attn, adapter_mlp, each of which may be None.
     """
@@ -59,26 +80,21 @@ def fold_image_tower(model: TrainedModel) -> PlainImageTower:
     """
     tower = model.image
     _require_finite(tower, "image")
-    kernel_D3rc = tower.conv1.weight.double()
-    std_3 = torch.tensor(model.image_std, dtype=torch.float64)
-    mean_3 = torch.tensor(model.image_mean, dtype=torch.float64)
-    # (x / 255 - mean) / std of x = centre + centre * centred, pushed through the convolution.
-    scaled_D3rc = kernel_D3rc / std_3[None, :, None, None]
-    centre_3 = PIXEL_CENTRE / 255 - mean_3
-    bias_D = (scaled_D3rc * centre_3[None, :, None, None]).sum(dim=(1, 2, 3))
-    weight_rc3D = (scaled_D3rc * (PIXEL_CENTRE / 255)).permute(2, 3, 1, 0)
     positions_LD = tower.positional_embedding.double()
+    class_row = None
+    head: nn.Module = tower.ln_post
+    if tower.class_embedding is not None:
+        class_row = (tower.class_embedding.double() + positions_LD[0])[None, None]
+        positions_LD = positions_LD[1:]
+    if tower.pool is not None:
+        head = _fold_pool(tower.ln_post, tower.pool)
     return PlainImageTower(
-        patch=PatchProjection(
-            weight=weight_rc3D.reshape(-1, len(kernel_D3rc)),
-            positions=(positions_LD[1:] + bias_D)[None],
-            patch_size=tuple(tower.conv1.kernel_size),
-        ),
-        class_row=(tower.class_embedding.double() + positions_LD[0])[None, None],
+        patch=_fold_stem(model, positions_LD),
+        class_row=class_row,
         ln_pre=tower.ln_pre,
-        blocks=_fold_blocks(tower.blocks),
-        ln_post=tower.ln_post,
-        projection=tower.proj,
+        blocks=_fold_blocks(tower.blocks, pooled=tower.pool is None),
+        head=head,
+        projection=Projection(tower.proj, tower.proj_bias),
     ).eval()
 
 
@@ -91,11 +107,67 @@ def fold_text_tower(model: TrainedModel) -> PlainTextTower:
         embedding=tower.token_embedding.weight,
         positions=tower.positional_embedding,
         visible=tower.mask,
+        pools_last=tower.pools_last,
         prefix_length=tower.prefix_length,
-        blocks=_fold_blocks(tower.blocks),
+        blocks=_fold_blocks(tower.blocks, pooled=True),
         ln_final=tower.ln_final,
-        projection=tower.text_projection,
+        projection=Projection(tower.text_projection, tower.text_projection_bias),
     ).eval()
+
+
+def _fold_stem(model: TrainedModel, positions_LD: Tensor) -> PatchProjection:
+    """Fold the way from pixels to patches; the normalisation goes into its first convolution."""
+    layers = [layer for layer in model.image.stem.modules() if not list(layer.children())]
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    activations = [layer for layer in layers if not isinstance(layer, nn.Conv2d)]
+    linears: list[tuple[Tensor, Tensor, tuple[int, int]]] = []
+    for index, layer in enumerate(convolutions):
+        kernel_DCrc = layer.weight.double()
+        bias_D = kernel_DCrc.new_zeros(len(kernel_DCrc))
+        if layer.bias is not None:
+            bias_D = bias_D + layer.bias.double()
+        if index == 0:
+            kernel_DCrc, offset_D = _with_normalisation(model, kernel_DCrc)
+            bias_D = bias_D + offset_D
+        weight_CD = kernel_DCrc.permute(2, 3, 1, 0).reshape(-1, len(kernel_DCrc))
+        rows, columns = layer.kernel_size
+        linears.append((weight_CD, bias_D, (rows, columns)))
+    *before, (weight, bias_D, patch_size) = linears
+    return PatchProjection(
+        weight=weight,
+        positions=(positions_LD + bias_D)[None],
+        patch_size=patch_size,
+        stem=[
+            StemStep(Linear(weight, bias), size, _activation(activation))
+            for (weight, bias, size), activation in zip(before, activations, strict=True)
+        ],
+    )
+
+
+def _with_normalisation(model: TrainedModel, kernel_D3rc: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a kernel for centred pixels, and what is added to its output [D]."""
+    std_3 = torch.tensor(model.image_std, dtype=torch.float64)
+    mean_3 = torch.tensor(model.image_mean, dtype=torch.float64)
+    # (x / 255 - mean) / std of x = centre + centre * centred, pushed through the convolution.
+    scaled_D3rc = kernel_D3rc / std_3[None, :, None, None]
+    centre_3 = PIXEL_CENTRE / 255 - mean_3
+    offset_D = (scaled_D3rc * centre_3[None, :, None, None]).sum(dim=(1, 2, 3))
+    return scaled_D3rc * (PIXEL_CENTRE / 255), offset_D
+
+
+def _fold_pool(norm: nn.Module, pool: Any) -> AttentionPool:
+    """Fold attention pooling (latent, q, kv, proj, norm, mlp): its query is a constant."""
+    width = pool.q.in_features
+    query_1D = pool.latent[0].double() @ pool.q.weight.double().T + pool.q.bias.double()
+    return AttentionPool(
+        norm=norm,
+        query=query_1D * (width // pool.num_heads) ** -0.5,
+        key_value=_linear(pool.kv),
+        out=_linear(pool.proj),
+        mlp_norm=pool.norm,
+        mlp=Mlp(_linear(pool.mlp.fc1), _linear(pool.mlp.fc2), _activation(pool.mlp.act)),
+        heads=pool.num_heads,
+    )
 
 
 @torch.no_grad()
@@ -135,9 +207,9 @@ def smooth(tower: AnyPlainTower, factors: Mapping[str, npt.NDArray[np.float32]])
     return smoothed
 
 
-def _fold_blocks(blocks: nn.ModuleList) -> list[PlainBlock]:
-    """Fold all blocks; in the last one queries are a projection of their own."""
-    last = len(blocks) - 1
+def _fold_blocks(blocks: nn.ModuleList, *, pooled: bool) -> list[PlainBlock]:
+    """Fold all blocks; where one row is pooled, the last one projects its query apart."""
+    last = len(blocks) - 1 if pooled else None
     return [
         _fold_block(block, Attention if index == last else PackedAttention)
         for index, block in enumerate(blocks)
@@ -163,7 +235,7 @@ def _fold_block(block: Any, attention: type[Attention]) -> PlainBlock:
         ),
         ln_2=block.ln_2,
         adapter_mlp=_fold_adapter(block.adapter_mlp),
-        mlp=Mlp(_linear(block.mlp.c_fc), _linear(block.mlp.c_proj), _is_quick_gelu(block.mlp.gelu)),
+        mlp=Mlp(_linear(block.mlp.c_fc), _linear(block.mlp.c_proj), _activation(block.mlp.gelu)),
     )
 
 
@@ -187,11 +259,12 @@ def _linear(layer: Any) -> Linear:
     return Linear(layer.weight.T, layer.bias)
 
 
-def _is_quick_gelu(activation: nn.Module) -> bool:
+def _activation(activation: nn.Module) -> Activation:
     name = type(activation).__name__
-    if name not in ("QuickGELU", "GELU"):
+    found = _ACTIVATIONS.get((name, getattr(activation, "approximate", "none")))
+    if found is None:
         raise UsageError(f"expected an MLP with QuickGELU or GELU, found {name}: not exportable")
-    return name == "QuickGELU"
+    return found
 
 
 def _require_finite(tower: nn.Module, name: str) -> None:

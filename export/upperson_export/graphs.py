@@ -85,7 +85,7 @@ def export_onnx(tower: PlainTower, kind: Tower, path: Path, *, example: torch.Te
     )(model)
     _check(model)
     ir.save(model, path)
-    return TowerGraph(kind, path, described_linears(model, tower))
+    return TowerGraph(kind, path, described_linears(model, tower), tower.padding_counts)
 
 
 def write_with_weights(graph: TowerGraph, tower: PlainTower, path: Path) -> TowerGraph | None:

@@ -13,7 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upperson_export.blocks import PlainBlock, Site, constant
+from upperson_export.blocks import (
+    Activation,
+    AttentionPool,
+    Linear,
+    PlainBlock,
+    Site,
+    activated,
+    constant,
+)
 
 MASKED = -1e4
 """Added to scores of hidden keys: zero after softmax in float32, finite in float16."""
@@ -30,41 +38,80 @@ class PatchProjection(nn.Module):
 
     Args:
         weight: [rows * columns * 3, D] for a patch of centred pixels, RGB last.
-        positions: Positions of the patches with the patch bias added, [1, L - 1, D].
+        positions: Positions of the patches with the patch bias added, [1, P, D].
         patch_size: (rows, columns) of a patch in pixels.
+        stem: Where a patch is made in several steps, those before the last, first step first.
+            ``weight`` and ``patch_size`` then belong to the last, which reads their output.
     """
 
-    def __init__(self, weight: Tensor, positions: Tensor, patch_size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        positions: Tensor,
+        patch_size: tuple[int, int],
+        stem: Sequence["StemStep"] = (),
+    ) -> None:
         super().__init__()
+        self.stem = nn.ModuleList(stem)
         self.weight = constant(weight)
         self.positions = constant(positions)
         self.patch_size = patch_size
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map uint8 RGB [N, H, W, 3] to [N, L - 1, D]."""
+        """Map uint8 RGB [N, H, W, 3] to [N, P, D]."""
         # TensorRT lets a uint8 input feed nothing but a Cast, so the cast comes first.
         x = (image.float() - PIXEL_CENTRE) * (1 / PIXEL_CENTRE)
-        batch, height, width, _ = x.shape
-        rows, columns = self.patch_size
-        x = x.reshape(batch, height // rows, rows, width // columns, columns, 3)
-        x_NLC = x.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
-        return x_NLC @ self.weight + self.positions
+        for step in self.stem:
+            x = step(x)
+        return _patches(x, self.patch_size).flatten(1, 2) @ self.weight + self.positions
+
+
+class StemStep(nn.Module):
+    """Patches of pixels, or of smaller patches, to what the next step makes patches of.
+
+    Args:
+        linear: [rows * columns * C, D] and its bias.
+        patch_size: (rows, columns) of a patch.
+        activation: What follows.
+    """
+
+    def __init__(self, linear: Linear, patch_size: tuple[int, int], activation: Activation) -> None:
+        super().__init__()
+        self.linear = linear
+        self.patch_size = patch_size
+        self.activation = activation
+
+    def forward(self, x_NHWC: Tensor) -> Tensor:
+        """Map [N, H, W, C] to [N, H / rows, W / columns, D]."""
+        return activated(self.linear(_patches(x_NHWC, self.patch_size)), self.activation)
+
+
+def _patches(x_NHWC: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Put each patch into one row: [N, H / rows, W / columns, rows * columns * C]."""
+    batch, height, width, channels = x_NHWC.shape
+    rows, columns = patch_size
+    x = x_NHWC.reshape(batch, height // rows, rows, width // columns, columns, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).flatten(3)
 
 
 class Projection(nn.Module):
     """Pooled rows to unit-norm embeddings.
 
     Args:
-        weight: [D, E] into the shared space.
+        weight: [D, E] into the shared space; None where the rows are in it already.
+        bias: [E] or None.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor | None, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.weight = constant(weight)
+        self.weight = None if weight is None else constant(weight)
+        self.bias = None if bias is None else constant(bias)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """Map [N, D] to [N, E] of length 1."""
-        return F.normalize(x_ND @ self.weight, dim=-1)
+        if self.weight is not None:
+            x_ND = x_ND @ self.weight
+        return F.normalize(x_ND if self.bias is None else x_ND + self.bias, dim=-1)
 
 
 class PlainTower(nn.Module):
@@ -73,12 +120,21 @@ class PlainTower(nn.Module):
     blocks: nn.ModuleList
     """`PlainBlock`s, or blocks with the same description."""
 
+    padding_counts = False
+    """Whether captions are padded to the context, inside, and all of that is computed with."""
+
+    def described(self) -> dict[str, "PlainBlock | AttentionPool"]:
+        """Return what describes its Linears, by module path, such as ``blocks.0``."""
+        return {
+            f"blocks.{index}": cast("PlainBlock", block) for index, block in enumerate(self.blocks)
+        }
+
     def sites(self) -> dict[str, Site]:
         """Return where channels can be divided, by names such as ``blocks.0.ln_1``."""
         return {
-            f"blocks.{index}.{name}": site
-            for index, block in enumerate(self.blocks)
-            for name, site in cast("PlainBlock", block).sites().items()
+            f"{path}.{name}": site
+            for path, part in self.described().items()
+            for name, site in part.sites().items()
         }
 
     def block_linears(self) -> dict[str, str | None]:
@@ -87,8 +143,8 @@ class PlainTower(nn.Module):
         site_of = {reader: name for name, site in self.sites().items() for reader in site.readers}
         return {
             paths[linear]: site_of.get(linear)
-            for block in self.blocks
-            for linear in cast("PlainBlock", block).linears()
+            for part in self.described().values()
+            for linear in part.linears()
         }
 
 
@@ -97,51 +153,66 @@ class PlainImageTower(PlainTower):
 
     Args:
         patch: Projection of the pixels.
-        class_row: Class token with its position added, [1, 1, D].
+        class_row: Class token with its position added, [1, 1, D]; None where ``head`` attends to
+            all patches.
         ln_pre: Norm before the first block.
         blocks: At least one block.
-        ln_post: Norm of the class row after the last block.
-        projection: Projection [D, E] into the shared space.
+        head: After the last block: the norm of the class row, or attention over all rows.
+        projection: Into the shared space.
     """
 
     def __init__(
         self,
         *,
         patch: PatchProjection,
-        class_row: Tensor,
+        class_row: Tensor | None,
         ln_pre: nn.Module,
         blocks: Sequence[PlainBlock],
-        ln_post: nn.Module,
-        projection: Tensor,
+        head: nn.Module,
+        projection: Projection,
     ) -> None:
         super().__init__()
         self.patch = patch
-        self.class_row = constant(class_row)
+        self.class_row = None if class_row is None else constant(class_row)
         self.ln_pre = ln_pre
         self.blocks = nn.ModuleList(blocks)
-        self.ln_post = ln_post
-        self.projection = Projection(projection)
+        if class_row is None:
+            self.pool = head
+        else:
+            self.ln_post = head
+        self.projection = projection
+
+    def described(self) -> dict[str, PlainBlock | AttentionPool]:
+        """Return the blocks and, if there is one, the pool."""
+        pool = {} if self.class_row is not None else {"pool": cast("AttentionPool", self.pool)}
+        return super().described() | pool
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode uint8 RGB [N, H, W, 3], already of the model's size, to float32 [N, E]."""
         x_NLD = self.patch(image)
-        x_NLD = torch.cat([self.class_row.expand(x_NLD.shape[0], -1, -1), x_NLD], dim=1)
+        if self.class_row is not None:
+            x_NLD = torch.cat([self.class_row.expand(x_NLD.shape[0], -1, -1), x_NLD], dim=1)
         x_NLD = self.ln_pre(x_NLD)
         *blocks, last = self.blocks
         for block in blocks:
             x_NLD = block(x_NLD, None)
-        x_N1D = last(x_NLD, None, lambda rows_NLD: rows_NLD[:, :1])
-        embeds_NE: Tensor = self.projection(self.ln_post(x_N1D[:, 0]))
+        if self.class_row is None:
+            pooled_ND = self.pool(last(x_NLD, None))
+        else:
+            pooled_ND = self.ln_post(last(x_NLD, None, lambda rows_NLD: rows_NLD[:, :1])[:, 0])
+        embeds_NE: Tensor = self.projection(pooled_ND)
         return embeds_NE
 
 
 class PlainTextTower(PlainTower):
-    """Token ids to unit-norm embeddings; the EOT row is found inside.
+    """Token ids to unit-norm embeddings; the pooled row is found inside.
 
     Args:
         embedding: Token embedding [V, D].
         positions: Positions [context, D].
-        visible: bool [context, P + context], True where a row may look at a key.
+        visible: bool [context, P + context], True where a row may look at a key. None where every
+            row looks at every key; captions are then padded to the context, here.
+        pools_last: Whether the last row is pooled rather than EOT's.
         prefix_length: Prefix rows P of the blocks that have them; the mask's first P columns.
         blocks: At least one block.
         ln_final: Norm of the pooled row after the last block.
@@ -153,37 +224,53 @@ class PlainTextTower(PlainTower):
         *,
         embedding: Tensor,
         positions: Tensor,
-        visible: Tensor,
+        visible: Tensor | None,
         prefix_length: int,
         blocks: Sequence[PlainBlock],
         ln_final: nn.Module,
-        projection: Tensor,
+        projection: Projection,
+        pools_last: bool = False,
     ) -> None:
         super().__init__()
         self.prefix_length = prefix_length
+        self.pools_last = pools_last
+        self.padding_counts = visible is None
         self.embedding = constant(embedding)
         self.positions = constant(positions)
-        self.mask = constant(torch.where(visible, 0.0, MASKED))
+        self.mask = None if visible is None else constant(torch.where(visible, 0.0, MASKED))
         self.blocks = nn.ModuleList(blocks)
         self.ln_final = ln_final
-        self.projection = Projection(projection)
+        self.projection = projection
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Encode int32 ids [N, L], zero-padded, to float32 [N, E]."""
+        if self.padding_counts:
+            # Padded and cut, so that whatever the input's length, this one is constant.
+            padding = torch.zeros_like(input_ids[:, :1]).expand(-1, len(self.positions))
+            input_ids = torch.cat([input_ids, padding], dim=1)[:, : len(self.positions)]
         length = input_ids.shape[1]
-        eot_N = input_ids.argmax(dim=-1)
         x_NLD = F.embedding(input_ids, self.embedding) + self.positions[:length]
-        mask_LK = self.mask[:, : self.prefix_length + length]
+        mask_LK = None if self.mask is None else self.mask[:, : self.prefix_length + length]
         *blocks, last = self.blocks
         for block in blocks:
-            x_NLD = block(x_NLD, self._mask_of(block, mask_LK[:length]))
-        mask_N11K = self._mask_of(last, mask_LK[eot_N][:, None, None])
-        x_N1D = last(x_NLD, mask_N11K, lambda rows_NLD: _take_row(rows_NLD, eot_N))
-        embeds_NE: Tensor = self.projection(self.ln_final(x_N1D[:, 0]))
+            x_NLD = block(x_NLD, self._mask_of(block, mask_LK, slice(length)))
+        if self.pools_last:
+            pooled_ND = last(x_NLD, None, lambda rows_NLD: rows_NLD[:, -1:])[:, 0]
+        else:
+            eot_N = input_ids.argmax(dim=-1)
+            mask_N11K = self._mask_of(last, mask_LK, eot_N)
+            mask_N11K = None if mask_N11K is None else mask_N11K[:, None, None]
+            pooled_ND = last(x_NLD, mask_N11K, lambda rows_NLD: _take_row(rows_NLD, eot_N))[:, 0]
+        embeds_NE: Tensor = self.projection(self.ln_final(pooled_ND))
         return embeds_NE
 
-    def _mask_of(self, block: nn.Module, mask: Tensor) -> Tensor:
+    def _mask_of(
+        self, block: nn.Module, mask_LK: Tensor | None, rows: slice | Tensor
+    ) -> Tensor | None:
+        if mask_LK is None:
+            return None
         has_prefix = cast("PlainBlock", block).attention.prefix_k is not None
+        mask = mask_LK[rows]
         return mask if has_prefix else mask[..., self.prefix_length :]
 
 

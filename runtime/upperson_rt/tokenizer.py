@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.arguments import check_count, check_list, check_path, check_text
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.printable import shown
 from upperson_rt.tokenizer_file import read_tokenizer
 
 __all__ = ["TokenBatch", "Tokenizer", "token_lengths"]
@@ -23,13 +24,17 @@ class TokenBatch:
     """Token ids of a batch of sentences."""
 
     input_ids: NDArray[np.int32]
-    """(N, L) SOT, tokens, EOT, then zeros; L is the longest sentence of the batch."""
+    """(N, L) tokens framed by SOT, if there is one, and EOT, then zeros; L is the longest sentence
+    of the batch."""
     truncated: list[int]
     """Indices of the sentences that were longer than the context and have been cut."""
 
 
 class Tokenizer:
     """The text side's input: SOT + byte-pair tokens + EOT, zero-padded to the longest sentence.
+
+    Some vocabularies have no SOT. A tower that was trained on captions padded to its context pads
+    inside; how long a caption is has one answer here: up to its EOT.
 
     Lower-casing and the byte-pair merges live in `tokenizer.json`. Before it, HTML entities are
     unescaped twice, white space is collapsed and stripped, as CLIP does. CLIP also repairs broken
@@ -48,28 +53,35 @@ class Tokenizer:
         """Wrap a loaded tokenizer; `from_file` and `from_json` are the usual way.
 
         Args:
-            tokenizer: Its post-processor must add one start and one end token. It is changed:
-                truncation and padding are switched off, since this class does them.
+            tokenizer: Its post-processor must add an end token, and may add a start token. It is
+                changed: truncation and padding are switched off, since this class does them.
             context_length: Longest sequence of ids, the two special ones included.
             sot_id: Id of the start token; read off the post-processor when not given.
             eot_id: Id of the end token; likewise.
 
         Raises:
-            InputError: The tokenizer does not frame a sentence with the two tokens.
+            InputError: The tokenizer does not frame a sentence with these tokens.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         frame = tokenizer.encode("").ids
-        if len(frame) != 2 or sot_id not in (None, frame[0]) or eot_id not in (None, frame[1]):
+        start = frame[0] if len(frame) == 2 else None
+        if (
+            len(frame) not in (1, 2)
+            or sot_id not in (None, start)
+            or eot_id not in (None, frame[-1])
+        ):
             raise InputError(
-                f"the tokenizer must frame a sentence as SOT, tokens, EOT, but it encodes an empty "
-                f"sentence as {frame}: export tokenizer.json again, with its post-processor"
+                f"the tokenizer must frame a sentence as SOT, tokens, EOT, or as tokens, EOT, but "
+                f"it encodes an empty sentence as {frame}: export tokenizer.json again, with its "
+                "post-processor"
             )
         self.context_length = check_count(context_length, "context_length", InputError, least=3)
         self._tokenizer = tokenizer
-        self.sot_id: int = frame[0]
-        self.eot_id: int = frame[1]
+        self._frame = len(frame)
+        self.sot_id: int | None = start
+        self.eot_id: int = frame[-1]
 
     @classmethod
     def from_file(
@@ -106,7 +118,8 @@ class Tokenizer:
         """Encode sentences.
 
         Args:
-            texts: N sentences, each with at least one character that is not white space.
+            texts: N sentences, each with at least one character that is not white space, or not
+                punctuation where the model reads none.
 
         Returns:
             The ids, int32 (N, L) with L at most `context_length`, and which sentences were cut.
@@ -121,6 +134,12 @@ class Tokenizer:
         sequences: list[list[int]] = [
             encoding.ids for encoding in self._tokenizer.encode_batch(cleaned)
         ]
+        for index, ids in enumerate(sequences):
+            if len(ids) == self._frame:
+                raise InputError(
+                    f"sentence {index} has nothing that this model reads ({shown(texts[index])}): "
+                    "describe the person in a few words"
+                )
         truncated = [i for i, ids in enumerate(sequences) if len(ids) > self.context_length]
         for i in truncated:
             sequences[i] = [*sequences[i][: self.context_length - 1], self.eot_id]

@@ -19,7 +19,7 @@ from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.printable import one_line, shown
 from upperson_rt.strict import parse_json
 
-__all__ = ["REPLACED", "WORDS", "read_tokenizer"]
+__all__ = ["CLEANED", "REPLACED", "SPACES", "WORDS", "read_tokenizer"]
 
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What CLIP's word pattern splits on: contractions, letters, single digits, runs of the rest."""
@@ -28,15 +28,35 @@ REPLACED = {"[\u2018\u2019]": "'", "[\u201c\u201d]": '"', r"\s+": " "}
 """Patterns and what takes the place of their matches: of what CLIP has ftfy repair, this is what
 people really type or paste; then white space."""
 
+
+def _replaced(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+_LOWERCASE: dict[str, Any] = {"type": "Lowercase"}
+_UNDERSCORES = _replaced({"String": "_"}, " ")
+_PUNCTUATION = _replaced({"Regex": r"[!-/:-@\[-^`{-~]"}, "")
+_WHITE_SPACE = _replaced({"Regex": r"\s+"}, " ")
+_STRIPPED: dict[str, Any] = {"type": "Strip", "strip_left": True, "strip_right": True}
+
+SPACES = _replaced({"String": " "}, "\u2581")
+"""Gemma's vocabulary writes spaces so."""
+
+CLEANED: dict[str, list[dict[str, Any]]] = {
+    "whitespace": [_WHITE_SPACE, _STRIPPED],
+    "lower": [_WHITE_SPACE, _STRIPPED, _LOWERCASE],
+    "canonicalize": [_UNDERSCORES, _PUNCTUATION, _LOWERCASE, _WHITE_SPACE, _STRIPPED],
+}
+"""What open_clip does to text before Gemma's vocabulary, by its names: no ASCII punctuation in the
+last one."""
+
 # A row for each part that a tokenizer may have, as the library writes it. Another base may need
 # another row: one whose time is linear in the text.
 _NORMALIZERS: list[dict[str, Any]] = [
     {"type": "NFC"},
-    {"type": "Lowercase"},
-    *(
-        {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
-        for pattern, content in REPLACED.items()
-    ),
+    *(_replaced({"Regex": pattern}, content) for pattern, content in REPLACED.items()),
+    *CLEANED["canonicalize"],
+    SPACES,
 ]
 _PRE_TOKENIZERS: list[dict[str, Any]] = [
     {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True},
@@ -47,8 +67,8 @@ _BPE = {
     "dropout": (None,),  # It would split by chance.
     "continuing_subword_prefix": (None, ""),
     "end_of_word_suffix": (None, "", "</w>"),
-    "fuse_unk": (False,),
-    "byte_fallback": (False,),
+    "fuse_unk": (False, True),
+    "byte_fallback": (False, True),
     "ignore_merges": (False,),
 }
 _KEYS = {
@@ -128,7 +148,13 @@ def _model(content: Any) -> models.Model:
         _require(isinstance(merges, list), "model.merges, a list,", merges)
         # Before tokenizers 0.20 a pair was one string.
         pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
-        options = {"unk_token": unknown, "end_of_word_suffix": content.get("end_of_word_suffix")}
+        options = {
+            "unk_token": unknown,
+            **{
+                name: content.get(name)
+                for name in ("end_of_word_suffix", "fuse_unk", "byte_fallback")
+            },
+        }
         given = {name: value for name, value in options.items() if value}
         return models.BPE(vocab=vocabulary, merges=pairs, **given)
     except IntegrityError:
@@ -141,24 +167,24 @@ def _model(content: Any) -> models.Model:
 
 
 def _frame(content: Any, vocabulary: dict[str, int]) -> dict[str, Any]:
-    """Return the post-processor that puts one token of the vocabulary before and one after."""
+    """Return the post-processor that puts a token after a sentence and, if any, one before."""
     try:
         pieces = content["single"]
-        tokens = [piece["SpecialToken"]["id"] for piece in (pieces[0], pieces[2])]
+        tokens = [piece["SpecialToken"]["id"] for piece in (*pieces[:-2], pieces[-1])]
         special = {
             name: {"id": name, "ids": [vocabulary[name]], "tokens": [name]} for name in tokens
         }
-        found = content["type"], len(pieces), pieces[1]["Sequence"]["id"], content["special_tokens"]
+        found = content["type"], pieces[-2]["Sequence"]["id"], content["special_tokens"]
     except (TypeError, LookupError):
-        special, found = {}, ("", 0, "", {})
-    expected = "TemplateProcessing", 3, "A", special
-    if not special or found != expected:
+        special, found = {}, ("", "", {})
+    if len(special) not in (1, 2) or found != ("TemplateProcessing", "A", special):
         raise IntegrityError(
-            "tokenizer.json: the tokenizer must frame a sentence as SOT, tokens, EOT by its "
-            "post-processor, with tokens of the vocabulary: export the bundle again"
+            "tokenizer.json: the tokenizer must frame a sentence as SOT, tokens, EOT, or as "
+            "tokens, EOT, by its post-processor, with tokens of the vocabulary: export the bundle "
+            "again"
         )
     single: list[Any] = [{"SpecialToken": {"id": name, "type_id": 0}} for name in tokens]
-    single.insert(1, {"Sequence": {"id": "A", "type_id": 0}})
+    single.insert(-1, {"Sequence": {"id": "A", "type_id": 0}})
     pair = [{"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")]
     return {
         "type": "TemplateProcessing",

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from torch import Tensor
 
 from tests.helpers.toy_clip import TOY
-from upperson.model import base as base_module
 
 HALF = ("weight", "bias", "in_proj_weight", "in_proj_bias", "tokens", "proj", "text_projection")
 """Last parts of the names that are half precision after training on a GPU, LayerNorms aside."""
@@ -194,9 +194,9 @@ def save_official(
 
 def know_toy_base(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make open_clip know the architecture of `TOY_OFFICIAL` under the name ``toy``."""
-    known = base_module.open_clip.get_model_config
+    known = open_clip.get_model_config
     monkeypatch.setattr(
-        base_module.open_clip,
+        open_clip,
         "get_model_config",
         lambda name: TOY if name == "toy" else known(name),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 from safetensors.torch import save_file
 
@@ -12,7 +13,6 @@ from tests.helpers.toy_clip import IMAGE_SIZE, TOY, toy_clip
 from upperson import run_writer
 from upperson.config import TrainConfig
 from upperson.data.synthetic import SyntheticSpec, write_dataset
-from upperson.model import base as base_module
 from upperson.model.parts import UPPersonConfig
 from upperson.train import Step
 from upperson_rt.metrics import RetrievalMetrics
@@ -47,9 +47,9 @@ class Recorder:
 
 def know_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make open_clip know the toy's architecture under the name ``toy``."""
-    known = base_module.open_clip.get_model_config
+    known = open_clip.get_model_config
     monkeypatch.setattr(
-        base_module.open_clip,
+        open_clip,
         "get_model_config",
         lambda name: TOY if name == "toy" else known(name),
     )

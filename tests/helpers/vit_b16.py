@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from upperson_calibration.graph import TowerGraph
 from upperson_export.blocks import Adapter, Attention, Linear, Mlp, PackedAttention, PlainBlock
 from upperson_export.graphs import build_variant, export_onnx
-from upperson_export.plain import PatchProjection, PlainImageTower, PlainTextTower, PlainTower
+from upperson_export.plain import (
+    PatchProjection,
+    PlainImageTower,
+    PlainTextTower,
+    PlainTower,
+    Projection,
+)
 from upperson_export.variants import VariantName
 from upperson_rt.tensorrt.builder import InputProfile
 from upperson_rt.towers import TOWERS, Tower
@@ -53,7 +59,7 @@ def vit_block(width: int, heads: int, attention: type[Attention]) -> PlainBlock:
         ),
         nn.LayerNorm(width),
         Adapter(linear(width, width // 8), linear(width // 8, width)),
-        Mlp(linear(width, 4 * width), linear(4 * width, width), quick_gelu=True),
+        Mlp(linear(width, 4 * width), linear(4 * width, width), "quick_gelu"),
     )
 
 
@@ -71,8 +77,8 @@ def vit_b16(kind: Tower, layers: int) -> PlainTower:
             class_row=random(1, 1, 768),
             ln_pre=nn.LayerNorm(768),
             blocks=vit_blocks(layers, 768, 12),
-            ln_post=nn.LayerNorm(768),
-            projection=random(768, 512),
+            head=nn.LayerNorm(768),
+            projection=Projection(random(768, 512)),
         )
     else:
         tower = PlainTextTower(
@@ -82,7 +88,7 @@ def vit_b16(kind: Tower, layers: int) -> PlainTower:
             prefix_length=PREFIX,
             blocks=vit_blocks(layers, 512, 8),
             ln_final=nn.LayerNorm(512),
-            projection=random(512, 512),
+            projection=Projection(random(512, 512)),
         )
     return tower.eval().requires_grad_(False)
 

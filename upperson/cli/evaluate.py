@@ -142,13 +142,12 @@ def _run_towers(
     """Embed a split with a run."""
     from upperson.components import choose_device
     from upperson.data.images import truncated_images
-    from upperson.data.vocabulary import clip_tokenizer
     from upperson.evaluate import embed_records, embed_texts
     from upperson.run import load_run
 
-    config, _, model = load_run(target)
+    config, base, model = load_run(target)
     model = model.to(choose_device(device))
-    tokenizer = clip_tokenizer(model.text.context_length)
+    tokenizer = base.tokenizer()
     progress = partial(display.update, "encoding")
     with truncated_images(config.load_truncated):
         embeds = embed_records(model, tokenizer, records, progress=progress)

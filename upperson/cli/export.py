@@ -30,7 +30,7 @@ def export(
     base: Annotated[
         str | None,
         typer.Option(
-            help="Export a CLIP as it was published, without a run."
+            help="Export a CLIP as it was published, without a run (docs/training.md)."
         ),
     ] = None,
     pretrained: Annotated[

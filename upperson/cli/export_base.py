@@ -15,8 +15,8 @@ import numpy as np
 from upperson.cli.export_run import calibration_samples, measured_split, render_people
 from upperson.data.synthetic import LOOKS, describe
 from upperson.data.synthetic.people import sample_people
-from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
-from upperson.model.base import crop_size, load_base
+from upperson.model.base import load_base
+from upperson.model.configs import base_config
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson_calibration.calibration_file import read_calibration
@@ -58,7 +58,7 @@ def export_base(
     Args:
         name: See `load_base`.
         pretrained: See `load_base`.
-        image_size: (height_px, width_px) of the person crops; None: see `crop_size`.
+        image_size: (height_px, width_px) of the person crops; None: see `BaseConfig.crop_size`.
         output: Bundle to write.
         options: What to export.
         root: Folder of a data set to measure on; None: there are no captions, and rankings are
@@ -80,12 +80,12 @@ def export_base(
     if calib_data is not None:
         next(iter_image_files([calib_data]))  # Raises now rather than after minutes.
     progress("loading the base", 0, 1)
-    own = crop_size(name)
+    own = base_config(name).crop_size
     height_px, width_px = (given or usual for given, usual in zip(image_size, own, strict=True))
     base = load_base(name, pretrained, (height_px, width_px))
     model = UPPerson(base.clip, PLAIN_CLIP, (height_px, width_px), base.statistics).eval()
     progress("loading the base", 1, 1)
-    tokenizer = clip_tokenizer(model.text.context_length)
+    tokenizer = base.tokenizer()
     choosing: dict[str, Any] = {
         "height_px": height_px,
         "width_px": width_px,
@@ -126,7 +126,7 @@ def export_base(
         return export_bundle(
             model,
             identity,
-            clip_tokenizer_json(),
+            base.tokenizer_json,
             samples,
             split,
             output,

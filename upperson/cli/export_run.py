@@ -8,7 +8,6 @@ from typing import Any
 from upperson.config import settings_from
 from upperson.data.records import Record, Split, read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
-from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson.evaluate import pids_of
 from upperson.run import ADAPTER, CONFIG, load_run
 from upperson_calibration.calibration_file import read_calibration
@@ -68,7 +67,7 @@ def export_run(
     samples = calibration_samples(
         train,
         f"{root.resolve().name}, train",
-        clip_tokenizer(model.text.context_length),
+        base.tokenizer(),
         folder=calib_data,
         height_px=config.height_px,
         width_px=config.width_px,
@@ -85,7 +84,7 @@ def export_run(
             adapter_sha256=sha256_of_file(run / ADAPTER),
             embed_dim=model.embed_dim,
         ),
-        clip_tokenizer_json(),
+        base.tokenizer_json,
         samples,
         split,
         output,

@@ -146,7 +146,8 @@ def _check(
         require_no_trust(trust, target)
     with tempfile.TemporaryDirectory() as folder:
         if not is_bundle:
-            trained = TrainedEncoder(load_run(target).model)
+            loaded = load_run(target)
+            trained = TrainedEncoder(loaded.model, loaded.base.tokenizer())
             size = trained.model.image_size
             inputs = _read_inputs(images, count, Path(folder), trained.tokenizer, size)
             pixels = compare_pixels(trained.read_pixels(inputs.files), inputs)
@@ -182,7 +183,7 @@ def _load_run_of(run: Path, manifest: "Manifest") -> "TrainedEncoder":
             f"adapter {expected[1][:12]}, image size {expected[2]}, the run {found[0][:12]}, "
             f"{found[1][:12]}, {found[2]}. Name its own run with --run, or leave --run out"
         )
-    return TrainedEncoder(model)
+    return TrainedEncoder(model, base.tokenizer())
 
 
 def _read_inputs(

@@ -45,7 +45,8 @@ def train(
         ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(help="upperson-small or a ViT CLIP of open_clip.")
+        str | None,
+        typer.Option(help="upperson-small, a ViT CLIP of open_clip, or the .json file of one."),
     ] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Weights of the base: a file or a tag of open_clip.")
@@ -108,7 +109,7 @@ def train(
     """
     require_extra("train", "training")
     overrides = {
-        "base": base,
+        "base": base and (_absolute_file(base) if base.endswith(".json") else base),
         "pretrained": pretrained and _absolute_file(pretrained),
         "init_from": init_from and str(init_from.absolute()),
         "allow_partial": allow_partial or None,

@@ -1,25 +1,28 @@
-"""Frozen bases: a ViT CLIP of open_clip with weights from a file, a tag or this package.
+"""Frozen bases: a ViT CLIP that open_clip builds, with weights from a file, a tag or this package.
 
 Shapes of the base are never assumed; everything is read from the module open_clip builds.
 """
 
-import difflib
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.model import CLIP
+from open_clip.convert import convert_state_dict
+from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
 
 from upperson.data.transforms import PixelStatistics
+from upperson.data.vocabulary import clip_tokenizer_json, gemma_tokenizer_json
+from upperson.model.architecture import image_architecture, text_architecture
+from upperson.model.configs import ASSETS, SMALL, BaseConfig, base_config
 from upperson.model.encoder import patch_grid
 from upperson.model.weights import (
     fetch,
+    find_tokenizer,
     pixel_statistics,
     pop_openai_facts,
     read_weights,
@@ -27,28 +30,12 @@ from upperson.model.weights import (
     tag_facts,
 )
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.tokenizer import Tokenizer
 
-SMALL = "upperson-small"
-"""Name of the small base that ships with the package, made by ``upperson pretrain-small``."""
-
-ASSETS = Path(__file__).parent.parent / "assets"
-
-_PLAIN = {
-    "": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},
-    "vision_cfg": {
-        "image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "patch_dropout"
-    },
-    "text_cfg": {"context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio"},
-}  # fmt: skip
-"""Entries of open_clip's configurations that give sizes; any other makes it another architecture.
-
-Other towers, tokenizers, poolings, masks and layer scales are all such entries.
-"""
-
-_USUAL_CROPS = (384, 128)
+__all__ = ["SMALL", "Base", "build_clip", "load_base", "weights_sha256"]
 
 _POSITIONS = "visual.positional_embedding"
-_LOGIT_SCALE = "logit_scale"
+_TEMPERATURE = ("logit_scale", "logit_bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +45,22 @@ class Base:
     clip: Any
     name: str
     sha256: str
-    """Hash over names, shapes and values of the weights, whatever file they came from."""
+    """Hash over names, shapes and values of the weights, whatever file they came from; for a base
+    that has them, also over its configuration file and its own tokenizer."""
     statistics: PixelStatistics
     """Mean and std of the pixels it was trained on: images are normalised to (x - mean) / std."""
+    tokenizer_json: str = field(default_factory=clip_tokenizer_json, repr=False)
+    """Content of ``tokenizer.json``."""
+
+    @property
+    def has_clips_vocabulary(self) -> bool:
+        """Whether its tokenizer is CLIP's."""
+        return self.tokenizer_json == clip_tokenizer_json()
+
+    def tokenizer(self) -> Tokenizer:
+        """Return what its text tower was trained with."""
+        context_length = len(text_architecture(self.clip).positions)
+        return Tokenizer.from_json(self.tokenizer_json, context_length)
 
 
 def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | None = None) -> Base:
@@ -68,10 +68,12 @@ def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | N
 
     A tag's activation (QuickGELU or GELU) and pixel statistics are those it was trained with. Of a
     file in OpenAI's format it is known that it has QuickGELU; any other file says neither, so the
-    name decides (``ViT-B-16-quickgelu`` or ``ViT-B-16``) and the statistics are CLIP's.
+    name decides (``ViT-B-16-quickgelu`` or ``ViT-B-16``) and the statistics are CLIP's, or those
+    of all published weights of a name whose image tower is timm's. A configuration file says both.
 
     Args:
-        name: ``upperson-small``, or a ViT CLIP of open_clip, for example ``ViT-B-16``.
+        name: ``upperson-small``, a ViT CLIP of open_clip, for example ``ViT-B-16``, or a file; see
+            `upperson.model.configs`.
         pretrained: A tag of open_clip or a local file: OpenAI's TorchScript archive, a state dict
             of torch, or safetensors. None for ``upperson-small``, whose weights ship with the
             package.
@@ -80,11 +82,12 @@ def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | N
             change weights with the grid of the name: ``UPPerson`` interpolates those.
 
     Raises:
-        UsageError: Unknown name or tag, a name without weights, or not a plain ViT CLIP.
-        InputError: The file is missing, damaged, cannot be fetched, or belongs to another
+        UsageError: Unknown name or tag, a name without weights, or an architecture that does not
+            work.
+        InputError: A file is missing, damaged, cannot be fetched, or belongs to another
             architecture.
     """
-    config = _plain_config(name)
+    config = base_config(name)
     if name == SMALL and pretrained is None:
         pretrained = str(ASSETS / f"{SMALL}.safetensors")
     if pretrained is None:
@@ -92,44 +95,83 @@ def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | N
             f"base '{name}' needs weights, found none: pass --pretrained with a local file "
             "or a tag that open_clip knows, for example openai"
         )
+    if config.over_timm:
+        _require_describable(config)  # Before anything is fetched.
     path = Path(pretrained)
     facts: dict[str, Any] = {}
-    if not (path.is_file() or path.suffix or name == SMALL):
+    from_tag = not (path.is_file() or path.suffix or name == SMALL or config.file is not None)
+    tokenizer_json = _tokenizer_json(config, None if from_tag else path.parent)
+    if from_tag:
         facts = tag_facts(name, pretrained)
         path = fetch(name, pretrained, facts)
     state = read_weights(path)
+    model = config.model
     if pop_openai_facts(state):
-        config["quick_gelu"] = True
-    elif "quick_gelu" in facts:
-        config["quick_gelu"] = facts["quick_gelu"]
-    if image_size is not None and _has_grid_of_crops(state, config["vision_cfg"], image_size):
-        config["vision_cfg"]["image_size"] = list(image_size)
-    clip = CLIP(**config)
-    _fill(clip, state, path, name)
-    return Base(clip.eval(), name, weights_sha256(clip), pixel_statistics(facts))
-
-
-def crop_size(name: str) -> tuple[int, int]:
-    """Return (height_px, width_px) of crops for a base: its own, if it was made for people.
-
-    Bases for any picture are square, and crops of people are usually 384x128.
-
-    Raises:
-        UsageError: As `load_base`.
-    """
-    size = _plain_config(name)["vision_cfg"]["image_size"]
-    if isinstance(size, int) or size[0] == size[1]:
-        return _USUAL_CROPS
-    return size[0], size[1]
+        if config.file is not None and not model["quick_gelu"]:
+            raise InputError(
+                f"{path} is in OpenAI's format, whose models have QuickGELU, but {config.file} "
+                'says "quick_gelu": false: mend the one that is wrong'
+            )
+        model["quick_gelu"] = True
+    elif "quick_gelu" in facts and not config.over_timm:
+        model["quick_gelu"] = facts["quick_gelu"]
+    if image_size is not None and _has_grid_of_crops(state, model["vision_cfg"], image_size):
+        model["vision_cfg"] = model["vision_cfg"] | {"image_size": list(image_size)}
+    clip = _build(config)
+    _fill(clip, state, path, config.name)
+    statistics = pixel_statistics(facts) if facts or not config.statistics else config.statistics
+    return Base(
+        clip.eval(),
+        config.name,
+        _identity(clip, config, tokenizer_json),
+        statistics,
+        tokenizer_json,
+    )
 
 
 def build_clip(name: str) -> Any:
-    """Build a CLIP with random weights from the package's or open_clip's configuration.
+    """Build a CLIP with random weights from a configuration.
 
     Raises:
-        UsageError: open_clip knows no such model, or it is not a CLIP with two plain towers.
+        UsageError: Unknown, or an architecture that does not work.
+        InputError: A configuration file cannot be read.
     """
-    return CLIP(**_plain_config(name))
+    return _build(base_config(name))
+
+
+def _build(config: BaseConfig) -> Any:
+    return (CustomTextCLIP if config.custom_text else CLIP)(**config.model)
+
+
+def _require_describable(config: BaseConfig) -> None:
+    with torch.device("meta"):
+        clip = _build(config)
+    image_architecture(clip)
+    text = text_architecture(clip)
+    if config.tokenizer is not None and text.pooled == "eot":
+        raise UsageError(
+            f"base '{config.name}' pools the end token as the one with the largest id, which "
+            f"{config.tokenizer} does not have: its pool_type is wrong, or it is unsupported"
+        )
+
+
+def _tokenizer_json(config: BaseConfig, beside: Path | None) -> str:
+    """Return the content of a bundle's ``tokenizer.json``."""
+    if config.tokenizer is None:
+        return clip_tokenizer_json()
+    path = find_tokenizer(config.tokenizer, beside)
+    text = config.model["text_cfg"]
+    clean = text.get("tokenizer_kwargs", {}).get("clean", "whitespace")
+    return gemma_tokenizer_json(path, text["vocab_size"], clean)
+
+
+def _identity(clip: nn.Module, config: BaseConfig, tokenizer_json: str) -> str:
+    weights = weights_sha256(clip)
+    own = [json.dumps(config.model, sort_keys=True)] if config.file is not None else []
+    if config.tokenizer is not None:
+        own.append(tokenizer_json)
+    # Names of open_clip stand for their sizes and CLIP's tokenizer.
+    return hashlib.sha256("\n".join([weights, *own]).encode()).hexdigest() if own else weights
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -139,42 +181,6 @@ def weights_sha256(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _plain_config(name: str) -> dict[str, Any]:
-    config: dict[str, Any] | None = None
-    if name == SMALL:
-        config = json.loads((ASSETS / f"{SMALL}.json").read_text("utf-8"))
-    elif ":" not in name:  # open_clip would fetch hf-hub:NAME from the network.
-        config = open_clip.get_model_config(name)
-    if config is None:
-        names = [SMALL, *filter(_is_plain_name, open_clip.list_models())]
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        raise UsageError(
-            f"base '{name}' is unknown: expected {SMALL} or a ViT CLIP of open_clip, such as "
-            + ", ".join(near or ["ViT-B-16", "ViT-B-32", "ViT-L-14"])
-        )
-    if odd := _what_is_not_plain(config):
-        raise UsageError(
-            f"base '{name}' is not a plain ViT CLIP ({', '.join(odd)} in its configuration): "
-            "choose one such as ViT-B-16"
-        )
-    return config
-
-
-def _is_plain_name(name: str) -> bool:
-    return not _what_is_not_plain(open_clip.get_model_config(name))
-
-
-def _what_is_not_plain(config: dict[str, Any]) -> list[str]:
-    odd = {
-        entry
-        for part, known in _PLAIN.items()
-        for entry in (config[part] if part else config).keys() - known
-    }
-    if isinstance(config["vision_cfg"].get("layers"), list):
-        odd.add("a ResNet's layers")
-    return sorted(odd)
 
 
 def _has_grid_of_crops(
@@ -194,9 +200,14 @@ def _has_grid_of_crops(
 def _fill(clip: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
     """Copy weights of a file into a CLIP of float32, whatever floats they are."""
     expected = clip.state_dict()
-    # UP-Person has a fixed temperature: files without this number, or with it as [1], are complete.
-    scale = state.get(_LOGIT_SCALE, expected[_LOGIT_SCALE])
-    state = state | {_LOGIT_SCALE: scale.reshape(()) if scale.numel() == 1 else scale}
+    state = convert_state_dict(clip, _with_usual_names(state))
+    # UP-Person has a fixed temperature: files without these numbers, or with them as [1], are
+    # complete. Batch norms are constants, whatever they have counted.
+    for key in _TEMPERATURE:
+        if key in expected:
+            number = state.get(key, expected[key])
+            state = state | {key: number.reshape(()) if number.numel() == 1 else number}
+    expected = {key: x for key, x in expected.items() if not key.endswith("num_batches_tracked")}
     wrong = [
         f"{key} {tuple(value.shape)}" for key, value in expected.items()
         if key not in state or state[key].shape != value.shape
@@ -210,3 +221,17 @@ def _fill(clip: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> N
         for key, value in expected.items():
             require_finite(f"{path}: {key}", state[key])
             value.copy_(state[key])
+
+
+def _with_usual_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo the names of TinyCLIP's checkpoints, which keep each tower in a module of its own."""
+    prefixes = ("_image_encoder.", "_text_encoder.", "_logit_scale.")
+    return {
+        _without(name, prefixes).removeprefix("module."): tensor for name, tensor in state.items()
+    }
+
+
+def _without(name: str, prefixes: tuple[str, ...]) -> str:
+    for prefix in prefixes:
+        name = name.removeprefix(prefix)
+    return name

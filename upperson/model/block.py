@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
+from upperson.model.architecture import FrozenBlock
 from upperson.model.parts import KVLora, LAdapter, SPrefix, UPPersonConfig
 from upperson_rt.errors import UsageError
 
@@ -36,7 +37,7 @@ class Block(nn.Module):
     """A frozen CLIP block with S-Prefix, K/V LoRA and two L-Adapters.
 
     Args:
-        base: A residual attention block of open_clip. Its modules are shared, not copied.
+        base: A block of the base. Its modules are shared, not copied.
         config: Sizes of the trained parts in this block.
     """
 
@@ -45,7 +46,7 @@ class Block(nn.Module):
     ln_2: nn.Module
     mlp: nn.Module
 
-    def __init__(self, base: Any, config: UPPersonConfig) -> None:
+    def __init__(self, base: FrozenBlock, config: UPPersonConfig) -> None:
         super().__init__()
         self.ln_1 = base.ln_1
         self.attn = base.attn

@@ -3,6 +3,7 @@
 Shapes: N batch, H image height, W image width, L tokens, P prefix length, D width, E embedding.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,111 +12,118 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from upperson.data.transforms import CLIP_STATISTICS, PixelStatistics
+from upperson.model.architecture import (
+    FrozenBlock,
+    ImageArchitecture,
+    TextArchitecture,
+    image_architecture,
+    text_architecture,
+)
 from upperson.model.block import TRAINED_PARTS, Block
 from upperson.model.parts import UPPersonConfig
 from upperson_rt.errors import UsageError
 
 
 class ImageEncoder(nn.Module):
-    """The image tower: patches of a crop to the feature of its class token.
+    """The image tower: patches of a crop to one feature.
 
     Args:
-        visual: ``VisionTransformer`` of open_clip, pooling its class token.
+        base: The frozen tower.
         config: Sizes of the trained parts.
         height_px: Image height; the positional grid is interpolated to it.
         width_px: Image width.
     """
 
-    conv1: nn.Conv2d
-    class_embedding: nn.Parameter
-    ln_pre: nn.Module
-    ln_post: nn.Module
-    proj: nn.Parameter
-
-    def __init__(self, visual: Any, config: UPPersonConfig, height_px: int, width_px: int) -> None:
+    def __init__(
+        self, base: ImageArchitecture, config: UPPersonConfig, height_px: int, width_px: int
+    ) -> None:
         super().__init__()
-        self.conv1 = visual.conv1
-        self.class_embedding = visual.class_embedding
+        self.stem = base.stem
+        self.class_embedding = base.class_embedding
         self.positional_embedding = interpolate_positions(
-            visual.positional_embedding,
-            visual.grid_size,
-            patch_grid(visual.conv1.kernel_size, height_px, width_px),
+            base.positions, base.grid, patch_grid(base.patch_px, height_px, width_px)
         )
         self.checkpoint_activations = False
-        self.ln_pre = visual.ln_pre
-        self.blocks = build_blocks(visual.transformer.resblocks, config)
-        self.ln_post = visual.ln_post
-        self.proj = visual.proj
+        self.ln_pre = base.ln_pre
+        self.blocks = build_blocks(base.blocks, config)
+        self.ln_post = base.ln_post
+        self.pool = base.pool
+        self.proj = base.projection
+        self.proj_bias = base.projection_bias
 
     def forward(self, image_N3HW: Tensor) -> Tensor:
         """Encode normalised float images [N, 3, H, W] to features [N, E], not unit norm."""
-        x_NLD = self.conv1(image_N3HW).flatten(2).transpose(1, 2)
-        cls_N1D = self.class_embedding.to(x_NLD.dtype).expand(x_NLD.shape[0], 1, -1)
-        x_NLD = torch.cat([cls_N1D, x_NLD], dim=1)
+        x_NLD = self.stem(image_N3HW).flatten(2).transpose(1, 2)
+        cls_N = None
+        if self.class_embedding is not None:
+            cls_N1D = self.class_embedding.to(x_NLD.dtype).expand(x_NLD.shape[0], 1, -1)
+            x_NLD = torch.cat([cls_N1D, x_NLD], dim=1)
+            cls_N = torch.zeros(x_NLD.shape[0], dtype=torch.int64, device=x_NLD.device)
         x_NLD = self.ln_pre(x_NLD + self.positional_embedding.to(x_NLD.dtype))
-        cls_N = torch.zeros(x_NLD.shape[0], dtype=torch.int64, device=x_NLD.device)
-        pooled_ND = run_blocks(self.blocks, x_NLD, None, cls_N, self.checkpoint_activations)
-        out: Tensor = self.ln_post(pooled_ND) @ self.proj
-        return out
+        x = self.ln_post(run_blocks(self.blocks, x_NLD, None, cls_N, self.checkpoint_activations))
+        if self.pool is not None:
+            x = self.pool(x)
+        return _projected(x, self.proj, self.proj_bias)
 
 
 class TextEncoder(nn.Module):
-    """The text tower: token ids of a caption to the feature of its end token.
+    """The text tower: token ids of a caption to one feature.
 
     Args:
-        clip: ``CLIP`` of open_clip (the text tower's modules sit on it), pooling the EOT token.
+        base: The frozen tower.
         config: Sizes of the trained parts.
     """
 
-    token_embedding: nn.Embedding
-    positional_embedding: nn.Parameter
-    ln_final: nn.Module
-    text_projection: nn.Parameter
-    context_length: int
-    mask: Tensor
+    mask: Tensor | None
 
-    def __init__(self, clip: Any, config: UPPersonConfig) -> None:
+    def __init__(self, base: TextArchitecture, config: UPPersonConfig) -> None:
         super().__init__()
-        self.token_embedding = clip.token_embedding
-        self.positional_embedding = clip.positional_embedding
-        self.blocks = build_blocks(clip.transformer.resblocks, config)
-        self.ln_final = clip.ln_final
-        self.text_projection = clip.text_projection
-        self.context_length = clip.context_length
-        self.register_buffer(
-            "mask", causal_mask(self.context_length, config.prefix_length), persistent=False
-        )
+        self.token_embedding = base.token_embedding
+        self.positional_embedding = base.positions
+        self.blocks = build_blocks(base.blocks, config)
+        self.ln_final = base.ln_final
+        self.text_projection = base.projection
+        self.text_projection_bias = base.projection_bias
+        self.context_length = len(base.positions)
+        self.pools_last = base.pooled == "last"
+        mask = causal_mask(self.context_length, config.prefix_length) if base.causal else None
+        self.register_buffer("mask", mask, persistent=False)
         self.prefix_length = config.prefix_length
         self.checkpoint_activations = False
 
     def forward(self, ids_NL: Tensor) -> Tensor:
         """Encode token ids [N, L], zero-padded, to features [N, E], not unit norm.
 
-        L may be anything up to the context length: padding after the last EOT changes nothing,
-        the causal mask hides it from the pooled token.
+        L may be anything up to the context length. Padding changes nothing: a causal mask hides
+        what comes after the end token, and a tower without one, which was trained on captions
+        padded to the context, gets them so.
         """
+        if self.mask is None:
+            ids_NL = F.pad(ids_NL, (0, self.context_length - ids_NL.shape[1]))
         length = ids_NL.shape[1]
         x_NLD = self.token_embedding(ids_NL) + self.positional_embedding[:length]
-        mask = self.mask[:length, : self.prefix_length + length]
-        # EOT has the largest id of the vocabulary, so argmax finds its first place.
-        eot_N = ids_NL.argmax(dim=-1)
-        pooled_ND = run_blocks(self.blocks, x_NLD, mask, eot_N, self.checkpoint_activations)
-        out: Tensor = self.ln_final(pooled_ND) @ self.text_projection
-        return out
+        mask = None if self.mask is None else self.mask[:length, : self.prefix_length + length]
+        if self.pools_last:
+            pooled_N = torch.full_like(ids_NL[:, 0], length - 1)
+        else:
+            # EOT has the largest id of the vocabulary, so argmax finds its first place.
+            pooled_N = ids_NL.argmax(dim=-1)
+        pooled_ND = run_blocks(self.blocks, x_NLD, mask, pooled_N, self.checkpoint_activations)
+        return _projected(self.ln_final(pooled_ND), self.text_projection, self.text_projection_bias)
 
 
 class UPPerson(nn.Module):
     """Dual encoder with everything frozen but the trained parts.
 
     Args:
-        clip: A ``CLIP`` of open_clip with ViT towers.
+        clip: A CLIP of open_clip with ViT towers; see `upperson.model.architecture`.
         config: Sizes of the trained parts.
         image_size: (height_px, width_px) of the person crops.
         statistics: Mean and standard deviation per RGB channel, of pixels in 0..1, that images are
             normalised with; the base's own.
 
     Raises:
-        UsageError: The base is not a plain ViT CLIP, or the size does not fit its patches.
+        UsageError: The base is of another architecture, or the size does not fit its patches.
     """
 
     def __init__(
@@ -126,13 +134,12 @@ class UPPerson(nn.Module):
         statistics: PixelStatistics = CLIP_STATISTICS,
     ) -> None:
         super().__init__()
-        _check_base(clip)
         self.config = config
         self.image_size = image_size
         self.statistics = statistics
         self.image_mean, self.image_std = statistics
-        self.image = ImageEncoder(clip.visual, config, *image_size)
-        self.text = TextEncoder(clip, config)
+        self.image = ImageEncoder(image_architecture(clip), config, *image_size)
+        self.text = TextEncoder(text_architecture(clip), config)
         self.requires_grad_(False)
         for tower in (self.image, self.text):
             for block in tower.blocks:
@@ -159,7 +166,17 @@ class UPPerson(nn.Module):
     @property
     def embed_dim(self) -> int:
         """Width E of the shared embedding space."""
-        return self.image.proj.shape[1]
+        return self.text.text_projection.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the patches are computed in, and images have to be."""
+        return next(self.image.stem.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.image.stem.parameters()).device
 
     def encode_image(self, image_N3HW: Tensor) -> Tensor:
         """Encode normalised images [N, 3, H, W] to unit-norm float32 [N, E]."""
@@ -178,7 +195,7 @@ class UPPerson(nn.Module):
         }
 
 
-def build_blocks(bases: nn.ModuleList, config: UPPersonConfig) -> nn.ModuleList:
+def build_blocks(bases: Sequence[FrozenBlock], config: UPPersonConfig) -> nn.ModuleList:
     """Put the trained parts into every block of a tower that the configuration names."""
     return nn.ModuleList(
         Block(base, config.at(number, len(bases))) for number, base in enumerate(bases, start=1)
@@ -189,18 +206,19 @@ def run_blocks(
     blocks: nn.ModuleList,
     x_NLD: Tensor,
     mask: Tensor | None,
-    pooled_N: Tensor,
+    pooled_N: Tensor | None,
     checkpoint_activations: bool,
 ) -> Tensor:
     """Run a tower's blocks and return the pooled token of each sample, [N, D].
 
-    The last block computes nothing else for the other tokens than their keys and values.
+    The last block computes nothing else for the other tokens than their keys and values. Without a
+    pooled token it computes and returns all of them, [N, L, D].
 
     Args:
         blocks: Blocks, at least one.
         x_NLD: Residual stream before the first.
         mask: Of :meth:`Block.forward`.
-        pooled_N: Index of each sample's pooled token.
+        pooled_N: Index of each sample's pooled token, or None.
         checkpoint_activations: In training, keep only the input of each block.
     """
     for block in blocks:
@@ -209,7 +227,7 @@ def run_blocks(
             x_NLD = checkpoint(block, x_NLD, mask, only_N, use_reentrant=False)
         else:
             x_NLD = block(x_NLD, mask, only_N)
-    return x_NLD[:, 0]
+    return x_NLD if pooled_N is None else x_NLD[:, 0]
 
 
 def patch_grid(patch_size: tuple[int, int], height_px: int, width_px: int) -> tuple[int, int]:
@@ -227,17 +245,18 @@ def patch_grid(patch_size: tuple[int, int], height_px: int, width_px: int) -> tu
 def interpolate_positions(
     positions: nn.Parameter, source: tuple[int, int], target: tuple[int, int]
 ) -> nn.Parameter:
-    """Resize the positional grid [1 + rows*columns, D] bilinearly; the class row is kept.
+    """Resize a positional grid [rows*columns, D] bilinearly; a class row before it is kept.
 
     As the paper does: align_corners off, no antialias, rows first. Equal grids share the parameter.
     """
     if source == target:
         return positions
     width = positions.shape[1]
-    grid = positions.detach()[1:].reshape(1, *source, width).permute(0, 3, 1, 2)
+    before = len(positions) - source[0] * source[1]
+    grid = positions.detach()[before:].reshape(1, *source, width).permute(0, 3, 1, 2)
     grid = F.interpolate(grid.float(), size=target, mode="bilinear", align_corners=False)
     rows = grid.permute(0, 2, 3, 1).reshape(-1, width).to(positions.dtype)
-    return nn.Parameter(torch.cat([positions.detach()[:1], rows]))
+    return nn.Parameter(torch.cat([positions.detach()[:before], rows]))
 
 
 def causal_mask(length: int, prefix_length: int) -> Tensor:
@@ -246,31 +265,9 @@ def causal_mask(length: int, prefix_length: int) -> Tensor:
     return visible.tril(prefix_length)
 
 
-def _check_base(clip: Any) -> None:
-    """Refuse bases whose forward pass differs from the one written here."""
-    visual: Any = getattr(clip, "visual", None)
-    found = []
-    if not hasattr(clip, "token_embedding") or not hasattr(visual, "conv1"):
-        found.append("not an open_clip CLIP with a ViT image tower")
-    else:
-        if getattr(visual, "pool_type", None) != "tok" or visual.attn_pool is not None:
-            found.append("its image tower does not pool the class token")
-        if getattr(clip, "text_pool_type", "argmax") != "argmax":
-            found.append(f"its text tower pools by '{clip.text_pool_type}', not by EOT")
-        if clip.attn_mask is None:
-            found.append("its text tower is not causal")
-        if not isinstance(clip.text_projection, nn.Parameter) or visual.proj is None:
-            found.append("a tower has no plain projection matrix")
-        for block in [*visual.transformer.resblocks, *clip.transformer.resblocks]:
-            if not (
-                isinstance(block.attn, nn.MultiheadAttention)
-                and isinstance(block.ls_1, nn.Identity)
-                and isinstance(block.ls_2, nn.Identity)
-            ):
-                found.append("its blocks use custom attention or layer scale")
-                break
-    if found:
-        raise UsageError(
-            "UP-Person needs a plain ViT CLIP such as ViT-B-16; this base is unsupported: "
-            + "; ".join(found)
-        )
+def _projected(x_ND: Tensor, matrix: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Map pooled features [N, D] into the shared space."""
+    if matrix is None:
+        return x_ND
+    projected = x_ND @ matrix
+    return projected if bias is None else projected + bias

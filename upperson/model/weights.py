@@ -14,7 +14,12 @@ from typing import Any, BinaryIO
 
 import open_clip
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,6 +38,8 @@ _HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Where a repository keeps its weights when a tag names only the repository; best first."""
 
 _PROBE_S = 10.0
+
+TOKENIZER_FILE = "tokenizer.json"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -219,6 +226,33 @@ def fetch(name: str, tag: str, facts: Mapping[str, Any]) -> Path:
         raise InputError(
             f"weights '{tag}' of '{name}' are not here and could not be fetched ({reason}): "
             f"{_by_hand(name, facts, repository, files)}"
+        ) from error
+
+
+def find_tokenizer(repository: str, beside: Path | None) -> Path:
+    """Return the ``tokenizer.json`` of a repository: beside the weights, else from the hub's cache.
+
+    Args:
+        repository: On the hub of Hugging Face.
+        beside: Folder of a local file of weights.
+
+    Raises:
+        InputError: It is not here and cannot be fetched; the message names the file.
+    """
+    if beside is not None and (local := beside / TOKENIZER_FILE).is_file():
+        return local
+    try:
+        cached = try_to_load_from_cache(repository, TOKENIZER_FILE)
+        if isinstance(cached, str):
+            return Path(cached)
+        _reach_hub(repository, TOKENIZER_FILE)
+        return Path(hf_hub_download(repository, TOKENIZER_FILE))
+    except (OSError, RuntimeError, ValueError) as error:
+        place = "the Hugging Face cache" if beside is None else f"{beside}, beside the weights"
+        raise InputError(
+            f"the tokenizer of this base is not here and could not be fetched "
+            f"({_first_sentence(error)}): get https://huggingface.co/{repository}/resolve/main/"
+            f"{TOKENIZER_FILE} on a machine with network and put it into {place}"
         ) from error
 
 

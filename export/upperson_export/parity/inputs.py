@@ -186,13 +186,14 @@ def _texts_of_all_lengths(
     sentence_ids_NL: npt.NDArray[np.int32], tokenizer: Tokenizer
 ) -> list[npt.NDArray[np.int32]]:
     ends_N = token_lengths(sentence_ids_NL) - 1
-    words = [row_L[1:end] for row_L, end in zip(sentence_ids_NL, ends_N, strict=True)]
+    start = [] if tokenizer.sot_id is None else [tokenizer.sot_id]
+    words = [row_L[len(start) : end] for row_L, end in zip(sentence_ids_NL, ends_N, strict=True)]
     lengths = np.geomspace(MIN_LENGTH, tokenizer.context_length, len(words)).round().astype(int)
     texts = []
     for index, length in enumerate(lengths):
         stream = np.concatenate([*words[index:], *words[:index]])
-        body = np.resize(stream, length - 2)
-        texts.append(np.array([tokenizer.sot_id, *body, tokenizer.eot_id], dtype=np.int32))
+        body = np.resize(stream, length - len(start) - 1)
+        texts.append(np.array([*start, *body, tokenizer.eot_id], dtype=np.int32))
     return texts
 
 

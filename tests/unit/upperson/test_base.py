@@ -18,7 +18,9 @@ from tests.helpers.openai_archive import FACTS, random_openai_state, save_openai
 from tests.helpers.toy_clip import IMAGE_SIZE, TOY, toy_clip
 from upperson.model import base as base_module
 from upperson.model import weights
+from upperson.model.architecture import image_architecture
 from upperson.model.base import SMALL, build_clip, load_base
+from upperson.model.configs import is_known_to_work
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
 from upperson.model.weights import read_weights
@@ -173,14 +175,14 @@ def test_the_image_size_does_not_change_weights_on_the_native_grid(tmp_path: Pat
 
 @pytest.mark.timeout(180)  # It builds 31 models.
 def test_every_base_that_the_name_check_passes_is_one_that_upperson_can_use() -> None:
-    names = [name for name in open_clip.list_models() if base_module._is_plain_name(name)]
+    names = [name for name in open_clip.list_models() if is_known_to_work(name)]
     assert {"ViT-B-16", "ViT-B-16-quickgelu", "ViT-B-32", "ViT-B-32-256", "ViT-L-14"} <= set(names)
     for name in names:
         if name.endswith("-quickgelu"):
             continue  # Of the same sizes as the plain name.
         with torch.device("meta"):
             clip = build_clip(name)
-            rows, columns = (size * 4 for size in clip.visual.conv1.kernel_size)
+            rows, columns = (size * 4 for size in image_architecture(clip).patch_px)
             UPPerson(clip, UPPersonConfig(), (rows, columns))
 
 
@@ -200,7 +202,7 @@ def test_every_base_that_the_name_check_passes_is_one_that_upperson_can_use() ->
 )
 def test_other_architectures_are_refused_before_anything_is_built_or_fetched(name: str) -> None:
     for given in (None, "openai", "gone.pt"):
-        with pytest.raises(UsageError, match=f"base '{name}' is not a plain ViT CLIP"):
+        with pytest.raises(UsageError, match=f"base '{name}' is not a ViT CLIP with plain blocks"):
             load_base(name, given)
 
 

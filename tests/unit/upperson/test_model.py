@@ -83,7 +83,8 @@ def test_an_image_size_that_does_not_divide_is_refused() -> None:
     ("change", "message"),
     [
         ({"vision_cfg": TOY["vision_cfg"] | {"pool_type": "avg"}}, "class token"),
-        ({"text_cfg": TOY["text_cfg"] | {"no_causal_mask": True}}, "not causal"),
+        ({"text_cfg": TOY["text_cfg"] | {"pool_type": "last"}}, "but is causal"),
+        ({"text_cfg": TOY["text_cfg"] | {"pool_type": "first"}}, "neither by EOT nor"),
         ({"vision_cfg": TOY["vision_cfg"] | {"ls_init_value": 0.1}}, "layer scale"),
     ],
 )

@@ -327,8 +327,8 @@ def test_set_up_keeps_frozen_matrices_in_half_and_recomputes_activations(
     plain = build_components(config).model
     lean = build_components(replace(config, precision="bf16", checkpoint_activations=True)).model
     assert (plain.checkpoint_activations, lean.checkpoint_activations) == (False, True)
-    assert plain.image.conv1.weight.dtype == torch.float32
-    assert lean.image.conv1.weight.dtype == torch.bfloat16
+    assert plain.image.stem.weight.dtype == torch.float32
+    assert lean.image.stem.weight.dtype == torch.bfloat16
     assert {tensor.dtype for tensor in lean.trained_state().values()} == {torch.float32}
 
 

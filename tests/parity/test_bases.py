@@ -1,0 +1,166 @@
+"""Bases of every kind: open_clip itself, the literal formulas, folded towers, ONNX and int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import literal
+from tests.helpers.toy_bases import (
+    CONTEXT,
+    SIZE,
+    know_toy_towers,
+    random_ids,
+    toy_base,
+    toy_person,
+)
+from tests.helpers.toy_clip import normalised
+from upperson.model.encoder import UPPerson
+from upperson.model.parts import PLAIN_CLIP
+from upperson_calibration.observe import observe
+from upperson_calibration.ranges import estimate
+from upperson_calibration.smoothing import choose_smoothing
+from upperson_export.fold import fold_image_tower, fold_text_tower, smooth
+from upperson_export.graphs import build_variant, export_onnx
+from upperson_export.lint import lint
+from upperson_export.plain import PlainTower
+from upperson_rt.agreement import row_cosines
+from upperson_rt.backends import open_backend
+from upperson_rt.towers import TOWERS, Tower, run_tower
+
+TOLERANCE = 1e-5
+KINDS = ("siglip", "mobileclip")
+LENGTHS = [2, 5, 9, 16, 3]
+
+
+@pytest.fixture(autouse=True)
+def towers_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    know_toy_towers(monkeypatch)
+
+
+def pixels(count: int, size: tuple[int, int] = SIZE) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, *size, 3), dtype=torch.uint8, generator=generator)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_parts_it_is_what_open_clip_computes(kind: str) -> None:
+    """On pictures of the base's own size, where no position is interpolated."""
+    clip = toy_base(kind)
+    model = UPPerson(clip, PLAIN_CLIP, (32, 32)).eval()
+    image, ids = normalised(model, pixels(3, (32, 32))), random_ids(kind, LENGTHS).long()
+    padded = F.pad(ids, (0, CONTEXT - ids.shape[1]))
+    with torch.no_grad():
+        close(model.encode_image(image), F.normalize(clip.encode_image(image), dim=-1))
+        close(model.encode_text(ids), F.normalize(clip.encode_text(padded), dim=-1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_literal_formulas_and_the_folded_towers_agree(kind: str) -> None:
+    model = toy_person(kind)
+    raw, ids = pixels(3), random_ids(kind, LENGTHS)
+    image = normalised(model, raw)
+    with torch.no_grad():
+        images, texts = model.encode_image(image), model.encode_text(ids.long())
+        close(images, literal.encode_image(model, image))
+        close(texts, literal.encode_text(model, ids.long()))
+        close(fold_image_tower(model)(raw), images)
+        text = fold_text_tower(model)
+        for rows, length in enumerate(LENGTHS):  # Whatever it is padded to.
+            close(text(ids[rows : rows + 1, :length]), texts[rows : rows + 1])
+        close(text(F.pad(ids, (0, CONTEXT - ids.shape[1]))), texts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_trained_tensor_changes_the_embedding(kind: str) -> None:
+    model = toy_person(kind)
+    image, ids = normalised(model, pixels(2)), random_ids(kind, [4, 7]).long()
+    (model.encode_image(image).sum() + model.encode_text(ids).sum()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert float(parameter.grad.abs().max()) > 0, name
+        else:
+            assert parameter.grad is None, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_norm_stays_what_it_was_while_training(kind: str) -> None:
+    model = toy_person(kind)
+    image = normalised(model, pixels(3))
+    with torch.no_grad():
+        assert torch.equal(model.train().encode_image(image), model.eval().encode_image(image))
+
+
+def test_padding_counts_where_it_was_trained_on() -> None:
+    """A SigLIP attends to padding: its captions are padded to the context, whoever calls."""
+    clip, ids = toy_base("siglip"), random_ids("siglip", [5]).long()
+    model = UPPerson(clip, PLAIN_CLIP, SIZE).eval()
+    with torch.no_grad():
+        shorter = clip.text.positional_embedding[:5] + clip.text.token_embedding(ids)
+        unpadded = clip.text.ln_final(clip.text.transformer(shorter))[:, -1]
+        unpadded = F.normalize(clip.text.text_projection(unpadded), dim=-1)
+        found = model.encode_text(ids)
+    assert float((found - unpadded).abs().max()) > 0.01  # Another embedding.
+    close(model.encode_text(F.pad(ids, (0, 7))), found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exported_smoothed_and_int8_towers_agree(kind: str, tmp_path: Path) -> None:
+    model = toy_person(kind)
+    inputs = {"image": pixels(12).numpy(), "text": random_ids(kind, [*LENGTHS, 7, 11, 4]).numpy()}
+    plain: dict[Tower, PlainTower] = {
+        "image": fold_image_tower(model),
+        "text": fold_text_tower(model),
+    }
+    for tower in TOWERS:
+        with torch.no_grad():
+            expected = plain[tower](torch.from_numpy(inputs[tower])).numpy()
+        example = torch.from_numpy(inputs[tower][:4, :13] if tower == "text" else inputs[tower][:4])
+        graph = export_onnx(plain[tower], tower, tmp_path / f"{tower}.onnx", example=example)
+        assert not lint(graph.load())
+        exact = open_backend(graph.file, "onnxruntime")
+        found = run_tower(exact, tower, inputs[tower])
+        assert np.abs(found - expected).max() < TOLERANCE
+        alone = np.concatenate([run_tower(exact, tower, row[None]) for row in inputs[tower]])
+        assert np.abs(alone - expected).max() < TOLERANCE
+        if tower == "text":
+            for width in (2, CONTEXT):
+                ids = np.zeros((2, width), np.int32)
+                ids[:, :2] = random_ids(kind, [2, 2]).numpy()
+                with torch.no_grad():
+                    wanted = plain[tower](torch.from_numpy(ids)).numpy()
+                assert np.abs(run_tower(exact, tower, ids) - wanted).max() < TOLERANCE
+
+        seen = observe(graph, inputs[tower])
+        smoothing = choose_smoothing(graph, seen)
+        sites = plain[tower].sites()
+        assert smoothing.keys() == sites.keys()
+        width = {name: len(site.readers[0].weight) for name, site in sites.items()}
+        rng = np.random.default_rng(0)
+        factors = {name: rng.uniform(0.5, 2, w).astype(np.float32) for name, w in width.items()}
+        with torch.no_grad():
+            smoothed = smooth(plain[tower], factors)(torch.from_numpy(inputs[tower])).numpy()
+        assert np.abs(smoothed - expected).max() < TOLERANCE
+
+        int8 = build_variant(graph, "int8", estimate(seen, "min-max"))
+        assert not lint(int8)
+        ir.save(int8, tmp_path / f"{tower}.int8.onnx")
+        quantized = run_tower(
+            open_backend(tmp_path / f"{tower}.int8.onnx", "onnxruntime"), tower, inputs[tower]
+        )
+        cosines = row_cosines(expected, quantized)
+        assert 0.99 < cosines.min() < 1 - 1e-7  # Close, and not float.
+        covered = {linear.node for linear in graph.linears}
+        assert len(covered) == len(plain[tower].block_linears())
+        if kind == "siglip" and tower == "image":
+            assert {f"pool.{name}/MatMul" for name in ("kv", "out", "mlp.fc1", "mlp.fc2")} < covered

@@ -1,0 +1,292 @@
+"""Which bases there are: names of open_clip, our own small one, and configuration files.
+
+A configuration that gives only sizes is a plain ViT CLIP. One that names a ViT of timm as image
+tower (SigLIP 2, MobileCLIP-B) may say more about its text tower. Any other entry makes it an
+architecture of which nothing is known here, and it is refused before anything is built or fetched.
+
+A file is what open_clip publishes beside weights, ``open_clip_config.json``: ``model_cfg`` and
+``preprocess_cfg``. What weights do not show and a wrong guess would spoil must be in it.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+
+from upperson.data.transforms import PixelStatistics
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import shown
+from upperson_rt.strict import read_json
+
+SMALL = "upperson-small"
+"""Name of the small base that ships with the package, made by ``upperson pretrain-small``."""
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+CLIP_VOCABULARY = 49408
+
+_GEMMA_VOCABULARY = 256000
+
+_SIZES = {"context_length", "vocab_size", "width", "layers", "heads"}
+_PLAIN = {
+    "": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},
+    "vision_cfg": {
+        "image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "patch_dropout"
+    },
+    "text_cfg": {*_SIZES, "mlp_ratio"},
+}  # fmt: skip
+"""Entries of open_clip's configurations that give sizes of its own towers.
+
+Other towers, tokenizers, poolings, masks and layer scales are all other entries.
+"""
+
+_OVER_TIMM = {
+    "": {"embed_dim", "custom_text", "init_logit_bias", "vision_cfg", "text_cfg"},
+    "vision_cfg": {
+        "image_size", "timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj",
+        "timm_drop", "timm_drop_path",
+    },
+    "text_cfg": {
+        *_SIZES, "mlp_ratio", "no_causal_mask", "pool_type", "proj_bias", "norm_kwargs",
+        "act_kwargs", "hf_tokenizer_name", "tokenizer_kwargs",
+    },
+}  # fmt: skip
+"""The same where the image tower is timm's."""
+
+_OF_PREPROCESSING = {"mean", "std", "size", "mode", "interpolation", "resize_mode", "fill_color"}
+
+_TIMM_MODULES = ("timm.models.vision_transformer", "timm.models.vision_transformer_hybrid")
+"""Where timm defines plain ViTs; `upperson.model.architecture` looks at what it builds."""
+
+_USUAL_CROPS = (384, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseConfig:
+    """What a base is built of."""
+
+    name: str
+    """For people."""
+
+    model: dict[str, Any]
+    """Arguments of open_clip's ``CLIP``, or of ``CustomTextCLIP``."""
+
+    custom_text: bool
+    """Whether open_clip keeps the text tower in a module of its own."""
+
+    statistics: PixelStatistics | None
+    """Mean and standard deviation that a file gives, or all tags of a name over timm."""
+
+    file: Path | None
+    """Where it stands, if it is a file."""
+
+    @property
+    def tokenizer(self) -> str | None:
+        """Repository with its tokenizer; None for CLIP's."""
+        found: str | None = self.model["text_cfg"].get("hf_tokenizer_name")
+        return found
+
+    @property
+    def over_timm(self) -> bool:
+        """Whether the image tower is timm's."""
+        return _is_over_timm(self.model)
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """(height_px, width_px) of crops: its own if it was made for people, not for squares."""
+        size = self.model["vision_cfg"]["image_size"]
+        if isinstance(size, int) or size[0] == size[1]:
+            return _USUAL_CROPS
+        return size[0], size[1]
+
+
+def base_config(name: str) -> BaseConfig:
+    """Look a base up by its name, or read its file.
+
+    Args:
+        name: ``upperson-small``, a model of open_clip, or a path that ends in ``.json``.
+
+    Raises:
+        UsageError: Unknown, or an architecture that does not work.
+        InputError: The file cannot be read, or lacks something.
+    """
+    if name.endswith(".json"):
+        return _read(Path(name))
+    model: dict[str, Any] | None = None
+    if name == SMALL:
+        model = json.loads((ASSETS / f"{SMALL}.json").read_text("utf-8"))
+    elif ":" not in name:  # open_clip would fetch hf-hub:NAME from the network.
+        model = open_clip.get_model_config(name)
+    if model is None:
+        names = [SMALL, *filter(is_known_to_work, open_clip.list_models())]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        raise UsageError(
+            f"base '{name}' is unknown: expected {SMALL}, a ViT CLIP of open_clip, such as "
+            + ", ".join(near or ["ViT-B-16", "ViT-B-32", "ViT-L-14"])
+            + ", or the .json file of its configuration"
+        )
+    _require_supported(model, name)
+    statistics = _statistics_of_tags(name) if _is_over_timm(model) else None
+    return _config(name, model, statistics, None)
+
+
+def is_known_to_work(name: str) -> bool:
+    """Tell whether a model of open_clip is a base that works."""
+    return not _what_is_odd(open_clip.get_model_config(name))
+
+
+def _config(
+    name: str, model: dict[str, Any], statistics: PixelStatistics | None, file: Path | None
+) -> BaseConfig:
+    model = dict(model)
+    custom_text = bool(model.pop("custom_text", False))
+    return BaseConfig(name, model, custom_text, statistics, file)
+
+
+def _require_supported(model: Mapping[str, Any], name: str) -> None:
+    if odd := _what_is_odd(model):
+        raise UsageError(
+            f"base '{name}' is not a ViT CLIP with plain blocks ({', '.join(odd)} in its "
+            "configuration): choose one such as ViT-B-16"
+        )
+
+
+def _is_over_timm(model: Mapping[str, Any]) -> bool:
+    return "timm_model_name" in model["vision_cfg"]
+
+
+def _what_is_odd(model: Mapping[str, Any]) -> list[str]:
+    """Name what is in a configuration that makes it another architecture."""
+    over_timm = _is_over_timm(model)
+    odd = {
+        entry
+        for part, known in (_OVER_TIMM if over_timm else _PLAIN).items()
+        for entry in (model[part] if part else model).keys() - known
+    }
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    if isinstance(vision.get("layers"), list):
+        odd.add("a ResNet's layers")
+    if over_timm and not odd:
+        trunk = vision["timm_model_name"]
+        known_trunk = timm.is_model(trunk)
+        if not known_trunk or timm.model_entrypoint(trunk).__module__ not in _TIMM_MODULES:
+            odd.add(f"timm_model_name {trunk}")
+        if vision.get("timm_pool") not in ("map", "token"):
+            odd.add(f"timm_pool '{vision.get('timm_pool')}'")
+        if vision.get("timm_proj") not in (None, "none"):
+            odd.add(f"timm_proj '{vision['timm_proj']}'")
+        if "hf_tokenizer_name" in text and text["vocab_size"] < _GEMMA_VOCABULARY:
+            odd.add(f"the vocabulary of {text['hf_tokenizer_name']}, a Unigram")
+    if "hf_tokenizer_name" not in text and text.get("vocab_size", 0) != CLIP_VOCABULARY:
+        odd.add(f"vocab_size {text.get('vocab_size')} where CLIP's is {CLIP_VOCABULARY}")
+    return sorted(odd)
+
+
+def _statistics_of_tags(name: str) -> PixelStatistics | None:
+    """Return what all published weights of a model were trained with; None if they differ."""
+    found = set()
+    for tag in open_clip.list_pretrained_tags_by_model(name):
+        facts = open_clip.get_pretrained_cfg(name, tag)
+        found.add((tuple(facts["mean"]), tuple(facts["std"])))
+    return found.pop() if len(found) == 1 else None
+
+
+# --- files ---
+
+_REQUIRED = {
+    "": ("embed_dim", "vision_cfg", "text_cfg"),
+    "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers"),
+}
+_REQUIRED_PLAIN = _REQUIRED | {
+    "": (*_REQUIRED[""], "quick_gelu"),
+    "vision_cfg": ("image_size", "patch_size", "width", "layers"),
+}
+_REQUIRED_OVER_TIMM = _REQUIRED | {
+    "vision_cfg": ("image_size", "timm_model_name", "timm_pool", "timm_proj"),
+}
+_REQUIRED_WITH_TOKENIZER = (
+    "no_causal_mask", "pool_type", "norm_kwargs", "act_kwargs", "tokenizer_kwargs"
+)  # fmt: skip
+
+
+def _read(path: Path) -> BaseConfig:
+    """Read ``open_clip_config.json``.
+
+    open_clip has a default for each entry. Those that are required here decide what weights of the
+    same shapes compute, or where they do not fit.
+    """
+    if not path.is_file():
+        raise InputError(f"expected the configuration of a base at {path}, found no such file")
+    content = _object(read_json(path), str(path))
+    if content.keys() != {"model_cfg", "preprocess_cfg"}:
+        raise InputError(
+            f"{path}: expected the keys model_cfg and preprocess_cfg, as in an "
+            f"open_clip_config.json, found {', '.join(sorted(map(str, content))) or 'none'}"
+        )
+    model = _object(content["model_cfg"], f"{path}: model_cfg")
+    parts = {"": model}
+    for part in ("vision_cfg", "text_cfg"):
+        parts[part] = _object(model.get(part), f"{path}: model_cfg.{part}")
+    required = _REQUIRED_OVER_TIMM if _is_over_timm(model) else _REQUIRED_PLAIN
+    for part, names in required.items():
+        more = _REQUIRED_WITH_TOKENIZER if part and "hf_tokenizer_name" in parts[part] else ()
+        for entry in (*names, *more):
+            if entry not in parts[part]:
+                raise InputError(f"{path}: model_cfg.{part and part + '.'}{entry}: missing")
+    _require_sizes(path, parts)
+    _require_supported(model, str(path))
+    name = path.parent.resolve().name if path.stem == "open_clip_config" else path.stem
+    return _config(name, model, _read_statistics(path, content["preprocess_cfg"]), path)
+
+
+def _require_sizes(path: Path, parts: Mapping[str, Mapping[str, Any]]) -> None:
+    for part, entries in parts.items():
+        for entry in entries.keys() & {*_SIZES, "embed_dim", "patch_size", "head_width"}:
+            if type(entries[entry]) is not int or not 0 < entries[entry] < 1 << 20:
+                raise InputError(
+                    f"{path}: {part or 'model_cfg'}.{entry}: expected a positive number, found "
+                    f"{shown(entries[entry])}"
+                )
+    vision, text = parts["vision_cfg"], parts["text_cfg"]
+    size = vision["image_size"]
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    if not all(type(side) is int and 0 < side <= 4096 for side in sides):
+        raise InputError(f"{path}: vision_cfg.image_size: expected pixels, found {shown(size)}")
+    if type(parts[""].get("quick_gelu", False)) is not bool:
+        raise InputError(f"{path}: model_cfg.quick_gelu: expected true or false")
+    heads = {"text_cfg": text["width"] % text["heads"]}
+    if "patch_size" in vision:
+        heads["vision_cfg"] = vision["width"] % vision.get("head_width", 64)
+    for part, rest in heads.items():
+        if rest:
+            raise InputError(f"{path}: {part}: its width does not divide into its heads")
+
+
+def _read_statistics(path: Path, found: object) -> PixelStatistics:
+    place = f"{path}: preprocess_cfg"
+    content = _object(found, place)
+    if odd := sorted(content.keys() - _OF_PREPROCESSING):
+        raise InputError(f"{place}: unknown key {shown(odd[0])}")
+    values = []
+    for entry in ("mean", "std"):
+        value: Any = content.get(entry)
+        numbers = isinstance(value, list) and len(value) == 3
+        if not (numbers and all(type(x) in (int, float) and 0 <= x <= 1 for x in value)):
+            raise InputError(
+                f"{place}.{entry}: expected three numbers from 0 to 1, found {shown(value)}"
+            )
+        values.append((float(value[0]), float(value[1]), float(value[2])))
+    if not all(values[1]):
+        raise InputError(f"{place}.std: expected numbers above 0, found {shown(content['std'])}")
+    return values[0], values[1]
+
+
+def _object(found: object, place: str) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise InputError(f"{place}: expected an object, found {shown(found)}")
+    return found
