@@ -29,9 +29,7 @@ def export(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            help="Export a CLIP as it was published, without a run (docs/training.md)."
-        ),
+        typer.Option(help="Export a CLIP as it was published, without a run (docs/training.md)."),
     ] = None,
     pretrained: Annotated[
         str | None,
