@@ -118,7 +118,7 @@ def test_commands_are_found(text, expected):
 
 @pytest.mark.parametrize(
     "line",
-    ["upperson demo --fast", "upperson dem", "upperson export", "upperson-rt gallery",
+    ["upperson demo --fast", "upperson dem", "upperson evaluate", "upperson-rt gallery",
      "upperson-rt query red -k many"],
 )  # fmt: skip
 def test_wrong_commands_are_noticed(line):
