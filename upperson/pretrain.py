@@ -48,7 +48,7 @@ class PretrainConfig:
     views: int = 2
     """Pictures of each person, rendered once."""
 
-    steps: int = 4400
+    steps: int = 3000
     batch_size: int = 128
     lr: float = 1.5e-3
     warmup_steps: int = 200

@@ -29,9 +29,9 @@ from upperson.data.synthetic.people import (
 #: Height of the lower hem, how much wider than the body the garment is, and its flare at the hem.
 _CUT: dict[Upper, tuple[float, float, float]] = {
     "coat": (0.74, 0.014, 0.035),
-    "jacket": (0.53, 0.012, 0.0),
+    "jacket": (0.5, 0.02, 0.0),
     "t-shirt": (0.52, 0.0, 0.004),
-    "shirt": (0.55, 0.002, 0.008),
+    "shirt": (0.57, 0.002, 0.008),
     "hoodie": (0.54, 0.014, 0.002),
     "sweater": (0.53, 0.008, 0.0),
     "dress": (0.72, -0.002, 0.05),
@@ -65,6 +65,9 @@ def draw_upper(sketch: Sketch) -> None:
         draw.ellipse((x - across, y - down, x + across, y + down), fill=shade(colour, 0.72))
     draw.polygon(trunk, fill=colour)
     draw.polygon(neck, fill=shade(SKIN[person.skin], 0.88))
+    if person.upper == "sweater":
+        collar = pose.outline(((0.128, 0.05, 0.046), (0.182, 0.062, 0.056)))
+        draw.polygon(collar, fill=shade(colour, 0.8))
     if stencil is not None:
         stencil.polygon(trunk, fill=255)
     _draw_details(sketch, colour)
@@ -171,8 +174,23 @@ def _draw_details(sketch: Sketch, colour: Rgb) -> None:
             sketch.line([(0.0, 0.55), (0.0, hem)], faint, 0.01)
     if person.upper == "jacket":
         half = pose.half_width(0.106, 0.086)
-        sketch.line([(-half, hem - 0.01), (half, hem - 0.01)], mark, 0.014)
+        sketch.line([(-half, hem - 0.01), (half, hem - 0.01)], mark, 0.02)
+        for height in (0.25, 0.32, 0.39):  # quilted
+            sketch.line([(-half, height), (half, height)], shade(colour, 0.76), 0.012)
+    if person.upper == "sweater":
+        for across in (-0.05, 0.05):  # cables
+            x = across * max(0.4, abs(pose.facing)) + middle * (1 if front else 0)
+            sketch.line([(x, 0.22), (x, hem - 0.03)], faint, 0.014)
+    if person.upper == "shirt":
+        half = 0.05 * max(0.5, abs(pose.facing))
+        sketch.line([(-half, 0.162), (half, 0.162)], mark, 0.02)
     if not front:
+        if person.upper == "shirt":
+            half = pose.half_width(0.09, 0.06)
+            sketch.line([(-half, 0.235), (half, 0.235)], mark, 0.008)
+            sketch.line([(0.0, 0.235), (0.0, hem - 0.02)], faint, 0.008)
+        if person.upper == "hoodie" and person.headwear != "hood":
+            sketch.ellipse(0.0, 0.205, 0.066, 0.05, shade(colour, 0.68))
         return
     if person.upper in {"coat", "jacket", "shirt"}:
         thickness = {"coat": 0.009, "jacket": 0.014, "shirt": 0.006}[person.upper]
@@ -192,7 +210,7 @@ def _draw_details(sketch: Sketch, colour: Rgb) -> None:
             cord = [(middle + side * 0.018, 0.18), (middle + side * 0.022, 0.26)]
             sketch.line(cord, contrast(colour, 0.8), 0.007)
         pocket = [(-0.05, 0.42), (0.05, 0.42), (0.066, 0.5), (-0.066, 0.5)]
-        sketch.polygon([(middle + x * 0.9, y) for x, y in pocket], shade(colour, 0.74))
+        sketch.polygon([(middle + x * 0.9, y) for x, y in pocket], shade(colour, 0.62))
     if person.upper in {"t-shirt", "dress", "sweater"}:
         neck, half = middle * 0.6, 0.036 * max(0.3, abs(pose.facing))
         sketch.line([(neck - half, 0.16), (neck, 0.185), (neck + half, 0.16)], mark, 0.01)

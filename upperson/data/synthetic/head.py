@@ -13,7 +13,7 @@ class _Head(Sketch):
 
     def __init__(self, image: Image.Image, person: Person, pose: Pose) -> None:
         super().__init__(image, person, pose)
-        self.grow = 1.28 if person.is_child else 1.06
+        self.grow = 1.4 if person.is_child else 1.06
 
     def place(self, across: float, y: float) -> Point:
         return self.pose.flat(across * self.grow, _NECK_Y + (y - _NECK_Y) * self.grow)

@@ -205,6 +205,14 @@ VARIANT_FIELDS: Mapping[str, float] = {
     "upper": 5,
     "gender": 5,
 }
+#: What is hard to see is what look-alikes teach, so they differ in it more often.
+_LOOK_ALIKE_FIELDS: Mapping[str, float] = {
+    **VARIANT_FIELDS,
+    "gender": 24,
+    "upper": 24,
+    "lower": 12,
+    "bag": 16,
+}
 _TABLES: Mapping[str, Mapping[Any, Value]] = {
     "bag": BAGS,
     "gender": GENDERS,
@@ -310,7 +318,7 @@ def sample_people(
         # Groups of two to four look-alikes: one original and one to three variants of it.
         original = people[int(rng.integers(originals))]
         for _ in range(min(int(rng.integers(1, 4)), count - len(people))):
-            variant = _vary(original, rng)
+            variant = _vary(original, rng, VARIANT_FIELDS)
             if is_consistent(variant) and _description(variant) not in seen:
                 seen.add(_description(variant))
                 people.append(variant)
@@ -329,7 +337,7 @@ def sample_look_alikes(count: int, rng: np.random.Generator) -> list[Person]:
         person = _sample_person(rng)
         people.append(person)
         while True:
-            variant = _vary(person, rng)
+            variant = _vary(person, rng, _LOOK_ALIKE_FIELDS)
             if is_consistent(variant) and variant != person:
                 people.append(variant)
                 break
@@ -388,8 +396,8 @@ def _sample_person(rng: np.random.Generator) -> Person:
             return person
 
 
-def _vary(person: Person, rng: np.random.Generator) -> Person:
-    name = choose(rng, VARIANT_FIELDS)
+def _vary(person: Person, rng: np.random.Generator, fields: Mapping[str, float]) -> Person:
+    name = choose(rng, fields)
     change: dict[str, Any] = {}
     if name == "glasses":
         change[name] = not person.glasses
