@@ -1,0 +1,338 @@
+"""The console in a real browser: what people do, by mouse and keyboard, in both sizes and themes.
+
+Playwright drives the system's Chromium. Without it these tests are skipped, unless
+``UPPERSON_TEST_BROWSER=required`` makes that a failure.
+"""
+
+import io
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.helpers.command_line import ROOT
+from tests.helpers.invoke import run_rt
+from tests.helpers.served import served
+from tests.helpers.toy_bundle import COLOURS, draw_person
+from upperson_rt.bundle import open_encoder
+from upperson_rt.gallery import Gallery, Item
+
+INSTALL = "install it with  apt install chromium  and  pip install playwright"
+AXE = Path(sys.prefix, "axe", "node_modules", "axe-core", "axe.min.js")
+SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
+SCREENSHOTS = os.environ.get("UPPERSON_TEST_SCREENSHOTS")
+"""A folder that gets pictures of all pages; of ./demo, if that is there."""
+START = 1_790_000_000.0
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def missing(reason):
+    if os.environ.get("UPPERSON_TEST_BROWSER") == "required":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A browser that may reach this machine alone."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        program = None
+    if program is None:
+        missing(f"there is no Chromium: {INSTALL}")
+    arguments = ["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, bundle_and_crops):
+    """A bundle, and a gallery with a track of three pictures of each colour at two cameras."""
+    folder = tmp_path_factory.mktemp("browsed")
+    shutil.copytree(bundle_and_crops / "bundle", folder / "bundle")
+    encoder = open_encoder(folder / "bundle", threads=1)
+    with Gallery.open(
+        folder / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
+    ) as gallery:
+        gallery.crops_dir.mkdir()
+        items, files = [], []
+        for place, colour in enumerate(COLOURS):
+            for number in range(6):
+                files.append(
+                    draw_person(gallery.crops_dir / f"{colour}{number}.png", colour, seed=number)
+                )
+                items.append(
+                    Item(
+                        key=f"{colour}-{number}",
+                        camera=("gate", "hall")[number // 3],
+                        time=START + 300 * place + 5 * number,
+                        track=f"{colour}-{number // 3}",
+                        crop=files[-1].name,
+                    )
+                )
+        gallery.add(items, encoder.encode_images(files))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with served(folder) as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """Opens pages; in the end nothing went wrong in them, and all they asked for was ours."""
+    contexts, requests, wrong = [], [], []
+
+    def open_page(path="/", url=server.url, **options):
+        options = {"viewport": {"width": 1280, "height": 860}, **options}
+        context = browser.new_context(**options)
+        context.set_default_timeout(30_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on(
+            "console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None
+        )
+        page.goto(url + path)
+        return page
+
+    open_page.wrong = wrong
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert requests
+    elsewhere = [url for url in requests if not url.startswith(("http://127.0.0.1:", "data:"))]
+    assert elsewhere == []
+    assert wrong == []
+
+
+def keys_shown(page):
+    return page.locator("#cards .open").evaluate_all("links => links.map(one => one.pathname)")
+
+
+def search(page, sentence):
+    page.fill("#q", sentence)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#cards .card")
+
+
+def test_a_search_is_narrowed_opened_and_gone_back_to(open_page):
+    page = open_page()
+    search(page, "a woman in red")
+    assert page.url.endswith("/?q=a+woman+in+red")
+    found = keys_shown(page)
+    assert len(found) == 12
+    page.wait_for_selector("#timeline svg .bar")
+    page.get_by_role("checkbox", name="gate").check()
+    page.wait_for_url("**camera=gate*")
+    page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 6")
+    assert set(page.locator("#cards strong").all_inner_texts()) == {"gate"}
+    narrowed = keys_shown(page)
+    page.locator("#cards .open").first.click()
+    page.wait_for_selector("h2:has-text('This track, 3 views')")
+    assert page.url.split("?")[0].endswith(narrowed[0])
+    page.go_back()
+    page.wait_for_selector("#cards .card")
+    assert keys_shown(page) == narrowed
+    page.go_back()
+    page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 12")
+    assert keys_shown(page) == found
+    page.reload()
+    assert keys_shown(page) == found
+
+
+def test_the_keyboard_is_enough(open_page):
+    page = open_page("/?q=red")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "q"
+    assert page.evaluate("document.activeElement.value") == "red"
+    page.keyboard.press("ArrowDown")
+    found = keys_shown(page)
+    focused = "document.activeElement.pathname"
+    assert page.evaluate(focused) == found[0]
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(focused) == found[1]
+    page.keyboard.press("ArrowDown")
+    below = found.index(page.evaluate(focused))
+    assert below > 2
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate(focused) == found[1]
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".portrait")
+    assert page.url.split("?")[0].endswith(found[1])
+
+
+def test_a_picture_asks_and_a_slider_mixes(open_page, folder):
+    page = open_page()
+    page.set_input_files("#file", folder / "gallery" / "crops" / "blue0.png")
+    page.wait_for_url("**picture=*")
+    page.wait_for_selector("#cards .card")
+    by_picture = keys_shown(page)
+    assert page.locator(".chosen img").evaluate("image => image.naturalWidth") > 0
+    search(page, "red")
+    page.wait_for_selector("input[name=share]")
+    page.locator("input[name=share]").fill("0")
+    page.wait_for_url("**share=0*")
+    page.wait_for_function(
+        "first => document.querySelector('#cards .open').pathname !== first", arg=by_picture[0]
+    )
+    page.get_by_label("Leave the picture out").click()
+    page.wait_for_url("**/?q=red")
+
+
+def test_marks_refine_and_going_back_undoes_them(open_page):
+    page = open_page("/?q=a+coat")
+    before = keys_shown(page)
+    last = page.locator("#cards .card").last
+    last.get_by_role("button", name="Yes, this person").click()
+    page.wait_for_url("**marks=y*")
+    page.wait_for_selector(".is-yes")
+    after = keys_shown(page)
+    assert after.index(before[-1]) < 4
+    assert page.get_by_text("Refined by 1 yes and 0 no.").is_visible()
+    page.get_by_role("button", name="Undo the last").click()
+    page.wait_for_url("**/?q=a+coat")
+    page.wait_for_function(
+        "first => document.querySelector('#cards .open').pathname === first", arg=before[0]
+    )
+    assert keys_shown(page) == before
+
+
+def test_an_export_is_downloaded(open_page):
+    page = open_page("/?q=red")
+    page.locator("#cards .open").first.click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export as zip").click()
+    with zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes())) as archive:
+        assert len([name for name in archive.namelist() if name.startswith("pictures/")]) == 3
+
+
+def test_a_search_is_saved(open_page):
+    page = open_page("/?q=green+coat")
+    page.locator(".save summary").click()
+    page.get_by_label("Name").fill("The green one")
+    page.locator(".save button").click()
+    page.wait_for_selector("#cards")
+    page.goto(page.url.split("?")[0])
+    page.get_by_role("link", name="The green one").click()
+    page.wait_for_url("**/?q=green+coat")
+
+
+def test_a_track_is_deleted_after_a_look(browser, folder, tmp_path):
+    shutil.copytree(folder / "gallery", tmp_path / "gallery")
+    with served(tmp_path, "-b", folder / "bundle") as running:
+        page = browser.new_context().new_page()
+        page.goto(f"{running.url}/?q=red")
+        page.locator("#cards .open").first.click()
+        page.get_by_role("link", name="Delete").click()
+        page.wait_for_selector("h1:has-text('Delete 3 pictures')")
+        page.get_by_label("Why?").fill("asked for it")
+        page.get_by_role("button", name="Delete 3 pictures for good").click()
+        page.wait_for_selector("h1:has-text('Deleted 3 pictures')")
+        page.goto(f"{running.url}/records")
+        assert "none changed or removed" in page.locator("main").inner_text()
+        page.context.close()
+
+
+def test_a_token_lets_in_and_a_wrong_one_does_not(open_page, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    token = run_rt("token", "tokens.json", "vera", "--camera", "gate").stdout.strip()
+    arguments = ["-b", folder / "bundle", "-g", folder / "gallery", "--token-file", "tokens.json"]
+    with served(tmp_path, *arguments) as running:
+        page = open_page("/?q=red", url=running.url)
+        assert "/login?next=" in page.url
+        page.get_by_label("Token").fill("wrong")
+        page.get_by_role("button", name="Log in").click()
+        page.wait_for_selector("[role=alert]")
+        assert "not known" in page.locator("[role=alert]").inner_text()
+        open_page.wrong.clear()  # The browser itself tells of the status 401.
+        page.get_by_label("Token").fill(token)
+        page.get_by_role("button", name="Log in").click()
+        page.wait_for_url("**/?q=red")
+        assert set(page.locator("#cards strong").all_inner_texts()) == {"gate"}
+        assert page.get_by_role("button", name="Yes, this person").count() == 0
+        assert page.evaluate("document.cookie") == ""
+        page.get_by_role("button", name="Log out").click()
+        page.wait_for_url("**/login")
+
+
+def test_pages_work_without_a_script(open_page):
+    page = open_page(java_script_enabled=False)
+    page.fill("#q", "red")
+    page.get_by_role("button", name="Search", exact=True).click()
+    assert page.locator("#cards .card").count() == 12
+    page.locator("#cards .open").first.click()
+    assert page.locator(".strip li").count() == 3
+
+
+def test_the_live_page_is_renewed(open_page):
+    page = open_page("/live")
+    page.wait_for_selector(".live-card")
+    page.evaluate("document.querySelector('.live-card').remove()")
+    page.wait_for_function("() => document.querySelectorAll('.live-card').length === 2")
+
+
+@pytest.fixture(scope="module")
+def shown(server, folder):
+    """What is looked at: the demo, where pictures of it are wanted, and the small gallery else."""
+    demo = ROOT / "demo"
+    if SCREENSHOTS is None or not (demo / "gallery").is_dir():
+        yield SimpleNamespace(url=server.url, person=1)
+        return
+    with served(demo, "-b", demo / "bundle", "-g", demo / "gallery") as running:
+        yield SimpleNamespace(url=running.url, person=1)
+
+
+PAGES = {
+    "start": "/",
+    "found": "/?q=woman+in+a+red+coat",
+    "nothing": "/?q=woman&camera=gate&last=hour",
+    "person": "/people/{person}?q=woman+in+a+red+coat",
+    "delete": "/people/{person}/delete?what=track",
+    "live": "/live",
+    "records": "/records",
+    "problem": "/?q=woman&since=noon",
+    "login": "/login",
+}
+
+
+LOOKS = [("wide", "light"), ("narrow", "dark"), ("wide", "dark"), ("narrow", "light")]
+
+
+@pytest.mark.parametrize(("size", "theme"), LOOKS if SCREENSHOTS is not None else LOOKS[:2])
+def test_every_page_is_readable_in_both_sizes_and_themes(open_page, shown, size, theme):
+    width, height = SIZES[size]
+    options = {"viewport": {"width": width, "height": height}, "color_scheme": theme}
+    page = open_page("/", url=shown.url, bypass_csp=True, **options)
+    found = {}
+    for name, path in PAGES.items():
+        page.goto(shown.url + path.format(person=shown.person))
+        page.wait_for_load_state("networkidle") if name != "live" else page.wait_for_load_state()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        unsized = "image => !image.width || !image.height"
+        assert page.locator("img").evaluate_all(f"images => images.filter({unsized}).length") == 0
+        if SCREENSHOTS is not None:
+            page.screenshot(path=Path(SCREENSHOTS, f"console-{name}-{size}-{theme}.png"))
+        if AXE.exists():
+            page.add_script_tag(path=AXE)
+            result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+            found[name] = [
+                (one["id"], [node["html"][:120] for node in one["nodes"]])
+                for one in result["violations"]
+            ]
+    open_page.wrong[:] = [text for text in open_page.wrong if "422" not in text]
+    if not AXE.exists():
+        pytest.skip(f"no axe-core: npm install --prefix {Path(sys.prefix, 'axe')} axe-core")
+    assert {name: problems for name, problems in found.items() if problems} == {}
