@@ -17,6 +17,7 @@ DOCUMENTED = (
     "gallery --rows 999000 --threads 1",
     "gallery --rows 1000000 --threads 1",
     "startup -b demo/bundle -g demo/gallery --rounds 10",
+    "console -b demo/bundle --rows 100000",
     "losses --seeds 3",
 )
 """Name and options of every run whose numbers are in docs/benchmarks.md."""

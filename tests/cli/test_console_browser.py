@@ -308,6 +308,14 @@ PAGES = {
 }
 
 
+def keep_picture(content, name):
+    """Keep a screenshot with 128 colours: these pages have few, and pictures in git last."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content)) as image:
+        image.convert("RGB").quantize(128).save(Path(SCREENSHOTS, name), optimize=True)
+
+
 LOOKS = [("wide", "light"), ("narrow", "dark"), ("wide", "dark"), ("narrow", "light")]
 
 
@@ -324,7 +332,7 @@ def test_every_page_is_readable_in_both_sizes_and_themes(open_page, shown, size,
         unsized = "image => !image.width || !image.height"
         assert page.locator("img").evaluate_all(f"images => images.filter({unsized}).length") == 0
         if SCREENSHOTS is not None:
-            page.screenshot(path=Path(SCREENSHOTS, f"console-{name}-{size}-{theme}.png"))
+            keep_picture(page.screenshot(), f"console-{name}-{size}-{theme}.png")
         if AXE.exists():
             page.add_script_tag(path=AXE)
             result = page.evaluate("axe.run(document, {resultTypes: ['violations']})")

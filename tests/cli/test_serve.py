@@ -1,17 +1,27 @@
 """`upperson-rt serve`, `token` and `log` as users run them."""
 
+import hashlib
+import itertools
 import json
+import os
 import shutil
 import signal
 import socket
 import stat
+import threading
+from contextlib import suppress
 
 import httpx
 import pytest
 
 from tests.helpers.invoke import run_rt
 from tests.helpers.served import served
-from upperson_rt.query_log import QueryLog
+from upperson_rt.log_chain import verify_log
+from upperson_rt.query_log import QueryLog, process_user
+from upperson_rt.serve.memory import Memory
+from upperson_rt.serve.search import Search
+
+KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "1"))
 
 
 @pytest.fixture
@@ -116,3 +126,59 @@ def test_a_log_is_verified(work):
     report = json.loads(run_rt("log", "verify", "log", "--json").stdout)
     assert (report["ok"], report["lines"], len(report["problems"])) == (False, 3, 1)
     assert run_rt("log", "verify", "none").exit_code == 3
+
+
+@pytest.mark.parametrize("kill_after", range(KILLS))
+def test_what_was_acknowledged_outlives_a_kill(ready, kill_after):
+    """Marks, saved searches and exports of several clients, and SIGKILL in the middle."""
+    marked, exported, stop = [], [], threading.Event()
+    with served(ready) as running:
+        ids = [hit["id"] for hit in ask(running, sentence="red", limit=6).json()["hits"]]
+
+        def mark(number):
+            with suppress(httpx.HTTPError):
+                for turn in itertools.count():
+                    yes = ids[turn % len(ids)]
+                    asked = {"sentence": f"client {number}", "yes": [yes]}
+                    if httpx.put(f"{running.url}/api/v1/marks", json=asked, timeout=30).is_success:
+                        marked.append((number, turn, yes))
+
+        def export():
+            with suppress(httpx.HTTPError):
+                while True:
+                    asked = {"ids": ids}
+                    answer = httpx.post(f"{running.url}/api/v1/export", json=asked, timeout=30)
+                    exported.append(hashlib.sha256(answer.content).hexdigest())
+
+        threads = [threading.Thread(target=mark, args=(n,)) for n in range(2)]
+        threads.append(threading.Thread(target=export))
+        for thread in threads:
+            thread.start()
+        while len(marked) < 4 + 3 * kill_after or not exported:
+            assert running.process.poll() is None
+            stop.wait(0.01)
+        running.process.kill()
+        for thread in threads:
+            thread.join(60)
+    report = verify_log(ready / "console" / "query.log")
+    assert report.problems == []
+    text = (ready / "console" / "query.log").read_text()
+    lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    for number in range(2):
+        there = sum(line["sentence"] == f"client {number}" for line in lines)
+        told = [yes for client, _, yes in marked if client == number]
+        assert there >= len(told)
+        memory = Memory(ready / "console" / "console.sqlite")
+        question = Search(sentence=f"client {number}").question
+        kept, _ = memory.marks(process_user(), question)
+        memory.close()
+        # The last one that was told, or one that was under way after it.
+        assert not told or str(kept[0]) in (told[-1], ids[len(told) % len(ids)])
+    hashes = {line["details"]["sha256"] for line in lines if line["action"] == "export"}
+    assert set(exported) <= hashes
+    with served(ready) as running:
+        assert ask(running, sentence="red", limit=1).status_code == 200
+
+
+def ask(running, **asked):
+    return httpx.post(f"{running.url}/api/v1/search", json=asked, timeout=30)

@@ -50,7 +50,7 @@ class CameraNow:
     last_time: float | None
     frames: int | None = None
     dropped: int = 0
-    """Frames and crops that were given up, for whatever reason."""
+    """Frames that nobody looked at, for whatever reason."""
     outages: int = 0
     newest: tuple[tuple[int, Item], ...] = ()
 
@@ -91,9 +91,7 @@ class Live:
                     pictures=0 if info is None else info.pictures,
                     last_time=None if info is None else info.last_time,
                     frames=None if runs is None else int(_of(values, "frames_read", name)),
-                    dropped=int(
-                        _of(values, "frames_dropped", name) + _of(values, "crops_dropped", name)
-                    ),
+                    dropped=int(_of(values, "frames_dropped", name)),
                     outages=int(_of(values, "outages", name)),
                     newest=_newest(desk, name, None if info is None else info.last_time),
                 )

@@ -23,7 +23,7 @@ from upperson_rt.serve.timeline import timeline_of, whereabouts
 __all__ = ["page_routes"]
 
 _PAGE = 24
-_NO_MORE = {"command": None, "last": None}
+_NO_MORE = {"command": None, "last": None, "also": None}
 
 
 def page_routes(desk: Desk, access: Access) -> APIRouter:
@@ -245,6 +245,7 @@ def _nothing(desk: Desk, account: Account, search: Search) -> dict[str, Any]:
             "link": "/live",
             "link_text": "See whether a camera is watching",
             "last": None,
+            "also": None,
         }
     where = search.where
     for name in where.cameras or ():
@@ -267,8 +268,8 @@ def _nothing(desk: Desk, account: Account, search: Search) -> dict[str, Any]:
                 "Search without the time",
             ),
             "last": last,
-            "link": "/live",
-            "link_text": "See whether the cameras are running",
+            "also": "/live",
+            "also_text": "See whether the cameras are running",
         }
     return _text(
         "Nothing passes the filter",

@@ -1,7 +1,6 @@
 """The pages around the search: cameras now, the frame of a picture, and an admin's records."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -146,7 +145,8 @@ def _last_lines(path: Path) -> list[_LogLine]:
     for line in reversed(tail):
         try:
             entry = parse_json(line, "a line of the log")
-            asked = entry.get("sentence") or json.dumps(entry.get("details") or {})
+            details = entry.get("details") or {}
+            asked = entry.get("sentence") or ", ".join(f"{k} {v}" for k, v in details.items() if v)
             moment = _moment(str(entry["time"]))
             ids = entry.get("ids", [])
             found.append(

@@ -63,11 +63,11 @@ function place(page) {
   const was = document.activeElement;
   const held = was && was.name && was.closest(".card") ? [was.name, was.value] : null;
   const typing = was && was.id === "q";
-  const open = $("#filters")?.open;
+  const open = $("#filters")?.checked;
   document.title = page.title;
   $("header.top").replaceWith($("header.top", page));
   $("main").replaceWith($("main", page));
-  if (open && $("#filters")) $("#filters").open = true;
+  if (open && $("#filters")) $("#filters").checked = true;
   begin();
   if (held) $(`.card [name="${held[0]}"][value="${CSS.escape(held[1])}"]`)?.focus({ preventScroll: true });
   else if (typing && $("#q")) $("#q").focus({ preventScroll: true });

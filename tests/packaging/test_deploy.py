@@ -1,0 +1,59 @@
+"""The files to deploy with: what they run is what the command line takes."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from tests.helpers.command_line import ROOT
+from tests.packaging.test_docs import complaint
+
+DEPLOY = ROOT / "deploy"
+DOCKERFILES = ["Dockerfile", "Dockerfile.jetson"]
+INSTRUCTIONS = {
+    "FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "EXPOSE", "HEALTHCHECK",
+    "ENTRYPOINT", "CMD",
+}  # fmt: skip
+
+
+def instructions(name):
+    text = re.sub(r"^#.*\n", "", (DEPLOY / name).read_text(), flags=re.MULTILINE)
+    return [line.split(maxsplit=1) for line in text.replace("\\\n", " ").splitlines() if line]
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_images_run_as_a_user_of_their_own_and_what_they_run_parses(name):
+    found = instructions(name)
+    assert {word for word, _ in found} <= INSTRUCTIONS
+    assert [rest for word, rest in found if word == "USER"] == ["upperson"]
+    last = dict(found)
+    assert json.loads(last["ENTRYPOINT"]) == ["upperson-rt"]
+    command = json.loads(last["CMD"])
+    assert complaint("upperson-rt", *command) == ""
+    assert command[command.index("--host") + 1] == "0.0.0.0"
+    assert "--token-file" in command
+    for word, rest in found:
+        if word == "COPY" and "--from" not in rest:
+            assert (ROOT / rest.split()[0]).is_dir()
+
+
+def test_the_composition_runs_what_parses():
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    assert services.keys() == {"milvus", "watch", "console"}
+    for name in ("watch", "console"):
+        assert complaint("upperson-rt", *services[name]["command"]) == ""
+        assert services[name]["read_only"] is True
+        assert (
+            DEPLOY / services[name]["build"]["context"] / services[name]["build"]["dockerfile"]
+        ).exists()
+    assert services["console"]["ports"] == ["127.0.0.1:8480:8480"]
+
+
+def test_the_unit_runs_what_parses():
+    text = (DEPLOY / "upperson-console.service").read_text()
+    program, *words = re.search(r"^ExecStart=(.+)$", text, re.MULTILINE)[1].split()
+    assert program.endswith("/upperson-rt")
+    assert complaint("upperson-rt", *words) == ""
+    for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "User=upperson", "UMask=0077"):
+        assert f"\n{line}\n" in text
