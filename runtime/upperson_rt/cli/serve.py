@@ -1,5 +1,6 @@
 """`upperson-rt serve` and `upperson-rt token`."""
 
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ from upperson_rt.cli.options import (
     default_gallery,
 )
 from upperson_rt.cli.output import print_line, print_note, print_warning
-from upperson_rt.errors import UsageError, missing_extra
+from upperson_rt.errors import BackendError, UsageError, missing_extra
 
 if TYPE_CHECKING:
     from upperson_rt.serve.access import Access
@@ -123,29 +124,34 @@ def serve(
     access = _access(token_file)
     opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
     encoder = opened.encoder()
-    memory = Memory(state / "console.sqlite")
-    desk = Desk(
-        encoder,
-        lambda: Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim),
-        QueryLog(state / "query.log" if query_log is None else query_log),
-        memory,
-    )
-    place = listening(host, port)
     tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
-    server = Server(desk, access, place, [host, *(name or ())], live, tls)
-    if not is_loopback(host) and tls is None:
-        print_warning("without --tls-cert tokens and pictures cross the network in the clear")
-    with ending_gently() as stopped:
-        server.start()
-        print_line(f"console: {server.url}")
-        if open_browser:
-            import webbrowser
+    with ExitStack() as stack:
+        memory = stack.enter_context(closing(Memory(state / "console.sqlite")))
+        log = stack.enter_context(QueryLog(query_log or state / "query.log"))
+        desk = Desk(
+            encoder,
+            lambda: Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim),
+            log,
+            memory,
+        )
+        stack.callback(desk.close)
+        place = stack.enter_context(listening(host, port))
+        server = Server(desk, access, place, [host, *(name or ())], live, tls)
+        if not is_loopback(host) and tls is None:
+            print_warning("without --tls-cert tokens and pictures cross the network in the clear")
+        with ending_gently() as stopped:
+            server.start()
+            print_line(f"console: {server.url}")
+            if open_browser:
+                import webbrowser
 
-            webbrowser.open(server.url)
-        while not stopped and not server.wait(0.2):
-            pass
-        print_note("ending: what has been asked is answered first")
-        server.end()
+                webbrowser.open(server.url)
+            while not stopped and not server.wait(0.2):
+                pass
+            print_note("ending: what has been asked is answered first")
+            server.end()
+            if not stopped:
+                raise BackendError("the server ended by itself; its log says why")
 
 
 def token(

@@ -52,9 +52,9 @@ class Server:
         """Prepare to serve.
 
         Args:
-            desk: What it can do; closed at the end.
+            desk: What it can do.
             access: Who may do it.
-            place: See `listening`.
+            place: See `listening`; whoever made it closes it.
             names: By which the server is called.
             live: Reads what cameras do.
             tls: Files of certificate and key.
@@ -62,7 +62,6 @@ class Server:
         Raises:
             InputError: Certificate or key cannot be used.
         """
-        self._desk = desk
         self._place = place
         get_logger("uvicorn.error")
         config = uvicorn.Config(
@@ -97,11 +96,9 @@ class Server:
         return not self._thread.is_alive()
 
     def end(self) -> None:
-        """Answer what has been asked, and close everything."""
+        """Answer what has been asked, and end."""
         self._server.should_exit = True
         self._thread.join()
-        self._place.close()
-        self._desk.close()
 
     def _run(self) -> None:
         asyncio.run(self._server.serve(sockets=[self._place]))
