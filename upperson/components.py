@@ -17,6 +17,7 @@ from upperson.data.batches import identity_labels
 from upperson.data.check import require_published_counts
 from upperson.data.images import require_images
 from upperson.data.records import Record, Split, read_dataset
+from upperson.data.rewording import require_phrases
 from upperson.losses import Objective, loss_names
 from upperson.model.base import Base, load_base
 from upperson.model.encoder import UPPerson
@@ -56,6 +57,10 @@ def build_components(config: TrainConfig) -> Components:
         require_published_counts(config.dataset, Path(config.root), splits)
     if config.select_on == "test" and not splits["test"]:
         raise InputError(f"{config.root} has no image in split 'test' to select on")
+    captions = [caption for record in splits["train"] for caption in record.captions]
+    for option in ("shorten_captions", "wrong_captions"):
+        if getattr(config, option):
+            require_phrases(captions, option)
     image_size = (config.height_px, config.width_px)
     torch.manual_seed(config.seed)
     base = load_base(config.base, config.pretrained, image_size)

@@ -108,6 +108,14 @@ class TrainConfig:
     mask_captions: bool = True
     """Mask 15 % of the caption tokens."""
 
+    shorten_captions: float = 0.0
+    """Share of captions that are drawn with a random part of their phrases only, from *red coat*
+    to all of them (``upperson/data/rewording.py``)."""
+
+    wrong_captions: bool = False
+    """Keep every image away from a wrong version of its caption, too: another colour, exchanged
+    colours, another thing, or one that is denied. For captions that the grammar reads."""
+
     precision: MixedPrecision = "fp32"
     """bf16 and fp16 run the towers in autocast and keep the frozen matrices in that type. Trained
     tensors, optimiser and loss stay float32."""
@@ -151,6 +159,10 @@ class TrainConfig:
         for name in ("height_px", "width_px"):
             if getattr(self, name) > MOST_PX:
                 raise UsageError(f"{name} must be at most {MOST_PX}, found {getattr(self, name)}")
+        if not 0 <= self.shorten_captions <= 1:
+            raise UsageError(
+                f"shorten_captions is a share from 0 to 1, found {self.shorten_captions}"
+            )
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"weight_decay must be 0 or more, found {self.weight_decay}")
         if self.warmup_epochs > self.epochs:

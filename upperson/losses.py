@@ -162,6 +162,19 @@ def id_loss(classifier: nn.Module, image_NE: Tensor, text_NE: Tensor, labels_N: 
     return (image + F.cross_entropy(classifier(text_NE), labels_N)) / 2
 
 
+def wrong_caption_loss(image_NE: Tensor, text_NE: Tensor, wrong_NE: Tensor) -> Tensor:
+    """Mean cross entropy of each image between its caption and a wrong version of it.
+
+    At SDM's temperature; features need not be unit norm. A wrong version that equals the caption
+    gives no gradient.
+    """
+    image_NE, text_NE, wrong_NE = (
+        F.normalize(features.float(), dim=-1) for features in (image_NE, text_NE, wrong_NE)
+    )
+    lead_N = (image_NE * (text_NE - wrong_NE)).sum(dim=1)
+    return F.softplus(-lead_N / TEMPERATURE).mean()
+
+
 def _log_target(labels_N: Tensor) -> Tensor:
     same_NN = (labels_N[:, None] == labels_N[None, :]).float()
     return torch.log(same_NN / same_NN.sum(dim=1, keepdim=True) + EPSILON)

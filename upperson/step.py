@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from upperson.config import TrainConfig
 from upperson.data.batches import Batch
-from upperson.losses import Objective
+from upperson.losses import Objective, wrong_caption_loss
 
 
 def backward_through_batch(
@@ -42,14 +42,15 @@ def backward_through_batch(
         sizes: Pairs of every process.
         accumulate: Pieces in which the share passes the towers.
     """
+    captions = [share.ids_NL] if share.wrong_NL is None else [share.ids_NL, share.wrong_NL]
+    # Each image's captions follow one another: the text tower sees them as so many more captions.
+    ids_nCL = torch.stack(captions, dim=1)
     pieces = [
-        piece
-        for piece in zip(
-            share.image_N3HW.tensor_split(accumulate),
-            share.ids_NL.tensor_split(accumulate),
-            strict=True,
+        (images, ids.flatten(0, 1))
+        for images, ids in zip(
+            share.image_N3HW.tensor_split(accumulate), ids_nCL.tensor_split(accumulate), strict=True
         )
-        if len(piece[0])
+        if len(images)
     ]
     in_one = len(pieces) == 1
     with torch.set_grad_enabled(in_one):
@@ -57,15 +58,20 @@ def backward_through_batch(
     image_nE, text_nE = (
         torch.cat([output[side].detach() for output in outputs]).requires_grad_() for side in (0, 1)
     )
-    loss: Tensor = objective(
-        gather(image_nE, sizes), gather(text_nE, sizes), gather(share.labels_N, sizes)
-    )
+    image_NE = gather(image_nE, sizes)
+    text_NCE = gather(text_nE.reshape(len(image_nE), len(captions), -1), sizes)
+    loss: Tensor = objective(image_NE, text_NCE[:, 0], gather(share.labels_N, sizes))
+    if share.wrong_NL is not None:
+        loss = loss + wrong_caption_loss(image_NE, text_NCE[:, 0], text_NCE[:, 1])
     # To the features, and to the classifier's weights if the loss has one.
     accelerator.backward(loss)
     if image_nE.grad is None or text_nE.grad is None:
         raise RuntimeError("the loss does not depend on the features")
-    rows = [len(images) for images, _ in pieces]
-    gradients = zip(torch.split(image_nE.grad, rows), torch.split(text_nE.grad, rows), strict=True)
+    gradients = zip(
+        torch.split(image_nE.grad, [len(images) for images, _ in pieces]),
+        torch.split(text_nE.grad, [len(ids) for _, ids in pieces]),
+        strict=True,
+    )
     for number, (piece, gradient) in enumerate(zip(pieces, gradients, strict=True), start=1):
         # Processes exchange gradients once, with the last piece.
         with nullcontext() if number == len(pieces) else accelerator.no_sync(model):

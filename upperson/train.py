@@ -320,6 +320,8 @@ def _training_loader(
         tokenizer,
         augment=config.augment,
         mask_captions=config.mask_captions,
+        shorten_captions=config.shorten_captions,
+        wrong_captions=config.wrong_captions,
     )
     sampler = BatchSampler(
         len(pairs),

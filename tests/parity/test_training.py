@@ -34,6 +34,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainConfig]:
             augment=True,
             mask_captions=True,
             loss="sdm+id",
+            shorten_captions=0.5,
+            wrong_captions=True,
         )
 
 

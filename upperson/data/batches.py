@@ -13,6 +13,7 @@ P pairs of a data set.
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from upperson.data.pictures import Pictures
 from upperson.data.records import Record
+from upperson.data.rewording import shorter, wrong
 from upperson.data.transforms import (
     AUGMENTATION_DRAWS,
     PixelStatistics,
@@ -54,6 +56,9 @@ class Batch(NamedTuple):
 
     labels_N: Tensor
     """int64 identities, numbered from 0."""
+
+    wrong_NL: Tensor | None = None
+    """As ``ids_NL``, of a wrong version of each caption; None without."""
 
 
 class BatchSampler(Sampler[list[Draw]]):
@@ -128,14 +133,19 @@ class LoadedBatch(NamedTuple):
     labels_N: Tensor
     """int64 identities, numbered from 0."""
 
+    wrong_NL: Tensor | None = None
+    """As ``ids_NL``, of a wrong version of each caption; None where they are not asked for."""
+
     def to(self, device: torch.device, statistics: PixelStatistics) -> Batch:
         """Move it to a device, and augment and normalise the images there."""
-        pixels_NHW3, ids_NL, labels_N = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (self.pixels_NHW3, self.ids_NL, self.labels_N)
+        pixels_NHW3, moves_N7, ids_NL, labels_N, wrong_NL = (
+            None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self
         )
-        moves_N7 = None if self.moves_N7 is None else self.moves_N7.to(device, non_blocking=True)
-        return Batch(prepare_pixels(pixels_NHW3, moves_N7, statistics), ids_NL, labels_N)
+        assert pixels_NHW3 is not None
+        assert ids_NL is not None
+        assert labels_N is not None
+        images_N3HW = prepare_pixels(pixels_NHW3, moves_N7, statistics)
+        return Batch(images_N3HW, ids_NL, labels_N, wrong_NL)
 
 
 class Captions(Sequence[NDArray[np.int32]]):
@@ -171,6 +181,28 @@ class Captions(Sequence[NDArray[np.int32]]):
         return np.diff(self._ends_P, prepend=0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Rewording:
+    """Captions as texts, to be reworded and tokenized as they are drawn."""
+
+    captions: list[str]
+    tokenizer: Tokenizer
+    shorten: float
+    """Share of captions to draw shorter."""
+
+    def texts(self, pairs: Sequence[int], rngs: Sequence[np.random.Generator]) -> list[str]:
+        """Return the captions of some pairs, some of them shorter."""
+        texts = [self.captions[pair] for pair in pairs]
+        return [
+            shorter(text, rng) if rng.random() < self.shorten else text
+            for text, rng in zip(texts, rngs, strict=True)
+        ]
+
+    def tokenized(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Return the ids of each text."""
+        return tokenize(self.tokenizer, texts)[:]
+
+
 class PairDataset(Dataset["LoadedBatch | UppersonError"]):
     """Every (image, caption) pair of records, drawn as whole batches, for training.
 
@@ -184,6 +216,8 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         tokenizer: Captions are tokenized once, here.
         augment: Whether to draw moves of the images, with `draw_moves`.
         mask_captions: Whether to mask caption tokens, with `mask_caption`.
+        shorten_captions: Share of captions to draw with a random part of their phrases only.
+        wrong_captions: Whether to make a wrong version of every caption.
     """
 
     def __init__(
@@ -194,15 +228,20 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         *,
         augment: bool,
         mask_captions: bool,
+        shorten_captions: float = 0.0,
+        wrong_captions: bool = False,
     ) -> None:
         self._pictures = pictures
         labels = identity_labels(records)
         captions = [len(record.captions) for record in records]
         self._image_P = np.repeat(np.arange(len(records)), captions)
         self._label_P = np.repeat([labels[record.pid] for record in records], captions)
-        self._captions = tokenize(
-            tokenizer, [text for record in records for text in record.captions]
-        )
+        texts = [text for record in records for text in record.captions]
+        self._captions = tokenize(tokenizer, texts)
+        self._wrong_captions = wrong_captions
+        self._rewording: _Rewording | None = None
+        if shorten_captions or wrong_captions:
+            self._rewording = _Rewording(texts, tokenizer, shorten_captions)
         self._augment = augment
         self._mask_captions = mask_captions
 
@@ -221,10 +260,26 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         if self._augment:
             uniform_NK = np.stack([rng.random(AUGMENTATION_DRAWS) for rng in rngs])
             moves_N7 = draw_moves(uniform_NK, *self._pictures.image_size)
+        texts: list[str] = []
+        if self._rewording is not None:
+            texts = self._rewording.texts(pairs, rngs)
+            ids = self._rewording.tokenized(texts)
         if self._mask_captions:
             ids = [mask_caption(ids_L, rng) for ids_L, rng in zip(ids, rngs, strict=True)]
-        labels_N = torch.from_numpy(self._label_P[pairs])
-        return LoadedBatch(torch.from_numpy(pixels_NHW3), moves_N7, pad_ids(ids), labels_N)
+        if self._wrong_captions and self._rewording is not None:
+            false = [wrong(text, rng) for text, rng in zip(texts, rngs, strict=True)]
+            false_ids = self._rewording.tokenized(false)
+            for i, text in enumerate(texts):
+                # What cannot be made false stays, masked as it is: no gradient comes of it.
+                ids.append(ids[i] if false[i] == text else false_ids[i])
+        ids_ML = pad_ids(ids)
+        return LoadedBatch(
+            torch.from_numpy(pixels_NHW3),
+            moves_N7,
+            ids_ML[: len(pairs)],
+            torch.from_numpy(self._label_P[pairs]),
+            ids_ML[len(pairs) :] if self._wrong_captions else None,
+        )
 
 
 def pair_loader(

@@ -7,16 +7,15 @@ Its share of the softmax over them is its evidence, 0 to 1.
 Shapes: N pictures, D dimensions, T texts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.phrases.grammar import ParsedSentence
-from upperson_rt.phrases.lexicon import Kind
 from upperson_rt.phrases.phrase import Phrase
-from upperson_rt.phrases.wording import describe
+from upperson_rt.phrases.wording import ALTERNATIVES, Alternatives, describe
 
 __all__ = ["Evidence", "Explanation", "weighable"]
 
@@ -28,34 +27,9 @@ _TEMPERATURE = 0.02
 
 _MOST_TEXTS = 4096  # Kept: 2 MB at 128 dimensions, and every contrast of every kind.
 
-_DYES = ("black", "white", "gray", "red", "orange", "yellow", "green", "blue", "navy", "purple",
-         "pink", "brown")  # fmt: skip
-_HAIR_DYES = ("black", "brown", "blond", "gray", "red")
 _PLAIN = "a person"
 
 
-@dataclass(frozen=True, slots=True)
-class _Alternatives:
-    """What could stand in the place of a phrase."""
-
-    nouns: tuple[str, ...] = ()
-    colours: tuple[str, ...] = ()
-
-    optional: bool = True
-    """Whether people may have none of them."""
-
-
-_ALTERNATIVES: Mapping[Kind, _Alternatives] = {
-    "person": _Alternatives(("woman", "man", "girl", "boy"), optional=False),
-    "upper": _Alternatives(
-        ("coat", "jacket", "t-shirt", "shirt", "hoodie", "sweater", "dress"), _DYES, False
-    ),
-    "lower": _Alternatives(("jeans", "trousers", "shorts", "skirt"), _DYES, False),
-    "shoes": _Alternatives(("sneakers", "boots", "sandals", "shoes"), _DYES, False),
-    "headwear": _Alternatives(("cap", "beanie", "hat"), _DYES),
-    "hair": _Alternatives(("short hair", "long hair", "ponytail", "bun"), _HAIR_DYES, False),
-    "carried": _Alternatives(("backpack", "handbag", "shoulder bag", "suitcase"), _DYES),
-}
 _RARE = frozenset({"girl", "boy"})
 """Competitors of a fifth of the weight, as there are fewer of them."""
 _ALONE = frozenset({"umbrella", "phone", "book", "bottle", "papers", "box", "camera", "laptop",
@@ -131,7 +105,7 @@ class Evidence:
 
 def _contrast(phrase: Phrase) -> _Contrast:
     alone = phrase.noun in _ALONE
-    kind = _ALTERNATIVES.get(phrase.kind, _Alternatives()) if not alone else _Alternatives()
+    kind = ALTERNATIVES.get(phrase.kind, Alternatives()) if not alone else Alternatives()
     nouns = kind.nouns
     style = _style(phrase)
     if phrase.noun and style not in (*nouns, ""):

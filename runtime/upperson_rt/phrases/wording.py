@@ -1,14 +1,54 @@
 """Sentences made of phrases: other ways to say the same."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 from upperson_rt.phrases.grammar import ParsedSentence
+from upperson_rt.phrases.lexicon import Kind
 from upperson_rt.phrases.phrase import Phrase
 
-__all__ = ["MOST_PARAPHRASES", "describe", "paraphrases", "say_thing", "with_article"]
+__all__ = [
+    "ALTERNATIVES",
+    "MOST_PARAPHRASES",
+    "Alternatives",
+    "describe",
+    "paraphrases",
+    "say_thing",
+    "with_article",
+]
 
 MOST_PARAPHRASES = 16
+
+_DYES = ("black", "white", "gray", "red", "orange", "yellow", "green", "blue", "navy", "purple",
+         "pink", "brown")  # fmt: skip
+_HAIR_DYES = ("black", "brown", "blond", "gray", "red")
+
+
+@dataclass(frozen=True, slots=True)
+class Alternatives:
+    """What could stand in the place of a phrase."""
+
+    nouns: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
+
+    optional: bool = True
+    """Whether people may have none of them."""
+
+
+ALTERNATIVES: Mapping[Kind, Alternatives] = {
+    "person": Alternatives(("woman", "man", "girl", "boy"), optional=False),
+    "upper": Alternatives(
+        ("coat", "jacket", "t-shirt", "shirt", "hoodie", "sweater", "dress"), _DYES, False
+    ),
+    "lower": Alternatives(("jeans", "trousers", "shorts", "skirt"), _DYES, False),
+    "shoes": Alternatives(("sneakers", "boots", "sandals", "shoes"), _DYES, False),
+    "headwear": Alternatives(("cap", "beanie", "hat"), _DYES),
+    "hair": Alternatives(("short hair", "long hair", "ponytail", "bun"), _HAIR_DYES, False),
+    "carried": Alternatives(("backpack", "handbag", "shoulder bag", "suitcase"), _DYES),
+}
+"""By kind, the usual ones."""
+
 
 _STYLES = ("phrase", "list", "sentence", "there")
 _NO_PLURAL = ("ss", "us", "is")
@@ -38,15 +78,17 @@ def describe(phrases: Sequence[Phrase], style: str = "phrase") -> str:
 
     Args:
         phrases: At least one; a person among them is the subject, or else *person* is.
-        style: ``phrase`` (*a woman in a red coat*), ``list`` (*woman, red coat*), ``sentence``
-            (*The woman is wearing a red coat.*) or ``there`` (*There is a woman wearing ...*).
+        style: ``phrase`` (*a woman in a red coat*), ``bare`` (*woman in red coat*), ``list``
+            (*woman, red coat*), ``things`` (*red coat*), ``sentence`` (*The woman is wearing a red
+            coat.*) or ``there`` (*There is a woman wearing ...*).
     """
     person = next((phrase.text for phrase in phrases if phrase.kind == "person"), "person")
     things = [phrase for phrase in phrases if phrase.kind != "person"]
-    if style == "list":
-        return ", ".join([person, *(phrase.text for phrase in things)])
-    worn = [with_article(p.text) for p in things if say_thing(p).startswith("in ")]
-    had = [with_article(p.text) for p in things if say_thing(p).startswith("with ")]
+    if style in ("list", "things"):
+        return ", ".join([person] * (style == "list") + [phrase.text for phrase in things])
+    name = str if style == "bare" else with_article
+    worn = [name(p.text) for p in things if say_thing(p).startswith("in ")]
+    had = [name(p.text) for p in things if say_thing(p).startswith("with ")]
     rest = [p.text for p in things if p.kind in ("action", "other")]
     if style == "sentence":
         parts = [f"is wearing {_and(worn)}"] if worn else []
@@ -55,7 +97,7 @@ def describe(phrases: Sequence[Phrase], style: str = "phrase") -> str:
         return f"The {person} {_and(parts)}." if parts else f"The {person}."
     parts = [f"{'wearing' if style == 'there' else 'in'} {_and(worn)}"] if worn else []
     parts += [f"with {_and(had)}"] if had else []
-    text = " ".join([with_article(person), *parts, *rest])
+    text = " ".join([name(person), *parts, *rest])
     return f"There is {text}." if style == "there" else text
 
 

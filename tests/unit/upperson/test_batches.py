@@ -21,6 +21,7 @@ from upperson.data.batches import (
 )
 from upperson.data.pictures import Pictures
 from upperson.data.records import Record, read_dataset
+from upperson.data.rewording import shorter, wrong
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.transforms import (
     AUGMENTATION_DRAWS,
@@ -160,7 +161,47 @@ def test_workers_started_in_any_way_give_the_same_batches(
         for found, batch in zip(loader, expected, strict=True):
             assert isinstance(found, LoadedBatch)
             assert isinstance(batch, LoadedBatch)
-            assert all(map(torch.equal, found, batch))
+            for there, here in zip(found, batch, strict=True):
+                assert there is here is None or torch.equal(there, here)
+
+
+def test_captions_are_reworded_as_they_are_drawn(records: list[Record]) -> None:
+    tokenizer = clip_tokenizer()
+    pictures = Pictures([record.image for record in records], SIZE)
+    pairs = PairDataset(
+        records, pictures, tokenizer, augment=False, mask_captions=False, shorten_captions=1.0,
+        wrong_captions=True,
+    )  # fmt: skip
+    draws = [Draw(pair, 40 + pair) for pair in range(len(pairs))]
+    batch = pairs[draws]
+    assert isinstance(batch, LoadedBatch)
+    assert batch.wrong_NL is not None
+    assert batch.wrong_NL.shape == batch.ids_NL.shape
+    captions = [text for record in records for text in record.captions]
+    for draw, ids_L, wrong_L in zip(draws, batch.ids_NL, batch.wrong_NL, strict=True):
+        rng = np.random.default_rng(draw.seed)
+        assert rng.random() < 1.0
+        text = shorter(captions[draw.pair], rng)
+        for expected, found in ((text, ids_L), (wrong(text, rng), wrong_L)):
+            expected_L = tokenize(tokenizer, [expected])[0]
+            assert found[: len(expected_L)].tolist() == expected_L.tolist()
+            assert not found[len(expected_L) :].any()
+    again = pairs[draws]
+    assert isinstance(again, LoadedBatch)
+    assert torch.equal(again.ids_NL, batch.ids_NL)
+    cpu = torch.device("cpu")
+    assert torch.equal(batch.to(cpu, CLIP_STATISTICS).wrong_NL, batch.wrong_NL)
+
+
+def test_a_caption_that_cannot_be_made_false_teaches_nothing(records: list[Record]) -> None:
+    strange = [Record(record.image, record.pid, ("zzz qqq",)) for record in records]
+    pictures = Pictures([record.image for record in records], SIZE)
+    pairs = PairDataset(
+        strange, pictures, clip_tokenizer(), augment=False, mask_captions=True, wrong_captions=True
+    )
+    batch = pairs[[Draw(0, 1), Draw(1, 2)]]
+    assert isinstance(batch, LoadedBatch)
+    assert torch.equal(batch.ids_NL, batch.wrong_NL)
 
 
 def test_a_data_set_for_workers_is_a_few_arrays_whatever_its_size(

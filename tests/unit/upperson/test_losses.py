@@ -18,6 +18,7 @@ from upperson.losses import (
     loss_names,
     sdm_loss,
     tal_loss,
+    wrong_caption_loss,
 )
 from upperson_rt.errors import UsageError
 
@@ -177,3 +178,31 @@ def test_sdm_and_itc_do_not_see_the_length_of_features(features: tuple[Tensor, T
 def test_a_bad_list_of_losses_is_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message.replace("+", r"\+")):
         loss_names(text)
+
+
+def test_wrong_captions_push_their_image_away() -> None:
+    generator = torch.Generator().manual_seed(3)
+    image_NE, text_NE, wrong_NE = (
+        torch.randn(5, 4, generator=generator).requires_grad_() for _ in range(3)
+    )
+    unit_3NE = [F.normalize(features, dim=1) for features in (image_NE, text_NE, wrong_NE)]
+    expected = 0.0
+    for image, text, wrong in zip(*(unit.tolist() for unit in unit_3NE), strict=True):
+        right = sum(a * b for a, b in zip(image, text, strict=True))
+        false = sum(a * b for a, b in zip(image, wrong, strict=True))
+        expected += math.log(1 + math.exp((false - right) / 0.02)) / 5
+    loss = wrong_caption_loss(image_NE, text_NE, wrong_NE)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert text_NE.grad is not None
+    assert wrong_NE.grad is not None
+    moved = wrong_caption_loss(image_NE, text_NE, wrong_NE - 0.01 * wrong_NE.grad)
+    assert moved < loss
+    # A caption that could not be made false.
+    same_NE = text_NE.detach().clone().requires_grad_()
+    image_NE.grad = None
+    wrong_caption_loss(image_NE, same_NE, same_NE).backward()
+    assert image_NE.grad is not None
+    assert image_NE.grad.abs().max() == 0
+    assert same_NE.grad is not None
+    assert same_NE.grad.abs().max() < 1e-6

@@ -1,0 +1,152 @@
+"""Captions in other words for training: shorter ones that stay true, and ones that are wrong.
+
+Both come from the phrases that `upperson_rt.phrases` reads; a caption in which it reads none stays
+as it is.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from upperson_rt.errors import InputError
+from upperson_rt.phrases import Phrase, parse
+from upperson_rt.phrases.lexicon import COLOURS, NOUN_OF
+from upperson_rt.phrases.wording import ALTERNATIVES, describe
+
+_STYLES = ("phrase", "phrase", "bare", "bare", "list", "sentence")
+_PERSON_SHARE = 0.7
+"""Shorter captions that say who it is, *woman in red coat*, rather than *red coat*."""
+
+_COLOUR_WORDS = re.compile(
+    rf"\b(?:{'|'.join(sorted((' '.join(words) for words in COLOURS), key=len, reverse=True))})\b",
+    re.IGNORECASE,
+)
+_PEOPLE = re.compile(
+    rf"\b(?:{'|'.join(words[0] for words in NOUN_OF if NOUN_OF[words][0] == 'person')})\b",
+    re.IGNORECASE,
+)
+_PRONOUNS = re.compile(r"\b(?:he|she|his|her|him)\b", re.IGNORECASE)
+_SAMPLE = 1000
+
+_Edit = tuple[int, int, str]
+"""Characters from and to, and what comes in their place."""
+
+
+def shorter(caption: str, rng: np.random.Generator) -> str:
+    """Say a random part of what a caption says: *red coat*, *woman in red coat*, or more."""
+    phrases = [phrase for phrase in parse(caption).understood if phrase.kind != "action"]
+    things = [phrase for phrase in phrases if phrase.kind != "person"]
+    if not things:
+        return caption
+    count = int(rng.integers(1, len(things) + 1))
+    kept = [things[index] for index in sorted(rng.permutation(len(things))[:count])]
+    person = [phrase for phrase in phrases if phrase.kind == "person"][:1]
+    style = _STYLES[int(rng.integers(len(_STYLES)))]
+    if rng.random() >= _PERSON_SHARE:
+        person, style = [], style if count > 1 else "things"
+    return describe([*person, *kept], style)
+
+
+def wrong(caption: str, rng: np.random.Generator) -> str:
+    """Make a caption false of its person by one change, or return it as it is.
+
+    The change is another colour, exchanged colours, another thing of the same kind, or a thing that
+    is denied (*without a backpack*).
+    """
+    things = [phrase for phrase in parse(caption).understood if phrase.kind != "action"]
+    for way in rng.permutation(len(_WAYS)):
+        edits = _WAYS[way](caption, things, rng)
+        if edits:
+            return _apply(caption, edits)
+    return caption
+
+
+def require_phrases(captions: Sequence[str], option: str) -> None:
+    """Refuse an option that rewords captions where the grammar reads none of them.
+
+    Raises:
+        InputError: No phrase in any of a thousand of them.
+    """
+    sample = captions[:: max(1, len(captions) // _SAMPLE)]
+    if not any(phrase.noun for caption in sample for phrase in parse(caption).understood):
+        raise InputError(
+            f"{option} needs captions in which the grammar reads phrases such as 'red coat'; of "
+            f"{len(sample)} captions it reads none: they must be English, or switch {option} off"
+        )
+
+
+def _recolour(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -> list[_Edit]:
+    coloured = [phrase for phrase in things if phrase.colours]
+    if not coloured:
+        return []
+    phrase = coloured[int(rng.integers(len(coloured)))]
+    words = _colour_in(caption, phrase)
+    dyes = ALTERNATIVES[phrase.kind].colours if phrase.kind in ALTERNATIVES else ()
+    others = [dye for dye in dyes if dye not in phrase.colours]
+    if words is None or not others:
+        return []
+    return [(*words.span(), others[int(rng.integers(len(others)))])]
+
+
+def _exchange(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -> list[_Edit]:
+    plain = [phrase for phrase in things if len(phrase.colours) == 1 and phrase.kind != "hair"]
+    order = rng.permutation(len(plain))
+    for one, other in pairwise(order):
+        words = _colour_in(caption, plain[one]), _colour_in(caption, plain[other])
+        if words[0] and words[1] and plain[one].colours != plain[other].colours:
+            return [(*words[0].span(), words[1][0]), (*words[1].span(), words[0][0])]
+    return []
+
+
+def _replace(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -> list[_Edit]:
+    # *A man ... her bag* and *a boy ... the woman* would give themselves away.
+    people = not _PRONOUNS.search(caption) and len(_PEOPLE.findall(caption)) == 1
+    known = [
+        phrase
+        for phrase in things
+        if phrase.kind in ALTERNATIVES
+        and phrase.noun in ALTERNATIVES[phrase.kind].nouns
+        and (people or phrase.kind != "person")
+    ]
+    for index in rng.permutation(len(known)):
+        phrase = known[index]
+        found = re.search(
+            rf"\b{re.escape(phrase.noun)}\b", caption[phrase.start : phrase.end], re.IGNORECASE
+        )
+        if found:
+            others = [noun for noun in ALTERNATIVES[phrase.kind].nouns if noun != phrase.noun]
+            other = others[int(rng.integers(len(others)))]
+            return [(phrase.start + found.start(), phrase.start + found.end(), other)]
+    return []
+
+
+def _deny(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -> list[_Edit]:
+    named = [phrase for phrase in things if phrase.kind not in ("person", "hair")]
+    if not named:
+        return []
+    phrase = named[int(rng.integers(len(named)))]
+    before = re.search(r"(?:\b(with)\s+)?(?:\ban?\s+)?$", caption[: phrase.start], re.IGNORECASE)
+    if before is None:
+        return []
+    return [(before.start(), phrase.start, "without a " if before[1] else "no ")]
+
+
+_Way = Callable[[str, Sequence[Phrase], np.random.Generator], list[_Edit]]
+_WAYS: tuple[_Way, ...] = (_recolour, _exchange, _replace, _deny)
+
+
+def _colour_in(caption: str, phrase: Phrase) -> re.Match[str] | None:
+    return _COLOUR_WORDS.search(caption, phrase.start, phrase.end)
+
+
+def _apply(caption: str, edits: Sequence[_Edit]) -> str:
+    for start, end, text in sorted(edits, reverse=True):
+        head, tail = caption[:start], caption[end:]
+        article = re.search(r"\b(an?)\s+$", head)
+        if article:
+            right = "an" if text[:1].lower() in "aeiou" else "a"
+            head = f"{head[: article.start()]}{right} "
+        caption = f"{head}{text}{tail}"
+    return caption
