@@ -192,7 +192,7 @@ def test_wrong_captions_push_their_image_away() -> None:
         false = sum(a * b for a, b in zip(image, wrong, strict=True))
         expected += math.log(1 + math.exp((false - right) / 0.02)) / 5
     loss = wrong_caption_loss(image_NE, text_NE, wrong_NE)
-    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
     loss.backward()
     assert text_NE.grad is not None
     assert wrong_NE.grad is not None
