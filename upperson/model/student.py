@@ -1,0 +1,139 @@
+"""A smaller image tower in the space of a larger one: fewer blocks, narrower, nothing but CLIP.
+
+It has the patches, head size and activation of its teacher's base and none of UP-Person's parts: all
+of it is trained. It starts as a piece of its teacher, which learns faster than random weights: every
+few blocks, with the LoRA in their keys and values, and of the residual stream, heads and hidden
+units those that most is written to.
+
+Shapes: D width of the teacher, d of the student, E embedding.
+"""
+
+import re
+from typing import Any
+
+import torch
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from upperson.model.block import Block
+from upperson.model.encoder import ImageEncoder
+from upperson.model.parts import PLAIN_CLIP
+from upperson_rt.errors import UsageError
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Read ``BLOCKSxWIDTH`` such as 6x384; UsageError if it is none."""
+    found = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise UsageError(
+            f"a student is BLOCKSxWIDTH, such as 6x384 for six blocks of width 384; found '{text}'"
+        )
+    return int(found[1]), int(found[2])
+
+
+def build_student(visual: Any, size: tuple[int, int], image_size: tuple[int, int]) -> ImageEncoder:
+    """Build a student with random weights.
+
+    Args:
+        visual: ``VisionTransformer`` of the base, which the student is a smaller form of.
+        size: Blocks and width d.
+        image_size: (height_px, width_px).
+
+    Raises:
+        UsageError: It is wider or deeper than the base, equal to it, or d is no multiple of the
+            heads' size.
+    """
+    blocks, width = size
+    layers = visual.transformer.resblocks
+    attention = layers[0].attn
+    if blocks > len(layers) or width > attention.embed_dim or size == (
+        len(layers), attention.embed_dim,
+    ):  # fmt: skip
+        raise UsageError(
+            f"a student must be smaller than its teacher, of {len(layers)} blocks of width "
+            f"{attention.embed_dim}; found {blocks}x{width}"
+        )
+    if width % attention.head_dim:
+        raise UsageError(
+            f"a student's width must be a multiple of {attention.head_dim}, the size of its "
+            f"teacher's heads; found {width}"
+        )
+    hidden = layers[0].mlp.c_fc.out_features
+    return ImageEncoder(
+        VisionTransformer(
+            image_size=image_size,
+            patch_size=visual.conv1.kernel_size[0],
+            width=width,
+            layers=blocks,
+            heads=width // attention.head_dim,
+            mlp_ratio=hidden / attention.embed_dim,
+            act_layer=type(layers[0].mlp.gelu),
+            output_dim=visual.proj.shape[1],
+        ),
+        PLAIN_CLIP,
+        *image_size,
+    )
+
+
+@torch.no_grad()
+def start_from_teacher(student: ImageEncoder, teacher: ImageEncoder) -> None:
+    """Copy pieces of the teacher's weights into a student."""
+    width = len(student.class_embedding)
+    chosen: list[Block] = [
+        teacher.blocks[index]
+        for index in torch.linspace(0, len(teacher.blocks) - 1, len(student.blocks)).round().int()
+    ]
+    written_D = teacher.conv1.weight.flatten(1).square().sum(1)
+    for block in chosen:
+        written_D = written_D + block.attn.out_proj.weight.square().sum(1)
+        written_D = written_D + block.mlp.c_proj.weight.square().sum(1)
+    kept_d = _largest(written_D, width)
+    student.conv1.weight.copy_(teacher.conv1.weight[kept_d])
+    student.class_embedding.copy_(teacher.class_embedding[kept_d])
+    student.positional_embedding.copy_(teacher.positional_embedding[:, kept_d])
+    student.proj.copy_(teacher.proj[kept_d])
+    for name in ("ln_pre", "ln_post"):
+        _copy_norm(getattr(student, name), getattr(teacher, name), kept_d)
+    for mine, theirs in zip(student.blocks, chosen, strict=True):
+        _copy_block(mine, theirs, kept_d)
+
+
+def _copy_block(mine: Any, theirs: Any, kept_d: Tensor) -> None:
+    out_DD = theirs.attn.out_proj.weight
+    heads = out_DD.square().sum(0).unflatten(0, (theirs.heads, -1)).sum(1)
+    units_D = torch.arange(out_DD.shape[1]).unflatten(0, (theirs.heads, -1))
+    inner_d = units_D[_largest(heads, mine.heads)].flatten()
+    query_DD, key_DD, value_DD = theirs.attn.in_proj_weight.chunk(3)
+    if theirs.lora is not None:
+        key_DD = key_DD + _delta(theirs.lora.key)
+        value_DD = value_DD + _delta(theirs.lora.value)
+    rows = [weight_DD[inner_d][:, kept_d] for weight_DD in (query_DD, key_DD, value_DD)]
+    mine.attn.in_proj_weight.copy_(torch.cat(rows))
+    biases = [bias_D[inner_d] for bias_D in theirs.attn.in_proj_bias.chunk(3)]
+    mine.attn.in_proj_bias.copy_(torch.cat(biases))
+    mine.attn.out_proj.weight.copy_(out_DD[kept_d][:, inner_d])
+    mine.attn.out_proj.bias.copy_(theirs.attn.out_proj.bias[kept_d])
+    first, second = theirs.mlp.c_fc, theirs.mlp.c_proj
+    strength = first.weight.square().sum(1) * second.weight.square().sum(0)
+    hidden = _largest(strength, mine.mlp.c_fc.out_features)
+    mine.mlp.c_fc.weight.copy_(first.weight[hidden][:, kept_d])
+    mine.mlp.c_fc.bias.copy_(first.bias[hidden])
+    mine.mlp.c_proj.weight.copy_(second.weight[kept_d][:, hidden])
+    mine.mlp.c_proj.bias.copy_(second.bias[kept_d])
+    for name in ("ln_1", "ln_2"):
+        _copy_norm(getattr(mine, name), getattr(theirs, name), kept_d)
+
+
+def _copy_norm(mine: Any, theirs: Any, kept_d: Tensor) -> None:
+    mine.weight.copy_(theirs.weight[kept_d])
+    mine.bias.copy_(theirs.bias[kept_d])
+
+
+def _delta(lora: Any) -> Tensor:
+    delta: Tensor = lora.scale * lora.up @ lora.down
+    return delta
+
+
+def _largest(strength: Tensor, count: int) -> Tensor:
+    """Return the indices of the largest, in their own order."""
+    return strength.topk(count).indices.sort().values
