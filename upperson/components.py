@@ -47,6 +47,11 @@ def build_components(config: TrainConfig) -> Components:
     Raises:
         UsageError, InputError: The base, the recipe or the data cannot be used.
     """
+    if config.student is not None:
+        raise UsageError(
+            "a student is not trained with captions but distilled: go on with  upperson distill "
+            "--resume RUN, or leave 'student' out of the recipe"
+        )
     if config.model.is_plain:
         raise UsageError("no part is trained: set prefix_length, lora_rank or adapter_reduction")
     splits = read_dataset(config.dataset, Path(config.root))

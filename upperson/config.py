@@ -19,6 +19,7 @@ import yaml
 from upperson.losses import loss_names
 from upperson.model.base import SMALL
 from upperson.model.parts import UPPersonConfig
+from upperson.model.student import StudentConfig
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import one_line
 from upperson_rt.strict import read_fields, suggestion
@@ -70,6 +71,9 @@ class TrainConfig:
     width_px: int = 128
 
     model: UPPersonConfig = field(default_factory=UPPersonConfig)
+
+    student: StudentConfig | None = None
+    """A distilled image tower in place of the base's; ``upperson distill`` makes such runs."""
 
     loss: str = "sdm"
     """One or more of sdm, asdm, tal, itc, cmpm and id, joined by + (``upperson/losses.py``)."""

@@ -54,6 +54,7 @@ def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
         ],
         parameters=_parameters(results),
         parts=_parts(config),
+        teacher="" if config.student is None else Path(config.student.teacher).name,
     )
 
 

@@ -11,6 +11,7 @@
 A run is a few megabytes; the frozen base is found again by name or file and checked by hash.
 """
 
+import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -22,11 +23,21 @@ from safetensors.torch import save
 from torch import Tensor
 
 from upperson.config import TrainConfig, read_config, settings_from
+from upperson.data.vocabulary import clip_tokenizer_json
 from upperson.model.base import Base, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
+from upperson.model.student import build_student, read_size
 from upperson.model.weights import require_finite
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.files import sha256_of_file
+from upperson_rt.manifest import (
+    FileEntry,
+    ImageSection,
+    ModelSection,
+    TextSection,
+    space_fingerprint,
+)
 
 CONFIG = "config.yaml"
 ADAPTER = "adapter.safetensors"
@@ -63,6 +74,10 @@ def load_run(path: Path) -> Run:
     with settings_from(path / CONFIG):
         base = load_base(config.base, pretrained, image_size)
         model = UPPerson(base.clip, config.model, image_size, base.statistics)
+        if config.student is not None:
+            model.image = build_student(
+                base.clip.visual, read_size(config.student.size), image_size
+            ).requires_grad_(True)
     if trained_on.get("sha256") != base.sha256:
         raise IntegrityError(
             f"{path} was trained on base '{trained_on.get('name')}' with weights "
@@ -71,6 +86,36 @@ def load_run(path: Path) -> Run:
         )
     _fill(model, state, adapter)
     return Run(config, base, model.eval())
+
+
+def space_of_run(path: Path, run: Run) -> str:
+    """Return the fingerprint of bundles of a run; for a student, that of its teacher."""
+    if run.config.student is not None:
+        return run.config.student.space
+    tokenizer = clip_tokenizer_json().encode()
+    name = run.base.name
+    return space_fingerprint(
+        ModelSection(
+            name=name,
+            base=name,
+            base_sha256=run.base.sha256,
+            adapter_sha256=sha256_of_file(path / ADAPTER),
+            embed_dim=run.model.embed_dim,
+        ),
+        ImageSection(
+            height_px=run.config.height_px,
+            width_px=run.config.width_px,
+            resize="bilinear-antialias",
+        ),
+        TextSection(
+            context_length=run.model.text.context_length,
+            tokenizer=FileEntry(
+                file="tokenizer.json",
+                sha256=hashlib.sha256(tokenizer).hexdigest(),
+                size_bytes=len(tokenizer),
+            ),
+        ),
+    )
 
 
 def start_from(source: Path, model: UPPerson, base: Base, parts: UPPersonConfig) -> None:

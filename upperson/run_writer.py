@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -142,8 +142,9 @@ class RunWriter:
         measured: Mapping[Split, Evaluation],
         splits: Mapping[Split, Sequence[Record]],
         seconds: float,
+        distilled: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write results.json and the model card."""
+        """Write results.json and the model card; a student's says how it stands to its teacher."""
         val, test = measured.get("val"), measured.get("test")
         results = {
             "best_epoch": best_epoch,
@@ -160,6 +161,7 @@ class RunWriter:
             **self._counts,
             "splits": {name: asdict(count_split(records)) for name, records in splits.items()},
             "seconds": round(seconds, 1),
+            **({} if distilled is None else {"distilled": distilled}),
         }
         write_atomically(self._path / RESULTS, json.dumps(results, indent=2) + "\n")
         write_atomically(self._path / CARD, model_card(self._config, results))

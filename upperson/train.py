@@ -145,7 +145,7 @@ def _train(
         _tell_cut_captions(splits, tokenizer, observer)
     state = RunState()
     if resume:
-        state = _load_state(checkpointer, config.epochs, observer if main else None)
+        state = load_state(checkpointer, config.epochs, observer if main else None)
     if config.init_from is not None and state.epoch == state.step == 0:
         start_from(Path(config.init_from), model, components.base, config.model)
         if main:
@@ -230,8 +230,8 @@ def _train(
 
     measured = {}
     if main:
-        measured = _measure_saved_run(
-            run_path, components, config, accelerator, observer, state.best_epoch
+        measured = measure_saved_run(
+            run_path, splits, tokenizer, config, accelerator, observer, state.best_epoch
         )
         seconds = time.perf_counter() - started
         writer.finish(state.best_epoch, selecting or "last epoch", measured, splits, seconds)
@@ -244,7 +244,7 @@ def _train(
     )
 
 
-def _load_state(checkpointer: Checkpointer, epochs: int, observer: Observer | None) -> RunState:
+def load_state(checkpointer: Checkpointer, epochs: int, observer: Observer | None) -> RunState:
     """Bring the run back to its newest checkpoint; a run without one starts anew."""
     found, damaged = checkpointer.load()
     state = found or RunState()
@@ -281,9 +281,10 @@ def _find_noisy(
     return found[0]
 
 
-def _measure_saved_run(
+def measure_saved_run(
     run_path: Path,
-    components: Components,
+    splits: Splits,
+    tokenizer: Tokenizer,
     config: TrainConfig,
     accelerator: Accelerator,
     observer: Observer,
@@ -293,10 +294,10 @@ def _measure_saved_run(
     model = load_run(run_path).model.to(accelerator.device)
     measured: dict[Split, Evaluation] = {}
     for split in SPLITS:
-        if split != "train" and components.splits[split]:
+        if split != "train" and splits[split]:
             try:
                 measured[split] = evaluate_both(
-                    model, components.tokenizer, components.splits[split], workers=config.workers
+                    model, tokenizer, splits[split], workers=config.workers
                 )
             except InputError as error:
                 raise InputError(

@@ -53,6 +53,8 @@ class ModelIdentity:
     """`upperson_rt.manifest.NO_ADAPTER` for a base alone."""
 
     embed_dim: int
+    distilled_from: str | None = None
+    """Fingerprint of the teacher, if the image tower was distilled."""
 
 
 class BundleFiles:
@@ -141,6 +143,7 @@ class BundleFiles:
             base_sha256=identity.base_sha256,
             adapter_sha256=identity.adapter_sha256,
             embed_dim=identity.embed_dim,
+            distilled_from=identity.distilled_from,
         )
         image = ImageSection(height_px=height_px, width_px=width_px, resize="bilinear-antialias")
         text = TextSection(

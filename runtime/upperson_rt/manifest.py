@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath, PureWindowsPath
@@ -30,6 +31,7 @@ __all__ = [
     "VariantEntry",
     "check_relative_path",
     "parse_manifest",
+    "share_a_space",
     "space_fingerprint",
 ]
 
@@ -49,6 +51,13 @@ def _whole(least: int, most: int) -> Constraint:
 _SidePx: TypeAlias = Annotated[int, _whole(1, 4096)]
 _Tokens: TypeAlias = Annotated[int, _whole(3, 4096)]
 _Dimensions: TypeAlias = Annotated[int, _whole(1, 65536)]
+_Fingerprint: TypeAlias = Annotated[
+    str,
+    Constraint(
+        lambda value: re.fullmatch(r"sha256:[0-9a-f]{64}", value) is not None,
+        "sha256: and 64 lower-case hex digits",
+    ),
+]
 _Percent: TypeAlias = Annotated[
     float, Constraint(lambda value: 0 <= value <= 100, "percent, 0 to 100")
 ]
@@ -78,6 +87,9 @@ class ModelSection:
     base_sha256: str
     adapter_sha256: str
     embed_dim: _Dimensions
+    distilled_from: _Fingerprint | None = None
+    """Fingerprint of the model whose text tower this is and whose pictures its smaller image tower
+    learned to embed alike; None for a model that learned from captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +212,9 @@ def space_fingerprint(model: ModelSection, image: ImageSection, text: TextSectio
     It covers what decides where a picture or sentence lands: the weights, the picture's size and
     resize, and the tokenizer. It leaves out names and the ONNX files: all variants of a bundle,
     and a second export of the same run, share one space and may share a gallery.
+
+    The fingerprint of a distilled model is its own, a slash and its teacher's: another space, near
+    the teacher's, as `share_a_space` tells.
     """
     identity = {
         "base": model.base,
@@ -213,7 +228,16 @@ def space_fingerprint(model: ModelSection, image: ImageSection, text: TextSectio
         "tokenizer_sha256": text.tokenizer.sha256,
     }
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+    own = "sha256:" + hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+    return own if model.distilled_from is None else f"{own}/{model.distilled_from}"
+
+
+def share_a_space(one: str, other: str) -> bool:
+    """Tell whether two fingerprints are of teacher and student, or of students of one teacher.
+
+    Their text towers are the same, so that a sentence of one may search pictures of the other.
+    """
+    return one.rpartition("/")[2] == other.rpartition("/")[2]
 
 
 def check_relative_path(name: str) -> str:

@@ -4,6 +4,7 @@ from typing import NoReturn
 
 from upperson.cli.data import app as data_app
 from upperson.cli.demo import demo
+from upperson.cli.distill import distill
 from upperson.cli.evaluate import evaluate
 from upperson.cli.export import export
 from upperson.cli.import_ import import_
@@ -16,7 +17,7 @@ from upperson_rt.cli.app import Command, new_app, run_app
 __all__ = ["app", "main"]
 
 app = new_app("Train, export and try out text-based person retrieval.", "upperson")
-for command in (demo, train, evaluate, export, parity, sign, serving, pretrain_small):
+for command in (demo, train, distill, evaluate, export, parity, sign, serving, pretrain_small):
     app.command(cls=Command)(command)
 app.command("import", cls=Command)(import_)
 app.add_typer(data_app, name="data")

@@ -59,6 +59,7 @@ def export_run(
     progress("loading the run", 0, 1)
     config, base, model = load_run(run)
     progress("loading the run", 1, 1)
+    student = config.student
     root = root or Path(config.root)
     split, train = None, None
     if gate:
@@ -78,11 +79,13 @@ def export_run(
     return export_bundle(
         model,
         ModelIdentity(
-            name=f"up-person-{base.name.removeprefix('upperson-')}",
+            name=f"up-person-{base.name.removeprefix('upperson-')}"
+            + ("" if student is None else f"-{student.size}"),
             base=base.name,
             base_sha256=base.sha256,
             adapter_sha256=sha256_of_file(run / ADAPTER),
             embed_dim=model.embed_dim,
+            distilled_from=None if student is None else student.space,
         ),
         base.tokenizer_json,
         samples,

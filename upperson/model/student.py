@@ -1,24 +1,44 @@
 """A smaller image tower in the space of a larger one: fewer blocks, narrower, nothing but CLIP.
 
-It has the patches, head size and activation of its teacher's base and none of UP-Person's parts: all
-of it is trained. It starts as a piece of its teacher, which learns faster than random weights: every
-few blocks, with the LoRA in their keys and values, and of the residual stream, heads and hidden
-units those that most is written to.
+It has the patches, head size and activation of its teacher's base and none of UP-Person's parts:
+all of it is trained. It starts as a piece of its teacher: evenly spaced blocks, with the LoRA in
+their keys and values, and of the residual stream, heads and hidden units those with the largest
+weights.
 
-Shapes: D width of the teacher, d of the student, E embedding.
+Shapes: D width of the teacher, d of the student, H heads of the teacher, C channels of a head.
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from open_clip.transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from upperson.model.block import Block
 from upperson.model.encoder import ImageEncoder
 from upperson.model.parts import PLAIN_CLIP
 from upperson_rt.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentConfig:
+    """What a distilled run adds to the settings of a run; ``upperson distill`` writes it."""
+
+    size: str
+    """Its image tower, ``BLOCKSxWIDTH``."""
+
+    teacher: str
+    """Run folder that it learns from."""
+
+    space: str
+    """Fingerprint of the teacher's bundles."""
+
+    pictures: tuple[str, ...] = ()
+    """Files and folders of pictures beside the training split's; they need no captions."""
+
+    def __post_init__(self) -> None:
+        read_size(self.size)
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -31,6 +51,15 @@ def read_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def require_smaller(student: tuple[int, int], teacher: tuple[int, int]) -> None:
+    """Raise UsageError unless a student has less blocks or width, and more of neither."""
+    if student == teacher or student[0] > teacher[0] or student[1] > teacher[1]:
+        raise UsageError(
+            f"a student must be smaller than its teacher, of {teacher[0]} blocks of width "
+            f"{teacher[1]}; found {student[0]}x{student[1]}"
+        )
+
+
 def build_student(visual: Any, size: tuple[int, int], image_size: tuple[int, int]) -> ImageEncoder:
     """Build a student with random weights.
 
@@ -40,19 +69,12 @@ def build_student(visual: Any, size: tuple[int, int], image_size: tuple[int, int
         image_size: (height_px, width_px).
 
     Raises:
-        UsageError: It is wider or deeper than the base, equal to it, or d is no multiple of the
-            heads' size.
+        UsageError: It is not smaller than the base, or d is no multiple of the heads' size.
     """
     blocks, width = size
     layers = visual.transformer.resblocks
     attention = layers[0].attn
-    if blocks > len(layers) or width > attention.embed_dim or size == (
-        len(layers), attention.embed_dim,
-    ):  # fmt: skip
-        raise UsageError(
-            f"a student must be smaller than its teacher, of {len(layers)} blocks of width "
-            f"{attention.embed_dim}; found {blocks}x{width}"
-        )
+    require_smaller(size, (len(layers), attention.embed_dim))
     if width % attention.head_dim:
         raise UsageError(
             f"a student's width must be a multiple of {attention.head_dim}, the size of its "
@@ -79,10 +101,8 @@ def build_student(visual: Any, size: tuple[int, int], image_size: tuple[int, int
 def start_from_teacher(student: ImageEncoder, teacher: ImageEncoder) -> None:
     """Copy pieces of the teacher's weights into a student."""
     width = len(student.class_embedding)
-    chosen: list[Block] = [
-        teacher.blocks[index]
-        for index in torch.linspace(0, len(teacher.blocks) - 1, len(student.blocks)).round().int()
-    ]
+    places = torch.linspace(0, len(teacher.blocks) - 1, len(student.blocks)).round().int()
+    chosen: list[Any] = [teacher.blocks[index] for index in places]
     written_D = teacher.conv1.weight.flatten(1).square().sum(1)
     for block in chosen:
         written_D = written_D + block.attn.out_proj.weight.square().sum(1)
@@ -100,9 +120,9 @@ def start_from_teacher(student: ImageEncoder, teacher: ImageEncoder) -> None:
 
 def _copy_block(mine: Any, theirs: Any, kept_d: Tensor) -> None:
     out_DD = theirs.attn.out_proj.weight
-    heads = out_DD.square().sum(0).unflatten(0, (theirs.heads, -1)).sum(1)
-    units_D = torch.arange(out_DD.shape[1]).unflatten(0, (theirs.heads, -1))
-    inner_d = units_D[_largest(heads, mine.heads)].flatten()
+    strength_H = out_DD.square().sum(0).view(theirs.heads, -1).sum(1)
+    channels_HC = torch.arange(out_DD.shape[1]).view(theirs.heads, -1)
+    inner_d = channels_HC[_largest(strength_H, mine.heads)].flatten()
     query_DD, key_DD, value_DD = theirs.attn.in_proj_weight.chunk(3)
     if theirs.lora is not None:
         key_DD = key_DD + _delta(theirs.lora.key)

@@ -37,6 +37,7 @@ def open_store(
     device: str,
     threads: int | None = None,
     create: bool = False,
+    allow_distilled: bool = False,
 ) -> "Iterator[tuple[Bundle, Backend, Gallery]]":
     """Load one tower of a bundle, say on stderr what really runs it, and open its gallery.
 
@@ -50,6 +51,7 @@ def open_store(
         device: See `open_backend`.
         threads: CPU threads.
         create: Make the gallery if it is not there.
+        allow_distilled: See `Gallery.open`.
     """
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Gallery
@@ -59,7 +61,9 @@ def open_store(
     dim = manifest.model.embed_dim
     if create:
         opened.backend(tower)  # No gallery is made for a model that does not run,
-    with Gallery.open(gallery, manifest.fingerprint, dim, create=create) as store:
+    with Gallery.open(
+        gallery, manifest.fingerprint, dim, create=create, allow_distilled=allow_distilled
+    ) as store:
         running = opened.backend(tower)  # and none is loaded for a gallery that is not there.
         print_note(backend_line(opened, tower))
         yield opened, running, store
@@ -77,6 +81,7 @@ def open_retriever(
     backend: str,
     device: str,
     threads: int | None = None,
+    allow_distilled: bool = False,
 ) -> "Iterator[tuple[Bundle, Backend, Retriever]]":
     """Open a retriever as `open_store` does, which notes every query in a log."""
     from upperson_rt.query_log import QueryLog
@@ -94,6 +99,7 @@ def open_retriever(
             backend=backend,
             device=device,
             threads=threads,
+            allow_distilled=allow_distilled,
         ) as (opened, running, store),
     ):
         yield opened, running, Retriever(opened.encoder(), store, log)

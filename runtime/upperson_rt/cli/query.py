@@ -85,6 +85,13 @@ def query(
             help="Wordings of the sentence to average, 1 to 16; more find a little better.",
         ),
     ] = 1,
+    allow_distilled: Annotated[
+        bool,
+        typer.Option(
+            "--allow-distilled",
+            help="Also search a gallery made with the student or the teacher of the bundle's model.",
+        ),
+    ] = False,
     query_log: QueryLogOption = None,
     variant: VariantOption = None,
     backend: BackendOption = "auto",
@@ -116,6 +123,7 @@ def query(
         backend=backend,
         device=device,
         threads=threads,
+        allow_distilled=allow_distilled,
     ) as (opened, running, retriever):
         store, tokenizer = retriever.gallery, retriever.encoder.tokenizer
         warn_of_unknown_cameras(store, conditions)

@@ -35,6 +35,7 @@ from upperson_rt.gallery.records import (
     check_new,
     unit_vectors,
 )
+from upperson_rt.manifest import share_a_space
 from upperson_rt.printable import shown
 
 __all__ = [
@@ -104,6 +105,8 @@ class Gallery(ABC):
         fingerprint: str | None = None,
         embed_dim: int | None = None,
         create: bool = False,
+        *,
+        allow_distilled: bool = False,
     ) -> "Gallery":
         """Open a gallery: a folder, or ``milvus://host:port/collection``.
 
@@ -113,6 +116,9 @@ class Gallery(ABC):
                 which suits looking at a gallery without its bundle.
             embed_dim: D; None skips the check.
             create: Make the gallery where there is none; needs the two above.
+            allow_distilled: Also open one that was made with the model's student or teacher (see
+                `upperson_rt.manifest.space_fingerprint`): to search it with sentences, not to add
+                to it.
 
         Raises:
             UsageError: `create` without fingerprint or embed_dim, or a malformed location.
@@ -136,6 +142,19 @@ class Gallery(ABC):
             place = check_path(location, "the location of a gallery")
         gallery = _store_of(place)._open(place, space)
         found = gallery.fingerprint, gallery.embed_dim
+        if (
+            fingerprint not in (None, found[0])
+            and embed_dim in (None, found[1])
+            and share_a_space(str(fingerprint), found[0])
+        ):
+            if allow_distilled:
+                return gallery
+            gallery.close()
+            raise IntegrityError(
+                f"gallery {gallery.location} was made with the student or the teacher of the "
+                "bundle's model: pictures of the two must not be mixed; use the bundle it was made "
+                "with, or search it all the same with  upperson-rt query --allow-distilled"
+            )
         if fingerprint not in (None, found[0]) or embed_dim not in (None, found[1]):
             gallery.close()
             raise IntegrityError(

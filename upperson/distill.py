@@ -1,0 +1,272 @@
+"""Distil a run's image tower into a smaller one, top to bottom in one file.
+
+The student sees what the teacher sees, augmented alike, and learns to embed it alike; captions are
+not needed. The text tower stays the teacher's, and so does the space: sentences find the pictures
+of both. What is reported at the end is measured on the files that are left, as in training.
+
+Shapes: N pictures, E embedding width.
+"""
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from upperson.checkpoint import Checkpointer, RunState, identity_of
+from upperson.components import start_accelerator
+from upperson.config import TrainConfig
+from upperson.data.batches import BatchSampler, PairDataset, pair_loader, usable_workers
+from upperson.data.images import truncated_images
+from upperson.data.pictures import Pictures
+from upperson.data.records import Record, read_dataset
+from upperson.data.vocabulary import clip_tokenizer
+from upperson.evaluate import evaluate_both
+from upperson.model.encoder import ImageEncoder
+from upperson.model.student import (
+    build_student,
+    read_size,
+    require_smaller,
+    start_from_teacher,
+)
+from upperson.run import LAST, Run, load_run, space_of_run
+from upperson.run_writer import RunWriter
+from upperson.step import set_learning_rate
+from upperson.train import Observer, Step, TrainResult, load_state, measure_saved_run
+from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
+from upperson_rt.preprocess import iter_image_files
+from upperson_rt.strict import read_fields
+
+ADAM_EPS = 1e-8
+"""All weights of a student are trained from a rough start: no reason for the large one of parts."""
+
+
+def student_config(
+    teacher_path: Path, size: str, pictures: tuple[Path, ...], settings: dict[str, Any]
+) -> TrainConfig:
+    """Return the configuration of a student's run: its teacher's, with what is new.
+
+    Args:
+        teacher_path: Run folder.
+        size: ``BLOCKSxWIDTH``.
+        pictures: Files and folders of pictures without captions.
+        settings: Fields of TrainConfig to replace.
+
+    Raises:
+        UsageError: The student is not smaller than its teacher, or a setting is out of range.
+        InputError: The teacher is no run, or a picture is not there.
+    """
+    teacher = load_run(teacher_path)
+    image_size = (teacher.config.height_px, teacher.config.width_px)
+    tower = teacher.model.image
+    require_smaller(read_size(size), (len(tower.blocks), len(tower.class_embedding)))
+    build_student(teacher.base.clip.visual, read_size(size), image_size)  # Refuses odd widths.
+    for path in pictures:
+        next(iter_image_files([path]))
+    brought = teacher_path / str(teacher.config.pretrained)
+    content = (
+        asdict(teacher.config)
+        | settings
+        | {
+            "init_from": None,
+            "adam_eps": ADAM_EPS,
+            "student": {
+                "size": size,
+                "teacher": str(teacher_path.absolute()),
+                "space": space_of_run(teacher_path, teacher),
+                "pictures": [str(path.absolute()) for path in pictures],
+            },
+        }
+    )
+    if brought.is_file():
+        content["pretrained"] = str(brought.absolute())
+    return read_fields(TrainConfig, content, "upperson distill")
+
+
+def distill(
+    config: TrainConfig,
+    run_path: Path,
+    observer: Observer,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+) -> TrainResult:
+    """Distil a student into a run folder; the last epoch is kept.
+
+    With ``resume`` the run in the folder goes on from its newest checkpoint.
+
+    Args:
+        config: From `student_config`.
+        run_path: Its folder.
+        observer: Told what goes on.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        resume: Whether to go on with the run in the folder.
+
+    Raises:
+        UsageError: Several processes, or a configuration without a student.
+        InputError, BackendError, IntegrityError: As training raises them; or the teacher is not the
+            one that the run began with.
+    """
+    with ExitStack() as closing:
+        return _distill(config, run_path, observer, device, resume, closing)
+
+
+def _distill(
+    config: TrainConfig,
+    run_path: Path,
+    observer: Observer,
+    device: str,
+    resume: bool,
+    closing: ExitStack,
+) -> TrainResult:
+    started = time.perf_counter()
+    if config.student is None:
+        raise UsageError("the configuration names no student: make it with  upperson distill RUN")
+    closing.enter_context(truncated_images(config.load_truncated))
+    accelerator = start_accelerator(config.precision, device)
+    if accelerator.num_processes > 1:
+        raise UsageError("distilling takes one process: start it without torchrun")
+    run = load_run(Path(config.student.teacher))
+    if space_of_run(Path(config.student.teacher), run) != config.student.space:
+        raise IntegrityError(
+            f"{config.student.teacher} is not the run that this student began with: put the "
+            "original in place, or distil a new student"
+        )
+    splits = read_dataset(config.dataset, Path(config.root))
+    teacher, student = run.model.image, _fresh_student(run, config)
+    model = run.model
+    model.image = student
+    model.to(accelerator.device)
+    teacher.to(accelerator.device).requires_grad_(False)
+    tokenizer = clip_tokenizer(model.text.context_length)
+    loader, sampler = _picture_loader(config, splits["train"], accelerator.device)
+
+    optimizer: Any = torch.optim.AdamW(
+        [{"params": list(student.parameters()), "peak_lr": config.lr}],
+        lr=config.lr,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+    )
+    trained, optimizer = accelerator.prepare(student, optimizer)
+    identity = identity_of(config, run.base.sha256, splits)
+    checkpointer = Checkpointer(
+        run_path / LAST, nn.ModuleDict({"image": student}), optimizer, accelerator.scaler, identity
+    )
+    writer = RunWriter(run_path, config, run.base, model, resume=resume)
+    state = load_state(checkpointer, config.epochs, observer) if resume else RunState()
+    closing.callback(writer.close)
+    writer.begin({}, state.epoch * len(sampler) + state.step + 1)
+    started -= state.seconds
+
+    def save() -> None:
+        state.seconds = time.perf_counter() - started
+        checkpointer.save(state, state.epoch * len(sampler) + state.step)
+
+    while state.epoch < config.epochs:
+        rate = set_learning_rate(optimizer, state.epoch, config)
+        student.train()
+        sampler.start_at(state.epoch, state.step)
+        last_step_at = time.perf_counter()
+        for item in loader:
+            if isinstance(item, UppersonError):
+                save()
+                raise InputError(f"{item}: mend it, then go on with  --resume {run_path}")
+            image_N3HW = item.to(accelerator.device, model.statistics).image_N3HW
+            with accelerator.autocast():
+                with torch.no_grad():
+                    target_NE = teacher(image_N3HW)
+                loss = distance(trained(image_N3HW), target_NE)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            optimizer.step()
+            state.step += 1
+            state.loss_sum += loss.item()
+            now = time.perf_counter()
+            speed, last_step_at = len(image_N3HW) / (now - last_step_at), now
+            observer.step(
+                Step(
+                    epoch=state.epoch, number=state.step - 1, steps=len(sampler), lr=rate,
+                    loss=loss.item(), images_per_s=speed,
+                )
+            )  # fmt: skip
+            writer.log_step(state.epoch * len(sampler) + state.step, loss.item(), rate, speed)
+            if state.step % config.checkpoint_every == 0 or state.step == len(sampler):
+                save()
+        state.rows.append(
+            {"epoch": state.epoch + 1, "lr": rate, "loss": state.loss_sum / state.step}
+        )
+        state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+        writer.log_epoch(state.rows, state.epoch * len(sampler))
+        save()
+
+    writer.save_adapter(model.trained_state())
+    measured = measure_saved_run(
+        run_path, splits, tokenizer, config, accelerator, observer, config.epochs
+    )
+    seconds = time.perf_counter() - started
+    model.image = teacher
+    facts: dict[str, Any] = {
+        "operations": operations(student, model.image_size),
+        "teacher_operations": operations(teacher, model.image_size),
+        "teacher": {
+            name: evaluate_both(model, tokenizer, splits[name]).text_to_image.as_dict()
+            for name in measured
+        },
+    }
+    writer.finish(config.epochs, "last epoch", measured, splits, seconds, facts)
+    return TrainResult(
+        best_epoch=config.epochs,
+        val=measured["val"].text_to_image if "val" in measured else None,
+        test=measured["test"].text_to_image if "test" in measured else None,
+        seconds=seconds,
+    )
+
+
+def distance(student_NE: Tensor, teacher_NE: Tensor) -> Tensor:
+    """Return the mean of 1 - cosine between what two towers make of the same pictures."""
+    student_NE, teacher_NE = (F.normalize(x.float(), dim=-1) for x in (student_NE, teacher_NE))
+    return (1 - (student_NE * teacher_NE).sum(dim=-1)).mean()
+
+
+def operations(tower: ImageEncoder, image_size: tuple[int, int]) -> int:
+    """Count the multiplications and additions of a tower for one picture."""
+    device = tower.class_embedding.device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        tower(torch.zeros(1, 3, *image_size, device=device))
+    return int(counter.get_total_flops())
+
+
+def _fresh_student(run: Run, config: TrainConfig) -> ImageEncoder:
+    assert config.student is not None
+    torch.manual_seed(config.seed)
+    size = read_size(config.student.size)
+    student = build_student(run.base.clip.visual, size, run.model.image_size)
+    start_from_teacher(student, run.model.image)
+    return student.requires_grad_(True)
+
+
+def _picture_loader(
+    config: TrainConfig, records: list[Record], device: torch.device
+) -> tuple[Any, BatchSampler]:
+    """Load the pictures of the training split and the others; nobody reads their captions."""
+    assert config.student is not None
+    others = [Path(name) for name in config.student.pictures]
+    files = [record.image for record in records]
+    files += iter_image_files(others) if others else ()
+    if not files:
+        raise InputError(f"{config.root} has no image in split 'train': add some with  --pictures")
+    sampler = BatchSampler(len(files), config.batch_size, config.seed)
+    image_size = (config.height_px, config.width_px)
+    pairs = PairDataset(
+        [Record(image=file, pid=0, captions=("",)) for file in files],
+        Pictures(files, image_size),
+        clip_tokenizer(),
+        augment=config.augment,
+        mask_captions=False,
+    )
+    return pair_loader(pairs, sampler, device, usable_workers(config.workers)), sampler
