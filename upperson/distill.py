@@ -263,7 +263,7 @@ def _picture_loader(
     sampler = BatchSampler(len(files), config.batch_size, config.seed)
     image_size = (config.height_px, config.width_px)
     pairs = PairDataset(
-        [Record(image=file, pid=0, captions=("",)) for file in files],
+        [Record(image=file, pid=0, captions=("a person",)) for file in files],
         Pictures(files, image_size),
         clip_tokenizer(),
         augment=config.augment,

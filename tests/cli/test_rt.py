@@ -1,6 +1,8 @@
 import hashlib
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ from tests.helpers.invoke import run as upperson_run
 from tests.helpers.invoke import run_rt as run
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
+from upperson_rt.bundle import read_manifest
 from upperson_rt.cli import main
 from upperson_rt.gallery.sqlite import SqliteGallery
+from upperson_rt.manifest import space_fingerprint
 
 
 @pytest.fixture
@@ -177,6 +181,31 @@ def test_no_model_is_loaded_for_a_gallery_that_is_not_there(work, asked):
     result = run("query", asked)
     assert result.exit_code == 3
     assert "backend:" not in result.stderr
+
+
+def test_a_students_gallery_is_searched_on_purpose_alone(work, tmp_path):
+    """The student here has its teacher's graphs: only what the manifest says differs."""
+    run("index", "crops")
+    teacher = read_manifest(work / "bundle")
+    student = shutil.copytree(work / "bundle", tmp_path / "student")
+    model = replace(teacher.model, adapter_sha256="5" * 64, distilled_from=teacher.fingerprint)
+    changed = replace(
+        teacher, model=model, fingerprint=space_fingerprint(model, teacher.image, teacher.text)
+    )
+    (student / "bundle.json").write_text(changed.to_json(), "utf-8")
+    assert run("index", "crops", "-b", student, "-g", "small").exit_code == 0
+
+    for bundle, gallery in (("bundle", "small"), (student, "gallery")):
+        for command in (["query", "red"], ["index", "crops"]):
+            result = run(*command, "-b", bundle, "-g", gallery)
+            assert (result.exit_code, result.stdout) == (6, "")
+            assert "was made with the student or the teacher" in result.stderr
+        result = run("query", "red", "-b", bundle, "-g", gallery, "--allow-distilled", "--json")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["hits"][0]["source"].endswith("red.png")
+    other = make_toy_bundle(tmp_path / "other", seed=4)
+    result = run("query", "red", "-b", other, "--allow-distilled")
+    assert result.exit_code == 6
 
 
 def test_integrity_errors_end_with_6(work, tmp_path):

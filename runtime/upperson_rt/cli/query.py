@@ -89,7 +89,7 @@ def query(
         bool,
         typer.Option(
             "--allow-distilled",
-            help="Also search a gallery made with the student or the teacher of the bundle's model.",
+            help="Also search a gallery that the model's student or teacher made.",
         ),
     ] = False,
     query_log: QueryLogOption = None,

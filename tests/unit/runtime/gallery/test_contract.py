@@ -521,6 +521,19 @@ def test_another_space_is_refused(place):
         assert gallery.count() == 0
 
 
+@pytest.mark.parametrize("fingerprint", [f"sha256:student/{FINGERPRINT}", f"a/b/{FINGERPRINT}"])
+def test_a_space_that_was_distilled_is_opened_on_purpose_alone(place, fingerprint):
+    location = place.empty()
+    for create in (False, True):
+        with pytest.raises(IntegrityError, match=r"student or the teacher.*--allow-distilled"):
+            Gallery.open(location, fingerprint, DIM, create=create)
+    with Gallery.open(location, fingerprint, DIM, allow_distilled=True) as gallery:
+        assert gallery.fingerprint == FINGERPRINT
+    for other, dim in (("sha256:student/other", DIM), (fingerprint, DIM + 1)):
+        with pytest.raises(IntegrityError, match=r"of another model"):
+            Gallery.open(location, other, dim, allow_distilled=True)
+
+
 def test_a_gallery_is_made_only_when_asked_for(place):
     location = place.unused()
     with pytest.raises(InputError, match="no gallery at"):
