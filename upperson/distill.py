@@ -25,13 +25,11 @@ from upperson.data.batches import BatchSampler, PairDataset, pair_loader, usable
 from upperson.data.images import truncated_images
 from upperson.data.pictures import Pictures
 from upperson.data.records import Record, read_dataset
-from upperson.data.vocabulary import clip_tokenizer
 from upperson.evaluate import evaluate_both
 from upperson.model.encoder import ImageEncoder
 from upperson.model.student import (
     build_student,
     read_size,
-    require_smaller,
     start_from_teacher,
 )
 from upperson.run import LAST, Run, load_run, space_of_run
@@ -41,6 +39,7 @@ from upperson.train import Observer, Step, TrainResult, load_state, measure_save
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.preprocess import iter_image_files
 from upperson_rt.strict import read_fields
+from upperson_rt.tokenizer import Tokenizer
 
 ADAM_EPS = 1e-8
 """All weights of a student are trained from a rough start: no reason for the large one of parts."""
@@ -63,9 +62,7 @@ def student_config(
     """
     teacher = load_run(teacher_path)
     image_size = (teacher.config.height_px, teacher.config.width_px)
-    tower = teacher.model.image
-    require_smaller(read_size(size), (len(tower.blocks), len(tower.class_embedding)))
-    build_student(teacher.base.clip.visual, read_size(size), image_size)  # Refuses odd widths.
+    build_student(teacher.model.image, read_size(size), image_size)  # Refuses what cannot be.
     for path in pictures:
         next(iter_image_files([path]))
     brought = teacher_path / str(teacher.config.pretrained)
@@ -143,8 +140,8 @@ def _distill(
     model.image = student
     model.to(accelerator.device)
     teacher.to(accelerator.device).requires_grad_(False)
-    tokenizer = clip_tokenizer(model.text.context_length)
-    loader, sampler = _picture_loader(config, splits["train"], accelerator.device)
+    tokenizer = run.base.tokenizer()
+    loader, sampler = _picture_loader(config, splits["train"], tokenizer, accelerator.device)
 
     optimizer: Any = torch.optim.AdamW(
         [{"params": list(student.parameters()), "peak_lr": config.lr}],
@@ -235,7 +232,7 @@ def distance(student_NE: Tensor, teacher_NE: Tensor) -> Tensor:
 
 def operations(tower: ImageEncoder, image_size: tuple[int, int]) -> int:
     """Count the multiplications and additions of a tower for one picture."""
-    device = tower.class_embedding.device
+    device = tower.positional_embedding.device
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         tower(torch.zeros(1, 3, *image_size, device=device))
     return int(counter.get_total_flops())
@@ -245,13 +242,13 @@ def _fresh_student(run: Run, config: TrainConfig) -> ImageEncoder:
     assert config.student is not None
     torch.manual_seed(config.seed)
     size = read_size(config.student.size)
-    student = build_student(run.base.clip.visual, size, run.model.image_size)
+    student = build_student(run.model.image, size, run.model.image_size)
     start_from_teacher(student, run.model.image)
     return student.requires_grad_(True)
 
 
 def _picture_loader(
-    config: TrainConfig, records: list[Record], device: torch.device
+    config: TrainConfig, records: list[Record], tokenizer: Tokenizer, device: torch.device
 ) -> tuple[Any, BatchSampler]:
     """Load the pictures of the training split and the others; nobody reads their captions."""
     assert config.student is not None
@@ -265,7 +262,7 @@ def _picture_loader(
     pairs = PairDataset(
         [Record(image=file, pid=0, captions=("a person",)) for file in files],
         Pictures(files, image_size),
-        clip_tokenizer(),
+        tokenizer,
         augment=config.augment,
         mask_captions=False,
     )

@@ -23,7 +23,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from upperson.config import TrainConfig, read_config, settings_from
-from upperson.data.vocabulary import clip_tokenizer_json
 from upperson.model.base import Base, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
@@ -75,9 +74,8 @@ def load_run(path: Path) -> Run:
         base = load_base(config.base, pretrained, image_size)
         model = UPPerson(base.clip, config.model, image_size, base.statistics)
         if config.student is not None:
-            model.image = build_student(
-                base.clip.visual, read_size(config.student.size), image_size
-            ).requires_grad_(True)
+            size = read_size(config.student.size)
+            model.image = build_student(model.image, size, image_size).requires_grad_(True)
     if trained_on.get("sha256") != base.sha256:
         raise IntegrityError(
             f"{path} was trained on base '{trained_on.get('name')}' with weights "
@@ -92,7 +90,7 @@ def space_of_run(path: Path, run: Run) -> str:
     """Return the fingerprint of bundles of a run; for a student, that of its teacher."""
     if run.config.student is not None:
         return run.config.student.space
-    tokenizer = clip_tokenizer_json().encode()
+    tokenizer = run.base.tokenizer_json.encode()
     name = run.base.name
     return space_fingerprint(
         ModelSection(

@@ -10,12 +10,14 @@ Shapes: D width of the teacher, d of the student, H heads of the teacher, C chan
 
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
+from upperson.model.architecture import image_architecture
 from upperson.model.encoder import ImageEncoder
 from upperson.model.parts import PLAIN_CLIP
 from upperson_rt.errors import UsageError
@@ -60,55 +62,70 @@ def require_smaller(student: tuple[int, int], teacher: tuple[int, int]) -> None:
         )
 
 
-def build_student(visual: Any, size: tuple[int, int], image_size: tuple[int, int]) -> ImageEncoder:
+def build_student(
+    tower: ImageEncoder, size: tuple[int, int], image_size: tuple[int, int]
+) -> ImageEncoder:
     """Build a student with random weights.
 
     Args:
-        visual: ``VisionTransformer`` of the base, which the student is a smaller form of.
+        tower: Of the base or of a teacher, which the student is a smaller form of.
         size: Blocks and width d.
         image_size: (height_px, width_px).
 
     Raises:
-        UsageError: It is not smaller than the base, or d is no multiple of the heads' size.
+        UsageError: It is not smaller than the tower, d is no multiple of the heads' size, or the
+            tower is no plain ViT.
     """
     blocks, width = size
-    layers = visual.transformer.resblocks
-    attention = layers[0].attn
-    require_smaller(size, (len(layers), attention.embed_dim))
-    if width % attention.head_dim:
+    first: Any = tower.blocks[0]
+    teacher_width = first.attn.embed_dim
+    require_smaller(size, (len(tower.blocks), teacher_width))
+    head = teacher_width // first.heads
+    if width % head:
         raise UsageError(
-            f"a student's width must be a multiple of {attention.head_dim}, the size of its "
-            f"teacher's heads; found {width}"
+            f"a student's width must be a multiple of {head}, the size of its teacher's heads; "
+            f"found {width}"
         )
-    hidden = layers[0].mlp.c_fc.out_features
-    return ImageEncoder(
-        VisionTransformer(
-            image_size=image_size,
-            patch_size=visual.conv1.kernel_size[0],
-            width=width,
-            layers=blocks,
-            heads=width // attention.head_dim,
-            mlp_ratio=hidden / attention.embed_dim,
-            act_layer=type(layers[0].mlp.gelu),
-            output_dim=visual.proj.shape[1],
-        ),
-        PLAIN_CLIP,
-        *image_size,
+    stem: Any = tower.stem
+    plain = (
+        isinstance(stem, nn.Conv2d)
+        and stem.bias is None
+        and tower.class_embedding is not None
+        and isinstance(tower.ln_pre, nn.LayerNorm)
+        and tower.pool is None
+        and tower.proj_bias is None
     )
+    if not plain or tower.proj is None:
+        raise UsageError(
+            "a student needs a teacher with CLIP's own image tower, such as that of ViT-B-16; this "
+            "base makes patches or pools in another way"
+        )
+    visual = VisionTransformer(
+        image_size=image_size,
+        patch_size=stem.kernel_size[0],
+        width=width,
+        layers=blocks,
+        heads=width // head,
+        mlp_ratio=first.mlp.c_fc.out_features / teacher_width,
+        act_layer=type(first.mlp.gelu),
+        output_dim=tower.proj.shape[1],
+    )
+    base = image_architecture(SimpleNamespace(visual=visual))
+    return ImageEncoder(base, PLAIN_CLIP, *image_size)
 
 
 @torch.no_grad()
-def start_from_teacher(student: ImageEncoder, teacher: ImageEncoder) -> None:
-    """Copy pieces of the teacher's weights into a student."""
+def start_from_teacher(student: Any, teacher: Any) -> None:
+    """Copy pieces of the weights of a teacher's tower into a student that was built for it."""
     width = len(student.class_embedding)
     places = torch.linspace(0, len(teacher.blocks) - 1, len(student.blocks)).round().int()
     chosen: list[Any] = [teacher.blocks[index] for index in places]
-    written_D = teacher.conv1.weight.flatten(1).square().sum(1)
+    written_D = teacher.stem.weight.flatten(1).square().sum(1)
     for block in chosen:
         written_D = written_D + block.attn.out_proj.weight.square().sum(1)
         written_D = written_D + block.mlp.c_proj.weight.square().sum(1)
     kept_d = _largest(written_D, width)
-    student.conv1.weight.copy_(teacher.conv1.weight[kept_d])
+    student.stem.weight.copy_(teacher.stem.weight[kept_d])
     student.class_embedding.copy_(teacher.class_embedding[kept_d])
     student.positional_embedding.copy_(teacher.positional_embedding[:, kept_d])
     student.proj.copy_(teacher.proj[kept_d])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.toy_clip import IMAGE_SIZE, toy_clip, toy_model
+from tests.helpers.toy_clip import IMAGE_SIZE, toy_model
 from tests.helpers.toy_run import Recorder, toy_config
 from upperson.config import TrainConfig, read_config
 from upperson.data.records import read_dataset
@@ -23,6 +23,8 @@ from upperson.model.student import build_student, start_from_teacher
 from upperson.run import load_run
 from upperson.train import Step, train
 from upperson_rt.errors import InputError, IntegrityError, UsageError
+
+pytestmark = pytest.mark.timeout(120)
 
 SETTINGS = {"epochs": 2, "warmup_epochs": 0, "batch_size": 8, "weight_decay": 0.05, "augment": True}
 
@@ -63,7 +65,7 @@ def test_lora_is_part_of_what_a_student_starts_from() -> None:
 
 def test_a_narrower_student_holds_pieces_of_its_teacher() -> None:
     teacher = toy_model(PLAIN_CLIP).image
-    student = build_student(toy_clip().visual, (1, 32), IMAGE_SIZE)
+    student = build_student(teacher, (1, 32), IMAGE_SIZE)
     start_from_teacher(student, teacher)
     assert len(student.blocks) == 1
     assert student.proj.shape == (32, 24)
