@@ -19,12 +19,13 @@ from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.printable import one_line, shown
 from upperson_rt.strict import parse_json
 
-__all__ = ["CLEANED", "REPLACED", "SPACES", "WORDS", "read_tokenizer"]
+__all__ = ["CLEANED", "REPAIRED", "REPLACED", "SPACES", "WORDS", "read_tokenizer"]
 
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What CLIP's word pattern splits on: contractions, letters, single digits, runs of the rest."""
 
-REPLACED = {"[\u2018\u2019]": "'", "[\u201c\u201d]": '"', r"\s+": " "}
+_QUOTES = {"[\u2018\u2019]": "'", "[\u201c\u201d]": '"'}
+REPLACED = {**_QUOTES, r"\s+": " "}
 """Patterns and what takes the place of their matches: of what CLIP has ftfy repair, this is what
 people really type or paste; then white space."""
 
@@ -42,6 +43,12 @@ _STRIPPED: dict[str, Any] = {"type": "Strip", "strip_left": True, "strip_right":
 SPACES = _replaced({"String": " "}, "\u2581")
 """Gemma's vocabulary writes spaces so."""
 
+REPAIRED: list[dict[str, Any]] = [
+    {"type": "NFC"},
+    *(_replaced({"Regex": pattern}, quote) for pattern, quote in _QUOTES.items()),
+]
+"""What stands before it, of what open_clip has ftfy repair."""
+
 CLEANED: dict[str, list[dict[str, Any]]] = {
     "whitespace": [_WHITE_SPACE, _STRIPPED],
     "lower": [_WHITE_SPACE, _STRIPPED, _LOWERCASE],
@@ -53,8 +60,7 @@ last one."""
 # A row for each part that a tokenizer may have, as the library writes it. Another base may need
 # another row: one whose time is linear in the text.
 _NORMALIZERS: list[dict[str, Any]] = [
-    {"type": "NFC"},
-    *(_replaced({"Regex": pattern}, content) for pattern, content in REPLACED.items()),
+    *REPAIRED,
     *CLEANED["canonicalize"],
     SPACES,
 ]
@@ -75,7 +81,7 @@ _KEYS = {
     "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
     "post_processor", "decoder", "model",
 }  # fmt: skip
-_MOST_PARTS = 8
+_MOST_PARTS = 10
 
 
 def read_tokenizer(text: str) -> tuple[tokenizers.Tokenizer, int | None]:

@@ -32,6 +32,7 @@ GEMMA_WORDS = (
     "a", "man", "woman", "in", "with", "red", "blue", "green", "coat", "jeans", "bag", "hat",
 )  # fmt: skip
 
+_SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
 _TEXT = {"context_length": CONTEXT, "width": 48, "heads": 3, "layers": 2}
 _SIGLIP_TEXT = {
     "hf_tokenizer_name": "toy/siglip", "tokenizer_kwargs": {"clean": "canonicalize"},
@@ -131,13 +132,17 @@ def gemma_file() -> dict[str, Any]:
     vocabulary = gemma_vocabulary()
     return {
         "version": "1.0",
-        "added_tokens": [{"id": 0, "content": "<pad>", "special": True}],
+        "added_tokens": [
+            {"id": index, "content": token, "special": True, "single_word": False, "lstrip": False,
+             "rstrip": False, "normalized": False}
+            for index, token in enumerate(_SPECIAL)
+        ],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
         "pre_tokenizer": {
             "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
             "invert": False,
         },
-        "post_processor": {"type": "TemplateProcessing"},
+        "post_processor": None,
         "model": {
             "type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True,
             "vocab": vocabulary, "merges": _merges(),
@@ -147,9 +152,8 @@ def gemma_file() -> dict[str, Any]:
 
 def gemma_vocabulary() -> dict[str, int]:
     """Return special tokens, bytes, letters and words, as Gemma's vocabulary has them."""
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     pieces = dict.fromkeys(["▁", *"abcdefghijklmnopqrstuvwxyz", *("".join(m) for m in _merges())])
-    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    tokens = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
     return {token: index for index, token in enumerate(tokens)}
 
 

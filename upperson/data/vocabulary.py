@@ -27,7 +27,7 @@ from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.printable import shown
 from upperson_rt.strict import read_json
 from upperson_rt.tokenizer import Tokenizer
-from upperson_rt.tokenizer_file import CLEANED, REPLACED, SPACES, WORDS
+from upperson_rt.tokenizer_file import CLEANED, REPAIRED, REPLACED, SPACES, WORDS
 
 PAD, EOS = "<pad>", "<eos>"
 
@@ -110,7 +110,7 @@ def gemma_tokenizer_json(path: Path, vocab_size: int, clean: str) -> str:
         "truncation": None,
         "padding": None,
         "added_tokens": [],
-        "normalizer": {"type": "Sequence", "normalizers": [*CLEANED[clean], SPACES]},
+        "normalizer": {"type": "Sequence", "normalizers": [*REPAIRED, *CLEANED[clean], SPACES]},
         "pre_tokenizer": None,
         "post_processor": {
             "type": "TemplateProcessing",

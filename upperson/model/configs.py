@@ -130,7 +130,7 @@ def base_config(name: str) -> BaseConfig:
             + ", ".join(near or ["ViT-B-16", "ViT-B-32", "ViT-L-14"])
             + ", or the .json file of its configuration"
         )
-    _require_supported(model, name)
+    _require_supported(model, name, published=name != SMALL)
     statistics = _statistics_of_tags(name) if _is_over_timm(model) else None
     return _config(name, model, statistics, None)
 
@@ -148,8 +148,8 @@ def _config(
     return BaseConfig(name, model, custom_text, statistics, file)
 
 
-def _require_supported(model: Mapping[str, Any], name: str) -> None:
-    if odd := _what_is_odd(model):
+def _require_supported(model: Mapping[str, Any], name: str, *, published: bool) -> None:
+    if odd := _what_is_odd(model, published=published):
         raise UsageError(
             f"base '{name}' is not a ViT CLIP with plain blocks ({', '.join(odd)} in its "
             "configuration): choose one such as ViT-B-16"
@@ -160,8 +160,11 @@ def _is_over_timm(model: Mapping[str, Any]) -> bool:
     return "timm_model_name" in model["vision_cfg"]
 
 
-def _what_is_odd(model: Mapping[str, Any]) -> list[str]:
-    """Name what is in a configuration that makes it another architecture."""
+def _what_is_odd(model: Mapping[str, Any], *, published: bool = True) -> list[str]:
+    """Name what is in a configuration that makes it another architecture.
+
+    Of what open_clip publishes it is known which vocabulary is no byte-pair one.
+    """
     over_timm = _is_over_timm(model)
     odd = {
         entry
@@ -180,7 +183,7 @@ def _what_is_odd(model: Mapping[str, Any]) -> list[str]:
             odd.add(f"timm_pool '{vision.get('timm_pool')}'")
         if vision.get("timm_proj") not in (None, "none"):
             odd.add(f"timm_proj '{vision['timm_proj']}'")
-        if "hf_tokenizer_name" in text and text["vocab_size"] < _GEMMA_VOCABULARY:
+        if published and "hf_tokenizer_name" in text and text["vocab_size"] < _GEMMA_VOCABULARY:
             odd.add(f"the vocabulary of {text['hf_tokenizer_name']}, a Unigram")
     if "hf_tokenizer_name" not in text and text.get("vocab_size", 0) != CLIP_VOCABULARY:
         odd.add(f"vocab_size {text.get('vocab_size')} where CLIP's is {CLIP_VOCABULARY}")
@@ -239,7 +242,7 @@ def _read(path: Path) -> BaseConfig:
             if entry not in parts[part]:
                 raise InputError(f"{path}: model_cfg.{part and part + '.'}{entry}: missing")
     _require_sizes(path, parts)
-    _require_supported(model, str(path))
+    _require_supported(model, str(path), published=False)
     name = path.parent.resolve().name if path.stem == "open_clip_config" else path.stem
     return _config(name, model, _read_statistics(path, content["preprocess_cfg"]), path)
 
