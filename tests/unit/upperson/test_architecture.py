@@ -266,7 +266,9 @@ def test_gemmas_vocabulary_splits_text_as_the_published_file_does(
     published.encode_special_tokens = True
     cleaned = get_clean_fn(clean)
     for text in (
-        "A Man, in RED_coat!", "  a  woman\twith blue-green jeans", "Zoë\u2019s 漢字 hat & \u201cbag\u201d",
+        "A Man, in RED_coat!",
+        "  a  woman\twith blue-green jeans",
+        "Zoë\u2019s 漢字 hat & \u201cbag\u201d",
         "a <eos> bag &amp; <pad>", "ein Mann\nmit",
     ):  # fmt: skip
         ids = published.encode(cleaned(text), add_special_tokens=False).ids
