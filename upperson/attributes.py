@@ -18,6 +18,7 @@ from upperson.data.annotations import ATTRIBUTE_KINDS
 from upperson.data.records import Record
 from upperson.data.synthetic.captions import with_article
 from upperson_rt.errors import InputError
+from upperson_rt.phrases.evidence import Evidence
 
 EmbedTexts: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
 """Embeds N sentences as N rows of unit length [N, E]."""
@@ -291,7 +292,7 @@ def measure_attributes(
     columns = attribute_columns(records)
 
     def scores(questions: Sequence[Question]) -> NDArray[np.float32]:
-        return embed_texts([question.text for question in questions]) @ image_GE.T
+        return Evidence(embed_texts).scores([question.text for question in questions], image_GE)
 
     short = {}
     for name, form in SHORT_FORMS.items():

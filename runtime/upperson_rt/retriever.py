@@ -31,9 +31,6 @@ Query: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 """A `str` is always a sentence; a `Path`, a Pillow image or an array as for `encode_images` is a
 picture."""
 
-DENIAL_WEIGHT = 0.25
-"""How much of its score, a cosine, a picture can lose at most for what a sentence denies."""
-
 _MORE_CANDIDATES = 90
 _MOST_CANDIDATES = 4000
 
@@ -194,10 +191,10 @@ class Retriever:
             if not there:
                 return []
             images_ND = np.stack([vectors[hit.id] for hit in there])
-            evidence_N = np.max([self._evidence.of(phrase, images_ND) for phrase in denied], axis=0)
+            against_N = self._evidence.against(denied, images_ND)
             rescored = [
-                replace(hit, score=hit.score - DENIAL_WEIGHT * float(against))
-                for hit, against in zip(there, evidence_N, strict=True)
+                replace(hit, score=hit.score - float(loss))
+                for hit, loss in zip(there, against_N, strict=True)
             ]
             rescored.sort(key=lambda hit: (-hit.score, hit.id))
             complete = len(hits) < wanted or hits[-1].score <= rescored[:k][-1].score

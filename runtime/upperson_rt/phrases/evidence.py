@@ -13,14 +13,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.phrases.grammar import ParsedSentence
+from upperson_rt.phrases.grammar import ParsedSentence, parse
 from upperson_rt.phrases.phrase import Phrase
 from upperson_rt.phrases.wording import ALTERNATIVES, Alternatives, describe
 
-__all__ = ["Evidence", "Explanation", "weighable"]
+__all__ = ["DENIAL_WEIGHT", "Evidence", "Explanation", "weighable"]
 
 EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 """Embeds T sentences as rows of unit length (T, D)."""
+
+DENIAL_WEIGHT = 0.25
+"""How much of its score, a cosine, a picture can lose at most for what a sentence denies."""
 
 _TEMPERATURE = 0.02
 """Of the softmax: the one that models are trained with, ``upperson/losses.py``."""
@@ -93,6 +96,25 @@ class Evidence:
             shares_NT[:, agrees_T].sum(axis=1) / shares_NT.sum(axis=1)
         ).astype(np.float32)
         return evidence
+
+    def against(
+        self, denied: Sequence[Phrase], images_ND: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return (N,) what pictures lose of their scores for what a sentence denies."""
+        losses = [DENIAL_WEIGHT * self.of(phrase, images_ND) for phrase in denied]
+        found: NDArray[np.float32] = np.max(losses, axis=0).astype(np.float32)
+        return found
+
+    def scores(
+        self, sentences: Sequence[str], images_ND: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return (T, N) scores of pictures for sentences, as `Retriever.query` ranks them."""
+        parsed = [parse(sentence) for sentence in sentences]
+        scores_TN = self._embed_texts([one.wanted for one in parsed]) @ images_ND.T
+        for row, one in enumerate(parsed):
+            if one.denied:
+                scores_TN[row] -= self.against(one.denied, images_ND)
+        return scores_TN
 
     def _texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         kept = self._kept if len(self._kept) + len(texts) <= _MOST_TEXTS else {}

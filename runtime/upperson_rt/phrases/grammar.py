@@ -206,23 +206,27 @@ class _Parser:
         if kind == "person":
             return at
         end = at
-        while step := self._details(end) or self._tied(end, kind):
+        while step := self._details(end, more=end > at) or self._tied(end, kind):
             end += step
         return end if end > at else at + (self._colour_after(at) or self._predicate(at))
 
-    def _details(self, at: int) -> int:
-        """Return how many tokens *with black buttons on the front* has, or 0."""
+    def _details(self, at: int, more: bool) -> int:
+        """Return how many tokens *with black buttons on the front* has, or 0.
+
+        With ``more`` there were some before, which *and* may go on.
+        """
         if at >= len(self.words) or self.words[at] not in _DETAIL_WORDS:
+            return 0
+        if self.words[at] == "and" and not more:
             return 0
         last = 0
         for end in range(at + 1, min(at + 8, len(self.words))):
             word = self.words[end]
-            if word in DETAILS and not self._noun_at(end)[0]:
-                last = end + 1 - at
-            elif self._noun_at(end)[0] and not self._is_detail(end):
+            if self._noun_at(end)[0] and not self._is_detail(end):
                 break
-            elif word in DETAILS:
-                last = end + 1 - at
+            if word in DETAILS:
+                # *And a polka dot sweater* is no detail of what comes before.
+                last = end + 1 - at if self._phrase_ends(end + 1) else last
             elif word in ENDS or (word in SMALL_WORDS and word not in ("a", "an", "the", "on")):
                 break
         return last

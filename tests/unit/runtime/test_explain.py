@@ -7,8 +7,9 @@ from tests.helpers.toy_bundle import COLOURS
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.indexer import index_images
 from upperson_rt.phrases import parse
+from upperson_rt.phrases.evidence import DENIAL_WEIGHT, Evidence
 from upperson_rt.phrases.wording import MOST_PARAPHRASES, describe, paraphrases
-from upperson_rt.retriever import DENIAL_WEIGHT, Retriever
+from upperson_rt.retriever import Retriever
 
 COLOURS_IN_ORDER = list(COLOURS)
 
@@ -76,6 +77,18 @@ def test_what_a_sentence_denies_goes_down(retriever):
         [hit.id for hit in coats[:2]],
         [hit.id for hit in denied[:2]],
     ]
+
+
+def test_scores_without_a_gallery_are_those_of_queries(retriever, pictures):
+    images_ND = retriever.encoder.encode_images(pictures)
+    sentences = ["red coat", "a coat that is not red", "a man without a hat or a blue coat"]
+    scores_TN = Evidence(retriever.encoder.encode_texts).scores(sentences, images_ND)
+    for sentence, row in zip(sentences, scores_TN, strict=True):
+        hits = retriever.query(sentence, k=len(pictures))
+        found = {hit.item.source: hit.score for hit in hits}
+        # Galleries keep float16.
+        expected = {str(path): score for path, score in zip(pictures, row.tolist(), strict=True)}
+        assert found == pytest.approx(expected, abs=3e-3), sentence
 
 
 def test_a_sentence_that_denies_what_it_asks_for_is_taken_as_asking(retriever):
