@@ -296,7 +296,8 @@ def measure_attributes(
 
     short = {}
     for name, form in SHORT_FORMS.items():
-        if questions := short_questions(columns, form):
+        questions = short_questions(columns, form)
+        if any(has_all(columns, question.wanted).any() for question in questions):
             short[name] = _measure_short(questions, columns, scores(questions))
 
     def shares(

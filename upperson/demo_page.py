@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,11 @@ from typing import Any
 import jinja2
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
+from upperson.attributes import AttributeReport
 from upperson.data.records import Record
 from upperson_rt import __version__
 from upperson_rt.preprocess import load_image
@@ -28,6 +31,19 @@ STAGES = {
     "onnx_int8": "ONNX int8",
 }
 """What was measured: keys of the summary, and names for people."""
+
+_THINGS = {"bag": "a bag", "headwear": "headwear", "accessory": "an accessory"}
+_SHARED = {
+    "gender": "gender",
+    "upper_colour": "colour",
+    "upper": "garment",
+    "lower": "legs",
+    "bag": "bag",
+    "hair_colour": "hair colour",
+}
+"""Attributes in the drawing, and what people call them."""
+
+_BEFORE, _AFTER, _CHANCE = "#a9cce3", "#1f4e79", "#c0392b"
 
 _QUERIES = 6
 _SHOWN = 6
@@ -76,6 +92,7 @@ def render_page(
     run: Path,
     answer: Path,
     queries: Sequence[SampleQuery],
+    words: Mapping[str, AttributeReport],
     quick: bool,
 ) -> str:
     """Fill the template. Its numbers are the summary's, its pictures are embedded.
@@ -92,8 +109,89 @@ def render_page(
         curves=_data_url((run / "curves.png").read_bytes(), "png"),
         answer=_data_url(answer.read_bytes(), "png"),
         queries=queries,
+        words=_data_url(draw_words(words), "png"),
+        asked=words["fine_tuned"].short["person"],
         quick=quick,
     )
+
+
+def short_questions(words: Mapping[str, AttributeReport]) -> dict[str, dict[str, float]]:
+    """Return in what the first picture is right, in percent, by model; and by chance."""
+    found = {key: report.short["person"].parts for key, report in words.items()}
+    parts = next(iter(found.values()))
+    return {key: {part: shares[part].top1 for part in parts} for key, shares in found.items()} | {
+        "chance": {part: share.chance for part, share in parts.items()}
+    }
+
+
+def draw_words(words: Mapping[str, AttributeReport]) -> bytes:
+    """Draw which words models understand, by key of `STAGES`; return a PNG."""
+    reports = list(words.values())
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    short = [report.short["person"].parts for report in reports]
+    _draw_bars(
+        axes[0],
+        "Short questions:\nfirst picture right in",
+        {part: [parts[part].top1 for parts in short] for part in short[0]},
+        {part: share.chance for part, share in short[0].items()},
+    )
+    things = {
+        f"{word} {label}": [getattr(report, f"{word}_thing")[name]["all"] for report in reports]
+        for name, label in _THINGS.items()
+        for word in ("with", "without")
+    }
+    _draw_bars(
+        axes[1],
+        "Things, asked for and refused:\nof the first ten pictures have it",
+        {label: [share.at10 for share in shares] for label, shares in things.items()},
+        {label: shares[0].chance for label, shares in things.items()},
+    )
+    _draw_bars(
+        axes[2],
+        "Captions:\nfirst picture shares",
+        {
+            label: [report.captions[name].top1 for report in reports]
+            for name, label in _SHARED.items()
+        },
+        {label: reports[0].captions[name].chance for name, label in _SHARED.items()},
+    )
+    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    names = {str(index): STAGES[key] for index, key in enumerate(words)} | {"chance": "chance"}
+    figure.legend(
+        [handles[key] for key in names],
+        list(names.values()),
+        loc="outside lower center",
+        ncols=len(names),
+        frameon=False,
+        fontsize=9,
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _draw_bars(
+    axes: Axes, title: str, bars: Mapping[str, Sequence[float]], chance: Mapping[str, float]
+) -> None:
+    """Draw a group of bars a row, in percent, and a mark where chance is."""
+    rows = np.arange(len(bars))
+    colours = (_BEFORE, _AFTER)
+    height = 0.8 / len(colours)
+    for index, colour in enumerate(colours):
+        widths = [values[index] for values in bars.values()]
+        axes.barh(rows + (index - 0.5) * height, widths, height, color=colour, label=str(index))
+        for row, width in zip(rows, widths, strict=True):
+            place = row + (index - 0.5) * height
+            axes.text(width + 1.5, place, f"{width:.0f}", va="center", fontsize=7)
+    marks = [chance[name] for name in bars]
+    axes.vlines(marks, rows - 0.45, rows + 0.45, color=_CHANCE, linewidth=1.5, label="chance")
+    axes.set_yticks(rows, list(bars))
+    axes.set(xlim=(0, 110), xticks=range(0, 101, 25))
+    axes.set_title(title, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _answers(records: Sequence[Record], embeddings: Embeddings, row: int, pid: int) -> list[Answer]:

@@ -13,6 +13,8 @@ from upperson_rt.bundle import Bundle
 from upperson_rt.metrics import retrieval_metrics
 
 METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
+ONE_QUESTION = 5
+"""Percent: a score that is nearly equal may fall the other way."""
 DIRECTIONS = ["text_to_image", "image_to_text"]
 
 
@@ -109,6 +111,11 @@ def test_words_are_measured_where_the_truth_is_known(demo_folder, people, target
         assert list(asked["parts"]) == ["gender", "colour", "garment", "all"]
         assert 0 < asked["parts"]["gender"]["chance"] < 100 * max(women, 1 - women)
         assert list(report["with_thing"]) == ["bag", "headwear", "accessory"]
+        summary = json.loads((demo_folder / "summary.json").read_text("utf-8"))["short_questions"]
+        for part, share in asked["parts"].items():
+            assert share["chance"] == pytest.approx(summary["chance"][part])
+            if target == "run":
+                assert share["top1"] == pytest.approx(summary["fine_tuned"][part], abs=ONE_QUESTION)
     plain = json.loads(run(demo_folder / target, "--root", people, "--json").stdout)
     for name, report in found.items():
         assert report["r1"] == pytest.approx(plain[name]["text_to_image"]["R@1"])

@@ -227,6 +227,12 @@ def check_summary(summary):
         assert values[:3] == sorted(values[:3])
     for name in METRICS:  # Folding and export change nothing.
         assert abs(summary["onnx_fp32"][name] - summary["fine_tuned"][name]) <= ONE_QUERY
+    words = summary["short_questions"]
+    assert list(words) == ["zero_shot", "fine_tuned", "chance"]
+    for shares in words.values():
+        assert list(shares) == ["gender", "colour", "garment", "all"]
+        assert 0 <= shares["all"] <= min(shares.values()) <= 100
+    assert 0 < words["chance"]["all"] < min(list(words["chance"].values())[:3])
     stages = {"render", "zero_shot", "train", "export", "index", "query", "report"}
     assert set(summary["seconds"]) == stages
     assert all(0 <= value < 240 for value in summary["seconds"].values())
@@ -256,6 +262,7 @@ def test_the_report_is_one_file(demo_folder):
     summary = json.loads((demo_folder / "summary.json").read_text("utf-8"))
     for model in MODELS:
         assert f"{summary[model]['mAP']:.2f}" in html
+    assert "Which words it understands" in html
 
 
 def test_the_answer_is_a_picture(demo_folder):
@@ -349,7 +356,12 @@ def test_the_demo_runs_again_over_an_earlier_one(demo_folder, work, monkeypatch)
     assert done.exit_code == 0, done.stderr
     table = {line[:24].rstrip(): line[24:].split() for line in done.stdout.splitlines()}
     assert [len(table[name]) for name in STAGES.values()] == [5] * 4
-    check_summary(json.loads((folder / "summary.json").read_text("utf-8")))
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    check_summary(summary)
+    for model, shares in summary["short_questions"].items():
+        shown = [f"{value:.2f}" for value in shares.values()]
+        row = [model.replace("_", "-"), *shown]
+        assert row in [line.split() for line in done.stdout.splitlines()]
     assert "Find a person by a sentence" in (folder / "report.html").read_text("utf-8")
     assert {path: path.stat().st_mtime_ns for path in pictures} == pictures  # Rendered once.
     assert {path.name for path in folder.iterdir()} == {*PARTS, "notes.txt"}

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,11 @@ def demo(
     for key, name in STAGES.items():
         table.add_row(name, *(f"{value:.2f}" for value in summary[key].values()))
     print_table(table)
+    words = summary["short_questions"]
+    table = new_table("short questions, R@1", *words["chance"], right=tuple(words["chance"]))
+    for key, shares in words.items():
+        table.add_row(key.replace("_", "-"), *(f"{value:.2f}" for value in shares.values()))
+    print_table(table)
     if quick:
         print_line("a quick demo: these numbers mean nothing")
     seconds = summary["seconds"]
@@ -86,13 +92,14 @@ def demo(
 
 def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]:
     """Run all stages and return the summary; ``output`` changes only at the end."""
+    from upperson.attributes import measure_attributes
     from upperson.cli.export_run import export_run
     from upperson.cli.progress import TrainingDisplay
     from upperson.config import read_recipe
     from upperson.data.records import read_dataset
     from upperson.data.vocabulary import clip_tokenizer
-    from upperson.demo_page import TEMPLATES, render_page, sample_queries
-    from upperson.evaluate import embed_records, pids_of
+    from upperson.demo_page import TEMPLATES, render_page, sample_queries, short_questions
+    from upperson.evaluate import embed_records, embed_texts, pids_of
     from upperson.model.base import load_base
     from upperson.model.encoder import UPPerson
     from upperson.model.parts import PLAIN_CLIP
@@ -179,7 +186,17 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
             "size": asdict(size),
         }
         with stage("report"):
-            after = embed_records(load_run(building / "run").model, tokenizer, test)
+            tuned = load_run(building / "run").model
+            after = embed_records(tuned, tokenizer, test)
+            words = {
+                "zero_shot": measure_attributes(
+                    test, *before, partial(embed_texts, plain, tokenizer)
+                ),
+                "fine_tuned": measure_attributes(
+                    test, *after, partial(embed_texts, tuned, tokenizer)
+                ),
+            }
+            summary["short_questions"] = short_questions(words)
             html = render_page(
                 summary,
                 templates(TEMPLATES),
@@ -187,6 +204,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
                 run=building / "run",
                 answer=building / "answer.png",
                 queries=sample_queries(test, before, after),
+                words=words,
                 quick=size == QUICK,
             )
             (building / "report.html").write_text(html, "utf-8")
