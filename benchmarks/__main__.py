@@ -18,6 +18,7 @@ DOCUMENTED = (
     "gallery --rows 1000000 --threads 1",
     "startup -b demo/bundle -g demo/gallery --rounds 10",
     "console -b demo/bundle --rows 100000",
+    "marks -b demo/bundle -g demo/gallery --root demo/people",
     "losses --seeds 3",
 )
 """Name and options of every run whose numbers are in docs/benchmarks.md."""

@@ -97,6 +97,7 @@ def _run(
     watcher = _Watcher(folder, [*common, "street.avi", "--detector", "street.json", "--every", "0"])
     try:
         answered, memory = asyncio.run(_load(found[1], clients, seconds, server.pid, watcher))
+        processor_s = _processor_s(server.pid)
     finally:
         watcher.end()
         server.send_signal(signal.SIGTERM)
@@ -118,6 +119,9 @@ def _run(
         ],
         "answers": dict(sorted(statuses.items())),
         "searches a second": round(len(searches) / seconds, 1),
+        "server's processor time a search, thumbnails included (ms)": round(
+            1000 * processor_s / max(1, len(searches)), 1
+        ),
         "search p50 / p95 / p99 (ms)": _quantiles(searches),
         "thumbnail p50 / p95 / p99 (ms)": _quantiles(pictures),
         "rows added meanwhile": there,
@@ -224,6 +228,11 @@ def _resident_mb(pid: int) -> int:
         text = Path(f"/proc/{pid}/status").read_text()
         return int(text.partition("VmRSS:")[2].split()[0]) >> 10
     return 0
+
+
+def _processor_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _quantiles(seconds: list[float]) -> list[int]:

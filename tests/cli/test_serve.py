@@ -14,10 +14,12 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from tests.helpers.invoke import run_rt
+import upperson_rt.cli
+from tests.helpers.invoke import run_json, run_rt
 from tests.helpers.served import served
 from upperson_rt.log_chain import verify_log
 from upperson_rt.query_log import QueryLog, process_user
+from upperson_rt.serve.accounts import Accounts
 from upperson_rt.serve.memory import Memory
 from upperson_rt.serve.search import Search
 
@@ -49,6 +51,19 @@ def test_it_answers_and_ends_cleanly(ready):
     assert errors == "ending: what has been asked is answered first\n"
     assert run_rt("log", "verify", "console/query.log").exit_code == 0
     assert not (ready / "gallery" / "gallery.sqlite-wal").exists()
+
+
+def test_an_open_live_page_does_not_keep_it_from_ending(ready):
+    with served(ready) as running:
+        with httpx.stream("GET", f"{running.url}/live/events", timeout=60) as events:
+            parts = events.iter_text()
+            text = next(parts)
+            assert text.startswith("data: ")
+            running.process.send_signal(signal.SIGTERM)
+            assert "No cameras yet" in text + "".join(parts)
+        assert running.process.wait(30) == 0
+    errors = running.output.with_name("serve.out.err").read_text()
+    assert errors == "ending: what has been asked is answered first\n"
 
 
 def test_others_need_a_token_and_get_it_over_tls(ready):
@@ -94,6 +109,12 @@ def test_a_port_that_is_taken_is_told(ready):
         done = run_rt("serve", "--port", str(port))
     assert done.exit_code == 3
     assert f"cannot listen at 127.0.0.1 port {port}: Address already in use" in done.stderr
+
+
+def test_a_token_for_machines(work):
+    made = run_json("token", "t.json", "vera", "--camera", "gate", app=upperson_rt.cli.app)
+    assert (made["name"], made["role"], made["cameras"]) == ("vera", "viewer", ["gate"])
+    assert Accounts(work / "t.json").of_token(made["token"]).name == "vera"
 
 
 def test_a_token_file_is_not_spoilt(work):

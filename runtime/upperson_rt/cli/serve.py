@@ -13,6 +13,7 @@ from upperson_rt.cli.options import (
     Debug,
     DeviceOption,
     GalleryOption,
+    Json,
     QueryLogOption,
     Threads,
     TrustOption,
@@ -20,7 +21,7 @@ from upperson_rt.cli.options import (
     default_bundle,
     default_gallery,
 )
-from upperson_rt.cli.output import print_line, print_note, print_warning
+from upperson_rt.cli.output import print_json, print_line, print_note, print_warning
 from upperson_rt.errors import BackendError, UsageError, missing_extra
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def serve(
     backend: BackendOption = "auto",
     device: DeviceOption = "cpu",
     threads: Threads = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Serve the console: search pages for people, an API for programs.
@@ -141,7 +143,10 @@ def serve(
             print_warning("without --tls-cert tokens and pictures cross the network in the clear")
         with ending_gently() as stopped:
             server.start()
-            print_line(f"console: {server.url}")
+            if as_json:
+                print_json({"url": server.url, "state": str(state), "log": str(log.path)})
+            else:
+                print_line(f"console: {server.url}")
             if open_browser:
                 import webbrowser
 
@@ -168,6 +173,7 @@ def token(
         list[str] | None,
         typer.Option("--camera", help="A viewer sees only this camera; may be given again."),
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Make a token for the console, and print it: it is stored hashed and never shown again.
@@ -180,7 +186,12 @@ def token(
     from upperson_rt.serve.accounts import ROLES, add_token
 
     check_choice(role, "--role", ROLES)
-    made = add_token(file, name, ROLES[ROLES.index(role)], tuple(camera) if camera else None)
+    cameras = tuple(camera) if camera else None
+    made = add_token(file, name, ROLES[ROLES.index(role)], cameras)
+    if as_json:
+        shown = None if cameras is None else list(cameras)
+        print_json({"name": name, "role": role, "cameras": shown, "file": str(file), "token": made})
+        return
     print_note(f"the token of {name}, {role}, in {file}; keep it, it is not shown again:")
     print_line(made)
 

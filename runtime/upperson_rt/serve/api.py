@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, File, Form, Query, Response, UploadFile
+from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import ValidationError
 
@@ -238,11 +238,13 @@ def _watching(routes: APIRouter, desk: Desk, access: Access) -> None:
         return HealthOut()
 
     @routes.get("/ready", tags=["server"], summary="Whether searches can be answered")
-    def ready() -> HealthOut:
+    def ready(request: Request) -> HealthOut:
         try:
             desk.gallery.count()
         except UppersonError as error:
-            raise ProblemError(503, str(error)) from error
+            known = access.find(request) is not None
+            why = str(error) if known else "searches cannot be answered: log in to see why"
+            raise ProblemError(503, why) from error
         return HealthOut()
 
     @routes.get(

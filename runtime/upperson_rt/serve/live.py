@@ -70,6 +70,8 @@ class Live:
         self._sources = list(sources)
         self._lock = threading.Lock()
         self._before: dict[str, _Read] = {}
+        self.has_ended = False
+        """Whether the server is about to end: streams end, too."""
 
     def now(self, desk: Desk, account: Account) -> tuple[list[Process], list[CameraNow]]:
         """Return the processes, and the cameras that somebody may see."""

@@ -63,9 +63,10 @@ class Server:
             InputError: Certificate or key cannot be used.
         """
         self._place = place
+        self._live = live or Live(())
         get_logger("uvicorn.error")
         config = uvicorn.Config(
-            make_app(desk, access, names, live),
+            make_app(desk, access, names, self._live),
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,
@@ -97,6 +98,7 @@ class Server:
 
     def end(self) -> None:
         """Answer what has been asked, and end."""
+        self._live.has_ended = True
         self._server.should_exit = True
         self._thread.join()
 

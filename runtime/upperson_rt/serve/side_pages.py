@@ -25,6 +25,8 @@ from upperson_rt.strict import parse_json
 __all__ = ["side_routes"]
 
 _RENEWED_S = 2.0
+_LOOKED_S = 0.5
+"""How often a stream looks whether the server ends."""
 _MOST_STREAMS = 20
 _LINES = 50
 _TAIL_BYTES = 256 << 10
@@ -81,9 +83,14 @@ def _live_pages(routes: APIRouter, desk: Desk, access: Access, live: Live) -> No
             return "".join(f"data: {line}\n" for line in html.splitlines() if line) + "\n"
 
         async def stream() -> AsyncIterator[str]:
+            waited = 0.0
             try:
-                while True:
-                    await asyncio.sleep(_RENEWED_S)
+                while not live.has_ended:
+                    await asyncio.sleep(_LOOKED_S)
+                    waited += _LOOKED_S
+                    if waited < _RENEWED_S:
+                        continue
+                    waited = 0.0
                     yield await run_in_threadpool(part)
             finally:
                 streams.discard(token)
