@@ -1,6 +1,7 @@
 """The application: API, pages and files behind the guard, and what errors look like."""
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -51,11 +52,11 @@ def make_app(
     )
     for routes in api_routes(desk, access):
         app.include_router(routes)
-    document = _document(app, access)
+    document = cache(lambda: _document(app, access))  # It takes a while, and few ask.
 
     @app.get("/api/v1/openapi.json", include_in_schema=False)
     def openapi() -> JSONResponse:
-        return JSONResponse(document)
+        return JSONResponse(document())
 
     app.include_router(page_routes(desk, access))
     app.include_router(side_routes(desk, access, live or Live(())))

@@ -18,6 +18,12 @@ from upperson_rt.serve.memory import Memory
 
 
 @pytest.fixture(scope="session")
+def served_encoder(served_folder):
+    """The encoder of the bundle, with its towers loaded once."""
+    return open_encoder(served_folder / "bundle", threads=1)
+
+
+@pytest.fixture(scope="session")
 def served_folder(tmp_path_factory):
     """A bundle, and a gallery with a track of each colour at two cameras."""
     folder = tmp_path_factory.mktemp("served")
@@ -46,7 +52,7 @@ def served_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def make_console(served_folder, tmp_path):
+def make_console(served_folder, served_encoder, tmp_path):
     """Makes a console over a copy of the gallery; more arguments name what is another one."""
     opened = []
 
@@ -55,7 +61,7 @@ def make_console(served_folder, tmp_path):
             folder = tmp_path / "gallery"
             if not folder.exists():
                 shutil.copytree(served_folder / "gallery", folder)
-        encoder = more.get("encoder") or open_encoder(served_folder / "bundle", threads=1)
+        encoder = more.get("encoder") or served_encoder
         desk = Desk(
             encoder,
             lambda: Gallery.open(folder, encoder.fingerprint, encoder.embed_dim),
