@@ -5,7 +5,12 @@ import pytest
 
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.manifest import check_relative_path, parse_manifest, space_fingerprint
+from upperson_rt.manifest import (
+    check_relative_path,
+    parse_manifest,
+    share_a_space,
+    space_fingerprint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,7 @@ def change(content, path, value):
         ("model.embed_dim", True, r"model\.embed_dim: expected a whole number.*found True"),
         ("image.height_px", 0, r"image\.height_px: expected a whole number, 1 to 4096, found 0"),
         ("image.width_px", 10**9, r"image\.width_px: expected a whole number, 1 to 4096"),
+        ("model.distilled_from", "sha256:abc", r"model\.distilled_from: expected sha256: and 64"),
         ("model.embed_dim", 0, r"model\.embed_dim: expected a whole number, 1 to 65536"),
         ("model.embed_dim", 10**18, r"model\.embed_dim: expected a whole number, 1 to 65536"),
         ("text.context_length", 10**9, r"text\.context_length: expected a whole number, 3 to"),
@@ -166,3 +172,23 @@ def test_fingerprint_covers_the_space_and_nothing_else(text):
         space_fingerprint(model, image, dataclasses.replace(tokens, context_length=5)),
     ):
         assert other != manifest.fingerprint
+
+
+def test_a_students_fingerprint_names_its_teacher(text):
+    manifest = parse_manifest(text)
+    teacher, model = manifest.fingerprint, manifest.model
+    students = [
+        space_fingerprint(
+            dataclasses.replace(model, adapter_sha256=sha, distilled_from=teacher),
+            manifest.image,
+            manifest.text,
+        )
+        for sha in ("5" * 64, "6" * 64)
+    ]
+    assert len({teacher, *students}) == 3
+    assert all(student.endswith(f"/{teacher}") for student in students)
+    assert share_a_space(students[0], teacher)
+    assert share_a_space(teacher, students[1])
+    assert share_a_space(*students)
+    assert not share_a_space(students[0], "sha256:other")
+    assert not share_a_space("sha256:one", "sha256:other")
