@@ -37,10 +37,13 @@ LONGEST_PATH = 4096
 """Characters; Linux opens no longer one, and messages name paths whole."""
 
 _MOST = 2**31 - 1
+_NUMBERS = (float, int, Real)  # The first two are told from their type, Real by a search.
 
 
 def check_text(value: object, what: str, error: type[UppersonError] = InputError) -> str:
     """Return a text that is Unicode: no lone surrogates, which stand for bytes that are no text."""
+    if type(value) is str and value.isascii():
+        return value
     if not isinstance(value, str):
         raise error(f"{what} must be a text, found {shown(value)}")
     text = str.__str__(value)  # What an enumeration or numpy derives from it is shown otherwise.
@@ -62,7 +65,7 @@ def check_name(value: object, what: str, error: type[UppersonError] = InputError
 
 def is_finite(value: object) -> bool:
     """Tell whether a value is a number, of Python or numpy, neither NaN nor infinite."""
-    if not isinstance(value, Real):
+    if not isinstance(value, _NUMBERS):
         return False
     try:
         return math.isfinite(value)

@@ -68,39 +68,30 @@ class Item:
     """Anything else, as JSON."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "key", check_text(self.key, "the key of an item"))
+        self._put("key", check_text(self.key, "the key of an item"))
         if not self.key:
             raise InputError("an item needs a key that is not empty")
-        for name in ("source", "camera", "track", "crop"):
-            if (text := getattr(self, name)) is not None:
-                object.__setattr__(self, name, check_text(text, f"{self._name}: {name}"))
-        if self.time is not None and not is_finite(self.time):
-            raise InputError(
-                f"{self._name}: time must be finite and in unix seconds, got {shown(self.time)}"
-            )
-        if self.box is not None:
-            object.__setattr__(self, "box", self._whole_box(self.box))
-        if not isinstance(self.attributes, Mapping):
-            raise InputError(
-                f"{self._name}: attributes must be a mapping, got {shown(self.attributes)}"
-            )
-        if self.crop is not None and not _stays_inside(self.crop):
-            raise InputError(
-                f"{self._name}: crop must be a relative path inside the folder of crops, such "
-                f"as gate/000001.jpg, got {shown(self.crop)}"
-            )
+        try:  # The name is put together for what is refused alone: searches make many items.
+            for name in ("source", "camera", "track", "crop"):
+                if (text := getattr(self, name)) is not None:
+                    self._put(name, check_text(text, name))
+            if self.time is not None and not is_finite(self.time):
+                raise InputError(f"time must be finite and in unix seconds, got {shown(self.time)}")
+            if self.box is not None:
+                self._put("box", _whole_box(self.box))
+            if not isinstance(self.attributes, Mapping):
+                raise InputError(f"attributes must be a mapping, got {shown(self.attributes)}")
+            if self.crop is not None and not _stays_inside(self.crop):
+                raise InputError(
+                    "crop must be a relative path inside the folder of crops, such as "
+                    f"gate/000001.jpg, got {shown(self.crop)}"
+                )
+        except InputError as error:
+            raise InputError(f"item {shown(self.key)}: {error}") from error.__cause__
 
-    @property
-    def _name(self) -> str:
-        return f"item {shown(self.key)}"
-
-    def _whole_box(self, box: Iterable[Any]) -> tuple[int, int, int, int]:
-        edges = check_list(box, f"{self._name}: box")
-        if len(edges) != 4 or not all(map(is_finite, edges)):
-            raise InputError(
-                f"{self._name}: box must be x0, y0, x1, y1 in pixels, got {shown(box)}"
-            )
-        return (int(edges[0]), int(edges[1]), int(edges[2]), int(edges[3]))
+    def _put(self, name: str, value: object) -> None:
+        if value is not getattr(self, name):
+            object.__setattr__(self, name, value)
 
 
 def check_new(items: Sequence[Item]) -> list[Item]:
@@ -113,18 +104,23 @@ def check_new(items: Sequence[Item]) -> list[Item]:
     for item in found:
         if not isinstance(item, Item):
             raise InputError(f"expected items, found {shown(item)}")
-        name = f"item {shown(item.key)}"
-        for field_name in ("key", "source", "camera", "track"):
-            if "\0" in (getattr(item, field_name) or ""):
-                raise InputError(f"{name}: {field_name} holds a null character: choose another")
-        if item.time is not None and not _EARLIEST_S <= item.time <= _LATEST_S:
-            raise InputError(
-                f"{name}: time must be in unix seconds, not milliseconds, and lie in the years 1 "
-                f"to 9999; got {shown(item.time)}"
-            )
-        if item.box is not None and any(abs(edge) > _LARGEST_EDGE for edge in item.box):
-            raise InputError(f"{name}: box must be in pixels, got {shown(item.box)}")
+        if (problem := _unwanted(item)) is not None:
+            raise InputError(f"item {shown(item.key)}: {problem}")
     return found
+
+
+def _unwanted(item: Item) -> str | None:
+    for name in ("key", "source", "camera", "track"):
+        if "\0" in (getattr(item, name) or ""):
+            return f"{name} holds a null character: choose another"
+    if item.time is not None and not _EARLIEST_S <= item.time <= _LATEST_S:
+        return (
+            "time must be in unix seconds, not milliseconds, and lie in the years 1 to 9999; got "
+            f"{shown(item.time)}"
+        )
+    if item.box is not None and max(map(abs, item.box)) > _LARGEST_EDGE:
+        return f"box must be in pixels, got {shown(item.box)}"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,21 +316,22 @@ def unit_vectors(
     Raises:
         InputError: The shape is another, or a vector is not finite or not of unit length.
     """
-    try:
-        with np.errstate(over="ignore"):  # What is too large is not of unit length, as told below.
-            array = np.ascontiguousarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"expected vectors of numbers, found {shown(vectors)}") from error
-    rows = len(array) if count is None and array.ndim else count
-    if array.shape != (rows, embed_dim):
-        raise InputError(
-            f"expected vectors of shape {(rows, embed_dim)} for gallery {location}, "
-            f"found {array.shape}"
-        )
+    # What is too large for float32 is not of unit length, as told below.
     with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.linalg.norm(array, axis=1)
-    bad = np.flatnonzero(~(np.abs(norms - 1) <= MAX_NORM_ERROR))  # True for NaN, too.
-    if len(bad):
+        try:
+            array = np.ascontiguousarray(vectors, dtype=np.float32)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"expected vectors of numbers, found {shown(vectors)}") from error
+        rows = len(array) if count is None and array.ndim else count
+        if array.shape != (rows, embed_dim):
+            raise InputError(
+                f"expected vectors of shape {(rows, embed_dim)} for gallery {location}, "
+                f"found {array.shape}"
+            )
+        norms = np.sqrt(np.einsum("nd,nd->n", array, array))
+        good = np.abs(norms - 1) <= MAX_NORM_ERROR  # Not NaN.
+    if not good.all():
+        bad = np.flatnonzero(~good)
         raise InputError(
             f"{len(bad)} of {rows} vectors are not finite or not of unit length, the first at "
             f"index {bad[0]} with length {norms[bad[0]]}: pass what the encoder returned"
@@ -384,6 +381,15 @@ def _is_comparable(value: object) -> bool:
     if isinstance(value, int):
         return -(1 << 63) <= value < 1 << 63
     return False
+
+
+def _whole_box(box: Iterable[Any]) -> tuple[int, int, int, int]:
+    if type(box) is tuple and [type(edge) for edge in box] == [int] * 4:
+        return box
+    edges = check_list(box, "box")
+    if len(edges) != 4 or not all(map(is_finite, edges)):
+        raise InputError(f"box must be x0, y0, x1, y1 in pixels, got {shown(box)}")
+    return (int(edges[0]), int(edges[1]), int(edges[2]), int(edges[3]))
 
 
 def _stays_inside(path: str) -> bool:

@@ -23,6 +23,7 @@ __all__ = [
     "Row",
     "Sums",
     "check_metadata",
+    "check_rows",
     "check_total",
     "check_vector",
     "checksum_of",
@@ -170,6 +171,19 @@ class Sums:
 def checksum_of(row: Row, vector: bytes) -> int:
     """Return a row's checksum: 31 bits of id and metadata, 32 bits of id and vector."""
     return _of_metadata(row) << _VECTOR_BITS | zlib.crc32(vector, row[0] & 0xFFFFFFFF)
+
+
+def check_rows(rows: Iterable[Row]) -> None:
+    """Check rows, which end in the vector and the checksum.
+
+    Raises:
+        DamageError: One is damaged.
+    """
+    for row in rows:
+        vector = row[-2]
+        if type(vector) is not bytes or checksum_of(row, vector) != row[-1]:
+            check_metadata(row, row[-1])
+            check_vector(row[0], vector, row[-1])
 
 
 def check_metadata(row: Row, checksum: object) -> None:

@@ -102,17 +102,17 @@ class Snapshot:
     def search(
         self, queries: NDArray[np.float32], k: int, only: NDArray[np.int64] | None = None
     ) -> Candidates:
-        """Find at least the k best items for (Q, D) queries, if there are so many.
+        """Find the k best items or more for (Q, D) queries, if there are so many.
 
         With ``only`` (ascending) among those items.
         """
         found = [part.search(queries, k, only) for part in self.segments]
         if self.tail.length or not found:
             found.append(self.tail.search(queries, k, only))
-        scores, ids = found[0]
-        if len(found) > 1:
-            scores = np.concatenate([part for part, _ in found], axis=1)
-            ids = np.concatenate([part for _, part in found], axis=1)
+        if len(found) == 1:
+            return found[0]
+        scores = np.concatenate([part for part, _ in found], axis=1)
+        ids = np.concatenate([part for _, part in found], axis=1)
         scores = np.where(ids < 0, -np.inf, scores)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)

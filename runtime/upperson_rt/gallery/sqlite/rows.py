@@ -22,7 +22,7 @@ from upperson_rt.gallery.sqlite.checksums import (
     COLUMNS,
     ROW,
     DamageError,
-    check_metadata,
+    check_rows,
     check_vector,
     facet_of,
 )
@@ -34,7 +34,7 @@ __all__ = [
     "STORED",
     "Block",
     "changed_since",
-    "check_row",
+    "checked",
     "has_key",
     "ids_where",
     "indexed",
@@ -55,6 +55,7 @@ ADD = f"INSERT INTO items ({ROW}, vector, checksum) VALUES ({', '.join('?' * 12)
 REPLACE = f"""
     UPDATE items SET ({COLUMNS}, variant, vector, checksum) = ({", ".join("?" * 11)}) WHERE id = ?
 """
+_Row: TypeAlias = tuple[Any, ...]
 Block: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float16], NDArray[np.int64]]
 """(N,) ids, (N, D) vectors and (N,) checksums, 0 where a gallery keeps none."""
 
@@ -159,12 +160,10 @@ def item_from_row(columns: Sequence[Any]) -> Item:
         ValueError, TypeError, InputError: The row is damaged.
     """
     key, source, camera, time, track, box, crop, attributes = columns
-    for text in (key, source, camera, track, box, crop, attributes):
-        if not isinstance(text, str | None):
+    for text in (box, attributes):  # Items check the others.
+        if text is not None and not isinstance(text, str):
             raise TypeError(f"{type(text).__name__} where a text is expected")
-    if not isinstance(time, float | None):
-        raise TypeError(f"{type(time).__name__} where a time is expected")
-    edges = None if box is None else tuple(int(edge) for edge in box.split(","))
+    edges = None if box is None else tuple(map(int, box.split(",")))
     if edges is not None and len(edges) != 4:
         raise ValueError(f"box '{box}' has {len(edges)} edges")
     return Item(
@@ -184,17 +183,19 @@ def json_list(ids: NDArray[np.int64]) -> str:
     return f"[{','.join(map(str, ids.tolist()))}]"
 
 
-def check_row(transaction: Transaction, row: Sequence[Any], embed_dim: int) -> None:
-    """Check a row: the values of `ROW`, the vector, the checksum.
+def checked(transaction: Transaction, rows: list[_Row], embed_dim: int) -> list[_Row]:
+    """Return rows that are as they were written: the values of `ROW`, the vector, the checksum.
 
     Raises:
-        DamageError: It is damaged.
+        DamageError: One is damaged.
     """
     if transaction.sums is not None:
-        check_metadata(row, row[-1])
-        check_vector(row[0], row[-2], row[-1])
-    elif problem := vector_problem(row[-2], embed_dim):
-        raise DamageError(f"the picture with id {row[0]} has a {problem}")
+        check_rows(rows)
+    else:
+        for row in rows:
+            if problem := vector_problem(row[-2], embed_dim):
+                raise DamageError(f"the picture with id {row[0]} has a {problem}")
+    return rows
 
 
 def vector_problem(vector: object, embed_dim: int) -> str | None:

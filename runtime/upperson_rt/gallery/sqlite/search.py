@@ -28,7 +28,7 @@ from upperson_rt.gallery.sqlite.database import Database, Transaction
 from upperson_rt.gallery.sqlite.index import SearchIndex, Snapshot
 from upperson_rt.gallery.sqlite.rows import (
     STORED,
-    check_row,
+    checked,
     ids_where,
     json_list,
     passing,
@@ -176,7 +176,7 @@ def _many(
             rows = transaction.execute(f"SELECT id FROM {among}", (json_list(some), *values))
             passed = np.isin(ids, np.fromiter((id_ for (id_,) in rows), np.int64))
             if (np.count_nonzero(passed, axis=1) >= k).all():
-                order = np.argsort(~passed, axis=1, kind="stable")[:, :k]  # They are sorted.
+                order = np.lexsort((-scores, ~passed))[:, :k]
                 return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
             listed.append(ids_where(transaction, where))
         return snapshot.search(queries_QD, k, listed[0])
@@ -251,9 +251,8 @@ def _fetch(
     """
     columns = f"{ROW}, vector, {transaction.checksum}"
     sql = f"SELECT {columns} FROM items NOT INDEXED WHERE id IN (SELECT value FROM json_each(?))"
-    rows = {row[0]: row for row in transaction.execute(sql, (json_list(ids),))}
-    for row in rows.values():
-        check_row(transaction, row, embed_dim)
+    found = checked(transaction, transaction.execute(sql, (json_list(ids),)).fetchall(), embed_dim)
+    rows = {row[0]: row for row in found}
     if len(rows) != len(ids):
         raise DamageError(
             "the search index has pictures that the database lacks; if it was changed by something "

@@ -36,7 +36,7 @@ from upperson_rt.gallery.sqlite.rows import (
     ADD,
     REPLACE,
     STORED,
-    check_row,
+    checked,
     has_key,
     indexed,
     item_from_row,
@@ -214,9 +214,7 @@ class SqliteGallery(Gallery):
     ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
         with self._database.reading() as transaction:
             rows = self._rows(transaction, where, f"{ROW}, vector")
-            while batch := list(islice(rows, batch_size)):
-                for row in batch:
-                    check_row(transaction, row, self.embed_dim)
+            while batch := checked(transaction, list(islice(rows, batch_size)), self.embed_dim):
                 flat = np.frombuffer(b"".join(row[-2] for row in batch), STORED)
                 yield (
                     [self._item(row[_COLUMNS]) for row in batch],
