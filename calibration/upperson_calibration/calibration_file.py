@@ -18,6 +18,7 @@ from upperson_calibration.sensitivity import LayerDamage
 from upperson_calibration.smoothing import Smoothing
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import write_atomically
+from upperson_rt.printable import shown
 from upperson_rt.strict import (
     Constraint,
     Sha256,
@@ -105,7 +106,7 @@ class Ranges:
 
     def __post_init__(self) -> None:
         if different := sorted(self.amax.keys() ^ self.largest.keys()):
-            raise InputError(f"amax: '{different[0]}' and 'largest' name not the same tensors")
+            raise InputError(f"amax: {shown(different[0])} and 'largest' name not the same tensors")
 
 
 NOTHING_SEEN = Ranges(amax={}, largest={}, largest_anywhere={})
@@ -239,4 +240,4 @@ def _rounded(value: float) -> float:
 def _require_known(names: Collection[str], known: Collection[str], where: str) -> None:
     for name in names:
         if name not in known:
-            raise InputError(f"{where}: unknown key '{name}', {suggestion(name, known)}")
+            raise InputError(f"{where}: unknown key {shown(name)}, {suggestion(name, known)}")

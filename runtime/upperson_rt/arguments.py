@@ -116,9 +116,11 @@ def check_count(
 
 
 def check_fields(settings: Any, error: type[UppersonError] = UsageError) -> None:
-    """Check that the fields of a dataclass that are declared as numbers hold numbers."""
+    """Check that fields of a dataclass that are declared as numbers or as bool hold such values."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
+        if field.type is bool and type(value) is not bool:
+            raise error(f"{field.name} must be True or False, found {shown(value)}")
         if field.type is float:
             check_number(value, field.name, error)
         elif field.type is int:

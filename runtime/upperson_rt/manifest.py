@@ -9,6 +9,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, TypeAlias
 
 from upperson_rt.errors import InputError, IntegrityError
+from upperson_rt.printable import shortened, shown
 from upperson_rt.strict import (
     Constraint,
     Count,
@@ -167,8 +168,9 @@ class Manifest:
         expected = space_fingerprint(self.model, self.image, self.text)
         if self.fingerprint != expected:
             raise IntegrityError(
-                f"fingerprint is {self.fingerprint}, but the model, image and text sections give "
-                f"{expected}: the manifest was edited or damaged, copy the bundle again"
+                f"fingerprint is {shortened(self.fingerprint)}, but the model, image and text "
+                f"sections give {expected}: the manifest was edited or damaged, copy the bundle "
+                "again"
             )
 
     def _check_files(self) -> None:
@@ -182,20 +184,21 @@ class Manifest:
         for name, variant in self.variants.items():
             if variant.precision != name:
                 raise IntegrityError(
-                    f"variants.{name}: expected the precision '{name}', found '{variant.precision}'"
+                    f"variants.{shortened(name)}: expected the precision '{shortened(name)}', "
+                    f"found {shown(variant.precision)}"
                 )
             pair = (variant.image.sha256, variant.text.sha256)
             if (owner := owners.setdefault(pair, name)) != name:
                 raise IntegrityError(
-                    f"variants.{name}: its files are those of {owner}: one of them is not what it "
-                    "is called; do not use this bundle unless you trust where it came from"
+                    f"variants.{shortened(name)}: its files are those of {shortened(owner)}: one "
+                    "of them is not what it is called; do not use this bundle unless you trust where it came from"
                 )
             roles += [("image tower", variant.image), ("text tower", variant.text)]
         known: dict[str, tuple[str, FileEntry]] = {}
         for role, entry in roles:
             if known.setdefault(entry.file, (role, entry)) != (role, entry):
                 raise IntegrityError(
-                    f"the file {entry.file!r} is named as {known[entry.file][0]} and again as "
+                    f"the file {shown(entry.file)} is named as {known[entry.file][0]} and again as "
                     f"{role} or with another hash, expected one role and one hash for each file"
                 )
 
@@ -258,8 +261,9 @@ def check_relative_path(name: str) -> str:
         or PureWindowsPath(name).drive
     ):
         raise IntegrityError(
-            f"the path {name!r} leaves the bundle or is not spelled plainly; only relative paths "
-            "inside it are allowed. Do not use this bundle unless you trust where it came from"
+            f"the path {shown(name)} leaves the bundle or is not spelled plainly; only relative "
+            "paths inside it are allowed. Do not use this bundle unless you trust where it came "
+            "from"
         )
     return name
 

@@ -18,6 +18,7 @@ __all__ = [
     "local_time",
     "one_line",
     "printable",
+    "shortened",
     "show_text",
     "shown",
 ]
@@ -26,6 +27,7 @@ _ALSO_SHOWN = frozenset("\u00a0\u202f\u3000\u200c\u200d")
 """Spaces and joiners that French, Japanese, Persian or an emoji need; they move nothing."""
 
 _SHOWN_CHARACTERS = 60
+_LONG_NAME = 100
 
 
 def printable(text: str) -> str:
@@ -65,6 +67,11 @@ def shown(value: object) -> str:
     except Exception:  # Such as an integer with more digits than Python writes.
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+
+
+def shortened(name: str) -> str:
+    """Return a name of a file from elsewhere as it is, or in a few words if it is a long one."""
+    return name if len(name) <= _LONG_NAME else shown(name)
 
 
 def show_text(value: object) -> object:

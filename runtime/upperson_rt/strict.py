@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from upperson_rt.errors import InputError, UppersonError
-from upperson_rt.printable import shown
+from upperson_rt.printable import shortened, shown
 
 __all__ = [
     "Constraint",
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_MOST_NAMES = 100
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ Sha256: TypeAlias = Annotated[
 def suggestion(name: str, known: Collection[str]) -> str:
     """Return ``did you mean 'x'?`` for a near match, else the list of what is known."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
+    if near:
+        return f"did you mean {shown(near[0])}?"
+    names = [shortened(one) for one in sorted(known)[:_MOST_NAMES]]
+    return f"known: {', '.join(names)}{'' if len(known) <= _MOST_NAMES else ' and more'}"
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -197,6 +201,7 @@ class _Reader:
         return value
 
     def at(self, name: str) -> "_Reader":
+        name = shortened(name)
         return _Reader(self.where, f"{self.path}.{name}" if self.path else name)
 
     @property

@@ -17,8 +17,10 @@ def _count_executions(request: pytest.FixtureRequest, record_property):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    targets = [item for item in items if item.path.parent == Path(__file__).parent]
+    for item in targets:  # Long texts are what they are tried with.
+        item.add_marker(pytest.mark.filterwarnings("ignore:Generating overly large repr"))
     if fuzzing.SECONDS:
-        targets = [item for item in items if item.path.parent == Path(__file__).parent]
         processes = getattr(config, "workerinput", {"workercount": 1})["workercount"]
         fuzzing.share["seconds"] = fuzzing.SECONDS * processes / max(1, len(targets))
         for item in targets:  # A target that hangs is found, but not one that shrinks a find.

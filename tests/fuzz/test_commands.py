@@ -15,6 +15,7 @@ from tests.helpers.invoke import run
 from tests.helpers.toy_bundle import draw_person, make_toy_bundle
 from upperson_rt.bundle import read_manifest
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.printable import printable
 
 USUAL = [
     "bundle", "gallery", "crops", "red", "gate", "0", "1", "24h", "2026-11-24", "a=1", "fp32",
@@ -90,7 +91,7 @@ def place(tmp_path_factory):
 def check(result, line):
     assert result.exit_code in (0, 2, 3, 4, 5, 6), (line, result.output)
     printed = result.stdout + result.stderr
-    assert all(one.isprintable() or one == "\n" for one in printed), line
+    assert all(printable(one) == one for one in printed.split("\n")), line
     assert "internal error" not in printed
     assert "Traceback" not in printed
     if result.exit_code:
@@ -126,6 +127,7 @@ def check(result, line):
 @example(line=["watch", "0" * 300])
 @example(line=["watch", "\udcff"])
 @example(line=["watch", "crops", "--duration", "nan"])
+@example(line=["compile", "\xa0"])
 def test_lines_of_the_runtime(place, monkeypatch, line):
     monkeypatch.chdir(place)
     if line[0] == "watch" and any(word in ("0", "1") for word in line):

@@ -69,6 +69,21 @@ def test_manifests_of_another_kind(document):
     assert isinstance(refused_well(parse_manifest, text), UppersonError)
 
 
+def test_long_names_in_manifests_are_told_in_a_few_words(bundle):
+    long = "x" * 70_000
+    for damage in (
+        lambda content: content.update(fingerprint=long),
+        lambda content: content.update(default_variant=long),
+        lambda content: content["variants"].update({long: content["variants"]["int8"]}),
+        lambda content: content["variants"].update({long: 5}),
+        lambda content: content["canaries"].update(file=f"../{long}"),
+        lambda content: content["canaries"].update(file=long),
+    ):
+        content = json.loads(first(bundle, "bundle.json"))
+        damage(content)
+        assert isinstance(refused_well(parse_manifest, content), UppersonError | Manifest)
+
+
 NAMES = ["tokenizer.json", "canaries.npz", "image.int8.onnx", "text.int8.onnx"]
 
 
@@ -193,6 +208,7 @@ CALIBRATION = json.loads(calibration().to_json())
 
 
 @fuzz(document=damaged_json(CALIBRATION))
+@example(document={**CALIBRATION, "towers": {"9" * 5000: {}}})
 def test_calibrations(tmp_path_factory, document):
     path = tmp_path_factory.mktemp("calibration") / "calibration.json"
     path.write_bytes(as_json(document).encode("utf-8", "surrogatepass"))
