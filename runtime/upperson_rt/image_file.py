@@ -253,9 +253,7 @@ def _open_webp(file: _Metered, take: _Take) -> ImageFile:
     if start[8:12] == b"AVI ":  # The other kind of RIFF file that people have.
         raise InputError("it is a video, not a picture:  upperson-rt watch  takes videos")
     size, file_bytes = image_memory.webp_size(start), file.seek(0, os.SEEK_END)
-    needed_bytes = _checked(image_memory.webp_needed(size, file_bytes), size)
-    tables = image_memory.webp_tables(start[12:16], size, file_bytes)
-    take(min(needed_bytes + tables, 2 * MOST_BYTES))
+    take(_checked(image_memory.webp_needed(file, size, file_bytes), size))
     file.seek(0)
     file.open_up()
     image = WebPImageFile(file)

@@ -21,6 +21,8 @@ MOST_TIFF_PIECES = 100_000
 _ARRAY = 3
 _RESIZED = 3 + 4
 _WEBP = 8 + 4 + 4 + 4  # Two canvases, the decoder's pixels, what it returns, Pillow's image.
+_WEBP_CODES = 5_700
+_MOST_WEBP_CHUNKS = 10_000  # Beyond that a file is taken for the worst.
 _PYTHON = 24
 """For the decoders that Pillow has in Python: they copy several times."""
 _RESIZE = 20
@@ -50,21 +52,35 @@ def webp_size(start: bytes) -> tuple[int, int]:
     return width, height
 
 
-def webp_needed(size: tuple[int, int], file_bytes: int) -> int:
-    """Return what `needed` does; the decoder keeps the file, too."""
-    return _WEBP * size[0] * size[1] + 3 * file_bytes
+def webp_needed(file: BinaryIO, size: tuple[int, int], file_bytes: int) -> int:
+    """Return what `needed` does; the decoder keeps the file, and tables of a lossless picture.
 
-
-def webp_tables(kind: bytes, size: tuple[int, int], file_bytes: int) -> int:
-    """Return the most that libwebp's tables can take beside that; 15 MB of what encoders write.
-
-    A lossless file may bring five codes for each 4 x 4 pixels, 20 bits for each set of them. How
-    many there are lies behind entropy-coded data.
+    Such may bring five codes for each 4 x 4 pixels, 20 bits for each set of them. How many there
+    are lies behind entropy-coded data; encoders write tables of 15 MB at most.
     """
-    if kind == b"VP8 ":
-        return 0
-    pieces = -(-size[0] // 4) * -(-size[1] // 4)
-    return 5_700 * min(pieces, 65_536, 8 * file_bytes // 20)
+    tables = 0
+    if _has_lossless_part(file, file_bytes):
+        pieces = -(-size[0] // 4) * -(-size[1] // 4)
+        tables = _WEBP_CODES * min(pieces, 65_536, 8 * file_bytes // 20)
+    return _WEBP * size[0] * size[1] + 3 * file_bytes + tables
+
+
+def _has_lossless_part(file: BinaryIO, file_bytes: int) -> bool:
+    """Tell whether a chunk of a WebP file, or of a frame in it, is lossless, such as its alpha."""
+    ranges, left = [(12, file_bytes)], _MOST_WEBP_CHUNKS
+    while ranges:
+        at, end = ranges.pop()
+        while at < end:
+            file.seek(at)
+            kind, size = file.read(4), int.from_bytes(file.read(4), "little")
+            left -= 1
+            if kind in (b"VP8L", b"ALPH") or not left:
+                return True
+            inside = at + 8
+            if kind == b"ANMF":
+                ranges.append((inside + 16, min(inside + size, end)))
+            at = inside + size + size % 2
+    return False
 
 
 def jpeg_coefficients(image: JpegImageFile, file: BinaryIO) -> int:

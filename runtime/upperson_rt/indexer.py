@@ -20,7 +20,7 @@ from upperson_rt.arguments import (
     check_object,
 )
 from upperson_rt.encoder import Encoder, Progress
-from upperson_rt.errors import BackendError, InputError
+from upperson_rt.errors import BackendError, InputError, UppersonError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
 from upperson_rt.preprocess import use_image
@@ -267,7 +267,7 @@ def _finder(
     detector: "Detector",
 ) -> Callable[[Item, NDArray[np.uint8], Encoder], _Decoded]:
     """Return what cuts the people out of a picture; any thread may call it."""
-    from upperson_rt.camera.detectors import Turns
+    from upperson_rt.camera.detectors.protocol import Turns, anybodys_code
     from upperson_rt.camera.frames import clean_boxes
     from upperson_rt.camera.settings import QualityRules
 
@@ -275,15 +275,17 @@ def _finder(
 
     def find(item: Item, image: NDArray[np.uint8], encoder: Encoder) -> _Decoded:
         height, width = image.shape[:2]
-        try:
+
+        def failed(error: BaseException) -> UppersonError:
+            if isinstance(error, BackendError):
+                return error
+            if isinstance(error, Exception):
+                return InputError(f"the detector fails on {item.key}: {error_text(error)}")
+            return BackendError(f"the detector ended on {item.key}: {error_text(error)}")
+
+        with anybodys_code(failed):
             given = turns.detect(np.ascontiguousarray(image[:, :, ::-1]))
             boxes = clean_boxes(given, width, height)
-        except BackendError:
-            raise
-        except Exception as error:  # A detector is anybody's code.
-            raise InputError(f"the detector fails on {item.key}: {error_text(error)}") from error
-        except BaseException as error:  # Such as SystemExit: no Ctrl-C ever comes to this thread.
-            raise BackendError(f"the detector ended on {item.key}: {error_text(error)}") from error
         best_first = np.argsort(-np.nan_to_num(boxes.scores), kind="stable")
         entries: list[_Entry] = []
         too_small = 0

@@ -191,7 +191,8 @@ class Manifest:
             if (owner := owners.setdefault(pair, name)) != name:
                 raise IntegrityError(
                     f"variants.{shortened(name)}: its files are those of {shortened(owner)}: one "
-                    "of them is not what it is called; do not use this bundle unless you trust where it came from"
+                    "of them is not what it is called; do not use this bundle unless you trust "
+                    "where it came from"
                 )
             roles += [("image tower", variant.image), ("text tower", variant.text)]
         known: dict[str, tuple[str, FileEntry]] = {}

@@ -56,7 +56,7 @@ def error_text(error: BaseException) -> str:
     """Return ``ValueError: what it says`` on one line, of an error of anybody's code."""
     try:
         return f"{type(error).__name__}: {one_line(error)}"
-    except Exception:  # Its own __str__ fails.
+    except BaseException:  # Its own __str__ fails, or wants to end the program.
         return f"{type(error).__name__}, which cannot be shown"
 
 

@@ -181,6 +181,7 @@ def test_index_goes_past_a_detector_that_fails(work, monkeypatch):
         ("when_called", "index", 5, "the detector ended on {two}: SystemExit: 0"),
         ("when_called", "doctor", 3, "the detector fails: SystemExit: 0"),
         ("when_made", "doctor", 3, "the detector own_when_made:make fails: SystemExit: 0"),
+        ("interrupted", "watch", 3, "the detector own_interrupted:make fails: KeyboardInterrupt: "),
     ],
 )
 def test_a_detector_that_exits_never_makes_a_command_succeed(
@@ -189,6 +190,7 @@ def test_a_detector_that_exits_never_makes_a_command_succeed(
     lines = {
         "on_import": ["raise SystemExit(0)"],
         "when_made": ["import sys", "def make():", "    sys.exit(0)"],
+        "interrupted": ["def make():", "    raise KeyboardInterrupt"],
         "when_called": ["import sys", "def make():", "    return lambda frame: sys.exit(0)"],
     }
     (work / f"own_{name}.py").write_text("\n".join(lines[name]))

@@ -175,15 +175,22 @@ class MetricsFile:
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Write the last state, if the disk lets it, and end."""
+    def close(self, within_s: float = 10.0) -> None:
+        """Write the last state, if the disk lets it, and end; a disk that hangs is left behind."""
         self._stop.set()
-        self._thread.join()
-        self._try_to_write()
+        self._thread.join(within_s)
+        if self._thread.is_alive():
+            _log.error(
+                "metrics %s are left as they are: the disk did not answer within %g s",
+                self.path,
+                within_s,
+                extra={"event": "metrics"},
+            )
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
             self._try_to_write()
+        self._try_to_write()
 
     def _try_to_write(self) -> None:
         try:

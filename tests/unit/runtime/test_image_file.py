@@ -95,6 +95,39 @@ def animated_webp(canvas):
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+def webp_of_many_codes(side, written=True):
+    """A lossless picture that brings five codes for each 4 x 4 pixels."""
+    number, length = 0, 0
+
+    def put(value, bits):
+        nonlocal number, length
+        number |= value << length
+        length += bits
+
+    put(0x2F, 8)
+    put(side - 1, 14)
+    put(side - 1, 14)
+    put(0, 1 + 3 + 1)  # Neither transparency nor transforms.
+    put(1 | 11 << 1 | 1 << 5, 1 + 4 + 1 + 3 + 1)  # A cache of colours, a code for each 4 x 4.
+    for alphabet in (280, 256):  # The image of codes: its green and red count, 8 bits each.
+        put(0, 1)
+        put(12 - 4, 4)
+        for symbol in (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8):
+            put(int(symbol in (0, 8)), 3)
+        put(0, 1)
+        put((1 << 256) - 1, alphabet)
+    put(0x111, 3 * 4)
+    codes = (side // 4) ** 2 if written else 0
+    turned = [int(f"{value:08b}"[::-1], 2) for value in range(256)]
+    pixels = b"".join(bytes([turned[code & 255], turned[code >> 8]]) for code in range(codes))
+    put(int.from_bytes(pixels, "little"), 16 * codes)
+    put(int("1" * (5 * codes) or "0", 16), 20 * codes)
+    content = number.to_bytes(length // 8 + 1, "little")
+    content += bytes(len(content) % 2 + (0 if written else 20 * side * side // 16 // 8))
+    body = b"WEBPVP8L" + struct.pack("<I", len(content)) + content
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 def jpeg(size=(64, 64), claimed=None, **options):
     file = io.BytesIO()
     Image.new("RGB", size, (200, 30, 60)).save(file, "JPEG", **options)
@@ -175,6 +208,7 @@ HUNGRY = {
     "clear.png": lambda: png(4_500, 4_500, colour=6),  # Within the bound.
     "line.png": lambda: png(5_000_000, 1),  # Within the bound.
     "large.jpg": lambda: jpeg(claimed=(12_000, 12_000)),  # Within the bound, at a quarter.
+    "codes.webp": lambda: webp_of_many_codes(640),  # Within the bound.
     "trailer.png": lambda: png(64, 64, after=chunk(b"prVt", bytes(100 * MEGABYTE))),
 }
 
@@ -232,6 +266,7 @@ def test_no_picture_takes_more_than_its_share_of_memory(tmp_path):
     assert refused == ["float.tif", "tile.tif", "canvas.webp", "deep.png", "trailer.png"]
     assert int(peaks[-1]) < 100 * MEGABYTE, done.stdout  # Of what four threads used at a time.
     assert int(peaks[list(HUNGRY).index("clear.png")]) > 100 * MEGABYTE, "the measure measures"
+    assert int(peaks[list(HUNGRY).index("codes.webp")]) > 100 * MEGABYTE, "tables are made"
 
 
 @pytest.mark.parametrize(
@@ -244,6 +279,7 @@ def test_no_picture_takes_more_than_its_share_of_memory(tmp_path):
         (lambda: b"P3 2001 2000 255\n", "2001x2000 pixels as text"),
         (lambda: png(20_000_000, 1), "20000000x1 pixels"),
         (lambda: animated_webp(16_383), "16383x16383 pixels"),
+        (lambda: webp_of_many_codes(1024, written=False), "1024x1024 pixels"),
         (lambda: tiled_tiff(30_000), "100x100 pixels"),
         (lambda: jpeg()[:2] + segment(b"\xff\xe2", bytes(65_000)) * 300 + jpeg()[2:], "header"),
         (lambda: png(8, 8, before=chunk(b"prVt", bytes(20 * MEGABYTE))), "header"),
@@ -417,15 +453,21 @@ def test_a_thread_that_has_a_picture_open_does_not_wait_for_its_own(tmp_path, bu
         assert budget._free == 0, "all was given back, and a first one waits again"
 
 
-def test_tables_of_a_lossless_webp_are_counted_for_all_threads(tmp_path, budget):
+def test_tables_of_a_lossless_webp_are_counted_and_those_of_no_other(tmp_path, budget):
     """A file of 295 kB and 1024 x 1024 pixels took 364 MiB for them."""
     budget._free = image_file.MOST_BYTES * 2
     path = tmp_path / "a.webp"
-    noise = np.random.default_rng(0).integers(0, 256, (400, 160, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 160, 4), dtype=np.uint8)
     taken = {}
-    for lossless in (True, False):
-        Image.fromarray(noise).save(path, lossless=lossless)
+    for name, shown, options in (
+        ("lossless", noise[:, :, :3], {"lossless": True}),
+        ("lossy", noise[:, :, :3], {}),
+        ("profile", noise[:, :, :3], {"icc_profile": b"x" * 200}),
+        ("clear", noise, {}),
+    ):
+        Image.fromarray(shown).save(path, **options)
         with open_image(path):
-            taken[lossless] = budget.taken
-    assert taken[False] < 2 * MEGABYTE
-    assert taken[True] - taken[False] > 5_700 * 4_000
+            taken[name] = budget.taken
+    assert taken["lossy"] < 2 * MEGABYTE
+    assert taken["profile"] < 2 * MEGABYTE, "an ICC profile makes it no lossless one"
+    assert min(taken["lossless"], taken["clear"]) - taken["lossy"] > 5_700 * 4_000

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from upperson_rt.camera.detectors.naming import open_detector
 from upperson_rt.camera.detectors.onnx_file import OnnxDetector
-from upperson_rt.camera.detectors.protocol import Detector
+from upperson_rt.camera.detectors.protocol import Detector, anybodys_code
 from upperson_rt.camera.frames import clean_boxes
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.files import write_atomically
@@ -117,20 +117,22 @@ def check_detector(
         }
     checks = [Check("detector", "ok", detail, facts=facts)]
     try:
-        look = look_at(detector, picture)
+        with anybodys_code(_failed):
+            look = look_at(detector, picture)
         if sheet is not None:
             buffer = io.BytesIO()
             draw_boxes(look).save(buffer, format="PNG", optimize=True)
             write_atomically(sheet, buffer.getvalue())
     except UppersonError as error:
         return [*checks, fail_from_error("people", error)]
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # A detector is anybody's code; it may want to end the program.
-        reason = InputError(f"the detector fails: {error_text(error)}")
-        return [*checks, fail_from_error("people", reason)]
     has_layout = isinstance(detector, OnnxDetector)
     return [*checks, _what_was_found(look, picture, sheet, has_layout)]
+
+
+def _failed(error: BaseException) -> UppersonError:
+    if isinstance(error, UppersonError):
+        return error
+    return InputError(f"the detector fails: {error_text(error)}")
 
 
 def _what_was_found(

@@ -8,7 +8,7 @@ from upperson_rt.arguments import check_name
 from upperson_rt.camera.detectors.boxes_file import BoxesFile
 from upperson_rt.camera.detectors.hog import HogDetector
 from upperson_rt.camera.detectors.onnx_file import OnnxDetector
-from upperson_rt.camera.detectors.protocol import Detector
+from upperson_rt.camera.detectors.protocol import Detector, anybodys_code
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import error_text
 
@@ -71,23 +71,21 @@ def _call(module: str, factory: str) -> Detector:
             called.
     """
     entry = f"{module}:{factory}"
-    try:
+
+    def not_there(error: BaseException) -> InputError:
+        return InputError(
+            f"cannot import the detector {entry} ({error_text(error)}): install its package, or "
+            "name the folder of the module in $PYTHONPATH"
+        )
+
+    with anybodys_code(not_there):
         found = importlib.import_module(module)
         for part in factory.split("."):
             found = getattr(found, part)
-    except KeyboardInterrupt:  # Ctrl-C, or nobody can tell.
-        raise
-    except BaseException as error:  # The import runs anybody's code; it may end as a program does.
-        raise InputError(
-            f"cannot import the detector {entry} ({error_text(error)}): install its package, or "
-            "name the folder of the module in $PYTHONPATH"
-        ) from error
-    try:
+    with anybodys_code(
+        lambda error: InputError(f"the detector {entry} fails: {error_text(error)}")
+    ):
         detector = found()  # type: ignore[operator]
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # As above.
-        raise InputError(f"the detector {entry} fails: {error_text(error)}") from error
     if not callable(detector):
         raise InputError(
             f"the detector {entry} makes a {type(detector).__name__}: expected something that is "

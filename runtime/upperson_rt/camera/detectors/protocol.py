@@ -1,16 +1,19 @@
-"""What a detector is, and how cameras that share one call it."""
+"""What a detector is, how cameras that share one call it, and what it may raise."""
 
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.errors import UsageError
+from upperson_rt.errors import UppersonError, UsageError
 
-__all__ = ["BatchDetector", "Detector", "Turns"]
+__all__ = ["BatchDetector", "Detector", "Turns", "anybodys_code"]
 
 Detector: TypeAlias = Callable[[NDArray[np.uint8]], Any]
 """Takes a frame, uint8 **BGR** [H, W, 3], and returns the people in it: rows of x0, y0, x1, y1 and
@@ -88,3 +91,47 @@ class Turns:
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)
+
+
+@contextmanager
+def anybodys_code(told: Callable[[BaseException], UppersonError]) -> Iterator[None]:
+    """Call what is not ours: whatever it raises comes out as the error that ``told`` returns.
+
+    That holds for ``SystemExit`` and ``KeyboardInterrupt``, too: a detector does not end the
+    program. A signal that does come meanwhile does what it always does.
+    """
+    with _noted_signals() as came:
+        try:
+            yield
+        except BaseException as error:
+            if came or (refusal := told(error)) is error:
+                raise
+            raise refusal from error
+
+
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Give a list of the signals that come; only the main thread ever raises what they mean."""
+    came: list[int] = []
+    handlers: dict[int, tuple[Any, Any]] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            if callable(before):
+                handlers[number] = before, _noting(came, before)
+    for number, (_, noting) in handlers.items():
+        signal.signal(number, noting)
+    try:
+        yield came
+    finally:
+        for number, (before, noting) in handlers.items():
+            if signal.getsignal(number) is noting:  # Else a handler has set another one.
+                signal.signal(number, before)
+
+
+def _noting(came: list[int], handler: Callable[..., Any]) -> Callable[..., Any]:
+    def note(number: int, frame: FrameType | None) -> Any:
+        came.append(number)
+        return handler(number, frame)
+
+    return note

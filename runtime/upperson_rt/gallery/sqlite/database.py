@@ -31,7 +31,7 @@ from upperson_rt.gallery.sqlite.checksums import (
     prove_rows,
 )
 from upperson_rt.gallery.sqlite.mark import read_mark, write_mark
-from upperson_rt.gallery.sqlite.schema import GUARD, SqliteMeta, create, read_meta
+from upperson_rt.gallery.sqlite.schema import GUARD, SqliteMeta, create, read_meta, read_sums
 from upperson_rt.locks import locked_folder
 
 __all__ = ["DATABASE_FILE", "Database", "Transaction", "make"]
@@ -170,8 +170,8 @@ class Database:
                 self._check_mark(*acknowledged)
             self._writer = _connect(path, self._mode(_unlocked_state(path)))
             try:
-                self._about = read_meta(self._writer, path)
-                self._about.read_sums(self._writer)  # They vouch for it.
+                # Sums vouch for what it says.
+                self._about, _ = read_sums(self._writer, path, read_meta(self._writer, path))
             except BaseException:
                 self._writer.close()
                 raise
@@ -185,6 +185,11 @@ class Database:
     def meta(self) -> SqliteMeta:
         """What the gallery says about itself."""
         return self._about.meta
+
+    @property
+    def keeps_sums(self) -> bool:
+        """See `Vouched.keeps_sums`."""
+        return self._about.keeps_sums
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
@@ -243,10 +248,10 @@ class Database:
 
     def _begun(self, connection: sqlite3.Connection) -> Transaction:
         """Take the snapshot of a transaction."""
-        sums = self._about.read_sums(connection)
-        if sums is None and not self._about.lacks_sums(connection):  # Another process added them.
-            self.reload(connection)
-            sums = self._about.read_sums(connection)
+        known = self._about
+        about, sums = read_sums(connection, self.path, known)
+        if about is not known:  # Else a thread that writes may have just changed it.
+            self._about = about
         return Transaction(connection, sums, self._proven)
 
     def reload(self, connection: sqlite3.Connection) -> None:
@@ -272,8 +277,8 @@ class Database:
             with closing(_connect(self.path, "ro" if state is None else _UNLOCKED)) as connection:
                 try:
                     connection.execute("BEGIN DEFERRED")  # Both of one state.
-                    about = read_meta(connection, self.path)
-                    sums = about.read_sums(connection)
+                    said = read_meta(connection, self.path)
+                    about, sums = read_sums(connection, self.path, said)
                 except sqlite3.Error:
                     if state == _unlocked_state(self.path):
                         raise

@@ -11,7 +11,7 @@ from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery.protocol import Meta, check_schema_version, made_now
 from upperson_rt.gallery.sqlite.checksums import DamageError, Sums
 
-__all__ = ["GUARD", "SCHEMA_VERSION", "SqliteMeta", "Vouched", "create", "read_meta", "upgrade"]
+__all__ = ["GUARD", "SqliteMeta", "Vouched", "create", "read_meta", "read_sums", "upgrade"]
 
 SCHEMA_VERSION = 3
 _WITHOUT_CHECKSUMS = 2
@@ -84,22 +84,10 @@ class Vouched:
     checksum: int
     """Of meta and of the definitions of tables and indexes."""
 
-    def lacks_sums(self, connection: sqlite3.Connection) -> bool:
-        """Whether it still keeps no checksums."""
-        return connection.execute(_READ_SUMS, (_SUMS,)).fetchone() is None
-
-    def read_sums(self, connection: sqlite3.Connection) -> Sums | None:
-        """Read the sums that a transaction sees; None where a gallery keeps no checksums.
-
-        Raises:
-            DamageError: They, or what they vouch for, were altered.
-        """
-        if self.meta.schema_version != SCHEMA_VERSION:
-            return None
-        row = connection.execute(_READ_SUMS, (_SUMS,)).fetchone()
-        if row is None:
-            raise DamageError("its sums are missing")
-        return Sums.from_text(row[0], self.checksum)
+    @property
+    def keeps_sums(self) -> bool:
+        """Whether there are checksums: not in a gallery that was made before there were any."""
+        return self.meta.schema_version == SCHEMA_VERSION
 
     def write_sums(self, connection: sqlite3.Connection, sums: Sums) -> None:
         """Store the sums as part of a transaction."""
@@ -174,6 +162,30 @@ def read_meta(connection: sqlite3.Connection, path: Path) -> Vouched:
         if "no such column" in str(error):
             raise foreign from error
         raise
+
+
+def read_sums(
+    connection: sqlite3.Connection, path: Path, known: Vouched
+) -> tuple[Vouched, Sums | None]:
+    """Read the sums that a transaction sees; None where a gallery keeps none.
+
+    Args:
+        connection: In the transaction.
+        path: For messages.
+        known: What the gallery said about itself before; it is read anew if another process has
+            given it checksums since.
+
+    Raises:
+        DamageError: The sums, or what they vouch for, were altered.
+    """
+    row = connection.execute(_READ_SUMS, (_SUMS,)).fetchone()
+    if row is not None and not known.keeps_sums:
+        known = read_meta(connection, path)
+    if not known.keeps_sums:
+        return known, None
+    if row is None:
+        raise DamageError("its sums are missing")
+    return known, Sums.from_text(row[0], known.checksum)
 
 
 def _version(connection: sqlite3.Connection, rows: dict[str, str], path: Path) -> int:

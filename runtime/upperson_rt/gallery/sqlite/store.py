@@ -46,7 +46,6 @@ from upperson_rt.gallery.sqlite.rows import (
     trim_log,
     unnamed_crops,
 )
-from upperson_rt.gallery.sqlite.schema import SCHEMA_VERSION
 from upperson_rt.gallery.sqlite.search import search_items
 from upperson_rt.gallery.sqlite.verify import (
     add_checksums,
@@ -331,7 +330,7 @@ class SqliteGallery(Gallery):
         Checks all rows before. A gallery that was made before there were checksums gets them, where
         it can be written to. Other threads may search and add meanwhile.
         """
-        if self._database.meta.schema_version < SCHEMA_VERSION and not self._database.read_only:
+        if not self._database.keeps_sums and not self._database.read_only:
             with self._writing():
                 pass
         with self._database.reading() as transaction:

@@ -1,6 +1,7 @@
 """HOG, boxes from a file, detectors of one's own, and how cameras share one."""
 
 import json
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,6 +29,8 @@ FRAME = np.zeros((8, 8, 3), np.uint8)
         ("own_people:none", {}, InputError, "AttributeError.*none"),
         ("own_people:fails", {}, InputError, "own_people:fails fails: ValueError: no camera"),
         ("own_people:ends", {}, InputError, "own_people:ends fails: SystemExit: 0$"),
+        ("own_people:interrupts", {}, InputError, "interrupts fails: KeyboardInterrupt: $"),
+        ("interrupts_at_once:make", {}, InputError, r"cannot import .*\(KeyboardInterrupt: \)"),
         ("own_people:is_unspeakable", {}, InputError, "fails: Unspeakable, which cannot be shown"),
         ("ends_at_once:make", {}, InputError, r"cannot import .*\(SystemExit: 0\): install"),
         ("own_people:makes_a_list", {}, InputError, "makes a list: expected something that is"),
@@ -38,14 +41,43 @@ def test_what_is_no_detector_is_refused(tmp_path, monkeypatch, name, options, er
     lines = [
         *("def fails():", "    raise ValueError('no camera')", "makes_a_list = list"),
         *("def ends():", "    raise SystemExit(0)"),
-        *("class Unspeakable(Exception):", "    def __str__(self):", "        raise self"),
+        *("def interrupts():", "    raise KeyboardInterrupt"),
+        *(
+            "class Unspeakable(Exception):",
+            "    def __str__(self):",
+            "        raise KeyboardInterrupt",
+        ),
         *("def is_unspeakable():", "    raise Unspeakable"),
     ]
     (tmp_path / "own_people.py").write_text("\n".join(lines))
     (tmp_path / "ends_at_once.py").write_text("raise SystemExit(0)")
+    (tmp_path / "interrupts_at_once.py").write_text("raise KeyboardInterrupt")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(error, match=message):
         open_detector(name, **options)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_meanwhile_is_no_fault_of_a_detector(tmp_path, monkeypatch, number):
+    class Stopped(KeyboardInterrupt):
+        pass
+
+    def stop(number, frame):
+        raise Stopped
+
+    lines = ["import signal", "def waits():", f"    signal.raise_signal({int(number)})"]
+    (tmp_path / f"patient_{number.name}.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(Stopped):
+            open_detector(f"patient_{number.name}:waits")
+        assert signal.getsignal(number) is stop
+        with pytest.raises(InputError, match="No module"):
+            open_detector("impatient:waits")
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_detector_of_ones_own_is_what_its_factory_makes(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 import socket
 import sys
+import threading
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -103,6 +105,28 @@ def test_a_file_that_cannot_be_written_is_an_error_at_the_start_and_a_log_line_l
     (tmp_path / "gone").rename(tmp_path / "there")
     file.close()
     check((tmp_path / "there" / "a.prom").read_text())
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_end(pipeline, tmp_path, monkeypatch, caplog):
+    from upperson_rt.camera import prometheus
+
+    file = MetricsFile(pipeline, tmp_path / "a.prom", every_s=0.01)
+    hangs, answers = threading.Event(), threading.Event()
+
+    def hang(path, registry):
+        hangs.set()
+        answers.wait(60)
+
+    real = prometheus._prometheus()
+    fake = SimpleNamespace(write_to_textfile=hang)
+    monkeypatch.setattr(prometheus, "_prometheus", lambda: fake)
+    assert hangs.wait(60)
+    file.close(within_s=0.05)
+    assert "a.prom are left as they are: the disk did not answer within 0.05 s" in caplog.text
+    fake.write_to_textfile = real.write_to_textfile
+    answers.set()
+    file.close()
+    check((tmp_path / "a.prom").read_text())
 
 
 def test_without_the_package_it_says_what_to_install(pipeline, monkeypatch):
