@@ -4,8 +4,8 @@ import socket
 import sys
 import threading
 import urllib.request
-from types import SimpleNamespace
 
+import prometheus_client
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -108,8 +108,6 @@ def test_a_file_that_cannot_be_written_is_an_error_at_the_start_and_a_log_line_l
 
 
 def test_a_disk_that_hangs_does_not_hold_up_the_end(pipeline, tmp_path, monkeypatch, caplog):
-    from upperson_rt.camera import prometheus
-
     file = MetricsFile(pipeline, tmp_path / "a.prom", every_s=0.01)
     hangs, answers = threading.Event(), threading.Event()
 
@@ -117,13 +115,11 @@ def test_a_disk_that_hangs_does_not_hold_up_the_end(pipeline, tmp_path, monkeypa
         hangs.set()
         answers.wait(60)
 
-    real = prometheus._prometheus()
-    fake = SimpleNamespace(write_to_textfile=hang)
-    monkeypatch.setattr(prometheus, "_prometheus", lambda: fake)
-    assert hangs.wait(60)
+    with monkeypatch.context() as patch:
+        patch.setattr(prometheus_client, "write_to_textfile", hang)
+        assert hangs.wait(60)
     file.close(within_s=0.05)
     assert "a.prom are left as they are: the disk did not answer within 0.05 s" in caplog.text
-    fake.write_to_textfile = real.write_to_textfile
     answers.set()
     file.close()
     check((tmp_path / "a.prom").read_text())
