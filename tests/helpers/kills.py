@@ -1,0 +1,287 @@
+"""Kills commands at random moments, again and again, and looks at what they leave.
+
+    python -m tests.helpers.kills export import train watch --trials 50
+
+Each trial is a process of its own that gets SIGKILL somewhere between its begin and its end. What
+it should have left alone must be there, what it leaves must open, and the next command must go on
+from it. How many trials ended in which way is printed; anything of `BAD` counts against it.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.command_line import run_program, start_program
+from tests.helpers.official_checkpoint import know_toy_base, save_official
+from tests.helpers.toy_bundle import make_toy_bundle
+from tests.helpers.toy_clip import IMAGE_SIZE
+from tests.helpers.toy_graphs import export_exchanged, load_toy_graphs
+from tests.helpers.toy_run import toy_config
+from upperson.data.synthetic.video import VideoSpec, write_video
+from upperson_rt.bundle import Bundle
+from upperson_rt.errors import UppersonError
+from upperson_rt.gallery import Gallery
+
+BAD = ("lost", "wrong", "raw error", "leftovers")
+TRAIN = (
+    *("train", "--root", "people", "--base", "toy", "--pretrained", "toy.safetensors"),
+    *("--recipe", "synthetic", "--output", "run"),
+    *(
+        f"--set={setting}"
+        for setting in (
+            f"height_px={IMAGE_SIZE[0]}", f"width_px={IMAGE_SIZE[1]}", "model.prefix_length=3",
+            "model.lora_rank=4", "model.adapter_reduction=4", "batch_size=8", "epochs=3",
+            "warmup_epochs=1", "checkpoint_every=1", "workers=0",
+        )
+    ),
+)  # fmt: skip
+EXPORT = ("export", "run", "--output", "bundle", "--calib-size", "8", "--max-r1-drop", "100")
+IMPORT = (
+    *("import", "best.pth", "--output", "imported", "--base", "toy"),
+    *("--height", f"{IMAGE_SIZE[0]}", "--width", f"{IMAGE_SIZE[1]}"),
+)
+WATCH = (
+    *("watch", "street.avi", "--detector", "street.json", "-b", "bundle", "-g", "gallery"),
+    *("--threads", "1", "--backend", "onnxruntime", "--batch-size", "2", "--every", "0.2"),
+    *("--start", "1800000000"),
+)
+_MOST_KILLS_OF_A_RUN = 3
+
+
+class Command:
+    """Runs a command in forked processes: what it imports is there, so kills hit its work."""
+
+    def __init__(self, arguments: tuple[str, ...], rng: np.random.Generator) -> None:
+        self.arguments = arguments
+        self._rng = rng
+        began = time.monotonic()
+        code, log = self.run()
+        assert code == 0, log
+        self.seconds = time.monotonic() - began
+
+    def run(self, kill: bool = False, arguments: tuple[str, ...] = ()) -> tuple[int, str]:
+        """Return exit code (-9 if it was killed in time) and what was printed."""
+        after_s = float(self._rng.uniform(0, 1.05 * self.seconds)) if kill else float("inf")
+        child = os.fork()
+        if child == 0:
+            _become(arguments or self.arguments)
+        until = time.monotonic() + after_s
+        while not (status := os.waitpid(child, os.WNOHANG))[0]:
+            if time.monotonic() >= until:
+                os.kill(child, signal.SIGKILL)
+                status = os.waitpid(child, 0)
+                break
+            time.sleep(0.002)
+        return os.waitstatus_to_exitcode(status[1]), Path("log").read_text()
+
+
+def _become(arguments: tuple[str, ...]) -> None:
+    """Be the command, as far as a forked process can."""
+    import upperson.cli
+
+    code = 99
+    try:
+        log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))  # noqa: SIM115
+        sys.argv = ["upperson", *arguments]
+        upperson.cli.main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def kills_of_export(rng: np.random.Generator, trials: int) -> Iterator[str]:
+    """The bundle of before is there, or the new one, whole."""
+    _prepare()
+    Command(TRAIN, rng)
+    load_toy_graphs(Path())
+    _patch.setattr("upperson_export.forms.export_onnx", export_exchanged)
+    export = Command(EXPORT, rng)
+    before = _files("bundle")
+    for _ in range(trials):
+        code, log = export.run(kill=True)
+        now = _files("bundle")
+        yield from _problems(log)
+        if now != before:
+            try:
+                Bundle.open(Path("bundle"), "fp32").check_files()
+            except UppersonError as error:
+                yield f"lost: {error}"
+        yield f"{_ended(code)}, {'the earlier' if now == before else 'the new'} bundle"
+        before = now
+    yield from _problems(export.run()[1])
+    yield from _leftovers(".bundle.*")
+
+
+def kills_of_import(rng: np.random.Generator, trials: int) -> Iterator[str]:
+    """The run is not there, or whole."""
+    _prepare()
+    save_official(Path("best.pth"))
+    bring = Command(IMPORT, rng)
+    whole = _files("imported")
+    for _ in range(trials):
+        shutil.rmtree("imported")
+        code, log = bring.run(kill=True)
+        yield from _problems(log)
+        there = Path("imported").exists()
+        if there and _files("imported") != whole:
+            yield "wrong: the imported run is another one"
+        yield f"{_ended(code)}, {'the whole run' if there else 'nothing'}"
+        if not there and bring.run()[0] != 0:
+            yield "wrong: a second import does not go on"
+    yield from _leftovers(".imported.*")
+
+
+def kills_of_train(rng: np.random.Generator, trials: int) -> Iterator[str]:
+    """A run that was killed several times ends in the same bits."""
+    _prepare()
+    train = Command(TRAIN, rng)
+    names = ("metrics.csv", "adapter.safetensors")
+    whole = {name: Path("run", name).read_bytes() for name in names}
+    killed = 0
+    while killed < trials:
+        shutil.rmtree("run")
+        arguments = TRAIN
+        for number in range(_MOST_KILLS_OF_A_RUN + 1):
+            code, log = train.run(number < _MOST_KILLS_OF_A_RUN, arguments)
+            yield from _problems(log)
+            if code != -signal.SIGKILL:
+                break
+            killed += 1
+            yield _ended(code)
+            # Before there is a configuration nothing was begun.
+            if Path("run", "config.yaml").exists():
+                arguments = ("train", "--resume", "run")
+        if code != 0:
+            yield f"wrong: exit {code}: {log[-300:]}"
+        elif {name: Path("run", name).read_bytes() for name in names} != whole:
+            yield "wrong: a killed run ends in other bits"
+        else:
+            yield "a killed run ends in the same bits"
+        yield from _leftovers("run/.*")
+
+
+def kills_of_watch(rng: np.random.Generator, trials: int) -> Iterator[str]:
+    """What a reader has seen is there, and no picture without a row after the next run."""
+    make_toy_bundle(Path("bundle"))
+    write_video(Path("street.avi"), VideoSpec(people=6, seconds=12, fps=8, seed=5))
+    began = time.monotonic()
+    done = run_program("upperson-rt", *WATCH, cwd=Path.cwd(), timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    seconds = time.monotonic() - began
+    for number in range(trials):
+        if number % 5 == 0:
+            shutil.rmtree("gallery")
+        process = start_program("upperson-rt", *WATCH, cwd=Path.cwd(), output=Path("log"))
+        seen = _read_until(process.poll, time.monotonic() + rng.uniform(0.1, 1.0) * seconds)
+        process.kill()
+        code = process.wait()
+        yield from _problems(Path("log.err").read_text())
+        if not Path("gallery").exists():
+            yield f"{_ended(code)}, no gallery yet"
+            continue
+        with Gallery.open("gallery") as gallery:
+            keys = {item.key for item in gallery.items()}
+            problems = [line for line in gallery.verify() if "belong to no item" not in line]
+        yield from (f"wrong: {problem}" for problem in problems)
+        if seen - keys:
+            yield f"lost: {len(seen - keys)} rows"
+        yield f"{_ended(code)}, {'rows' if seen else 'no rows'} acknowledged"
+    done = run_program("upperson-rt", *WATCH, cwd=Path.cwd(), timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    with Gallery.open("gallery") as gallery:
+        yield from (f"leftovers: {problem}" for problem in gallery.verify())
+
+
+def _read_until(poll: Callable[[], int | None], until: float) -> set[str]:
+    """Return the keys of a gallery as another process adds them."""
+    seen: set[str] = set()
+    while time.monotonic() < until and poll() is None:
+        with suppress(UppersonError), Gallery.open("gallery") as gallery:
+            while time.monotonic() < until and poll() is None:
+                seen |= {item.key for item in gallery.items()}
+                time.sleep(0.01)
+        time.sleep(0.01)
+    return seen
+
+
+def _prepare() -> None:
+    toy_config(Path(), _patch)
+    know_toy_base(_patch)
+
+
+def _files(folder: str) -> dict[str, bytes]:
+    files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def _problems(log: str) -> Iterator[str]:
+    if "Traceback" in log or "internal error" in log:
+        yield f"raw error: {log[-500:]}"
+
+
+def _leftovers(pattern: str) -> Iterator[str]:
+    if left := [str(path) for path in Path().glob(pattern)]:
+        yield f"leftovers: {left}"
+
+
+def _ended(code: int) -> str:
+    return "killed" if code == -signal.SIGKILL else f"ended first, exit {code}"
+
+
+KINDS = {
+    "export": kills_of_export,
+    "import": kills_of_import,
+    "train": kills_of_train,
+    "watch": kills_of_watch,
+}
+_patch = pytest.MonkeyPatch()
+
+
+def try_kills(kind: str, trials: int, seed: int) -> Counter[str]:
+    """Return how often each outcome came up; see `BAD`."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            return Counter(KINDS[kind](np.random.default_rng(seed), trials))
+        finally:
+            os.chdir(before)
+            _patch.undo()
+
+
+def main() -> int:
+    """Run trials, print what came of them, and return 1 if anything was lost or wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="+", choices=KINDS)
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    failed = False
+    for kind in options.kinds:
+        for outcome, count in sorted(try_kills(kind, options.trials, options.seed).items()):
+            print(f"{kind}: {count:4d} {outcome}", flush=True)
+            failed |= outcome.startswith(BAD)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
