@@ -113,7 +113,7 @@ def anybodys_code(told: Callable[[BaseException], UppersonError]) -> Iterator[No
 def _noted_signals() -> Iterator[list[int]]:
     """Give a list of the signals that come; only the main thread ever raises what they mean."""
     came: list[int] = []
-    handlers: dict[int, tuple[Any, Any]] = {}
+    handlers: dict[signal.Signals, tuple[Any, Any]] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.getsignal(number)

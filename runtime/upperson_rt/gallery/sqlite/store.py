@@ -197,8 +197,8 @@ class SqliteGallery(Gallery):
             transaction.prove_rows()
             sql = f"SELECT {ROW}, vector, {transaction.checksum} FROM items NOT INDEXED WHERE id IN"
             sql = f"{sql} (SELECT value FROM json_each(?)) ORDER BY id"
-            for row in transaction.execute(sql, (json.dumps([*ids]),)):
-                check_row(transaction, row, self.embed_dim)
+            rows = transaction.execute(sql, (json.dumps([*ids]),)).fetchall()
+            for row in checked(transaction, rows, self.embed_dim):
                 vector = np.frombuffer(row[-2], STORED).astype(np.float32)
                 found[int(row[0])] = self._item(row[_COLUMNS]), vector
         return found
