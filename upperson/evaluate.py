@@ -3,7 +3,7 @@
 Shapes: Q captions, G images, E embedding width, N batch, H image height, W image width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ from upperson.model.encoder import UPPerson
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
+from upperson_rt.phrases import parse
+from upperson_rt.phrases.wording import describe
 from upperson_rt.tokenizer import Tokenizer
 
 
@@ -188,6 +190,53 @@ def both_directions(
         text_to_image=retrieval_metrics(text_QE, image_GE, pids_Q, pids_G),
         image_to_text=retrieval_metrics(image_GE, text_QE, pids_G, pids_Q),
     )
+
+
+class LengthResult(NamedTuple):
+    """Retrieval by questions of one length."""
+
+    questions: int
+    metrics: RetrievalMetrics
+
+
+def measure_by_length(
+    records: Sequence[Record],
+    image_GE: npt.NDArray[np.float32],
+    embed_texts: Callable[[Sequence[str]], npt.NDArray[np.float32]],
+) -> dict[str, LengthResult]:
+    """Measure short and long questions that are made of the same captions.
+
+    Each caption is cut to the person and its first thing, to two things, and so on: *woman in red
+    coat*. Right is, as for captions, a picture of the very person, so short questions, which fit
+    many people, cannot reach the figures of long ones.
+
+    Returns:
+        By number of things, from "1"; last "as written", of all captions.
+
+    Raises:
+        InputError: The grammar reads no thing in any caption.
+    """
+    pids_Q, pids_G = pids_of(records)
+    captions = [text for record in records for text in record.captions]
+    asked: dict[str, list[tuple[int, str]]] = {}
+    for row, caption in enumerate(captions):
+        phrases = [phrase for phrase in parse(caption).understood if phrase.noun]
+        person = [phrase for phrase in phrases if phrase.kind == "person"][:1]
+        things = [phrase for phrase in phrases if phrase.kind != "person"]
+        for count in range(1, len(things) + 1):
+            text = describe([*person, *things[:count]], "bare")
+            asked.setdefault(str(count), []).append((row, text))
+    if not asked:
+        raise InputError(
+            f"no caption of {len(captions)} has a phrase that the grammar reads, such as 'red "
+            "coat': their length cannot be told"
+        )
+    found = {}
+    for length, questions in [*sorted(asked.items()), ("as written", list(enumerate(captions)))]:
+        rows, texts = zip(*questions, strict=True)
+        metrics = retrieval_metrics(embed_texts(texts), image_GE, pids_Q[list(rows)], pids_G)
+        found[length] = LengthResult(len(texts), metrics)
+    return found
 
 
 def _load(

@@ -151,3 +151,35 @@ def test_words_cannot_be_measured_without_the_truth(demo_folder, people, tmp_pat
         assert result.exit_code == 3
         (line,) = result.stderr.splitlines()
         assert "has no attributes: put  attributes  into each line" in line
+
+
+def test_short_and_long_questions(demo_folder, people):
+    result = run(demo_folder / "run", "--root", people, "--by-length", "--json")
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)["run"]
+    lengths = list(rows)
+    assert lengths[0] == "1"
+    assert lengths[-1] == "as written"
+    assert lengths[:-1] == [str(number) for number in range(1, len(lengths))]
+    counts = [row["questions"] for row in rows.values()]
+    assert counts[0] == counts[-1] == 160
+    assert counts[:-1] == sorted(counts[:-1], reverse=True)
+    plain = json.loads(run(demo_folder / "run", "--root", people, "--json").stdout)["run"]
+    written = {name: rows["as written"][name] for name in METRICS}
+    assert written == pytest.approx(plain["text_to_image"])
+    table = run(demo_folder / "run", "--root", people, "--by-length").stdout.splitlines()
+    assert table[1].split() == ["run:", "things", "questions", *METRICS]
+    assert len(table) == 2 + len(rows)
+    both = run(demo_folder / "run", "--root", people, "--by-length", "--attributes")
+    assert (both.exit_code, "ask for one of them" in both.stderr) == (2, True)
+
+
+def test_captions_without_phrases_have_no_length(demo_folder, people, tmp_path):
+    lines = (people / "annotations.jsonl").read_text("utf-8").splitlines()
+    (tmp_path / "images").symlink_to(people / "images")
+    records = [json.loads(line) | {"caption": "zzz qqq"} for line in lines]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "annotations.jsonl").write_text(text, "utf-8")
+    result = run(demo_folder / "run", "--root", tmp_path, "--by-length")
+    assert result.exit_code == 3
+    assert "no caption of 160 has a phrase that the grammar reads" in result.stderr

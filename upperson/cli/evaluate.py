@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from upperson.cli.progress import Display
     from upperson.data.records import Record
     from upperson.demo_page import Embeddings
-    from upperson.evaluate import Evaluation
+    from upperson.evaluate import Evaluation, LengthResult
     from upperson_rt.bundle import Bundle
 
 
@@ -57,6 +57,13 @@ def evaluate(
             "bags and hats, negations, swapped colours.",
         ),
     ] = False,
+    by_length: Annotated[
+        bool,
+        typer.Option(
+            "--by-length",
+            help="Short and long questions: captions cut to their first thing, to two, and so on.",
+        ),
+    ] = False,
     trust: TrustOption = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -74,12 +81,14 @@ def evaluate(
     from upperson.cli.progress import Display
     from upperson.config import settings_from
     from upperson.data.records import SPLITS
-    from upperson.evaluate import both_directions, read_split
+    from upperson.evaluate import both_directions, measure_by_length, read_split
     from upperson.run import CONFIG
     from upperson_rt.bundle import MANIFEST_FILE
 
     if split not in SPLITS:
         raise UsageError(f"--split must be one of {', '.join(SPLITS)}, found '{split}'")
+    if attributes and by_length:
+        raise UsageError("--attributes and --by-length are two measurements: ask for one of them")
     is_bundle = (target / MANIFEST_FILE).is_file()
     from_run = dataset is None and (target / CONFIG).is_file()
     dataset, root = _data_of(target, dataset, root)
@@ -91,16 +100,22 @@ def evaluate(
         attribute_columns(records)  # Refuses what has none before anything is embedded.
     found: dict[str, Evaluation] = {}
     reports: dict[str, AttributeReport] = {}
+    lengths: dict[str, dict[str, LengthResult]] = {}
     with Display() as display:
         if is_bundle:
             towers = _bundle_towers(target, trust, records, display)
         else:
             towers = _run_towers(target, device, records, display)
         for name, (text_QE, image_GE), embed_texts in towers:
-            if attributes:
+            if by_length:
+                lengths[name] = measure_by_length(records, image_GE, embed_texts)
+            elif attributes:
                 reports[name] = measure_attributes(records, text_QE, image_GE, embed_texts)
             else:
                 found[name] = both_directions(text_QE, image_GE, records)
+    if as_json and by_length:
+        print_json({name: _json_from_lengths(rows) for name, rows in lengths.items()})
+        return
     if as_json:
         print_json({name: result.as_dict() for name, result in (found | reports).items()})
         return
@@ -108,6 +123,8 @@ def evaluate(
     print_line(f"{dataset} in {root.name}, {split}: {asked} captions, {len(records)} images")
     if found:
         print_table(_table(found))
+    for name, rows in lengths.items():
+        _print_lengths(name, rows)
     for name, report in reports.items():
         _print_attributes(name, report)
 
@@ -204,6 +221,23 @@ def _table(found: "dict[str, Evaluation]") -> PlainTable:
                 *(f"{value:.2f}" for value in metrics.values()),
             )
     return table
+
+
+def _json_from_lengths(rows: "Mapping[str, LengthResult]") -> dict[str, dict[str, float]]:
+    return {
+        length: {"questions": found.questions, **found.metrics.as_dict()}
+        for length, found in rows.items()
+    }
+
+
+def _print_lengths(name: str, rows: "Mapping[str, LengthResult]") -> None:
+    """Print text to image retrieval by the number of things in a question."""
+    names = ("questions", *next(iter(rows.values())).metrics.as_dict())
+    table = new_table(f"{name}: things", *names, right=names)
+    for length, found in rows.items():
+        values = [f"{value:.2f}" for value in found.metrics.as_dict().values()]
+        table.add_row(length, str(found.questions), *values)
+    print_table(table)
 
 
 def _print_attributes(name: str, report: "AttributeReport") -> None:
