@@ -35,6 +35,7 @@ _CAMERAS_FOR_S = 5.0
 _LOOK_FOR_CHANGES_S = 1.0
 MOST_VIEWS = 500
 _MOST_OTHERS = 24
+_COUNTED = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class Answer:
     page: Page
     matches: list[Word]
     """A word for each hit, see `Scale`."""
-    total: int
-    """Items that pass the filter."""
+    total: int | None
+    """Items that pass the filter; None where counting them would take longer than the search."""
     is_cut: bool
     """Whether the end of the sentence was cut off."""
     unfamiliar: list[str]
@@ -252,7 +253,7 @@ class Desk:
         return Answer(
             page=page,
             matches=words,
-            total=0 if where is None else gallery.count(where),
+            total=0 if where is None else _counted(gallery, where),
             is_cut=is_cut,
             unfamiliar=self.encoder.tokenizer.unfamiliar(search.sentence),
             unclear=unclear,
@@ -531,6 +532,11 @@ class Desk:
                 self.scale.forget()
             self._looked = now
             return self._opened
+
+
+def _counted(gallery: Gallery, where: Filter) -> int | None:
+    """Return how many items pass: metadata stand in no index, every row would be read."""
+    return None if where.attributes and gallery.count() > _COUNTED else gallery.count(where)
 
 
 def span_of(views: Sequence[tuple[int, Item]]) -> TrackSpan:

@@ -45,7 +45,7 @@ __all__ = [
 Id: TypeAlias = Annotated[
     str,
     Field(
-        pattern="^[0-9]{1,18}$",
+        pattern="^[0-9]{1,19}$",
         description="A number, as text: JavaScript would round it.",
         examples=["777"],
     ),
@@ -199,7 +199,9 @@ class SearchOut(BaseModel):
 
     hits: list[HitOut]
     next: str | None = Field(description="Cursor of the next page; null at the end.")
-    total: int = Field(description="Pictures that pass the filter.")
+    total: int | None = Field(
+        description="Pictures that pass the filter; null where counting would take long."
+    )
     notes: list[str] = Field(description="What there is to say, such as that the sentence was cut.")
 
 

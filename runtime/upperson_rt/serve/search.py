@@ -71,6 +71,9 @@ class Search:
             )
         if self.picture is not None and self.like is not None:
             raise UsageError("a picture and 'like' exclude each other: leave one of them out")
+        for id_ in (self.like or 0, *(id_ for id_, _ in self.marks)):
+            if not 0 <= id_ < 1 << 63:
+                raise UsageError(f"there is no picture {id_}: ids have up to 63 bits")
         if len(self.marks) > MOST_MARKS:
             raise UsageError(f"a search takes {MOST_MARKS} marks at most: undo some")
 
@@ -321,7 +324,7 @@ def _marks(text: str | None) -> tuple[tuple[int, bool], ...]:
 
 
 def _id(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,18}", text):
+    if not re.fullmatch("[0-9]{1,19}", text):
         raise UsageError(f"the id of a picture is a whole number, found {shown(text)}")
     return int(text)
 

@@ -51,33 +51,46 @@ def served_folder(tmp_path_factory):
     return folder
 
 
+def made(folder, state, encoder, accounts=None, names=()):
+    """A console over a gallery, with its log and state in a folder."""
+    desk = Desk(
+        encoder,
+        lambda: Gallery.open(folder, encoder.fingerprint, encoder.embed_dim),
+        QueryLog(state / "query.log"),
+        Memory(state / "state" / "console.sqlite"),
+    )
+    access = Access(accounts, Account(name="desk", role="admin", logs_in=False))
+    app = make_app(desk, access, names)
+    return SimpleNamespace(
+        desk=desk, app=app, client=Client(app), folder=folder, log=state / "query.log"
+    )
+
+
 @pytest.fixture
 def make_console(served_folder, served_encoder, tmp_path):
-    """Makes a console over a copy of the gallery; more arguments name what is another one."""
+    """Makes a console over a copy of the gallery; arguments as for `made`, all with defaults."""
     opened = []
 
-    def make(folder=None, accounts=None, **more):
+    def make(folder=None, encoder=served_encoder, **more):
         if folder is None:
             folder = tmp_path / "gallery"
             if not folder.exists():
                 shutil.copytree(served_folder / "gallery", folder)
-        encoder = more.get("encoder") or served_encoder
-        desk = Desk(
-            encoder,
-            lambda: Gallery.open(folder, encoder.fingerprint, encoder.embed_dim),
-            QueryLog(tmp_path / "query.log"),
-            Memory(tmp_path / "state" / "console.sqlite"),
-        )
-        opened.append(desk)
-        access = Access(accounts, Account(name="desk", role="admin", logs_in=False))
-        app = make_app(desk, access, more.get("names", ()))
-        return SimpleNamespace(
-            desk=desk, app=app, client=Client(app), folder=folder, log=tmp_path / "query.log"
-        )
+        opened.append(made(folder, tmp_path, encoder, **more))
+        return opened[-1]
 
     yield make
-    for desk in opened:
-        desk.close()
+    for console in opened:
+        console.desk.close()
+
+
+@pytest.fixture(scope="session")
+def reader(served_folder, served_encoder, tmp_path_factory):
+    """A console that many tests share: nobody changes what it shows."""
+    state = tmp_path_factory.mktemp("reader")
+    console = made(served_folder / "gallery", state, served_encoder, names=["cam.example"])
+    yield console
+    console.desk.close()
 
 
 @pytest.fixture

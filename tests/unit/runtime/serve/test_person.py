@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.console import ODD, problem
 from tests.helpers.toy_bundle import COLOURS, draw_person
-from upperson_rt.gallery import Item
+from upperson_rt.gallery import Gallery, Item
 from upperson_rt.log_chain import verify_log
 from upperson_rt.serve.marks import refined
 
@@ -37,22 +37,22 @@ def test_a_page_has_all_views_of_the_track_and_the_nearest_elsewhere(console):
     assert lines(console)[-1]["action"] == "view"
 
 
-def test_the_api_tells_the_same(console):
-    id_ = id_of(console, "red-0")
-    item = console.client.get(f"/api/v1/items/{id_}").json()
+def test_the_api_tells_the_same(reader):
+    id_ = id_of(reader, "red-0")
+    item = reader.client.get(f"/api/v1/items/{id_}").json()
     assert (item["key"], item["camera"], item["track"]) == ("red-0", "gate", "red-False")
-    assert console.client.get(item["picture"]).headers["content-type"] == "image/jpeg"
-    track = console.client.get("/api/v1/tracks", params={"track": "red-False", "camera": "gate"})
+    assert reader.client.get(item["picture"]).headers["content-type"] == "image/jpeg"
+    track = reader.client.get("/api/v1/tracks", params={"track": "red-False", "camera": "gate"})
     assert [view["key"] for view in track.json()["views"]] == ["red-0", "red-1"]
     assert track.json()["span"]["pictures"] == 2
-    problem(console.client.get("/api/v1/tracks", params={"track": "nobody"}), 404)
+    problem(reader.client.get("/api/v1/tracks", params={"track": "nobody"}), 404)
 
 
 @pytest.mark.parametrize("size", ["thumb", "view"])
-def test_pictures_are_small_jpegs_by_id(console, size):
+def test_pictures_are_small_jpegs_by_id(reader, size):
     from PIL import Image
 
-    answer = console.client.get(f"/people/{id_of(console, 'red-0')}/picture?size={size}")
+    answer = reader.client.get(f"/people/{id_of(reader, 'red-0')}/picture?size={size}")
     with Image.open(io.BytesIO(answer.content)) as image:
         assert image.format == "JPEG"
         assert image.size == (64, 192)
@@ -99,16 +99,16 @@ def test_an_export_stands_by_itself(console):
     assert last["details"]["sha256"] == hashlib.sha256(answer.content).hexdigest()
 
 
-def test_marks_refine_one_search_and_can_be_taken_back(console):
+def test_marks_refine_one_search_and_can_be_taken_back(reader):
     asked = {"sentence": "a coat", "by_track": False, "limit": 18}
-    before = console.client.search(**asked).json()["hits"]
-    yes, no = str(id_of(console, "green-0")), before[0]["id"]
-    after = console.client.search(**asked, yes=[yes], no=[no]).json()["hits"]
+    before = reader.client.search(**asked).json()["hits"]
+    yes, no = str(id_of(reader, "green-0")), before[0]["id"]
+    after = reader.client.search(**asked, yes=[yes], no=[no]).json()["hits"]
     assert after[0]["key"].startswith("green")
     assert [hit["id"] for hit in after].index(no) > 0
-    assert console.client.search(**asked).json()["hits"] == before
+    assert reader.client.search(**asked).json()["hits"] == before
     other = {**asked, "sentence": "red"}
-    assert console.client.search(**other).json() == console.client.search(**other).json()
+    assert reader.client.search(**other).json() == reader.client.search(**other).json()
 
 
 def test_marks_on_the_page_are_kept_with_the_search(console):
@@ -214,8 +214,8 @@ def test_pruning_counts_first(console):
     assert console.client.get("/records").status_code == 200
 
 
-def test_the_timeline_narrows_the_search(console):
-    page = console.client.get("/timeline?q=red&order=time").text
+def test_the_timeline_narrows_the_search(reader):
+    page = reader.client.get("/timeline?q=red&order=time").text
     bars = re.findall(r'<a href="(/\?[^"]*)" aria-label="([^"]*)">', page)
     assert {text.partition(",")[0] for _, text in bars} == {
         "gate",
@@ -227,14 +227,47 @@ def test_the_timeline_narrows_the_search(console):
 
     found = 0
     for address, text in bars:
-        page = console.client.get(html.unescape(address)).text
+        page = reader.client.get(html.unescape(address)).text
         there = len(re.findall('class="open"', page))
         assert there == int(text.rpartition(" ")[2])
         found += there
     assert found == total
 
 
-def test_the_live_page_needs_no_process(console, make_console, tmp_path):
-    page = console.client.get("/live").text
+def test_the_live_page_needs_no_process(reader, make_console, tmp_path):
+    page = reader.client.get("/live").text
     assert "No process is named" in page
     assert "gate" in page
+
+
+def test_a_gallery_on_milvus_is_served_as_well(
+    make_console, served_folder, served_encoder, tmp_path
+):
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra 'milvus'")
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+    place = f"milvus://{tmp_path}/people.db/people"
+    space = served_encoder.fingerprint, served_encoder.embed_dim
+    with (
+        Gallery.open(place, *space, create=True) as there,
+        Gallery.open(served_folder / "gallery") as source,
+    ):
+        for items, vectors in source.vectors():
+            there.add(items, vectors)
+    console = make_console(folder=place)
+    first = console.client.search(sentence="red", limit=3).json()
+    assert first["hits"][0]["key"].startswith("red")
+    assert len(first["hits"][0]["id"]) > 15
+    second = console.client.search(sentence="red", limit=3, cursor=first["next"]).json()
+    assert not {hit["id"] for hit in first["hits"]} & {hit["id"] for hit in second["hits"]}
+    id_ = first["hits"][0]["id"]
+    page = console.client.get(f"/people/{id_}?q=red&marks=y{id_}")
+    assert page.status_code == 200
+    assert "no picture kept" in page.text
+    assert "Nearest in other cameras" in page.text
+    cameras = {one["name"]: one["pictures"] for one in console.client.get("/api/v1/cameras").json()}
+    assert cameras == {"gate": 12, ODD: 6}
+    marked = console.client.post("/marks", data={"address": "q=red", "yes": id_})
+    assert marked.headers["location"] == f"/?q=red&marks=y{id_}"
+    assert console.client.get(marked.headers["location"]).status_code == 200
+    assert console.client("DELETE", f"/api/v1/items/{id_}?reason=x").json()["deleted"] == 1
+    problem(console.client.get(f"/api/v1/items/{id_}"), 404)

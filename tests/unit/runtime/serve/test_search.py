@@ -30,10 +30,10 @@ def lines(console):
     return [json.loads(line) for line in console.log.read_text().splitlines()]
 
 
-def test_api_and_page_find_what_the_retriever_finds(console):
-    retriever = Retriever(console.desk.encoder, console.desk.gallery)
+def test_api_and_page_find_what_the_retriever_finds(reader):
+    retriever = Retriever(reader.desk.encoder, reader.desk.gallery)
     expected = retriever.query("a woman in red", k=5, by_track=True)
-    answer = console.client.search(sentence="a woman in red", limit=5)
+    answer = reader.client.search(sentence="a woman in red", limit=5)
     assert keys(answer) == [hit.item.key for hit in expected]
     found = answer.json()
     assert [hit["id"] for hit in found["hits"]] == [str(hit.id) for hit in expected]
@@ -43,56 +43,56 @@ def test_api_and_page_find_what_the_retriever_finds(console):
         r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", found["hits"][0]["time"]
     )
     assert found["total"] == 18
-    page = console.client.get("/?q=a+woman+in+red")
+    page = reader.client.get("/?q=a+woman+in+red")
     assert cards(page)[:5] == [str(hit.id) for hit in expected]
 
 
-def test_a_picture_and_both_together(console, red_jpeg):
-    given = console.client.post("/api/v1/pictures", files={"picture": ("x.jpg", red_jpeg)})
+def test_a_picture_and_both_together(reader, red_jpeg):
+    given = reader.client.post("/api/v1/pictures", files={"picture": ("x.jpg", red_jpeg)})
     assert given.status_code == 201
     id_ = given.json()["picture"]
-    by_picture = keys(console.client.search(picture=id_, limit=4))
+    by_picture = keys(reader.client.search(picture=id_, limit=4))
     assert by_picture[0].startswith("red")
-    once = console.client.post(
+    once = reader.client.post(
         "/api/v1/search/picture",
         files={"picture": ("x.jpg", red_jpeg)},
         data={"search": '{"limit": 4}'},
     )
     assert keys(once) == by_picture
     first = [
-        console.client.search(sentence="green coat", picture=id_, picture_share=share).json()
+        reader.client.search(sentence="green coat", picture=id_, picture_share=share).json()
         for share in (0, 0.5, 1)
     ]
     assert [found["hits"][0]["key"].split("-")[0] for found in (first[0], first[2])] == [
         "green",
         "red",
     ]
-    text_D = console.desk.encoder.encode_texts(["green coat"])[0]
-    mixed_D = text_D + console.desk.asked_picture(id_).vector_D
-    (hits,) = console.desk.gallery.search(
+    text_D = reader.desk.encoder.encode_texts(["green coat"])[0]
+    mixed_D = text_D + reader.desk.asked_picture(id_).vector_D
+    (hits,) = reader.desk.gallery.search(
         (mixed_D / np.linalg.norm(mixed_D))[None], 24, by_track=True
     )
     assert [hit["key"] for hit in first[1]["hits"]] == [hit.item.key for hit in hits]
-    page = console.client.get(f"/?q=green+coat&picture={id_}&share=1")
+    page = reader.client.get(f"/?q=green+coat&picture={id_}&share=1")
     assert 'type="range" name="share"' in page.text
-    assert console.client.get(f"/asked/{id_}").headers["content-type"] == "image/jpeg"
+    assert reader.client.get(f"/asked/{id_}").headers["content-type"] == "image/jpeg"
 
 
-def test_a_picture_given_without_a_script_leads_to_its_search(console, red_jpeg):
-    answer = console.client.post(
+def test_a_picture_given_without_a_script_leads_to_its_search(reader, red_jpeg):
+    answer = reader.client.post(
         "/picture", files={"picture": ("x.jpg", red_jpeg)}, data={"address": "camera=gate"}
     )
     assert answer.status_code == 303
     assert re.fullmatch(r"/\?picture=[0-9a-f]{32}&camera=gate", answer.headers["location"])
 
 
-def test_like_one_finds_itself_first(console):
-    (id_,) = console.desk.gallery.ids(["blue-1"]).values()
-    assert keys(console.client.search(like=str(id_), by_track=False, limit=1)) == ["blue-1"]
+def test_like_one_finds_itself_first(reader):
+    (id_,) = reader.desk.gallery.ids(["blue-1"]).values()
+    assert keys(reader.client.search(like=str(id_), by_track=False, limit=1)) == ["blue-1"]
 
 
-def test_filters_narrow(console):
-    found = console.client.search(
+def test_filters_narrow(reader):
+    found = reader.client.search(
         sentence="red",
         by_track=False,
         limit=100,
@@ -100,25 +100,25 @@ def test_filters_narrow(console):
     )
     expected = {
         item.key
-        for item in console.desk.gallery.items(
+        for item in reader.desk.gallery.items(
             Filter(camera="gate", attributes={"floor": 0}, since=START)
         )
     }
     assert set(keys(found)) == expected
     assert found.json()["total"] == len(expected) == 6
-    page = console.client.get("/?q=red&by=picture&camera=gate&where=floor%3D0")
+    page = reader.client.get("/?q=red&by=picture&camera=gate&where=floor%3D0")
     assert len(cards(page)) == 6
 
 
 @pytest.mark.parametrize("order", ["match", "time"])
 @pytest.mark.parametrize("limit", [1, 4, 7])
-def test_pages_follow_each_other_without_gaps(console, order, limit):
+def test_pages_follow_each_other_without_gaps(reader, order, limit):
     asked = {"sentence": "red", "by_track": False, "order": order}
-    whole = keys(console.client.search(**asked, limit=100))
+    whole = keys(reader.client.search(**asked, limit=100))
     assert len(whole) == len(set(whole)) == 18
     found, cursor = [], None
     for _ in range(20):
-        page = console.client.search(**asked, limit=limit, cursor=cursor).json()
+        page = reader.client.search(**asked, limit=limit, cursor=cursor).json()
         found += [hit["key"] for hit in page["hits"]]
         cursor = page["next"]
         if cursor is None:
@@ -126,11 +126,10 @@ def test_pages_follow_each_other_without_gaps(console, order, limit):
     assert found == whole
     if order == "time":
         times = [
-            console.desk.gallery.get([i])[i][0].time
-            for i in console.desk.gallery.ids(whole).values()
+            reader.desk.gallery.get([i])[i][0].time for i in reader.desk.gallery.ids(whole).values()
         ]
         assert sorted(times, reverse=True) == [
-            console.desk.gallery.get([console.desk.gallery.ids([k])[k]]).popitem()[1][0].time
+            reader.desk.gallery.get([reader.desk.gallery.ids([k])[k]]).popitem()[1][0].time
             for k in whole
         ]
 
@@ -145,12 +144,12 @@ def test_what_is_added_meanwhile_shows_nothing_twice(console):
     assert "new" not in {hit["key"] for hit in second["hits"]}
 
 
-def test_a_long_sentence_and_strange_words_are_told(console):
-    notes = console.client.search(sentence="a woman in red " * 6).json()["notes"]
+def test_a_long_sentence_and_strange_words_are_told(reader):
+    notes = reader.client.search(sentence="a woman in red " * 6).json()["notes"]
     assert any("12 tokens: its end was cut off" in note for note in notes)
-    notes = console.client.search(sentence="a woman in zebra").json()["notes"]
+    notes = reader.client.search(sentence="a woman in zebra").json()["notes"]
     assert any("\u201czebra\u201d" in note for note in notes)
-    assert not console.client.search(sentence="a woman in red").json()["notes"]
+    assert not reader.client.search(sentence="a woman in red").json()["notes"]
 
 
 SEARCHES = [
