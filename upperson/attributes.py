@@ -1,6 +1,6 @@
-"""Does a model understand the words? Questions made of attributes, held against the truth.
+"""Does a model understand the words? Its answers to `questions`, held against the truth.
 
-A picture's truth is its record's ``attributes``. Every function is pure: it takes embeddings of
+Every function is pure: it takes embeddings of
 pictures and a function that embeds sentences, whatever either comes from.
 
 Shapes: G pictures, N questions, Q captions, E embedding width. Shares are percent.
@@ -8,57 +8,49 @@ Shapes: G pictures, N questions, Q captions, E embedding width. Shares are perce
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson.data.annotations import ATTRIBUTE_KINDS
 from upperson.data.records import Record
 from upperson.data.synthetic.captions import with_article
-from upperson_rt.errors import InputError
+from upperson.questions import (
+    NOTHING,
+    PARTS,
+    SHORT_FORMS,
+    THINGS,
+    Columns,
+    Question,
+    attribute_columns,
+    has_all,
+    negated_questions,
+    rows_of,
+    short_questions,
+    thing_questions,
+)
+from upperson_rt.phrases import Kind, parse
 from upperson_rt.phrases.evidence import Evidence
 
 EmbedTexts: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
 """Embeds N sentences as N rows of unit length [N, E]."""
 
-Columns: TypeAlias = Mapping[str, NDArray[np.str_]]
-"""By attribute the values of G pictures, as text."""
-
-NOTHING = "none"
-"""The value where there is no such thing."""
-
-SHORT_FORMS: Mapping[str, str] = {
-    "clothes": "{upper_colour} {upper}",
-    "person": "{gender} in {upper_colour} {upper}",
-}
-"""Short questions: *red coat* and *woman in red coat*."""
-
-THINGS = ("bag", "headwear", "accessory")
-"""Attributes that are asked for by *a person with a backpack*, and refused by *without*."""
-
-PARTS = {"gender": "gender", "upper_colour": "colour", "upper": "garment"}
-"""What an answer to a short question is right or wrong in: attributes, and names for people."""
-
 _FIRST = 10
-_CHILDREN = frozenset({"boy", "girl"})  # Few, and a child's clothes are asked for like an adult's.
 _UNSAID = frozenset({"skin"})
-_WORDS = {"hood": "raised hood"}
+_SAID_BY: Mapping[Kind, tuple[tuple[str, str], ...]] = {
+    "person": (("gender", ""),),
+    "upper": (("upper", "upper_colour"),),
+    "lower": (("lower", "lower_colour"),),
+    "shoes": (("shoes", "shoe_colour"),),
+    "headwear": (("headwear", "headwear_colour"),),
+    "hair": (("", "hair_colour"),),
+    "glasses": (("glasses", ""),),
+    "accessory": (("accessory", "accessory_colour"),),
+    "carried": (("bag", "bag_colour"), ("accessory", "accessory_colour")),
+}
+"""By kind of phrase the attributes that it may say: which thing it is, and its colour."""
+
 _CHUNK = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A sentence and what a picture must be to answer it."""
-
-    text: str
-
-    wanted: Mapping[str, str]
-    """Values by attribute; all must hold."""
-
-    forbidden: Mapping[str, str]
-    """Values by attribute; none may hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +105,15 @@ class CaptionShare:
     chance: float
     """How often a random picture has it."""
 
+    said: int
+    """How many captions say it, as far as `upperson_rt.phrases` reads them."""
+
+    said_top1: float | None
+    """Of those, how often the first picture has it; None if there are none."""
+
+    said_chance: float | None
+    """Of those, how often a random picture has it."""
+
     r1_lost: float
     """Points of R@1 that would be won if pictures of another value were left out."""
 
@@ -147,6 +148,10 @@ class AttributeReport:
     clothed_without: Mapping[str, Mapping[str, Share]]
     """*a person in a red coat without a backpack*: likewise."""
 
+    clothed: Share | None
+    """The same questions: the share that wears the red coat. None if there are no such questions.
+    """
+
     swapped: SwappedPairs | None
     captions: Mapping[str, CaptionShare]
     r1: float
@@ -155,121 +160,6 @@ class AttributeReport:
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
         return asdict(self)
-
-
-def attribute_columns(records: Sequence[Record]) -> Columns:
-    """Put the attributes of G records side by side, those that all of them have.
-
-    Raises:
-        InputError: A record has none, or one has an attribute that means something here and
-            another lacks it: what is not said cannot be held against an answer.
-    """
-    for record in records:
-        if record.attributes is None:
-            raise InputError(
-                f"{record.image} has no attributes: put  attributes  into each line of "
-                "annotations.jsonl, or render the synthetic set anew"
-            )
-    columns: dict[str, NDArray[np.str_]] = {}
-    for name in ATTRIBUTE_KINDS:
-        values = [_text(record, name) for record in records]
-        lacking = [index for index, value in enumerate(values) if value is None]
-        if len(lacking) == len(records):
-            continue
-        if lacking:
-            raise InputError(
-                f"{records[lacking[0]].image} lacks attribute '{name}', which other pictures have: "
-                "write it, or null for no such thing"
-            )
-        columns[name] = np.array(values)
-    if not columns:
-        raise InputError(
-            f"no attribute means anything here: known are {', '.join(ATTRIBUTE_KINDS)}"
-        )
-    return columns
-
-
-def _text(record: Record, name: str) -> str | None:
-    if record.attributes is None or name not in record.attributes:
-        return None
-    value = record.attributes[name]
-    return NOTHING if value is None else str(value)
-
-
-# --- Questions
-
-
-def short_questions(columns: Columns, form: str) -> list[Question]:
-    """All questions of a form (of `SHORT_FORMS`) that could be asked about such people.
-
-    A garment is asked for in every colour, also in one that nobody wears it in, and with each
-    gender that somebody wears it with. Adults only.
-    """
-    parts = [name for name in PARTS if f"{{{name}}}" in form]
-    if not set(parts) <= columns.keys():
-        return []
-    colourless = [name for name in parts if name != "upper_colour"]
-    worn = sorted({*_rows(columns, colourless)})
-    questions = []
-    for values, colour in product(worn, _values(columns, "upper_colour")):
-        wanted = dict(zip(colourless, values, strict=True)) | {"upper_colour": colour}
-        if NOTHING not in wanted.values() and wanted.get("gender") not in _CHILDREN:
-            questions.append(Question(form.format(**wanted), wanted, {}))
-    return questions
-
-
-def thing_questions(columns: Columns, name: str) -> list[Question]:
-    """*a person with a backpack*, for every value of an attribute of `THINGS`."""
-    return [
-        Question(f"a person with {with_article(_WORDS.get(value, value))}", {name: value}, {})
-        for value in _values(columns, name)
-    ]
-
-
-def negated_questions(columns: Columns, name: str, *, clothed: bool = False) -> list[Question]:
-    """*a person without a backpack*, for every value of an attribute of `THINGS`.
-
-    Args:
-        columns: The truth.
-        name: The attribute.
-        clothed: Ask for *a person in a red coat without a backpack* instead, for all that somebody
-            wears without the thing and somebody with it.
-    """
-    questions = []
-    for value in _values(columns, name):
-        without = f"without {with_article(_WORDS.get(value, value))}"
-        if not clothed:
-            questions.append(Question(f"a person {without}", {}, {name: value}))
-            continue
-        dressed = _rows(columns, ["upper_colour", "upper", name])
-        having = {row[:2] for row in dressed if row[2] == value}
-        for colour, upper in sorted(having & {row[:2] for row in dressed if row[2] != value}):
-            wanted = {"upper_colour": colour, "upper": upper}
-            text = f"a person in {with_article(f'{colour} {upper}')} {without}"
-            questions.append(Question(text, wanted, {name: value}))
-    return questions
-
-
-def _values(columns: Columns, name: str) -> list[str]:
-    if name not in columns:
-        return []
-    return [str(value) for value in np.unique(columns[name]) if value != NOTHING]
-
-
-def _rows(columns: Columns, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return some attributes of every picture."""
-    return [tuple(map(str, row)) for row in zip(*(columns[name] for name in names), strict=True)]
-
-
-def has_all(columns: Columns, values: Mapping[str, str]) -> NDArray[np.bool_]:
-    """Return which pictures [G] have all of some values."""
-    right_G: NDArray[np.bool_] = np.logical_and.reduce(
-        [columns[name] == value for name, value in values.items()]
-    )
-    return right_G
-
-
-# --- Measuring
 
 
 def measure_attributes(
@@ -318,17 +208,23 @@ def measure_attributes(
                 found[name]["all"] = _share(np.concatenate(has_NG), np.concatenate(order_NG))
         return found
 
-    clothed = {"upper", "upper_colour"} <= columns.keys()
+    def clothed(name: str) -> list[Question]:
+        return negated_questions(columns, name, clothed=True)
+
+    dressed = [question for name in THINGS for question in clothed(name)]
     r1, captions = _measure_captions(records, text_QE, image_GE, columns)
     return AttributeReport(
         pictures=len(image_GE),
         short=short,
         with_thing=shares(lambda name: thing_questions(columns, name), forbidden=False),
         without_thing=shares(lambda name: negated_questions(columns, name), forbidden=True),
-        clothed_without=shares(
-            lambda name: negated_questions(columns, name, clothed=True) if clothed else [],
-            forbidden=True,
-        ),
+        clothed_without=shares(clothed, forbidden=True),
+        clothed=_share(
+            np.stack([has_all(columns, question.wanted) for question in dressed]),
+            _order(scores(dressed)),
+        )
+        if dressed
+        else None,
         swapped=_measure_swapped(image_GE, columns, embed_texts),
         captions=captions,
         r1=r1,
@@ -440,15 +336,42 @@ def _measure_captions(
             same = code[own][:, None] == code[None, :]
             best = np.where(same, scores_QG, -np.inf).argmax(axis=1)
             filtered[name][rows] = pids[best] == pids[own]
+    said = _said(records, columns)
+    chance = {
+        name: (np.bincount(code) / len(code))[code[described]] for name, code in codes.items()
+    }
     r1 = _percent(right)
     return r1, {
         name: CaptionShare(
             top1=_percent(shared[name]),
-            chance=_percent((np.bincount(code) / len(code))[code[described]]),
+            chance=_percent(chance[name]),
+            said=int(said[name].sum()),
+            said_top1=_percent(shared[name][said[name]]) if said[name].any() else None,
+            said_chance=_percent(chance[name][said[name]]) if said[name].any() else None,
             r1_lost=_percent(filtered[name]) - r1,
         )
-        for name, code in codes.items()
+        for name in names
     }
+
+
+def _said(records: Sequence[Record], columns: Columns) -> dict[str, NDArray[np.bool_]]:
+    """Return which captions [Q] say an attribute of the person they describe."""
+    texts = [(row, text) for row, record in enumerate(records) for text in record.captions]
+    said = {name: np.zeros(len(texts), dtype=bool) for name in columns}
+    for place, (row, text) in enumerate(texts):
+        for phrase in parse(text).phrases:
+            if phrase.negated or phrase.noun == "person":
+                continue
+            for thing, colour in _SAID_BY.get(phrase.kind, ()):
+                # Bags and some accessories are carried: the truth tells which of them this is.
+                carried = phrase.kind == "carried" and thing in columns
+                if carried and columns[thing][row] != phrase.noun:
+                    continue
+                pattern = "pattern" if phrase.kind == "upper" and phrase.pattern else ""
+                for name in (thing, colour if phrase.colours else "", pattern):
+                    if name in said:
+                        said[name][place] = True
+    return said
 
 
 def _measure_swapped(
@@ -457,7 +380,7 @@ def _measure_swapped(
     needed = ("upper_colour", "upper", "lower_colour", "lower")
     if not set(needed) <= columns.keys():
         return None
-    rows = _rows(columns, needed)
+    rows = rows_of(columns, needed)
     worn = {pair for row in rows for pair in (row[:2], row[2:])}
     pairs = list(_swaps(rows, worn))
     if not pairs:

@@ -135,6 +135,12 @@ def test_the_table_of_words_shows_what_was_measured(demo_folder, people):
     assert f"R@1 of the captions {report['r1']:.2f}" in lines
     for name, share in report["captions"].items():
         shown = [f"{share[key]:.1f}" for key in ("top1", "chance", "r1_lost")]
+        if share["said"]:
+            shown += [
+                str(share["said"]),
+                f"{share['said_top1']:.1f}",
+                f"{share['said_chance']:.1f}",
+            ]
         assert [name, *shown] in [line.split() for line in lines]
     assert max(map(len, result.stdout.splitlines())) <= 100
 

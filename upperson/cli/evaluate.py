@@ -77,11 +77,12 @@ def evaluate(
     Example: `upperson evaluate bundle --root people --split test`
     """
     require_extra("train", "evaluation")
-    from upperson.attributes import attribute_columns, measure_attributes
+    from upperson.attributes import measure_attributes
     from upperson.cli.progress import Display
     from upperson.config import settings_from
     from upperson.data.records import SPLITS
     from upperson.evaluate import both_directions, measure_by_length, read_split
+    from upperson.questions import attribute_columns
     from upperson.run import CONFIG
     from upperson_rt.bundle import MANIFEST_FILE
 
@@ -256,6 +257,8 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
             table.add_row(title)
         for attribute, shares in things.items():
             _add_shares(table, {f"{attribute}: {value}": share for value, share in shares.items()})
+    if report.clothed is not None:
+        _add_shares(table, {"wears what was asked for": report.clothed})
     print_line("")
     print_table(table)
     ranked = ("mAP", "chance", "AUROC")
@@ -265,11 +268,15 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
         table.add_row(f'  "{short.example}"', f"{short.map:.1f}", f"{short.map_chance:.1f}", known)
     print_line("")
     print_table(table)
-    shared = ("first", "chance", "R@1 lost")
+    shared = ("first", "chance", "R@1 lost", "said by", "if said", "chance if said")
     table = new_table("captions", *shared, right=shared)
     for attribute, share in report.captions.items():
-        values = (share.top1, share.chance, share.r1_lost)
-        table.add_row(f"  {attribute}", *(f"{value:.1f}" for value in values))
+        cells = [f"{value:.1f}" for value in (share.top1, share.chance, share.r1_lost)]
+        if share.said_top1 is None or share.said_chance is None:
+            said = ["", "", ""]
+        else:
+            said = [str(share.said), f"{share.said_top1:.1f}", f"{share.said_chance:.1f}"]
+        table.add_row(f"  {attribute}", *cells, *said)
     print_line("")
     print_table(table)
     print_line("", f"R@1 of the captions {report.r1:.2f}")

@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from upperson.attributes import (
+from upperson.attributes import AttributeReport, auroc, measure_attributes
+from upperson.data.records import Record
+from upperson.data.synthetic.people import Person, sample_people
+from upperson.questions import (
     THINGS,
-    AttributeReport,
     attribute_columns,
-    auroc,
-    measure_attributes,
     negated_questions,
     short_questions,
     thing_questions,
 )
-from upperson.data.records import Record
-from upperson.data.synthetic.people import Person, sample_people
 from upperson_rt.errors import InputError
 
 VIEWS = 2
@@ -124,6 +122,8 @@ def test_a_model_that_knows_the_words_is_right(records: list[Record]) -> None:
     assert short.parts["all"].at10_most < 100
     for values in report.with_thing.values():
         assert all(share.at10 == share.at10_most for share in values.values())
+    assert report.clothed is not None
+    assert report.clothed.top1 == 100, "what is denied takes nothing from what is asked for"
     # What is denied is weighed and goes down, though the model takes no notice of "without".
     for name, values in report.without_thing.items():
         assert values["all"].at10 == 0
@@ -217,6 +217,38 @@ def test_numbers_are_those_of_a_slow_and_simple_count(records: list[Record]) -> 
     lost = 100 * (np.mean(kept) - np.mean(right))
     assert report.captions["upper"].r1_lost == pytest.approx(lost)
     assert "skin" not in report.captions, "captions never say it"
+
+
+def test_what_a_caption_says_is_counted_apart() -> None:
+    # Everybody's first picture is number 1, a man in a red coat with a phone and no bag.
+    truth: dict[str, str | None] = {"gender": "man", "upper": "coat", "upper_colour": "red"}
+    truth |= {"bag": None, "accessory": "phone", "pattern": "plain", "glasses": "yes"}
+    people = [
+        (truth, "A man in a red overcoat is holding a phone."),
+        (truth, "a person with glasses"),
+        (truth | {"gender": "woman", "bag": "backpack"}, "A lady with a rucksack, red shoes."),
+        (truth | {"upper_colour": "blue", "accessory": None}, "male, coat, not in a green dress"),
+    ]
+    records = [
+        Record(Path(f"{pid}.jpg"), pid, (text,), None, attributes)
+        for pid, (attributes, text) in enumerate(people)
+    ]
+    image_GE = np.array([[1], [2], [0], [0]], dtype=np.float32)
+    text_QE = np.ones((4, 1), dtype=np.float32)
+    found = measure_attributes(
+        records, text_QE, image_GE, lambda texts: np.ones((len(texts), 1), dtype=np.float32)
+    ).captions
+    assert {
+        name: (share.said, share.said_top1, share.said_chance) for name, share in found.items()
+    } == {
+        "gender": (3, pytest.approx(200 / 3), pytest.approx(175 / 3)),
+        "upper": (2, 100, 100),
+        "upper_colour": (1, 100, 75),
+        "bag": (1, 0, 25),
+        "accessory": (1, 100, 75),
+        "glasses": (1, 100, 100),
+        "pattern": (0, None, None),
+    }
 
 
 def test_the_chance_of_map_is_its_mean_over_all_rankings(records: list[Record]) -> None:

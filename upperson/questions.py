@@ -1,0 +1,162 @@
+"""Questions made of attributes: what could be asked about people of whom the truth is known.
+
+A picture's truth is its record's ``attributes``.
+
+Shape: G pictures.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson.data.annotations import ATTRIBUTE_KINDS
+from upperson.data.records import Record
+from upperson.data.synthetic.captions import with_article
+from upperson_rt.errors import InputError
+
+Columns: TypeAlias = Mapping[str, NDArray[np.str_]]
+"""By attribute the values of G pictures, as text."""
+
+NOTHING = "none"
+"""The value where there is no such thing."""
+
+SHORT_FORMS: Mapping[str, str] = {
+    "clothes": "{upper_colour} {upper}",
+    "person": "{gender} in {upper_colour} {upper}",
+}
+"""Short questions: *red coat* and *woman in red coat*."""
+
+THINGS = ("bag", "headwear", "accessory")
+"""Attributes that are asked for by *a person with a backpack*, and refused by *without*."""
+
+PARTS = {"gender": "gender", "upper_colour": "colour", "upper": "garment"}
+"""What an answer to a short question is right or wrong in: attributes, and names for people."""
+
+_CHILDREN = frozenset({"boy", "girl"})  # Few, and a child's clothes are asked for like an adult's.
+_WORDS = {"hood": "raised hood"}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A sentence and what a picture must be to answer it."""
+
+    text: str
+
+    wanted: Mapping[str, str]
+    """Values by attribute; all must hold."""
+
+    forbidden: Mapping[str, str]
+    """Values by attribute; none may hold."""
+
+
+def attribute_columns(records: Sequence[Record]) -> Columns:
+    """Put the attributes of G records side by side, those that all of them have.
+
+    Raises:
+        InputError: A record has none, or one has an attribute that means something here and
+            another lacks it: what is not said cannot be held against an answer.
+    """
+    for record in records:
+        if record.attributes is None:
+            raise InputError(
+                f"{record.image} has no attributes: put  attributes  into each line of "
+                "annotations.jsonl, or render the synthetic set anew"
+            )
+    columns: dict[str, NDArray[np.str_]] = {}
+    for name in ATTRIBUTE_KINDS:
+        values = [_text(record, name) for record in records]
+        lacking = [index for index, value in enumerate(values) if value is None]
+        if len(lacking) == len(records):
+            continue
+        if lacking:
+            raise InputError(
+                f"{records[lacking[0]].image} lacks attribute '{name}', which other pictures have: "
+                "write it, or null for no such thing"
+            )
+        columns[name] = np.array(values)
+    if not columns:
+        raise InputError(
+            f"no attribute means anything here: known are {', '.join(ATTRIBUTE_KINDS)}"
+        )
+    return columns
+
+
+def _text(record: Record, name: str) -> str | None:
+    if record.attributes is None or name not in record.attributes:
+        return None
+    value = record.attributes[name]
+    return NOTHING if value is None else str(value)
+
+
+def short_questions(columns: Columns, form: str) -> list[Question]:
+    """All questions of a form (of `SHORT_FORMS`) that could be asked about such people.
+
+    A garment is asked for in every colour, also in one that nobody wears it in, and with each
+    gender that somebody wears it with. Adults only.
+    """
+    parts = [name for name in PARTS if f"{{{name}}}" in form]
+    if not set(parts) <= columns.keys():
+        return []
+    colourless = [name for name in parts if name != "upper_colour"]
+    worn = sorted({*rows_of(columns, colourless)})
+    questions = []
+    for values, colour in product(worn, _values(columns, "upper_colour")):
+        wanted = dict(zip(colourless, values, strict=True)) | {"upper_colour": colour}
+        if NOTHING not in wanted.values() and wanted.get("gender") not in _CHILDREN:
+            questions.append(Question(form.format(**wanted), wanted, {}))
+    return questions
+
+
+def thing_questions(columns: Columns, name: str) -> list[Question]:
+    """*a person with a backpack*, for every value of an attribute of `THINGS`."""
+    return [
+        Question(f"a person with {with_article(_WORDS.get(value, value))}", {name: value}, {})
+        for value in _values(columns, name)
+    ]
+
+
+def negated_questions(columns: Columns, name: str, *, clothed: bool = False) -> list[Question]:
+    """*a person without a backpack*, for every value of an attribute of `THINGS`.
+
+    Args:
+        columns: The truth.
+        name: The attribute.
+        clothed: Ask for *a person in a red coat without a backpack* instead, for all that somebody
+            wears without the thing and somebody with it.
+    """
+    questions = []
+    for value in _values(columns, name):
+        without = f"without {with_article(_WORDS.get(value, value))}"
+        if not clothed:
+            questions.append(Question(f"a person {without}", {}, {name: value}))
+            continue
+        dressed = rows_of(columns, ["upper_colour", "upper", name])
+        having = {row[:2] for row in dressed if row[2] == value}
+        for colour, upper in sorted(having & {row[:2] for row in dressed if row[2] != value}):
+            wanted = {"upper_colour": colour, "upper": upper}
+            text = f"a person in {with_article(f'{colour} {upper}')} {without}"
+            questions.append(Question(text, wanted, {name: value}))
+    return questions
+
+
+def _values(columns: Columns, name: str) -> list[str]:
+    if name not in columns:
+        return []
+    return [str(value) for value in np.unique(columns[name]) if value != NOTHING]
+
+
+def rows_of(columns: Columns, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return some attributes of every picture."""
+    return [tuple(map(str, row)) for row in zip(*(columns[name] for name in names), strict=True)]
+
+
+def has_all(columns: Columns, values: Mapping[str, str]) -> NDArray[np.bool_]:
+    """Return which pictures [G] have all of some values."""
+    right_G: NDArray[np.bool_] = np.logical_and.reduce(
+        [columns[name] == value for name, value in values.items()]
+    )
+    return right_G
