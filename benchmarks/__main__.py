@@ -20,6 +20,7 @@ DOCUMENTED = (
     "console -b demo/bundle --rows 100000",
     "marks -b demo/bundle -g demo/gallery --root demo/people",
     "losses --seeds 3",
+    "loader --workers 2",
 )
 """Name and options of every run whose numbers are in docs/benchmarks.md."""
 

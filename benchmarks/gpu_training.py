@@ -41,6 +41,12 @@ class _Speeds:
     def note(self, text: str) -> None:
         """Nothing of interest."""
 
+    def caching(self, done: int, total: int) -> None:
+        """Nothing is cached."""
+
+    def expecting(self, step_s: float, steps: int) -> None:
+        """It is measured."""
+
     def step(self, step: Step) -> None:
         """Keep the speed."""
         self.images_per_s.append(step.images_per_s)

@@ -31,7 +31,7 @@ KEPT = 2
 
 _FREE_SETTINGS = {
     "root", "pretrained", "workers", "checkpoint_every", "allow_partial", "load_truncated",
-    "init_from",
+    "init_from", "cache", "compile",
 }  # fmt: skip
 """May change between a run and its resumption: they decide where and how, not what. Where a run
 began is in its checkpoints."""

@@ -5,11 +5,14 @@ and find each other through the environment those set.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+from open_clip.transformer import QuickGELU
 from torch import nn
 
 from upperson.config import MixedPrecision, TrainConfig
@@ -20,12 +23,22 @@ from upperson.data.records import Record, Split, read_dataset
 from upperson.data.rewording import require_phrases
 from upperson.losses import Objective, loss_names
 from upperson.model.base import Base, load_base
+from upperson.model.block import QUICK_GELU_SLOPE
 from upperson.model.encoder import UPPerson
 from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_rt.machine import processor
 from upperson_rt.tokenizer import Tokenizer
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What the towers are autocast to; fp32 is not."""
+
+NO_BF16 = (
+    "this processor has no instructions for bf16, which would take minutes a step: training in fp32"
+)
+
+_PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others: one of them builds the cache or writes results. NCCL's
+own limit, ten minutes, would end the run; a process that has died ends it at once anyway."""
 
 Splits = dict[Split, list[Record]]
 
@@ -76,10 +89,12 @@ def build_components(config: TrainConfig) -> Components:
         )
     model = UPPerson(base.clip, config.model, image_size, base.statistics)
     model.checkpoint_activations = config.checkpoint_activations
+    tokenizer = base.tokenizer()
+    fold_quick_gelu(model)  # From here on the base is no longer what it was loaded as.
     keep_frozen_matrices_in(model, config.precision)
     identities = len(identity_labels(splits["train"]))
     objective = Objective(loss_names(config.loss), model.embed_dim, identities)
-    return Components(splits, base, model, objective, base.tokenizer())
+    return Components(splits, base, model, objective, tokenizer)
 
 
 def choose_device(device: str) -> torch.device:
@@ -106,6 +121,16 @@ def check_precision(precision: MixedPrecision, device: torch.device) -> None:
         raise BackendError("precision fp16 needs a CUDA device: use bf16 or fp32 on a CPU")
 
 
+def usable_precision(precision: MixedPrecision, device: torch.device) -> MixedPrecision:
+    """Return fp32 for bf16 on a CPU without instructions for it: a step takes minutes there.
+
+    Raises as `check_precision` does.
+    """
+    check_precision(precision, device)
+    on_cpu = device.type == "cpu"
+    return "fp32" if precision == "bf16" and on_cpu and not processor().has_bf16 else precision
+
+
 def start_accelerator(precision: MixedPrecision, device: str) -> Accelerator:
     """Choose the device and join the other processes, if a launcher started some.
 
@@ -118,7 +143,23 @@ def start_accelerator(precision: MixedPrecision, device: str) -> Accelerator:
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=chosen.type == "cpu",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
+
+
+def fold_quick_gelu(model: UPPerson) -> None:
+    """Let the frozen matrices of a model that is trained carry QuickGELU's slope.
+
+    h * sigmoid(1.702 h) = silu(1.702 h) / 1.702: the first matrix is scaled by it and the second by
+    its inverse, in place, the base's too, and what is left between them is silu. A product that
+    scales its bias, as `frozen_mlp` has it otherwise, is no fused kernel on GPUs.
+    """
+    for block in (*model.image.blocks, *model.text.blocks):
+        if isinstance(block.mlp.gelu, QuickGELU):
+            for tensor in (block.mlp.c_fc.weight, block.mlp.c_fc.bias):
+                tensor.data.mul_(QUICK_GELU_SLOPE)
+            block.mlp.c_proj.weight.data.div_(QUICK_GELU_SLOPE)
+            block.mlp.gelu = nn.SiLU()
 
 
 def keep_frozen_matrices_in(model: UPPerson, precision: MixedPrecision) -> None:

@@ -138,6 +138,13 @@ class TrainConfig:
     """Processes of a machine that decode images, shared out over its training processes; 0 decodes
     in the training process."""
 
+    cache: str | None = None
+    """Folder that keeps every picture decoded and resized, so that none is decoded twice; built
+    first where it is not there (``upperson/data/pictures.py``)."""
+
+    compile: bool = False
+    """Compile the blocks with ``torch.compile``: minutes at the beginning for faster steps."""
+
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ of both. What is reported at the end is measured on the files that are left, as 
 Shapes: N pictures, E embedding width.
 """
 
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -266,4 +267,6 @@ def _picture_loader(
         augment=config.augment,
         mask_captions=False,
     )
-    return pair_loader(pairs, sampler, device, usable_workers(config.workers)), sampler
+    batch_bytes = min(config.batch_size, len(files)) * math.prod(image_size) * 3
+    workers = usable_workers(config.workers, batch_bytes)
+    return pair_loader(pairs, sampler, device, workers), sampler

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from upperson.data.pictures import Pictures
 from upperson.data.records import Record
 from upperson.evaluate import embed_records, pids_of
 from upperson.losses import TEMPERATURE
@@ -30,6 +31,8 @@ def find_noisy(
     *,
     seed: list[int],
     workers: int = 0,
+    pictures: Pictures | None = None,
+    together: bool = False,
 ) -> list[int]:
     """Embed a training split and return the indices of its noisy (image, caption) pairs.
 
@@ -40,8 +43,12 @@ def find_noisy(
         batch_size: Pairs that compete with each other.
         seed: Of the random batches.
         workers: Processes that decode images.
+        pictures: See `embed_records`.
+        together: See there.
     """
-    text_PE, image_GE = embed_records(model, tokenizer, records, workers=workers)
+    text_PE, image_GE = embed_records(
+        model, tokenizer, records, workers=workers, pictures=pictures, together=together
+    )
     image_PE = np.repeat(image_GE, [len(record.captions) for record in records], axis=0)
     losses_P = matching_losses(text_PE, image_PE, pids_of(records)[0], batch_size, seed)
     found: list[int] = noisy_pairs(losses_P).tolist()

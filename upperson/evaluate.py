@@ -3,6 +3,7 @@
 Shapes: Q captions, G images, E embedding width, N batch, H image height, W image width.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,10 +23,16 @@ from upperson.data.transforms import prepare_pixels
 from upperson.model.encoder import UPPerson
 from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, UppersonError
-from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
+from upperson_rt.metrics import RetrievalMetrics, per_query_metrics, retrieval_metrics
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.wording import describe
 from upperson_rt.tokenizer import Tokenizer
+
+ALL = (0, 1)
+"""The share of a process that works alone: the first of one."""
+CPU = torch.device("cpu")
+
+_COMPARED_AT_A_TIME = 1 << 28
 
 
 class Evaluation(NamedTuple):
@@ -63,10 +71,23 @@ def embed_records(
     batch_size: int = 64,
     workers: int = 0,
     progress: Progress | None = None,
+    pictures: Pictures | None = None,
+    together: bool = False,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Encode every caption and every image of records, where the model is and in its own dtype.
 
     Under ``torch.autocast`` the towers run in the caller's precision.
+
+    Args:
+        model: Both towers.
+        tokenizer: Of the model.
+        records: What is encoded.
+        batch_size: Captions or images at a time.
+        workers: Processes of this machine that decode images.
+        progress: Is told what is done.
+        pictures: The images of the records, if they do not come from their files.
+        together: All processes of a distributed run call this with the same model and records: each
+            encodes a share, and all of them get everything.
 
     Returns:
         Unit-norm float32 captions [Q, E], in the order of records and their captions, and images
@@ -75,32 +96,42 @@ def embed_records(
     Raises:
         InputError: An image cannot be decoded, here or in a worker; the model is left as it was.
     """
+    share = (dist.get_rank(), dist.get_world_size()) if together and dist.is_initialized() else ALL
+    texts = [text for record in records for text in record.captions]
+    total = len(texts) + len(records)
+    if pictures is None:
+        pictures = Pictures([record.image for record in records], model.image_size)
+    device, dtype = model.device, model.dtype
     was_training = model.training
     model.eval()
+    failed: UppersonError | None = None
+    text_QE, image_GE = (
+        np.zeros((count, model.embed_dim), dtype=np.float32) for count in (len(texts), len(records))
+    )
     try:
-        texts = [text for record in records for text in record.captions]
-        total = len(texts) + len(records)
-        text_QE = _embed_texts(
+        _embed_texts(
             model,
             tokenizer,
             texts,
             batch_size,
+            text_QE,
             None if progress is None else lambda done, _: progress(done, total),
+            share=share,
         )
-        image_GE = np.empty((len(records), model.embed_dim), dtype=np.float32)
-        device = next(model.parameters()).device
-        dtype = model.dtype
-        start = 0
-        pictures = Pictures([record.image for record in records], model.image_size)
-        for pixels_NHW3 in _load(pictures, batch_size, workers, device):
+        for places, pixels_NHW3 in _load(pictures, batch_size, workers, device, share):
             image_N3HW = prepare_pixels(pixels_NHW3, None, model.statistics)
-            embeds = model.encode_image(image_N3HW.to(dtype))
-            image_GE[start : start + len(embeds)] = embeds.cpu().numpy()
-            start += len(embeds)
+            image_GE[places] = model.encode_image(image_N3HW.to(dtype)).cpu().numpy()
             if progress is not None:
-                progress(len(texts) + start, total)
+                progress(len(texts) + places.stop, total)
+    except UppersonError as error:
+        if share == ALL:
+            raise
+        failed = error
     finally:
         model.train(was_training)
+    if share != ALL:
+        _raise_any(failed)
+        text_QE, image_GE = (_add_up(embeds, device) for embeds in (text_QE, image_GE))
     return text_QE, image_GE
 
 
@@ -111,10 +142,12 @@ def embed_texts(
     """Encode sentences, where the model is and in its own dtype: unit-norm float32 [Q, E]."""
     was_training = model.training
     model.eval()
+    text_QE = np.empty((len(texts), model.embed_dim), dtype=np.float32)
     try:
-        return _embed_texts(model, tokenizer, texts, batch_size)
+        _embed_texts(model, tokenizer, texts, batch_size, text_QE)
     finally:
         model.train(was_training)
+    return text_QE
 
 
 def _embed_texts(
@@ -122,20 +155,22 @@ def _embed_texts(
     tokenizer: Tokenizer,
     texts: Sequence[str],
     batch_size: int,
+    text_QE: npt.NDArray[np.float32],
     progress: Progress | None = None,
-) -> npt.NDArray[np.float32]:
+    *,
+    share: tuple[int, int] = ALL,
+) -> None:
+    """Fill in the rows of a share of the batches."""
     ids = tokenize(tokenizer, texts)
-    text_QE = np.empty((len(ids), model.embed_dim), dtype=np.float32)
-    device = next(model.parameters()).device
+    device = model.device
     # Sentences of like length share a batch, so short ones are not padded to the longest of all.
     order = np.argsort(ids.lengths(), kind="stable")
-    for start in range(0, len(ids), batch_size):
+    for start in range(0, len(ids), batch_size)[share[0] :: share[1]]:
         chosen = order[start : start + batch_size]
         batch = pad_ids([ids[index] for index in chosen]).to(device)
         text_QE[chosen] = model.encode_text(batch).cpu().numpy()
         if progress is not None:
             progress(start + len(chosen), len(ids))
-    return text_QE
 
 
 def pids_of(
@@ -159,7 +194,8 @@ def evaluate(
     Arguments and errors as for `embed_records`.
     """
     text_QE, image_GE = embed_records(model, tokenizer, records, workers=workers, progress=progress)
-    return retrieval_metrics(text_QE, image_GE, *pids_of(records))
+    device = model.device
+    return rank_and_average(text_QE, image_GE, *pids_of(records), device)
 
 
 def evaluate_both(
@@ -172,24 +208,73 @@ def evaluate_both(
 ) -> Evaluation:
     """Both directions from one pass over the split; arguments and errors as for `embed_records`."""
     text_QE, image_GE = embed_records(model, tokenizer, records, workers=workers, progress=progress)
-    return both_directions(text_QE, image_GE, records)
+    return both_directions(text_QE, image_GE, records, model.device)
 
 
 def both_directions(
     text_QE: npt.NDArray[np.float32],
     image_GE: npt.NDArray[np.float32],
     records: Sequence[Record],
+    device: torch.device = CPU,
 ) -> Evaluation:
     """Measure embeddings of the captions and images of records, in `embed_records`' order.
+
+    Args:
+        text_QE: Of the captions.
+        image_GE: Of the images.
+        records: What was encoded.
+        device: Where to rank.
 
     Raises:
         InputError: The embeddings are not those of these records, or not finite.
     """
     pids_Q, pids_G = pids_of(records)
     return Evaluation(
-        text_to_image=retrieval_metrics(text_QE, image_GE, pids_Q, pids_G),
-        image_to_text=retrieval_metrics(image_GE, text_QE, pids_G, pids_Q),
+        text_to_image=rank_and_average(text_QE, image_GE, pids_Q, pids_G, device),
+        image_to_text=rank_and_average(image_GE, text_QE, pids_G, pids_Q, device),
     )
+
+
+def rank_and_average(
+    query_QE: npt.NDArray[np.float32],
+    gallery_GE: npt.NDArray[np.float32],
+    pids_Q: npt.NDArray[np.int64],
+    pids_G: npt.NDArray[np.int64],
+    device: torch.device,
+) -> RetrievalMetrics:
+    """Rank the gallery for every query; arguments and errors as for `retrieval_metrics`.
+
+    Scores are computed and compared on the device if that is a GPU, where equal scores keep the
+    order of the gallery as well.
+    """
+    if device.type == "cpu":
+        return retrieval_metrics(query_QE, gallery_GE, pids_Q, pids_G)
+    return per_query_metrics(
+        query_QE, gallery_GE, pids_Q, pids_G, rank=lambda *parts: _rank_on(device, *parts)
+    ).mean()
+
+
+def _rank_on(
+    device: torch.device,
+    query_NE: npt.NDArray[np.float32],
+    gallery_GE: npt.NDArray[np.float32],
+    query_P: npt.NDArray[np.int64],
+    image_P: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Return the rank, from 1, of each (query, image) pair; see `per_query_metrics`."""
+    gallery = torch.from_numpy(gallery_GE).to(device)
+    scores_NG = torch.from_numpy(query_NE).to(device) @ gallery.T
+    places_G = torch.arange(len(gallery), device=device)
+    ranks = []
+    step = max(1, _COMPARED_AT_A_TIME // len(gallery))
+    for start in range(0, len(query_P), step):
+        query, image = (
+            torch.from_numpy(pairs[start : start + step]).to(device) for pairs in (query_P, image_P)
+        )
+        rows, own = scores_NG[query], scores_NG[query, image][:, None]
+        before = (rows > own) | ((rows == own) & (places_G < image[:, None]))
+        ranks.append(before.sum(dim=1) + 1)
+    return torch.cat(ranks).cpu().numpy()
 
 
 class LengthResult(NamedTuple):
@@ -240,18 +325,40 @@ def measure_by_length(
 
 
 def _load(
-    pictures: Pictures, batch_size: int, workers: int, device: torch.device
-) -> Iterator[Tensor]:
-    """Yield pictures on a device, uint8 [N, H, W, 3], in their order."""
-    starts = range(0, len(pictures), batch_size)
-    places = [range(start, min(start + batch_size, len(pictures))) for start in starts]
+    pictures: Pictures,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    share: tuple[int, int],
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield pictures on a device, uint8 [N, H, W, 3], with their places."""
+    starts = range(0, len(pictures), batch_size)[share[0] :: share[1]]
+    places = [range(len(pictures))[start : start + batch_size] for start in starts]
+    batch_bytes = batch_size * math.prod(pictures.image_size) * 3
     loader: DataLoader[Tensor | UppersonError] = DataLoader(
         PictureBatches(pictures, places),
         batch_size=None,
-        num_workers=usable_workers(workers),
+        num_workers=usable_workers(workers, batch_bytes),
         pin_memory=device.type == "cuda",
     )
-    for batch in loader:
+    for place, batch in zip(places, loader, strict=True):
         if isinstance(batch, UppersonError):
             raise batch
-        yield batch.to(device, non_blocking=True)
+        yield slice(place.start, place.stop), batch.to(device, non_blocking=True)
+
+
+def _raise_any(failed: UppersonError | None) -> None:
+    """Raise what failed in any of the processes in all of them: else the others would wait."""
+    errors: list[UppersonError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, failed)
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _add_up(embeds: npt.NDArray[np.float32], device: torch.device) -> npt.NDArray[np.float32]:
+    """Put together the rows of all processes, each of them zero in all but one."""
+    rows = torch.from_numpy(embeds).to(device)
+    dist.all_reduce(rows)
+    gathered: npt.NDArray[np.float32] = rows.cpu().numpy()
+    return gathered

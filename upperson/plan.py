@@ -6,6 +6,7 @@ what autograd keeps for the backward pass, and the difference is what one more p
 Shapes: N batch, H image height, W image width, L tokens.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +29,7 @@ LEFT_OUT = (
 """What the memory estimate does not contain."""
 
 _ADAM_MOMENTS = 2
+_WORTH_MENTIONING_S = 0.2
 _Forward = Callable[[int], Sequence[Tensor]]
 """Runs a number of pairs and returns the outputs."""
 
@@ -121,6 +123,8 @@ class Plan:
     steps_per_epoch: int
     tokens: TokenLengths
     memory: MemoryEstimate
+    step_s: float
+    """Seconds a step should take; see `expected_step_s`."""
 
     @property
     def percent(self) -> float:
@@ -172,7 +176,53 @@ def plan(config: TrainConfig, components: Components, *, processes: int = 1) -> 
         memory=_estimate_memory(
             components, config, length=tokens.longest, pairs=-(-share // config.accumulate)
         ),
+        step_s=expected_step_s(model, config, length=tokens.longest, pairs=share),
     )
+
+
+def expected_step_s(model: UPPerson, config: TrainConfig, *, length: int, pairs: int) -> float:
+    """Return the seconds that the towers should need for the forward and backward pass of a step.
+
+    A few pairs pass them, and more as long as that takes no time worth mentioning. Loading, the
+    loss and the exchange with other processes are not in it.
+
+    Args:
+        model: Where it will be trained; its gradients are left alone.
+        config: The run, in a precision that the device has.
+        length: Tokens of the longest caption.
+        pairs: Pairs of a process.
+    """
+    piece = -(-pairs // config.accumulate)
+    count, seconds = 1, 0.0
+    _pass_seconds(model, config, length, count)  # The first one is slower.
+    while seconds < _WORTH_MENTIONING_S and count < piece:
+        count = min(2 * count, piece)
+        seconds = _pass_seconds(model, config, length, count)
+    return (seconds or _pass_seconds(model, config, length, count)) / count * pairs
+
+
+def _pass_seconds(model: UPPerson, config: TrainConfig, length: int, pairs: int) -> float:
+    device = model.device
+    image_N3HW = torch.zeros(pairs, 3, *model.image_size, device=device, dtype=model.dtype)
+    ids_NL = torch.zeros(pairs, length, dtype=torch.int64, device=device)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    started = time.perf_counter()
+    with (
+        torch.enable_grad(),
+        torch.autocast(
+            device.type,
+            AUTOCAST_DTYPES.get(config.precision),
+            enabled=config.precision != "fp32",
+        ),
+    ):
+        if config.accumulate > 1:
+            with torch.no_grad():
+                model(image_N3HW, ids_NL)
+        total = sum(features.float().sum() for features in model(image_N3HW, ids_NL))
+    torch.autograd.grad(total, trained, allow_unused=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def count_split(records: Sequence[Record]) -> SplitCounts:

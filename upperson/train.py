@@ -6,35 +6,52 @@ measured on the files it leaves behind, in float32, exactly as anyone who loads 
 
 import math
 import time
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from collections import deque
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from torch import nn
-from torch.utils.data import DataLoader
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor, nn
 
 from upperson.checkpoint import Checkpointer, RunState, identity_of
-from upperson.components import Components, Splits, build_components, start_accelerator
-from upperson.config import TrainConfig, settings_from
-from upperson.data.batches import (
-    BatchSampler,
-    LoadedBatch,
-    PairDataset,
-    pair_loader,
-    usable_workers,
+from upperson.components import (
+    NO_BF16,
+    Components,
+    Splits,
+    build_components,
+    choose_device,
+    start_accelerator,
+    usable_precision,
 )
+from upperson.config import TrainConfig, settings_from
+from upperson.data.batches import BatchSampler, PairDataset, pair_loader, usable_workers
 from upperson.data.images import truncated_images
-from upperson.data.pictures import Pictures
-from upperson.data.records import SPLITS, Record, Split
+from upperson.data.pictures import Pictures, cached_pictures
+from upperson.data.records import SPLITS, Split
 from upperson.division import find_noisy
-from upperson.evaluate import Evaluation, evaluate, evaluate_both
+from upperson.evaluate import (
+    Evaluation,
+    both_directions,
+    embed_records,
+    pids_of,
+    rank_and_average,
+)
+from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
+from upperson.plan import expected_step_s
 from upperson.run import CONFIG, LAST, load_run, start_from
 from upperson.run_writer import RunWriter
-from upperson.step import backward_through_batch, build_optimizer, set_learning_rate
+from upperson.step import (
+    COMPILED_LENGTHS,
+    backward_through_batch,
+    build_optimizer,
+    compile_blocks,
+    set_learning_rate,
+)
 from upperson_rt.errors import InputError, UppersonError, UsageError
 from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.tokenizer import Tokenizer
@@ -64,6 +81,12 @@ class Observer(Protocol):
 
     def note(self, text: str) -> None:
         """Something a person should know, in one line."""
+
+    def caching(self, done: int, total: int) -> None:
+        """So many pictures are in the cache."""
+
+    def expecting(self, step_s: float, steps: int) -> None:
+        """Before the first step: how long one should take, loading apart, and how many are left."""
 
     def step(self, step: Step) -> None:
         """An optimisation step is done."""
@@ -120,8 +143,13 @@ def _train(
 ) -> TrainResult:
     started = time.perf_counter()
     closing.enter_context(truncated_images(config.load_truncated))
-    accelerator = start_accelerator(config.precision, device)
+    precision = usable_precision(config.precision, choose_device(device))
+    accelerator = start_accelerator(precision, device)
     main = accelerator.is_main_process
+    if precision != config.precision:
+        config = replace(config, precision=precision)
+        if main:
+            observer.note(NO_BF16)
     if config.batch_size < accelerator.num_processes:
         raise UsageError(
             f"batch_size ({config.batch_size}) must be at least the number of processes "
@@ -132,15 +160,40 @@ def _train(
     splits, model, tokenizer = components.splits, components.model, components.tokenizer
     # Without a split to select on the last epoch is kept.
     selecting = config.select_on if splits[config.select_on] else None
-    loader, sampler = _training_loader(config, model, splits["train"], tokenizer, accelerator)
-
     objective = components.objective
-    trained = nn.ModuleDict({"model": model, "objective": objective}).to(accelerator.device)
+    trained = nn.ModuleDict({"model": model, "objective": objective})
+    writer = RunWriter(run_path, config, components.base, trained, resume=resume)
+    pictures = _pictures_of(config, splits, model.image_size, observer)
+    pairs = PairDataset(
+        splits["train"],
+        pictures["train"],
+        tokenizer,
+        augment=config.augment,
+        mask_captions=config.mask_captions,
+        shorten_captions=config.shorten_captions,
+        wrong_captions=config.wrong_captions,
+        length_step=COMPILED_LENGTHS if config.compile else 1,
+    )
+    sampler = BatchSampler(
+        len(pairs),
+        config.batch_size,
+        config.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    batch_bytes = max(sampler.share_sizes(0)) * math.prod(model.image_size) * 3
+    workers = _workers(config, batch_bytes, observer if main else None)
+    loader = pair_loader(pairs, sampler, accelerator.device, workers)
+
+    trained.to(accelerator.device)
     optimizer = build_optimizer(trained.named_parameters(), config)
+    share = max(sampler.share_sizes(0))
+    step_s = expected_step_s(model, config, length=pairs.longest, pairs=share) if main else 0.0
+    if config.compile:
+        compile_blocks(model)
     towers, optimizer = accelerator.prepare(model, optimizer)
     identity = identity_of(config, components.base.sha256, splits)
     checkpointer = Checkpointer(run_path / LAST, trained, optimizer, accelerator.scaler, identity)
-    writer = RunWriter(run_path, config, components.base, trained, resume=resume)
     if main:
         _tell_cut_captions(splits, tokenizer, observer)
     state = RunState()
@@ -154,6 +207,8 @@ def _train(
     if main:
         closing.callback(writer.close)
         writer.begin(state.best, state.epoch * len(sampler) + state.step + 1)
+        if left := config.epochs * len(sampler) - state.epoch * len(sampler) - state.step:
+            observer.expecting(step_s, left)
     started -= state.seconds
 
     def save() -> None:
@@ -161,60 +216,84 @@ def _train(
         if main:
             checkpointer.save(state, state.epoch * len(sampler) + state.step)
 
+    waiting: deque[tuple[int, Tensor, int]] = deque()
+
+    def read_losses(late: int) -> None:
+        """Read the losses of all steps but the last few, and tell them."""
+        while len(waiting) > late:
+            number, tensor, count = waiting.popleft()
+            loss = float(tensor)
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss became {loss} in epoch {state.epoch + 1}, step {number}: start a "
+                    f"new run with a lower lr ({config.lr}) or prefix_scale "
+                    f"({config.model.prefix_scale}); the best epoch so far, if there is one, is "
+                    f"kept in {run_path}"
+                )
+            state.loss_sum += loss
+            speed = count / clock.lap()
+            if main:
+                step = Step(
+                    epoch=state.epoch, number=number - 1, steps=len(sampler), loss=loss, lr=rate,
+                    images_per_s=speed,
+                )  # fmt: skip
+                observer.step(step)
+                writer.log_step(state.epoch * len(sampler) + number, loss, rate, speed)
+
+    # A GPU is told of the next step before anybody waits for the loss of this one.
+    late = 1 if accelerator.device.type == "cuda" else 0
     while state.epoch < config.epochs:
         epoch = state.epoch
         rate = set_learning_rate(optimizer, epoch, config)
         if config.leave_out_noisy and epoch >= config.warmup_epochs and state.step == 0:
-            state.left_out = _find_noisy(config, components, accelerator, epoch)
+            state.left_out = _find_noisy(config, components, pictures, accelerator, epoch)
             if main:
                 observer.note(f"epoch {epoch + 1}: {len(state.left_out)} pairs left out as noisy")
         model.train()
         sampler.start_at(epoch, state.step, state.left_out)
-        last_step_at = time.perf_counter()
+        clock = _Clock()
         for item in loader:
-            place = f"epoch {epoch + 1}, step {state.step + 1}"
             if isinstance(item, UppersonError):
+                read_losses(0)
                 save()
-                raise InputError(f"{item} ({place}): mend it, then go on with --resume {run_path}")
-            share = item.to(accelerator.device, model.statistics)
+                raise InputError(
+                    f"{item} (epoch {epoch + 1}, step {state.step + 1}): mend it, then go on with "
+                    f"--resume {run_path}"
+                )
+            batch = item.to(accelerator.device, model.statistics)
             sizes = sampler.share_sizes(state.step)
             optimizer.zero_grad()
-            loss = float(
-                backward_through_batch(
-                    accelerator, towers, objective, share, sizes, config.accumulate
-                )
+            loss = backward_through_batch(
+                accelerator, towers, objective, batch, sizes, config.accumulate
             )
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"the loss became {loss} in {place}: start a new run with a lower lr "
-                    f"({config.lr}) or prefix_scale ({config.model.prefix_scale}); the best epoch "
-                    f"so far, if there is one, is kept in {run_path}"
-                )
             optimizer.step()
             state.step += 1
-            state.loss_sum += loss
-            now = time.perf_counter()
-            speed, last_step_at = sum(sizes) / (now - last_step_at), now
-            if main:
-                step = Step(
-                    epoch=epoch, number=state.step - 1, steps=len(sampler), loss=loss, lr=rate,
-                    images_per_s=speed,
-                )  # fmt: skip
-                observer.step(step)
-                writer.log_step(epoch * len(sampler) + state.step, loss, rate, speed)
+            waiting.append((state.step, loss, sum(sizes)))
             # Before an evaluation, too: a picture of its split may turn out broken.
-            if state.step % config.checkpoint_every == 0 or state.step == len(sampler):
+            keep = state.step % config.checkpoint_every == 0 or state.step == len(sampler)
+            read_losses(0 if keep else late)
+            if keep:
                 save()
 
+        last = epoch + 1 == config.epochs
+        embeds = None
+        if selecting is not None and ((epoch + 1) % config.eval_every == 0 or last):
+            with accelerator.autocast(), _uncompiled(config):
+                embeds = embed_records(
+                    model,
+                    tokenizer,
+                    splits[selecting],
+                    workers=config.workers,
+                    pictures=pictures[selecting],
+                    together=True,
+                )
         if main:
             row = {"epoch": epoch + 1, "lr": rate, "loss": state.loss_sum / state.step}
             if config.leave_out_noisy:
                 row["left out"] = len(state.left_out)
-            last = epoch + 1 == config.epochs
             metrics = None
-            if selecting is not None and ((epoch + 1) % config.eval_every == 0 or last):
-                with accelerator.autocast():
-                    metrics = evaluate(model, tokenizer, splits[selecting], workers=config.workers)
+            if selecting is not None and embeds is not None:
+                metrics = rank_and_average(*embeds, *pids_of(splits[selecting]), accelerator.device)
                 observer.evaluated(epoch, selecting, metrics)
                 row |= {f"{selecting} {name}": value for name, value in metrics.as_dict().items()}
             if (metrics is not None and metrics.r1 > state.best_r1) or (selecting is None and last):
@@ -228,11 +307,10 @@ def _train(
         save()
         accelerator.wait_for_everyone()
 
-    measured = {}
+    measured = measure_saved_run(
+        run_path, splits, tokenizer, config, accelerator, observer, state.best_epoch, pictures
+    )
     if main:
-        measured = measure_saved_run(
-            run_path, splits, tokenizer, config, accelerator, observer, state.best_epoch
-        )
         seconds = time.perf_counter() - started
         writer.finish(state.best_epoch, selecting or "last epoch", measured, splits, seconds)
     accelerator.wait_for_everyone()
@@ -261,22 +339,26 @@ def load_state(checkpointer: Checkpointer, epochs: int, observer: Observer | Non
 
 
 def _find_noisy(
-    config: TrainConfig, components: Components, accelerator: Accelerator, epoch: int
+    config: TrainConfig,
+    components: Components,
+    pictures: dict[Split, Pictures],
+    accelerator: Accelerator,
+    epoch: int,
 ) -> list[int]:
     """Divide the training pairs by what the model makes of them now; the same on all processes."""
-    found: list[list[int]] = [[]]
-    if accelerator.is_main_process:
-        with accelerator.autocast():
-            found = [
-                find_noisy(
-                    components.model,
-                    components.tokenizer,
-                    components.splits["train"],
-                    config.batch_size,
-                    seed=[config.seed, epoch],
-                    workers=config.workers,
-                )
-            ]
+    with accelerator.autocast(), _uncompiled(config):
+        found = [
+            find_noisy(
+                components.model,
+                components.tokenizer,
+                components.splits["train"],
+                config.batch_size,
+                seed=[config.seed, epoch],
+                workers=config.workers,
+                pictures=pictures["train"],
+                together=True,
+            )
+        ]
     broadcast_object_list(found)
     return found[0]
 
@@ -289,50 +371,87 @@ def measure_saved_run(
     accelerator: Accelerator,
     observer: Observer,
     best_epoch: int,
+    pictures: dict[Split, Pictures] | None = None,
 ) -> dict[Split, Evaluation]:
-    """Load the run as anyone will, in float32, and measure val and test as far as they exist."""
-    model = load_run(run_path).model.to(accelerator.device)
+    """Load the run as anyone will, in float32, and measure val and test as far as they exist.
+
+    The main process reads the files, which no other may see, and tells the others what is in them;
+    all encode a share. Only the main process measures.
+    """
+    main = accelerator.is_main_process
+    model = load_run(run_path).model if main else _untrained(config)
+    model.to(accelerator.device)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = broadcast(parameter.data)
     measured: dict[Split, Evaluation] = {}
     for split in SPLITS:
-        if split != "train" and splits[split]:
+        records = splits[split]
+        if split != "train" and records:
             try:
-                measured[split] = evaluate_both(
-                    model, tokenizer, splits[split], workers=config.workers
+                embeds = embed_records(
+                    model,
+                    tokenizer,
+                    records,
+                    workers=config.workers,
+                    pictures=None if pictures is None else pictures[split],
+                    together=True,
                 )
             except InputError as error:
                 raise InputError(
                     f"{error} ({split} split; training is done): mend it, then measure with "
                     f"--resume {run_path}"
                 ) from error
-            observer.measured(best_epoch, split, measured[split].text_to_image)
+            if main:
+                measured[split] = both_directions(*embeds, records, accelerator.device)
+                observer.measured(best_epoch, split, measured[split].text_to_image)
     return measured
 
 
-def _training_loader(
-    config: TrainConfig,
-    model: UPPerson,
-    records: list[Record],
-    tokenizer: Tokenizer,
-    accelerator: Accelerator,
-) -> tuple["DataLoader[LoadedBatch | UppersonError]", BatchSampler]:
-    pairs = PairDataset(
-        records,
-        Pictures([record.image for record in records], model.image_size),
-        tokenizer,
-        augment=config.augment,
-        mask_captions=config.mask_captions,
-        shorten_captions=config.shorten_captions,
-        wrong_captions=config.wrong_captions,
+def _untrained(config: TrainConfig) -> UPPerson:
+    image_size = (config.height_px, config.width_px)
+    base = load_base(config.base, config.pretrained, image_size)
+    return UPPerson(base.clip, config.model, image_size, base.statistics).eval()
+
+
+def _pictures_of(
+    config: TrainConfig, splits: Splits, image_size: tuple[int, int], observer: Observer
+) -> dict[Split, Pictures]:
+    files = {split: [record.image for record in records] for split, records in splits.items()}
+    if config.cache is None:
+        return {split: Pictures(images, image_size) for split, images in files.items()}
+    found = cached_pictures(
+        Path(config.cache), Path(config.root), list(files.values()), image_size, observer.caching
     )
-    sampler = BatchSampler(
-        len(pairs),
-        config.batch_size,
-        config.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    workers = usable_workers(config.workers)
-    return pair_loader(pairs, sampler, accelerator.device, workers), sampler
+    return dict(zip(files, found, strict=True))
+
+
+def _workers(config: TrainConfig, batch_bytes: int, observer: Observer | None) -> int:
+    """Return the loader processes of this one; say so if shared memory holds fewer."""
+    workers = usable_workers(config.workers, batch_bytes)
+    if observer is not None and workers < usable_workers(config.workers, 1):
+        observer.note(
+            f"{workers} of {config.workers} loader processes: no more batches fit into /dev/shm; "
+            "give it a gigabyte, for example with  docker run --shm-size 1g"
+        )
+    return workers
+
+
+def _uncompiled(config: TrainConfig) -> AbstractContextManager[object]:
+    """Run compiled blocks as they are: evaluation would have them compiled for its batches, too."""
+    return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
+
+
+class _Clock:
+    """Measures laps."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Return the seconds since the last one."""
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
 
 
 def _tell_cut_captions(splits: Splits, tokenizer: Tokenizer, observer: Observer) -> None:

@@ -10,8 +10,9 @@ shows the right person, ``R_i`` is the number of right images for query i.
 No query-gallery pair is excluded. Equal scores keep the order of the gallery.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +23,12 @@ from upperson_rt.printable import shown
 
 __all__ = ["PerQueryMetrics", "RetrievalMetrics", "per_query_metrics", "retrieval_metrics"]
 
-_BLOCK_ELEMENTS = 1 << 21  # Scores compared at a time: a few MB, so that they stay in the cache.
+Rank: TypeAlias = Callable[
+    [NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]],
+    NDArray[np.int64],
+]
+"""Takes unit-norm queries (Q, D), the gallery (G, D), and pairs: indices of queries and of images.
+Returns the rank of each pair's image for its query, from 1; equal scores keep the order."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,18 @@ def per_query_metrics(
     query_pids: ArrayLike,
     gallery_pids: ArrayLike,
     chunk_size: int = 1024,
+    rank: Rank | None = None,
 ) -> PerQueryMetrics:
-    """Like `retrieval_metrics`, without the average; what a paired comparison needs."""
+    """Like `retrieval_metrics`, without the average; what a paired comparison needs.
+
+    Args:
+        query_embeds: See `retrieval_metrics`.
+        gallery_embeds: See there.
+        query_pids: See there.
+        gallery_pids: See there.
+        chunk_size: See there.
+        rank: Scores and ranks in the place of numpy, for example on a GPU.
+    """
     queries_QD = _unit_rows(query_embeds, "query_embeds")
     gallery_GD = _unit_rows(gallery_embeds, "gallery_embeds")
     if queries_QD.shape[1] != gallery_GD.shape[1]:
@@ -121,27 +137,33 @@ def per_query_metrics(
     inp = np.empty(len(queries_QD), dtype=np.float64)
     for rows in _chunks(len(queries_QD), chunk_size):
         query, image = np.nonzero(pids_Q[rows, None] == pids_G)
-        rank = _ranks(queries_QD[rows] @ gallery_GD.T, query, image)
-        first_rank[rows], ap[rows], inp[rows] = _reduce_ranks(query, rank)
+        ranks = (rank or _rank)(queries_QD[rows], gallery_GD, query, image)
+        first_rank[rows], ap[rows], inp[rows] = _reduce_ranks(query, ranks)
     return PerQueryMetrics(first_rank=first_rank, ap=ap, inp=inp)
 
 
-def _ranks(
-    scores_QG: NDArray[np.float32], query: NDArray[np.int64], image: NDArray[np.int64]
+def _rank(
+    queries_QD: NDArray[np.float32],
+    gallery_GD: NDArray[np.float32],
+    query: NDArray[np.int64],
+    image: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Return the rank, from 1, of each (query, image) pair in a stable descending sort.
 
     A person has few images, so counting who stands before each of them is many times faster than
     sorting the whole gallery, and gives the same ranks.
     """
-    rank = np.empty(len(query), dtype=np.int64)
-    columns = np.arange(scores_QG.shape[1])
-    for pairs in _chunks(len(query), max(1, _BLOCK_ELEMENTS // scores_QG.shape[1])):
-        rows = scores_QG[query[pairs]]
-        own = scores_QG[query[pairs], image[pairs]][:, None]
-        before = (rows > own) | ((rows == own) & (columns < image[pairs, None]))
-        rank[pairs] = np.count_nonzero(before, axis=1) + 1
-    return rank
+    scores_QG = queries_QD @ gallery_GD.T
+    ranks = np.empty(len(query), dtype=np.int64)
+    before = np.empty(scores_QG.shape[1], dtype=np.bool_)
+    # One pair at a time: a row of scores and what compares with it stay in the cache.
+    for pair, (row, column) in enumerate(zip(query.tolist(), image.tolist(), strict=True)):
+        scores = scores_QG[row]
+        own = scores[column]
+        np.greater_equal(scores[:column], own, out=before[:column])
+        np.greater(scores[column:], own, out=before[column:])
+        ranks[pair] = np.count_nonzero(before) + 1
+    return ranks
 
 
 def _reduce_ranks(

@@ -23,6 +23,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.cached: list[tuple[int, int]] = []
+        self.expected: list[tuple[float, int]] = []
         self.losses: list[float] = []
         self.steps: list[Step] = []
         self.metrics: list[tuple[int, str, RetrievalMetrics]] = []
@@ -30,6 +32,14 @@ class Recorder:
     def note(self, text: str) -> None:
         """Keep the note."""
         self.notes.append(text)
+
+    def caching(self, done: int, total: int) -> None:
+        """Keep the counts."""
+        self.cached.append((done, total))
+
+    def expecting(self, step_s: float, steps: int) -> None:
+        """Keep the time."""
+        self.expected.append((step_s, steps))
 
     def step(self, step: Step) -> None:
         """Keep the step and its loss."""

@@ -1,5 +1,6 @@
 """Ways to compute the same training run: in one or two processes, in one or several parts."""
 
+import csv
 import json
 import os
 import subprocess
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -44,6 +45,18 @@ class Trained(NamedTuple):
     run: Path
 
 
+class TrainResults(NamedTuple):
+    val_r1: float
+    loss: float
+    """Of the first epoch."""
+
+    @classmethod
+    def of(cls, run: Path) -> "TrainResults":
+        rows = csv.DictReader((run / "metrics.csv").read_text("utf-8").splitlines())
+        results = json.loads((run / "results.json").read_text("utf-8"))
+        return cls(results["val"]["R@1"], float(next(rows)["loss"]))
+
+
 def train_here(config: TrainConfig, run: Path) -> Trained:
     recorder = Recorder()
     train(config, run, recorder, device="cpu")
@@ -68,13 +81,15 @@ def assert_same_run(found: Trained, expected: Trained) -> None:
 
 def test_two_processes_train_as_one(config: TrainConfig, one: Trained, tmp_path: Path) -> None:
     folders = {tmp_path / "whole": config, tmp_path / "parts": replace(config, accumulate=2)}
-    for folder, settings in folders.items():
+    seeds = tmp_path / "seeds"
+    short = replace(config, epochs=1, cache=str(tmp_path / "cache"))
+    for folder, settings in {**folders, seeds: short}.items():
         folder.mkdir()
         (folder / "config.yaml").write_text(settings.to_yaml(), "utf-8")
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "--module", "tests.helpers.train_process", *folders,
+            "--module", "tests.helpers.train_process", *folders, "--seeds", seeds,
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -86,16 +101,32 @@ def test_two_processes_train_as_one(config: TrainConfig, one: Trained, tmp_path:
     for folder in folders:
         losses = json.loads((folder / "losses.json").read_text("utf-8"))
         assert_same_run(Trained(losses, folder / "run"), one)
+    summary = json.loads((seeds / "run/seeds.json").read_text("utf-8"))
+    assert summary["seeds"] == [1, 2]
+    first = TrainResults.of(seeds / "run/seed_1")
+    assert first.val_r1 == pytest.approx(summary["val"]["R@1"]["values"][0])
+    # The first seed is the first epoch of the run in one process.
+    assert first.loss == pytest.approx(TrainResults.of(one.run).loss, abs=TOLERANCE, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"accumulate": 3}, {"accumulate": 20}, {"checkpoint_activations": True}, {"workers": 2}],
-    ids=["three parts", "more parts than pairs", "activations recomputed", "two workers"],
+    [
+        {"accumulate": 3},
+        {"accumulate": 20},
+        {"checkpoint_activations": True},
+        {"workers": 2, "cache": "cache"},
+    ],
+    ids=["three parts", "more parts than pairs", "activations recomputed", "two workers, a cache"],
 )
 def test_the_way_of_computing_does_not_change_the_run(
-    config: TrainConfig, one: Trained, tmp_path: Path, changes: dict[str, int | bool]
+    config: TrainConfig,
+    one: Trained,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert_same_run(train_here(replace(config, **changes), tmp_path / "run"), one)
 
 

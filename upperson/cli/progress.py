@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from upperson_rt.cli.output import new_progress, print_note
 from upperson_rt.metrics import RetrievalMetrics
+from upperson_rt.printable import count_of
 
 if TYPE_CHECKING:
     from upperson.train import Step
@@ -61,6 +62,12 @@ class Display:
         print_note(text)
 
 
+def expected_time(step_s: float, steps: int) -> str:
+    """Say how long so many steps should take."""
+    whole = timedelta(seconds=round(step_s * steps))
+    return f"about {step_s:.2g} s a step, {whole} for {count_of(steps, 'step')}"
+
+
 class TrainingDisplay:
     """A training observer that shows steps and prints every evaluation."""
 
@@ -72,6 +79,14 @@ class TrainingDisplay:
     def note(self, text: str) -> None:
         """Print a line that stays."""
         self._display.say(f"note: {text}")
+
+    def caching(self, done: int, total: int) -> None:
+        """Show how many pictures are in the cache."""
+        self._display.step("decoding pictures into the cache", done, total)
+
+    def expecting(self, step_s: float, steps: int) -> None:
+        """Print how long training should take."""
+        self._display.say(f"{expected_time(step_s, steps)}, without loading and evaluation")
 
     def step(self, step: "Step") -> None:
         """Show one optimisation step."""

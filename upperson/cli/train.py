@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from upperson_rt.cli.output import (
     new_table,
     print_json,
     print_line,
+    print_note,
     print_table,
     print_warning,
 )
@@ -74,6 +76,13 @@ def train(
         str | None, typer.Option(help="Split that chooses the best epoch: val or test.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode images.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps pictures decoded and resized; 5 GB for CUHK-PEDES.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     allow_partial: Annotated[
         bool,
@@ -120,6 +129,7 @@ def train(
         "precision": precision,
         "select_on": select_on,
         "workers": workers,
+        "cache": cache and str(cache.absolute()),
         "seed": seed,
     }
     if resume is not None:
@@ -146,7 +156,9 @@ def train(
     else:
         from upperson.seeds import SEEDS_PLAN, SeedsPlan
 
-        if run.is_dir() and set(run.iterdir()) - unfinished(run, SEEDS_PLAN):
+        # The main process alone looks: it may have begun to write before another one does.
+        foreign = run.is_dir() and set(run.iterdir()) - unfinished(run, SEEDS_PLAN)
+        if _is_main_process() and foreign:
             raise InputError(f"{run} is not empty: choose another --output, or  --resume {run}")
         _train_seeds(SeedsPlan(seeds=seeds, config=config), run, device, as_json)
 
@@ -303,11 +315,14 @@ def _number(value: float | None) -> str:
 
 
 def _dry_run(config: "TrainConfig", device: str, as_json: bool) -> None:
-    from upperson.components import build_components, check_precision, choose_device
+    from upperson.components import NO_BF16, build_components, choose_device, usable_precision
     from upperson.plan import LEFT_OUT, plan
     from upperson.run import start_from
 
-    check_precision(config.precision, choose_device(device))
+    precision = usable_precision(config.precision, choose_device(device))
+    if precision != config.precision:
+        config = replace(config, precision=precision)
+        print_note(f"note: {NO_BF16}")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     components = build_components(config)
     if config.init_from is not None:
@@ -358,12 +373,17 @@ def _parameters_table(plan: "Plan") -> PlainTable:
 
 
 def _steps_table(plan: "Plan") -> PlainTable:
+    from upperson.cli.progress import expected_time
+
     table = new_table("run", "")
     table.add_row(
         "steps",
         f"{plan.steps:,}: {count_of(plan.epochs, 'epoch')} of {plan.steps_per_epoch:,} "
         f"{'step' if plan.steps_per_epoch == 1 else 'steps'} of "
         f"{count_of(plan.batch_size, 'pair')}",
+    )
+    table.add_row(
+        "time", f"{expected_time(plan.step_s, plan.steps)}, without loading and evaluation"
     )
     tokens = plan.tokens
     table.add_row(

@@ -12,8 +12,10 @@ P pairs of a data set.
 """
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -36,6 +38,9 @@ from upperson_rt.errors import UppersonError
 from upperson_rt.tokenizer import Tokenizer, token_lengths
 
 _TOKENIZED_AT_A_TIME = 4096
+_PREFETCHED = 2
+"""Batches that every worker has ready."""
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class Draw(NamedTuple):
@@ -218,6 +223,7 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         mask_captions: Whether to mask caption tokens, with `mask_caption`.
         shorten_captions: Share of captions to draw with a random part of their phrases only.
         wrong_captions: Whether to make a wrong version of every caption.
+        length_step: Captions of a batch are padded to a multiple of it, or to the context length.
     """
 
     def __init__(
@@ -230,6 +236,7 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         mask_captions: bool,
         shorten_captions: float = 0.0,
         wrong_captions: bool = False,
+        length_step: int = 1,
     ) -> None:
         self._pictures = pictures
         labels = identity_labels(records)
@@ -244,6 +251,8 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
             self._rewording = _Rewording(texts, tokenizer, shorten_captions)
         self._augment = augment
         self._mask_captions = mask_captions
+        self._length_step = length_step
+        self._context_length = tokenizer.context_length
 
     def __len__(self) -> int:
         return len(self._captions)
@@ -272,7 +281,8 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
             for i, text in enumerate(texts):
                 # What cannot be made false stays, masked as it is: no gradient comes of it.
                 ids.append(ids[i] if false[i] == text else false_ids[i])
-        ids_ML = pad_ids(ids)
+        length = -(-max(map(len, ids)) // self._length_step) * self._length_step
+        ids_ML = pad_ids(ids, min(length, self._context_length))
         return LoadedBatch(
             torch.from_numpy(pixels_NHW3),
             moves_N7,
@@ -280,6 +290,11 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
             torch.from_numpy(self._label_P[pairs]),
             ids_ML[len(pairs) :] if self._wrong_captions else None,
         )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest caption."""
+        return int(self._captions.lengths().max())
 
 
 def pair_loader(
@@ -299,18 +314,30 @@ def pair_loader(
         batch_size=None,  # The sampler gives whole batches.
         num_workers=workers,
         persistent_workers=workers > 0,
+        prefetch_factor=_PREFETCHED if workers else None,
         pin_memory=device.type == "cuda",
     )
 
 
-def usable_workers(wanted: int) -> int:
+def usable_workers(wanted: int, batch_bytes: int) -> int:
     """Return how many loader processes this training process starts; it changes no result.
 
-    Those of a machine are shared out over its training processes (torchrun's LOCAL_WORLD_SIZE), and
-    there are no more of them than CPUs.
+    Those of a machine are shared out over its training processes (torchrun's LOCAL_WORLD_SIZE).
+    There are no more of them than CPUs, nor than shared memory holds batches of: where it is full a
+    worker dies. Docker gives 64 MB of it unless told otherwise (``--shm-size``).
+
+    Args:
+        wanted: Processes of the machine.
+        batch_bytes: Size of what a worker hands over at a time.
     """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return -(-min(wanted, cpus or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    workers = -(-min(wanted, cpus or 1) // processes)
+    if not _SHARED_MEMORY.is_dir():
+        return workers
+    batches = shutil.disk_usage(_SHARED_MEMORY).free // processes // batch_bytes
+    # Besides, the training process holds one or two that it takes from the workers.
+    return min(workers, max(0, batches - 2) // _PREFETCHED)
 
 
 def identity_labels(records: Sequence[Record]) -> dict[int, int]:
@@ -328,9 +355,10 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> Captions:
     return Captions(np.concatenate(ids), np.cumsum(np.concatenate(lengths)))
 
 
-def pad_ids(ids: Sequence[NDArray[np.int32]]) -> Tensor:
-    """Stack the ids of captions to int64 [N, L], zero-padded to the longest."""
-    ids_NL = torch.zeros(len(ids), max(map(len, ids), default=0), dtype=torch.int64)
+def pad_ids(ids: Sequence[NDArray[np.int32]], length: int = 0) -> Tensor:
+    """Stack the ids of captions to int64 [N, L], zero-padded to the longest or to a length."""
+    longest = max(map(len, ids), default=0)
+    ids_NL = torch.zeros(len(ids), max(longest, length), dtype=torch.int64)
     for row_L, ids_L in zip(ids_NL.numpy(), ids, strict=True):
         row_L[: len(ids_L)] = ids_L
     return ids_NL

@@ -1,11 +1,27 @@
-"""Pictures of a data set, resized to the input of the image tower.
+"""Pictures of a data set, resized to the input of the image tower: from their files, or a cache.
 
-Shapes: N batch, H picture height, W picture width.
+A cache is a folder that holds every picture as the bytes that training reads, so that none is
+decoded twice:
+
+    pictures.json   which pictures, by a hash of their list, and their size
+    pixels.u8       uint8 [pictures, H, W, 3], mapped into memory
+    stamps.i64      int64 [pictures, 2]: bytes and time of the file it was made of, 0 until it is
+
+A stamp is written when the picture is on disk, so building goes on where it stopped, and a picture
+whose file has changed since is made again.
+
+Shapes: N batch, H picture height, W picture width, G pictures of a cache.
 """
 
+import hashlib
+import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +31,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from upperson.data.images import truncated_images
-from upperson_rt.errors import UppersonError
+from upperson_rt.errors import InputError, IntegrityError, UppersonError
+from upperson_rt.files import make_folder, remove_unfinished, write_atomically
+from upperson_rt.locks import lock_until_closed
 from upperson_rt.preprocess import prepare_image
+
+LIST = "pictures.json"
+PIXELS = "pixels.u8"
+STAMPS = "stamps.i64"
+
+_FORMAT = 1
+_PUT_ON_DISK_BYTES = 64 << 20
+"""Pictures are put on disk, and stamped, by so many bytes."""
+
+Progress = Callable[[int, int], None]
+"""Is told how many pictures of how many are done."""
 
 
 class Pictures:
@@ -48,6 +77,217 @@ class Pictures:
             for pixels_HW3, index in zip(pixels_NHW3, indices, strict=True):
                 pixels_HW3[:] = prepare_image(os.fsdecode(self._files[index]), *self.image_size)
         return pixels_NHW3
+
+
+class CachedPictures(Pictures):
+    """The same pictures out of a cache.
+
+    Args:
+        pixels: The cache's file, whole.
+        rows: Where in it each picture is.
+        total: Pictures G of the cache.
+        image_size: (height_px, width_px) of them.
+    """
+
+    def __init__(
+        self, pixels: Path, rows: Sequence[int], total: int, image_size: tuple[int, int]
+    ) -> None:
+        super().__init__([], image_size)
+        self._path = pixels
+        self._rows = np.array(rows, dtype=np.int64)
+        self._total = total
+        self._pixels_GHW3: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The bytes of the mapping would travel along to a spawned worker.
+        return self.__dict__ | {"_pixels_GHW3": None}
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Return the pictures at some places, uint8 [N, H, W, 3]."""
+        if self._pixels_GHW3 is None:
+            shape = (self._total, *self.image_size, 3)
+            self._pixels_GHW3 = np.asarray(np.memmap(self._path, np.uint8, "r", shape=shape))
+        rows_N = self._rows[np.asarray(indices)]
+        pixels_NHW3: NDArray[np.uint8] = np.take(self._pixels_GHW3, rows_N, axis=0)
+        return pixels_NHW3
+
+
+def cached_pictures(
+    folder: Path,
+    root: Path,
+    splits: Sequence[Sequence[Path]],
+    image_size: tuple[int, int],
+    progress: Progress,
+) -> list[CachedPictures]:
+    """Return the pictures of some splits out of a cache, which is built, or completed, first.
+
+    Several processes may call it at once: one builds, the others wait for it.
+
+    Args:
+        folder: Of the cache; may be new.
+        root: Folder of the data set: the list of a cache does not depend on where it lies.
+        splits: The files of each.
+        image_size: (height_px, width_px) that they are resized to.
+        progress: Is told of building.
+
+    Raises:
+        InputError: The folder holds a cache of other pictures, or something else; a picture cannot
+            be decoded; the folder cannot be written to.
+        IntegrityError: The cache was cut short.
+    """
+    row_of = {file: row for row, file in enumerate(dict.fromkeys(f for s in splits for f in s))}
+    if not row_of:
+        return [CachedPictures(folder / PIXELS, [], 0, image_size) for _ in splits]
+    try:
+        make_folder(folder)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"cannot use {folder} as cache: {error.strerror}") from error
+    try:
+        lock_until_closed(handle, wait=True)
+        _Builder(folder, root, list(row_of), image_size).complete(progress)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the cache {folder}: {error.strerror}: {len(row_of)} pictures take "
+            f"{len(row_of) * math.prod(image_size) * 3 / 1e9:.1f} GB; make room or choose another "
+            "folder; it then goes on"
+        ) from error
+    finally:
+        os.close(handle)
+    return [
+        CachedPictures(folder / PIXELS, [row_of[f] for f in files], len(row_of), image_size)
+        for files in splits
+    ]
+
+
+class _Builder:
+    """Makes a cache, or finds out what is missing in one; its folder is locked."""
+
+    def __init__(
+        self, folder: Path, root: Path, files: list[Path], image_size: tuple[int, int]
+    ) -> None:
+        self._folder = folder
+        self._pictures = Pictures(files, image_size)
+        self._files = files
+        names = "\0".join(os.path.relpath(file, root) for file in files)
+        self._facts = {
+            "format": _FORMAT,
+            "list_sha256": hashlib.sha256(os.fsencode(names)).hexdigest(),
+            "pictures": len(files),
+            "height_px": image_size[0],
+            "width_px": image_size[1],
+            # What is decoded of a file that ends early is another picture.
+            "load_truncated": ImageFile.LOAD_TRUNCATED_IMAGES,
+        }
+        self._picture_bytes = math.prod(image_size) * 3
+
+    def complete(self, progress: Progress) -> None:
+        if not (self._folder / LIST).is_file():
+            self._begin()
+        self._check()
+        stamps_G2 = np.fromfile(self._folder / STAMPS, np.int64).reshape(-1, 2)
+        current_G2 = np.array([_stamp_of(file) for file in self._files], dtype=np.int64)
+        missing = np.flatnonzero((stamps_G2 != current_G2).any(axis=1))
+        if not len(missing):
+            return
+        done = len(self._files) - len(missing)
+        step = max(1, _PUT_ON_DISK_BYTES // self._picture_bytes)
+        with (
+            closing(_Opened(self._folder / PIXELS)) as pixels,
+            closing(_Opened(self._folder / STAMPS)) as stamps,
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+        ):
+
+            def write(row: int) -> None:
+                pixels.write(self._pictures.read([row]), row * self._picture_bytes)
+
+            for rows in np.split(missing, range(step, len(missing), step)):
+                for _ in pool.map(write, rows.tolist()):
+                    done += 1
+                    progress(done, len(self._files))
+                pixels.put_on_disk()
+                for row in rows.tolist():
+                    stamps.write(current_G2[row], row * current_G2[row].nbytes)
+                stamps.put_on_disk()
+
+    def _begin(self) -> None:
+        """Take the room for all pictures first; the list comes last."""
+        ours = (LIST, PIXELS, STAMPS)
+        for name in ours:
+            remove_unfinished(self._folder, name)
+        if others := sorted({path.name for path in self._folder.iterdir()} - set(ours)):
+            raise InputError(
+                f"{self._folder} is not a cache of pictures (it holds '{others[0]}'): choose "
+                "another folder"
+            )
+        write_atomically(self._folder / STAMPS, bytes(len(self._files) * 16))
+        # A file that only claims its size would end a process that reads it from a full disk.
+        try:
+            with (self._folder / PIXELS).open("wb") as file:
+                size = len(self._files) * self._picture_bytes
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+        except OSError:
+            (self._folder / PIXELS).unlink(missing_ok=True)
+            raise
+        write_atomically(self._folder / LIST, json.dumps(self._facts, indent=2) + "\n")
+
+    def _check(self) -> None:
+        try:
+            facts = json.loads((self._folder / LIST).read_text("utf-8"))
+        except ValueError as error:
+            raise IntegrityError(
+                f"{self._folder / LIST} is damaged: remove the folder, and the cache is built anew"
+            ) from error
+        for name, expected in self._facts.items():
+            found = facts.get(name) if isinstance(facts, dict) else None
+            if found != expected:
+                raise InputError(
+                    f"{self._folder} is a cache of other pictures or settings: expected {name} "
+                    f"{str(expected)[:12]}, found {str(found)[:12]}: choose another folder, or "
+                    "remove this one"
+                )
+        for name, size in ((PIXELS, self._picture_bytes), (STAMPS, 16)):
+            path, expected = self._folder / name, len(self._files) * size
+            found = path.stat().st_size if path.is_file() else 0
+            if found != expected:
+                raise IntegrityError(
+                    f"{path} was cut short: expected {expected} bytes, found {found}: remove the "
+                    "folder, and the cache is built anew"
+                )
+
+
+class _Opened:
+    """A file that parts are written into."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+
+    def write(self, array: NDArray[Any], place: int) -> None:
+        """Write all of an array; several threads may."""
+        rest = memoryview(array.tobytes())
+        while rest:
+            written = os.pwrite(self._handle, rest, place)
+            rest, place = rest[written:], place + written
+
+    def put_on_disk(self) -> None:
+        os.fsync(self._handle)
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+def _stamp_of(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise InputError(f"cannot read image {file}: {error.strerror}") from error
+    return status.st_size, status.st_mtime_ns
 
 
 class PictureBatches(Dataset["Tensor | UppersonError"]):

@@ -30,7 +30,7 @@ TRAINED_PARTS = {
 }
 """Attributes of a block that hold trained tensors, to the part each is; all else is frozen."""
 
-_QUICK_GELU_SLOPE = 1.702
+QUICK_GELU_SLOPE = 1.702
 
 
 class Block(nn.Module):
@@ -134,7 +134,7 @@ def frozen_mlp(mlp: Any, u_NLD: Tensor) -> Tensor:
     if not isinstance(mlp.gelu, QuickGELU):
         out: Tensor = mlp(u_NLD)
         return out
-    slope = _QUICK_GELU_SLOPE
+    slope = QUICK_GELU_SLOPE
     rows = u_NLD.flatten(0, 1)
     hidden = torch.addmm(mlp.c_fc.bias, rows, mlp.c_fc.weight.T, beta=slope, alpha=slope)
     rows = torch.addmm(mlp.c_proj.bias, F.silu(hidden), mlp.c_proj.weight.T, alpha=1 / slope)

@@ -1,6 +1,7 @@
 """Batches: who is in them, and what chance does to them."""
 
 import pickle
+import shutil
 from itertools import chain
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from upperson.data import batches
 from upperson.data.batches import (
     BatchSampler,
     Draw,
@@ -237,9 +239,44 @@ def test_workers_are_shared_out_over_the_processes_of_a_machine(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert [usable_workers(wanted) for wanted in (0, 1, 8, 64)] == [0, 1, 8, 12]
+    assert [usable_workers(wanted, 1) for wanted in (0, 1, 8, 64)] == [0, 1, 8, 12]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert [usable_workers(wanted) for wanted in (0, 1, 8, 64)] == [0, 1, 1, 2]
+    assert [usable_workers(wanted, 1) for wanted in (0, 1, 8, 64)] == [0, 1, 1, 2]
+
+
+def test_there_are_no_more_workers_than_shared_memory_holds_batches_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    free = [64_000_000]  # What Docker gives.
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(batches, "_SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free[0]))
+    batch = 128 * 384 * 128 * 3
+    assert usable_workers(8, batch) == 0
+    assert usable_workers(8, batch // 2) == 2
+    free[0] = 1_000_000_000
+    assert usable_workers(8, batch) == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert usable_workers(64, batch) == 2
+    monkeypatch.setattr(batches, "_SHARED_MEMORY", tmp_path / "none")
+    assert usable_workers(64, batch) == 8
+
+
+def test_captions_are_padded_to_a_few_lengths_if_asked_for(records: list[Record]) -> None:
+    pictures = Pictures([record.image for record in records], SIZE)
+    pairs = PairDataset(
+        records, pictures, clip_tokenizer(), augment=False, mask_captions=False, length_step=16
+    )
+    plain = PairDataset(records, pictures, clip_tokenizer(), augment=False, mask_captions=False)
+    draws = [Draw(index, 0) for index in range(12)]
+    padded, expected = pairs[draws], plain[draws]
+    assert isinstance(padded, LoadedBatch)
+    assert isinstance(expected, LoadedBatch)
+    assert padded.moves_N7 is None
+    length = expected.ids_NL.shape[1]
+    assert length == pairs.longest < padded.ids_NL.shape[1] == -(-length // 16) * 16
+    assert torch.equal(padded.ids_NL[:, :length], expected.ids_NL)
+    assert not padded.ids_NL[:, length:].any()
 
 
 def test_chance_moves_pictures_as_torchvision_does() -> None:

@@ -1,19 +1,25 @@
 """Embeddings in order and precision, both directions, and images that cannot be read."""
 
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from tests.helpers.toy_clip import IMAGE_SIZE, toy_model
+from upperson import evaluate as evaluate_module
 from upperson.data.batches import pad_ids, tokenize
 from upperson.data.records import Record
 from upperson.data.transforms import evaluation_transform
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.evaluate import embed_records, evaluate, evaluate_both, pids_of
 from upperson.model.encoder import UPPerson
+from upperson_rt import metrics
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import prepare_image
 
@@ -126,6 +132,74 @@ def test_a_model_of_another_precision_is_fed_in_it(records: list[Record]) -> Non
     for expected, rounded in zip(exact, found, strict=True):
         assert rounded.dtype == np.float32
         assert (expected * rounded).sum(axis=1).min() > 0.999
+
+
+def in_two_processes(tmp_path: Path, work: Callable[[], Any]) -> list[Any]:
+    """Return what two processes of a group return or raise."""
+    start = multiprocessing.get_context("fork")
+    answers = start.SimpleQueue()
+
+    def join(rank: int) -> None:
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{tmp_path}/group", rank=rank, world_size=2
+        )
+        try:
+            answers.put(work())
+        except InputError as error:
+            answers.put(str(error))
+        dist.destroy_process_group()
+
+    processes = [start.Process(target=join, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = [answers.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return found
+
+
+def test_processes_that_encode_together_get_what_one_gets(
+    model: UPPerson, records: list[Record], tmp_path: Path
+) -> None:
+    tokenizer = clip_tokenizer()
+    alone = embed_records(model, tokenizer, records, batch_size=2)
+    shares: list[int] = []
+
+    def together() -> Any:
+        count = model.encode_image
+        model.encode_image = lambda images: shares.append(len(images)) or count(images)
+        return embed_records(model, tokenizer, records, batch_size=2, together=True), sum(shares)
+
+    found = in_two_processes(tmp_path, together)
+    assert sorted(images for _, images in found) == [4, 5]
+    for embeds, _ in found:
+        for expected, ours in zip(alone, embeds, strict=True):
+            np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_an_image_that_one_process_cannot_read_is_told_by_both(
+    model: UPPerson, records: list[Record], broken: Path, tmp_path: Path
+) -> None:
+    found = in_two_processes(
+        tmp_path, lambda: embed_records(model, clip_tokenizer(), records, together=True)
+    )
+    assert found[0] == found[1]
+    assert found[0].startswith(f"cannot read image {broken}: ")
+
+
+def test_ranks_of_torch_are_those_of_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    # Small integers: many equal scores, and sums that are exact in any order.
+    queries, gallery = (rng.integers(-2, 3, (count, 6)).astype(np.float32) for count in (30, 70))
+    query, image = (np.ravel(index) for index in np.indices((30, 70)))
+    parts = queries, gallery, query, image
+    expected = metrics._rank(*parts)
+    scores = queries @ gallery.T
+    order = np.argsort(-scores, axis=1, kind="stable")
+    np.testing.assert_array_equal(expected, np.argsort(order, axis=1).ravel() + 1)
+    monkeypatch.setattr(evaluate_module, "_COMPARED_AT_A_TIME", 1000)
+    np.testing.assert_array_equal(evaluate_module._rank_on(torch.device("cpu"), *parts), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

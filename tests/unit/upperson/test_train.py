@@ -10,22 +10,26 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.helpers.toy_clip import toy_clip
 from tests.helpers.toy_run import Recorder, toy_config
+from upperson import components
 from upperson.components import build_components, start_accelerator
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.evaluate import evaluate
 from upperson.model.base import SMALL, build_clip, load_base
+from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
 from upperson.run import load_run
 from upperson.run_writer import draw_curves
-from upperson.train import train
+from upperson.train import Step, train
 from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.machine import Processor
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -349,3 +353,70 @@ def test_more_processes_than_pairs_are_refused(
     monkeypatch.setattr(train_module, "start_accelerator", lambda precision, device: accelerator)
     with pytest.raises(UsageError, match=r"batch_size \(2\) must be at least the number of proc"):
         train(config, tmp_path / "run", Recorder())
+
+
+def test_the_slope_of_quick_gelu_rides_along_in_the_frozen_matrices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, monkeypatch)
+    trained = build_components(config).model.eval()
+    base = load_base("toy", config.pretrained)
+    plain = UPPerson(base.clip, config.model, trained.image_size, base.statistics).eval()
+    plain.load_state_dict(trained.trained_state(), strict=False)
+    gelus = [type(block.mlp.gelu) for model in (plain, trained) for block in model.image.blocks]
+    assert set(gelus) == {QuickGELU, torch.nn.SiLU}
+    images = torch.randn(2, 3, *trained.image_size, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[49406, 5, 49407]] * 2)
+    for found, expected in zip(trained(images, ids), plain(images, ids), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_run_says_how_long_it_should_take_before_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AtFirst(Recorder):
+        def step(self, step: Step) -> None:
+            assert len(self.expected) == 1
+            super().step(step)
+
+    recorder = AtFirst()
+    train(toy_config(tmp_path, monkeypatch, accumulate=2), tmp_path / "run", recorder)
+    ((step_s, steps),) = recorder.expected
+    assert 0 < step_s < 60
+    assert steps == len(recorder.losses) == 6
+
+
+def test_bf16_becomes_fp32_where_the_processor_has_no_instructions_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(components, "processor", lambda: Processor("old", frozenset({"avx2"})))
+    config = toy_config(tmp_path, monkeypatch, precision="bf16", epochs=1)
+    train(config, tmp_path / "run", recorder := Recorder())
+    assert recorder.notes == [components.NO_BF16]
+    assert load_run(tmp_path / "run").config == replace(config, precision="fp32")
+    monkeypatch.setattr(components, "processor", lambda: Processor("new", frozenset({"amx_bf16"})))
+    assert components.usable_precision("bf16", torch.device("cpu")) == "bf16"
+    assert components.usable_precision("bf16", torch.device("cuda")) == "bf16"
+
+
+def test_compiled_blocks_train_as_others_on_captions_of_a_few_lengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.Size] = []
+
+    def note_and_run(graph: Any, inputs: Any) -> Any:
+        compiled.append(inputs[0].shape)
+        return graph.forward
+
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self, **options: real(self, backend=note_and_run, **options),
+    )
+    config = toy_config(tmp_path, monkeypatch, epochs=1)
+    train(config, tmp_path / "plain", plain := Recorder())
+    assert not compiled
+    train(replace(config, compile=True), tmp_path / "compiled", ours := Recorder())
+    assert compiled
+    assert ours.losses == pytest.approx(plain.losses, abs=1e-5)

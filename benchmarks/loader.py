@@ -1,0 +1,243 @@
+"""Loading training batches: from files as usual, from files as here, and from the cache.
+
+Every contender gives batches of the same pictures and captions to one process, in turns.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from benchmarks.random_model import HeightOption, WidthOption
+from upperson.data.batches import BatchSampler, LoadedBatch, PairDataset, pair_loader
+from upperson.data.pictures import Pictures, cached_pictures
+from upperson.data.records import Record, read_dataset
+from upperson.data.synthetic import SyntheticSpec, write_dataset
+from upperson.data.transforms import CLIP_STATISTICS
+from upperson.data.vocabulary import clip_tokenizer
+from upperson_rt.cli.app import Command, new_app, run_app
+from upperson_rt.cli.options import Debug, Json
+from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
+from upperson_rt.machine import describe_machine, machine_lines
+from upperson_rt.timing import Timing, time_in_turns
+
+LITERAL = "torchvision, a picture at a time"
+FILES = "ours, from files"
+CACHE = "ours, from the cache"
+CONTENDERS = (LITERAL, FILES, CACHE)
+
+_VIEWS = 4
+
+app = new_app("Time the loading of training batches against torchvision's transforms.")
+
+
+@app.command(cls=Command)
+def loader(
+    pictures: Annotated[int, typer.Option(min=8, help="JPEG files, of rendered people.")] = 512,
+    times: Annotated[int, typer.Option(min=1, help="How often an epoch shows each.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs of a batch.")] = 128,
+    height: HeightOption = 384,
+    width: WidthOption = 128,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load; 0: this one.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed epochs of every contender.")] = 5,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time the loading of training batches against torchvision's transforms.
+
+    Pictures are read, decoded, resized, augmented and put into batches, captions are masked.
+    torchvision's transforms give float32 from a worker; ours give bytes, which are moved and
+    normalised where the model is: that time, on this CPU, is told apart. Files lie in memory.
+
+    Example: `python -m benchmarks.loader --workers 2`
+    """
+    with show_progress() as progress, tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "people"
+        people = SyntheticSpec(
+            look="street",
+            train_ids=-(-pictures // _VIEWS),
+            val_ids=0,
+            test_ids=0,
+            views=_VIEWS,
+            captions_per_image=1,
+        )
+        progress("rendering people", 0, 1)
+        records = read_dataset("jsonl", write_dataset(root, people))["train"][:pictures] * times
+        result = measure(
+            records,
+            root,
+            (height, width),
+            batch_size=batch_size,
+            workers=workers,
+            rounds=rounds,
+            progress=lambda done, total: progress("loading in turns", done, total),
+        )
+    result = {
+        "benchmark": "loader",
+        "machine": describe_machine("torch", "torchvision", "pillow"),
+        "pictures": pictures,
+        "times": times,
+        "height_px": height,
+        "width_px": width,
+        "batch_size": batch_size,
+        "workers": workers,
+        **result,
+    }
+    print_result(result, as_json, _show)
+
+
+class LiteralPairs(Dataset[tuple[Tensor, Tensor]]):
+    """A picture and a caption at a time, as torchvision's transforms have it."""
+
+    def __init__(self, records: Sequence[Record], image_size: tuple[int, int]) -> None:
+        self._records = records
+        mean, std = CLIP_STATISTICS
+        self._transform = v2.Compose(
+            [
+                v2.Resize(image_size),
+                v2.PILToTensor(),
+                v2.RandomHorizontalFlip(),
+                v2.RandomCrop(image_size, padding=10),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(list(mean), list(std)),
+                v2.RandomErasing(scale=(0.02, 0.4), value=list(mean)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return a normalised picture, and the number of its caption."""
+        with Image.open(self._records[index].image) as image:
+            return self._transform(image.convert("RGB")), torch.tensor(index)
+
+
+def measure(
+    records: Sequence[Record],
+    root: Path,
+    image_size: tuple[int, int],
+    *,
+    batch_size: int,
+    workers: int,
+    rounds: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Load epochs with all contenders in turns; return plain values.
+
+    Args:
+        records: Pictures with a caption each.
+        root: Folder of their data set; the cache goes beside it.
+        image_size: (height_px, width_px) of what is loaded.
+        batch_size: Pairs of a batch.
+        workers: Processes that load.
+        rounds: Timed epochs.
+        progress: Is told of epochs that are done.
+    """
+    files = [record.image for record in records]
+    sources = {
+        FILES: Pictures(files, image_size),
+        CACHE: cached_pictures(
+            root.parent / "cache", root, [files], image_size, lambda done, total: None
+        )[0],
+    }
+    tokenizer = clip_tokenizer()
+    pairs = {
+        name: PairDataset(records, pictures, tokenizer, augment=True, mask_captions=True)
+        for name, pictures in sources.items()
+    }
+    sampler = BatchSampler(len(records), batch_size, seed=0)
+    literal = LiteralPairs(records, image_size)
+    batch_bytes: dict[str, int] = {}
+
+    def load(name: str) -> None:
+        """Load an epoch; the workers end with it."""
+        if name == LITERAL:
+            loading: Any = DataLoader(literal, batch_size, shuffle=True, num_workers=workers)
+        else:
+            sampler.start_at(0, 0)
+            loading = pair_loader(pairs[name], sampler, torch.device("cpu"), workers)
+        for batch in loading:
+            tensors = (part for part in batch if part is not None)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            batch_bytes[name] = max(size, batch_bytes.get(name, 0))
+
+    timings = time_in_turns(
+        {name: partial(load, name) for name in CONTENDERS},
+        warmup=1,
+        rounds=rounds,
+        cpu_clock=_cpu_with_workers,
+        progress=lambda done: progress(done, 1 + rounds),
+    )
+    return {
+        "contenders": {
+            name: _as_dict(timing, timings[LITERAL], len(records)) | {"batch_bytes": size}
+            for (name, timing), size in zip(
+                timings.items(), (batch_bytes[name] for name in timings), strict=True
+            )
+        },
+        "moving_ms": _moving_s(pairs[CACHE], sampler) * 1000,
+    }
+
+
+def _as_dict(timing: Timing, literal: Timing, pictures: int) -> dict[str, Any]:
+    return timing.as_dict(pictures) | {
+        "cpu_ms_per_picture": 1000 * timing.median_cpu_s / pictures,
+        "pictures_per_cpu_s": pictures / timing.median_cpu_s,
+        "speedup": literal.median_s / timing.median_s,
+        "cpu_speedup": literal.median_cpu_s / timing.median_cpu_s,
+    }
+
+
+def _moving_s(pairs: PairDataset, sampler: BatchSampler) -> float:
+    """Return the processor seconds for augmenting and normalising a picture on this CPU."""
+    batch = pairs[next(iter(sampler))]
+    assert isinstance(batch, LoadedBatch)  # It was read before.
+    cpu = torch.device("cpu")
+    batch.to(cpu, CLIP_STATISTICS)
+    started = time.process_time()
+    for _ in range(3):
+        batch.to(cpu, CLIP_STATISTICS)
+    return (time.process_time() - started) / 3 / len(batch.labels_N)
+
+
+def _cpu_with_workers() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _show(result: dict[str, Any]) -> None:
+    typer.echo(
+        f"{result['pictures']} JPEG files, each {result['times']} times an epoch, to "
+        f"{result['height_px']}x{result['width_px']}, batches of {result['batch_size']}, "
+        f"{result['workers']} workers"
+    )
+    typer.echo(machine_lines(result["machine"], None))
+    columns = ("pictures/s", "speed", "CPU ms", "pictures/CPU s", "CPU speed", "MB a batch")
+    table = new_table("", *columns, right=columns)
+    for name, found in result["contenders"].items():
+        table.add_row(
+            name,
+            f"{found['items_per_s']:,.0f}",
+            f"{found['speedup']:.1f}x",
+            f"{found['cpu_ms_per_picture']:.3f}",
+            f"{found['pictures_per_cpu_s']:,.0f}",
+            f"{found['cpu_speedup']:.1f}x",
+            f"{found['batch_bytes'] / 1e6:.1f}",
+        )
+    print_table(table)
+    typer.echo(f"augmenting and normalising on this CPU: {result['moving_ms']:.3f} ms a picture")
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmarks.loader")

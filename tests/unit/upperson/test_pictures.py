@@ -1,0 +1,167 @@
+"""The cache of pictures: the same bytes as the files, or an error."""
+
+import json
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from upperson.data import pictures
+from upperson.data.pictures import CachedPictures, Pictures, cached_pictures
+from upperson_rt.errors import InputError, IntegrityError
+
+SIZE = (24, 16)
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> list[list[Path]]:
+    """Two splits of five and three pictures, which are all different; one is in both."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    files = [tmp_path / f"data/{index}.png" for index in range(7)]
+    for file in files:
+        Image.fromarray(rng.integers(0, 256, (40, 20, 3), dtype=np.uint8)).save(file)
+    return [files[:5], files[4:]]
+
+
+def build(tmp_path: Path, splits: list[list[Path]], told: list[tuple[int, int]]) -> list[Pictures]:
+    def note(done: int, total: int) -> None:
+        told.append((done, total))
+
+    return [*cached_pictures(tmp_path / "cache", tmp_path / "data", splits, SIZE, note)]
+
+
+def never(done: int, total: int) -> None:
+    pytest.fail(f"picture {done} of {total} was made again")
+
+
+def assert_like_files(found: list[Pictures], splits: list[list[Path]]) -> None:
+    for cached, files in zip(found, splits, strict=True):
+        places = np.array([2, 0, 2])
+        assert len(cached) == len(files)
+        np.testing.assert_array_equal(cached.read(places), Pictures(files, SIZE).read(places))
+
+
+def test_a_cache_gives_the_bytes_of_the_files(tmp_path: Path, splits: list[list[Path]]) -> None:
+    told: list[tuple[int, int]] = []
+    found = build(tmp_path, splits, told)
+    assert_like_files(found, splits)
+    assert told == [(done, 7) for done in range(1, 8)]
+    again = build(tmp_path, splits, told)
+    assert len(told) == 7
+    pickled = pickle.dumps(again[0])
+    assert len(pickled) < 2000
+    assert_like_files([pickle.loads(pickled), again[1]], splits)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = [[tmp_path / "moved" / file.name for file in files] for files in splits]
+    cached_pictures(tmp_path / "cache", tmp_path / "moved", moved, SIZE, never)
+
+
+def test_building_goes_on_where_it_stopped(
+    tmp_path: Path, splits: list[list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "_PUT_ON_DISK_BYTES", 1)
+    content = splits[0][3].read_bytes()
+    splits[0][3].write_bytes(b"broken")
+    told: list[tuple[int, int]] = []
+    with pytest.raises(InputError, match=r"cannot read image .*3\.png"):
+        build(tmp_path, splits, told)
+    assert told == [(1, 7), (2, 7), (3, 7)]
+    splits[0][3].write_bytes(content)
+    assert_like_files(build(tmp_path, splits, told), splits)
+    assert told == [(done, 7) for done in range(1, 8)]
+
+
+def test_a_picture_that_changed_is_made_again(tmp_path: Path, splits: list[list[Path]]) -> None:
+    told: list[tuple[int, int]] = []
+    build(tmp_path, splits, told)
+    Image.fromarray(np.full((50, 30, 3), 7, dtype=np.uint8)).save(splits[1][2])
+    assert_like_files(build(tmp_path, splits, told), splits)
+    assert told[7:] == [(7, 7)]
+
+
+def test_a_cache_of_other_pictures_or_of_another_size_is_refused(
+    tmp_path: Path, splits: list[list[Path]]
+) -> None:
+    build(tmp_path, splits, [])
+    for others in ([splits[0], splits[1][:2]], [splits[1], splits[0]]):
+        with pytest.raises(InputError, match="is a cache of other pictures or settings"):
+            build(tmp_path, others, [])
+    with pytest.raises(InputError, match="expected height_px 25, found 24: choose another folder"):
+        cached_pictures(tmp_path / "cache", tmp_path / "data", splits, (25, 16), never)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine", "utf-8")
+    with pytest.raises(InputError, match=r"not a cache of pictures \(it holds 'notes.txt'\)"):
+        cached_pictures(tmp_path / "full", tmp_path / "data", splits, SIZE, lambda *_: None)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["pixels.u8", "stamps.i64"])
+def test_a_cache_that_was_cut_short_is_an_error(
+    tmp_path: Path, splits: list[list[Path]], name: str
+) -> None:
+    build(tmp_path, splits, [])
+    file = tmp_path / "cache" / name
+    os.truncate(file, file.stat().st_size - 5)
+    with pytest.raises(IntegrityError, match=rf"{name} was cut short: expected \d+ bytes, found"):
+        build(tmp_path, splits, [])
+    file.unlink()
+    with pytest.raises(IntegrityError, match="found 0: remove the folder"):
+        build(tmp_path, splits, [])
+
+
+def test_a_list_that_is_none_is_damage(tmp_path: Path, splits: list[list[Path]]) -> None:
+    build(tmp_path, splits, [])
+    (tmp_path / "cache/pictures.json").write_text("{", "utf-8")
+    with pytest.raises(IntegrityError, match="damaged: remove the folder"):
+        build(tmp_path, splits, [])
+    (tmp_path / "cache/pictures.json").write_text(json.dumps([]), "utf-8")
+    with pytest.raises(InputError, match="expected format 1, found None"):
+        build(tmp_path, splits, [])
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite"])
+def test_a_full_disk_says_what_is_needed_and_the_cache_goes_on(
+    tmp_path: Path, splits: list[list[Path]], monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(
+            InputError, match=r"cannot write the cache .*: No space left on device: 7 pictures take"
+        ):
+            build(tmp_path, splits, [])
+    assert_like_files(build(tmp_path, splits, []), splits)
+
+
+def test_several_processes_build_one_cache_once(tmp_path: Path, splits: list[list[Path]]) -> None:
+    start = multiprocessing.get_context("fork")
+    counts = start.SimpleQueue()
+    together = start.Barrier(3)
+
+    def join() -> None:
+        told: list[tuple[int, int]] = []
+        together.wait()
+        assert_like_files(build(tmp_path, splits, told), splits)
+        counts.put(len(told))
+
+    processes = [start.Process(target=join) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sorted(counts.get() for _ in processes) == [0, 0, 7]
+
+
+def test_no_pictures_need_no_cache(tmp_path: Path) -> None:
+    found = build(tmp_path, [[], []], [])
+    assert [len(pictures) for pictures in found] == [0, 0]
+    assert all(isinstance(pictures, CachedPictures) for pictures in found)
+    assert not (tmp_path / "cache").exists()
