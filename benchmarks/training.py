@@ -101,8 +101,11 @@ def measure(
         UsageError: The base is unknown or the image size does not fit it.
     """
     torch.set_num_threads(threads)
-    clip = random_base(spec)
-    ready = {name: TrainingStep(spec, name, clip) for name in CONTENDERS}
+    # Equal weights; ours carry a factor in theirs.
+    literal, ours = random_base(spec), random_base(spec)
+    ready = {
+        name: TrainingStep(spec, name, literal if name == LITERAL else ours) for name in CONTENDERS
+    }
     peaks = {}
     for number, name in enumerate(CONTENDERS):
         progress("measuring memory", number, len(CONTENDERS))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks import literal
 from benchmarks.random_model import ModelSpec, random_base, random_batch, random_model
+from upperson.components import fold_quick_gelu
 from upperson.losses import sdm_loss
 from upperson_rt.bench.processes import call_in_fresh_process, resident_bytes
 from upperson_rt.errors import BackendError, InputError
@@ -48,13 +49,15 @@ class TrainingStep:
     Args:
         spec: What is trained.
         contender: One of ``CONTENDERS``.
-        clip: The frozen base of :func:`random_base`; contenders may share it.
+        clip: The frozen base of :func:`random_base`; all but the literal contender may share it.
     """
 
     def __init__(self, spec: ModelSpec, contender: str, clip: Any) -> None:
         self._literal = contender == LITERAL
         self._bf16 = contender == OURS_BF16
         self._model = random_model(spec, clip)
+        if not self._literal:
+            fold_quick_gelu(self._model)
         self._model.checkpoint_activations = contender == OURS_CHECKPOINTED
         self._image_N3HW, self._ids_NL, self._pids_N = random_batch(spec)
         # As upperson.step builds it: the paper's eps, and biases are not decayed.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import training
+from benchmarks import loader, training
 from benchmarks.random_model import ModelSpec
 from benchmarks.training_step import (
     CONTENDERS,
@@ -110,3 +110,25 @@ def test_a_memory_process_that_fails_is_an_error_in_one_line(
     monkeypatch.setattr("sys.executable", "/bin/false")  # As if it were killed for want of memory.
     with pytest.raises(InputError, match=r"memory of 'literal fp32' .* ended with code 1.* lower"):
         peak_extra_bytes(ModelSpec(), LITERAL, 1)
+
+
+def test_loading_is_timed_with_all_contenders() -> None:
+    options = (
+        "--pictures", "8", "--times", "2", "--batch-size", "4", "--height", "48", "--width", "32",
+        "--workers", "0", "--rounds", "1",
+    )  # fmt: skip
+    result = CliRunner().invoke(loader.app, [*options, "--json"])
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert tuple(found["contenders"]) == loader.CONTENDERS
+    for name, measured in found["contenders"].items():
+        assert measured["items_per_s"] > 0, name
+        assert measured["cpu_ms_per_picture"] > 0, name
+    sizes = {name: measured["batch_bytes"] for name, measured in found["contenders"].items()}
+    pixels = 4 * 48 * 32 * 3
+    assert sizes[loader.LITERAL] == 4 * pixels + 4 * 8
+    assert pixels < sizes[loader.CACHE] == sizes[loader.FILES] < 2 * pixels
+    assert found["moving_ms"] > 0
+    table = CliRunner().invoke(loader.app, options)
+    assert table.exit_code == 0, table.stderr
+    assert all(name in table.stdout for name in loader.CONTENDERS)
