@@ -399,6 +399,8 @@ def test_bf16_becomes_fp32_where_the_processor_has_no_instructions_for_it(
     assert components.usable_precision("bf16", torch.device("cuda")) == "bf16"
 
 
+# The compiler looks at it itself, and hides the warning unless warnings are errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_blocks_train_as_others_on_captions_of_a_few_lengths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
