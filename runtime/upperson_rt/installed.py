@@ -53,6 +53,7 @@ def installed_checks() -> list[Check]:
         _opencv(),
         _optional("pymilvus", "milvus"),
         _optional("prometheus-client", "metrics"),
+        _optional("fastapi", "serve"),
     ]
 
 

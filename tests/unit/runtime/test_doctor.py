@@ -213,6 +213,7 @@ def test_optional_packages_say_how_to_get_them(monkeypatch):
         ("opencv", "camera"),
         ("pymilvus", "milvus"),
         ("prometheus-client", "metrics"),
+        ("fastapi", "serve"),
     ):
         assert (found[name].status, found[name].facts.get("version")) == ("ok", None)
         assert f"pip install 'upperson[{extra}]'" in found[name].detail
