@@ -20,6 +20,7 @@ from upperson_export.bundle_files import (
 from upperson_export.calibrator import CalibrationTask, StageProgress
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
 from upperson_export.forms import FormEmbeddings, TowerForms
+from upperson_export.graphs import require_one_file
 from upperson_export.half_sums import HalfSums
 from upperson_export.ladder import MIN_OVERLAP, Ladder, RetrievalSplit
 from upperson_export.latency import Stopwatch
@@ -94,8 +95,9 @@ def export_bundle(
 
     Raises:
         UsageError: A reused calibration has another estimator than the options.
-        InputError: NaN weights, a key that cannot sign, ``output`` holds something that is not a
-            bundle, or a reused calibration saw other samples and lacks what is needed.
+        InputError: NaN weights, a tower of more than 2 GiB, a key that cannot sign, ``output``
+            holds something that is not a bundle, or a reused calibration saw other samples and
+            lacks what is needed.
         AccuracyGateError: No form that is allowed keeps the accuracy.
         IntegrityError: ONNX and torch disagree, a typed graph would be refused by TensorRT, a
             reused calibration is of another model, or a file does not work in the runtime.
@@ -176,6 +178,8 @@ def _towers(model: TrainedModel, work: Path, task: CalibrationTask) -> dict[Towe
         "image": fold_image_tower(model),
         "text": fold_text_tower(model),
     }
+    for tower in TOWERS:
+        require_one_file(plain[tower], tower)
     towers = {tower: TowerForms(tower, plain[tower], work, task) for tower in TOWERS}
     towers["image"].calibrator.know_other(towers["text"].calibrator)
     towers["text"].calibrator.know_other(towers["image"].calibrator)

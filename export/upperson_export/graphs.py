@@ -30,6 +30,9 @@ OPSET = 19
 IR_VERSION = 9
 """What opset 19 needs; ONNX Runtime 1.17 reads no later one."""
 
+MOST_FILE_BYTES = 2**31 - 2**24
+"""Of weights; protobuf writes no message of 2 GiB, and nodes and names are to fit as well."""
+
 DYNAMIC_AXES: dict[Tower, dict[int, str]] = {
     "image": {0: "batch"},
     "text": {0: "batch", 1: "length"},
@@ -86,6 +89,16 @@ def export_onnx(tower: PlainTower, kind: Tower, path: Path, *, example: torch.Te
     _check(model)
     ir.save(model, path)
     return TowerGraph(kind, path, described_linears(model, tower), tower.padding_counts)
+
+
+def require_one_file(tower: PlainTower, kind: Tower) -> None:
+    """Raise InputError if a tower's weights do not fit into one file of ONNX, in float32."""
+    size_bytes = sum(weight.numel() * weight.element_size() for weight in tower.parameters())
+    if size_bytes > MOST_FILE_BYTES:
+        raise InputError(
+            f"the {kind} tower has {size_bytes / 2**30:.1f} GiB of weights in float32, and a file "
+            "of ONNX holds 2 GiB: choose a smaller base"
+        )
 
 
 def write_with_weights(graph: TowerGraph, tower: PlainTower, path: Path) -> TowerGraph | None:

@@ -13,7 +13,9 @@ from onnx import TensorProto, numpy_helper
 from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_graphs import FOLD, TOWERS, proto_of, toy_graph
 from upperson_calibration.graph import BlockLinear
-from upperson_export.graphs import write_with_weights
+from upperson_export import graphs
+from upperson_export.graphs import require_one_file, write_with_weights
+from upperson_rt.errors import InputError
 from upperson_rt.towers import Tower
 
 pytestmark = pytest.mark.usefixtures("toy_graphs")
@@ -121,3 +123,11 @@ def test_the_query_scale_is_inside_the_weights() -> None:
         scaled = [node.name for node in nodes if node.op_type in ("Mul", "Div")]
         outside = {"patch/Mul", "projection/Div"}
         assert all("mlp" in name or name in outside for name in scaled), scaled
+
+
+def test_a_tower_that_no_file_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = FOLD["text"](toy_model())
+    require_one_file(tower, "text")
+    monkeypatch.setattr(graphs, "MOST_FILE_BYTES", 1_000_000)
+    with pytest.raises(InputError, match=r"the text tower has 0\.0 GiB of weights .* smaller base"):
+        require_one_file(tower, "text")
