@@ -246,7 +246,13 @@ def _train(
         epoch = state.epoch
         rate = set_learning_rate(optimizer, epoch, config)
         if config.leave_out_noisy and epoch >= config.warmup_epochs and state.step == 0:
-            state.left_out = _find_noisy(config, components, pictures, accelerator, epoch)
+            try:
+                state.left_out = _find_noisy(config, components, pictures, accelerator, epoch)
+            except InputError as error:
+                raise InputError(
+                    f"{error} (epoch {epoch + 1}, step 1): mend it, then go on with --resume "
+                    f"{run_path}"
+                ) from error
             if main:
                 observer.note(f"epoch {epoch + 1}: {len(state.left_out)} pairs left out as noisy")
         model.train()
