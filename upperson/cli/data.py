@@ -46,7 +46,7 @@ def synthesize(
     output: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Folder to write.", show_default=False)
     ],
-    look: Annotated[str, typer.Option(help="studio or street.")] = "street",
+    look: Annotated[str, typer.Option(help="studio, indoor or street.")] = "street",
     train_ids: Annotated[int, typer.Option(min=0, help="People in the train split.")] = 500,
     val_ids: Annotated[int, typer.Option(min=0, help="People in the val split.")] = 100,
     test_ids: Annotated[int, typer.Option(min=0, help="People in the test split.")] = 300,

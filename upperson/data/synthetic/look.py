@@ -1,4 +1,4 @@
-"""Looks: the two visual and textual domains a person can be shown in, and what cameras do.
+"""Looks: the visual and textual domains a person can be shown in, and what cameras do.
 
 A *look* fixes how people are photographed (cameras, framing, background) and how they are
 described (caption style). The people themselves do not depend on it, which is what makes it
@@ -191,7 +191,62 @@ TARGET = Look(
 )
 """Street cameras with descriptions in sentences: what a model is fine-tuned and tested on."""
 
-LOOKS: Mapping[str, Look] = {look.name: look for look in (SOURCE, TARGET)}
+INDOOR = Look(
+    name="indoor",
+    caption_style="sentences",
+    cameras=(
+        Camera(
+            name="cam1",
+            gains=(1.16, 1.0, 0.78),
+            exposure=0.9,
+            contrast=0.9,
+            saturation=0.85,
+            resolution=(0.6, 0.85),
+            noise=3.0,
+            tilt=(0.15, 0.32),
+            jpeg_quality=65,
+        ),
+        Camera(
+            name="cam2",
+            gains=(0.9, 1.1, 0.92),
+            exposure=0.8,
+            contrast=0.85,
+            saturation=0.8,
+            resolution=(0.55, 0.8),
+            noise=4.0,
+            tilt=(0.1, 0.26),
+            jpeg_quality=60,
+        ),
+        Camera(
+            name="cam3",
+            gains=(0.86, 0.98, 1.14),
+            exposure=1.12,
+            contrast=0.95,
+            saturation=0.85,
+            haze=0.06,
+            resolution=(0.6, 0.9),
+            noise=2.5,
+            tilt=(0.2, 0.36),
+            jpeg_quality=65,
+        ),
+    ),
+    background="studio",
+    width=(56, 72),
+    height=(168, 200),
+    body=(0.78, 0.94),
+    shift=0.035,
+    roll=0.04,
+    side_views=0.35,
+    back_views=0.5,
+    light=(0.65, 0.98),
+    shadow=0.35,
+    occluders=0.1,
+    hidden_bags=0.06,
+    light_jitter=0.04,
+)
+"""Cameras in a hall, between the two: other people's data, to start from before one's own."""
+
+LOOKS: Mapping[str, Look] = {look.name: look for look in (SOURCE, INDOOR, TARGET)}
 
 
 def photograph(

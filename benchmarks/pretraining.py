@@ -1,0 +1,200 @@
+"""Trained parts that start from other people's pictures: R@1 on people of one's own.
+
+The base knows the studio look, other people are filmed indoors, one's own on a street. Nobody is in
+two of the sets. Runs of one seed and one number of people of one's own differ in their start alone.
+"""
+
+import json
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from upperson.config import read_recipe
+from upperson.data.records import read_dataset
+from upperson.data.synthetic import SyntheticSpec, write_dataset
+from upperson.data.vocabulary import clip_tokenizer
+from upperson.evaluate import evaluate
+from upperson.model.base import SMALL, load_base
+from upperson.model.encoder import UPPerson
+from upperson.model.parts import PLAIN_CLIP
+from upperson.run import CONFIG, RESULTS, load_run
+from upperson.train import Step, train
+from upperson_rt.cli.app import Command, new_app, run_app
+from upperson_rt.cli.options import Debug, Json, Threads
+from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
+from upperson_rt.files import scratch_folder, write_atomically
+from upperson_rt.machine import describe_machine, machine_lines
+from upperson_rt.metrics import RetrievalMetrics
+
+FRESH, PRETRAINED = "fresh", "from other people"
+OWN = {50: 12, 500: 3}
+"""People of one's own, to the passes over their pairs."""
+_IMAGE_SIZE = (192, 64)
+
+app = new_app("Measure what pre-training on other people is worth.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large the sets are."""
+
+    others: int
+    """People to pre-train on, indoors."""
+
+    epochs: int
+    """Passes over their pairs."""
+
+    test_people: int
+    views: int
+
+
+@app.command(cls=Command)
+def pretraining(
+    others: Annotated[int, typer.Option(min=2, help="People to pre-train on.")] = 500,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over their pairs.")] = 3,
+    test_people: Annotated[int, typer.Option(min=2, help="People to measure on.")] = 200,
+    views: Annotated[
+        int, typer.Option(min=1, help="Pictures of each, two captions a picture.")
+    ] = 2,
+    seeds: Annotated[int, typer.Option(min=2, help="Runs of each kind.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option(help="Keep the runs here, and go on with those that are there.")
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune on 0, 50 and 500 street people, with and without pre-training on others indoors.
+
+    Example: `python -m benchmarks.pretraining --seeds 5 --output pretraining`
+    """
+    torch.set_num_threads(threads or torch.get_num_threads())
+    size = Size(others=others, epochs=epochs, test_people=test_people, views=views)
+    if output is None:
+        with scratch_folder(Path("pretraining.building")) as folder:
+            found = measure(folder, size, seeds)
+    else:
+        found = measure(output, size, seeds)
+    result = {
+        "benchmark": "pretraining",
+        "size": asdict(size) | {"own": OWN, "seeds": seeds},
+        "machine": describe_machine("torch", "open_clip_torch"),
+        "threads": torch.get_num_threads(),
+        "test_r1": found,
+    }
+    print_result(result, as_json, _show)
+
+
+def measure(folder: Path, size: Size, seeds: int) -> dict[str, dict[str, list[float]]]:
+    """Return R@1 on street people by number of one's own, start and seed; finished runs are read.
+
+    Without people of one's own and without pre-training it is the base's, the same for all seeds.
+    """
+    others = _people(folder / "others", "indoor", size, size.others, 0, seed=1)
+    own = {
+        count: _people(folder / f"own_{count}", "street", size, count, size.test_people, seed=0)
+        for count in OWN
+    }
+    test = own[max(OWN)]
+    steps = list(_runs(folder, others, own, size, seeds))
+    found: dict[str, dict[str, list[float]]] = {
+        "0": {FRESH: [_zero_shot(folder, test)], PRETRAINED: []}
+    }
+    with show_progress() as progress:
+        for number, (count, start, run, settings) in enumerate(steps):
+            progress(f"{count} people, {start}", number, len(steps))
+            if not (run / RESULTS).is_file():
+                config = read_recipe("synthetic", settings)
+                train(config, run, _Nobody(), device="cpu", resume=(run / CONFIG).is_file())
+            if count:
+                r1 = json.loads((run / RESULTS).read_text("utf-8"))["test"]["R@1"]
+            else:
+                r1 = _measured(run, test)
+            found.setdefault(str(count), {}).setdefault(start, []).append(r1)
+    return found
+
+
+def _runs(
+    folder: Path, others: Path, own: dict[int, Path], size: Size, seeds: int
+) -> Iterator[tuple[int, str, Path, dict[str, Any]]]:
+    """Yield people of one's own, start, folder and settings of every run, seed by seed."""
+    for seed in range(1, seeds + 1):
+        runs = folder / f"seed_{seed}"
+        before = runs / "others"
+        settings = {"seed": seed, "epochs": size.epochs, "root": str(others.absolute())}
+        yield 0, PRETRAINED, before, settings
+        for count, epochs in OWN.items():
+            settings = {"seed": seed, "epochs": epochs, "root": str(own[count].absolute())}
+            yield count, FRESH, runs / f"fresh_{count}", settings
+            settings |= {"init_from": str(before.absolute())}
+            yield count, PRETRAINED, runs / f"pretrained_{count}", settings
+
+
+def _people(folder: Path, look: str, size: Size, train_ids: int, test: int, seed: int) -> Path:
+    spec = SyntheticSpec(
+        look=look, train_ids=train_ids, val_ids=0, test_ids=test, views=size.views, seed=seed
+    )
+    return write_dataset(folder, spec)
+
+
+def _zero_shot(folder: Path, people: Path) -> float:
+    """Return R@1 of the base on the test split."""
+    file = folder / "zero_shot.json"
+    if not file.is_file():
+        base = load_base(SMALL, None, _IMAGE_SIZE)
+        model = UPPerson(base.clip, PLAIN_CLIP, _IMAGE_SIZE, base.statistics).eval()
+        write_atomically(file, json.dumps(_r1(model, people)))
+    return float(json.loads(file.read_text("utf-8")))
+
+
+def _measured(run: Path, people: Path) -> float:
+    """Return R@1 of a run on the test split of other people than it was trained on."""
+    file = run / "on_street.json"
+    if not file.is_file():
+        write_atomically(file, json.dumps(_r1(load_run(run).model, people)))
+    return float(json.loads(file.read_text("utf-8")))
+
+
+def _r1(model: UPPerson, people: Path) -> float:
+    records = read_dataset("jsonl", people)["test"]
+    return evaluate(model, clip_tokenizer(model.text.context_length), records).r1
+
+
+class _Nobody:
+    """Watches a run and says nothing."""
+
+    def note(self, text: str) -> None: ...
+
+    def step(self, step: Step) -> None: ...
+
+    def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None: ...
+
+    def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None: ...
+
+
+def _show(result: dict[str, Any]) -> None:
+    size = result["size"]
+    typer.echo(machine_lines(result["machine"], result["threads"]))
+    typer.echo(
+        f"R@1 on {size['test_people']} unseen street people, mean and standard deviation over "
+        f"{size['seeds']} seeds; {size['views']} pictures of each, two captions a picture; other "
+        f"people: {size['others']}, {size['epochs']} epochs"
+    )
+    table = new_table("people of one's own", FRESH, PRETRAINED, right=(FRESH, PRETRAINED))
+    for count, starts in result["test_r1"].items():
+        table.add_row(count, _cell(starts[FRESH]), _cell(starts[PRETRAINED]))
+    print_table(table)
+
+
+def _cell(values: list[float]) -> str:
+    mean = statistics.fmean(values)
+    return f"{mean:.2f} ±{statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+if __name__ == "__main__":
+    run_app(app, "python -m benchmarks.pretraining")
