@@ -133,7 +133,7 @@ def measure(folder: Path, size: Size, seeds: int) -> dict[str, dict[str, list[fl
                     }
                     | ({"pretrained": str(spread_base(folder))} if condition == SPREAD else {}),
                 )
-                train(config, run, _Nobody(), device="cpu", resume=(run / CONFIG).is_file())
+                train(config, run, Nobody(), device="cpu", resume=(run / CONFIG).is_file())
             result = json.loads((run / RESULTS).read_text("utf-8"))["test"]["R@1"]
             found.setdefault(condition, {}).setdefault(variant, []).append(result)
     return found
@@ -221,7 +221,7 @@ def difference(sdm: list[float], values: list[float]) -> dict[str, float]:
     }
 
 
-class _Nobody:
+class Nobody:
     """Watches a run and says nothing."""
 
     def note(self, text: str) -> None: ...

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.losses import Nobody
 from upperson.config import read_recipe
 from upperson.data.records import read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
@@ -23,13 +24,12 @@ from upperson.model.base import SMALL, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson.run import CONFIG, RESULTS, load_run
-from upperson.train import Step, train
+from upperson.train import train
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json, Threads
 from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
 from upperson_rt.files import scratch_folder, write_atomically
 from upperson_rt.machine import describe_machine, machine_lines
-from upperson_rt.metrics import RetrievalMetrics
 
 FRESH, PRETRAINED = "fresh", "from other people"
 OWN = {50: 12, 500: 3}
@@ -55,12 +55,10 @@ class Size:
 
 @app.command(cls=Command)
 def pretraining(
-    others: Annotated[int, typer.Option(min=2, help="People to pre-train on.")] = 500,
+    others: Annotated[int, typer.Option(min=2, help="People to pre-train on.")] = 300,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over their pairs.")] = 3,
-    test_people: Annotated[int, typer.Option(min=2, help="People to measure on.")] = 200,
-    views: Annotated[
-        int, typer.Option(min=1, help="Pictures of each, two captions a picture.")
-    ] = 2,
+    test_people: Annotated[int, typer.Option(min=2, help="People to measure on.")] = 100,
+    views: Annotated[int, typer.Option(min=1, help="Pictures of each, a caption a picture.")] = 2,
     seeds: Annotated[int, typer.Option(min=2, help="Runs of each kind.")] = 5,
     output: Annotated[
         Path | None, typer.Option(help="Keep the runs here, and go on with those that are there.")
@@ -110,7 +108,7 @@ def measure(folder: Path, size: Size, seeds: int) -> dict[str, dict[str, list[fl
             progress(f"{count} people, {start}", number, len(steps))
             if not (run / RESULTS).is_file():
                 config = read_recipe("synthetic", settings)
-                train(config, run, _Nobody(), device="cpu", resume=(run / CONFIG).is_file())
+                train(config, run, Nobody(), device="cpu", resume=(run / CONFIG).is_file())
             if count:
                 r1 = json.loads((run / RESULTS).read_text("utf-8"))["test"]["R@1"]
             else:
@@ -137,8 +135,9 @@ def _runs(
 
 def _people(folder: Path, look: str, size: Size, train_ids: int, test: int, seed: int) -> Path:
     spec = SyntheticSpec(
-        look=look, train_ids=train_ids, val_ids=0, test_ids=test, views=size.views, seed=seed
-    )
+        look=look, train_ids=train_ids, val_ids=0, test_ids=test, views=size.views,
+        captions_per_image=1, seed=seed,
+    )  # fmt: skip
     return write_dataset(folder, spec)
 
 
@@ -165,24 +164,12 @@ def _r1(model: UPPerson, people: Path) -> float:
     return evaluate(model, clip_tokenizer(model.text.context_length), records).r1
 
 
-class _Nobody:
-    """Watches a run and says nothing."""
-
-    def note(self, text: str) -> None: ...
-
-    def step(self, step: Step) -> None: ...
-
-    def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None: ...
-
-    def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None: ...
-
-
 def _show(result: dict[str, Any]) -> None:
     size = result["size"]
     typer.echo(machine_lines(result["machine"], result["threads"]))
     typer.echo(
         f"R@1 on {size['test_people']} unseen street people, mean and standard deviation over "
-        f"{size['seeds']} seeds; {size['views']} pictures of each, two captions a picture; other "
+        f"{size['seeds']} seeds; {size['views']} pictures of each, a caption a picture; other "
         f"people: {size['others']}, {size['epochs']} epochs"
     )
     table = new_table("people of one's own", FRESH, PRETRAINED, right=(FRESH, PRETRAINED))
