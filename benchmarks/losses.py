@@ -224,17 +224,23 @@ def difference(sdm: list[float], values: list[float]) -> dict[str, float]:
 class Nobody:
     """Watches a run and says nothing."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Say nothing."""
 
-    def caching(self, done: int, total: int) -> None: ...
+    def caching(self, done: int, total: int) -> None:
+        """Say nothing."""
 
-    def expecting(self, step_s: float, steps: int) -> None: ...
+    def expecting(self, step_s: float, steps: int) -> None:
+        """Say nothing."""
 
-    def step(self, step: Step) -> None: ...
+    def step(self, step: Step) -> None:
+        """Say nothing."""
 
-    def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None: ...
+    def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
+        """Say nothing."""
 
-    def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None: ...
+    def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None:
+        """Say nothing."""
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -1,0 +1,131 @@
+"""The pages in docs/start: every command on them runs, in order, in a folder such as they assume.
+
+What nobody has at hand has a stand-in of the same kind: a toy base for CLIP, a file for a camera.
+"""
+
+import ast
+import re
+import shutil
+
+import pytest
+from safetensors.torch import save_file
+
+from tests.cli.test_detectors import scene
+from tests.helpers.command_line import ROOT
+from tests.helpers.data_sets import write_cuhk_pedes
+from tests.helpers.detector_heads import write_detector
+from tests.helpers.invoke import run, run_rt
+from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from tests.helpers.toy_clip import IMAGE_SIZE, toy_clip
+from tests.helpers.toy_run import know_toy
+from tests.packaging.test_docs import commands_in
+from upperson import run_writer
+from upperson.data.synthetic import SyntheticSpec, write_dataset
+
+START = ROOT / "docs/start"
+SIZE = ["--height", str(IMAGE_SIZE[0]), "--width", str(IMAGE_SIZE[1])]
+TRAIN = [
+    "--allow-partial", "--epochs", "1", "--set", "warmup_epochs=0", "--precision", "fp32",
+    "--workers", "0", "--set", f"height_px={IMAGE_SIZE[0]}", "--set", f"width_px={IMAGE_SIZE[1]}",
+    "--set", "model.lora_rank=4", "--set", "model.adapter_reduction=4",
+]  # fmt: skip
+EXPORT = ["--no-int8", "--no-gate"]
+TOY = {"ViT-B-16-quickgelu": "toy", "ViT-B-16.pt": "toy.safetensors"}
+
+
+def run_page(name, stand_ins=None, more=None):
+    """Run the commands of a page; each must succeed. Return what they printed, by command line.
+
+    Args:
+        name: The page's name.
+        stand_ins: What is put in the place of whole words.
+        more: By the command's first word, what is written after it.
+    """
+    printed = {}
+    for program, *words in commands_in((START / f"{name}.md").read_text("utf-8")):
+        line = " ".join(words)
+        words = [(stand_ins or {}).get(word, word) for word in words]
+        words += (more or {}).get(words[0], [])
+        result = (run_rt if program == "upperson-rt" else run)(*words)
+        assert result.exit_code == 0, f"{line}: {result.stderr}"
+        printed[line] = result.stdout
+    return printed
+
+
+@pytest.fixture
+def bundle(work):
+    make_toy_bundle(work / "bundle")
+    for folder in ("crops", "more", "photographs"):
+        (work / folder).mkdir()
+    for number, colour in enumerate(COLOURS):
+        draw_person(work / "crops" / f"{colour}.jpg", colour)
+        draw_person(work / "more" / f"{number}.jpg", colour, seed=1)
+    scene(work / "photographs/street.jpg", (20, 24), (60, 8))
+    scene(work / "frame.jpg", (20, 24))
+    write_detector(work / "yolox_tiny.onnx", "yolox")
+    return work
+
+
+@pytest.fixture
+def toy(work, monkeypatch):
+    know_toy(monkeypatch)
+    monkeypatch.setattr(run_writer, "draw_curves", lambda rows: b"not drawn")
+    save_file(toy_clip().state_dict(), work / "toy.safetensors")
+    return work
+
+
+def test_photographs(bundle):
+    printed = run_page("photographs")
+    assert (bundle / "boxes.png").is_file()
+    assert (bundle / "answer.png").is_file()
+    (asked,) = (text for line, text in printed.items() if "--image" in line)
+    assert "red.jpg" in asked
+    people = 2 * len(COLOURS) + 2  # Two on the photograph.
+    assert f"{people}" in printed["gallery info -g gallery"]
+
+
+def test_a_camera(bundle):
+    address = "rtsp://viewer:secret@10.0.0.5/stream2"
+    stand_ins = {
+        f"gate={address}": "gate=street.avi",
+        f"hall={address.replace('5/', '6/')}": "hall=street.avi",
+    }
+    printed = run_page("camera", stand_ins, {"data": ["--seconds", "2"]})
+    assert (bundle / "trial.png").is_file()
+    assert len(printed) == 8
+
+
+def test_clip_weights(toy):
+    spec = SyntheticSpec(look="street", train_ids=6, val_ids=2, test_ids=3, views=2)
+    write_dataset(toy / "people", spec)
+    shutil.copytree(toy / "people/images", toy / "crops")
+    export = [*EXPORT, "--calib-size", "8"]
+    run_page("clip-weights", TOY, {"train": TRAIN, "export": export})
+
+
+def test_cuhk_pedes(toy):
+    write_cuhk_pedes(toy / "data")
+    run_page("cuhk-pedes", TOY, {"train": TRAIN, "export": EXPORT})
+
+
+def test_troubleshooting(bundle):
+    run_rt("index", "-b", "bundle", "-g", "gallery", "crops")
+    run_page("troubleshooting")
+
+
+def test_messages_that_troubleshooting_explains_are_said():
+    packages = ("upperson", "export/upperson_export", "runtime/upperson_rt")
+    said = "\n".join(
+        node.value
+        for package in packages
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    rows = re.findall(
+        r"^\| (`.*?) \|", (START / "troubleshooting.md").read_text("utf-8"), re.MULTILINE
+    )
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 15
+    others = {"404 Not Found", "truncated", "Bus error"}  # A server's, Pillow's, the kernel's.
+    assert {text for text in quoted if text not in said} <= others
