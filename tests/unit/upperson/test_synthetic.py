@@ -26,7 +26,7 @@ from upperson.data.synthetic import (
 )
 from upperson.data.synthetic.captions import brief, caption, with_article
 from upperson.data.synthetic.dataset import FORMAT
-from upperson.data.synthetic.look import SOURCE, TARGET, Camera, Look
+from upperson.data.synthetic.look import INDOOR, SOURCE, TARGET, Camera, Look
 from upperson.data.synthetic.people import (
     ACCESSORIES,
     BAGS,
@@ -647,7 +647,7 @@ def test_impossible_specifications_are_rejected(change: dict[str, Any]) -> None:
 
 
 def test_looks_are_complete() -> None:
-    assert dict(LOOKS) == {"studio": SOURCE, "street": TARGET}
+    assert dict(LOOKS) == {"studio": SOURCE, "indoor": INDOOR, "street": TARGET}
     for look in LOOKS.values():
         names = [camera.name for camera in look.cameras]
         assert len(set(names)) == len(names)
