@@ -29,7 +29,8 @@ HEIGHT, WIDTH = map(str, IMAGE_SIZE)
 TRAIN = [
     "--base", "toy", "--allow-partial", "--epochs", "1", "--set", "warmup_epochs=0",
     "--precision", "fp32", "--workers", "0", "--set", f"height_px={HEIGHT}",
-    "--set", f"width_px={WIDTH}", "--set", "model.lora_rank=4", "--set", "model.adapter_reduction=4",
+    "--set", f"width_px={WIDTH}", "--set", "model.lora_rank=4",
+    "--set", "model.adapter_reduction=4",
 ]  # fmt: skip
 TOY = {"ViT-B-16-quickgelu": "toy", "ViT-B-16.pt": "toy.safetensors"}
 
