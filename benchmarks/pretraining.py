@@ -129,8 +129,8 @@ def _runs(
         for count, epochs in OWN.items():
             settings = {"seed": seed, "epochs": epochs, "root": str(own[count].absolute())}
             yield count, FRESH, runs / f"fresh_{count}", settings
-            settings |= {"init_from": str(before.absolute())}
-            yield count, PRETRAINED, runs / f"pretrained_{count}", settings
+            started = {**settings, "init_from": str(before.absolute())}
+            yield count, PRETRAINED, runs / f"pretrained_{count}", started
 
 
 def _people(folder: Path, look: str, size: Size, train_ids: int, test: int, seed: int) -> Path:

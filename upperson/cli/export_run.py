@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from upperson.config import settings_from
+from upperson.data.images import truncated_images
 from upperson.data.records import Record, Split, read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.evaluate import pids_of
@@ -61,40 +62,41 @@ def export_run(
     progress("loading the run", 1, 1)
     student = config.student
     root = root or Path(config.root)
-    split, train = None, None
-    if gate:
-        with settings_from(run / CONFIG):
-            split, train = measured_split(config.dataset, root)
-    samples = calibration_samples(
-        train,
-        f"{root.resolve().name}, train",
-        base.tokenizer(),
-        folder=calib_data,
-        height_px=config.height_px,
-        width_px=config.width_px,
-        count=calib_size,
-        seed=config.seed,
-        progress=lambda done, total: progress("choosing calibration images", done, total),
-    )
-    return export_bundle(
-        model,
-        ModelIdentity(
-            name=f"up-person-{base.name.removeprefix('upperson-')}"
-            + ("" if student is None else f"-{student.size}"),
-            base=base.name,
-            base_sha256=base.sha256,
-            adapter_sha256=sha256_of_file(run / ADAPTER),
-            embed_dim=model.embed_dim,
-            distilled_from=None if student is None else student.space,
-        ),
-        base.tokenizer_json,
-        samples,
-        split,
-        output,
-        options,
-        progress,
-        reused,
-    )
+    with truncated_images(config.load_truncated):
+        split, train = None, None
+        if gate:
+            with settings_from(run / CONFIG):
+                split, train = measured_split(config.dataset, root)
+        samples = calibration_samples(
+            train,
+            f"{root.resolve().name}, train",
+            base.tokenizer(),
+            folder=calib_data,
+            height_px=config.height_px,
+            width_px=config.width_px,
+            count=calib_size,
+            seed=config.seed,
+            progress=lambda done, total: progress("choosing calibration images", done, total),
+        )
+        return export_bundle(
+            model,
+            ModelIdentity(
+                name=f"up-person-{base.name.removeprefix('upperson-')}"
+                + ("" if student is None else f"-{student.size}"),
+                base=base.name,
+                base_sha256=base.sha256,
+                adapter_sha256=sha256_of_file(run / ADAPTER),
+                embed_dim=model.embed_dim,
+                distilled_from=None if student is None else student.space,
+            ),
+            base.tokenizer_json,
+            samples,
+            split,
+            output,
+            options,
+            progress,
+            reused,
+        )
 
 
 def measured_split(dataset: str, root: Path) -> tuple[RetrievalSplit, list[Record]]:
