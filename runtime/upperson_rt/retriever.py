@@ -31,7 +31,8 @@ Query: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 """A `str` is always a sentence; a `Path`, a Pillow image or an array as for `encode_images` is a
 picture."""
 
-_MORE_CANDIDATES = 90
+_CANDIDATES = 30
+"""Pictures that a sentence with a denial looks at, at least: up to 15 hits do not depend on k."""
 _MOST_CANDIDATES = 4000
 
 QueryT = TypeVar("QueryT", bound=Query)
@@ -181,26 +182,24 @@ class Retriever:
     ) -> list[Hit]:
         """Search for one sentence and take off for what it denies.
 
-        Exact as long as the last candidate could not come among the first k any more.
+        A bounded number of candidates is looked at: what is not among them was no good answer to
+        what the sentence asks for.
         """
-        wanted = check_count(k, "k") + _MORE_CANDIDATES
-        while True:
-            (hits,) = self.gallery.search(embed_1D, wanted, where, by_track)
-            vectors = self.gallery.vectors_of(hits)
-            there = [hit for hit in hits if hit.id in vectors]
-            if not there:
-                return []
-            images_ND = np.stack([vectors[hit.id] for hit in there])
-            against_N = self._evidence.against(denied, images_ND)
-            rescored = [
-                replace(hit, score=hit.score - float(loss))
-                for hit, loss in zip(there, against_N, strict=True)
-            ]
-            rescored.sort(key=lambda hit: (-hit.score, hit.id))
-            complete = len(hits) < wanted or hits[-1].score <= rescored[:k][-1].score
-            if complete or wanted >= k + _MOST_CANDIDATES:
-                return rescored[:k]
-            wanted = min(wanted * 4, k + _MOST_CANDIDATES)
+        k = check_count(k, "k")
+        candidates = max(k, _CANDIDATES, min(2 * k, _MOST_CANDIDATES))
+        (hits,) = self.gallery.search(embed_1D, candidates, where, by_track)
+        vectors = self.gallery.vectors_of(hits)
+        there = [hit for hit in hits if hit.id in vectors]  # Else it went meanwhile.
+        if not there:
+            return []
+        images_ND = np.stack([vectors[hit.id] for hit in there])
+        against_N = self._evidence.against(denied, images_ND)
+        rescored = [
+            replace(hit, score=hit.score - float(loss))
+            for hit, loss in zip(there, against_N, strict=True)
+        ]
+        rescored.sort(key=lambda hit: (-hit.score, hit.id))
+        return rescored[:k]
 
     def delete_like(
         self,

@@ -8,7 +8,8 @@ Shapes: N pictures, D dimensions, T texts.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ class Evidence:
             phrase: Of a parsed sentence.
             images_ND: Embeddings of pictures, of unit length.
         """
-        contrast = _contrast(phrase)
+        contrast = _contrast(replace(phrase, start=0, end=0, negated=False))
         logits_NT = images_ND @ self._texts(contrast.texts).T / _TEMPERATURE
         logits_NT = logits_NT + np.log(np.array(contrast.weights, dtype=np.float32))
         shares_NT = np.exp(logits_NT - logits_NT.max(axis=1, keepdims=True))
@@ -125,6 +126,7 @@ class Evidence:
         return np.stack([kept[text] for text in texts])
 
 
+@lru_cache(maxsize=256)
 def _contrast(phrase: Phrase) -> _Contrast:
     alone = phrase.noun in _ALONE
     kind = ALTERNATIVES.get(phrase.kind, Alternatives()) if not alone else Alternatives()
