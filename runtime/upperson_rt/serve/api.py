@@ -142,7 +142,11 @@ def _searching(routes: APIRouter, desk: Desk, access: Access) -> None:
         responses={200: {"content": {"application/zip": {}}, "description": "The zip."}},
     )
     def export(asked: ExportIn, account: Account = operator) -> Response:
-        query = {} if asked.search is None else asked.search.model_dump(exclude_defaults=True)
+        query = (
+            {}
+            if asked.search is None
+            else asked.search.model_dump(mode="json", exclude_defaults=True)
+        )
         return zip_response(desk, account, [int(one) for one in asked.ids], query)
 
 

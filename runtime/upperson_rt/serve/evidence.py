@@ -5,7 +5,8 @@ import hashlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.serve.models import ItemOut
 from upperson_rt.serve.pictures import Pictures
+from upperson_rt.serve.problems import ProblemError
 
 __all__ = ["write_evidence"]
 
@@ -41,11 +43,16 @@ def write_evidence(
         query: What was asked, by whom and when.
         model: Fingerprint and variant of the model.
         templates: Have ``evidence.html.j2``.
+
+    Raises:
+        ProblemError: There is no room for it.
     """
     exported = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     hashes: dict[str, str] = {}
-    file = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 - The caller closes it.
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES))
+        stack.enter_context(_told())
+        archive = stack.enter_context(zipfile.ZipFile(file, "w", zipfile.ZIP_STORED))
 
         def put(name: str, content: bytes) -> None:
             hashes[name] = hashlib.sha256(content).hexdigest()
@@ -76,12 +83,22 @@ def write_evidence(
         page = templates.get_template("evidence.html.j2").render(**facts)
         put("index.html", page.encode("utf-8"))
         archive.writestr("manifest.json", _json({"sha256": hashes}))
-    digest = hashlib.sha256()
-    file.seek(0)
-    while block := file.read(1 << 20):
-        digest.update(block)
-    file.seek(0)
+        archive.close()
+        digest = hashlib.sha256()
+        file.seek(0)
+        while block := file.read(1 << 20):
+            digest.update(block)
+        file.seek(0)
+        stack.pop_all()  # The caller closes it.
     return file, digest.hexdigest()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # Large ones lie on the disk until they are sent.
+        raise ProblemError(507, f"cannot write the export: {error.strerror or error}") from error
 
 
 def _json(value: Any) -> bytes:

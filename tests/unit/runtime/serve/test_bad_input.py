@@ -264,3 +264,13 @@ def test_an_export_of_a_damaged_picture_goes_without_it(console):
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert sorted(archive.namelist()) == ["index.html", "items.json", "manifest.json"]
     assert "cannot read image" in problem(console.client.get(f"/api/v1/items/{id_}/picture"), 422)
+
+
+def test_an_export_without_room_is_told(console, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    (id_,) = console.desk.gallery.ids(["red-0"]).values()
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
+    answer = console.client.post("/api/v1/export", json={"ids": [str(id_)]})
+    assert problem(answer, 507) == "cannot write the export: No space left on device"

@@ -75,11 +75,12 @@ def test_the_box_is_shown_in_the_frame(console, tmp_path):
     assert console.client.get(f"/people/{id_of(console, 'red-0')}/frame").status_code == 404
 
 
+ASKED = {"sentence": "red <b>", "filter": {"since": "2026-09-21T13:00:00Z"}}
+
+
 def test_an_export_stands_by_itself(console):
     ids = [id_of(console, f"red-{number}") for number in range(3)]
-    answer = console.client.post(
-        "/api/v1/export", json={"ids": [*map(str, ids)], "search": {"sentence": "red <b>"}}
-    )
+    answer = console.client.post("/api/v1/export", json={"ids": [*map(str, ids)], "search": ASKED})
     assert answer.headers["content-type"] == "application/zip"
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -87,7 +88,7 @@ def test_an_export_stands_by_itself(console):
     assert hashes == {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
     facts = json.loads(files["items.json"])
     assert facts["model"]["fingerprint"] == console.desk.encoder.fingerprint
-    assert facts["query"]["search"] == {"sentence": "red <b>"}
+    assert facts["query"]["search"] == ASKED
     assert [one["key"] for one in facts["items"]] == ["red-0", "red-1", "red-2"]
     kept = (console.folder / "crops" / "red0.png").read_bytes()
     assert files[facts["items"][0]["file"]] == kept
