@@ -12,6 +12,7 @@ share `_BUDGET`: who would exceed it waits.
 
 import ctypes
 import errno
+import functools
 import io
 import os
 import sys
@@ -123,6 +124,8 @@ class _Budget:
     @contextmanager
     def share(self, size_bytes: int) -> Iterator[None]:
         is_second = getattr(self._holding, "any", False)
+        if size_bytes > _WORTH_RETURNING:
+            _keep_little()
         with self._changed:
             # A second, such as a template that a detector reads, might wait for the first one.
             self._changed.wait_for(lambda: is_second or self._free >= size_bytes)
@@ -143,11 +146,34 @@ _BUDGET = _Budget(2 * MOST_BYTES)
 _WORTH_RETURNING = 32 << 20
 
 
+_LEFT_BYTES = 4 << 20
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # Of mallopt in malloc.h.
+_LARGEST_IN_HEAP = 32 << 20
+
+
 def _return_memory() -> None:
     """Give freed memory back: glibc keeps a heap for each thread, whose pictures would add up."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # Else it is another C library.
-        trim(0)
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _keep_little() -> None:
+    """Have each heap keep little of what is freed at its end, which `_return_memory` cannot reach.
+
+    glibc lets that grow to 64 MiB for each thread, after the largest that was freed; setting one of
+    its two thresholds stops the growth of both.
+    """
+    if (libc := _glibc()) is not None:
+        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_IN_HEAP)
+        libc.mallopt(_TRIM_THRESHOLD, _LEFT_BYTES)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library where it is glibc."""
+    found = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return found if hasattr(found, "malloc_trim") else None
 
 
 class _Metered(io.BufferedReader):
