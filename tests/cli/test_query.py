@@ -13,7 +13,9 @@ from PIL import Image
 from tests.helpers.command_line import run_code, run_program
 from tests.helpers.invoke import run_rt as run
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson.data.vocabulary import clip_tokenizer
 from upperson_rt.bundle import Bundle
+from upperson_rt.cli.query import _tell_reading
 from upperson_rt.gallery import Gallery, Item
 
 NOW = 1_790_000_000.0
@@ -344,3 +346,18 @@ def test_pictures_have_no_phrases(work):
 def test_paraphrases_find_the_same_person(work):
     assert found("a woman in a red coat", "--paraphrases", 16)["hits"][0]["key"] == "red"
     assert run("query", "red", "--paraphrases", 17).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        ("一个穿红色外套的女人", True),
+        ("женщина в красном пальто", True),
+        ("Frau im roten Mantel", False),
+        ("t-shirt", False),
+        ("a woman in a red coat", False),
+    ],
+)
+def test_a_language_that_the_tokenizer_takes_apart_is_told(sentence, told, capsys):
+    _tell_reading(sentence, clip_tokenizer(), None)
+    assert ("describe the person in English" in capsys.readouterr().err) == told
