@@ -20,13 +20,14 @@ from tests.helpers.invoke import run, run_json, run_rt, snapshot
 from tests.helpers.openai_archive import save_openai_archive
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bases import toy_base, write_base
+from upperson.cli import export_base
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson.trained_encoder import TrainedEncoder
 from upperson_export import engines
-from upperson_export.bundle import foreign_to_bundle
+from upperson_export.bundle import ExportOptions, foreign_to_bundle
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
 from upperson_rt.signature import verify_folder
@@ -425,14 +426,20 @@ def test_a_base_is_exported_without_a_run_or_captions_and_answers(people, work, 
     answer = run_rt("query", "-b", "bundle", "-g", "gallery", "woman in red coat", "-k", "3")
     assert answer.exit_code == 0, answer.stderr
     assert answer.stdout.count(".jpg") == 3
-    # The same towers again, where there are captions.
-    report = run_json(
-        "export", "--base", config, "--pretrained", work / "base/clip.safetensors", "--root",
-        people, "--no-int8", "--calib-size", 8, "--output", "measured",
+
+
+def test_a_base_is_measured_by_accuracy_where_there_are_captions(people, work, monkeypatch):
+    given = []
+    monkeypatch.setattr(export_base, "export_bundle", lambda *arguments: given.append(arguments))
+    export_base.export_base(
+        "upperson-small", None, (None, None), work / "bundle", ExportOptions(), root=people,
+        calib_size=4, progress=lambda *_: None,
     )  # fmt: skip
-    assert report["split"]["name"].endswith(", test")
-    assert report["min_overlap"] is None
-    assert list(report["variants"]["fp32"]["metrics"]) == METRICS
+    ((model, identity, _, samples, split, *_),) = given
+    assert split.has_identities
+    assert split.name == f"{people.name}, test"
+    assert samples.image_source == f"{people.name}, train"
+    assert (model.image_size, identity.adapter_sha256) == ((192, 64), "none")
 
 
 @pytest.mark.parametrize(
