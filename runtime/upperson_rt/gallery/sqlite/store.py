@@ -223,6 +223,7 @@ class SqliteGallery(Gallery):
     def vectors_of(self, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
         ids = np.unique(np.array([hit.id for hit in check_hits(hits)], dtype=np.int64))
         with self._database.reading() as transaction:
+            transaction.prove_rows()
             return {
                 int(id_): vector
                 for found, vectors, _ in stored_vectors(transaction, self.embed_dim, None, ids)
