@@ -27,7 +27,7 @@ import numpy as np
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.gallery import Filter, Gallery, Hit, Item
+from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import index
 
@@ -124,12 +124,6 @@ def _vectors(found: Any) -> Any:
     return {id_: (repr(item), vector.tobytes().hex()) for id_, (item, vector) in found.items()}
 
 
-def _vectors_of_hits(gallery: Gallery) -> Any:
-    """As of somebody who asked earlier: nothing has been looked at in this process."""
-    hits = [Hit(id=id_, score=0.5, item=Item(key="any")) for id_ in range(20, 90)]
-    return {id_: vector.tobytes().hex() for id_, vector in gallery.vectors_of(hits).items()}
-
-
 def _info(gallery: Gallery) -> Any:
     found = gallery.info()
     return (
@@ -159,7 +153,6 @@ OPERATIONS: dict[str, Callable[[Gallery], Any]] = {
         for id_, vector in gallery.vectors_of(gallery.search(_QUERIES[:1], 10)[0]).items()
     ),
     "get": lambda gallery: _vectors(gallery.get(list(range(20, 90)))),
-    "vectors of hits": lambda gallery: _vectors_of_hits(gallery),
     "by camera": lambda gallery: {name: repr(found) for name, found in gallery.by_camera().items()},
     "export": lambda gallery: _exported(gallery, None),
     "export, filtered": lambda gallery: _exported(gallery, _CAMERA),
