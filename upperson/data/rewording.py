@@ -5,7 +5,7 @@ as it is.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -28,6 +28,19 @@ _PEOPLE = re.compile(
     re.IGNORECASE,
 )
 _PRONOUNS = re.compile(r"\b(?:he|she|his|her|him)\b", re.IGNORECASE)
+_OTHERS: Mapping[str, str] = {
+    "man": "woman",
+    "boy": "girl",
+    "male": "female",
+    "gentleman": "lady",
+    "guy": "lady",
+    "he": "she",
+    "his": "her",
+    "him": "her",
+}
+_OTHER_PERSON = {**_OTHERS, **{other: word for word, other in reversed(_OTHERS.items())}}
+"""Words for people and their counterparts of the other gender; *her* becomes *his*."""
+
 _SAMPLE = 1000
 
 _Edit = tuple[int, int, str]
@@ -52,8 +65,8 @@ def shorter(caption: str, rng: np.random.Generator) -> str:
 def wrong(caption: str, rng: np.random.Generator) -> str:
     """Make a caption false of its person by one change, or return it as it is.
 
-    The change is another colour, exchanged colours, another thing of the same kind, or a thing that
-    is denied (*without a backpack*).
+    The change is another colour, exchanged colours, another thing of the same kind, a thing that is
+    denied (*without a backpack*), or a person of the other gender.
     """
     things = [phrase for phrase in parse(caption).understood if phrase.kind != "action"]
     for way in rng.permutation(len(_WAYS)):
@@ -133,8 +146,22 @@ def _deny(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -> l
     return [(before.start(), phrase.start, "without a " if before[1] else "no ")]
 
 
+def _regender(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -> list[_Edit]:
+    people = [*_PEOPLE.finditer(caption)]
+    if not people or any(found[0].lower() not in _OTHER_PERSON for found in people):
+        return []
+    return [
+        (*found.span(), _like(found[0], _OTHER_PERSON[found[0].lower()]))
+        for found in [*people, *_PRONOUNS.finditer(caption)]
+    ]
+
+
+def _like(word: str, other: str) -> str:
+    return other.capitalize() if word[0].isupper() else other
+
+
 _Way = Callable[[str, Sequence[Phrase], np.random.Generator], list[_Edit]]
-_WAYS: tuple[_Way, ...] = (_recolour, _exchange, _replace, _deny)
+_WAYS: tuple[_Way, ...] = (_recolour, _exchange, _replace, _deny, _regender)
 
 
 def _colour_in(caption: str, phrase: Phrase) -> re.Match[str] | None:

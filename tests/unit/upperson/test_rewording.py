@@ -59,7 +59,8 @@ def test_every_way_to_be_wrong():
     ):  # fmt: skip
         assert any(part in caption for caption in found), part
     # *The man ... she* would give itself away.
-    assert not any("man is" in caption.replace("woman", "") for caption in found)
+    men = {caption for caption in found if "man is" in caption.replace("woman", "")}
+    assert men == {RED.replace("woman", "man").replace("she", "he")}
     assert {"man in red coat", "girl in red coat", "boy in red coat"} < {
         wrong("woman in red coat", rng) for _ in range(300)
     }
