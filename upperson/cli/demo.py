@@ -129,6 +129,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     pids = pids_of(test)
     config = replace(
         read_recipe("synthetic", {"root": str(people), "epochs": size.epochs}),
+        shorten_captions=0.7,
         eval_every=max(1, size.epochs // 5),
     )
     tokenizer = clip_tokenizer()

@@ -5,7 +5,7 @@ as it is.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -28,7 +28,7 @@ _PEOPLE = re.compile(
     re.IGNORECASE,
 )
 _PRONOUNS = re.compile(r"\b(?:he|she|his|her|him)\b", re.IGNORECASE)
-_OTHERS: Mapping[str, str] = {
+_OTHERS = {
     "man": "woman",
     "boy": "girl",
     "male": "female",
