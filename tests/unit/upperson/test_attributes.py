@@ -161,11 +161,13 @@ def test_exchanged_colours_need_to_know_which_is_whose(records: list[Record]) ->
 def test_numbers_are_those_of_a_slow_and_simple_count(records: list[Record]) -> None:
     rng = np.random.default_rng(0)
     image_GE = rng.normal(size=(len(records), 8)).astype(np.float32)
+    image_GE[:, -1] = -20  # No score is above zero.
     directions: dict[str, NDArray[np.float32]] = {}
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
         for text in texts:
-            directions.setdefault(text, rng.normal(size=8).astype(np.float32))
+            direction = np.append(rng.normal(size=7), 1.0).astype(np.float32)
+            directions.setdefault(text, direction)
         return np.stack([directions[text] for text in texts])
 
     captions = [text for record in records for text in record.captions]
