@@ -208,7 +208,11 @@ class _Parser:
         end = at
         while step := self._details(end, more=end > at) or self._tied(end, kind):
             end += step
-        return end if end > at else at + (self._colour_after(at) or self._predicate(at))
+        if end > at:
+            return end
+        # *Hair in a blue button up shirt* is not blue.
+        of_colour = self._colour_after(at) if kind != "hair" else 0
+        return at + (of_colour or self._predicate(at))
 
     def _details(self, at: int, more: bool) -> int:
         """Return how many tokens *with black buttons on the front* has, or 0.

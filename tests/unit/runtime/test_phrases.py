@@ -55,6 +55,7 @@ def _denied(sentence):
         ("red coat", ["red coat"]),
         ("She dresses in a coat of red color.", ["woman", "red coat"]),
         ("a shirt without sleeves", ["shirt without sleeves"]),
+        ("gray hair in a blue button up shirt", ["gray hair", "blue button up shirt"]),
         ("a green bag in front of a mysterious zorb", ["green bag", "mysterious zorb"]),
     ],
 )  # fmt: skip
