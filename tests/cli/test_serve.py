@@ -149,6 +149,7 @@ def test_a_log_is_verified(work):
     assert run_rt("log", "verify", "none").exit_code == 3
 
 
+@pytest.mark.timeout(180)  # Two servers start; a busy machine takes its time.
 @pytest.mark.parametrize("kill_after", range(KILLS))
 def test_what_was_acknowledged_outlives_a_kill(ready, kill_after):
     """Marks, saved searches and exports of several clients, and SIGKILL in the middle."""
