@@ -101,11 +101,8 @@ def measure(
         UsageError: The base is unknown or the image size does not fit it.
     """
     torch.set_num_threads(threads)
-    # Equal weights; ours carry a factor in theirs.
-    literal, ours = random_base(spec), random_base(spec)
-    ready = {
-        name: TrainingStep(spec, name, literal if name == LITERAL else ours) for name in CONTENDERS
-    }
+    # A base of its own for each, with equal weights: ours carry a factor in theirs.
+    ready = {name: TrainingStep(spec, name, random_base(spec)) for name in CONTENDERS}
     peaks = {}
     for number, name in enumerate(CONTENDERS):
         progress("measuring memory", number, len(CONTENDERS))

@@ -49,7 +49,7 @@ class TrainingStep:
     Args:
         spec: What is trained.
         contender: One of ``CONTENDERS``.
-        clip: The frozen base of :func:`random_base`; all but the literal contender may share it.
+        clip: A frozen base of :func:`random_base` that no other contender has.
     """
 
     def __init__(self, spec: ModelSpec, contender: str, clip: Any) -> None:
