@@ -84,7 +84,7 @@ def evaluate(
     from upperson.evaluate import both_directions, measure_by_length, read_split
     from upperson.questions import attribute_columns
     from upperson.run import CONFIG
-    from upperson_rt.bundle import MANIFEST_FILE
+    from upperson_rt.bundle import MANIFEST_FILE, read_manifest
 
     if split not in SPLITS:
         raise UsageError(f"--split must be one of {', '.join(SPLITS)}, found '{split}'")
@@ -93,7 +93,9 @@ def evaluate(
     is_bundle = (target / MANIFEST_FILE).is_file()
     from_run = dataset is None and (target / CONFIG).is_file()
     dataset, root = _data_of(target, dataset, root)
-    if not is_bundle:
+    if is_bundle:
+        read_manifest(target, trust)  # Refuses what is not trusted before anything is read of data.
+    else:
         require_no_trust(trust, target)
     with settings_from(target / CONFIG) if from_run else nullcontext():
         records = read_split(dataset, root, split)

@@ -164,7 +164,7 @@ def export(
     exporter brings are compared with those of fp32. Options, packages and output folders are
     checked before any work.
 
-    Examples: `upperson export runs/jsonl/20260101_120000_run --output bundle --trt --int8`,
+    Example: `upperson export runs/jsonl/20260101_120000_run --output bundle --trt --int8`, or
     `upperson export --base ViT-B-16-quickgelu --pretrained openai --calib-data crops`
     """
     _require_one_source(

@@ -319,9 +319,11 @@ def _is_plain_pool(pool: Any) -> bool:
 
 
 def _is_plain_mlp(mlp: Any) -> bool:
+    from timm.layers.activations import GELUTanh  # As in SigLIP 2's B/32 and So400m.
+
     return (
         isinstance(mlp.fc1, nn.Linear)
-        and isinstance(mlp.act, (nn.GELU, QuickGELU))
+        and isinstance(mlp.act, (nn.GELU, GELUTanh, QuickGELU))
         and isinstance(mlp.norm, nn.Identity)
     )
 
