@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.camera.detectors.layouts import TARGET_SIZES
 from upperson_rt.errors import InputError, missing_extra
-from upperson_rt.printable import one_line
+from upperson_rt.printable import error_text, one_line, shown
 from upperson_rt.towers import Backend
 
-__all__ = ["Graph", "read_graph"]
+__all__ = ["Graph", "literal", "read_graph"]
 
 _PICTURES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
 }
+_MOST_PIXELS = 1 << 25
+"""At once: 80 pictures of 640 x 640, one of 5,792 x 5,792."""
+_LONGEST_LITERAL = 1_000_000
+"""Characters; the names of 10,000 classes have a tenth of them."""
 _USUAL_SIDE_PX = 640
 """Of a file that takes any size and does not tell the one it was trained with."""
 
@@ -123,8 +127,14 @@ def read_graph(path: Path) -> Graph:
     batch, _, *sides = inputs[picture]
     metadata = session.get_modelmeta().custom_metadata_map
     size = _size(sides, metadata)
+    count = batch if isinstance(batch, int) else 1
+    if min(count, *size) < 1 or count * size[0] * size[1] > _MOST_PIXELS:
+        raise InputError(
+            f"{path} is no detector that is known: it takes {count} x {size[0]} x {size[1]} "
+            f"pixels at once, expected 1 to {_MOST_PIXELS:,}"
+        )
     dtype = _PICTURES[types[picture]]
-    rows = np.repeat(_probe(size), batch if isinstance(batch, int) else 1, axis=0)
+    rows = np.repeat(_probe(size), count, axis=0)
     names = [output.name for output in session.get_outputs()]
     try:
         arrays = session.run(names, _inputs(picture, dtype, inputs, rows))
@@ -171,13 +181,27 @@ def _size(sides: Sequence[object], metadata: Mapping[str, str]) -> tuple[int, in
     if "imgsz" not in metadata:
         return _USUAL_SIDE_PX, _USUAL_SIDE_PX
     try:
-        height, width = ast.literal_eval(metadata["imgsz"])
+        height, width = literal(metadata["imgsz"])
         return int(height), int(width)
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise InputError(
-            f"the detector's size of pictures cannot be read ({error}): found imgsz "
-            f"{metadata['imgsz'][:40]}"
+            f"the detector's size of pictures cannot be read ({error_text(error)}): found imgsz "
+            f"{shown(metadata['imgsz'])}"
         ) from error
+
+
+def literal(text: str) -> Any:
+    """Return what a text of a file's metadata says in Python's notation.
+
+    Raises:
+        ValueError: It says nothing, or what nests too deep to be read.
+    """
+    if len(text) > _LONGEST_LITERAL:
+        raise ValueError(f"it has {len(text)} characters")
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _shape(shape: Sequence[object]) -> str:

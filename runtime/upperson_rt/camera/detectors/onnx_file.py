@@ -1,6 +1,5 @@
 """Detectors in ONNX files: which class is people, what runs them, and what comes out."""
 
-import ast
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -11,13 +10,13 @@ from numpy.typing import NDArray
 
 from upperson_rt.backends import installed_backends, open_backend
 from upperson_rt.backends.fastest import Choice, Contest
-from upperson_rt.camera.detectors.graph import Graph, read_graph
+from upperson_rt.camera.detectors.graph import Graph, literal, read_graph
 from upperson_rt.camera.detectors.pixels import Fit
 from upperson_rt.camera.detectors.recognise import recognise
 from upperson_rt.camera.source import import_cv2
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.files import sha256_of_file
-from upperson_rt.printable import shown
+from upperson_rt.printable import error_text, shown
 from upperson_rt.towers import Backend
 
 __all__ = ["OnnxDetector"]
@@ -209,15 +208,15 @@ def _names(graph: Graph) -> dict[int, str]:
     """Return the classes that the file names, as Ultralytics and RF-DETR write them."""
     try:
         if (text := graph.metadata.get("names")) is not None:
-            found = ast.literal_eval(text)
+            found = literal(text)
         elif (text := graph.metadata.get("rfdetr_inference")) is not None:
             found = json.loads(text)["class_id_to_name"]
         else:
             return {}
         pairs = found.items() if isinstance(found, dict) else enumerate(found)
         return {int(number): str(name) for number, name in pairs}
-    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
         raise InputError(
-            f"the class names in {graph.path} cannot be read ({type(error).__name__}: {error}): "
-            f"found {shown(text)}"
+            f"the class names in {graph.path} cannot be read ({error_text(error)}): found "
+            f"{shown(text)}"
         ) from error

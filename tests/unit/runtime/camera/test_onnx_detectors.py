@@ -105,6 +105,24 @@ def test_half_floats_and_sizes_that_only_the_metadata_tells(tmp_path, head):
         load(tmp_path, head, any_size=True, metadata={"imgsz": "large"})
 
 
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("[100000, 100000]", "1 x 100000 x 100000 pixels at once, expected 1 to 33,554,432"),
+        ("[-5, 10]", "1 x -5 x 10 pixels"),
+        ("[0, 0]", "1 x 0 x 0 pixels"),
+        ("[1e400, 1]", "size of pictures cannot be read .OverflowError: "),
+        ("-" * 100_000 + "1", "size of pictures cannot be read "),
+        ("[" * 200_000, "size of pictures cannot be read "),
+        ("[64, 96]" + " " * 1_000_000, "it has 1000008 characters"),
+    ],
+)
+def test_sizes_that_no_picture_has_take_no_memory(tmp_path, size, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load(tmp_path, "yolov8", any_size=True, metadata={"imgsz": size})
+    assert len(str(caught.value)) < 1000
+
+
 TOLD = [
     ("yolov5", {}, "yolov5"),
     ("yolov5", {"rename": {"output0": "output"}}, "yolov5"),
@@ -282,6 +300,9 @@ def test_the_classes_that_rf_detr_writes_into_its_files(tmp_path):
         (None, "head", "no class 'head', only none: name it by its number"),
         (None, "3", "has 3 classes, no class 3"),
         ("{0: ", None, "class names in .* cannot be read"),
+        ("{1e400: 'person'}", None, "class names in .* cannot be read .OverflowError: "),
+        ("-" * 100_000 + "1", None, "class names in .* cannot be read "),
+        ("5", None, "class names in .* cannot be read "),
     ],
 )
 def test_a_class_that_is_not_there_is_refused(tmp_path, names, asked, message):
