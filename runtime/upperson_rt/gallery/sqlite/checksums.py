@@ -254,7 +254,8 @@ def _sum_of_entries(entries: Iterable[tuple[Any, ...]]) -> int:
 def prove_rows(connection: sqlite3.Connection, sums: Sums) -> None:
     """Add the checksums of all rows up: no row is missing, or of an earlier state.
 
-    Whether a row fits its checksum is told when the row is read.
+    They are in order, too: else one that is there is not found by its id. Whether a row fits its
+    checksum is told when the row is read.
 
     Raises:
         DamageError: It is not so.
@@ -265,6 +266,11 @@ def prove_rows(connection: sqlite3.Connection, sums: Sums) -> None:
         f"ifnull(sum(checksum & {0xFFFFFFFF}), 0) FROM items NOT INDEXED"
     ).fetchone()
     check_total(count, (high << _VECTOR_BITS) + low, sums)
+    last = 0
+    for (id_,) in connection.execute("SELECT id FROM items NOT INDEXED"):
+        if id_ <= last:
+            raise DamageError("the pictures are not in the order of their ids")
+        last = id_
 
 
 def check_total(count: int, total: int, sums: Sums) -> None:
