@@ -13,7 +13,7 @@ import numpy as np
 from upperson_rt.errors import InputError
 from upperson_rt.phrases import Phrase, parse
 from upperson_rt.phrases.lexicon import COLOURS, NOUN_OF
-from upperson_rt.phrases.wording import ALTERNATIVES, describe
+from upperson_rt.phrases.wording import ALTERNATIVES, describe, with_article
 
 _STYLES = ("phrase", "phrase", "bare", "bare", "list", "sentence")
 _PERSON_SHARE = 0.7
@@ -129,10 +129,21 @@ def _replace(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -
             rf"\b{re.escape(phrase.noun)}\b", caption[phrase.start : phrase.end], re.IGNORECASE
         )
         if found:
-            others = [noun for noun in ALTERNATIVES[phrase.kind].nouns if noun != phrase.noun]
+            # *A skirt* and *jeans* would need other words around them.
+            others = [
+                noun
+                for noun in ALTERNATIVES[phrase.kind].nouns
+                if noun != phrase.noun and _is_plural(noun) == _is_plural(phrase.noun)
+            ]
+            if not others:
+                continue
             other = others[int(rng.integers(len(others)))]
             return [(phrase.start + found.start(), phrase.start + found.end(), other)]
     return []
+
+
+def _is_plural(noun: str) -> bool:
+    return with_article(noun) == noun
 
 
 def _deny(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -> list[_Edit]:
@@ -140,10 +151,15 @@ def _deny(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -> l
     if not named:
         return []
     phrase = named[int(rng.integers(len(named)))]
-    before = re.search(r"(?:\b(with)\s+)?(?:\ban?\s+)?$", caption[: phrase.start], re.IGNORECASE)
+    before = re.search(
+        r"(?:\b(with|in|wearing)\s+)?(?:\ban?\s+)?$", caption[: phrase.start], re.IGNORECASE
+    )
     if before is None:
         return []
-    return [(before.start(), phrase.start, "without a " if before[1] else "no ")]
+    if not before[1]:
+        return [(before.start(), phrase.start, "no ")]
+    found = caption[phrase.start : phrase.end]
+    return [(before.start(), phrase.end, f"without {with_article(found)}")]
 
 
 def _regender(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -> list[_Edit]:

@@ -32,8 +32,7 @@ _ORDINARY = (
     "a woman with a yellow top and a blue skirt",
 )
 _UNCLEAR_BELOW = 0.45
-"""Of the spread that ordinary sentences have. Sentences about anything but people had 0.18 to 0.32
-of it with the demo's model, captions of people 0.6 and more."""
+"""Of the spread that ordinary sentences have: sentences about anything but people have less."""
 
 
 class Scale:

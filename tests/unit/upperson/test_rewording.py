@@ -64,6 +64,10 @@ def test_every_way_to_be_wrong():
     assert {"man in red coat", "girl in red coat", "boy in red coat"} < {
         wrong("woman in red coat", rng) for _ in range(300)
     }
+    denied = {wrong("a girl in a red coat with blue jeans", rng) for _ in range(200)}
+    assert "a girl without a red coat with blue jeans" in denied
+    assert "a girl in a red coat without blue jeans" in denied
+    assert not any("skirt" in caption or "a blue jeans" in caption for caption in denied)
     assert "a man without a bag" in {wrong("a man with a bag", rng) for _ in range(50)}
 
 
