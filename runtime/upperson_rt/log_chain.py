@@ -2,7 +2,9 @@
 
 A line is an object of JSON that ends in ``, "chain": "<SHA-256>"}``. The hash is taken of the chain
 of the line before, of whatever lies between the two (lines of older releases, or what a full disk
-cut off), and of the line itself up to there. So a line that was changed, removed or added shows.
+or a crash cut off), and of the line itself up to there. So a line that was changed, removed or
+added shows. Lines of older releases stand before the first chained one only; a line that follows
+one that was cut off says so, in ``"cut_off"``.
 How long the log was and its last chain also stand in a file beside it: lines that were cut off at
 its end show, too. Whoever may write both files can make them anew as a whole: note the last chain
 elsewhere against that.
@@ -20,10 +22,11 @@ from typing import Any
 from upperson_rt.errors import InputError
 from upperson_rt.printable import count_of
 
-__all__ = ["LogReport", "head_of", "read_end", "sealed", "verify_log", "write_head"]
+__all__ = ["LogReport", "cut_off", "head_of", "read_end", "sealed", "verify_log", "write_head"]
 
 _SEALED = re.compile(rb'(.*), "chain": "([0-9a-f]{64})"\}')
 _HEAD = re.compile(rb"([0-9]{20}) ([0-9a-f]{64})\n")
+_BEGIN = b'{"time": "'
 _BLOCK_BYTES = 1 << 20
 
 
@@ -34,7 +37,9 @@ class LogReport:
     lines: int
     """Lines that are chained."""
     unchained: int
-    """Other lines, of older releases or cut off by a full disk; the line after vouches for them."""
+    """Lines before the first of those, of older releases; that one vouches for them."""
+    cut_off: int
+    """Beginnings of lines that a full disk or a crash cut off: what they say was never shown."""
     chain: str
     """The last hash, which stands for the whole log; empty without a chained line."""
     problems: list[str]
@@ -55,6 +60,15 @@ def sealed(entry: Mapping[str, Any], chain: str, between: bytes) -> tuple[bytes,
     body = json.dumps(entry, ensure_ascii=True, default=str).encode("ascii")[:-1]
     own = _hash(chain, between, body)
     return body + f', "chain": "{own}"}}\n'.encode(), own
+
+
+def cut_off(between: bytes) -> dict[str, int]:
+    """Return what a line says of the one before that was cut off: how many bytes of it are there.
+
+    Args:
+        between: What lies behind the last chained line; its end is no line end.
+    """
+    return {"cut_off": len(between) - between.rfind(b"\n") - 1}
 
 
 def read_end(file: int, size: int, start: int = 0, chain: str = "") -> tuple[str, bytes]:
@@ -95,9 +109,20 @@ def verify_log(path: Path) -> LogReport:
     Raises:
         InputError: It cannot be read.
     """
-    lines = unchained = offset = 0
+    lines = unchained = offset = torn = 0
     chain, between = "", b""
-    problems = []
+    problems: list[str] = []
+    loose: list[tuple[int, bytes]] = []  # Not chained, after one that is.
+
+    def told(are_torn: bool) -> int:
+        if are_torn:
+            return len(loose)
+        problems.extend(
+            f"line {number} is not what was written: it was changed or added there"
+            for number, _ in loose
+        )
+        return 0
+
     head = _read_head(path)
     head_found = False
     try:
@@ -107,8 +132,14 @@ def verify_log(path: Path) -> LogReport:
                 match = _SEALED.fullmatch(line.removesuffix(b"\n"))
                 if match is None:
                     between += line
-                    unchained += 1
+                    if lines:
+                        loose.append((number, line))
+                    else:
+                        unchained += 1
                     continue
+                if loose:
+                    torn += told(_are_torn(loose, match[1]))
+                    loose.clear()
                 lines += 1
                 stated = match[2].decode()
                 if _hash(chain, between, match[1]) != stated:
@@ -120,6 +151,7 @@ def verify_log(path: Path) -> LogReport:
                 head_found = head_found or head == (offset, chain)
     except OSError as error:
         raise InputError(f"cannot read the query log {path}: {error.strerror}") from error
+    torn += told(_are_torn(loose, None))
     if head is None:
         if lines:
             problems.append(f"{head_of(path).name} is missing or damaged: lines at the end may be")
@@ -129,7 +161,29 @@ def verify_log(path: Path) -> LogReport:
         )
     elif not head_found and not problems:
         problems.append(f"the log was written anew: {head_of(path).name} knows another one")
-    return LogReport(lines=lines, unchained=unchained, chain=chain, problems=problems)
+    return LogReport(lines=lines, unchained=unchained, cut_off=torn, chain=chain, problems=problems)
+
+
+def _are_torn(loose: list[tuple[int, bytes]], body: bytes | None) -> bool:
+    """Return whether lines were cut off, by the chained one that follows, or None at the end."""
+    if not loose or not all(_is_beginning(line.removesuffix(b"\n")) for _, line in loose):
+        return False
+    last = loose[-1][1]
+    if body is None:
+        return not last.endswith(b"\n")
+    said = cut_off(last.removesuffix(b"\n"))["cut_off"]
+    return body.endswith(f', "cut_off": {said}'.encode())
+
+
+def _is_beginning(line: bytes) -> bool:
+    """Return whether this can be the beginning of a line, and is no whole one."""
+    if not line or line[: len(_BEGIN)] != _BEGIN[: len(line)]:
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def _hash(chain: str, between: bytes, body: bytes) -> str:

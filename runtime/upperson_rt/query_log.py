@@ -21,7 +21,7 @@ from upperson_rt.files import sync_folder
 from upperson_rt.gallery.protocol import check_filter
 from upperson_rt.gallery.records import check_hits
 from upperson_rt.locks import locked
-from upperson_rt.log_chain import head_of, read_end, sealed, write_head
+from upperson_rt.log_chain import cut_off, head_of, read_end, sealed, write_head
 from upperson_rt.printable import shown
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ class QueryLog:
             chain, between = read_end(self._file, size, *known)
         torn = between and not between.endswith(b"\n")
         if torn:
+            entry = {**entry, **cut_off(between)}
             between += b"\n"
         try:
             line, chain = sealed(entry, chain, between)

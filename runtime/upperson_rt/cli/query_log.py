@@ -43,9 +43,15 @@ def verify(
         for problem in report.problems:
             print_labelled("wrong", typer.colors.RED, problem)
         if not report.problems:
-            rest = f", {report.unchained} of them not chained" if report.unchained else ""
+            rest = (
+                f", {report.unchained} of them of older releases, not chained"
+                if report.unchained
+                else ""
+            )
             total = report.lines + report.unchained
             print_line(f"{count_of(total, 'line')} as they were written{rest}")
+        if report.cut_off:
+            print_line(f"{count_of(report.cut_off, 'line')} cut off by a full disk or a crash")
         print_line(f"last chain: {report.chain or 'none'}")
     if report.problems:
         raise IntegrityError(f"{file} is not as it was written: {report.problems[0]}")

@@ -205,7 +205,10 @@ class Desk:
     def elsewhere(self, account: Account, person: Person) -> list[tuple[Hit, Word]]:
         """Return the nearest tracks in other cameras, best first, with a word for the match.
 
-        Looks are no identity: the nearest are shown, whoever they are.
+        Looks are no identity: the nearest are shown, whoever they are; the log has their ids.
+
+        Raises:
+            ProblemError: Nothing can be logged.
         """
         others = [name for name in self.cameras(account) if name != person.item.camera]
         if not others:
@@ -219,6 +222,7 @@ class Desk:
             mean_D[None].astype(np.float32), _MOST_OTHERS, Filter(camera=others), by_track=True
         )
         words = self.scale.words(mean_D, [hit.score for hit in hits], self._opened.gallery)
+        self.note(account, "view", hits, {"elsewhere": str(person.id)}, Filter(camera=others))
         return list(zip(hits, words, strict=True))
 
     # What is asked.
@@ -261,12 +265,18 @@ class Desk:
         )
 
     def best(self, account: Account, search: Search, count: int) -> list[Hit]:
-        """Return the best hits of a search that has been logged, such as for its timeline."""
+        """Return the best hits of a search for its timeline, and note who asked.
+
+        Raises:
+            ProblemError: The picture is none, or nothing can be logged.
+        """
         query_D, _, _ = self._question(account, search)
         where = account.visible(search.filter_at(time.time()))
-        if where is None:
-            return []
-        return self.gallery.search(query_D[None], count, where, search.by_track)[0]
+        hits: list[Hit] = []
+        if where is not None:
+            hits = self.gallery.search(query_D[None], count, where, search.by_track)[0]
+        self._note_search(account, search, hits, count, {}, action="timeline")
+        return hits
 
     def ask_with(self, content: bytes) -> AskedPicture:
         """Embed a picture that was sent, and keep it to ask with.
@@ -335,15 +345,17 @@ class Desk:
         self.memory.set_marks(account.name, search.question, [*search.yes], [*search.no])
 
     def alike(self, account: Account, id_: int, min_score: float) -> list[Hit]:
-        """Return every item that looks like one, best first, compared exactly.
+        """Return every item that looks like one, best first, compared exactly; note who asked.
 
         Raises:
             UsageError: ``min_score`` is out of range.
-            ProblemError: There is no such item.
+            ProblemError: There is no such item, or nothing can be logged.
         """
         _, vector_D = self.item(account, id_)
         where = account.visible(Filter())
-        return [] if where is None else find_alike(self.gallery, vector_D, min_score, where)
+        hits = [] if where is None else find_alike(self.gallery, vector_D, min_score, where)
+        self.note(account, "alike", hits, {"like": str(id_), "min_score": min_score})
+        return hits
 
     def delete(
         self, account: Account, ids: Sequence[int], reason: str, details: Mapping[str, Any]

@@ -178,6 +178,7 @@ def _delete_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
             chosen = [(one, view, None) for one, view in desk.person(account, id).views]
         else:
             what, chosen = "picture", [(id, item, None)]
+            desk.note_items(account, "view", [(id, item)], {"picture": str(id)})
         return render(
             "delete",
             account,

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Form, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.log_chain import verify_log
 from upperson_rt.printable import local_time, shown
@@ -148,6 +149,8 @@ def _last_lines(path: Path) -> list[_LogLine]:
         size = file.seek(0, 2)
         file.seek(max(0, size - _TAIL_BYTES))
         tail = file.read().decode("ascii", "replace").splitlines()
+        if size > _TAIL_BYTES:
+            del tail[0]  # Its beginning was not read.
     found = []
     for line in reversed(tail):
         try:
@@ -161,8 +164,8 @@ def _last_lines(path: Path) -> list[_LogLine]:
                     moment, str(entry["user"]), str(entry["action"]), str(asked)[:200], len(ids)
                 )
             )
-        except (KeyError, TypeError, AttributeError, ValueError, ProblemError):
-            found.append(_LogLine("", "", "cut off", shown(line), 0))
+        except (KeyError, TypeError, AttributeError, ValueError, InputError):
+            found.append(_LogLine("", "", "damaged", shown(line), 0))
         if len(found) == _LINES:
             break
     return found

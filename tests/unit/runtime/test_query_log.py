@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.helpers.command_line import run_code
+from upperson_rt.cli.query_log import app
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Hit, Item
 from upperson_rt.log_chain import verify_log
@@ -120,7 +122,9 @@ def test_a_line_cut_off_by_a_full_disk_spoils_no_other(tmp_path, monkeypatch):
     assert (json.loads(first)["sentence"], json.loads(last)["sentence"]) == ("red", "blue")
     assert len(torn) == 20
     report = verify_log(path)
-    assert (report.lines, report.unchained, report.problems) == (2, 1, [])
+    assert (report.lines, report.unchained, report.cut_off) == (2, 0, 1)
+    assert report.problems == []
+    assert json.loads(last)["cut_off"] == 20
 
 
 @pytest.mark.parametrize("kind", ["no folder", "folder", "fifo"])
@@ -209,6 +213,41 @@ def test_what_older_releases_wrote_is_vouched_for_by_what_follows(tmp_path):
     assert verify_log(path).problems[0].startswith("line 5 ")
     (tmp_path / "log.head").unlink()
     assert "log.head is missing" in verify_log(path).problems[-1]
+
+
+WHOLE = b'{"time": "2026-11-26T09:00:00.000+00:00", "user": "bob", "action": "query"}'
+
+
+@pytest.mark.parametrize(
+    "added", [WHOLE + b"\n", WHOLE, WHOLE[:30] + b"\n", b"garbage\n", b"garbage", b"\n"]
+)
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_line_that_is_not_chained_shows_at_the_end_too(tmp_path, added, goes_on):
+    path = tmp_path / "log"
+    write_some(path, 3)
+    with open(path, "ab") as file:
+        file.write(added)
+    if goes_on:
+        write_some(path, 2)
+    (problem,) = verify_log(path).problems
+    assert problem.startswith("line 4 is not what was written")
+    done = CliRunner().invoke(app, ["verify", str(path)])
+    assert done.exit_code == 6
+
+
+@pytest.mark.parametrize("length", [1, 30])
+def test_a_last_line_that_a_crash_cut_off_is_told_as_such(tmp_path, length):
+    path = tmp_path / "log"
+    write_some(path, 3)
+    for count in (1, 2):
+        with open(path, "ab") as file:
+            file.write(WHOLE[:length])
+        report = verify_log(path)
+        assert (report.unchained, report.cut_off, report.problems) == (0, count, [])
+        assert "cut off by a full disk" in CliRunner().invoke(app, ["verify", str(path)]).output
+        write_some(path, 2)
+        report = verify_log(path)
+        assert (report.unchained, report.cut_off, report.problems) == (0, count, [])
 
 
 def test_a_log_that_was_written_anew_shows_it(tmp_path):

@@ -272,3 +272,47 @@ def test_a_gallery_on_milvus_is_served_as_well(
     assert console.client.get(marked.headers["location"]).status_code == 200
     assert console.client("DELETE", f"/api/v1/items/{id_}?reason=x").json()["deleted"] == 1
     problem(console.client.get(f"/api/v1/items/{id_}"), 404)
+
+
+@pytest.mark.parametrize(
+    ("path", "action", "more"),
+    [
+        ("/timeline?q=red", "timeline", {}),
+        ("/people/{id}/delete?what=alike&min_score=0.9", "alike", {"like": "{id}"}),
+        ("/people/{id}/delete", "view", {"picture": "{id}"}),
+        ("/people/{id}", "view", {"elsewhere": "{id}"}),
+    ],
+)
+def test_whatever_finds_people_is_in_the_log(console, path, action, more):
+    id_ = id_of(console, "red-0")
+    assert console.client.get(path.format(id=id_)).status_code == 200
+    last = lines(console)[-1]
+    assert (last["user"], last["action"]) == ("desk", action)
+    assert last["time"]
+    assert last["details"].items() >= {k: v.format(id=id_) for k, v in more.items()}.items()
+    if action == "timeline":  # By track: one picture stands for it.
+        assert (last["sentence"], last["by_track"], len(last["ids"])) == ("red", True, 12)
+    else:
+        assert (id_of(console, "red-2") if "elsewhere" in more else id_) in last["ids"]
+
+
+def test_a_dry_run_of_a_deletion_is_in_the_log(console):
+    id_ = id_of(console, "red-0")
+    params = {"min_score": 0.9}
+    dry = console.client("DELETE", f"/api/v1/items/{id_}/alike", params=params).json()
+    (line,) = lines(console)
+    assert (line["user"], line["action"], len(line["ids"])) == ("desk", "alike", dry["deleted"])
+    assert line["details"] == {"like": str(id_), "min_score": 0.9}
+
+
+def test_a_damaged_line_is_shown_among_the_others(console):
+    console.client.get("/?q=red")
+    with open(console.log, "ab") as file:
+        file.write(b"garbage <b>\n[1]\n")
+    console.client.get("/?q=green")
+    answer = console.client.get("/records")
+    assert answer.status_code == 200
+    assert answer.text.count("<td>damaged</td>") == 2
+    assert "garbage &lt;b&gt;" in answer.text
+    assert "line 2 is not what was written" in answer.text
+    assert '<td class="wide">green</td>' in answer.text
