@@ -49,7 +49,13 @@ from upperson_rt.serve.problems import MEDIA_TYPE, ProblemError
 from upperson_rt.serve.rendering import templates
 from upperson_rt.serve.search import Search
 
-__all__ = ["api_routes", "notes_of", "picture_response", "zip_response"]
+__all__ = ["PICTURE_HEADERS", "api_routes", "notes_of", "picture_response", "zip_response"]
+
+PICTURE_HEADERS = {
+    "cache-control": "private, max-age=3600",
+    "vary": "Cookie, Authorization",  # Whoever logs in next at this browser asks anew.
+}
+"""Of a picture: browsers keep it for an hour, for whoever got it."""
 
 _Reason = Annotated[str, Query(min_length=1, max_length=500, description="Why; stands in the log.")]
 _PROBLEM: dict[int | str, dict[str, Any]] = {
@@ -309,9 +315,7 @@ def picture_response(desk: Desk, account: Account, id_: int, size: Size) -> Resp
     made = desk.pictures.jpeg(item, size)
     if made is None:
         raise ProblemError(404, f"no {'frame' if size == 'frame' else 'picture'} of {id_} is kept")
-    return Response(
-        made[0], media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"}
-    )
+    return Response(made[0], media_type="image/jpeg", headers=PICTURE_HEADERS)
 
 
 def zip_response(

@@ -1,6 +1,6 @@
 """The application: API, pages and files behind the guard, and what errors look like."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
@@ -17,7 +18,7 @@ from upperson_rt.printable import error_text, get_logger, one_line
 from upperson_rt.serve.access import Access
 from upperson_rt.serve.api import api_routes
 from upperson_rt.serve.desk import Desk
-from upperson_rt.serve.guard import Guard
+from upperson_rt.serve.guard import Guard, RefusedError
 from upperson_rt.serve.live import Live
 from upperson_rt.serve.pages import page_routes
 from upperson_rt.serve.problems import MEDIA_TYPE, ProblemError, problem_of
@@ -62,7 +63,33 @@ def make_app(
     app.include_router(side_routes(desk, access, live or Live(())))
     app.mount("/static", _Static(directory=STATIC))
     _tell_problems(app, access)
-    return Guard(app, names)
+    return Guard(app, names, lambda scope: access.find(Request(scope)) is not None)
+
+
+class _Defects:
+    """Answers defects: Starlette would raise them again, and the log would have the whole trace."""
+
+    def __init__(self, app: ASGIApp, told: Callable[[Request, Exception], Response]) -> None:
+        self._app = app
+        self._told = told
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except RefusedError:
+            raise
+        except Exception as error:
+            response = self._told(Request(scope), error)
+            if not started:
+                await response(scope, receive, send)
 
 
 class _Static(StaticFiles):
@@ -133,7 +160,7 @@ def _tell_problems(app: FastAPI, access: Access) -> None:
         what = "there is nothing at this address" if error.status_code == 404 else error.detail
         return told(request, ProblemError(error.status_code, what, error.headers))
 
-    async def defect(request: Request, error: Exception) -> Response:
+    def defect(request: Request, error: Exception) -> Response:
         _LOG.error("internal error at %s: %s", request.url.path, error_text(error))
         name = type(error).__name__
         return told(
@@ -144,4 +171,4 @@ def _tell_problems(app: FastAPI, access: Access) -> None:
         app.add_exception_handler(kind, ours)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(Exception, defect)
+    app.add_middleware(_Defects, told=defect)

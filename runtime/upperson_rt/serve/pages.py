@@ -6,23 +6,26 @@ from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, RedirectResponse
+from pydantic import Field
 
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Item
 from upperson_rt.printable import count_of
 from upperson_rt.serve.access import COOKIE, Access
 from upperson_rt.serve.accounts import Account
-from upperson_rt.serve.api import notes_of, picture_response, zip_response
+from upperson_rt.serve.api import PICTURE_HEADERS, notes_of, picture_response, zip_response
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.pictures import Size
 from upperson_rt.serve.problems import ProblemError
 from upperson_rt.serve.rendering import render
-from upperson_rt.serve.search import MOST_BY_TIME, Search
+from upperson_rt.serve.search import MOST_BY_TIME, Search, read_id
 from upperson_rt.serve.timeline import timeline_of, whereabouts
 
 __all__ = ["page_routes"]
 
 _PAGE = 24
+_LAST = 2**63 - 1
+"""No id is larger."""
 _NO_MORE = {"command": None, "last": None, "also": None}
 
 
@@ -88,8 +91,8 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
 
     @routes.get("/asked/{id}")
     def asked(id: str, account: Account = viewer) -> Response:
-        headers = {"cache-control": "private, max-age=3600"}
-        return Response(desk.asked_picture(id).jpeg, media_type="image/jpeg", headers=headers)
+        picture = desk.asked_picture(id)
+        return Response(picture.jpeg, media_type="image/jpeg", headers=PICTURE_HEADERS)
 
     @routes.post("/marks")
     def mark(
@@ -126,7 +129,7 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         return _see(f"/?{search.address()}")
 
     @routes.post("/saved/forget")
-    def forget(saved: Annotated[int, Form()], account: Account = viewer) -> Response:
+    def forget(saved: Annotated[int, Form(ge=1, le=_LAST)], account: Account = viewer) -> Response:
         desk.memory.forget_saved(account.name, saved)
         return _see("/")
 
@@ -156,7 +159,7 @@ def _person_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
 
     @routes.post("/export")
     def export(
-        ids: Annotated[list[int], Form(max_length=500)],
+        ids: Annotated[list[Annotated[int, Field(ge=0, le=_LAST)]], Form(max_length=500)],
         address: Annotated[str, Form()] = "",
         account: Account = operator,
     ) -> Response:
@@ -197,7 +200,7 @@ def _delete_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         what: Annotated[str, Form()] = "picture",
         account: Account = admin,
     ) -> Response:
-        chosen = [int(one) for one in ids.split() if one.isascii() and one.isdecimal()]
+        chosen = [read_id(one) for one in ids.split()]
         deleted = desk.delete(account, chosen, reason, {"what": what})
         return render("deleted", account, deleted=deleted, asked=len(chosen))
 

@@ -1,7 +1,8 @@
 """Pictures as browsers get them: decoded within bounds, made small, always a plain JPEG.
 
-Nothing is ever sent as it lies on the disk, and nothing is asked for by path: an item of the
-gallery names its file, and what does not decode as a picture is not shown.
+Nothing is asked for by path: an item of the gallery names its file, and what does not decode as a
+picture is not shown. Nothing is sent as it lies on the disk, with one exception: an export (see
+`evidence`) has the files themselves, byte for byte, so that their hashes prove something.
 """
 
 import hashlib

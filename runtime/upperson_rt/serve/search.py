@@ -29,6 +29,7 @@ __all__ = [
     "Page",
     "Search",
     "page_of",
+    "read_id",
     "read_time",
 ]
 
@@ -136,7 +137,7 @@ class Search:
         return cls(
             sentence=one("q") or "",
             picture=one("picture"),
-            like=None if (like := one("like")) is None else _id(like),
+            like=None if (like := one("like")) is None else read_id(like),
             share=_share(one("share")),
             where=Filter(
                 camera=given.get("camera"),
@@ -319,11 +320,16 @@ def _marks(text: str | None) -> tuple[tuple[int, bool], ...]:
     for one in () if text is None else text.split("."):
         if one[:1] not in ("y", "n"):
             raise UsageError(f"a mark is such as y12 or n12, found {shown(one)}")
-        marks[_id(one[1:])] = one[0] == "y"
+        marks[read_id(one[1:])] = one[0] == "y"
     return tuple(marks.items())
 
 
-def _id(text: str) -> int:
+def read_id(text: str) -> int:
+    """Read the id of a picture.
+
+    Raises:
+        UsageError: It is none.
+    """
     if not re.fullmatch("[0-9]{1,19}", text):
         raise UsageError(f"the id of a picture is a whole number, found {shown(text)}")
     return int(text)

@@ -179,6 +179,19 @@ def test_every_answer_carries_the_policy(console, guarded):
             assert headers["cache-control"] == "no-store"
 
 
+def test_a_browser_keeps_a_picture_for_whoever_got_it(guarded, red_jpeg):
+    sent = guarded.viewer.post("/api/v1/pictures", files={"picture": ("x", red_jpeg)})
+    id_ = first_id(guarded, "red-0")
+    for path in (
+        f"/people/{id_}/picture",
+        f"/api/v1/items/{id_}/picture",
+        f"/asked/{sent.json()['picture']}",
+    ):
+        headers = guarded.viewer.get(path).headers
+        assert headers["cache-control"] == "private, max-age=3600"
+        assert headers["vary"] == "Cookie, Authorization"
+
+
 def test_pages_have_no_script_or_style_of_their_own(reader):
     id_ = first_id(reader, "red-0")
     for path in ("/", "/?q=red", f"/people/{id_}", f"/people/{id_}/delete?what=alike", "/login"):

@@ -1,15 +1,17 @@
 """What is refused, each in one clear line, with nothing lost."""
 
+import asyncio
 import io
 import os
 import shutil
 import threading
 import zipfile
 
+import httpx
 import pytest
 from PIL import Image
 
-from tests.helpers.console import ODD, problem
+from tests.helpers.console import BASE, ODD, problem
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.bundle import open_encoder
 from upperson_rt.errors import InputError
@@ -213,6 +215,42 @@ def test_a_wrong_address_is_told_on_a_page(reader, path, words):
     assert answer.headers["content-type"].startswith("text/html")
     assert words in answer.text
     assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "words"),
+    [
+        ("/delete", {"ids": "9" * 5000}, "a whole number"),
+        ("/delete", {"ids": "1 two"}, "a whole number"),
+        ("/saved/forget", {"saved": "99999999999999999999999"}, "saved: "),
+        ("/saved/forget", {"saved": "0"}, "saved: "),
+        ("/export", {"ids": "99999999999999999999999"}, "ids.0: "),
+        ("/export", {"ids": "-1"}, "ids.0: "),
+        ("/marks", {"address": "q=red", "yes": "99999999999999999999999"}, "63 bits"),
+        ("/marks", {"address": "q=red", "no": "9" * 5000}, "no: "),
+    ],
+)
+def test_numbers_that_are_too_large_are_told_on_a_page(reader, path, form, words):
+    answer = reader.client.post(path, data=form)
+    assert answer.status_code == 422
+    assert words in answer.text
+
+
+def test_a_defect_is_one_line_of_the_log(console, monkeypatch, caplog):
+    monkeypatch.setattr(console.desk, "cameras", lambda account: 1 / 0)
+
+    async def ask():
+        # As a server sees it: what is raised to it, it writes into the log with its trace.
+        transport = httpx.ASGITransport(console.app, raise_app_exceptions=True)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+            return await client.get("/api/v1/cameras")
+
+    with caplog.at_level("ERROR"):
+        problem(asyncio.run(ask()), 500)
+    (record,) = caplog.records
+    assert "internal error at /api/v1/cameras: " in record.getMessage()
+    assert "\n" not in record.getMessage()
+    assert record.exc_info is None
 
 
 def test_a_defect_is_told_without_its_trace(console, monkeypatch):
