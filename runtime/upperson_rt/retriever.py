@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
 
     from upperson_rt.preprocess import Channels, ImageSource
 
-__all__ = ["Query", "Retriever", "find_alike"]
+__all__ = ["Query", "Retriever", "find_alike", "search_without"]
 
 Query: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 """A `str` is always a sentence; a `Path`, a Pillow image or an array as for `encode_images` is a
@@ -139,8 +139,8 @@ class Retriever:
                 found[i] = hits
         for i, sentence in enumerate(parsed):
             if sentence is not None and sentence.denied:
-                found[i] = self._search_without(
-                    embeds_QD[i : i + 1], sentence.denied, k, where, by_track
+                found[i] = search_without(
+                    self.gallery, self._evidence, embeds_QD[i], sentence.denied, k, where, by_track
                 )
         for asked, hits in zip(queries, found, strict=True):
             self._log(asked, hits, k, where, by_track)
@@ -171,35 +171,6 @@ class Retriever:
             for column, phrase in enumerate(phrases):
                 evidence_HP[there, column] = self._evidence.of(phrase, images_ND)
         return Explanation(parsed=parsed, phrases=phrases, evidence_HP=evidence_HP)
-
-    def _search_without(
-        self,
-        embed_1D: NDArray[np.float32],
-        denied: Sequence[Phrase],
-        k: int,
-        where: Filter | None,
-        by_track: bool,
-    ) -> list[Hit]:
-        """Search for one sentence and take off for what it denies.
-
-        A bounded number of candidates is looked at: what is not among them was no good answer to
-        what the sentence asks for.
-        """
-        k = check_count(k, "k")
-        candidates = max(k, _CANDIDATES, min(2 * k, _MOST_CANDIDATES))
-        (hits,) = self.gallery.search(embed_1D, candidates, where, by_track)
-        vectors = self.gallery.vectors_of(hits)
-        there = [hit for hit in hits if hit.id in vectors]  # Else it went meanwhile.
-        if not there:
-            return []
-        images_ND = np.stack([vectors[hit.id] for hit in there])
-        against_N = self._evidence.against(denied, images_ND)
-        rescored = [
-            replace(hit, score=hit.score - float(loss))
-            for hit, loss in zip(there, against_N, strict=True)
-        ]
-        rescored.sort(key=lambda hit: (-hit.score, hit.id))
-        return rescored[:k]
 
     def delete_like(
         self,
@@ -291,6 +262,46 @@ class Retriever:
                 list(images.values()), channels=channels
             )
         return embeds
+
+
+def search_without(
+    gallery: Gallery,
+    evidence: Evidence,
+    embed_D: NDArray[np.float32],
+    denied: Sequence[Phrase],
+    k: int,
+    where: Filter | None,
+    by_track: bool,
+) -> list[Hit]:
+    """Search for one sentence and take off for what it denies.
+
+    A bounded number of candidates is looked at: what is not among them was no good answer to
+    what the sentence asks for.
+
+    Args:
+        gallery: Where to look.
+        evidence: Weighs phrases in pictures.
+        embed_D: (D,) of what the sentence asks for, of unit length.
+        denied: What it does not want.
+        k: Hits.
+        where: Only items that pass.
+        by_track: One hit a track.
+    """
+    k = check_count(k, "k")
+    candidates = max(k, _CANDIDATES, min(2 * k, _MOST_CANDIDATES))
+    (hits,) = gallery.search(embed_D[None], candidates, where, by_track)
+    vectors = gallery.vectors_of(hits)
+    there = [hit for hit in hits if hit.id in vectors]  # Else it went meanwhile.
+    if not there:
+        return []
+    images_ND = np.stack([vectors[hit.id] for hit in there])
+    against_N = evidence.against(denied, images_ND)
+    rescored = [
+        replace(hit, score=hit.score - float(loss))
+        for hit, loss in zip(there, against_N, strict=True)
+    ]
+    rescored.sort(key=lambda hit: (-hit.score, hit.id))
+    return rescored[:k]
 
 
 def find_alike(

@@ -300,6 +300,9 @@ def notes_of(found: Answer, search: Search, desk: Desk) -> list[str]:
     if found.unfamiliar:
         words = ", ".join(f"\u201c{word}\u201d" for word in found.unfamiliar[:5])
         notes.append(f"The model may not know {words}: try a plainer word.")
+    if found.denied:
+        denied = ", ".join(f"\u201c{words}\u201d" for words in found.denied)
+        notes.append(f"Must not be there: {denied}.")
     if found.unclear:
         notes.append(
             "The model hardly tells people apart by this sentence: describe clothes and colours."

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
+from upperson_rt.phrases import parse
+from upperson_rt.phrases.evidence import Evidence
 from upperson_rt.query_log import QueryLog
-from upperson_rt.retriever import find_alike
+from upperson_rt.retriever import find_alike, search_without
 from upperson_rt.serve.accounts import Account
 from upperson_rt.serve.marks import refined
 from upperson_rt.serve.memory import AskedPicture, Memory
@@ -55,6 +57,8 @@ class Answer:
     """Whether the model tells nobody apart by this sentence."""
     lost: int
     """Marks on items that are not there any more."""
+    denied: list[str]
+    """What the sentence does not want: pictures lose for what speaks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,7 @@ class Desk:
         self.memory = memory
         self.turns = Turns()
         self.scale = Scale()
+        self._evidence = Evidence(encoder.encode_texts)
         self.searches = 0
         """Searches that were answered."""
         self._open_gallery = open_gallery
@@ -247,11 +252,13 @@ class Desk:
         def best(count: int) -> list[Hit]:
             if where is None:
                 return []
-            return gallery.search(query_D[None], count, where, search.by_track)[0]
+            return self._hits(gallery, search, query_D, count, where)
 
         page = page_of(search, limit, cursor, best)
-        words = self.scale.words(query_D, [hit.score for hit in page.hits], gallery)
         unclear = bool(search.sentence.strip()) and not search.has_both and self._unclear(query_D)
+        words = self.scale.words(query_D, [hit.score for hit in page.hits], gallery)
+        if unclear:  # Somebody stands out by chance; no word shall say that it is a match.
+            words = [""] * len(words)
         self._note_search(account, search, page.hits, limit, {"from": page.first})
         self.searches += 1
         return Answer(
@@ -262,6 +269,7 @@ class Desk:
             unfamiliar=self.encoder.tokenizer.unfamiliar(search.sentence),
             unclear=unclear,
             lost=lost,
+            denied=[phrase.text for phrase in parse(search.sentence).denied],
         )
 
     def best(self, account: Account, search: Search, count: int) -> list[Hit]:
@@ -274,7 +282,7 @@ class Desk:
         where = account.visible(search.filter_at(time.time()))
         hits: list[Hit] = []
         if where is not None:
-            hits = self.gallery.search(query_D[None], count, where, search.by_track)[0]
+            hits = self._hits(self.gallery, search, query_D, count, where)
         self._note_search(account, search, hits, count, {}, action="timeline")
         return hits
 
@@ -503,12 +511,23 @@ class Desk:
                 self._sentences.move_to_end(sentence)
                 return self._sentences[sentence], is_cut
         with self.turns.turn():
-            vector_D = self.encoder.encode_texts([sentence])[0]
+            # What it denies is no part of what it asks for, as everywhere in the runtime.
+            vector_D = self.encoder.encode_texts([parse(sentence).wanted])[0]
         with self._lock:
             self._sentences[sentence] = vector_D
             while len(self._sentences) > _KEPT_SENTENCES:
                 self._sentences.popitem(last=False)
         return vector_D, is_cut
+
+    def _hits(
+        self, gallery: Gallery, search: Search, query_D: NDArray[np.float32], k: int, where: Filter
+    ) -> list[Hit]:
+        denied = parse(search.sentence).denied
+        if not denied:
+            return gallery.search(query_D[None], k, where, search.by_track)[0]
+        with self.turns.turn():
+            against = self._evidence
+            return search_without(gallery, against, query_D, denied, k, where, search.by_track)
 
     def _unclear(self, query_D: NDArray[np.float32]) -> bool:
         if not self.scale.is_calibrated:

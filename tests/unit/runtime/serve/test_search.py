@@ -47,6 +47,21 @@ def test_api_and_page_find_what_the_retriever_finds(reader):
     assert cards(page)[:5] == [str(hit.id) for hit in expected]
 
 
+def test_what_a_sentence_denies_counts_as_it_does_for_the_retriever(reader):
+    sentence = "a woman in red without a bag"
+    expected = Retriever(reader.desk.encoder, reader.desk.gallery).query(
+        sentence, k=5, by_track=True
+    )
+    answer = reader.client.search(sentence=sentence, limit=5)
+    assert keys(answer) == [hit.item.key for hit in expected]
+    scores = [hit["score"] for hit in answer.json()["hits"]]
+    assert scores == pytest.approx([hit.score for hit in expected])
+    assert "Must not be there: \u201cbag\u201d." in answer.json()["notes"]
+    plain = reader.client.search(sentence="a woman in red", limit=5).json()
+    assert [hit["score"] for hit in plain["hits"]] != scores
+    assert not any("Must not" in note for note in plain["notes"])
+
+
 def test_a_picture_and_both_together(reader, red_jpeg):
     given = reader.client.post("/api/v1/pictures", files={"picture": ("x.jpg", red_jpeg)})
     assert given.status_code == 201
