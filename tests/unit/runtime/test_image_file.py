@@ -250,6 +250,7 @@ print(status("VmRSS") - idle, "left by threads")
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.timeout(180)  # It decodes large pictures.
 def test_no_picture_takes_more_than_its_share_of_memory(tmp_path):
     (tmp_path / "first.png").write_bytes(png(8, 8))
     for name, content in HUNGRY.items():
