@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from upperson.demo_page import Embeddings
     from upperson.evaluate import Evaluation, LengthResult
     from upperson_rt.bundle import Bundle
+    from upperson_rt.manifest import Manifest
 
 
 def evaluate(
@@ -93,8 +94,9 @@ def evaluate(
     is_bundle = (target / MANIFEST_FILE).is_file()
     from_run = dataset is None and (target / CONFIG).is_file()
     dataset, root = _data_of(target, dataset, root)
+    manifest = None
     if is_bundle:
-        read_manifest(target, trust)  # Refuses what is not trusted before anything is read of data.
+        manifest = read_manifest(target, trust)  # Refuses what is not trusted before data are read.
     else:
         require_no_trust(trust, target)
     with settings_from(target / CONFIG) if from_run else nullcontext():
@@ -105,8 +107,8 @@ def evaluate(
     reports: dict[str, AttributeReport] = {}
     lengths: dict[str, dict[str, LengthResult]] = {}
     with Display() as display:
-        if is_bundle:
-            towers = _bundle_towers(target, trust, records, display)
+        if manifest is not None:
+            towers = _bundle_towers(target, manifest, trust, records, display)
         else:
             towers = _run_towers(target, device, records, display)
         for name, (text_QE, image_GE), embed_texts in towers:
@@ -133,15 +135,19 @@ def evaluate(
 
 
 def _bundle_towers(
-    target: Path, trust: Path | None, records: "Sequence[Record]", display: "Display"
+    target: Path,
+    manifest: "Manifest",
+    trust: Path | None,
+    records: "Sequence[Record]",
+    display: "Display",
 ) -> "Iterator[tuple[str, Embeddings, EmbedTexts]]":
     """Embed a split with every variant of a bundle, one after the other."""
     from upperson_export.variants import is_half
-    from upperson_rt.bundle import Bundle, read_manifest
+    from upperson_rt.bundle import Bundle
 
     images = [record.image for record in records]
     captions = [caption for record in records for caption in record.captions]
-    for variant, entry in read_manifest(target, trust).variants.items():
+    for variant, entry in manifest.variants.items():
         bundle = Bundle.open(target, variant, trust=trust)
         encoder = bundle.encoder()
         for line in _backend_lines(bundle):
