@@ -66,7 +66,7 @@ def test_an_open_live_page_does_not_keep_it_from_ending(ready):
     assert errors == "ending: what has been asked is answered first\n"
 
 
-def test_others_need_a_token_and_get_it_over_tls(ready):
+def test_others_need_a_token(ready):
     made = run_rt("token", "tokens.json", "ada", "--role", "admin")
     assert made.exit_code == 0
     token = made.stdout.strip()

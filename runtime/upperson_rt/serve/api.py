@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError, UsageError
 from upperson_rt.gallery import Item
+from upperson_rt.printable import shortened
 from upperson_rt.serve.access import Access
 from upperson_rt.serve.accounts import Account
 from upperson_rt.serve.desk import Answer, Desk, Person, span_of
@@ -110,7 +111,7 @@ def _searching(routes: APIRouter, desk: Desk, access: Access) -> None:
         picture: Annotated[UploadFile, File(description="BMP, GIF, JPEG, PNG, PPM, TIFF or WebP.")],
         account: Account = viewer,
     ) -> PictureOut:
-        kept = desk.ask_with(picture.file.read())
+        kept = desk.questions.ask_with(picture.file.read())
         return PictureOut(
             picture=kept.id, sha256=kept.sha256, width=kept.size[0], height=kept.size[1]
         )
@@ -129,7 +130,7 @@ def _searching(routes: APIRouter, desk: Desk, access: Access) -> None:
             raise ProblemError(422, f"search: {error.errors()[0]['msg']}") from error
         if asked.picture is not None:
             raise ProblemError(422, "search: leave 'picture' out, it was sent")
-        kept = desk.ask_with(picture.file.read())
+        kept = desk.questions.ask_with(picture.file.read())
         return answer(account, asked.model_copy(update={"picture": kept.id}))
 
     @routes.put("/marks", tags=["search"], summary="Keep the marks of a search")
@@ -271,7 +272,7 @@ def _embedding(routes: APIRouter, desk: Desk, access: Access) -> None:
     def embeddings(asked: EmbeddingsIn, account: Account = viewer) -> EmbeddingsOut:
         inputs = [asked.input] if isinstance(asked.input, str) else asked.input
         decoded = [_picture_or_sentence(one) for one in inputs]
-        embeds_ND = desk.embed(decoded).astype("<f4")
+        embeds_ND = desk.questions.embed(decoded).astype("<f4")
         sentences = [one for one in decoded if isinstance(one, str)]
         tokens = desk.encoder.tokenizer.count(sentences)
         return EmbeddingsOut(
@@ -300,6 +301,9 @@ def notes_of(found: Answer, search: Search, desk: Desk) -> list[str]:
     if found.unfamiliar:
         words = ", ".join(f"\u201c{word}\u201d" for word in found.unfamiliar[:5])
         notes.append(f"The model may not know {words}: try a plainer word.")
+    if found.unknown:
+        names = ", ".join(f"\u201c{shortened(name)}\u201d" for name in found.unknown[:5])
+        notes.append(f"There are no pictures of the camera {names}: is it written like that?")
     if found.denied:
         denied = ", ".join(f"\u201c{words}\u201d" for words in found.denied)
         notes.append(f"Must not be there: {denied}.")

@@ -3,11 +3,9 @@
 Whatever is asked, looked at, exported, marked or deleted is in the log before it is shown.
 """
 
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.encoder import Encoder
-from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpan
-from upperson_rt.phrases import parse
-from upperson_rt.phrases.evidence import Evidence
 from upperson_rt.query_log import QueryLog
-from upperson_rt.retriever import find_alike, search_without
+from upperson_rt.retriever import find_alike
 from upperson_rt.serve.accounts import Account
-from upperson_rt.serve.marks import refined
-from upperson_rt.serve.memory import AskedPicture, Memory
-from upperson_rt.serve.pictures import Pictures, as_jpeg, read_upload
+from upperson_rt.serve.current import CurrentGallery, Opened
+from upperson_rt.serve.memory import Memory
+from upperson_rt.serve.pictures import Pictures
 from upperson_rt.serve.problems import ProblemError
-from upperson_rt.serve.scale import Scale, Word
+from upperson_rt.serve.questions import Question, Questions
+from upperson_rt.serve.scale import Word
 from upperson_rt.serve.search import Page, Search, page_of
-from upperson_rt.serve.turns import Turns
 
 __all__ = ["Answer", "Desk", "Person", "span_of"]
 
-_KEPT_SENTENCES = 2000
-_CAMERAS_FOR_S = 5.0
-_LOOK_FOR_CHANGES_S = 1.0
 MOST_VIEWS = 500
 _MOST_OTHERS = 24
 _COUNTED = 100_000
@@ -59,6 +52,9 @@ class Answer:
     """Marks on items that are not there any more."""
     denied: list[str]
     """What the sentence does not want: pictures lose for what speaks for it."""
+    unknown: list[str]
+    """Cameras of the filter of which there is no picture; those that somebody may not see look the
+    same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +67,6 @@ class Person:
     """By time; the item alone where it has no track."""
     total: int
     """Views there are; `views` holds 500 at most."""
-
-
-@dataclass
-class _Opened:
-    """A gallery, and what was learned of it."""
-
-    gallery: Gallery
-    pictures: Pictures
-    identity: tuple[int, int] | None
-    cameras: tuple[float, dict[str, CameraInfo]] = (float("-inf"), {})
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Desk:
@@ -104,21 +89,15 @@ class Desk:
         """
         self.encoder = encoder
         self.memory = memory
-        self.turns = Turns()
-        self.scale = Scale()
-        self._evidence = Evidence(encoder.encode_texts)
+        self.questions = Questions(encoder, memory)
         self.searches = 0
         """Searches that were answered."""
-        self._open_gallery = open_gallery
+        self._current = CurrentGallery(open_gallery)
         self._log = log
-        self._sentences: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._lock = threading.Lock()
-        self._looked = time.monotonic()
-        self._opened = self._open()
 
     def close(self) -> None:
         """Close gallery, memory and log."""
-        self._opened.gallery.close()
+        self._current.last.gallery.close()
         self.memory.close()
         self._log.close()
 
@@ -132,7 +111,7 @@ class Desk:
             IntegrityError: One of another model was put there.
             InputError: It is gone.
         """
-        return self._current().gallery
+        return self._current.now().gallery
 
     @property
     def log_file(self) -> Path:
@@ -142,16 +121,11 @@ class Desk:
     @property
     def pictures(self) -> Pictures:
         """Pictures of the gallery."""
-        return self._opened.pictures
+        return self._current.last.pictures
 
     def cameras(self, account: Account) -> dict[str, CameraInfo]:
         """Return the cameras that somebody may see; as it was some seconds ago at most."""
-        opened = self._current()
-        with opened.lock:
-            now = time.monotonic()
-            if now - opened.cameras[0] > _CAMERAS_FOR_S:
-                opened.cameras = now, opened.gallery.by_camera()
-            cameras = opened.cameras[1]
+        cameras = self._current.now().cameras()
         return {name: info for name, info in cameras.items() if account.sees(name)}
 
     def count(self, account: Account, where: Filter) -> int:
@@ -226,7 +200,8 @@ class Desk:
         (hits,) = self.gallery.search(
             mean_D[None].astype(np.float32), _MOST_OTHERS, Filter(camera=others), by_track=True
         )
-        words = self.scale.words(mean_D, [hit.score for hit in hits], self._opened.gallery)
+        opened = self._current.last
+        words = opened.scale.words(mean_D, [hit.score for hit in hits], opened.gallery)
         self.note(account, "view", hits, {"elsewhere": str(person.id)}, Filter(camera=others))
         return list(zip(hits, words, strict=True))
 
@@ -245,18 +220,21 @@ class Desk:
         """
         if search.is_empty:
             raise UsageError("describe the person in a few words, or give a picture")
-        query_D, is_cut, lost = self._question(account, search)
+        question = self._question(account, search)
         where = account.visible(search.filter_at(time.time()))
-        gallery = self.gallery
+        opened = self._current.now()
+        gallery = opened.gallery
 
         def best(count: int) -> list[Hit]:
             if where is None:
                 return []
-            return self._hits(gallery, search, query_D, count, where)
+            return self.questions.hits(question, gallery, count, where, search.by_track)
 
         page = page_of(search, limit, cursor, best)
-        unclear = bool(search.sentence.strip()) and not search.has_both and self._unclear(query_D)
-        words = self.scale.words(query_D, [hit.score for hit in page.hits], gallery)
+        unclear = bool(search.sentence.strip()) and not search.has_both
+        unclear = unclear and self._unclear(question, opened)
+        scores = [hit.score for hit in page.hits]
+        words = opened.scale.words(question.vector_D, scores, gallery)
         if unclear:  # Somebody stands out by chance; no word shall say that it is a match.
             words = [""] * len(words)
         self._note_search(account, search, page.hits, limit, {"from": page.first})
@@ -265,11 +243,12 @@ class Desk:
             page=page,
             matches=words,
             total=0 if where is None else _counted(gallery, where),
-            is_cut=is_cut,
+            is_cut=question.is_cut,
             unfamiliar=self.encoder.tokenizer.unfamiliar(search.sentence),
             unclear=unclear,
-            lost=lost,
-            denied=[phrase.text for phrase in parse(search.sentence).denied],
+            lost=question.lost,
+            denied=[phrase.text for phrase in question.denied],
+            unknown=self._unknown(account, search.where),
         )
 
     def best(self, account: Account, search: Search, count: int) -> list[Hit]:
@@ -278,64 +257,13 @@ class Desk:
         Raises:
             ProblemError: The picture is none, or nothing can be logged.
         """
-        query_D, _, _ = self._question(account, search)
+        question = self._question(account, search)
         where = account.visible(search.filter_at(time.time()))
         hits: list[Hit] = []
         if where is not None:
-            hits = self._hits(self.gallery, search, query_D, count, where)
+            hits = self.questions.hits(question, self.gallery, count, where, search.by_track)
         self._note_search(account, search, hits, count, {}, action="timeline")
         return hits
-
-    def ask_with(self, content: bytes) -> AskedPicture:
-        """Embed a picture that was sent, and keep it to ask with.
-
-        Raises:
-            InputError: It is no picture.
-            BusyError: Too many wait for the encoder.
-        """
-        with self.turns.turn():
-            upload = read_upload(content)
-            vector_D = self.encoder.encode_images([upload.pixels])[0]
-        jpeg, size = as_jpeg(upload.pixels, "thumb")
-        picture = AskedPicture(
-            id=upload.sha256[:32], sha256=upload.sha256, vector_D=vector_D, jpeg=jpeg, size=size
-        )
-        self.memory.keep_picture(picture, self.encoder.fingerprint)
-        return picture
-
-    def asked_picture(self, id_: str) -> AskedPicture:
-        """Return a picture that was given to ask with.
-
-        Raises:
-            ProblemError: There is none.
-        """
-        picture = self.memory.picture(id_, self.encoder.fingerprint)
-        if picture is None:
-            raise ProblemError(
-                404, "the picture of this search is not kept any more: give it again"
-            )
-        return picture
-
-    def embed(self, inputs: Sequence[str | bytes]) -> NDArray[np.float32]:
-        """Return (N, D) embeddings of sentences and files of pictures, mixed.
-
-        Raises:
-            InputError: One cannot be used.
-            BusyError: Too many wait for the encoder.
-        """
-        embeds_ND = np.empty((len(inputs), self.encoder.embed_dim), np.float32)
-        texts = [place for place, one in enumerate(inputs) if isinstance(one, str)]
-        with self.turns.turn():
-            pictures = {
-                place: read_upload(one).pixels
-                for place, one in enumerate(inputs)
-                if isinstance(one, bytes)
-            }
-            if texts:
-                embeds_ND[texts] = self.encoder.encode_texts([str(inputs[n]) for n in texts])
-            if pictures:
-                embeds_ND[[*pictures]] = self.encoder.encode_images([*pictures.values()])
-        return embeds_ND
 
     # What is done.
 
@@ -388,8 +316,7 @@ class Desk:
         ]
         self.note(account, "delete", hits, {"reason": reason, **details})
         deleted = self.gallery.delete([hit.item.key for hit in hits])
-        self.pictures.forget()
-        self._forget_cameras()
+        self._current.last.has_changed()
         return deleted
 
     def prune(
@@ -410,8 +337,7 @@ class Desk:
         details = {"reason": reason.strip(), "older_than": older_than, "keep": keep_newest}
         self.note(account, "prune", [], details, Filter(camera=camera))
         pruned = gallery.prune(older_than, keep_newest, camera)
-        self.pictures.forget()
-        self._forget_cameras()
+        self._current.last.has_changed()
         return pruned
 
     def note(
@@ -437,7 +363,7 @@ class Desk:
                 k=len(hits) if k is None else k,
                 where=where,
                 by_track=by_track,
-                gallery=self._opened.gallery.location,
+                gallery=self._current.last.gallery.location,
                 action=action,
                 user=account.name,
                 details=details,
@@ -478,62 +404,30 @@ class Desk:
 
     # What that takes.
 
-    def _question(self, account: Account, search: Search) -> tuple[NDArray[np.float32], bool, int]:
-        """Return the (D,) query, whether its sentence was cut, and how many marks are lost."""
-        parts: list[NDArray[np.float32]] = []
-        is_cut = False
-        if search.sentence.strip():
-            vector_D, is_cut = self._of_sentence(search.sentence)
-            parts.append((1 - search.share) * vector_D if search.has_both else vector_D)
-        if search.picture is not None or search.like is not None:
-            picture_D = (
-                self.asked_picture(search.picture).vector_D
-                if search.picture is not None
-                else self.item(account, search.like or 0)[1]
-            )
-            parts.append(search.share * picture_D if search.has_both else picture_D)
-        query_D = parts[0] if len(parts) == 1 else _unit(parts[0] + parts[1])
-        marked = self.gallery.get([*search.yes, *search.no])
+    def _question(self, account: Account, search: Search) -> Question:
+        like_D = None if search.like is None else self.item(account, search.like)[1]
+        ids = [id_ for id_, _ in search.marks]
+        marked = self.gallery.get(ids) if ids else {}
         seen = {id_: vector for id_, (item, vector) in marked.items() if account.sees(item.camera)}
+        return self.questions.of(search, like_D, seen)
 
-        def vectors(ids: Sequence[int]) -> NDArray[np.float32]:
-            # In one order, whoever marked what first: the same marks give the same bits.
-            there = [seen[id_] for id_ in sorted(ids) if id_ in seen]
-            return np.array(there, np.float32).reshape(-1, len(query_D))
+    def _unknown(self, account: Account, where: Filter) -> list[str]:
+        """Return the cameras of a filter that, for all that somebody may see, are not there."""
+        asked = where.cameras or ()
+        known = self.cameras(account) if asked else {}
+        # One that has just begun is there before the counts of all are made anew.
+        return [
+            name
+            for name in asked
+            if name not in known
+            and not (account.sees(name) and self.gallery.count(Filter(camera=name)))
+        ]
 
-        lost = sum(id_ not in seen for id_ in (*search.yes, *search.no))
-        return refined(query_D, vectors(search.yes), vectors(search.no)), is_cut, lost
-
-    def _of_sentence(self, sentence: str) -> tuple[NDArray[np.float32], bool]:
-        is_cut = bool(self.encoder.tokenizer.encode([sentence]).truncated)
-        with self._lock:
-            if sentence in self._sentences:
-                self._sentences.move_to_end(sentence)
-                return self._sentences[sentence], is_cut
-        with self.turns.turn():
-            # What it denies is no part of what it asks for, as everywhere in the runtime.
-            vector_D = self.encoder.encode_texts([parse(sentence).wanted])[0]
-        with self._lock:
-            self._sentences[sentence] = vector_D
-            while len(self._sentences) > _KEPT_SENTENCES:
-                self._sentences.popitem(last=False)
-        return vector_D, is_cut
-
-    def _hits(
-        self, gallery: Gallery, search: Search, query_D: NDArray[np.float32], k: int, where: Filter
-    ) -> list[Hit]:
-        denied = parse(search.sentence).denied
-        if not denied:
-            return gallery.search(query_D[None], k, where, search.by_track)[0]
-        with self.turns.turn():
-            against = self._evidence
-            return search_without(gallery, against, query_D, denied, k, where, search.by_track)
-
-    def _unclear(self, query_D: NDArray[np.float32]) -> bool:
-        if not self.scale.is_calibrated:
-            with self.turns.turn():
-                self.scale.calibrate(self.encoder.encode_texts)
-        return self.scale.is_unclear(query_D, self._opened.gallery)
+    def _unclear(self, question: Question, opened: Opened) -> bool:
+        if not opened.scale.is_calibrated:
+            with self.questions.turns.turn():
+                opened.scale.calibrate(self.encoder.encode_texts)
+        return opened.scale.is_unclear(question.vector_D, opened.gallery)
 
     def _views(self, id_: int, item: Item) -> list[tuple[int, Item]]:
         if item.track is None:
@@ -543,26 +437,6 @@ class Desk:
         ids = self.gallery.ids([view.key for view in views])
         there = [(ids[view.key], view) for view in views if view.key in ids]
         return sorted(there, key=lambda pair: (pair[1].time or 0.0, pair[0]))
-
-    def _forget_cameras(self) -> None:
-        self._opened.cameras = float("-inf"), {}
-
-    def _open(self) -> _Opened:
-        gallery = self._open_gallery()
-        return _Opened(gallery, Pictures(gallery.crops_dir), _identity(gallery.location))
-
-    def _current(self) -> _Opened:
-        """Return the gallery, opened again if another one lies at its place."""
-        with self._lock:
-            now = time.monotonic()
-            if now - self._looked < _LOOK_FOR_CHANGES_S:
-                return self._opened
-            if _identity(self._opened.gallery.location) != self._opened.identity:
-                # The one before is left open: searches of other threads may be in it.
-                self._opened = self._open()
-                self.scale.forget()
-            self._looked = now
-            return self._opened
 
 
 def _counted(gallery: Gallery, where: Filter) -> int | None:
@@ -576,20 +450,3 @@ def span_of(views: Sequence[tuple[int, Item]]) -> TrackSpan:
     return TrackSpan(
         first_time=min(times, default=None), last_time=max(times, default=None), pictures=len(views)
     )
-
-
-def _identity(location: str) -> tuple[int, int] | None:
-    """Return what tells a gallery's database from another one at its place."""
-    try:
-        found = Path(location, "gallery.sqlite").stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _unit(vector_D: NDArray[np.float32]) -> NDArray[np.float32]:
-    length = float(np.linalg.norm(vector_D))
-    if not length:
-        raise IntegrityError("sentence and picture cancel each other out: move the slider")
-    unit: NDArray[np.float32] = (vector_D / length).astype(np.float32)
-    return unit

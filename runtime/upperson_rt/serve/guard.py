@@ -4,8 +4,9 @@ Pages of other sites can make a browser send requests here, and a name of theirs
 point here (DNS rebinding). So the Host must be one that this server is known by or a plain number,
 which no name can be rebound to; what another site's page sends is refused by its Origin or by
 Sec-Fetch-Site, except for following a link; and answers carry a policy that lets no other site show
-or read them. Who has no token has a small body and places of its own, so that strangers do not keep
-out those who have one; and a body that does not come to its end in time is not waited for.
+or read them. Who has no token has a small body, little time and places of its own, so that
+strangers do not keep out those who have one; and among strangers whoever is waited for the longest
+gives way (`crowd`), so that somebody can log in whoever else is there.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
+from upperson_rt.serve.crowd import Crowd, network_of
 from upperson_rt.serve.problems import MEDIA_TYPE, ProblemError
 
 __all__ = ["MOST_BODY_BYTES", "Guard", "RefusedError", "is_loopback"]
@@ -30,6 +32,7 @@ MOST_BODY_BYTES = 20 << 20
 _MOST_STRANGE_BYTES = 64 << 10
 """Of a body whose sender is nobody: a login is smaller."""
 _BODY_WITHIN_S = 30.0
+_STRANGE_BODY_WITHIN_S = 10.0
 _MOST_DRAINED_BYTES = 128 << 20
 """Read and thrown away of what is too large: a browser shows an answer only after it has sent."""
 _MOST_REQUESTS = 64
@@ -73,7 +76,7 @@ class Guard:
         app: _App,
         names: Iterable[str] = (),
         knows: Callable[[_Message], bool] = lambda scope: True,
-        body_within_s: float = _BODY_WITHIN_S,
+        body_within_s: tuple[float, float] = (_BODY_WITHIN_S, _STRANGE_BODY_WITHIN_S),
     ) -> None:
         """Guard an application.
 
@@ -82,14 +85,15 @@ class Guard:
             names: By which this server is called, besides its addresses, ``localhost`` and its own
                 host name.
             knows: Tells from a request's scope whether somebody sends it who may send much.
-            body_within_s: A whole body must be there after so long.
+            body_within_s: A whole body must be there after so long, of those who are known, and
+                of others.
         """
         self._app = app
         self._knows = knows
         self._body_within_s = body_within_s
         own = socket.gethostname().lower()
         self._names = {"localhost", own, own.partition(".")[0], *(n.lower() for n in names)}
-        self._requests = {True: 0, False: 0}  # Of those who are known, and of others.
+        self._known, self._strangers = Crowd(_MOST_REQUESTS), Crowd(_MOST_REQUESTS)
         self.refused = 0
         """Requests that were told to come back."""
 
@@ -102,18 +106,24 @@ class Guard:
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
         known = self._knows(scope)
+        body = _Body(receive, known, self._body_within_s[0 if known else 1])
         problem = self._problem(scope, headers, known)
-        if problem is not None:
-            if problem.status in (401, 413):
-                await self._drain(receive)
-            await _answer(problem, send)
+        if scope["path"] in _ALWAYS:
+            await self._limited(scope, body, send, problem)
             return
-        counted = int(scope["path"] not in _ALWAYS)
-        self._requests[known] += counted
+        crowd = self._known if known else self._strangers
+        place = crowd.enter(network_of((scope.get("client") or ("",))[0]), body.give_way)
+        if place is None:
+            self.refused += 1
+            await _answer(_busy(), send)
+            return
+        body.settled = lambda: crowd.settle(place)
+        if known or not _has_body(headers):
+            body.settled()
         try:
-            await self._limited(scope, receive, send, known)
+            await self._limited(scope, body, send, problem)
         finally:
-            self._requests[known] -= counted
+            crowd.leave(place)
 
     def _problem(
         self, scope: _Message, headers: dict[str, str], known: bool
@@ -137,13 +147,6 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 19 or int(length) > _most_bytes(known):
             return _too_large(known)
-        if scope["path"] not in _ALWAYS and self._requests[known] >= _MOST_REQUESTS:
-            self.refused += 1
-            return ProblemError(
-                429,
-                f"{_MOST_REQUESTS} requests are being answered already: try again in a moment",
-                {"Retry-After": "1"},
-            )
         return None
 
     def _is_known(self, host: str) -> bool:
@@ -154,31 +157,15 @@ class Guard:
             return name.lower().rstrip(".") in self._names
         return True
 
-    async def _limited(self, scope: _Message, receive: _Receive, send: _Send, known: bool) -> None:
-        left = _most_bytes(known)
-        until = time.monotonic() + self._body_within_s
-        problem: ProblemError | None = None
-        started = ended = False
-
-        async def metered() -> _Message:
-            nonlocal left, problem, ended
-            if ended or started:  # What comes now is the end of the connection, however late.
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), until - time.monotonic())
-            except asyncio.TimeoutError:
-                problem = self._too_slow()
-                raise RefusedError from None
-            ended = not message.get("more_body")
-            left -= len(message.get("body", b""))
-            if left < 0:
-                problem = _too_large(known)
-                raise RefusedError
-            return message
+    async def _limited(
+        self, scope: _Message, body: "_Body", send: _Send, problem: ProblemError | None
+    ) -> None:
+        """Answer a request, or with the problem that it has."""
+        started = False
 
         async def sealed(message: _Message) -> None:
             nonlocal started
-            if problem is not None and not started:
+            if body.problem is not None and not started:
                 return
             if message["type"] == "http.response.start":
                 started = True
@@ -193,25 +180,99 @@ class Guard:
                 ]
             await send(message)
 
+        async def metered() -> _Message:
+            # What comes after the answer has begun is the end of the connection, however late.
+            return await (body.receive() if started else body.next())
+
         # Told below: the frameworks turn it into an answer of their own, or let it pass.
         with suppress(RefusedError):
-            await self._app(scope, metered, sealed)
+            if problem is None:
+                await self._app(scope, metered, sealed)
+        problem = problem or body.problem
         if problem is not None and not started:
-            if problem.status != 408 and not ended:
-                await self._drain(receive)
+            if problem.status in (401, 413):
+                await body.drain()
             await _answer(problem, send)
 
-    async def _drain(self, receive: _Receive) -> None:
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(_drain(receive), self._body_within_s)
 
-    def _too_slow(self) -> ProblemError:
+class _Body:
+    """A body as it comes: in time, not too large, and as long as nobody else needs its place."""
+
+    def __init__(self, receive: _Receive, known: bool, within_s: float) -> None:
+        self.receive = receive
+        self.problem: ProblemError | None = None
+        """Why it is not read to its end."""
+        self.settled: Callable[[], None] = lambda: None
+        """Called when its end is there."""
+        self._known = known
+        self._within_s = within_s
+        self._until = time.monotonic() + within_s
+        self._left = _most_bytes(known)
+        self._ended = False
+        self._gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def give_way(self) -> None:
+        """Stop to wait for it."""
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    async def next(self) -> _Message:
+        """Return the next part.
+
+        Raises:
+            RefusedError: There is a `problem`.
+        """
+        if self._ended:  # Such as a framework that looks whether the client is still there.
+            return await self.receive()
+        message = await self._next()
+        if message is None:
+            self.problem = self._not_waited_for()
+            raise RefusedError
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            self.problem = _too_large(self._known)
+            raise RefusedError
+        return message
+
+    async def drain(self) -> None:
+        """Read what is left and throw it away: a browser shows an answer only after it has sent."""
+        left = _MOST_DRAINED_BYTES
+        while left > 0 and not self._ended:
+            message = await self._next()
+            if message is None:
+                return
+            left -= len(message.get("body", b""))
+
+    async def _next(self) -> _Message | None:
+        """Return the next part, or None if there is no more time for it."""
+        reading: asyncio.Future[Any] = asyncio.ensure_future(self.receive())
+        try:
+            timeout_s = max(0.0, self._until - time.monotonic())
+            await asyncio.wait(
+                {reading, self._gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not reading.done():
+                return None
+        finally:
+            if not reading.done():
+                reading.cancel()
+        message: _Message = reading.result()
+        if message["type"] != "http.request" or not message.get("more_body"):
+            self._ended = True
+            self.settled()
+        return message
+
+    def _not_waited_for(self) -> ProblemError:
+        why = f"what was sent did not come to its end within {self._within_s:g} s"
+        if self._gone.done():
+            why = "others came before what was sent had come to its end"
         return ProblemError(
-            408,
-            f"what was sent did not come to its end within {self._body_within_s:g} s: send it "
-            "again, or something smaller",
-            {"Connection": "close"},
+            408, f"{why}: send it again, or something smaller", {"Connection": "close"}
         )
+
+
+def _has_body(headers: dict[str, str]) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
 def _most_bytes(known: bool) -> int:
@@ -233,13 +294,12 @@ def _too_large(known: bool) -> ProblemError:
     )
 
 
-async def _drain(receive: _Receive) -> None:
-    left = _MOST_DRAINED_BYTES
-    while left > 0:
-        message = await receive()
-        left -= len(message.get("body", b""))
-        if message["type"] != "http.request" or not message.get("more_body"):
-            return
+def _busy() -> ProblemError:
+    return ProblemError(
+        429,
+        f"{_MOST_REQUESTS} requests are being answered already: try again in a moment",
+        {"Retry-After": "1"},
+    )
 
 
 async def _answer(problem: ProblemError, send: _Send) -> None:

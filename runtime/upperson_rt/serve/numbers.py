@@ -18,7 +18,7 @@ class _Collector:
         self._desk = desk
 
     def collect(self) -> "Iterator[CounterMetricFamily | GaugeMetricFamily]":
-        turns = self._desk.turns
+        turns = self._desk.questions.turns
         for name, text, value in (
             ("searches", "Searches that were answered.", self._desk.searches),
             ("encoder_turns", "Times the encoder ran for the console.", turns.taken),

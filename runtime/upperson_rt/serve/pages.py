@@ -62,7 +62,7 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         if problem is None and not search.is_empty:
             try:
                 if search.picture is not None:
-                    values["asked"] = desk.asked_picture(search.picture)
+                    values["asked"] = desk.questions.asked_picture(search.picture)
                 answer = desk.search(account, search, _PAGE, cursor)
             except (UsageError, ProblemError) as error:
                 values["problem"] = getattr(error, "detail", str(error))
@@ -86,12 +86,12 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         content = picture.file.read()
         if not content:
             raise UsageError("no picture was chosen: choose a file first")
-        kept = desk.ask_with(content)
+        kept = desk.questions.ask_with(content)
         return _see(f"/?{search.address(picture=kept.id, like=None, marks=())}")
 
     @routes.get("/asked/{id}")
     def asked(id: str, account: Account = viewer) -> Response:
-        picture = desk.asked_picture(id)
+        picture = desk.questions.asked_picture(id)
         return Response(picture.jpeg, media_type="image/jpeg", headers=PICTURE_HEADERS)
 
     @routes.post("/marks")

@@ -52,10 +52,6 @@ class Scale:
         """Embed ordinary sentences, to compare others with."""
         self._ordinary_ND = encode(list(_ORDINARY))
 
-    def forget(self) -> None:
-        """Forget the sample: there is another gallery."""
-        self._sample_ND = None
-
     def words(
         self, query_D: NDArray[np.float32], scores: Sequence[float], gallery: Gallery
     ) -> list[Word]:

@@ -1,9 +1,7 @@
 """The server process: opens everything, listens, and ends without losing anything."""
 
-import asyncio
 import logging
 import socket
-import ssl
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +12,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.printable import get_logger
 from upperson_rt.serve.access import Access
 from upperson_rt.serve.app import make_app
+from upperson_rt.serve.connections import Connection, Loop, tls_context
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.live import Live
 
@@ -71,15 +70,12 @@ class Server:
             log_level=logging.WARNING,
             access_log=False,
             server_header=False,
-            ssl_certfile=None if tls is None else tls[0],
-            ssl_keyfile=None if tls is None else tls[1],
+            http=Connection,
             timeout_graceful_shutdown=_END_WITHIN_S,
             timeout_keep_alive=15,
         )
-        try:
-            config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise InputError(f"--tls-cert or --tls-key cannot be used: {error}") from error
+        config.load()
+        config.ssl = None if tls is None else tls_context(*tls)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
         host, port = place.getsockname()[:2]
@@ -103,4 +99,10 @@ class Server:
         self._thread.join()
 
     def _run(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._place]))
+        loop = Loop()
+        try:
+            loop.run_until_complete(self._server.serve(sockets=[self._place]))
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()

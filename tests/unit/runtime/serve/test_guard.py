@@ -5,12 +5,13 @@ import json
 
 import pytest
 
+from upperson_rt.serve.crowd import Crowd, network_of
 from upperson_rt.serve.guard import Guard
 
 WITHIN_S = 0.2
 
 
-def request(method, path, headers=None, first=b"", more=True):
+def request(method, path, headers=None, first=b"", more=True, client="127.0.0.1"):
     """A request whose body begins and, if there is more, never ends; and what is answered."""
     headers = {"host": "127.0.0.1:8480", **(headers or {})}
     scope = {
@@ -24,7 +25,7 @@ def request(method, path, headers=None, first=b"", more=True):
         "root_path": "",
         "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        "client": ("127.0.0.1", 1),
+        "client": (client, 1),
         "server": ("127.0.0.1", 8480),
     }
     messages = [{"type": "http.request", "body": first, "more_body": more}]
@@ -53,7 +54,7 @@ FORM = {"content-type": "application/x-www-form-urlencoded", "content-length": "
 
 
 def test_a_body_that_never_ends_is_not_waited_for(guarded):
-    guarded.app._body_within_s = WITHIN_S
+    guarded.app._body_within_s = (30.0, WITHIN_S)
     status, headers, body = asyncio.run(
         answered(guarded.app, "POST", "/login", FORM, first=b"t", more=True)
     )
@@ -61,37 +62,80 @@ def test_a_body_that_never_ends_is_not_waited_for(guarded):
     assert headers["connection"] == "close"
     assert headers["content-type"] == "application/problem+json"
     assert "within 0.2 s" in json.loads(body)["detail"]
-    assert guarded.app._requests == {True: 0, False: 0}
+    assert len(guarded.app._strangers) == len(guarded.app._known) == 0
 
 
-def test_strangers_whose_bodies_never_end_keep_nobody_out_for_long(guarded):
-    guarded.app._body_within_s = 2.0
+@pytest.mark.parametrize("own", [True, False], ids=["his address too", "other addresses"])
+def test_strangers_whose_bodies_never_end_keep_nobody_out(guarded, own):
     token = {"authorization": f"Bearer {guarded.tokens['viewer']}"}
+    me = "10.0.0.1"
+    form = f"token={guarded.tokens['operator']}".encode()
+    login = {**FORM, "content-length": str(len(form))}
 
     async def crowd():
         idle = [
-            asyncio.create_task(answered(guarded.app, "POST", "/login", FORM, first=b"t"))
-            for _ in range(64)
+            asyncio.create_task(
+                answered(
+                    guarded.app, "POST", "/login", FORM, b"t", client=me if own else f"10.1.0.{n}"
+                )
+            )
+            for n in range(64)
         ]
-        while guarded.app._requests[False] < 64:
+        while len(guarded.app._strangers) < 64:
             await asyncio.sleep(0.01)
         during = [
-            (await answered(guarded.app, "GET", path, headers, more=False))[0]
-            for path, headers in (
-                ("/api/v1/health", {}),
-                ("/api/v1/ready", {}),
-                ("/api/v1/cameras", token),
-                ("/login", {}),
+            (await answered(guarded.app, *request, more=False, client=me))[0]
+            for request in (
+                ("GET", "/api/v1/health"),
+                ("GET", "/api/v1/ready"),
+                ("GET", "/api/v1/cameras", token),
+                ("GET", "/login"),
+                ("POST", "/login", login, form),
             )
         ]
-        told = [(await one)[0] for one in idle]
-        after = (await answered(guarded.app, "GET", "/login", more=False))[0]
-        return during, told, after
+        gone, left = await asyncio.wait(idle, return_when=asyncio.FIRST_COMPLETED)
+        for one in left:
+            one.cancel()
+        return during, [one.result() for one in gone]
 
-    during, told, after = asyncio.run(crowd())
-    assert during == [200, 200, 200, 429]
-    assert told == [408] * 64
-    assert after == 200
+    during, gone = asyncio.run(crowd())
+    assert during == [200, 200, 200, 200, 303]
+    # Whoever came first, and one more for each place that somebody took and left.
+    assert 1 <= len(gone) <= 2
+    for status, headers, body in gone:
+        assert (status, headers["connection"]) == (408, "close")
+        assert "others came before" in json.loads(body)["detail"]
+
+
+def test_whoever_waits_longest_in_the_busiest_network_gives_way():
+    gone = []
+    crowd = Crowd(4)
+    places = [crowd.enter(network, lambda n=n: gone.append(n)) for n, network in enumerate("abba")]
+    crowd.settle(places[0])
+    assert crowd.enter("c", lambda: gone.append("c")) is not None
+    assert gone == [1]
+    crowd.enter("c", lambda: gone.append("d"))
+    assert gone == [1, 2]
+    crowd.leave(places[1])  # It went already.
+    crowd.leave(places[0])
+    assert len(crowd) == 3
+    full = Crowd(1)
+    full.settle(full.enter("a", gone.clear))
+    assert full.enter("b", gone.clear) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("10.1.2.3", "10.1.2.3"),
+        ("::ffff:10.1.2.3", "10.1.2.3"),
+        ("2001:db8:1:2:3::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_an_address_stands_for_its_network(address, network):
+    assert network_of(address) == network
 
 
 @pytest.mark.parametrize("length", [{"content-length": "100000"}, {}])
@@ -119,7 +163,7 @@ def test_a_length_of_many_digits_is_too_large(reader):
 
 
 def test_what_is_too_large_is_thrown_away_for_a_while_only():
-    guard = Guard(None, body_within_s=WITHIN_S)
+    guard = Guard(None, body_within_s=(WITHIN_S, WITHIN_S))
     headers = {"content-length": str(100 << 20)}
     status, _, _ = asyncio.run(answered(guard, "POST", "/picture", headers, first=b"x"))
     assert status == 413

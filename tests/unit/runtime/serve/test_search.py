@@ -9,8 +9,10 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 
+from tests.helpers.console import ODD
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item
+from upperson_rt.phrases import parse
 from upperson_rt.retriever import Retriever
 from upperson_rt.serve.search import Search
 
@@ -83,7 +85,7 @@ def test_a_picture_and_both_together(reader, red_jpeg):
         "red",
     ]
     text_D = reader.desk.encoder.encode_texts(["green coat"])[0]
-    mixed_D = text_D + reader.desk.asked_picture(id_).vector_D
+    mixed_D = text_D + reader.desk.questions.asked_picture(id_).vector_D
     (hits,) = reader.desk.gallery.search(
         (mixed_D / np.linalg.norm(mixed_D))[None], 24, by_track=True
     )
@@ -165,6 +167,41 @@ def test_a_long_sentence_and_strange_words_are_told(reader):
     notes = reader.client.search(sentence="a woman in zebra").json()["notes"]
     assert any("\u201czebra\u201d" in note for note in notes)
     assert not reader.client.search(sentence="a woman in red").json()["notes"]
+
+
+def test_a_camera_that_is_not_there_is_told(guarded):
+    def notes(client, *cameras):
+        found = client.search(sentence="red", filter={"cameras": [*cameras]}).json()
+        return len(found["hits"]), found["notes"]
+
+    note = "There are no pictures of the camera \u201c{}\u201d: is it written like that?"
+    assert notes(guarded.operator, "gate", "yard") == (6, [note.format("yard")])
+    assert notes(guarded.operator, "gate", ODD) == (12, [])
+    # What a viewer may not see looks as if it were not there.
+    assert notes(guarded.viewer, ODD) == (0, [note.format(ODD)])
+    assert notes(guarded.viewer, "yard") == (0, [note.format("yard")])
+    vector = guarded.desk.encoder.encode_texts(["red"])
+    guarded.desk.gallery.add([Item(key="new", camera="yard")], vector)
+    assert notes(guarded.operator, "yard") == (1, [])  # However old the list of cameras is.
+    assert notes(guarded.viewer, "yard") == (0, [note.format("yard")])
+    page = html.unescape(guarded.operator.get("/?q=red&camera=gate&camera=hall").text)
+    assert note.format("hall") in page
+
+
+def test_a_sentence_is_parsed_once(console, monkeypatch):
+    parsed = []
+
+    def counting(sentence):
+        parsed.append(sentence)
+        return parse(sentence)
+
+    for module in ("questions", "desk"):
+        monkeypatch.setattr(f"upperson_rt.serve.{module}.parse", counting, raising=False)
+    asked = {"sentence": "a woman in red without a bag", "limit": 2}
+    cursor = console.client.search(**asked).json()["next"]
+    console.client.search(**asked, cursor=cursor)
+    console.client.get("/?q=a+woman+in+red+without+a+bag")
+    assert parsed == ["a woman in red without a bag"]
 
 
 SEARCHES = [

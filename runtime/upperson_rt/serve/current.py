@@ -1,0 +1,84 @@
+"""The gallery that lies at its place now: opened again if another one was put there."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from upperson_rt.gallery import CameraInfo, Gallery
+from upperson_rt.serve.pictures import Pictures
+from upperson_rt.serve.scale import Scale
+
+__all__ = ["CurrentGallery", "Opened"]
+
+_CAMERAS_FOR_S = 5.0
+_LOOK_FOR_CHANGES_S = 1.0
+
+
+@dataclass
+class Opened:
+    """A gallery, and what was learned of it."""
+
+    gallery: Gallery
+    pictures: Pictures
+    scale: Scale
+    identity: tuple[int, int] | None
+    _cameras: tuple[float, dict[str, CameraInfo]] = (float("-inf"), {})
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def cameras(self) -> dict[str, CameraInfo]:
+        """Return the cameras as they were some seconds ago at most."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._cameras[0] > _CAMERAS_FOR_S:
+                self._cameras = now, self.gallery.by_camera()
+            return self._cameras[1]
+
+    def has_changed(self) -> None:
+        """Forget what may not be there any more: something was deleted."""
+        self.pictures.forget()
+        self._cameras = float("-inf"), {}
+
+
+class CurrentGallery:
+    """Opens a gallery, and whichever takes its place. Safe to use from several threads."""
+
+    def __init__(self, open_gallery: Callable[[], Gallery]) -> None:
+        """Open what lies there with a function that does so each time."""
+        self._open_gallery = open_gallery
+        self._lock = threading.Lock()
+        self._looked = time.monotonic()
+        self.last = self._open()
+        """What was opened last, without a look whether it is still there."""
+
+    def now(self) -> Opened:
+        """Return what lies there.
+
+        Raises:
+            IntegrityError: One of another model was put there.
+            InputError: It is gone.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if now - self._looked < _LOOK_FOR_CHANGES_S:
+                return self.last
+            if _identity(self.last.gallery.location) != self.last.identity:
+                # The one before is not closed: searches of other threads may be in it.
+                self.last = self._open()
+            self._looked = now
+            return self.last
+
+    def _open(self) -> Opened:
+        gallery = self._open_gallery()
+        pictures = Pictures(gallery.crops_dir)
+        return Opened(gallery, pictures, Scale(), _identity(gallery.location))
+
+
+def _identity(location: str) -> tuple[int, int] | None:
+    """Return what tells a gallery's database from another one at its place."""
+    try:
+        found = Path(location, "gallery.sqlite").stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,202 @@
+"""From a search to the vector that is looked for: sentence, picture, both, and what was marked.
+
+Here the encoder works, a few requests at a time; sentences that were embedded are kept.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.encoder import Encoder
+from upperson_rt.errors import IntegrityError
+from upperson_rt.gallery import Filter, Gallery, Hit
+from upperson_rt.phrases import ParsedSentence, Phrase, parse
+from upperson_rt.phrases.evidence import Evidence
+from upperson_rt.retriever import search_without
+from upperson_rt.serve.marks import refined
+from upperson_rt.serve.memory import AskedPicture, Memory
+from upperson_rt.serve.pictures import as_jpeg, read_upload
+from upperson_rt.serve.problems import ProblemError
+from upperson_rt.serve.search import Search
+from upperson_rt.serve.turns import Turns
+
+__all__ = ["Question", "Questions"]
+
+_KEPT_SENTENCES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a search looks for."""
+
+    vector_D: NDArray[np.float32]
+    """(D,) of unit length."""
+    denied: tuple[Phrase, ...]
+    """What its sentence does not want."""
+    is_cut: bool
+    """Whether the end of its sentence was cut off."""
+    lost: int
+    """Marks on items that are not there any more."""
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    """A sentence as grammar and encoder know it."""
+
+    parsed: ParsedSentence
+    vector_D: NDArray[np.float32]
+    is_cut: bool
+
+
+class Questions:
+    """Makes questions of searches. Safe to use from several threads."""
+
+    def __init__(self, encoder: Encoder, memory: Memory) -> None:
+        """Ask with an encoder, whose towers are loaded when they are first needed.
+
+        Args:
+            encoder: Of the bundle.
+            memory: Keeps the pictures that somebody asks with.
+        """
+        self.turns = Turns()
+        self._encoder = encoder
+        self._memory = memory
+        self._evidence = Evidence(encoder.encode_texts)
+        self._sentences: OrderedDict[str, _Sentence] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(
+        self,
+        search: Search,
+        like_D: NDArray[np.float32] | None,
+        marked: Mapping[int, NDArray[np.float32]],
+    ) -> Question:
+        """Return what a search looks for.
+
+        Args:
+            search: It asks for something.
+            like_D: (D,) of the item that it likes, if it does.
+            marked: (D,) of each item that is marked, there, and seen by whoever asks.
+
+        Raises:
+            InputError: The sentence cannot be used.
+            ProblemError: The picture is not kept any more.
+            BusyError: Too many wait for the encoder.
+        """
+        parts: list[NDArray[np.float32]] = []
+        sentence = self._sentence(search.sentence) if search.sentence.strip() else None
+        if sentence is not None:
+            own_D = sentence.vector_D
+            parts.append((1 - search.share) * own_D if search.has_both else own_D)
+        if search.picture is not None:
+            like_D = self.asked_picture(search.picture).vector_D
+        if like_D is not None:
+            parts.append(search.share * like_D if search.has_both else like_D)
+        query_D = parts[0] if len(parts) == 1 else _unit(parts[0] + parts[1])
+
+        def vectors(ids: Sequence[int]) -> NDArray[np.float32]:
+            # In one order, whoever marked what first: the same marks give the same bits.
+            there = [marked[id_] for id_ in sorted(ids) if id_ in marked]
+            return np.array(there, np.float32).reshape(-1, len(query_D))
+
+        return Question(
+            vector_D=refined(query_D, vectors(search.yes), vectors(search.no)),
+            denied=() if sentence is None else sentence.parsed.denied,
+            is_cut=sentence is not None and sentence.is_cut,
+            lost=sum(id_ not in marked for id_ in (*search.yes, *search.no)),
+        )
+
+    def hits(
+        self, question: Question, gallery: Gallery, k: int, where: Filter, by_track: bool
+    ) -> list[Hit]:
+        """Return the k best hits of a question; pictures lose for what it does not want.
+
+        Raises:
+            BusyError: It does not want something, and too many wait for the encoder.
+        """
+        if not question.denied:
+            return gallery.search(question.vector_D[None], k, where, by_track)[0]
+        with self.turns.turn():
+            return search_without(
+                gallery, self._evidence, question.vector_D, question.denied, k, where, by_track
+            )
+
+    def ask_with(self, content: bytes) -> AskedPicture:
+        """Embed a picture that was sent, and keep it to ask with.
+
+        Raises:
+            InputError: It is no picture.
+            BusyError: Too many wait for the encoder.
+        """
+        with self.turns.turn():
+            upload = read_upload(content)
+            vector_D = self._encoder.encode_images([upload.pixels])[0]
+        jpeg, size = as_jpeg(upload.pixels, "thumb")
+        picture = AskedPicture(
+            id=upload.sha256[:32], sha256=upload.sha256, vector_D=vector_D, jpeg=jpeg, size=size
+        )
+        self._memory.keep_picture(picture, self._encoder.fingerprint)
+        return picture
+
+    def asked_picture(self, id_: str) -> AskedPicture:
+        """Return a picture that was given to ask with.
+
+        Raises:
+            ProblemError: There is none.
+        """
+        picture = self._memory.picture(id_, self._encoder.fingerprint)
+        if picture is None:
+            raise ProblemError(
+                404, "the picture of this search is not kept any more: give it again"
+            )
+        return picture
+
+    def embed(self, inputs: Sequence[str | bytes]) -> NDArray[np.float32]:
+        """Return (N, D) embeddings of sentences and files of pictures, mixed.
+
+        Raises:
+            InputError: One cannot be used.
+            BusyError: Too many wait for the encoder.
+        """
+        embeds_ND = np.empty((len(inputs), self._encoder.embed_dim), np.float32)
+        texts = [place for place, one in enumerate(inputs) if isinstance(one, str)]
+        with self.turns.turn():
+            pictures = {
+                place: read_upload(one).pixels
+                for place, one in enumerate(inputs)
+                if isinstance(one, bytes)
+            }
+            if texts:
+                embeds_ND[texts] = self._encoder.encode_texts([str(inputs[n]) for n in texts])
+            if pictures:
+                embeds_ND[[*pictures]] = self._encoder.encode_images([*pictures.values()])
+        return embeds_ND
+
+    def _sentence(self, text: str) -> _Sentence:
+        with self._lock:
+            if text in self._sentences:
+                self._sentences.move_to_end(text)
+                return self._sentences[text]
+        parsed = parse(text)
+        is_cut = bool(self._encoder.tokenizer.encode([text]).truncated)
+        with self.turns.turn():
+            # What it denies is no part of what it asks for, as everywhere in the runtime.
+            vector_D = self._encoder.encode_texts([parsed.wanted])[0]
+        sentence = _Sentence(parsed, vector_D, is_cut)
+        with self._lock:
+            self._sentences[text] = sentence
+            while len(self._sentences) > _KEPT_SENTENCES:
+                self._sentences.popitem(last=False)
+        return sentence
+
+
+def _unit(vector_D: NDArray[np.float32]) -> NDArray[np.float32]:
+    length = float(np.linalg.norm(vector_D))
+    if not length:
+        raise IntegrityError("sentence and picture cancel each other out: move the slider")
+    unit: NDArray[np.float32] = (vector_D / length).astype(np.float32)
+    return unit

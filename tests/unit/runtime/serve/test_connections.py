@@ -1,0 +1,193 @@
+"""A server at a real socket: connections that ask nothing, and TLS with a certificate made here."""
+
+import datetime
+import ipaddress
+import os
+import socket
+import ssl
+from contextlib import ExitStack, closing, contextmanager, suppress
+
+import httpx
+import pytest
+
+from upperson_rt.errors import InputError
+from upperson_rt.serve.access import COOKIE, Access
+from upperson_rt.serve.accounts import Account, Accounts
+from upperson_rt.serve.connections import Connection, tls_context
+from upperson_rt.serve.server import Server, listening
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="sockets of POSIX")
+
+
+@contextmanager
+def answering(console, tls=None):
+    """Where the server of a console that asks for tokens answers."""
+    access = Access(Accounts(console.token_file), Account(name="desk", role="admin"))
+    with listening("127.0.0.1", 0) as place:
+        server = Server(console.desk, access, place, tls=tls)
+        server.start()
+        try:
+            yield server.url.rstrip("/"), place.getsockname()
+        finally:
+            server.end()
+
+
+def connected(place):
+    return closing(socket.create_connection(place, timeout=30))
+
+
+def is_closed(connection):
+    """Wait until the other side closes a connection."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /login HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
+def test_a_request_that_never_comes_is_not_waited_for(guarded, monkeypatch, sent):
+    monkeypatch.setattr(Connection, "request_within_s", 0.3)
+    with answering(guarded) as (url, place), connected(place) as idle:
+        idle.sendall(sent)
+        assert is_closed(idle)
+        with httpx.Client(base_url=url) as client:
+            assert client.get("/api/v1/health").status_code == 200
+
+
+def test_half_a_request_after_an_answer_is_not_waited_for(guarded, monkeypatch):
+    monkeypatch.setattr(Connection, "request_within_s", 0.3)
+    with answering(guarded) as (_, place), connected(place) as idle:
+        idle.sendall(b"GET /api/v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET / HT")
+        answer = b""
+        while b'"ok"' not in answer:
+            answer += idle.recv(4096)
+        assert is_closed(idle)
+
+
+def test_connections_that_ask_nothing_keep_nobody_out(guarded):
+    with answering(guarded) as (url, place), ExitStack() as stack:
+        idle = [stack.enter_context(connected(place)) for _ in range(300)]
+        with httpx.Client(base_url=url, timeout=30) as client:
+            answer = client.post("/login", data={"token": guarded.tokens["operator"]})
+            assert (answer.status_code, answer.headers["location"]) == (303, "/")
+            assert client.get("/api/v1/health").status_code == 200
+        assert all(is_closed(one) for one in idle[:44])
+        idle[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            idle[-1].recv(1)
+
+
+def written(folder, bits=2048, password=None, name="key"):
+    """Files of a certificate for 127.0.0.1 and its key."""
+    x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    key = (
+        ec.generate_private_key(ec.SECP256R1())
+        if bits is None
+        else rsa.generate_private_key(65537, bits)
+    )
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "console")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    hidden = (
+        serialization.NoEncryption()
+        if password is None
+        else serialization.BestAvailableEncryption(password)
+    )
+    files = folder / f"{name}.cert.pem", folder / f"{name}.pem"
+    files[0].write_bytes(certificate.public_bytes(pem))
+    files[1].write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, hidden))
+    return files
+
+
+def test_a_browser_logs_in_over_tls(guarded, tmp_path):
+    files = written(tmp_path, bits=None)
+    trusting = ssl.create_default_context(cafile=files[0])
+    with answering(guarded, files) as (url, place):
+        assert url.startswith("https://127.0.0.1:")
+        with httpx.Client(base_url=url, verify=trusting) as client:
+            headers = {"origin": url}
+            form = {"token": guarded.tokens["operator"], "next": "/?q=red"}
+            answer = client.post("/login", data=form, headers=headers)
+            assert answer.headers["location"] == "/?q=red"
+            assert "; Secure" in answer.headers["set-cookie"]
+            assert "HttpOnly" in answer.headers["set-cookie"]
+            assert COOKIE in client.cookies
+            assert "olga" in client.get("/?q=red").text
+            other = client.post("/logout", headers={"origin": url.replace("https", "http")})
+            assert other.status_code == 403
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"{url}/login")
+        with connected(place) as plain:  # Nothing is answered in the clear.
+            plain.sendall(b"GET /login HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert is_closed(plain)
+
+
+@pytest.mark.parametrize(
+    ("version", "ciphers", "taken"),
+    [
+        ("TLSv1_3", None, True),
+        ("TLSv1_2", "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256", True),
+        ("TLSv1_2", "AES128-GCM-SHA256:AES256-SHA256:ECDHE-RSA-AES256-SHA384", False),
+        ("TLSv1_1", "ALL", False),
+    ],
+)
+def test_old_versions_and_ciphers_are_refused(tmp_path, version, ciphers, taken):
+    server = tls_context(*written(tmp_path))
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    if ciphers is not None:
+        client.set_ciphers(f"@SECLEVEL=0:{ciphers}")
+    if version == "TLSv1_1":  # Deprecated, which is what is tried here.
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            client.minimum_version = client.maximum_version = ssl.TLSVersion[version]
+    else:
+        client.minimum_version = client.maximum_version = ssl.TLSVersion[version]
+    ends = [ssl.MemoryBIO() for _ in range(2)]
+    asked = client.wrap_bio(ends[0], ends[1])
+    answered = server.wrap_bio(ends[1], ends[0], server_side=True)
+
+    def shake():
+        for end in (asked, answered, asked, answered):
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+        return asked.version()
+
+    if taken:
+        assert shake() == version.replace("_", ".")
+    else:
+        with pytest.raises(ssl.SSLError):
+            shake()
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({"bits": 1024}, "cannot be used: .*KEY_TOO_SMALL"),
+        ({"password": b"secret"}, "is encrypted, and nobody is there"),
+        ({"other": True}, "cannot be used: .*(MISMATCH|mismatch)"),
+    ],
+)
+def test_a_weak_or_wrong_certificate_is_refused(tmp_path, made, words):
+    other = made.pop("other", False)
+    certificate, key = written(tmp_path, **made)
+    if other:
+        _, key = written(tmp_path, name="other")
+    with pytest.raises(InputError, match=words):
+        tls_context(certificate, key)
