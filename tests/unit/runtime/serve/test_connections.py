@@ -164,7 +164,7 @@ def test_old_versions_and_ciphers_are_refused(tmp_path, version, ciphers, taken)
     answered = server.wrap_bio(ends[1], ends[0], server_side=True)
 
     def shake():
-        for end in (asked, answered, asked, answered):
+        for end in (asked, answered) * 4:
             with suppress(ssl.SSLWantReadError):
                 end.do_handshake()
         return asked.version()
