@@ -21,9 +21,9 @@ from upperson.config import MixedPrecision, TrainConfig
 from upperson.data.batches import Batch
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.model.base import SMALL
+from upperson.observer import Observer, Step
 from upperson.step import backward_through_batch, build_optimizer
-from upperson.train import Step, train
-from upperson_rt.metrics import RetrievalMetrics
+from upperson.train import train
 
 PRECISIONS: tuple[MixedPrecision, ...] = ("fp32", "bf16", "fp16")
 """What is trained in on a GPU."""
@@ -32,30 +32,15 @@ _VIEWS, _CAPTIONS = 2, 2
 _LR = 1e-5  # The weights are random: a loss that falls would say nothing.
 
 
-class _Speeds:
-    """An observer that keeps what it is told of steps."""
+class _Speeds(Observer):
+    """Keeps what it is told of steps."""
 
     def __init__(self) -> None:
         self.images_per_s: list[float] = []
 
-    def note(self, text: str) -> None:
-        """Nothing of interest."""
-
-    def caching(self, done: int, total: int) -> None:
-        """Nothing is cached."""
-
-    def expecting(self, step_s: float, steps: int) -> None:
-        """It is measured."""
-
     def step(self, step: Step) -> None:
         """Keep the speed."""
         self.images_per_s.append(step.images_per_s)
-
-    def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
-        """Nothing is evaluated."""
-
-    def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None:
-        """Nothing is measured."""
 
 
 def write_people(spec: ModelSpec, steps: int, folder: Path) -> TrainConfig:

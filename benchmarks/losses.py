@@ -18,23 +18,17 @@ import torch
 import typer
 from safetensors.torch import save_file
 
-from upperson.config import read_recipe
+from benchmarks.runs import finished_run, kept_runs, small_base
 from upperson.data.batches import pad_ids, tokenize
 from upperson.data.records import Record, read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.transforms import evaluation_transform
 from upperson.data.vocabulary import clip_tokenizer
-from upperson.model.base import SMALL, load_base
-from upperson.model.encoder import UPPerson
-from upperson.model.parts import PLAIN_CLIP
-from upperson.run import CONFIG, RESULTS
-from upperson.train import Step, train
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json, Threads
 from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
 from upperson_rt.files import scratch_folder
 from upperson_rt.machine import describe_machine, machine_lines
-from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.preprocess import prepare_image
 
 SDM = "sdm"
@@ -92,11 +86,8 @@ def losses(
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     size = Size(people=people, test_people=test_people, views=views, epochs=epochs)
-    if output is None:
-        with scratch_folder(Path("losses.building")) as folder:
-            found = measure(folder, size, seeds)
-    else:
-        found = measure(output, size, seeds)
+    with kept_runs(output, "losses") as folder:
+        found = measure(folder, size, seeds)
     result = {
         "benchmark": "losses",
         "size": asdict(size) | {"seeds": seeds},
@@ -119,24 +110,18 @@ def measure(folder: Path, size: Size, seeds: int) -> dict[str, dict[str, list[fl
         for number, (seed, condition, variant) in enumerate(cells):
             progress(f"{condition}, {variant}, seed {seed}", number, len(cells))
             run = folder / "runs" / f"{condition}, {variant}, seed {seed}"
-            if not (run / RESULTS).is_file():
-                noise = 0 if condition == SPREAD else int(condition.split()[0])
-                config = read_recipe(
-                    "synthetic",
-                    {
-                        "root": str(
-                            wrong_captions(people_in(folder, size), noise, seed).absolute()
-                        ),
-                        "epochs": size.epochs,
-                        "seed": seed,
-                        **VARIANTS[variant],
-                    }
-                    | ({"pretrained": str(spread_base(folder))} if condition == SPREAD else {}),
-                )
-                train(config, run, Nobody(), device="cpu", resume=(run / CONFIG).is_file())
-            result = json.loads((run / RESULTS).read_text("utf-8"))["test"]["R@1"]
-            found.setdefault(condition, {}).setdefault(variant, []).append(result)
+            results = finished_run(run, _settings(folder, size, seed, condition, variant))
+            found.setdefault(condition, {}).setdefault(variant, []).append(results["test"]["R@1"])
     return found
+
+
+def _settings(folder: Path, size: Size, seed: int, condition: str, variant: str) -> dict[str, Any]:
+    """Return what is other than in the recipe; the people are rendered, or found."""
+    noise = 0 if condition == SPREAD else int(condition.split()[0])
+    people = wrong_captions(people_in(folder, size), noise, seed)
+    own = {"pretrained": str(spread_base(folder))} if condition == SPREAD else {}
+    shared = {"root": str(people.absolute()), "epochs": size.epochs, "seed": seed}
+    return {**shared, **VARIANTS[variant], **own}
 
 
 def _cells(seeds: int) -> Iterator[tuple[int, str, str]]:
@@ -191,12 +176,12 @@ def spread_base(folder: Path) -> Path:
     file = folder / "spread.safetensors"
     if file.is_file():
         return file
-    size = (192, 64)
-    base = load_base(SMALL, None, size)
-    model = UPPerson(base.clip, PLAIN_CLIP, size, base.statistics).eval()
+    base, model = small_base()
     records: list[Record] = read_dataset("jsonl", folder / "people")["train"][:200]
     transform = evaluation_transform(base.statistics)
-    pixels = [torch.from_numpy(prepare_image(record.image, *size)) for record in records]
+    pixels = [
+        torch.from_numpy(prepare_image(record.image, *model.image_size)) for record in records
+    ]
     images_NE = model.image(torch.stack([transform(x.permute(2, 0, 1)) for x in pixels]))
     tokenizer = clip_tokenizer(model.text.context_length)
     texts_NE = model.text(pad_ids(tokenize(tokenizer, [r.captions[0] for r in records])))
@@ -219,28 +204,6 @@ def difference(sdm: list[float], values: list[float]) -> dict[str, float]:
         "difference": statistics.fmean(differences),
         "half_interval": half,
     }
-
-
-class Nobody:
-    """Watches a run and says nothing."""
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
-
-    def caching(self, done: int, total: int) -> None:
-        """Say nothing."""
-
-    def expecting(self, step_s: float, steps: int) -> None:
-        """Say nothing."""
-
-    def step(self, step: Step) -> None:
-        """Say nothing."""
-
-    def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
-        """Say nothing."""
-
-    def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None:
-        """Say nothing."""
 
 
 def _show(result: dict[str, Any]) -> None:

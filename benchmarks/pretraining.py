@@ -14,27 +14,22 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.losses import Nobody
-from upperson.config import read_recipe
+from benchmarks.runs import finished_run, kept_runs, small_base
 from upperson.data.records import read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.evaluate import evaluate
-from upperson.model.base import SMALL, load_base
 from upperson.model.encoder import UPPerson
-from upperson.model.parts import PLAIN_CLIP
-from upperson.run import CONFIG, RESULTS, load_run
-from upperson.train import train
+from upperson.run import load_run
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json, Threads
 from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
-from upperson_rt.files import scratch_folder, write_atomically
+from upperson_rt.files import write_atomically
 from upperson_rt.machine import describe_machine, machine_lines
 
 FRESH, PRETRAINED = "fresh", "from other people"
 OWN = {50: 12, 500: 3}
 """People of one's own, to the passes over their pairs."""
-_IMAGE_SIZE = (192, 64)
 
 app = new_app("Measure what pre-training on other people is worth.")
 
@@ -73,11 +68,8 @@ def pretraining(
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     size = Size(others=others, epochs=epochs, test_people=test_people, views=views)
-    if output is None:
-        with scratch_folder(Path("pretraining.building")) as folder:
-            found = measure(folder, size, seeds)
-    else:
-        found = measure(output, size, seeds)
+    with kept_runs(output, "pretraining") as folder:
+        found = measure(folder, size, seeds)
     result = {
         "benchmark": "pretraining",
         "size": asdict(size) | {"own": OWN, "seeds": seeds},
@@ -106,13 +98,8 @@ def measure(folder: Path, size: Size, seeds: int) -> dict[str, dict[str, list[fl
     with show_progress() as progress:
         for number, (count, start, run, settings) in enumerate(steps):
             progress(f"{count} people, {start}", number, len(steps))
-            if not (run / RESULTS).is_file():
-                config = read_recipe("synthetic", settings)
-                train(config, run, Nobody(), device="cpu", resume=(run / CONFIG).is_file())
-            if count:
-                r1 = json.loads((run / RESULTS).read_text("utf-8"))["test"]["R@1"]
-            else:
-                r1 = _measured(run, test)
+            results = finished_run(run, settings)
+            r1 = results["test"]["R@1"] if count else _measured(run, test)
             found.setdefault(str(count), {}).setdefault(start, []).append(r1)
     return found
 
@@ -145,9 +132,7 @@ def _zero_shot(folder: Path, people: Path) -> float:
     """Return R@1 of the base on the test split."""
     file = folder / "zero_shot.json"
     if not file.is_file():
-        base = load_base(SMALL, None, _IMAGE_SIZE)
-        model = UPPerson(base.clip, PLAIN_CLIP, _IMAGE_SIZE, base.statistics).eval()
-        write_atomically(file, json.dumps(_r1(model, people)))
+        write_atomically(file, json.dumps(_r1(small_base()[1], people)))
     return float(json.loads(file.read_text("utf-8")))
 
 

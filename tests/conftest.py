@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from filelock import FileLock
@@ -39,9 +39,14 @@ if threading.current_thread() is threading.main_thread():
 
 TESTS = Path(__file__).parent
 
+_MOST_PEAK_MB = 1500
+"""What a process that runs tests may take at most; those that tests start are not in it."""
+
 _STATM, _LIBC = Path("/proc/self/statm"), ctypes.CDLL(None) if os.name == "posix" else None
 _MANY_PAGES = 4000  # 16 MB.
 _kept_pages = 0  # After memory was given back the last time.
+_peak_mb, _peak_test = 0, ""  # The most this process ever took, and the test that took it.
+_peaks: dict[str, tuple[int, str]] = {}  # The same of all workers, by name.
 
 TIER_TIMEOUT_S = {
     "unit": 30,  # One module on toy models.
@@ -53,6 +58,41 @@ TIER_TIMEOUT_S = {
     "gpu": 600,  # On an NVIDIA GPU; skipped where there is none.
 }
 """Seconds a test may take, without its fixtures: those that take long have their own limit."""
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    global _peak_mb, _peak_test
+    if (peak_mb := _own_peak_mb()) > _peak_mb:
+        _peak_mb, _peak_test = peak_mb, nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker reports when it has finished; one that crashed reports nothing."""
+    if peak := getattr(node, "workeroutput", {}).get("peak"):
+        _peaks[node.gateway.id] = tuple(peak)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    peak = (_peak_mb, _peak_test)
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak"] = peak
+        return
+    if not _peaks:
+        _peaks["this process"] = peak
+    largest_mb, _ = max(_peaks.values())
+    if largest_mb > _MOST_PEAK_MB and "CI" in os.environ and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, (peak_mb, test) in _peaks.items():
+        if peak_mb > 0:
+            line = f"{name} took {peak_mb:,} MB at most, in {test}"
+            too_much = peak_mb > _MOST_PEAK_MB
+            terminalreporter.write_line(
+                f"{line}: above {_MOST_PEAK_MB:,} MB" if too_much else line, red=too_much
+            )
 
 
 def pytest_unconfigure() -> None:
@@ -86,6 +126,12 @@ def memory_is_given_back() -> Iterator[None]:
 
 def _resident_pages() -> int:
     return int(_STATM.read_bytes().split()[1]) if _STATM.exists() else 0
+
+
+def _own_peak_mb() -> int:
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 class QuickDemo(NamedTuple):

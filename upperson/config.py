@@ -22,7 +22,7 @@ from upperson.model.parts import UPPersonConfig
 from upperson.model.student import StudentConfig
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import one_line
-from upperson_rt.strict import read_fields, suggestion
+from upperson_rt.strict import read_fields, require_values, suggestion
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -205,7 +205,8 @@ def read_recipe(name: str, overrides: dict[str, Any], settings: Sequence[str] = 
         settings: ``KEY=VALUE`` texts with a dotted key and a YAML value, replacing fields last.
 
     Raises:
-        UsageError: No such recipe, a setting that is not one, or one that contradicts another.
+        UsageError: No such recipe, an override or a setting that no recipe could have, or one that
+            contradicts another.
         InputError: The file does not parse, or has an unknown key or a wrong type.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
@@ -213,13 +214,25 @@ def read_recipe(name: str, overrides: dict[str, Any], settings: Sequence[str] = 
         if path.suffix and path != RECIPES / f"{name}.yaml":
             raise UsageError(f"expected a recipe at {path}, found no such file")
         raise UsageError(f"recipe '{name}' is unknown: {suggestion(name, recipe_names())}")
-    content = _parse(path)
-    content |= {key: value for key, value in overrides.items() if value is not None}
+    given = {key: value for key, value in overrides.items() if value is not None}
     if overrides.get("base") == SMALL and overrides.get("pretrained") is None:
-        content["pretrained"] = None  # It brings its own weights, whatever the recipe's base needs.
+        given["pretrained"] = None  # It brings its own weights, whatever the recipe's base needs.
+    content = _parse(path) | given
     for setting in settings:
         _replace(content, setting)
+    require_settings(given, settings)
     return _read(TrainConfig, content, f"recipe {name}")
+
+
+def require_settings(given: dict[str, Any], settings: Sequence[str] = ()) -> None:
+    """Raise UsageError if options of a command have keys or values that no recipe could have."""
+    content = dict(given)
+    for setting in settings:
+        _replace(content, setting)
+    try:
+        require_values(TrainConfig, _as_read(content), "options")
+    except InputError as error:
+        raise UsageError(str(error)) from error
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -283,10 +296,16 @@ def _replace(content: dict[str, Any], setting: str) -> None:
 def _read(kind: type[T], content: dict[str, Any], where: str) -> T:
     if kind is TrainConfig and "root" not in content:
         raise InputError(f"{where}: 'root' is missing: set it in the file or as an option")
+    return read_fields(kind, _as_read(content), where)
+
+
+def _as_read(content: dict[str, Any]) -> dict[str, Any]:
+    """Take a single block for text, as ``lora_blocks: 3``."""
     model = content.get("model")
-    if isinstance(model, dict):  # One block: lora_blocks: 3
-        content["model"] = {
-            key: str(value) if type(value) is int and str(key).endswith("_blocks") else value
-            for key, value in model.items()
-        }
-    return read_fields(kind, content, where)
+    if not isinstance(model, dict):
+        return content
+    model = {
+        key: str(value) if type(value) is int and str(key).endswith("_blocks") else value
+        for key, value in model.items()
+    }
+    return {**content, "model": model}

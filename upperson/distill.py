@@ -19,24 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from upperson.checkpoint import Checkpointer, RunState, identity_of
+from upperson.checkpoint import Checkpointer, identity_of
 from upperson.components import start_accelerator
-from upperson.config import TrainConfig
+from upperson.config import TrainConfig, require_settings
 from upperson.data.batches import BatchSampler, PairDataset, pair_loader, usable_workers
 from upperson.data.images import truncated_images
 from upperson.data.pictures import Pictures
 from upperson.data.records import Record, read_dataset
 from upperson.evaluate import evaluate_both
 from upperson.model.encoder import ImageEncoder
-from upperson.model.student import (
-    build_student,
-    read_size,
-    start_from_teacher,
-)
+from upperson.model.student import build_student, read_size, start_from_teacher
+from upperson.observer import Observer
+from upperson.ongoing import OngoingRun, TrainResult
 from upperson.run import LAST, Run, load_run, space_of_run
 from upperson.run_writer import RunWriter
 from upperson.step import set_learning_rate
-from upperson.train import Observer, Step, TrainResult, load_state, measure_saved_run
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.preprocess import iter_image_files
 from upperson_rt.strict import read_fields
@@ -61,6 +58,7 @@ def student_config(
         UsageError: The student is not smaller than its teacher, or a setting is out of range.
         InputError: The teacher is no run, or a picture is not there.
     """
+    require_settings(settings)
     teacher = load_run(teacher_path)
     image_size = (teacher.config.height_px, teacher.config.width_px)
     build_student(teacher.model.image, read_size(size), image_size)  # Refuses what cannot be.
@@ -152,27 +150,35 @@ def _distill(
     )
     trained, optimizer = accelerator.prepare(student, optimizer)
     identity = identity_of(config, run.base.sha256, splits)
-    checkpointer = Checkpointer(
-        run_path / LAST, nn.ModuleDict({"image": student}), optimizer, accelerator.scaler, identity
+    student_parts = nn.ModuleDict({"image": student})
+    ongoing = OngoingRun(
+        path=run_path,
+        config=config,
+        splits=splits,
+        tokenizer=tokenizer,
+        accelerator=accelerator,
+        writer=RunWriter(run_path, config, run.base, model, resume=resume),
+        checkpointer=Checkpointer(
+            run_path / LAST, student_parts, optimizer, accelerator.scaler, identity
+        ),
+        observer=observer,
+        epoch_steps=len(sampler),
+        started=started,
     )
-    writer = RunWriter(run_path, config, run.base, model, resume=resume)
-    state = load_state(checkpointer, config.epochs, observer) if resume else RunState()
-    closing.callback(writer.close)
-    writer.begin({}, state.epoch * len(sampler) + state.step + 1)
-    started -= state.seconds
-
-    def save() -> None:
-        state.seconds = time.perf_counter() - started
-        checkpointer.save(state, state.epoch * len(sampler) + state.step)
+    if resume:
+        ongoing.resume()
+    state = ongoing.state
+    closing.callback(ongoing.writer.close)
+    ongoing.begin()
 
     while state.epoch < config.epochs:
         rate = set_learning_rate(optimizer, state.epoch, config)
         student.train()
         sampler.start_at(state.epoch, state.step)
-        last_step_at = time.perf_counter()
+        ongoing.start_lap()
         for item in loader:
             if isinstance(item, UppersonError):
-                save()
+                ongoing.save()
                 raise InputError(f"{item}: mend it, then go on with  --resume {run_path}")
             image_N3HW = item.to(accelerator.device, model.statistics).image_N3HW
             with accelerator.autocast():
@@ -183,30 +189,16 @@ def _distill(
             accelerator.backward(loss)
             optimizer.step()
             state.step += 1
-            state.loss_sum += loss.item()
-            now = time.perf_counter()
-            speed, last_step_at = len(image_N3HW) / (now - last_step_at), now
-            observer.step(
-                Step(
-                    epoch=state.epoch, number=state.step - 1, steps=len(sampler), lr=rate,
-                    loss=loss.item(), images_per_s=speed,
-                )
-            )  # fmt: skip
-            writer.log_step(state.epoch * len(sampler) + state.step, loss.item(), rate, speed)
+            ongoing.tell_step(state.step, loss.item(), rate, len(image_N3HW))
             if state.step % config.checkpoint_every == 0 or state.step == len(sampler):
-                save()
-        state.rows.append(
+                ongoing.save()
+        ongoing.end_epoch(
             {"epoch": state.epoch + 1, "lr": rate, "loss": state.loss_sum / state.step}
         )
-        state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
-        writer.log_epoch(state.rows, state.epoch * len(sampler))
-        save()
 
-    writer.save_adapter(model.trained_state())
-    measured = measure_saved_run(
-        run_path, splits, tokenizer, config, accelerator, observer, config.epochs
-    )
-    seconds = time.perf_counter() - started
+    state.best_epoch = config.epochs
+    ongoing.writer.save_adapter(model.trained_state())
+    measured = ongoing.measure()
     model.image = teacher
     facts: dict[str, Any] = {
         "operations": operations(student, model.image_size),
@@ -216,13 +208,7 @@ def _distill(
             for name in measured
         },
     }
-    writer.finish(config.epochs, "last epoch", measured, splits, seconds, facts)
-    return TrainResult(
-        best_epoch=config.epochs,
-        val=measured["val"].text_to_image if "val" in measured else None,
-        test=measured["test"].text_to_image if "test" in measured else None,
-        seconds=seconds,
-    )
+    return ongoing.finish("last epoch", measured, facts)
 
 
 def distance(student_NE: Tensor, teacher_NE: Tensor) -> Tensor:

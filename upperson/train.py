@@ -8,16 +8,15 @@ import math
 import time
 from collections import deque
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from upperson.checkpoint import Checkpointer, RunState, identity_of
+from upperson.checkpoint import Checkpointer, identity_of
 from upperson.components import (
     NO_BF16,
     Components,
@@ -31,19 +30,13 @@ from upperson.config import TrainConfig, settings_from
 from upperson.data.batches import BatchSampler, PairDataset, pair_loader, usable_workers
 from upperson.data.images import truncated_images
 from upperson.data.pictures import Pictures, cached_pictures
-from upperson.data.records import SPLITS, Split
+from upperson.data.records import Split
 from upperson.division import find_noisy
-from upperson.evaluate import (
-    Evaluation,
-    both_directions,
-    embed_records,
-    pids_of,
-    rank_and_average,
-)
-from upperson.model.base import load_base
-from upperson.model.encoder import UPPerson
+from upperson.evaluate import embed_records, pids_of, rank_and_average
+from upperson.observer import Observer
+from upperson.ongoing import OngoingRun, TrainResult
 from upperson.plan import expected_step_s
-from upperson.run import CONFIG, LAST, load_run, start_from
+from upperson.run import CONFIG, LAST, start_from
 from upperson.run_writer import RunWriter
 from upperson.step import (
     COMPILED_LENGTHS,
@@ -53,60 +46,7 @@ from upperson.step import (
     set_learning_rate,
 )
 from upperson_rt.errors import InputError, UppersonError, UsageError
-from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One optimisation step that is done."""
-
-    epoch: int
-    """From 0."""
-
-    number: int
-    """In its epoch, from 0."""
-
-    steps: int
-    """Steps in an epoch."""
-
-    loss: float
-    lr: float
-    images_per_s: float
-    """Pairs of the global batch, by the time since the step before; loading is in it."""
-
-
-class Observer(Protocol):
-    """Who wants to see a run while it goes: a progress display, a test."""
-
-    def note(self, text: str) -> None:
-        """Something a person should know, in one line."""
-
-    def caching(self, done: int, total: int) -> None:
-        """So many pictures are in the cache."""
-
-    def expecting(self, step_s: float, steps: int) -> None:
-        """Before the first step: how long one should take, loading apart, and how many are left."""
-
-    def step(self, step: Step) -> None:
-        """An optimisation step is done."""
-
-    def evaluated(self, epoch: int, split: str, metrics: RetrievalMetrics) -> None:
-        """A split was evaluated after an epoch, counted from 0."""
-
-    def measured(self, best_epoch: int, split: str, metrics: RetrievalMetrics) -> None:
-        """A split was measured on the saved run, whose epoch counts from 1."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainResult:
-    """What a finished run measured. Only the main process has the metrics."""
-
-    best_epoch: int
-    val: RetrievalMetrics | None
-    test: RetrievalMetrics | None
-    seconds: float
-    """Work on the run, added up over interrupted and resumed processes."""
 
 
 def train(
@@ -181,40 +121,46 @@ def _train(
         accelerator.process_index,
         accelerator.num_processes,
     )
-    batch_bytes = max(sampler.share_sizes(0)) * math.prod(model.image_size) * 3
+    share = max(sampler.share_sizes(0))
+    batch_bytes = share * math.prod(model.image_size) * 3
     workers = _workers(config, batch_bytes, observer if main else None)
     loader = pair_loader(pairs, sampler, accelerator.device, workers)
 
     trained.to(accelerator.device)
     optimizer = build_optimizer(trained.named_parameters(), config)
-    share = max(sampler.share_sizes(0))
     step_s = expected_step_s(model, config, length=pairs.longest, pairs=share) if main else 0.0
     if config.compile:
         compile_blocks(model)
     towers, optimizer = accelerator.prepare(model, optimizer)
     identity = identity_of(config, components.base.sha256, splits)
-    checkpointer = Checkpointer(run_path / LAST, trained, optimizer, accelerator.scaler, identity)
+    run = OngoingRun(
+        path=run_path,
+        config=config,
+        splits=splits,
+        tokenizer=tokenizer,
+        accelerator=accelerator,
+        writer=writer,
+        checkpointer=Checkpointer(
+            run_path / LAST, trained, optimizer, accelerator.scaler, identity
+        ),
+        observer=observer,
+        epoch_steps=len(sampler),
+        started=started,
+    )
     if main:
         _tell_cut_captions(splits, tokenizer, observer)
-    state = RunState()
     if resume:
-        state = load_state(checkpointer, config.epochs, observer if main else None)
-    if config.init_from is not None and state.epoch == state.step == 0:
+        run.resume()
+    state = run.state
+    if config.init_from is not None and run.steps == 0:
         start_from(Path(config.init_from), model, components.base, config.model)
         if main:
             observer.note(f"starting from the trained tensors of {config.init_from}")
     accelerator.wait_for_everyone()
-    if main:
-        closing.callback(writer.close)
-        writer.begin(state.best, state.epoch * len(sampler) + state.step + 1)
-        if left := config.epochs * len(sampler) - state.epoch * len(sampler) - state.step:
-            observer.expecting(step_s, left)
-    started -= state.seconds
-
-    def save() -> None:
-        state.seconds = time.perf_counter() - started
-        if main:
-            checkpointer.save(state, state.epoch * len(sampler) + state.step)
+    closing.callback(writer.close)
+    run.begin()
+    if main and (left := config.epochs * len(sampler) - run.steps):
+        observer.expecting(step_s, left)
 
     waiting: deque[tuple[int, Tensor, int]] = deque()
 
@@ -230,15 +176,7 @@ def _train(
                     f"({config.model.prefix_scale}); the best epoch so far, if there is one, is "
                     f"kept in {run_path}"
                 )
-            state.loss_sum += loss
-            speed = count / clock.lap()
-            if main:
-                step = Step(
-                    epoch=state.epoch, number=number - 1, steps=len(sampler), loss=loss, lr=rate,
-                    images_per_s=speed,
-                )  # fmt: skip
-                observer.step(step)
-                writer.log_step(state.epoch * len(sampler) + number, loss, rate, speed)
+            run.tell_step(number, loss, rate, count)
 
     # A GPU is told of the next step before anybody waits for the loss of this one.
     late = 1 if accelerator.device.type == "cuda" else 0
@@ -257,11 +195,11 @@ def _train(
                 observer.note(f"epoch {epoch + 1}: {len(state.left_out)} pairs left out as noisy")
         model.train()
         sampler.start_at(epoch, state.step, state.left_out)
-        clock = _Clock()
+        run.start_lap()
         for item in loader:
             if isinstance(item, UppersonError):
                 read_losses(0)
-                save()
+                run.save()
                 raise InputError(
                     f"{item} (epoch {epoch + 1}, step {state.step + 1}): mend it, then go on with "
                     f"--resume {run_path}"
@@ -279,7 +217,7 @@ def _train(
             keep = state.step % config.checkpoint_every == 0 or state.step == len(sampler)
             read_losses(0 if keep else late)
             if keep:
-                save()
+                run.save()
 
         last = epoch + 1 == config.epochs
         embeds = None
@@ -293,55 +231,21 @@ def _train(
                     pictures=pictures[selecting],
                     together=True,
                 )
-        if main:
-            row = {"epoch": epoch + 1, "lr": rate, "loss": state.loss_sum / state.step}
-            if config.leave_out_noisy:
-                row["left out"] = len(state.left_out)
-            metrics = None
-            if selecting is not None and embeds is not None:
-                metrics = rank_and_average(*embeds, *pids_of(splits[selecting]), accelerator.device)
-                observer.evaluated(epoch, selecting, metrics)
-                row |= {f"{selecting} {name}": value for name, value in metrics.as_dict().items()}
-            if (metrics is not None and metrics.r1 > state.best_r1) or (selecting is None and last):
-                state.best_epoch = epoch + 1
-                state.best_r1 = state.best_r1 if metrics is None else metrics.r1
-                state.best = model.trained_state()
-                writer.save_adapter(state.best)
-            state.rows.append(row)
-            writer.log_epoch(state.rows, (epoch + 1) * len(sampler))
-        state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
-        save()
+        row = {"epoch": epoch + 1, "lr": rate, "loss": state.loss_sum / state.step}
+        if config.leave_out_noisy:
+            row["left out"] = len(state.left_out)
+        r1 = None
+        if main and selecting is not None and embeds is not None:
+            metrics = rank_and_average(*embeds, *pids_of(splits[selecting]), accelerator.device)
+            observer.evaluated(epoch, selecting, metrics)
+            row |= {f"{selecting} {name}": value for name, value in metrics.as_dict().items()}
+            r1 = metrics.r1
+        if main and (last if selecting is None else r1 is not None and r1 > state.best_r1):
+            run.keep_best(model.trained_state(), r1)
+        run.end_epoch(row)
         accelerator.wait_for_everyone()
 
-    measured = measure_saved_run(
-        run_path, splits, tokenizer, config, accelerator, observer, state.best_epoch, pictures
-    )
-    if main:
-        seconds = time.perf_counter() - started
-        writer.finish(state.best_epoch, selecting or "last epoch", measured, splits, seconds)
-    accelerator.wait_for_everyone()
-    return TrainResult(
-        best_epoch=state.best_epoch,
-        val=measured["val"].text_to_image if "val" in measured else None,
-        test=measured["test"].text_to_image if "test" in measured else None,
-        seconds=time.perf_counter() - started,
-    )
-
-
-def load_state(checkpointer: Checkpointer, epochs: int, observer: Observer | None) -> RunState:
-    """Bring the run back to its newest checkpoint; a run without one starts anew."""
-    found, damaged = checkpointer.load()
-    state = found or RunState()
-    if observer is not None:
-        for problem in damaged:
-            observer.note(f"{problem}; going on from the one before it")
-        if found is None:
-            observer.note("no checkpoint yet: starting from the beginning")
-        elif state.epoch == epochs:
-            observer.note("all epochs are done: only measuring the saved run")
-        else:
-            observer.note(f"resuming at epoch {state.epoch + 1}, step {state.step + 1}")
-    return state
+    return run.finish(selecting or "last epoch", run.measure(pictures))
 
 
 def _find_noisy(
@@ -367,57 +271,6 @@ def _find_noisy(
         ]
     broadcast_object_list(found)
     return found[0]
-
-
-def measure_saved_run(
-    run_path: Path,
-    splits: Splits,
-    tokenizer: Tokenizer,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    observer: Observer,
-    best_epoch: int,
-    pictures: dict[Split, Pictures] | None = None,
-) -> dict[Split, Evaluation]:
-    """Load the run as anyone will, in float32, and measure val and test as far as they exist.
-
-    The main process reads the files, which no other may see, and tells the others what is in them;
-    all encode a share. Only the main process measures.
-    """
-    main = accelerator.is_main_process
-    model = load_run(run_path).model if main else _untrained(config)
-    model.to(accelerator.device)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = broadcast(parameter.data)
-    measured: dict[Split, Evaluation] = {}
-    for split in SPLITS:
-        records = splits[split]
-        if split != "train" and records:
-            try:
-                embeds = embed_records(
-                    model,
-                    tokenizer,
-                    records,
-                    workers=config.workers,
-                    pictures=None if pictures is None else pictures[split],
-                    together=True,
-                )
-            except InputError as error:
-                raise InputError(
-                    f"{error} ({split} split; training is done): mend it, then measure with "
-                    f"--resume {run_path}"
-                ) from error
-            if main:
-                measured[split] = both_directions(*embeds, records, accelerator.device)
-                observer.measured(best_epoch, split, measured[split].text_to_image)
-    return measured
-
-
-def _untrained(config: TrainConfig) -> UPPerson:
-    image_size = (config.height_px, config.width_px)
-    base = load_base(config.base, config.pretrained, image_size)
-    return UPPerson(base.clip, config.model, image_size, base.statistics).eval()
 
 
 def _pictures_of(
@@ -446,18 +299,6 @@ def _workers(config: TrainConfig, batch_bytes: int, observer: Observer | None) -
 def _uncompiled(config: TrainConfig) -> AbstractContextManager[object]:
     """Run compiled blocks as they are: evaluation would have them compiled for its batches, too."""
     return torch.compiler.set_stance("force_eager") if config.compile else nullcontext()
-
-
-class _Clock:
-    """Measures laps."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        """Return the seconds since the last one."""
-        before, self._last = self._last, time.perf_counter()
-        return self._last - before
 
 
 def _tell_cut_captions(splits: Splits, tokenizer: Tokenizer, observer: Observer) -> None:

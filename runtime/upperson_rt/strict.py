@@ -29,6 +29,7 @@ __all__ = [
     "parse_json",
     "read_fields",
     "read_json",
+    "require_values",
     "require_version",
     "suggestion",
 ]
@@ -127,6 +128,11 @@ def read_fields(kind: type[T], content: Any, where: str) -> T:
     return _Reader(where).fields(kind, content)
 
 
+def require_values(kind: type[Any], content: Mapping[str, Any], where: str) -> None:
+    """Raise what `read_fields` does for keys and values that are there; any may be missing."""
+    _Reader(where).values(kind, content)
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Reads values at one place of a file."""
@@ -135,22 +141,27 @@ class _Reader:
     path: str = ""
 
     def fields(self, kind: type[T], content: Any) -> T:
+        required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}  # type: ignore[arg-type]
+        values = self.values(kind, content, required)
+        try:
+            return kind(**values)
+        except UppersonError as error:
+            raise type(error)(f"{self.place}: {error}") from error
+
+    def values(
+        self, kind: type[Any], content: Any, required: Collection[str] = ()
+    ) -> dict[str, Any]:
         hints = _hints(kind)
         given = _mapping(content, self.place)
         for key in given:
             if key not in hints:
                 near = suggestion(str(key), hints)
                 raise InputError(f"{self.place}: unknown key {shown(str(key))}, {near}")
-        required = {field.name for field in dataclasses.fields(kind) if _is_required(field)}  # type: ignore[arg-type]
-        values = {
+        return {
             name: self.field(hint, given, name)
             for name, hint in hints.items()
             if name in given or name in required
         }
-        try:
-            return kind(**values)
-        except UppersonError as error:
-            raise type(error)(f"{self.place}: {error}") from error
 
     def field(self, hint: Any, content: Mapping[str, Any], name: str) -> Any:
         at = self.at(name)

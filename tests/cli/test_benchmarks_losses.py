@@ -59,7 +59,7 @@ def test_every_kind_is_trained_once_and_shown(
         r1 = 30.0 + config.seed + (5 if config.loss == "tal" and config.pretrained else 0)
         (run / "results.json").write_text(json.dumps({"test": {"R@1": r1}}))
 
-    monkeypatch.setattr(losses, "train", fake)
+    monkeypatch.setattr("benchmarks.runs.train", fake)
     command = [*TINY, "--output", str(tmp_path / "kept"), "--json"]
     result = CliRunner().invoke(losses.app, command)
     assert result.exit_code == 0, result.stderr

@@ -20,7 +20,7 @@ def trained(monkeypatch):
         run.mkdir(parents=True)
         (run / RESULTS).write_text(json.dumps({"test": {"R@1": float(len(runs))}}))
 
-    monkeypatch.setattr(pretraining, "train", train)
+    monkeypatch.setattr("benchmarks.runs.train", train)
     monkeypatch.setattr(pretraining, "write_dataset", lambda folder, spec: folder)
     monkeypatch.setattr(pretraining, "_zero_shot", lambda folder, people: 5.5)
     monkeypatch.setattr(pretraining, "_measured", lambda run, people: 6.5)

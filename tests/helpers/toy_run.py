@@ -14,7 +14,7 @@ from upperson import run_writer
 from upperson.config import TrainConfig
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.model.parts import UPPersonConfig
-from upperson.train import Step
+from upperson.observer import Step
 from upperson_rt.metrics import RetrievalMetrics
 
 

@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from upperson.cli.export_run import calibration_samples, measured_split, render_people
+from upperson.cli.export_run import (
+    calibration_samples,
+    calibration_to_reuse,
+    measured_split,
+    render_people,
+)
 from upperson.data.synthetic import LOOKS, describe
 from upperson.data.synthetic.people import sample_people
 from upperson.model.base import load_base
 from upperson.model.configs import base_config
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
-from upperson_calibration.calibration_file import read_calibration
 from upperson_calibration.samples import Captions, Pictures, choose_samples
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.calibrator import StageProgress
@@ -74,11 +78,7 @@ def export_base(
         InputError: The folder has too few pictures to rank; and what `load_base`, `choose_samples`
             and `export_bundle` raise.
     """
-    reused = None if calibration is None else read_calibration(calibration)
-    if reused is not None:
-        reused.require_estimator(options.estimator)  # Before any work.
-    if calib_data is not None:
-        next(iter_image_files([calib_data]))  # Raises now rather than after minutes.
+    reused = calibration_to_reuse(calibration, options, calib_data)
     progress("loading the base", 0, 1)
     own = base_config(name).crop_size
     height_px, width_px = (given or usual for given, usual in zip(image_size, own, strict=True))

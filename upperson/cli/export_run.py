@@ -11,7 +11,7 @@ from upperson.data.records import Record, Split, read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.evaluate import pids_of
 from upperson.run import ADAPTER, CONFIG, load_run
-from upperson_calibration.calibration_file import read_calibration
+from upperson_calibration.calibration_file import Calibration, read_calibration
 from upperson_calibration.samples import CalibrationSet, Captions, Pictures, choose_samples
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.calibrator import StageProgress
@@ -52,11 +52,7 @@ def export_run(
         calibration: Calibration file of an earlier export to take over.
         progress: Told what goes on.
     """
-    reused = None if calibration is None else read_calibration(calibration)
-    if reused is not None:
-        reused.require_estimator(options.estimator)  # Before any work.
-    if calib_data is not None:
-        next(iter_image_files([calib_data]))  # Raises now rather than after minutes.
+    reused = calibration_to_reuse(calibration, options, calib_data)
     progress("loading the run", 0, 1)
     config, base, model = load_run(run)
     progress("loading the run", 1, 1)
@@ -97,6 +93,25 @@ def export_run(
             progress,
             reused,
         )
+
+
+def calibration_to_reuse(
+    file: Path | None, options: ExportOptions, pictures: Path | None
+) -> Calibration | None:
+    """Read a calibration to take over; raise now, before any work, what would be raised later.
+
+    Args:
+        file: Of an earlier export, if one is taken over.
+        options: What is exported.
+        pictures: Folder of pictures that set ranges, if there is one.
+    """
+    if pictures is not None:
+        next(iter_image_files([pictures]))
+    if file is None:
+        return None
+    reused = read_calibration(file)
+    reused.require_estimator(options.estimator)
+    return reused
 
 
 def measured_split(dataset: str, root: Path) -> tuple[RetrievalSplit, list[Record]]:

@@ -3,14 +3,11 @@
 import time
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING
 
+from upperson.observer import Observer, Step
 from upperson_rt.cli.output import new_progress, print_note
 from upperson_rt.metrics import RetrievalMetrics
 from upperson_rt.printable import count_of
-
-if TYPE_CHECKING:
-    from upperson.train import Step
 
 _LOG_EVERY_S = 10.0
 
@@ -68,8 +65,8 @@ def expected_time(step_s: float, steps: int) -> str:
     return f"about {step_s:.2g} s a step, {whole} for {count_of(steps, 'step')}"
 
 
-class TrainingDisplay:
-    """A training observer that shows steps and prints every evaluation."""
+class TrainingDisplay(Observer):
+    """Shows steps and prints every evaluation."""
 
     def __init__(self, display: Display, epochs: int) -> None:
         self._display = display
@@ -88,7 +85,7 @@ class TrainingDisplay:
         """Print how long training should take."""
         self._display.say(f"{expected_time(step_s, steps)}, without loading and evaluation")
 
-    def step(self, step: "Step") -> None:
+    def step(self, step: Step) -> None:
         """Show one optimisation step."""
         done, total = step.epoch * step.steps + step.number + 1, self._epochs * step.steps
         self._display.update(

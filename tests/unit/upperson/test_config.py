@@ -206,5 +206,16 @@ def test_settings_replace_any_key() -> None:
     ],
 )
 def test_a_bad_setting_is_named(setting: str, message: str) -> None:
-    with pytest.raises((UsageError, InputError), match=message):
+    with pytest.raises(UsageError, match=message):
         read_recipe("synthetic", {"root": "p"}, [setting])
+
+
+def test_a_fault_of_a_recipe_is_its_files_whatever_the_options(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: many\nprecision: fp8")
+    with pytest.raises(UsageError, match="options: lr: expected a finite number"):
+        read_recipe(str(path), {"root": "p", "lr": float("nan")})
+    with pytest.raises(InputError, match="epochs: expected an integer, found 'many'"):
+        read_recipe(str(path), {"root": "p", "lr": 1e-3})
+    with pytest.raises(InputError, match="precision: expected one of"):
+        read_recipe(str(path), {"root": "p"}, ["epochs=3", "warmup_epochs=1"])

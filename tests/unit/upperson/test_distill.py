@@ -20,8 +20,9 @@ from upperson.distill import distill, operations, student_config
 from upperson.evaluate import embed_records
 from upperson.model.parts import PLAIN_CLIP
 from upperson.model.student import build_student, start_from_teacher
+from upperson.observer import Step
 from upperson.run import load_run
-from upperson.train import Step, train
+from upperson.train import train
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 
 pytestmark = pytest.mark.timeout(120)

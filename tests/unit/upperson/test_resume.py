@@ -16,7 +16,8 @@ from upperson import run_writer
 from upperson.checkpoint import Checkpointer, RunState
 from upperson.config import TrainConfig, read_config
 from upperson.data.records import read_dataset
-from upperson.train import Step, train
+from upperson.observer import Step
+from upperson.train import train
 from upperson_rt.errors import InputError, IntegrityError
 
 pytestmark = pytest.mark.timeout(120)

@@ -25,9 +25,10 @@ from upperson.evaluate import evaluate
 from upperson.model.base import SMALL, build_clip, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
+from upperson.observer import Step
 from upperson.run import load_run
 from upperson.run_writer import draw_curves
-from upperson.train import Step, train
+from upperson.train import train
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.machine import Processor
 

@@ -1,0 +1,47 @@
+"""Runs of the demo's recipe that benchmarks compare: made in a folder, read again when finished."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from upperson.config import read_recipe
+from upperson.model.base import SMALL, Base, load_base
+from upperson.model.encoder import UPPerson
+from upperson.model.parts import PLAIN_CLIP
+from upperson.observer import Observer
+from upperson.run import CONFIG, RESULTS
+from upperson.train import train
+from upperson_rt.files import scratch_folder
+
+
+@contextmanager
+def kept_runs(output: Path | None, name: str) -> Iterator[Path]:
+    """Give the folder that keeps the runs, or one that goes at the end."""
+    if output is not None:
+        yield output
+    else:
+        with scratch_folder(Path(f"{name}.building")) as folder:
+            yield folder
+
+
+def finished_run(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train a run unless it is finished, and return what is in its results.json.
+
+    Args:
+        run: Its folder.
+        settings: What is other than in the demo's recipe.
+    """
+    if not (run / RESULTS).is_file():
+        config = read_recipe("synthetic", settings)
+        train(config, run, Observer(), device="cpu", resume=(run / CONFIG).is_file())
+    found: dict[str, Any] = json.loads((run / RESULTS).read_text("utf-8"))
+    return found
+
+
+def small_base() -> tuple[Base, UPPerson]:
+    """Return the small base, and the model it is without trained parts, for the recipe's crops."""
+    image_size = (192, 64)
+    base = load_base(SMALL, None, image_size)
+    return base, UPPerson(base.clip, PLAIN_CLIP, image_size, base.statistics).eval()
