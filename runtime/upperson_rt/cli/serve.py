@@ -135,6 +135,7 @@ def serve(
             lambda: Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim),
             log,
             memory,
+            opened.canaries.image_embeds,
         )
         stack.callback(desk.close)
         place = stack.enter_context(listening(host, port))

@@ -44,9 +44,17 @@ class Opened:
 class CurrentGallery:
     """Opens a gallery, and whichever takes its place. Safe to use from several threads."""
 
-    def __init__(self, open_gallery: Callable[[], Gallery]) -> None:
-        """Open what lies there with a function that does so each time."""
+    def __init__(
+        self, open_gallery: Callable[[], Gallery], scale_of: Callable[[Gallery], Scale]
+    ) -> None:
+        """Open what lies there.
+
+        Args:
+            open_gallery: Does so, each time.
+            scale_of: Returns what its scores are compared with.
+        """
         self._open_gallery = open_gallery
+        self._scale_of = scale_of
         self._lock = threading.Lock()
         self._looked = time.monotonic()
         self.last = self._open()
@@ -72,7 +80,7 @@ class CurrentGallery:
     def _open(self) -> Opened:
         gallery = self._open_gallery()
         pictures = Pictures(gallery.crops_dir)
-        return Opened(gallery, pictures, Scale(), _identity(gallery.location))
+        return Opened(gallery, pictures, self._scale_of(gallery), _identity(gallery.location))
 
 
 def _identity(location: str) -> tuple[int, int] | None:

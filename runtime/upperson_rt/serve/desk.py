@@ -18,12 +18,12 @@ from upperson_rt.gallery import CameraInfo, Filter, Gallery, Hit, Item, TrackSpa
 from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import find_alike
 from upperson_rt.serve.accounts import Account
-from upperson_rt.serve.current import CurrentGallery, Opened
+from upperson_rt.serve.current import CurrentGallery
 from upperson_rt.serve.memory import Memory
 from upperson_rt.serve.pictures import Pictures
 from upperson_rt.serve.problems import ProblemError
 from upperson_rt.serve.questions import Question, Questions
-from upperson_rt.serve.scale import Word
+from upperson_rt.serve.scale import Scale, Word
 from upperson_rt.serve.search import Page, Search, page_of
 
 __all__ = ["Answer", "Desk", "Person", "span_of"]
@@ -78,6 +78,7 @@ class Desk:
         open_gallery: Callable[[], Gallery],
         log: QueryLog,
         memory: Memory,
+        strangers_KD: NDArray[np.float32],
     ) -> None:
         """Serve a gallery.
 
@@ -86,13 +87,16 @@ class Desk:
             open_gallery: Opens the gallery for the encoder, and again if it was replaced.
             log: Gets a line for whatever is done.
             memory: Keeps what belongs to the console alone.
+            strangers_KD: (K, D) of pictures that are not in the gallery: a bundle's canaries.
         """
         self.encoder = encoder
         self.memory = memory
         self.questions = Questions(encoder, memory)
         self.searches = 0
         """Searches that were answered."""
-        self._current = CurrentGallery(open_gallery)
+        self._current = CurrentGallery(
+            open_gallery, lambda gallery: Scale(gallery, strangers_KD, self.questions.ordinary)
+        )
         self._log = log
 
     def close(self) -> None:
@@ -200,8 +204,7 @@ class Desk:
         (hits,) = self.gallery.search(
             mean_D[None].astype(np.float32), _MOST_OTHERS, Filter(camera=others), by_track=True
         )
-        opened = self._current.last
-        words = opened.scale.words(mean_D, [hit.score for hit in hits], opened.gallery)
+        words = self._current.last.scale.words(1.0, [hit.score for hit in hits])
         self.note(account, "view", hits, {"elsewhere": str(person.id)}, Filter(camera=others))
         return list(zip(hits, words, strict=True))
 
@@ -232,9 +235,9 @@ class Desk:
 
         page = page_of(search, limit, cursor, best)
         unclear = bool(search.sentence.strip()) and not search.has_both
-        unclear = unclear and self._unclear(question, opened)
+        unclear = unclear and opened.scale.is_unclear(question.vector_D)
         scores = [hit.score for hit in page.hits]
-        words = opened.scale.words(question.vector_D, scores, gallery)
+        words = opened.scale.words(question.picture_share, scores)
         if unclear:  # Somebody stands out by chance; no word shall say that it is a match.
             words = [""] * len(words)
         self._note_search(account, search, page.hits, limit, {"from": page.first})
@@ -422,12 +425,6 @@ class Desk:
             if name not in known
             and not (account.sees(name) and self.gallery.count(Filter(camera=name)))
         ]
-
-    def _unclear(self, question: Question, opened: Opened) -> bool:
-        if not opened.scale.is_calibrated:
-            with self.questions.turns.turn():
-                opened.scale.calibrate(self.encoder.encode_texts)
-        return opened.scale.is_unclear(question.vector_D, opened.gallery)
 
     def _views(self, id_: int, item: Item) -> list[tuple[int, Item]]:
         if item.track is None:

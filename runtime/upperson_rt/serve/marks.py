@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["refined"]
+__all__ = ["refined", "share_of_yes"]
 
 _TOWARDS = 0.8
 """Of the way from the question to what is right, at most: the question always has its say."""
@@ -34,7 +34,7 @@ def refined(
         return query_D
     moved = query_D.astype(np.float64)
     if len(yes_ND):
-        share = _TOWARDS * len(yes_ND) / (len(yes_ND) + _SOON)
+        share = share_of_yes(len(yes_ND))
         moved = (1 - share) * moved + share * _unit(yes_ND.mean(axis=0, dtype=np.float64))
     if len(no_ND):
         share = _AWAY * len(no_ND) / (len(no_ND) + _LATER)
@@ -43,6 +43,11 @@ def refined(
     if length < 1e-6:  # The marks cancel the question out.
         return query_D
     return (moved / length).astype(np.float32)
+
+
+def share_of_yes(count: int) -> float:
+    """Return how much of a refined query is what so many marks say is right."""
+    return _TOWARDS * count / (count + _SOON)
 
 
 def _unit(vector_D: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -178,7 +178,7 @@ class HitOut(ItemOut):
     rank: int
     score: float = Field(description="Cosine; compare scores of one search only.")
     match: Word = Field(
-        description="How far the score stands above ordinary pictures of this gallery."
+        description="How far the score stands above those of other questions of the same kind."
     )
     span: SpanOut | None
 

@@ -17,10 +17,11 @@ from upperson_rt.gallery import Filter, Gallery, Hit
 from upperson_rt.phrases import ParsedSentence, Phrase, parse
 from upperson_rt.phrases.evidence import Evidence
 from upperson_rt.retriever import search_without
-from upperson_rt.serve.marks import refined
+from upperson_rt.serve.marks import refined, share_of_yes
 from upperson_rt.serve.memory import AskedPicture, Memory
 from upperson_rt.serve.pictures import as_jpeg, read_upload
 from upperson_rt.serve.problems import ProblemError
+from upperson_rt.serve.scale import ORDINARY
 from upperson_rt.serve.search import Search
 from upperson_rt.serve.turns import Turns
 
@@ -35,6 +36,8 @@ class Question:
 
     vector_D: NDArray[np.float32]
     """(D,) of unit length."""
+    picture_share: float
+    """Of pictures in it, 0 for a sentence to 1 for a picture; what was marked is a picture, too."""
     denied: tuple[Phrase, ...]
     """What its sentence does not want."""
     is_cut: bool
@@ -67,6 +70,7 @@ class Questions:
         self._memory = memory
         self._evidence = Evidence(encoder.encode_texts)
         self._sentences: OrderedDict[str, _Sentence] = OrderedDict()
+        self._ordinary_SD: NDArray[np.float32] | None = None
         self._lock = threading.Lock()
 
     def of(
@@ -103,8 +107,11 @@ class Questions:
             there = [marked[id_] for id_ in sorted(ids) if id_ in marked]
             return np.array(there, np.float32).reshape(-1, len(query_D))
 
+        yes_ND = vectors(search.yes)
+        own_share = 0.0 if like_D is None else search.share if search.has_both else 1.0
         return Question(
-            vector_D=refined(query_D, vectors(search.yes), vectors(search.no)),
+            vector_D=refined(query_D, yes_ND, vectors(search.no)),
+            picture_share=1 - (1 - own_share) * (1 - share_of_yes(len(yes_ND))),
             denied=() if sentence is None else sentence.parsed.denied,
             is_cut=sentence is not None and sentence.is_cut,
             lost=sum(id_ not in marked for id_ in (*search.yes, *search.no)),
@@ -175,6 +182,17 @@ class Questions:
             if pictures:
                 embeds_ND[[*pictures]] = self._encoder.encode_images([*pictures.values()])
         return embeds_ND
+
+    def ordinary(self) -> NDArray[np.float32]:
+        """Return the (S, D) embeddings of `ORDINARY`, which are made once.
+
+        Raises:
+            BusyError: Too many wait for the encoder.
+        """
+        if self._ordinary_SD is None:
+            with self.turns.turn():
+                self._ordinary_SD = self._encoder.encode_texts(ORDINARY)
+        return self._ordinary_SD
 
     def _sentence(self, text: str) -> _Sentence:
         with self._lock:

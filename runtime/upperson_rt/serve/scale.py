@@ -1,11 +1,14 @@
 """How well a picture matches, in a word, and whether a sentence tells people apart at all.
 
-A score is a cosine, and says little by itself: every search has a best hit. It says more beside
-the scores that the same question has with ordinary pictures of the same gallery.
+A score is a cosine, and says little by itself: every search has a best hit, and the more pictures
+there are the better it is. It says more beside the scores that other questions of the same kind
+get: ordinary sentences, pictures of other people, or both in the same shares. Those questions are
+the same for one picture and for a million, so a word means the same in every gallery of a model.
 """
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -13,72 +16,163 @@ from numpy.typing import NDArray
 
 from upperson_rt.gallery import Gallery
 
-__all__ = ["WORDS", "Scale", "Word"]
+__all__ = ["ORDINARY", "WORDS", "Scale", "Word"]
 
 Word: TypeAlias = Literal["very close", "close", "similar", "loose", ""]
 WORDS: dict[float, Word] = {3.5: "very close", 3.0: "close", 2.5: "similar"}
-"""By how many standard deviations a score lies above those of ordinary pictures."""
+"""By how many standard deviations a score lies above those of other questions."""
 _ELSE: Word = "loose"
+_COLOURS = ("red", "blue", "black", "white", "green", "grey", "yellow", "brown")
+_UPPER = ("coat", "jacket", "shirt", "hoodie", "dress", "sweater", "top", "t-shirt")
+_LOWER = ("black trousers", "blue jeans", "grey shorts", "a white skirt")
+_PEOPLE = ("a woman", "a man", "a girl", "a boy")
+ORDINARY = tuple(
+    f"{_PEOPLE[n % 4]} in a {_COLOURS[(5 * n + n // 8) % 8]} {_UPPER[(n + n // 8) % 8]} and "
+    f"{_LOWER[n // 2 % 4]}"
+    for n in range(32)
+)
+"""Sentences to compare others with."""
 _SAMPLE = 2048
 _LEAST = 50
-"""Pictures from which a sample says something."""
-_ORDINARY = (
-    "a woman in a red coat",
-    "a man in a black jacket and blue jeans",
-    "a person wearing a white shirt",
-    "a girl in a green dress",
-    "a man with a grey hoodie and black trousers",
-    "an old man in a brown coat",
-    "a woman with a yellow top and a blue skirt",
-)
+"""People from whom on a gallery shows by itself how alike they are."""
+_COMPARED = 512
+_QUESTIONS = 64
+_FEWEST_SCORES = 16
+_SMALLEST_SPREAD = 0.01
+_NEARLY_ITSELF = 0.9
+"""Of the way from a usual score of two pictures to that of a picture with itself."""
+_GROWN = 1.1
 _UNCLEAR_BELOW = 0.45
 """Of the spread that ordinary sentences have: sentences about anything but people have less."""
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """Some pictures of a gallery."""
+
+    vectors_ND: NDArray[np.float32]
+    people_N: NDArray[np.int64]
+    """Who they are, as far as tracks tell: two with the same number are the same person."""
+    count: int
+    """How many pictures the gallery had."""
+    usual: dict[float, tuple[float, float] | None] = field(default_factory=dict)
+    """By the share of the picture: middle and spread of the scores of other questions."""
+
+
 class Scale:
-    """A sample of a gallery, read once. Safe to use from several threads."""
+    """What is usual in one gallery. Safe to use from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        gallery: Gallery,
+        strangers_KD: NDArray[np.float32],
+        sentences: Callable[[], NDArray[np.float32]],
+    ) -> None:
+        """Compare scores of a gallery.
+
+        Args:
+            gallery: A sample of it is read when it is first needed.
+            strangers_KD: (K, D) pictures of people who are not in it: a small gallery does not
+                show how alike different people are.
+            sentences: Returns the embeddings of `ORDINARY`.
+        """
+        self._gallery = gallery
+        norms = np.linalg.norm(strangers_KD, axis=1, keepdims=True)
+        self._strangers_KD = strangers_KD / np.maximum(norms, 1e-12)
+        self._sentences = sentences
         self._lock = threading.Lock()
-        self._sample_ND: NDArray[np.float32] | None = None
-        self._ordinary_ND: NDArray[np.float32] | None = None
+        self._read: _Sample | None = None
 
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether `calibrate` has been called."""
-        return self._ordinary_ND is not None
+    def words(self, picture_share: float, scores: Sequence[float]) -> list[Word]:
+        """Return a word for each score; empty ones where there is nothing to compare with.
 
-    def calibrate(self, encode: Callable[[list[str]], NDArray[np.float32]]) -> None:
-        """Embed ordinary sentences, to compare others with."""
-        self._ordinary_ND = encode(list(_ORDINARY))
-
-    def words(
-        self, query_D: NDArray[np.float32], scores: Sequence[float], gallery: Gallery
-    ) -> list[Word]:
-        """Return a word for each score; an empty one where a gallery is too small to say."""
-        sample_ND = self._sample(gallery)
-        if len(sample_ND) < _LEAST:
+        Args:
+            picture_share: Of pictures in the question, 0 for a sentence to 1 for a picture.
+            scores: Cosines of the question with pictures.
+        """
+        usual = self._usual(round(picture_share, 2)) if scores else None
+        if usual is None:
             return [""] * len(scores)
-        ordinary = sample_ND @ query_D
-        mean, spread = float(ordinary.mean()), float(ordinary.std()) or 1.0
+        middle, spread = usual
+        itself = middle + _NEARLY_ITSELF * (1 - middle) if picture_share == 1 else np.inf
         return [
-            next((word for least, word in WORDS.items() if (score - mean) / spread >= least), _ELSE)
+            "very close"
+            if score >= itself
+            else next((w for least, w in WORDS.items() if score - middle >= least * spread), _ELSE)
             for score in scores
         ]
 
-    def is_unclear(self, query_D: NDArray[np.float32], gallery: Gallery) -> bool:
+    def is_unclear(self, query_D: NDArray[np.float32]) -> bool:
         """Whether a sentence's scores hardly differ between pictures, beside ordinary ones."""
-        sample_ND = self._sample(gallery)
-        if len(sample_ND) < _LEAST or self._ordinary_ND is None:
+        sample = self._sample()
+        if len(sample.vectors_ND) < _LEAST:
             return False
-        usual = float(np.median((sample_ND @ self._ordinary_ND.T).std(axis=0)))
-        return float((sample_ND @ query_D).std()) < _UNCLEAR_BELOW * usual
+        usual = float(np.median((sample.vectors_ND @ self._sentences().T).std(axis=0)))
+        return float((sample.vectors_ND @ query_D).std()) < _UNCLEAR_BELOW * usual
 
-    def _sample(self, gallery: Gallery) -> NDArray[np.float32]:
+    def _usual(self, share: float) -> tuple[float, float] | None:
+        sample = self._sample()
+        if share not in sample.usual:
+            sample.usual[share] = self._measured(sample, share)
+        return sample.usual[share]
+
+    def _measured(self, sample: _Sample, share: float) -> tuple[float, float] | None:
+        """Return middle and spread of the scores of questions about others."""
+        some = _spread(len(sample.vectors_ND), _COMPARED)
+        pictures_ND, people_N = sample.vectors_ND[some], sample.people_N[some]
+        asked = _spread(len(some), _QUESTIONS)
+        if share and len(np.unique(people_N)) < _LEAST:
+            asked = len(some) + np.arange(len(self._strangers_KD))
+            pictures_ND = np.concatenate([pictures_ND, self._strangers_KD])
+            people_N = np.concatenate([people_N, -1 - np.arange(len(self._strangers_KD))])
+        if 0 < share < 1:
+            asked = asked[np.arange(_QUESTIONS) % len(asked)]
+        scores_QN = self._others(share, pictures_ND[asked]) @ pictures_ND.T
+        of_others = np.ones(scores_QN.shape, np.bool_)
+        if share:
+            of_others = people_N[asked][:, None] != people_N[None]
+        scores = scores_QN[of_others]
+        if len(scores) < _FEWEST_SCORES:
+            return None
+        # From the lower half: in the upper one may be the same person in another track.
+        low, middle = np.quantile(scores, [0.1587, 0.5])
+        return float(middle), max(float(middle - low), _SMALLEST_SPREAD)
+
+    def _others(self, share: float, pictures_QD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (Q, D) questions: sentences, pictures, or both in the same shares."""
+        if share == 1:
+            return pictures_QD
+        sentences_SD = self._sentences()
+        if share == 0:
+            return sentences_SD
+        texts_QD = sentences_SD[np.arange(len(pictures_QD)) % len(sentences_SD)]
+        mixed_QD = (1 - share) * texts_QD + share * pictures_QD
+        mixed_QD /= np.linalg.norm(mixed_QD, axis=1, keepdims=True)
+        return mixed_QD
+
+    def _sample(self) -> _Sample:
         with self._lock:
-            if self._sample_ND is None or len(self._sample_ND) < _SAMPLE:
-                first = next(gallery.vectors(batch_size=_SAMPLE), None)
-                if first is None:
-                    return np.empty((0, gallery.embed_dim), np.float32)
-                self._sample_ND = first[1]
-            return self._sample_ND
+            if self._read is None or self._is_outgrown(self._read):
+                items, vectors_ND = next(
+                    self._gallery.vectors(batch_size=_SAMPLE),
+                    ([], np.empty((0, self._gallery.embed_dim), np.float32)),
+                )
+                people: dict[object, int] = {}
+                tracks = [
+                    item.key if item.track is None else (item.camera, item.track) for item in items
+                ]
+                numbers = [people.setdefault(track, len(people)) for track in tracks]
+                self._read = _Sample(vectors_ND, np.array(numbers, np.int64), self._gallery.count())
+            return self._read
+
+    def _is_outgrown(self, sample: _Sample) -> bool:
+        if len(sample.vectors_ND) >= _SAMPLE:
+            return False
+        count = self._gallery.count()
+        fewer, more = sorted((count, sample.count))
+        return more > fewer if more < _LEAST else more > _GROWN * fewer
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """Return places spread evenly over so many, ``most`` at most."""
+    return np.unique(np.linspace(0, max(0, count - 1), min(count, most)).astype(np.int64))

@@ -1,6 +1,9 @@
 """A console over a toy bundle and a gallery of tracks, asked without a network."""
 
 import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
@@ -51,6 +54,14 @@ def served_folder(tmp_path_factory):
     return folder
 
 
+@cache
+def strangers(encoder):
+    """Embeddings of people who are in no gallery."""
+    with TemporaryDirectory() as folder:
+        files = [draw_person(Path(folder, f"{c}.png"), c, seed=50) for c in COLOURS]
+        return encoder.encode_images(files)
+
+
 def made(folder, state, encoder, accounts=None, names=()):
     """A console over a gallery, with its log and state in a folder."""
     desk = Desk(
@@ -58,6 +69,7 @@ def made(folder, state, encoder, accounts=None, names=()):
         lambda: Gallery.open(folder, encoder.fingerprint, encoder.embed_dim),
         QueryLog(state / "query.log"),
         Memory(state / "state" / "console.sqlite"),
+        strangers(encoder),
     )
     access = Access(accounts, Account(name="desk", role="admin", logs_in=False))
     app = make_app(desk, access, names)
