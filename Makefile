@@ -62,5 +62,6 @@ $(STAMP): pyproject.toml
 		echo "error: $(PYTHON) cannot make virtual environments: run  apt install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -e '.[all,dev]'
+	$(BIN)/python -m pip install --no-deps 'trackers>=2.6'
 	@$(BIN)/python tests/helpers/real_tensorrt.py install
 	@touch $@

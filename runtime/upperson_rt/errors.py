@@ -83,4 +83,6 @@ def install_command(extra: str) -> str:
         return f"pip install '{distribution}[cpu]', then {jetson.ADVICE}"
     if extra == "camera" and jetson.jetson_line() is not None:
         return "sudo apt install nvidia-opencv  (it has GStreamer, PyPI's has not)"
+    if extra == "trackers":  # It asks for opencv-python, which would overwrite the OpenCV there is.
+        return f"pip install '{distribution}[trackers]' && pip install --no-deps 'trackers>=2.6'"
     return f"pip install '{distribution}[{extra}]'"

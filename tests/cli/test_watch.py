@@ -374,6 +374,7 @@ def read_log(work):
         (("street.avi", "street.avi"), 2, "two cameras are called street"),
         (("street.avi", "a=street.avi", "--camera", "b"), 2, "--camera names one source"),
         (("street.avi", "--drop", "some"), 2, "no drop policy 'some'"),
+        (("street.avi", "--tracker", "sort"), 2, "no tracker 'sort': it is one of upperson, "),
         (
             ("street.avi", "--detector", "none.onnx"),
             3,
@@ -395,6 +396,15 @@ def test_errors_are_one_line_and_a_code(work, monkeypatch, arguments, code, mess
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_begins(work, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackers", None)
+    result = run(*WATCH, "--tracker", "bytetrack")
+    assert result.exit_code == 5
+    assert "pip install --no-deps 'trackers>=2.6'" in " ".join(result.stderr.split())
+    assert result.stderr.count("error:") == 1
+    assert not (work / "gallery").exists()
 
 
 def test_a_gallery_of_another_model_is_refused(work):

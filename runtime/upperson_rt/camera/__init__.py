@@ -9,7 +9,7 @@ The files in the order in which a frame comes by them:
 ``camera``      where the frames of a camera come in and get number and time
 ``worker``      the thread of a camera, which does the next three
 ``detectors``   who is in the frame
-``tracker``     which boxes are one person
+``tracker``     which boxes are one person; ``roboflow`` has others tell
 ``crops``       which view of a person is best, and what is kept of it
 ``queues``      what lies between threads, bounded, and what a stage is
 ``encode``      crops to embeddings, for all cameras

@@ -14,6 +14,7 @@ from upperson_rt.camera.detectors import Detector
 from upperson_rt.camera.frames import check_unix_time
 from upperson_rt.camera.queues import DropPolicy, check_policy
 from upperson_rt.camera.source import OpenCVReader, Opener, Source
+from upperson_rt.camera.tracker import TrackerName, check_tracker, new_tracker
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import shown
 
@@ -83,7 +84,8 @@ class PipelineSettings:
     """How a pipeline works; each field is also a keyword of `Pipeline`.
 
     Raises:
-        UsageError: On construction, if a number is out of range.
+        UsageError: On construction, if a number is out of range or there is no such tracker.
+        BackendError: On construction, if the package of the tracker is not installed.
     """
 
     every_s: float = 2.0
@@ -92,6 +94,9 @@ class PipelineSettings:
     """A track seen in fewer frames is taken for a mistake of the detector."""
     lost_after_s: float = 2.0
     """A person not seen for so long, and then again, is a new track."""
+    tracker: TrackerName = "upperson"
+    """What follows people: our own, or ``bytetrack``, ``ocsort`` or ``botsort`` of the package
+    ``trackers``."""
     quality: QualityRules = QualityRules()
     """What views must have."""
     save_crops: bool = True
@@ -128,6 +133,9 @@ class PipelineSettings:
             raise UsageError(
                 "every_s must be at least 0, lost_after_s above 0, min_views at least 1"
             )
+        new_tracker(
+            check_tracker(self.tracker), self.lost_after_s
+        )  # Missing packages are told before it starts.
         if not self.end_within_s > 0:
             raise UsageError(f"end_within_s must be above 0, got {self.end_within_s}")
         if self.save_crops and not 1 <= self.jpeg_quality <= 100:

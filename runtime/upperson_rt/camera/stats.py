@@ -132,9 +132,9 @@ class CameraStats:
     committed: int
     crops_waiting: int
     crops_dropped: Mapping[str, int]
-    """By reason: ``empty``, ``outside``, ``duplicate``, ``too_many``, ``too_small``, ``blurred``,
-    ``at_border``, ``not_best``, ``too_soon``, ``seen_once``, ``unusable``, ``queue_full``,
-    ``failed``."""
+    """By reason: ``empty``, ``outside``, ``duplicate``, ``too_many``, ``no_track``, ``too_small``,
+    ``blurred``, ``at_border``, ``not_best``, ``too_soon``, ``seen_once``, ``unusable``,
+    ``queue_full``, ``failed``."""
     outages: int
     """How often a source that had given pictures was lost."""
     reconnects: int

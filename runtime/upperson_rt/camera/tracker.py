@@ -1,11 +1,21 @@
 """Tracks: which boxes of a camera belong to one person crossing its view."""
 
 from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Tracker"]
+from upperson_rt.camera.frames import Boxes
+from upperson_rt.camera.roboflow import RoboflowTracker
+from upperson_rt.errors import UsageError
+from upperson_rt.printable import shown
+
+__all__ = ["TRACKERS", "Follower", "Tracker", "TrackerName", "check_tracker", "new_tracker"]
+
+TrackerName: TypeAlias = Literal["upperson", "bytetrack", "ocsort", "botsort"]
+"""Our own `Tracker`, and those of the package ``trackers``."""
+TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 
 _LIKENESS = np.array([0.2, 0.1, 0.15])
 """How well a box is known beforehand: its middle and its lower edge in heights of the person, its
@@ -16,6 +26,52 @@ _LEAST_GAINS = 0.5, 0.2
 """How much a long track still learns from each box: position and size, velocity."""
 _LEAVING_SPEED = 0.05
 """From so many heights a second towards the border, a person at it is on the way out."""
+
+
+class Follower(Protocol):
+    """What a pipeline needs of a tracker; each camera has one of its own."""
+
+    @property
+    def count(self) -> int:
+        """Tracks so far."""
+
+    def update(
+        self, boxes: Boxes, clock: float, size: tuple[int, int]
+    ) -> tuple[list[int], list[int]]:
+        """Take the boxes of the next frame.
+
+        Args:
+            boxes: With N rows.
+            clock: Seconds; not less than at the last call.
+            size: Width and height of the frame.
+
+        Returns:
+            The number of each box's track, -1 for none, and the numbers of the tracks that have
+            ended. The first track is 0; no number comes again after its end.
+        """
+
+
+def check_tracker(name: str) -> TrackerName:
+    """Return the name of a tracker.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    for known in TRACKERS:
+        if isinstance(name, str) and name == known:
+            return known
+    raise UsageError(f"no tracker {shown(name)}: it is one of {', '.join(TRACKERS)}")
+
+
+def new_tracker(name: TrackerName, lost_after_s: float) -> Follower:
+    """Return a new tracker, without tracks.
+
+    Raises:
+        BackendError: The package it comes from is not installed.
+    """
+    if name == "upperson":
+        return Tracker(lost_after_s)
+    return RoboflowTracker(name, lost_after_s)
 
 
 @dataclass(slots=True)
@@ -79,19 +135,9 @@ class Tracker:
         return self._count
 
     def update(
-        self, boxes: NDArray[np.int64], clock: float, size: tuple[int, int]
+        self, boxes: Boxes, clock: float, size: tuple[int, int]
     ) -> tuple[list[int], list[int]]:
-        """Take the boxes of the next frame.
-
-        Args:
-            boxes: (N, 4) x0, y0, x1, y1.
-            clock: Seconds; not less than at the last call.
-            size: Width and height of the frame.
-
-        Returns:
-            The number of each box's track, and the numbers of the tracks that have ended. The first
-            track is 0; no number comes twice.
-        """
+        """Take the boxes of the next frame; see `Follower`. Every box has a track."""
         ended: list[int] = []
         if self._clock is not None:
             ended = self._end(clock, size)
@@ -100,8 +146,8 @@ class Tracker:
             share = 0.5 if self._interval_s else 1.0
             self._interval_s += share * (step - self._interval_s)
         self._clock = clock
-        found = boxes.astype(np.float64)
-        numbers = [-1] * len(boxes)
+        found = boxes.edges.astype(np.float64)
+        numbers = [-1] * len(found)
         for row, column in _pairs([t.expected(clock) for t in self._tracks], found):
             self._tracks[row].correct(found[column], clock)
             numbers[column] = self._tracks[row].number

@@ -14,7 +14,7 @@ from upperson_rt.camera.frames import Boxes, Crop, Frame, View, clean_boxes
 from upperson_rt.camera.queues import BoundedQueue, LeftBehindError, Stage
 from upperson_rt.camera.settings import CameraSettings, PipelineSettings
 from upperson_rt.camera.stats import Ledger
-from upperson_rt.camera.tracker import Tracker
+from upperson_rt.camera.tracker import new_tracker
 from upperson_rt.encoder import Encoder
 from upperson_rt.printable import error_text, get_logger
 
@@ -60,7 +60,7 @@ class CameraWorker(Stage):
         if camera.detector is not None:
             self._turns = shared.turns.setdefault(id(camera.detector), Turns(camera.detector))
         self._maker = CropMaker(camera, shared.settings, shared.encoder)
-        self._tracker = Tracker(shared.settings.lost_after_s)
+        self._tracker = new_tracker(shared.settings.tracker, shared.settings.lost_after_s)
         self._given_tracks: dict[str, float] = {}
         self._selection = Selection(shared.settings, self._drop)
         self._idle_s = max(shared.settings.every_s, shared.settings.lost_after_s)
@@ -132,6 +132,9 @@ class CameraWorker(Stage):
         names, ended = self._track(frame, boxes)
         self._choose([view for track in ended if (view := self._selection.end(track)) is not None])
         for name, edges, score in zip(names, boxes.edges, boxes.scores, strict=True):
+            if name is None:
+                self._drop("no_track")
+                continue
             self._selection.saw(name, frame.clock)
             self._consider(frame, name, edges.tolist(), float(score))
         self._choose(self._selection.due(frame.clock))
@@ -149,17 +152,21 @@ class CameraWorker(Stage):
                 given = self._turns.detect(frame.image)
             return clean_boxes(given, width, height)
 
-    def _track(self, frame: Frame, boxes: Boxes) -> tuple[list[str], list[str]]:
-        """Return the name of each box's track, and the names of tracks that have ended."""
+    def _track(self, frame: Frame, boxes: Boxes) -> tuple[Sequence[str | None], list[str]]:
+        """Return the name of each box's track, and the names of tracks that have ended.
+
+        None is a box without a track, as other trackers than ours have them.
+        """
         run = self._shared.run_name
         if frame.tracks is not None:
             names = [f"{run}-{frame.tracks[row]}" for row in boxes.rows]
             return names, self._follow_given(names, frame.clock)
         height, width = frame.image.shape[:2]
-        numbers, gone = self._tracker.update(boxes.edges, frame.clock, (width, height))
+        numbers, gone = self._tracker.update(boxes, frame.clock, (width, height))
         self._count("tracks", self._tracker.count - self._counted_tracks)
         self._counted_tracks = self._tracker.count
-        return [f"{run}-{number}" for number in numbers], [f"{run}-{number}" for number in gone]
+        names_or_none = [f"{run}-{number}" if number >= 0 else None for number in numbers]
+        return names_or_none, [f"{run}-{number}" for number in gone]
 
     def _follow_given(self, names: list[str], clock: float) -> list[str]:
         """Note tracks that somebody else follows; return those not seen for too long."""

@@ -75,6 +75,13 @@ def watch(
     detector_layout: DetectorLayout = None,
     detector_class: DetectorClass = None,
     detector_score: DetectorScore = None,
+    tracker: Annotated[
+        str,
+        typer.Option(
+            "--tracker",
+            help="What follows people: upperson, or bytetrack, ocsort, botsort (extra trackers).",
+        ),
+    ] = "upperson",
     every: Annotated[
         float,
         typer.Option("--every", min=0.0, help="Seconds between two pictures of one person."),
@@ -153,20 +160,22 @@ def watch(
     )
     from upperson_rt.camera.queues import check_policy
     from upperson_rt.camera.source import quiet_opencv
+    from upperson_rt.camera.tracker import check_tracker
 
     with ExitStack() as stack:
         if not debug:
             quiet_opencv()
         policy = None if drop is None else check_policy(drop)
-        found = open_announced(
-            detector, detector_layout, detector_class, detector_score, threads, "videos"
-        )
         settings = PipelineSettings(
+            tracker=check_tracker(tracker),
             every_s=every,
             quality=QualityRules(min_height_px=min_height),
             save_crops=not vectors_only,
             batch_size=batch_size,
             capture_rules=CaptureRules(stall_s=stall),
+        )
+        found = open_announced(
+            detector, detector_layout, detector_class, detector_score, threads, "videos"
         )
         opening = stack.enter_context(ExitStack())
         opened, _, store = opening.enter_context(

@@ -28,7 +28,7 @@ from upperson_rt.camera import (
     Reader,
     Source,
 )
-from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.errors import InputError, IntegrityError, UsageError, install_command
 from upperson_rt.gallery import Filter, Gallery
 
 START = 1_800_000_000.0
@@ -97,6 +97,25 @@ def test_every_person_of_a_video_is_one_track_and_is_found_again(encoder, galler
         )
         hits = gallery.search(encoder.encode_images([crop]), 1, when, by_track=True)[0]
         assert people_of(hits[0].item, truth) == {person["person"]}
+
+
+@pytest.mark.parametrize("tracker", ["bytetrack", "ocsort", "botsort"])
+def test_a_tracker_of_the_package_trackers_takes_the_place_of_ours(
+    encoder, gallery, street, tracker
+):
+    pytest.importorskip("trackers", reason=f"run  {install_command('trackers')}")
+    path, truth = street
+    with Pipeline(encoder, gallery, every_s=1.0, tracker=tracker) as pipeline:
+        pipeline.add_camera("gate", str(path), BoxesFile(path.with_suffix(".json")))
+        assert pipeline.wait()
+    stats = pipeline.stats()
+    check_sums(stats)
+    camera = stats.cameras["gate"]
+    assert camera.crops_dropped["no_track"] > 0, "the first box of a track has none"
+    assert camera.crops_dropped["no_track"] < camera.detections / 4
+    assert 4 <= camera.tracks <= 12
+    people = {frozenset(people_of(item, truth)) for item in gallery.items()}
+    assert people == {frozenset({number}) for number in range(6)}
 
 
 def test_a_file_watched_again_replaces_its_rows(encoder, gallery, street):
@@ -525,7 +544,7 @@ def test_settings_are_an_object_or_keywords_and_keywords_go_first(encoder, galle
     names = {
         "every_s", "min_views", "lost_after_s", "quality", "save_crops", "jpeg_quality",
         "batch_size", "max_delay_s", "frame_queue", "crop_queue", "drop", "end_within_s",
-        "capture_rules", "opener",
+        "capture_rules", "opener", "tracker",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(PipelineSettings)} == names
     settings = PipelineSettings(frame_queue=1, crop_queue=7)

@@ -1,11 +1,21 @@
-"""Tracks made of boxes alone."""
+"""Tracks made of boxes alone: our own, and those of the package trackers."""
+
+import sys
 
 import numpy as np
 import pytest
 
-from upperson_rt.camera.tracker import Tracker
+from upperson_rt.camera import PipelineSettings
+from upperson_rt.camera.frames import clean_boxes
+from upperson_rt.camera.tracker import TRACKERS, Tracker, new_tracker
+from upperson_rt.errors import BackendError, UsageError, install_command
 
 SIZE = (1000, 500)
+OTHERS = [name for name in TRACKERS if name != "upperson"]
+
+
+def as_boxes(edges):
+    return clean_boxes(np.array(edges, float).reshape(-1, 4), *SIZE)
 
 
 def follow(tracker, frames, fps=10.0, start_s=0.0):
@@ -13,8 +23,7 @@ def follow(tracker, frames, fps=10.0, start_s=0.0):
     numbers = []
     for index, boxes in enumerate(frames):
         edges = [box if len(box) == 4 else [box[0], box[1], box[0] + 60, 400] for box in boxes]
-        array = np.array(edges, np.int64).reshape(-1, 4)
-        numbers.append(tracker.update(array, start_s + index / fps, SIZE)[0])
+        numbers.append(tracker.update(as_boxes(edges), start_s + index / fps, SIZE)[0])
     return numbers
 
 
@@ -44,7 +53,7 @@ def test_frame_rates_do_not_matter_much(fps):
 def test_who_comes_back_later_is_somebody_else():
     tracker = Tracker(lost_after_s=2.0)
     follow(tracker, [[(400, 200)]] * 10)
-    _, ended = tracker.update(np.array([[400, 200, 460, 400]]), 0.9 + 2.1, SIZE)
+    _, ended = tracker.update(as_boxes([[400, 200, 460, 400]]), 0.9 + 2.1, SIZE)
     assert ended == [0]
     assert tracker.count == 2
 
@@ -66,7 +75,7 @@ def test_a_slow_camera_gets_more_patience():
 def test_a_gap_makes_nobody_patient():
     tracker = Tracker(lost_after_s=2.0)
     follow(tracker, [[(400, 200)]] * 20)
-    assert tracker.update(np.zeros((0, 4), np.int64), 60.0, SIZE)[1] == [0]
+    assert tracker.update(as_boxes([]), 60.0, SIZE)[1] == [0]
 
 
 def test_numbers_never_come_twice_and_every_end_is_told_once():
@@ -76,10 +85,66 @@ def test_numbers_never_come_twice_and_every_end_is_told_once():
         count = int(rng.integers(0, 6))
         corner = rng.integers(0, 400, (count, 2))
         boxes = np.hstack([corner, corner + rng.integers(20, 200, (count, 2))])
-        numbers, gone = tracker.update(boxes, index / 10, SIZE)
+        numbers, gone = tracker.update(as_boxes(boxes), index / 10, SIZE)
         assert len(set(numbers)) == count
         seen.update(numbers)
         ended += gone
     assert seen == set(range(tracker.count))
     assert len(ended) == len(set(ended))
     assert set(ended) <= seen
+
+
+@pytest.fixture
+def library():
+    return pytest.importorskip("trackers", reason=f"run  {install_command('trackers')}")
+
+
+@pytest.mark.parametrize("fps", [10.0, 25.0])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_trackers_follow_two_people_who_cross(library, name, fps):
+    frames = [[(100 + 80 * i / fps, 200), (800 - 80 * i / fps, 220)] for i in range(int(8 * fps))]
+    tracker = new_tracker(name, 2.0)
+    numbers = follow(tracker, frames, fps)
+    assert all(n == [-1, -1] for n in numbers[:4]), "the first frames tell the rate"
+    assert numbers[8] == numbers[-1] != [-1, -1]
+    assert {n for of_frame in numbers for n in of_frame} == {-1, 0, 1}
+    assert tracker.count == 2
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_trackers_tell_every_end_once(library, name):
+    tracker = new_tracker(name, 1.0)
+    follow(tracker, [[(400, 200)]] * 20)
+    ends = [tracker.update(as_boxes([]), 2.0 + index / 10, SIZE)[1] for index in range(25)]
+    assert [0] in ends
+    assert [number for end in ends for number in end] == [0]
+    assert {n for n, *_ in follow(tracker, [[(400, 200)]] * 5, start_s=5.0)} <= {-1, 1}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_trackers_go_by_scores_where_there_are_any(library, name):
+    box, sure, unsure = [400, 200, 460, 400], new_tracker(name, 2.0), new_tracker(name, 2.0)
+    for index in range(20):
+        scored = np.array([[*box, 0.9], [*box, 0.2]])
+        (kept,) = sure.update(clean_boxes(scored[:1], *SIZE), index / 10, SIZE)[0]
+        (left,) = unsure.update(clean_boxes(scored[1:], *SIZE), index / 10, SIZE)[0]
+    assert (kept, left) == (0, -1)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_trackers_bear_a_clock_that_stands_still_and_frames_without_anybody(library, name):
+    tracker = new_tracker(name, 2.0)
+    for clock in (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0):
+        assert tracker.update(as_boxes([]), clock, SIZE) == ([], [])
+    assert len(follow(tracker, [[(400, 200)]] * 3, start_s=1.0)) == 3
+
+
+def test_a_tracker_that_is_not_there_is_named(monkeypatch):
+    with pytest.raises(UsageError, match="no tracker 'sort': it is one of upperson, bytetrack"):
+        PipelineSettings(tracker="sort")
+    monkeypatch.setitem(sys.modules, "trackers", None)
+    with pytest.raises(BackendError) as refused:
+        PipelineSettings(tracker="ocsort")
+    assert "pip install --no-deps 'trackers>=2.6'" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert PipelineSettings().tracker == "upperson"
