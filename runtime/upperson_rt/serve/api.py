@@ -245,7 +245,7 @@ def _watching(routes: APIRouter, desk: Desk, access: Access) -> None:
         )
 
     @routes.get("/health", tags=["server"], summary="Whether the server answers")
-    def health() -> HealthOut:
+    async def health() -> HealthOut:
         return HealthOut()
 
     @routes.get("/ready", tags=["server"], summary="Whether searches can be answered")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import uvicorn
+from anyio import to_thread
 
 from upperson_rt.errors import InputError
 from upperson_rt.printable import get_logger
@@ -20,6 +21,10 @@ __all__ = ["Server", "listening"]
 
 _END_WITHIN_S = 4
 """What is being answered may take so long when the server ends."""
+_THREADS = 12
+"""Work on requests at a time; others wait for their turn. More would hold more memory (a heap and a
+connection to the gallery each) and be no quicker. More than wait for the encoder, see `turns`, so
+that pictures are shown meanwhile."""
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -101,8 +106,12 @@ class Server:
     def _run(self) -> None:
         loop = Loop()
         try:
-            loop.run_until_complete(self._server.serve(sockets=[self._place]))
+            loop.run_until_complete(self._serve())
         finally:
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
+
+    async def _serve(self) -> None:
+        to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        await self._server.serve(sockets=[self._place])

@@ -26,7 +26,7 @@ class BusyError(Exception):
 class Turns:
     """A bounded queue. Safe to use from several threads."""
 
-    def __init__(self, running: int = 1, waiting: int = 16) -> None:
+    def __init__(self, running: int = 1, waiting: int = 8) -> None:
         """Let so many run at a time, and so many wait."""
         self._running = threading.Semaphore(running)
         self._lock = threading.Lock()

@@ -40,6 +40,8 @@ DATABASE_FILE = "gallery.sqlite"
 LOCK_TIMEOUT_S = 30.0
 """How long a write waits for that of another process."""
 _WAL_LIMIT_BYTES = 64 << 20
+_MOST_IDLE = 16
+"""Connections that are kept to be used again: each keeps 2 MB of pages."""
 _CHECKPOINT_PAGES = 4096  # SQLite's 1000 costs a disk with slow syncs a quarter of its rate.
 _ADVICE = {
     "locked": f"another process has been writing to it for over {LOCK_TIMEOUT_S:g} s. Nothing was "
@@ -330,7 +332,7 @@ class Database:
 
     def _give_back(self, connection: sqlite3.Connection, state: _State) -> None:
         with self._pool_lock:
-            if self._closed:
+            if self._closed or len(self._idle) >= _MOST_IDLE:
                 connection.close()
             else:
                 self._idle.append((connection, state))

@@ -1,10 +1,12 @@
 """A server at a real socket: connections that ask nothing, and TLS with a certificate made here."""
 
+import asyncio
 import datetime
 import ipaddress
 import os
 import socket
 import ssl
+import threading
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 import httpx
@@ -75,6 +77,25 @@ def test_connections_that_ask_nothing_keep_nobody_out(guarded):
         idle[-1].setblocking(False)
         with pytest.raises(BlockingIOError):
             idle[-1].recv(1)
+
+
+def test_many_who_ask_at_once_do_not_each_get_a_thread(guarded):
+    """A thread keeps a heap and a connection to the gallery for good."""
+    headers = {"authorization": f"Bearer {guarded.tokens['viewer']}"}
+    with answering(guarded) as (url, _):
+
+        async def ask_all():
+            async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
+                asked = [{"sentence": f"red {number}"} for number in range(40)]
+                return await asyncio.gather(
+                    *(client.post("/api/v1/search", json=one) for one in asked)
+                )
+
+        statuses = {answer.status_code for answer in asyncio.run(ask_all())}
+        workers = [one for one in threading.enumerate() if "AnyIO worker" in one.name]
+        assert 200 in statuses
+        assert statuses <= {200, 429}
+        assert 1 <= len(workers) <= 12
 
 
 def written(folder, bits=2048, password=None, name="key"):

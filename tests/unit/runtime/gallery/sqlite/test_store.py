@@ -1,7 +1,7 @@
 """A gallery in a folder beyond the contract: how it is made, what it leaves alone and tells."""
 
 import sqlite3
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
@@ -33,6 +33,15 @@ def test_database_is_durable(gallery):
             with opened._database.writing() as connection:
                 assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
                 assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_many_who_read_at_once_do_not_leave_a_connection_each(gallery):
+    gallery.add(items(1), some_vectors(1))
+    with ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(gallery._database.reading())
+    assert 1 <= len(gallery._database._idle) <= 16
+    assert gallery.count() == 1
 
 
 def test_ids_are_never_used_again(gallery):
