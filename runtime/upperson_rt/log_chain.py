@@ -6,15 +6,16 @@ or a crash cut off), and of the line itself up to there. So a line that was chan
 added shows. Lines of older releases stand before the first chained one only; a line that follows
 one that was cut off says so, in ``"cut_off"``.
 How long the log was and its last chain also stand in a file beside it: lines that were cut off at
-its end show, too. Whoever may write both files can make them anew as a whole: note the last chain
-elsewhere against that.
+its end show, too. Whoever may write both files can make them anew as a whole. Against that a chain
+is noted where he cannot write, and expected later: everything up to its line is as it was then. No
+key is used: a process that writes the log would have it, and so would whoever took that over.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class LogReport:
     """Beginnings of lines that a full disk or a crash cut off: what they say was never shown."""
     chain: str
     """The last hash, which stands for the whole log; empty without a chained line."""
+    expected: dict[str, int]
+    """The line of each chain that was expected and is there: up to it nothing has changed."""
     problems: list[str]
     """One line each; nothing if the log is as it was written."""
 
@@ -103,8 +106,12 @@ def write_head(file: int, size: int, chain: str) -> None:
     os.write(file, f"{size:020d} {chain}\n".encode())
 
 
-def verify_log(path: Path) -> LogReport:
+def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
     """Read a log through.
+
+    Args:
+        path: The log.
+        expected: Chains that it had at some time, noted elsewhere.
 
     Raises:
         InputError: It cannot be read.
@@ -112,6 +119,7 @@ def verify_log(path: Path) -> LogReport:
     lines = unchained = offset = torn = 0
     chain, between = "", b""
     problems: list[str] = []
+    found: dict[str, int] = {}
     loose: list[tuple[int, bytes]] = []  # Not chained, after one that is.
 
     def told(are_torn: bool) -> int:
@@ -148,6 +156,8 @@ def verify_log(path: Path) -> LogReport:
                         "something was changed, removed or added there"
                     )
                 chain, between = stated, b""
+                if chain in expected:
+                    found[chain] = number
                 head_found = head_found or head == (offset, chain)
     except OSError as error:
         raise InputError(f"cannot read the query log {path}: {error.strerror}") from error
@@ -161,7 +171,19 @@ def verify_log(path: Path) -> LogReport:
         )
     elif not head_found and not problems:
         problems.append(f"the log was written anew: {head_of(path).name} knows another one")
-    return LogReport(lines=lines, unchained=unchained, cut_off=torn, chain=chain, problems=problems)
+    problems.extend(
+        f"no line has the expected chain {one}: the log was written anew, or its end is missing"
+        for one in expected
+        if one not in found
+    )
+    return LogReport(
+        lines=lines,
+        unchained=unchained,
+        cut_off=torn,
+        chain=chain,
+        expected=found,
+        problems=problems,
+    )
 
 
 def _are_torn(loose: list[tuple[int, bytes]], body: bytes | None) -> bool:

@@ -119,6 +119,18 @@ class QueryLog:
         except OSError as error:
             raise self._error(error) from error
 
+    def last_chain(self) -> str:
+        """Return what stands for the whole log now, see `log_chain`; empty for a new one.
+
+        Raises:
+            InputError: The log cannot be read.
+        """
+        try:
+            with self._lock, locked(self._opened()):
+                return read_end(self._file, os.lseek(self._file, 0, os.SEEK_END))[0]
+        except OSError as error:
+            raise self._error(error) from error
+
     def close(self) -> None:
         """Close the file; the object cannot be used afterwards. May be called again."""
         with self._lock:

@@ -47,9 +47,13 @@ def test_it_answers_and_ends_cleanly(ready):
         assert httpx.get(f"{running.url}/static/console.js").status_code == 200
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(30) == 0
-    errors = running.output.with_name("serve.out.err").read_text()
-    assert errors == "ending: what has been asked is answered first\n"
-    assert run_rt("log", "verify", "console/query.log").exit_code == 0
+    first, ending, last = running.output.with_name("serve.out.err").read_text().splitlines()
+    assert first == "query log console/query.log: last chain none"
+    assert ending == "ending: what has been asked is answered first"
+    chain = last.removeprefix("query log console/query.log: last chain ")
+    verified = run_rt("log", "verify", "console/query.log", "--expect", chain)
+    assert verified.exit_code == 0
+    assert f"last chain: {chain}" in verified.stdout
     assert not (ready / "gallery" / "gallery.sqlite-wal").exists()
 
 
@@ -62,8 +66,10 @@ def test_an_open_live_page_does_not_keep_it_from_ending(ready):
             running.process.send_signal(signal.SIGTERM)
             assert "No cameras yet" in text + "".join(parts)
         assert running.process.wait(30) == 0
-    errors = running.output.with_name("serve.out.err").read_text()
-    assert errors == "ending: what has been asked is answered first\n"
+    errors = running.output.with_name("serve.out.err").read_text().splitlines()
+    assert [line for line in errors if "last chain" not in line] == [
+        "ending: what has been asked is answered first"
+    ]
 
 
 def test_others_need_a_token(ready):
@@ -147,6 +153,25 @@ def test_a_log_is_verified(work):
     report = json.loads(run_rt("log", "verify", "log", "--json").stdout)
     assert (report["ok"], report["lines"], len(report["problems"])) == (False, 3, 1)
     assert run_rt("log", "verify", "none").exit_code == 3
+
+
+def test_a_log_is_compared_with_a_chain_that_was_noted(work):
+    with QueryLog(work / "log", user="ann") as log:
+        log.write("one", [], k=1)
+        noted = log.last_chain()
+        log.write("two", [], k=1)
+    done = run_rt("log", "verify", "log", "--expect", noted.upper())
+    assert done.exit_code == 0
+    assert "the expected chain is that of line 1" in done.stdout
+    assert json.loads(run_rt("log", "verify", "log", "--expect", noted, "--json").stdout)[
+        "expected"
+    ] == {noted: 1}
+    done = run_rt("log", "verify", "log", "--expect", "0" * 64)
+    assert done.exit_code == 6
+    assert f"wrong: no line has the expected chain {'0' * 64}" in done.stdout
+    done = run_rt("log", "verify", "log", "--expect", noted[:12])
+    assert done.exit_code == 2
+    assert "64 digits" in done.stderr
 
 
 @pytest.mark.timeout(180)  # Two servers start; a busy machine takes its time.

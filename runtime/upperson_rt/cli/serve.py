@@ -25,6 +25,7 @@ from upperson_rt.cli.output import print_json, print_line, print_note, print_war
 from upperson_rt.errors import BackendError, UsageError, missing_extra
 
 if TYPE_CHECKING:
+    from upperson_rt.query_log import QueryLog
     from upperson_rt.serve.access import Access
 
 __all__ = ["serve", "token"]
@@ -148,6 +149,7 @@ def serve(
                 print_json({"url": server.url, "state": str(state), "log": str(log.path)})
             else:
                 print_line(f"console: {server.url}")
+            _note_chain(log)
             if open_browser:
                 import webbrowser
 
@@ -156,6 +158,7 @@ def serve(
                 pass
             print_note("ending: what has been asked is answered first")
             server.end()
+            _note_chain(log)
             if not stopped:
                 raise BackendError("the server ended by itself; its log says why")
 
@@ -195,6 +198,11 @@ def token(
         return
     print_note(f"the token of {name}, {role}, in {file}; keep it, it is not shown again:")
     print_line(made)
+
+
+def _note_chain(log: "QueryLog") -> None:
+    """Say the last chain where a service manager keeps it, out of reach of this user."""
+    print_note(f"query log {log.path}: last chain {log.last_chain() or 'none'}")
 
 
 def _access(token_file: Path | None) -> "Access":

@@ -257,3 +257,29 @@ def test_a_log_that_was_written_anew_shows_it(tmp_path):
     assert "was written anew" in verify_log(tmp_path / "log").problems[0]
     with pytest.raises(InputError, match="cannot read the query log"):
         verify_log(tmp_path / "none")
+
+
+def test_a_log_that_was_made_anew_as_a_whole_lacks_the_chain_that_was_noted(tmp_path):
+    path = tmp_path / "log"
+    chains = []
+    with QueryLog(path) as log:
+        assert log.last_chain() == ""
+        for number in range(3):
+            log.write(f"sentence {number}", [], k=1)
+            chains.append(log.last_chain())
+    assert len(set(chains)) == 3
+    report = verify_log(path, chains)
+    assert report.problems == []
+    assert report.expected == dict(zip(chains, (1, 2, 3), strict=True))
+    with QueryLog(path) as log:  # What was there before stays what it was.
+        log.write("more", [], k=1)
+    assert verify_log(path, [chains[2]]).problems == []
+    # Somebody who may write both files leaves out a line, and chains the others again.
+    path.unlink()
+    path.with_name("log.head").unlink()
+    with QueryLog(path) as log:
+        for number in (0, 2):
+            log.write(f"sentence {number}", [], k=1)
+    assert verify_log(path).problems == []
+    (problem,) = verify_log(path, [chains[1]]).problems
+    assert problem.startswith(f"no line has the expected chain {chains[1]}: the log was written")
