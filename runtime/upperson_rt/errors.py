@@ -82,7 +82,7 @@ def install_command(extra: str) -> str:
     if extra == "gpu" and platform.machine() == "aarch64":
         return f"pip install '{distribution}[cpu]', then {jetson.ADVICE}"
     if extra == "camera" and jetson.jetson_line() is not None:
-        return "sudo apt install nvidia-opencv  (it has GStreamer, PyPI's has not)"
+        return "sudo apt install nvidia-opencv, then  pip install av  (PyPI's has no GStreamer)"
     if extra == "trackers":  # It asks for opencv-python, which would overwrite the OpenCV there is.
         return f"pip install '{distribution}[trackers]' && pip install --no-deps 'trackers>=2.6'"
     return f"pip install '{distribution}[{extra}]'"

@@ -51,6 +51,7 @@ def installed_checks() -> list[Check]:
         _sqlite(),
         _faiss(),
         _opencv(),
+        _optional("av", "camera"),
         _optional("pymilvus", "milvus"),
         _optional("prometheus-client", "metrics"),
         _optional("fastapi", "serve"),

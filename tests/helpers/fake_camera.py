@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.camera import PipelineStats, Reader, Source
+from upperson_rt.camera import CaptureRules, PipelineStats, Reader, Source
+from upperson_rt.camera.capture import Capture
+from upperson_rt.camera.settings import CameraSettings
+from upperson_rt.camera.source import Opener
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 
@@ -148,3 +151,42 @@ class FakeTime:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+RULES = CaptureRules(stall_s=1000, first_wait_s=0.02, longest_wait_s=0.1)
+"""A stall is what `FakeTime` says; losses cost little."""
+
+
+class Watched:
+    """A capture that was started, and what it delivered and counted."""
+
+    def __init__(
+        self,
+        source: Source,
+        opener: Opener,
+        rules: CaptureRules = RULES,
+        start_time: float | None = None,
+        realtime: bool = False,
+    ) -> None:
+        self.frames: list[tuple[NDArray[np.generic], float, float]] = []
+        """Picture, unix time and clock."""
+        self.counts: list[str] = []
+        settings = CameraSettings(
+            name="gate",
+            source=source,
+            detector=lambda frame: [],
+            drop="oldest",
+            start_time=start_time,
+            realtime=realtime,
+            opener=opener,
+        )
+        self.capture = Capture(settings, rules, self._deliver, self.counts.append)
+        self.capture.start()
+
+    def _deliver(self, image: NDArray[np.generic], unix_time: float, clock: float) -> None:
+        self.frames.append((image, unix_time, clock))
+
+    def stop(self, patience_s: float = 1000) -> None:
+        self.capture.stop(patience_s)
+        self.capture.join()
+        assert self.capture.is_over

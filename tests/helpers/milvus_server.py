@@ -27,7 +27,7 @@ from typing import Any
 
 from tests.helpers.command_line import ROOT
 
-_ISOLATED = ["unshare", "--user", "--map-root-user", "--net", "--"]
+ISOLATED = ["unshare", "--user", "--map-root-user", "--net", "--"]
 _PORT, _HEALTH_PORT = 19530, 9091
 _START_TIMEOUT_S = 60.0
 _SETTINGS = {
@@ -46,7 +46,7 @@ def reason_to_skip() -> str | None:
         return "the package 'milvus' (a Milvus server for x86_64 Linux) is not installed"
     if shutil.which("unshare") is None:
         return "no program 'unshare' to keep the Milvus server off the network"
-    if subprocess.run([*_ISOLATED, "true"], capture_output=True, check=False).returncode:
+    if subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode:
         return "this machine allows no network namespace to keep the Milvus server off the network"
     return None
 
@@ -70,7 +70,7 @@ class MilvusServer:
         """Start it and wait until it is ready."""
         command = [sys.executable, "-m", __name__, str(self._listener.fileno()), str(self._data)]
         self._process = subprocess.Popen(
-            [*_ISOLATED, *command, str(self._binaries)],
+            [*ISOLATED, *command, str(self._binaries)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -96,7 +96,7 @@ class MilvusServer:
         shutil.rmtree(self._data, ignore_errors=True)
 
 
-def _interface_up(name: bytes) -> None:
+def interface_up(name: bytes) -> None:
     """Do what `ip link set NAME up` does: a new namespace has its loopback down."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         get_flags, set_flags, up = 0x8913, 0x8914, 0x1  # SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP
@@ -185,7 +185,7 @@ async def _relay(listener: socket.socket) -> None:
 
 
 def _main(listener: str, data: str, binaries: str) -> None:
-    _interface_up(b"lo")
+    interface_up(b"lo")
     with _milvus(Path(data), Path(binaries)):
         asyncio.run(_relay(socket.socket(fileno=int(listener))))
 

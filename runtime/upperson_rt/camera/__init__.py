@@ -3,7 +3,7 @@
 The files in the order in which a frame comes by them:
 
 ``settings``    what pipeline and cameras are told, checked once
-``source``      what can be read, and the class that reads it with OpenCV
+``source``      what can be read, and what OpenCV reads of it; ``stream`` reads from networks
 ``capture``     the thread that reads a source, and opens a lost one again
 ``frames``      what travels: frames, boxes, views of people, crops
 ``camera``      where the frames of a camera come in and get number and time
@@ -16,6 +16,12 @@ The files in the order in which a frame comes by them:
 ``commit``      pictures to disk, rows to the gallery
 ``stats``       what came in, went out and was dropped; ``prometheus`` publishes it
 ``pipeline``    all of them together
+
+And before any of that, for `upperson-rt cameras`:
+
+``discovery``   which cameras the local network has; ``onvif`` which streams they have, ``soap`` how
+                they are asked
+``logins``      names and passwords by host, from a file
 """
 
 from upperson_rt.camera.detectors import (
@@ -30,6 +36,7 @@ from upperson_rt.camera.pipeline import Pipeline
 from upperson_rt.camera.settings import CaptureRules, PipelineSettings, QualityRules
 from upperson_rt.camera.source import OpenCVReader, Reader, Source, parse_source
 from upperson_rt.camera.stats import CameraStats, Latency, PipelineStats
+from upperson_rt.camera.stream import StreamReader, open_source
 
 __all__ = [
     "BatchDetector",
@@ -47,6 +54,8 @@ __all__ = [
     "QualityRules",
     "Reader",
     "Source",
+    "StreamReader",
     "open_detector",
+    "open_source",
     "parse_source",
 ]

@@ -240,18 +240,20 @@ class Capture(Stage):
         if thread.is_alive():
             self._hanging.append(thread)
             if not self._stop.is_set():
-                self._note_stall()
+                self._note_stall(session)
         elif session.end is not None:
             raise session.end  # It wants to end, such as with SystemExit, so it is given up.
         elif session.stalled:
-            self._note_stall()
+            self._note_stall(session)
         elif session.error is not None:
             self.error = session.error
         return session.frames > 0
 
-    def _note_stall(self) -> None:
+    def _note_stall(self, session: "_Session") -> None:
         self._count("stalls")
         self.error = f"no picture for {self._rules.stall_s:g} s"
+        if session.undecodable:
+            self.error += ", only some that could not be decoded"
 
     def _read(self, session: "_Session") -> None:
         try:
@@ -273,12 +275,17 @@ class Capture(Stage):
         with session.lock:  # A reader that was given up must not deliver any more.
             if session.abandoned or self._stop.is_set():
                 return False
+            silent_s = time.monotonic() - session.alive
             if image is None:
-                # OpenCV gives up a stream that hangs about when we would, and does not say.
-                silent_s = time.monotonic() - session.alive
+                # A reader gives up a stream that hangs about when we would, and need not say.
                 session.stalled = silent_s >= _STALLED * self._rules.stall_s
                 session.error = "the stream ended"
                 return False
+            if not image.size:  # No sign of life: a camera may send nothing but rubbish.
+                session.undecodable += 1
+                session.stalled = silent_s > self._rules.stall_s
+                self._hand_on(image, time.time(), time.monotonic())
+                return not session.stalled
             if session.frames == 0:
                 self.state, self.error = "running", None
                 self._tell_connection()
@@ -334,6 +341,7 @@ class _Session:
         self.lock = threading.Lock()
         self.alive = time.monotonic()
         self.frames = 0
+        self.undecodable = 0
         self.error: str | None = None
         self.end: BaseException | None = None
         self.stalled = False

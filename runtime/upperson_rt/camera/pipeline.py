@@ -177,12 +177,12 @@ class Pipeline:
                 length, which is right for recordings that were never copied.
             realtime: Play a file no faster than it was taken, as a live camera would.
             opener: Opens the source, such as a `Reader` of your own; by default the pipeline's,
-                which is OpenCV.
+                `open_source`.
 
         Raises:
             UsageError: The name is taken, a source has no detector, or a policy does not fit.
             InputError: The source is nothing that can be read, or the time none in unix seconds.
-            BackendError: OpenCV is missing, or it cannot read such a source.
+            BackendError: OpenCV or PyAV is missing, or it cannot read such a source.
         """
         import_cv2()
         found = parse_source(source) if isinstance(source, str) else source

@@ -1,4 +1,4 @@
-"""Why a source does not open: OpenCV only says that it does not, so whoever keeps it is asked.
+"""Why a source does not open: what reads it hardly tells, so whoever keeps it is asked.
 
 The answers tell what to do about it: an unknown host, a port that nobody listens on, credentials
 that are missing or wrong, a path that the server has not.
@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-__all__ = ["reason_of_address", "reason_of_device"]
+__all__ = ["answer_challenge", "reason_of_address", "reason_of_device"]
 
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935, "rtmps": 443}
 """Of the schemes whose servers are reached over TCP."""
@@ -143,7 +143,7 @@ def _ask_rtsp(parts: SplitResult, place: str, timeout_s: float) -> str | None:
     with socket.create_connection((host, parts.port or _PORTS["rtsp"]), timeout_s) as connection:
         head = _describe(connection, address, 1, None)
         if head is not None and head[0] == 401 and known is not None:
-            answer = _authorization(head[2], parts, address)
+            answer = answer_challenge(head[2], known, address, "DESCRIBE", address)
             if answer is None:
                 return _OTHER_CREDENTIALS
             head = _describe(connection, address, 2, answer)
@@ -174,14 +174,29 @@ def _describe(
     return int(status[1]), status[2].strip(), challenges
 
 
-def _authorization(challenges: list[str], parts: SplitResult, address: str) -> str | None:
-    """Answer the strongest challenge that is known, Digest before Basic."""
-    _, digest = _auth_handlers(parts)
+def answer_challenge(
+    challenges: list[str], login: tuple[str, str], address: str, method: str, target: str
+) -> str | None:
+    """Return what to send as ``Authorization``, for Digest rather than Basic.
+
+    Args:
+        challenges: Values of ``WWW-Authenticate``.
+        login: User name and password.
+        address: What was asked for, without them.
+        method: How.
+        target: What stood behind the method.
+
+    Returns:
+        None if no challenge is of a kind that is known.
+    """
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    passwords.add_password(None, address, *login)
+    digest: Any = urllib.request.HTTPDigestAuthHandler(passwords)
     for challenge in sorted(challenges, key=str.lower, reverse=True):
         kind, _, values = challenge.partition(" ")
         if kind.lower() == "digest":
             request = SimpleNamespace(
-                full_url=address, selector=address, data=None, get_method=lambda: "DESCRIBE"
+                full_url=address, selector=target, data=None, get_method=lambda: method
             )
             try:
                 fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(values))
@@ -191,6 +206,5 @@ def _authorization(challenges: list[str], parts: SplitResult, address: str) -> s
             if answer is not None:
                 return f"Digest {answer}"
         if kind.lower() == "basic":
-            login = ":".join(_credentials(parts) or ("", ""))
-            return "Basic " + base64.b64encode(login.encode()).decode("ascii")
+            return "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")
     return None

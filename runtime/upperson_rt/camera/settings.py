@@ -13,7 +13,8 @@ from upperson_rt.arguments import (
 from upperson_rt.camera.detectors import Detector
 from upperson_rt.camera.frames import check_unix_time
 from upperson_rt.camera.queues import DropPolicy, check_policy
-from upperson_rt.camera.source import OpenCVReader, Opener, Source
+from upperson_rt.camera.source import Opener, Source
+from upperson_rt.camera.stream import StreamReader, open_source
 from upperson_rt.camera.tracker import TrackerName, check_tracker, new_tracker
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import shown
@@ -118,7 +119,7 @@ class PipelineSettings:
     or ``on_commit`` may last. What takes longer is left behind."""
     capture_rules: CaptureRules = CaptureRules()
     """When a live source counts as stalled, and how it is opened again."""
-    opener: Opener = OpenCVReader
+    opener: Opener = open_source
     """Opens the sources of cameras that bring no opener of their own."""
 
     def __post_init__(self) -> None:
@@ -154,7 +155,8 @@ class CameraSettings:
     Raises:
         UsageError: On construction, if there is no name, a source without a detector, or a policy
             that does not fit.
-        InputError: The time is none in unix seconds, or OpenCV cannot read such an address.
+        InputError: The time is none in unix seconds, or such an address cannot be read.
+        BackendError: What reads a network stream is not installed.
     """
 
     name: str
@@ -181,8 +183,8 @@ class CameraSettings:
             raise UsageError(
                 f"camera {self.name} cannot wait, only a file can: drop oldest or newest"
             )
-        if self.source is not None and self.opener is OpenCVReader:
-            OpenCVReader.require_scheme(self.source)
+        if self.source is not None and self.opener in (open_source, StreamReader):
+            StreamReader.require(self.source)
         check_unix_time(self.start_time)
 
     @property

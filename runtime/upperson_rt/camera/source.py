@@ -1,4 +1,4 @@
-"""Where pictures come from: files, network streams, devices, GStreamer pipelines."""
+"""Where pictures come from, and what OpenCV reads of it: files, devices, GStreamer pipelines."""
 
 import os
 import re
@@ -13,15 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.arguments import LONGEST_PATH, check_name
-from upperson_rt.camera.reasons import reason_of_address, reason_of_device
-from upperson_rt.errors import BackendError, InputError, missing_extra
+from upperson_rt.camera.reasons import reason_of_device
+from upperson_rt.errors import BackendError, InputError, UsageError, missing_extra
 
 __all__ = [
+    "MOST_FRAME_PIXELS",
     "OpenCVReader",
     "Opener",
     "Reader",
     "Source",
     "SourceKind",
+    "check_frame_size",
     "guess_start_time",
     "import_cv2",
     "parse_source",
@@ -38,10 +40,8 @@ _VALUE = re.compile(r"\"[^\"]*\"|[^&\s/!;,]*")
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _DEVICE = re.compile(r"/dev/video([0-9]{1,4})|([0-9]{1,4})")
 _OPENING_S = 10.0
-_MOST_FRAME_PIXELS = 36_000_000
+MOST_FRAME_PIXELS = 36_000_000
 """Seven bytes a pixel are in use while one is decoded; a stream tells the size beforehand."""
-_SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "rtp", "srt", "tcp", "udp")
-"""Of addresses that FFmpeg reads from a network, and so OpenCV."""
 
 
 def import_cv2() -> Any:
@@ -146,6 +146,15 @@ def parse_source(text: str) -> Source:
     return Source(address=text, kind="file")
 
 
+def check_frame_size(source: Source, width: int, height: int) -> None:
+    """Raise InputError if a source says that its pictures are larger than any camera's."""
+    if width * height > MOST_FRAME_PIXELS:
+        raise InputError(
+            f"{source.shown} has pictures of {width}x{height} pixels, at most "
+            f"{MOST_FRAME_PIXELS:,} are read (8K): have it send smaller ones"
+        )
+
+
 class Reader(ABC):
     """An opened source. A new kind of source is one class like this.
 
@@ -163,7 +172,10 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self) -> NDArray[np.generic] | None:
-        """Return the next picture, BGR or grey; None at the end. May wait, and hang."""
+        """Return the next picture, BGR or grey; None at the end. May wait, and hang.
+
+        One without pixels stands for a picture that could not be decoded; it is counted.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -175,39 +187,34 @@ Opener: TypeAlias = Callable[[Source, float], Reader]
 
 
 class OpenCVReader(Reader):
-    """Reads every kind of source with OpenCV; nothing else knows its names for them."""
+    """Reads files, devices and GStreamer pipelines; nothing else knows OpenCV's names for them."""
 
     def __init__(self, source: Source, timeout_s: float) -> None:
-        """Open a source; not every backend of OpenCV keeps to the time limit.
+        """Open a source; OpenCV keeps to no time limit here.
 
         Raises:
-            InputError: It cannot be opened.
+            InputError: It cannot be opened, or its pictures are too large.
+            UsageError: It is a network stream.
         """
+        if source.kind == "network":
+            raise UsageError(f"{source.shown} is a network stream: open it with StreamReader")
         cv2 = import_cv2()
         if source.kind == "device":
             capture = cv2.VideoCapture(int(source.address))
         elif source.kind == "gstreamer":
             capture = cv2.VideoCapture(source.address, cv2.CAP_GSTREAMER)
-        elif source.kind == "network":
-            timeout_ms = max(1, round(1000 * timeout_s))
-            limits = [
-                *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms),
-                *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms),
-            ]
-            capture = cv2.VideoCapture(source.address, cv2.CAP_FFMPEG, limits)
         else:
             capture = cv2.VideoCapture(source.address)
         if not capture.isOpened():
             capture.release()
-            raise InputError(_why_not(source, timeout_s))
+            raise InputError(_why_not(source))
         width = round(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
         height = round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-        if width * height > _MOST_FRAME_PIXELS:
+        try:
+            check_frame_size(source, width, height)
+        except InputError:
             capture.release()
-            raise InputError(
-                f"{source.shown} has pictures of {width}x{height} pixels, at most "
-                f"{_MOST_FRAME_PIXELS:,} are read (8K): have it send smaller ones"
-            )
+            raise
         self._capture = capture
         self._position_property = None if source.is_live else cv2.CAP_PROP_POS_MSEC
         if not source.is_live:
@@ -215,18 +222,6 @@ class OpenCVReader(Reader):
             count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
             # Where the file does not tell, OpenCV makes up something enormous or negative.
             self.frame_count = int(count) if 0 < count < 1e9 else 0
-
-    @staticmethod
-    def require_scheme(source: Source) -> None:
-        """Raise InputError for an address of a kind that cannot be read, such as ``rtps://``."""
-        if source.kind != "network":
-            return
-        scheme = source.address.partition("://")[0].lower()
-        if scheme not in _SCHEMES:
-            raise InputError(
-                f"{source.shown} cannot be read: an address begins with {', '.join(_SCHEMES)} and "
-                f"://, found {scheme}://"
-            )
 
     @staticmethod
     def require_gstreamer() -> None:
@@ -251,16 +246,11 @@ class OpenCVReader(Reader):
         self._capture.release()
 
 
-def _why_not(source: Source, timeout_s: float) -> str:
-    reason = None
+def _why_not(source: Source) -> str:
     if source.kind == "device":
         number = int(source.address)
         return f"cannot open /dev/video{number}: {reason_of_device(number)}"
-    if source.kind == "network":
-        reason = reason_of_address(source.address, timeout_s)
-    if reason is None:
-        return f"cannot open {source.shown} as a video"
-    return f"cannot open {source.shown}: {reason}"
+    return f"cannot open {source.shown} as a video"
 
 
 def guess_start_time(source: Source, opener: Opener = OpenCVReader) -> float:

@@ -121,8 +121,8 @@ class CameraStats:
     frames_processed: int
     frames_waiting: int
     frames_dropped: Mapping[str, int]
-    """By reason: ``queue_full``, ``empty``, ``detector_error``, ``detector_stuck``,
-    ``camera_failed``, ``stopped``."""
+    """By reason: ``queue_full``, ``empty`` (what is no picture, or could not be decoded),
+    ``detector_error``, ``detector_stuck``, ``camera_failed``, ``stopped``."""
     detections: int
     """Boxes that came from the detector or with the frames."""
     tracks: int

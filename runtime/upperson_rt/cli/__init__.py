@@ -4,6 +4,7 @@ from typing import NoReturn
 
 from upperson_rt.cli import bench, gallery, query_log
 from upperson_rt.cli.app import Command, new_app, run_app
+from upperson_rt.cli.cameras import cameras
 from upperson_rt.cli.compile import compile_engines
 from upperson_rt.cli.doctor import doctor
 from upperson_rt.cli.index import index
@@ -17,6 +18,7 @@ app = new_app("Find a person's pictures from a sentence.", "upperson-rt")
 app.command(cls=Command)(index)
 app.command(cls=Command)(query)
 app.command(cls=Command)(watch)
+app.command(cls=Command)(cameras)
 app.command(cls=Command)(serve)
 app.command(cls=Command)(token)
 app.command(cls=Command)(doctor)

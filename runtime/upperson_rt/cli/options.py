@@ -25,6 +25,7 @@ __all__ = [
     "DeviceOption",
     "GalleryOption",
     "Json",
+    "NetrcOption",
     "OptionalBundleOption",
     "OptionalGalleryOption",
     "QueryLogOption",
@@ -254,6 +255,16 @@ QueryLogOption: TypeAlias = Annotated[
 Json: TypeAlias = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr."),
+]
+NetrcOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--netrc",
+        envvar="UPPERSON_NETRC",
+        metavar="FILE",
+        help="Names and passwords of cameras, by host: lines such as  machine 10.0.0.5 login "
+        "viewer password secret",
+    ),
 ]
 DetectorLayout: TypeAlias = Annotated[
     str | None,

@@ -20,6 +20,7 @@ from upperson_rt.cli.options import (
     DeviceOption,
     GalleryOption,
     Json,
+    NetrcOption,
     Threads,
     TrustOption,
     VariantOption,
@@ -60,6 +61,7 @@ def watch(
     bundle: BundleOption = default_bundle,
     trust: TrustOption = None,
     gallery: GalleryOption = default_gallery,
+    logins: NetrcOption = None,
     camera: Annotated[
         str | None,
         typer.Option("--camera", help="Name of the camera, if there is one source."),
@@ -151,7 +153,7 @@ def watch(
 
     Example: `upperson-rt watch gate=rtsp://10.0.0.5/stream hall=/dev/video0 --detector yolo.onnx`
     """
-    named = _named_sources(sources, camera)
+    named = _named_sources(sources, camera, logins)
     from upperson_rt.camera import (
         CaptureRules,
         Pipeline,
@@ -160,11 +162,14 @@ def watch(
     )
     from upperson_rt.camera.queues import check_policy
     from upperson_rt.camera.source import quiet_opencv
+    from upperson_rt.camera.stream import show_ffmpeg_lines
     from upperson_rt.camera.tracker import check_tracker
 
     with ExitStack() as stack:
         if not debug:
             quiet_opencv()
+        elif any(source.kind == "network" for source in named.values()):
+            show_ffmpeg_lines()
         policy = None if drop is None else check_policy(drop)
         settings = PipelineSettings(
             tracker=check_tracker(tracker),
@@ -212,7 +217,9 @@ def watch(
     silent = {
         name: camera.error or f"nothing came in {stats.seconds:.0f} s"
         for name, camera in stats.cameras.items()
-        if named[name].is_live and camera.frames_read == 0 and name not in failed
+        if named[name].is_live
+        and camera.frames_read == camera.frames_dropped.get("empty", 0)
+        and name not in failed
     }
     if as_json:
         print_json({"gallery": str(gallery), "items": items, **stats.as_dict()})
@@ -233,21 +240,25 @@ def watch(
         raise InputError(". ".join(problems))
 
 
-def _named_sources(texts: list[str], camera: str | None) -> "dict[str, Source]":
+def _named_sources(
+    texts: list[str], camera: str | None, logins: Path | None
+) -> "dict[str, Source]":
     """Return the sources by the names of their cameras."""
-    from upperson_rt.camera import OpenCVReader, parse_source
+    from upperson_rt.camera import StreamReader, parse_source
+    from upperson_rt.camera.logins import Logins
 
     if camera is not None and len(texts) > 1:
         raise UsageError("--camera names one source; with several write  NAME=SOURCE  for each")
+    known = Logins() if logins is None else Logins.read(logins)
     named: dict[str, Source] = {}
     for text in texts:
         match = None if Path(text).is_file() else _NAMED.fullmatch(text)
         source = parse_source(match[2] if match else text)
-        OpenCVReader.require_scheme(source)
+        StreamReader.require(source)
         name = camera or (match[1] if match else source.default_name)
         if name in named:
             raise UsageError(f"two cameras are called {name}: write  NAME=SOURCE  for each")
-        named[name] = source
+        named[name] = known.given_to(source)
     return named
 
 

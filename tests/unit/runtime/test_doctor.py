@@ -211,6 +211,7 @@ def test_optional_packages_say_how_to_get_them(monkeypatch):
     found = by_name(packages.installed_checks())
     for name, extra in (
         ("opencv", "camera"),
+        ("av", "camera"),
         ("pymilvus", "milvus"),
         ("prometheus-client", "metrics"),
         ("fastapi", "serve"),

@@ -3,6 +3,7 @@
 import pytest
 
 import upperson_rt
+from tests.helpers.fake_camera import FakeTime
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.gallery import Gallery
 
@@ -23,3 +24,11 @@ def gallery(tmp_path, encoder):
         tmp_path / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
     ) as opened:
         yield opened
+
+
+@pytest.fixture
+def fake_time(monkeypatch):
+    """The clock of what reads sources, which can be set forward."""
+    found = FakeTime()
+    monkeypatch.setattr("upperson_rt.camera.capture.time", found)
+    return found

@@ -3,54 +3,21 @@
 import http.server
 import threading
 import time
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.fake_camera import FakeOpener, FakeTime, person_frame, wait_for
-from upperson_rt.camera.capture import Capture
-from upperson_rt.camera.settings import CameraSettings, CaptureRules
+from tests.helpers.fake_camera import RULES, FakeOpener, Watched, person_frame, wait_for
+from upperson_rt.camera.settings import CaptureRules
 from upperson_rt.camera.source import OpenCVReader, Source, guess_start_time, parse_source
-from upperson_rt.errors import InputError
+from upperson_rt.camera.stream import StreamReader, open_source
+from upperson_rt.errors import InputError, UsageError
 
 FILE = Source(address="clip.avi", kind="file")
 LIVE = Source(address="rtsp://cam/s", kind="network")
-RULES = CaptureRules(stall_s=1000, first_wait_s=0.02, longest_wait_s=0.1)
 FRAME = person_frame()
-
-
-class Watched:
-    """A capture, and what it delivered and counted."""
-
-    def __init__(self, source, opener, rules=RULES, start_time=None, realtime=False):
-        self.frames, self.counts = [], []
-        settings = CameraSettings(
-            name="gate",
-            source=source,
-            detector=lambda frame: [],
-            drop="oldest",
-            start_time=start_time,
-            realtime=realtime,
-            opener=opener,
-        )
-        self.capture = Capture(settings, rules, self.deliver, self.counts.append)
-        self.capture.start()
-
-    def deliver(self, image, unix_time, clock):
-        self.frames.append((image, unix_time, clock))
-
-    def stop(self, patience_s=1000):
-        self.capture.stop(patience_s)
-        self.capture.join()
-        assert self.capture.is_over
-
-
-@pytest.fixture
-def fake_time(monkeypatch):
-    found = FakeTime()
-    monkeypatch.setattr("upperson_rt.camera.capture.time", found)
-    return found
 
 
 def test_the_end_of_a_file_ends_it():
@@ -281,24 +248,22 @@ def test_pictures_that_no_camera_sends_are_refused_before_they_are_decoded(tmp_p
             reader.close()
 
 
-def test_a_network_source_is_opened_with_time_limits_and_others_without(monkeypatch):
-    opened = []
+@pytest.mark.parametrize(
+    ("reader", "source"),
+    [(OpenCVReader, LIVE), (StreamReader, FILE)],
+)
+def test_a_reader_refuses_what_is_for_the_other(reader, source):
+    with pytest.raises(UsageError, match="open it with"):
+        reader(source, 1.0)
 
-    class VideoCapture:
-        def __init__(self, *arguments):
-            opened.append(arguments)
 
-        def isOpened(self):  # noqa: N802
-            return True
+def mjpeg_part(jpeg):
+    head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
+    return head + jpeg + b"\r\n"
 
-        def get(self, name):
-            return 0.0
 
-    monkeypatch.setattr(cv2, "VideoCapture", VideoCapture)
-    OpenCVReader(LIVE, 2.5)
-    OpenCVReader(Source(address="3", kind="device"), 2.5)
-    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 2500, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 2500]
-    assert opened == [(LIVE.address, cv2.CAP_FFMPEG, limits), (3,)]
+def mjpeg_picture(frame):
+    return mjpeg_part(cv2.imencode(".jpg", frame)[1].tobytes())
 
 
 class _Stream(http.server.BaseHTTPRequestHandler):
@@ -309,13 +274,11 @@ class _Stream(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
-        jpeg = cv2.imencode(".jpg", FRAME)[1].tobytes()
-        head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(jpeg)
         try:
-            for _ in range(30):
-                self.wfile.write(head + jpeg + b"\r\n")
+            for part in self.server.parts:
+                self.wfile.write(part)
                 self.wfile.flush()
-            if self.server.connections == 2:
+            if self.server.connections in self.server.hanging:
                 self.server.hangs.set()
                 self.server.hang.wait()
         except (BrokenPipeError, ConnectionResetError):
@@ -325,17 +288,29 @@ class _Stream(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_real_stream_is_read_lost_stalled_and_found_again(fake_time):
+@contextmanager
+def mjpeg_camera(parts, hanging=()):
+    """Serve parts to each connection; those in ``hanging``, from 1, are not closed after that."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Stream)
     server.daemon_threads = True
+    server.parts, server.hanging = parts, hanging
     server.connections, server.hang, server.hangs = 0, threading.Event(), threading.Event()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        source = parse_source(f"http://127.0.0.1:{server.server_port}/stream.mjpg")
+        yield server, parse_source(f"http://127.0.0.1:{server.server_port}/stream.mjpg")
+    finally:
+        server.hang.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_real_stream_is_read_lost_stalled_and_found_again(fake_time):
+    # Connection 1 ends by itself, 2 hangs, 3 comes after that.
+    with mjpeg_camera([mjpeg_picture(FRAME)] * 30, hanging=(2,)) as (server, source):
         assert source.is_live
-        watched = Watched(source, OpenCVReader)
-        # Connection 1 ends by itself, 2 hangs, 3 comes after that.
+        watched = Watched(source, open_source)
         server.hangs.wait()
         assert watched.counts == ["outages", "reconnects"]
 
@@ -347,11 +322,65 @@ def test_a_real_stream_is_read_lost_stalled_and_found_again(fake_time):
         seen = len(watched.frames)
         wait_for(lambda: len(watched.frames) > max(seen, 60))
         watched.stop()
-    finally:
-        server.hang.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
     lost = ["outages", "reconnects"]
     assert watched.counts[:5] == [*lost, "stalls", *lost]
     assert watched.frames[0][0].shape == FRAME.shape
+
+
+def test_a_change_of_size_within_one_mjpeg_connection_is_counted_and_costs_no_pixel():
+    """OpenCV went on in the first size: the rest of a larger picture was lost, and nobody told."""
+    sizes = [(120, 160), (240, 320), (60, 80)]
+    frames = [np.full((*size, 3), 40, np.uint8) for size in sizes]
+    for frame in frames:
+        frame[-8:, -8:] = 220  # In the corner that was cut off.
+    parts = [mjpeg_picture(frame) for frame in frames for _ in range(10)]
+    with mjpeg_camera(parts, hanging=(1,)) as (server, source):
+        watched = Watched(source, open_source)
+        wait_for(lambda: len(watched.frames) == len(parts))
+        assert watched.counts == ["resolution_changes"] * 2
+        assert server.connections == 1
+        for index, (image, _, _) in enumerate(watched.frames):
+            assert image.shape == (*sizes[index // 10], 3)
+            assert image[:4, :4].max() < 60
+            assert image[-4:, -4:].min() > 200
+        server.hang.set()
+        watched.stop()
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"\xff\xd8" + bytes(range(256)) * 8 + b"\xff\xd9",
+        cv2.imencode(".jpg", np.zeros((6400, 6400), np.uint8))[1].tobytes(),
+    ],
+    ids=["no picture", "41 megapixels"],
+)
+def test_rubbish_costs_its_pictures_and_nothing_else(rubbish):
+    sound = [mjpeg_picture(FRAME)] * 5
+    with mjpeg_camera([*sound, *[mjpeg_part(rubbish)] * 3, *sound], hanging=(1,)) as (
+        server,
+        source,
+    ):
+        watched = Watched(source, open_source)
+        wait_for(lambda: len(watched.frames) == 13)
+        sizes = [image.size for image, _, _ in watched.frames]
+        assert [bool(size) for size in sizes] == [True] * 5 + [False] * 3 + [True] * 5
+        assert watched.counts == []
+        server.hang.set()
+        watched.stop()
+
+
+def test_a_camera_that_sends_nothing_but_rubbish_has_stalled(fake_time, caplog):
+    empty = np.zeros((0, 0, 3), np.uint8)
+
+    def rubbish():
+        fake_time.more_s += RULES.stall_s / 20
+        return empty
+
+    opener = FakeOpener([FRAME, *[rubbish] * 30, *[FRAME] * 9], [FRAME])
+    watched = Watched(LIVE, opener)
+    wait_for(lambda: len(opener.readers) == 2)
+    watched.stop()
+    assert watched.counts[:3] == ["stalls", "outages", "reconnects"]
+    assert "no picture for 1000 s, only some that could not be decoded" in caplog.text
+    assert 18 <= sum(image.size == 0 for image, _, _ in watched.frames) <= 22

@@ -17,6 +17,7 @@ from tests.helpers.small_servers import (
 from upperson_rt.camera.reasons import reason_of_address, reason_of_device
 from upperson_rt.camera.settings import CameraSettings
 from upperson_rt.camera.source import OpenCVReader, parse_source
+from upperson_rt.camera.stream import StreamReader, open_source
 from upperson_rt.errors import InputError
 
 LOGIN = f"{USER}:{quote(PASSWORD, safe='')}@"
@@ -130,7 +131,7 @@ def test_devices(monkeypatch, tmp_path):
 
 def test_the_reader_says_why():
     with rtsp_server("404 Not Found") as port, pytest.raises(InputError) as raised:
-        OpenCVReader(parse_source(f"rtsp://anna:secret@127.0.0.1:{port}/x"), 5)
+        StreamReader(parse_source(f"rtsp://anna:secret@127.0.0.1:{port}/x"), 5)
     assert str(raised.value) == (
         f"cannot open rtsp://127.0.0.1:{port}/x: the server answers 404 Not Found: it has no such "
         "stream: check the path"
@@ -144,7 +145,7 @@ def test_an_unknown_kind_of_address_is_refused_where_opencv_reads_it(address):
     source = parse_source(address)
     scheme = address.partition(":")[0]
     with pytest.raises(InputError, match=rf"begins with rtsp, rtsps, http, .*found {scheme}://"):
-        OpenCVReader.require_scheme(source)
+        StreamReader.require(source)
     fields = {
         "name": "gate",
         "source": source,
@@ -154,5 +155,5 @@ def test_an_unknown_kind_of_address_is_refused_where_opencv_reads_it(address):
         "realtime": False,
     }
     with pytest.raises(InputError, match="cannot be read"):
-        CameraSettings(opener=OpenCVReader, **fields)
+        CameraSettings(opener=open_source, **fields)
     CameraSettings(opener=lambda source, timeout_s: None, **fields)  # Another reader may know it.

@@ -1,0 +1,173 @@
+"""Reads network streams with FFmpeg's libraries, by PyAV.
+
+OpenCV uses FFmpeg, too, but takes the size of all pictures from what was said at the beginning, for
+MJPEG over HTTP always: what comes after a change is cut off, or read beyond its end, and nobody can
+tell (https://github.com/opencv/opencv/issues/27116).
+"""
+
+import errno
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.camera.reasons import reason_of_address
+from upperson_rt.camera.source import (
+    MOST_FRAME_PIXELS,
+    OpenCVReader,
+    Reader,
+    Source,
+    check_frame_size,
+)
+from upperson_rt.errors import InputError, UsageError, missing_extra
+
+__all__ = ["StreamReader", "open_source", "show_ffmpeg_lines"]
+
+_SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "rtp", "srt", "tcp", "udp")
+_MOST_PIXELS = {"max_pixels": str(MOST_FRAME_PIXELS)}
+"""Has the decoder refuse larger pictures before it takes memory for them."""
+_RTSP = {
+    # TCP first, which loses nothing; UDP where a camera offers nothing else.
+    "rtsp_flags": "prefer_tcp",
+    "allowed_media_types": "video",
+}
+
+
+def _import_av() -> Any:
+    """Return PyAV, or say how to install it."""
+    try:
+        import av
+    except ImportError as error:
+        raise missing_extra("av", "camera", "reading a network stream") from error
+    return av
+
+
+def show_ffmpeg_lines() -> None:
+    """Have FFmpeg write its own lines on stderr, from warnings on, for the whole process.
+
+    PyAV keeps it silent. The lines may hold addresses with passwords.
+    """
+    av = _import_av()
+    av.logging.set_level(av.logging.WARNING)
+    av.logging.restore_default_callback()
+
+
+def open_source(source: Source, timeout_s: float) -> Reader:
+    """Open any source: a network stream with FFmpeg's libraries, all else with OpenCV.
+
+    Raises:
+        InputError: It cannot be opened.
+        BackendError: What reads it is not installed.
+    """
+    return (StreamReader if source.kind == "network" else OpenCVReader)(source, timeout_s)
+
+
+class StreamReader(Reader):
+    """Reads a network stream; each picture has the size that the camera gave it.
+
+    A picture that cannot be decoded, or only in part, is returned as one without pixels.
+    """
+
+    def __init__(self, source: Source, timeout_s: float) -> None:
+        """Open a stream.
+
+        Args:
+            source: Of the kind ``network``.
+            timeout_s: How long opening and each picture may take.
+
+        Raises:
+            InputError: It cannot be opened, or has no pictures, or too large ones.
+            BackendError: PyAV is not installed.
+        """
+        if source.kind != "network":
+            raise UsageError(f"{source.shown} is no network stream: open it with OpenCVReader")
+        self._av = av = _import_av()
+        self._source = source
+        self._timeout_s = timeout_s
+        options = _MOST_PIXELS | (_RTSP if source.address.lower().startswith("rtsp") else {})
+        try:
+            self._container = av.open(
+                source.address, options=options, timeout=(timeout_s, timeout_s)
+            )
+        except (OSError, ValueError, av.FFmpegError) as error:
+            # Not as its cause: PyAV's error holds the address, with the password.
+            raise InputError(_why_not(source, timeout_s, error)) from None
+        try:
+            self._packets = self._first_stream()
+        except BaseException:
+            self._container.close()
+            raise
+        self._frames: list[Any] = []
+
+    def _first_stream(self) -> Iterator[Any]:
+        if not self._container.streams.video:
+            raise InputError(f"{self._source.shown} has no pictures, only other streams")
+        stream = self._container.streams.video[0]
+        codec = stream.codec_context
+        if codec is None:
+            raise InputError(f"{self._source.shown} sends pictures of a kind that is not known")
+        check_frame_size(self._source, codec.width, codec.height)
+        codec.options = _MOST_PIXELS
+        packets: Iterator[Any] = self._container.demux(stream)
+        return packets
+
+    @staticmethod
+    def require(source: Source) -> None:
+        """Check that a network stream can be read at all; other sources pass.
+
+        Raises:
+            InputError: Its address is of a kind that is not known, such as ``rtps://``.
+            BackendError: PyAV is not installed.
+        """
+        if source.kind != "network":
+            return
+        scheme = source.address.partition("://")[0].lower()
+        if scheme not in _SCHEMES:
+            raise InputError(
+                f"{source.shown} cannot be read: an address begins with {', '.join(_SCHEMES)} and "
+                f"://, found {scheme}://"
+            )
+        _import_av()
+
+    def read(self) -> NDArray[np.uint8] | None:
+        """Return the next picture; None at the end, and where none came in time.
+
+        Raises:
+            InputError: The connection broke.
+        """
+        until = time.monotonic() + self._timeout_s
+        while not self._frames:
+            try:
+                packet = next(self._packets, None)
+            except self._av.FFmpegError as error:
+                if isinstance(error, self._av.error.ExitError) or error.errno == errno.EIO:
+                    return None  # Its time was up, or it ended without saying so.
+                raise InputError(f"{self._source.shown} broke off: {error.strerror}") from None
+            if packet is None or time.monotonic() > until:  # A camera may send and show nothing.
+                return None
+            try:
+                self._frames = list(packet.decode())
+            except self._av.FFmpegError:
+                return _nothing()
+        frame = self._frames.pop(0)
+        if frame.is_corrupt:  # Smeared over what came before.
+            return _nothing()
+        picture: NDArray[np.uint8] = frame.to_ndarray(format="bgr24")
+        return picture
+
+    def close(self) -> None:
+        """Close the stream."""
+        self._container.close()
+
+
+def _nothing() -> NDArray[np.uint8]:
+    return np.zeros((0, 0, 3), np.uint8)
+
+
+def _why_not(source: Source, timeout_s: float, error: Exception) -> str:
+    reason = reason_of_address(source.address, timeout_s)
+    if reason is None:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+    return f"cannot open {source.shown}: {reason}"

@@ -1,0 +1,115 @@
+"""`upperson-rt cameras`."""
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from upperson_rt.cli.options import Debug, Json, NetrcOption
+from upperson_rt.cli.output import new_table, print_json, print_note, print_table, print_warning
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import count_of
+
+if TYPE_CHECKING:
+    from upperson_rt.camera.discovery import Answer
+    from upperson_rt.camera.onvif import FoundCamera
+
+__all__ = ["cameras"]
+
+
+def cameras(
+    hosts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[HOST]...",
+            help="Camera to ask: 10.0.0.5, 10.0.0.5:8000, or the address of its ONVIF service.",
+        ),
+    ] = None,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search", help="Ask the local network which cameras there are, by multicast."
+        ),
+    ] = False,
+    interface: Annotated[
+        str | None,
+        typer.Option(
+            "--interface",
+            metavar="ADDRESS",
+            help="IPv4 address of this machine in the network to search.",
+            show_default="the system's choice",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", min=0.5, max=60, help="Seconds to wait for answers to --search."),
+    ] = 3.0,
+    logins: NetrcOption = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the streams of ONVIF cameras, as `watch` takes them.
+
+    Only what is named is asked; the local network only with --search, for --timeout seconds.
+    Names and passwords come from a file (--netrc), go as digests to the hosts it names, and are
+    not shown. A camera that tells no streams makes the exit code 3 if it was named, or if no other
+    tells any.
+
+    Example: `upperson-rt cameras --search --netrc cameras.netrc`
+    """
+    if not hosts and not search:
+        raise UsageError("name cameras by their hosts, or let the local network be asked: --search")
+    if not search and (interface is not None):
+        raise UsageError("--interface is for --search")
+    from upperson_rt.camera.discovery import discover
+    from upperson_rt.camera.logins import Logins
+    from upperson_rt.camera.onvif import ask_cameras, device_at
+
+    known = Logins() if logins is None else Logins.read(logins)
+    named = [device_at(host) for host in hosts or []]
+    answers: list[Answer] = list(named)
+    if search:
+        print_note(f"asking the local network for {timeout:g} s")
+        there = {answer.host for answer in named}
+        answers += [
+            answer for host, answer in discover(timeout, interface).items() if host not in there
+        ]
+    if not answers:
+        raise InputError(
+            f"no camera answered within {timeout:g} s: they must be in the same network segment as "
+            "this machine, with ONVIF and its discovery turned on; --interface chooses the "
+            "network, and a camera that is named is asked directly"
+        )
+    found = ask_cameras(answers, known)
+    if as_json:
+        print_json({"cameras": [asdict(camera) for camera in found]})
+    else:
+        _print(found)
+    silent = [camera for camera in found if camera.problem is not None]
+    refused = [camera for camera in silent if camera.host in {answer.host for answer in named}]
+    if refused or len(silent) == len(found):
+        raise InputError(
+            f"{len(silent)} of {count_of(len(found), 'camera')} told no streams: "
+            + "; ".join(f"{camera.host}: {camera.problem}" for camera in silent)
+        )
+    for camera in silent:
+        print_warning(f"{camera.host}: {camera.problem}")
+
+
+def _print(found: "list[FoundCamera]") -> None:
+    columns = ("camera", "stream", "pixels", "kind", "frames/s", "source")
+    table = new_table(*columns, right=("frames/s",))
+    for camera in found:
+        made = " ".join(part for part in (camera.maker, camera.model) if part)
+        for stream in camera.streams:
+            rate = stream.frame_rate or math.nan
+            table.add_row(
+                made or camera.host,
+                stream.profile,
+                "?" if stream.width is None else f"{stream.width}x{stream.height}",
+                stream.encoding or "?",
+                f"{rate:g}" if math.isfinite(rate) else "?",
+                f"{camera.name}={stream.address}",
+            )
+    print_table(table)

@@ -1,0 +1,142 @@
+"""``upperson-rt cameras`` as users run it, with devices of our own making and of others'."""
+
+import json
+import os
+import signal
+from contextlib import suppress
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.helpers import onvif_simulator, rtsp_camera
+from tests.helpers.command_line import start_program
+from tests.helpers.fake_camera import wait_for
+from tests.helpers.onvif_device import onvif_device
+from tests.helpers.small_servers import no_server
+from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_rt.cli import app
+
+USER, PASSWORD = "anna", "s:e/c#ret1"
+
+
+@pytest.fixture
+def logins(work):
+    path = work / "cameras.netrc"
+    path.write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}\n")
+    path.chmod(0o600)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["cameras", *map(str, arguments)])
+
+
+def test_streams_are_listed_as_watch_takes_them(logins):
+    streams = {"main": "rtsp://127.0.0.1:8554/main", "sub": "rtsp://127.0.0.1:8554/sub?a=1"}
+    with onvif_device(login=(USER, PASSWORD), streams=streams) as device:
+        place = f"127.0.0.1:{device.port}"
+        table = run(place, "--netrc", logins)
+        assert table.exit_code == 0, table.stderr
+        lines = [" ".join(line.split()) for line in table.stdout.splitlines()]
+        assert lines == [
+            "camera stream pixels kind frames/s source",
+            "Maker & Sons Cam 5 main 640x360 H264 25 Cam-5=rtsp://127.0.0.1:8554/main",
+            "Maker & Sons Cam 5 sub 1280x720 H264 25 Cam-5=rtsp://127.0.0.1:8554/sub?a=1",
+        ]
+        told = CliRunner().invoke(
+            app, ["cameras", place, "--json"], env={"UPPERSON_NETRC": str(logins)}
+        )
+        assert told.exit_code == 0, told.stderr
+        (camera,) = json.loads(told.stdout)["cameras"]
+        assert [stream["address"] for stream in camera["streams"]] == list(streams.values())
+        assert PASSWORD not in table.output + told.output
+        refused = run(place)
+        assert refused.exit_code == 3
+        assert "127.0.0.1: user name and password are missing" in refused.stderr
+
+
+def test_one_that_was_named_and_is_not_there_makes_the_exit_code(work):
+    with (
+        onvif_device(streams={"main": "rtsp://127.0.0.1:8554/main"}) as device,
+        no_server() as port,
+    ):
+        found = run(f"127.0.0.1:{device.port}", f"127.0.0.1:{port}")
+    assert found.exit_code == 3
+    assert "Cam-5=rtsp://127.0.0.1:8554/main" in found.stdout
+    assert "1 of 2 cameras told no streams: 127.0.0.1: nothing listens at" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "name cameras by their hosts, or let the local network be asked: --search"),
+        (("10.0.0.5", "--interface", "127.0.0.1"), 2, "--interface is for --search"),
+        (("--search", "--timeout", "3600"), 2, "--timeout"),
+        (("--search", "--interface", "10.255.255.1"), 3, "10.255.255.1 cannot be asked for"),
+        (("rtsp://10.0.0.5/x",), 3, "is no camera's host"),
+        (("10.0.0.5", "--netrc", "none"), 3, "cannot read none: No such file"),
+    ],
+)
+def test_what_is_refused(work, arguments, code, message):
+    refused = run(*arguments)
+    assert refused.exit_code == code
+    assert message in " ".join(refused.stderr.split())
+
+
+@pytest.fixture
+def simulator():
+    if (reason := onvif_simulator.reason_to_skip()) is not None:
+        if os.environ.get("UPPERSON_TEST_ONVIF") == "required":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return onvif_simulator.run_beside_simulator
+
+
+@pytest.mark.parametrize("login", ["", f"{USER}:{PASSWORD}"], ids=["open", "with a login"])
+def test_the_camera_of_somebody_else_is_found_in_the_network(simulator, logins, login):
+    search = ("cameras", "--search", "--interface", "127.0.0.1", "--timeout", 1)
+    found = simulator([*search, "--netrc", logins, "--json"], login)
+    assert found.returncode == 0, found.stderr
+    (camera,) = json.loads(found.stdout)["cameras"]
+    assert (camera["name"], camera["maker"], camera["problem"]) == ("Gate", "PythonCam", None)
+    main, sub = camera["streams"]
+    assert (main["address"], sub["address"]) == (
+        "rtsp://127.0.0.1:8554/video_main",
+        "rtsp://127.0.0.1:8554/video_sub",
+    )
+    assert (main["width"], main["height"], sub["width"], sub["height"]) == (1920, 1080, 640, 360)
+    if login:
+        refused = simulator(search, login)
+        assert refused.returncode == 3
+        assert "user name and password are missing" in refused.stderr
+
+
+def test_what_is_found_is_watched_with_the_same_logins(logins, work):
+    if (reason := rtsp_camera.reason_to_skip()) is not None:
+        if os.environ.get("UPPERSON_TEST_RTSP") == "required":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    make_toy_bundle(work / "bundle")
+    with rtsp_camera.rtsp_camera(login=(USER, PASSWORD)) as camera:
+        with onvif_device(login=(USER, PASSWORD), streams={"main": camera.address}) as device:
+            found = run(f"127.0.0.1:{device.port}", "--netrc", logins, "--json")
+        (told,) = json.loads(found.stdout)["cameras"]
+        source = f"{told['name']}={told['streams'][0]['address']}"
+        output = work / "watch.json"
+        process = start_program(
+            *("upperson-rt", "watch", source, "--netrc", logins, "--detector", "hog"),
+            *("--log-json", "--json", "--threads", 1),
+            cwd=work,
+            output=output,
+        )
+        errors = output.with_name("watch.json.err")
+        try:
+            wait_for(lambda: '"connected"' in errors.read_text() or process.poll() is not None)
+        finally:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            assert process.wait() == 0, errors.read_text()
+    stats = json.loads(output.read_text())["cameras"]["Cam-5"]
+    assert stats["frames_read"] > 0
+    assert (stats["outages"], stats["error"]) == (0, None)
+    assert PASSWORD not in output.read_text() + errors.read_text()

@@ -1,0 +1,229 @@
+"""An ONVIF camera that is strict about who asks, and one that means harm; both on 127.0.0.1.
+
+What it checks and says is written after ONVIF's and OASIS' specifications, not after our client.
+"""
+
+import base64
+import datetime
+import hashlib
+import http.server
+import re
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from xml.sax.saxutils import escape
+
+_ENVELOPE = (
+    '<?xml version="1.0" encoding="UTF-8"?><env:Envelope '
+    'xmlns:env="http://www.w3.org/2003/05/soap-envelope" '
+    'xmlns:tds="http://www.onvif.org/ver10/device/wsdl" '
+    'xmlns:trt="http://www.onvif.org/ver10/media/wsdl" '
+    'xmlns:tr2="http://www.onvif.org/ver20/media/wsdl" '
+    'xmlns:ter="http://www.onvif.org/ver10/error" '
+    'xmlns:tt="http://www.onvif.org/ver10/schema">'
+    "<env:Body>{}</env:Body></env:Envelope>"
+)
+_FAULT = (
+    "<env:Fault><env:Code><env:Value>env:Sender</env:Value><env:Subcode><env:Value>ter:{}"
+    '</env:Value></env:Subcode></env:Code><env:Reason><env:Text xml:lang="en">{}</env:Text>'
+    "</env:Reason></env:Fault>"
+)
+
+
+@dataclass
+class OnvifDevice:
+    """What a device is, and what it was asked; fields may be changed while it runs."""
+
+    login: tuple[str, str] | None = None
+    streams: dict[str, str] = field(default_factory=dict)
+    """Addresses of its streams by the names of their profiles."""
+    clock_ahead: datetime.timedelta = datetime.timedelta()
+    media2: bool = False
+    http_digest: bool = False
+    """Wants the digest of HTTP instead of that of WS-Security."""
+    other_host: str | None = None
+    """Where it says that its media service is."""
+    answer: Callable[[str], bytes | None] = lambda name: None
+    """Answers to requests, by their names, that are sent as they are."""
+    asked: list[str] = field(default_factory=list)
+    """Names of all requests."""
+    received: bytes = b""
+    """All that ever came in."""
+    port: int = 0
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/onvif/device_service"
+
+    def reply(self, name: str, body: str, headers: str) -> tuple[int, str]:
+        """Return status and body of an answer."""
+        open_to_all = name in ("GetSystemDateAndTime", "GetServices", "GetCapabilities")
+        if not open_to_all and self.login is not None:
+            allowed = self._digest_is_right(headers) if self.http_digest else self._token(body)
+            if not allowed and self.http_digest:
+                return 401, ""
+            if not allowed:
+                return 400, _FAULT.format("NotAuthorized", "Sender not Authorized")
+        now = datetime.datetime.now(datetime.timezone.utc) + self.clock_ahead
+        media = f"http://{self.other_host or f'127.0.0.1:{self.port}'}/onvif/media"
+        version, prefix = ("ver20", "tr2") if self.media2 else ("ver10", "trt")
+        encoder = ("tr2:Configurations><tt:VideoEncoder", "tt:VideoEncoder></tr2:Configurations")
+        if not self.media2:
+            encoder = ("tt:VideoEncoderConfiguration", "tt:VideoEncoderConfiguration")
+        profiles = "".join(
+            f'<{prefix}:Profiles token="p{number}"><tt:Name>{profile}</tt:Name><{encoder[0]}>'
+            f"<tt:Encoding>H264</tt:Encoding><tt:Resolution><tt:Width>{640 * (number + 1)}"
+            f"</tt:Width><tt:Height>{360 * (number + 1)}</tt:Height></tt:Resolution>"
+            "<tt:RateControl><tt:FrameRateLimit>25</tt:FrameRateLimit></tt:RateControl>"
+            f"</{encoder[1]}></{prefix}:Profiles>"
+            for number, profile in enumerate(self.streams)
+        )
+        token = re.search(r"ProfileToken>p(\d+)<", body)
+        uri = escape(list(self.streams.values())[int(token[1])] if token else "")
+        uris = {"ver20": f"<tr2:Uri>{uri}</tr2:Uri>"}
+        uris["ver10"] = f"<trt:MediaUri><tt:Uri>{uri}</tt:Uri></trt:MediaUri>"
+        answers = {
+            "GetSystemDateAndTime": "<tds:SystemDateAndTime><tt:UTCDateTime><tt:Time>"
+            f"<tt:Hour>{now.hour}</tt:Hour><tt:Minute>{now.minute}</tt:Minute>"
+            f"<tt:Second>{now.second}</tt:Second></tt:Time><tt:Date><tt:Year>{now.year}</tt:Year>"
+            f"<tt:Month>{now.month}</tt:Month><tt:Day>{now.day}</tt:Day></tt:Date>"
+            "</tt:UTCDateTime></tds:SystemDateAndTime>",
+            "GetServices": "<tds:Service><tds:Namespace>http://www.onvif.org/ver10/device/wsdl"
+            f"</tds:Namespace><tds:XAddr>{self.address}</tds:XAddr></tds:Service><tds:Service>"
+            f"<tds:Namespace>http://www.onvif.org/{version}/media/wsdl</tds:Namespace>"
+            f"<tds:XAddr>{media}</tds:XAddr></tds:Service>",
+            "GetDeviceInformation": "<tds:Manufacturer>Maker &amp; Sons</tds:Manufacturer>"
+            "<tds:Model>Cam 5</tds:Model>",
+            "GetProfiles": profiles,
+            "GetStreamUri": uris[version],
+        }
+        if name not in answers:
+            return 500, _FAULT.format("ActionNotSupported", "Optional Action Not Implemented")
+        return 200, f"<r:{name}Response xmlns:r='urn:r'>{answers[name]}</r:{name}Response>"
+
+    def _token(self, body: str) -> bool:
+        """Tell whether a UsernameToken is right, and of now; OASIS, UsernameToken Profile 1.0."""
+        assert self.login is not None
+        found = [re.search(rf"{name}[^>]*>([^<]*)</", body) for name in
+                 ("Username", "Password", "Nonce", "Created")]  # fmt: skip
+        if not all(found):
+            return False
+        user, digest, nonce, created = (match[1] for match in found if match)
+        secret = base64.b64decode(nonce) + created.encode() + self.login[1].encode()
+        expected = base64.b64encode(hashlib.sha1(secret).digest()).decode()
+        sent = datetime.datetime.fromisoformat(created.replace("Z", "+00:00"))
+        now = datetime.datetime.now(datetime.timezone.utc) + self.clock_ahead
+        fresh = abs(now - sent) < datetime.timedelta(minutes=2)
+        return fresh and user == self.login[0] and digest == expected
+
+    def _digest_is_right(self, header: str) -> bool:
+        assert self.login is not None
+        fields = dict(re.findall(r'(\w+)="?([^",]*)"?', header.removeprefix("Digest ")))
+
+        def md5(text: str) -> str:
+            return hashlib.md5(text.encode()).hexdigest()
+
+        secret = md5(f"{self.login[0]}:cam:{self.login[1]}")
+        expected = md5(f"{secret}:0a1b:{md5('POST:' + fields.get('uri', ''))}")
+        return fields.get("response") == expected
+
+
+@contextmanager
+def onvif_device(**options: object) -> Iterator[OnvifDevice]:
+    """Run a device."""
+    device = OnvifDevice(**options)  # type: ignore[arg-type]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            device.received += bytes(self.headers) + content
+            body = content.decode()
+            asked = re.search(r"<s:Body><m:(\w+)", body)
+            assert asked is not None
+            device.asked.append(asked[1])
+            if (raw := device.answer(asked[1])) is not None:
+                self.wfile.write(raw)
+                return
+            status, text = device.reply(asked[1], body, self.headers.get("Authorization", ""))
+            answer = _ENVELOPE.format(text).encode() if text else b""
+            self.send_response(status)
+            if status == 401:
+                self.send_header("WWW-Authenticate", 'Digest realm="cam", nonce="0a1b"')
+                self.send_header("WWW-Authenticate", 'Basic realm="cam"')
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    device.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield device
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+MATCH = (
+    '<?xml version="1.0" encoding="UTF-8"?>'
+    '<e:Envelope xmlns:e="http://www.w3.org/2003/05/soap-envelope" '
+    'xmlns:w="http://schemas.xmlsoap.org/ws/2004/08/addressing" '
+    'xmlns:d="http://schemas.xmlsoap.org/ws/2005/04/discovery"><e:Header>'
+    "<w:RelatesTo>{relates_to}</w:RelatesTo></e:Header><e:Body><d:ProbeMatches><d:ProbeMatch>"
+    "<d:Scopes>onvif://www.onvif.org/type/video_encoder "
+    "onvif://www.onvif.org/name/{name} onvif://www.onvif.org/hardware/C5</d:Scopes>"
+    "<d:XAddrs>{addresses}</d:XAddrs></d:ProbeMatch></d:ProbeMatches></e:Body></e:Envelope>"
+)
+
+
+@contextmanager
+def responder(answers: Callable[[str], list[bytes]]) -> Iterator[tuple[int, list[str]]]:
+    """Answer questions of WS-Discovery on the loopback interface.
+
+    Args:
+        answers: Gets the id of a question, returns what is sent back.
+
+    Yields:
+        The port, and the ids of all questions so far.
+    """
+    asked: list[str] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+        opened.bind(("239.255.255.250", 0))
+        group = struct.pack(
+            "4s4s", socket.inet_aton("239.255.255.250"), socket.inet_aton("127.0.0.1")
+        )
+        opened.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+
+        def serve() -> None:
+            while True:
+                content, asker = opened.recvfrom(65536)
+                if content == b"end":
+                    return
+                found = re.search(r"MessageID>([^<]+)<", content.decode())
+                assert found is not None
+                asked.append(found[1])
+                for answer in answers(found[1]):
+                    reply.sendto(answer, asker)
+
+        thread = threading.Thread(target=serve)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as reply:
+            reply.bind(("127.0.0.1", 0))
+            thread.start()
+            try:
+                yield opened.getsockname()[1], asked
+            finally:
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ending:
+                    ending.setsockopt(
+                        socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1")
+                    )
+                    ending.sendto(b"end", ("239.255.255.250", opened.getsockname()[1]))
+                thread.join()

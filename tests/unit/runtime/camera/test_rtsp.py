@@ -1,0 +1,147 @@
+"""A real RTSP server: both transports, logins, losses, a change of size, silence and rubbish.
+
+Skipped without GStreamer's server; ``UPPERSON_TEST_RTSP=required`` makes that a failure.
+"""
+
+import os
+import time
+from contextlib import suppress
+from itertools import pairwise
+from urllib.parse import quote
+
+import pytest
+
+from tests.helpers.fake_camera import RULES, Watched, wait_for
+from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
+from upperson_rt.camera.source import Source, parse_source
+from upperson_rt.camera.stream import StreamReader, open_source
+from upperson_rt.errors import InputError
+
+USER, PASSWORD = "anna", "s:e/c ret@1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def there_is_a_server():
+    reason = reason_to_skip()
+    if reason and os.environ.get("UPPERSON_TEST_RTSP") == "required":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize(
+    ("transport", "encoding"), [("tcp", "h264"), ("udp", "h264"), ("both", "jpeg")]
+)
+def test_pictures_come_by_either_transport_and_in_any_size(transport, encoding):
+    with rtsp_camera(transport=transport, encoding=encoding) as camera:
+        watched = Watched(parse_source(camera.address), open_source)
+        wait_for(lambda: len(watched.frames) >= 20)
+        for size in ((480, 640), (120, 160)):
+            camera.tell(f"size {size[1]}x{size[0]}")
+            before = len(watched.frames)
+            wait_for(lambda size=size: watched.frames[-1][0].shape == (*size, 3))
+            wait_for(lambda before=before: len(watched.frames) >= before + 20)
+        watched.stop()
+    assert watched.counts == ["resolution_changes"] * 2
+    pictures = [image for image, _, _ in watched.frames]
+    assert {image.shape[:2] for image in pictures} == {(240, 320), (480, 640), (120, 160)}
+    # A ball moves: nothing is repeated, before and after.
+    for one, next_one in pairwise(pictures):
+        assert one.shape != next_one.shape or (one != next_one).any()
+        assert one.max() > 200
+
+
+def test_logins_that_are_right_wrong_and_missing():
+    def opened(login, path="stream"):
+        return StreamReader(parse_source(f"rtsp://{login}127.0.0.1:{camera.port}/{path}"), 20.0)
+
+    with rtsp_camera(login=(USER, PASSWORD)) as camera:
+        right = f"{USER}:{quote(PASSWORD, safe='')}@"
+        reader = opened(right)
+        assert reader.read().shape == (240, 320, 3)
+        reader.close()
+        for login, path, reason in (
+            ("", "stream", "401 Unauthorized: user name and password are missing"),
+            (f"{USER}:other@", "stream", "401 Unauthorized: user name and password are wrong"),
+            (right, "nothing", "404 Not Found: it has no such stream: check the path"),
+        ):
+            with pytest.raises(InputError) as raised:
+                opened(login, path)
+            shown = f"rtsp://127.0.0.1:{camera.port}/{path}"
+            assert str(raised.value) == f"cannot open {shown}: the server answers {reason}"
+            assert raised.value.__cause__ is None, "PyAV's own error holds the password"
+
+
+def test_a_camera_that_is_killed_and_comes_back(caplog):
+    with rtsp_camera() as camera:
+        watched = Watched(parse_source(camera.address), open_source)
+        for _ in range(2):
+            before = len(watched.frames)
+            wait_for(lambda before=before: len(watched.frames) > before + 10)
+            camera.kill()
+            wait_for(lambda: "refuses connections" in (watched.capture.error or ""))
+            assert watched.capture.state == "reconnecting"
+            camera.start()
+        before = len(watched.frames)
+        wait_for(lambda: len(watched.frames) > before + 10)
+        assert (watched.capture.state, watched.capture.error) == ("running", None)
+        watched.stop()
+    assert watched.counts.count("outages") == 2
+    assert watched.counts.count("reconnects") >= 4
+    clocks = [clock for _, _, clock in watched.frames]
+    assert clocks == sorted(clocks)
+    assert caplog.text.count("is back after") == 2
+
+
+def test_a_stream_that_stalls_without_closing_is_opened_again(fake_time):
+    with rtsp_camera() as frozen, rtsp_camera() as other:
+        addresses = [frozen.address]
+
+        def opener(source, timeout_s):  # The camera's restart, at another port.
+            return open_source(Source(address=addresses[-1], kind="network"), timeout_s)
+
+        watched = Watched(parse_source(frozen.address), opener)
+        wait_for(lambda: len(watched.frames) > 10)
+        frozen.freeze()
+        addresses.append(other.address)
+
+        def stalled():
+            fake_time.more_s += RULES.stall_s + 1
+            return "stalls" in watched.counts
+
+        wait_for(stalled)
+        seen = len(watched.frames)
+        wait_for(lambda: len(watched.frames) > seen + 10)
+        assert watched.counts == ["stalls", "outages", "reconnects"]
+        watched.stop()
+
+
+def test_a_reader_keeps_to_its_time_limit():
+    limit_s = 2.0
+    with rtsp_camera() as camera:
+        source = parse_source(camera.address)
+        reader = None
+        while reader is None:  # A busy machine may take longer to open it.
+            with suppress(InputError):
+                reader = StreamReader(source, limit_s)
+        camera.freeze()
+        began = time.monotonic()
+        while reader.read() is not None:
+            began = time.monotonic()
+        assert time.monotonic() - began >= 0.9 * limit_s
+        reader.close()
+        with pytest.raises(InputError, match=rf"port {camera.port} does not answer"):
+            StreamReader(source, 0.5)
+
+
+def test_rubbish_in_mid_stream_is_counted_and_what_follows_is_seen():
+    with rtsp_camera() as camera:
+        watched = Watched(parse_source(camera.address), open_source)
+        wait_for(lambda: len(watched.frames) > 10)
+        camera.tell("rubbish")
+        wait_for(lambda: sum(image.size == 0 for image, _, _ in watched.frames) > 10)
+        camera.tell("sound")
+        before = len(watched.frames)
+        wait_for(lambda: sum(image.size > 0 for image, _, _ in watched.frames[before:]) > 20)
+        watched.stop()
+    assert watched.counts == []
