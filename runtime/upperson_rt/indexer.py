@@ -23,6 +23,7 @@ from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.errors import BackendError, InputError, UppersonError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
+from upperson_rt.gallery.shards import SkippedImage, Tally
 from upperson_rt.preprocess import use_image
 from upperson_rt.printable import error_text, shown
 
@@ -36,29 +37,27 @@ _USUAL_WORKERS, _MOST_WORKERS = 4, 256
 """Threads that decode; more than a few only wait for the model."""
 
 
-@dataclass(frozen=True)
-class SkippedImage:
-    """A picture that could not be used."""
-
-    path: str
-    reason: str
-
-
 @dataclass
 class IndexReport:
     """What `index_images` did."""
 
     indexed: int = 0
     """Pictures added or replaced."""
+    replaced: int = 0
+    """Those of them that took the place of an earlier one with the same key."""
     timed: int = 0
     """Those of them that have a time."""
     skipped: list[SkippedImage] = field(default_factory=list)
     wide: int = 0
     """Pictures wider than high that were added whole: a person who stands is not."""
+    with_items: int = 0
+    """Pictures that gave at least one item: each, without a detector."""
     empty: int = 0
     """Pictures in which the detector found nobody."""
     too_small: int = 0
     """People whom the detector found, too small to be told from others."""
+    keys: Tally = field(default_factory=Tally)
+    """Of all that was added."""
 
 
 @dataclass(frozen=True)
@@ -189,11 +188,14 @@ def index_images(
             if entries:
                 items = [item for item, _ in entries]
                 pixels = np.stack([pixels for _, pixels in entries])
-                gallery.add(items, encoder.encode_pixels(pixels, batch_size), encoder.variant)
+                embeds = encoder.encode_pixels(pixels, batch_size)
+                report.replaced += len(gallery.add(items, embeds, encoder.variant))
                 report.indexed += len(items)
+                report.keys += Tally.of(item.key for item in items)
                 report.timed += sum(item.time is not None for item in items)
             _delete_outdated(gallery, usable)
             report.wide += sum(one.is_wide for one in usable)
+            report.with_items += sum(bool(one.entries) for one in usable)
             report.empty += sum(not one.entries for one in usable)
             report.too_small += sum(one.too_small for one in usable)
             done += len(batch)

@@ -31,6 +31,7 @@ __all__ = [
     "Channels",
     "ImageSource",
     "iter_image_files",
+    "iter_named_images",
     "load_image",
     "prepare_image",
     "resize_image",
@@ -154,25 +155,41 @@ def iter_image_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
     Raises:
         InputError: A path does not exist, or a folder cannot be read or holds no picture.
     """
-    seen: set[Path] = set()
-    for given in check_list(paths, "paths"):
-        path = Path(check_path(given, "a picture"))
+    return (file for _, file in iter_named_images(paths))
+
+
+def iter_named_images(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, Path]]:
+    """Yield what `iter_image_files` does, each with a name that is the same on every machine.
+
+    That is its path below the folder that was given, with forward slashes, or the name of a file
+    that was given itself. Pictures of one folder are not held in memory.
+
+    Raises:
+        InputError: As for `iter_image_files`.
+    """
+    given = [Path(check_path(one, "a picture")) for one in check_list(paths, "paths")]
+    seen: set[Path] | None = set() if len(given) > 1 else None
+    for path in given:
         if path.is_dir():
-            files = list(_folder_images(path))
-            if not files:
-                raise InputError(
-                    f"no images in folder {path}: expected files ending in "
-                    f"{', '.join(sorted(IMAGE_SUFFIXES))}, there or in its sub-folders"
-                )
+            files = _folder_images(path)
         elif path.exists():
-            files = [path]
+            files = iter([path])
         else:
             raise InputError(f"no such file or folder: {path}")
+        found = False
         for file in files:
-            absolute = file.absolute()
-            if absolute not in seen:
+            found = True
+            if seen is not None:
+                absolute = file.absolute()
+                if absolute in seen:
+                    continue
                 seen.add(absolute)
-                yield file
+            yield (file.name if file == path else file.relative_to(path).as_posix()), file
+        if not found:
+            raise InputError(
+                f"no images in folder {path}: expected files ending in "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}, there or in its sub-folders"
+            )
 
 
 def _folder_images(folder: Path) -> Iterator[Path]:

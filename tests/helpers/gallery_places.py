@@ -62,12 +62,12 @@ class Milvus(Place):
     _numbers = itertools.count()
 
     def __init__(self, address: str, uri: str) -> None:
-        self._address = address
+        self.address = address
         self._uri = uri
         self._shared: str | None = None
 
     def unused(self) -> str:
-        return f"{self._address}/contract_{next(self._numbers)}"
+        return f"{self.address}/contract_{next(self._numbers)}"
 
     def empty(self) -> str:
         if self._shared is None:

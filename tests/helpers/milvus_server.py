@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,14 @@ class MilvusServer:
     Args:
         data: A folder of its own: settings, logs and everything stored.
         binaries: Where its programs are unpacked to once, 240 MB.
+        isolated: What a command begins with to run in the server's namespace; a new one each start
+            by default.
     """
 
-    def __init__(self, data: Path, binaries: Path) -> None:
+    def __init__(self, data: Path, binaries: Path, isolated: Sequence[str] = ISOLATED) -> None:
         self._data = data
         self._binaries = binaries
+        self._isolated = isolated
         self._process: subprocess.Popen[bytes] | None = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -70,7 +73,7 @@ class MilvusServer:
         """Start it and wait until it is ready."""
         command = [sys.executable, "-m", __name__, str(self._listener.fileno()), str(self._data)]
         self._process = subprocess.Popen(
-            [*ISOLATED, *command, str(self._binaries)],
+            [*self._isolated, *command, str(self._binaries)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

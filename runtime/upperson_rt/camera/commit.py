@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from upperson_rt.camera.encode import EncodedCrops
 from upperson_rt.camera.frames import Crop
+from upperson_rt.camera.others import OtherWriters
 from upperson_rt.camera.queues import BoundedQueue, LeftBehindError, Stage
 from upperson_rt.camera.settings import PipelineSettings
 from upperson_rt.camera.stats import Durations, Ledger
@@ -64,6 +65,7 @@ class CommitStage(Stage):
         self._batches = batches
         self._ledger = ledger
         self._on_commit = on_commit
+        self._others = OtherWriters(gallery, ledger)
         self._folder: CropFolder | None = None
         self._crops: list[Crop] = []
         self.latency = Durations()
@@ -106,12 +108,24 @@ class CommitStage(Stage):
                     self._crops = [crop for batch, _ in taken for crop in batch]
                     self._commit(self._crops, np.concatenate([embeds for _, embeds in taken]))
                     self._batches.done(len(taken))
+                if self._others.is_due:
+                    self._look_at_others()
+            self._look_at_others()
         except LeftBehindError:
             raise
         except BaseException:
             self._close_folder()
             raise
         self._close_folder()
+
+    def _look_at_others(self) -> None:
+        self._crops = []  # Committed: a look that hangs takes nothing along.
+        try:
+            with self._calling("gallery"):
+                self._others.look()
+        except LeftBehindError:
+            self._close_folder()
+            raise
 
     def _commit(self, crops: list[Crop], embeds: NDArray[np.float32]) -> None:
         items = [crop.item for crop in crops]
@@ -120,7 +134,8 @@ class CommitStage(Stage):
                 self._calling("gallery"),
                 nullcontext() if self._folder is None else self._folder.saved(crops),
             ):
-                self._gallery.add(items, embeds, self._variant)
+                self._others.know(crop.camera for crop in crops)
+                replaced = self._gallery.add(items, embeds, self._variant)
         except LeftBehindError:
             self._close_folder()  # After a callback it is the next thread's.
             raise
@@ -131,6 +146,7 @@ class CommitStage(Stage):
         for crop in crops:
             self.latency.add(now - crop.arrived)
             self.encode_latency.add(now - crop.chosen)
+        self._others.count_ours(items, replaced)
         self._ledger.count_crops(crops, "committed")
         if self._on_commit is not None:
             with self._calling("on_commit"):

@@ -29,6 +29,8 @@ _PLAIN = {
     "accepted": "Crops chosen for the encoder.",
     "embedded": "Crops embedded.",
     "committed": "Rows in the gallery.",
+    "replaced": "Rows that took the place of earlier ones.",
+    "added_by_others": "Rows of a camera of this name that other processes added.",
     "outages": "Times a source that had given pictures was lost.",
     "reconnects": "Attempts to open a source again.",
     "stalls": "Times a source gave nothing for too long.",

@@ -130,6 +130,10 @@ class CameraStats:
     """Crops that were chosen and put in line for the encoder; some may be dropped there."""
     embedded: int
     committed: int
+    replaced: int
+    """Those of them that took the place of an earlier row: of a file that was watched before."""
+    added_by_others: int
+    """Pictures of a camera of this name that other processes added meanwhile."""
     crops_waiting: int
     crops_dropped: Mapping[str, int]
     """By reason: ``empty``, ``outside``, ``duplicate``, ``too_many``, ``no_track``, ``too_small``,
@@ -212,6 +216,8 @@ def camera_stats(counts: Counter[str], state: str, error: str | None) -> CameraS
         accepted=counts["accepted"],
         embedded=counts["embedded"],
         committed=counts["committed"],
+        replaced=counts["replaced"],
+        added_by_others=counts["added_by_others"],
         crops_waiting=counts["crops.offered"] - gone,
         crops_dropped=crops_dropped,
         outages=counts["outages"],

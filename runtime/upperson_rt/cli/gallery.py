@@ -9,6 +9,7 @@ import typer
 
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.gallery_delete import delete, prune
+from upperson_rt.cli.gallery_merge import merge
 from upperson_rt.cli.opening import read_filter, warn_of_unknown_cameras
 from upperson_rt.cli.options import (
     Attributes,
@@ -74,6 +75,7 @@ def info(
 
 app.command(cls=Command)(delete)
 app.command(cls=Command)(prune)
+app.command(cls=Command)(merge)
 
 
 @app.command(cls=Command)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -75,6 +75,15 @@ def index(
     detector_layout: DetectorLayout = None,
     detector_class: DetectorClass = None,
     detector_score: DetectorScore = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="N/OF",
+            help="Index one part of the pictures, such as 3/16 on the third of sixteen machines; "
+            "`gallery merge` joins them.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Pictures run and committed at a time.")
     ] = 32,
@@ -94,12 +103,19 @@ def index(
     everything else has been added. Batches are committed one by one, so an interrupted run keeps
     what it has done.
 
+    With --shard each of several machines takes the pictures whose names say so, whatever the
+    folder is called there. All need the same pictures and number of shards; `gallery merge` proves
+    that the parts make a whole.
+
     Example: `upperson-rt index crops/ --camera gate --time-from name`
     """
     attributes = read_attributes(attribute, "--attribute")
+    from upperson_rt.gallery.shards import Shard
     from upperson_rt.indexer import index_images
     from upperson_rt.preprocess import iter_image_files
+    from upperson_rt.shard_indexer import choose_files, index_shard, record_of, require_whole
 
+    part = None if shard is None else Shard.parse(shard)
     asked = {
         "--detector-layout": detector_layout,
         "--detector-class": detector_class,
@@ -112,7 +128,14 @@ def index(
         people = open_announced(
             detector, detector_layout, detector_class, detector_score, threads, "pictures"
         )
-    files = list(iter_image_files(paths))
+    chosen = None if part is None else choose_files(paths, part)
+    if chosen is None:
+        require_whole(gallery)
+        files = list(iter_image_files(paths))
+    else:
+        files = chosen.files
+        all_of_it = count_of(chosen.whole.count, "picture")
+        print_note(f"shard {part}: {chosen.own.count} of {all_of_it}")
     pictures = count_of(len(files), "picture")
     with open_store(
         bundle,
@@ -128,18 +151,20 @@ def index(
         with new_progress(time_left=True) as bar:
             task = bar.add_task("indexing", total=len(files))
             try:
-                report = index_images(
-                    opened.encoder(),
-                    store,
-                    files,
-                    camera,
-                    batch_size,
-                    progress=lambda done, _: bar.update(task, completed=done),
-                    time_from=time_from,
-                    track_from=track_from,
-                    attributes=attributes,
-                    detector=people,
-                )
+                options: dict[str, Any] = {
+                    "camera": camera,
+                    "batch_size": batch_size,
+                    "progress": lambda done, _: bar.update(task, completed=done),
+                    "time_from": time_from,
+                    "track_from": track_from,
+                    "attributes": attributes,
+                    "detector": people,
+                }
+                if chosen is None:
+                    report = index_images(opened.encoder(), store, files, **options)
+                else:
+                    record = record_of(gallery)
+                    report, _ = index_shard(opened.encoder(), store, chosen, record, **options)
             except KeyboardInterrupt:
                 done = int(bar.tasks[0].completed)
                 what = "is done and stays" if done == 1 else "are done and stay"
@@ -170,7 +195,9 @@ def index(
     if as_json:
         print_json(
             {
+                "shard": shard,
                 "indexed": report.indexed,
+                "replaced": report.replaced,
                 "timed": report.timed,
                 "wide": report.wide,
                 "empty": report.empty,
@@ -188,6 +215,8 @@ def index(
         added = count_of(report.indexed, "picture")
         if people is not None:
             added = f"{count_of(report.indexed, 'person', 'people')} in {pictures}"
+        if report.replaced:
+            added += f", {report.replaced} in place of earlier ones"
         print_line(f"indexed {added}; gallery '{gallery}' now holds {total}")
     if report.skipped and not skip_bad:
         others = "" if len(report.skipped) == len(files) else ", the others are in the gallery"

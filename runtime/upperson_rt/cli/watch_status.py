@@ -51,6 +51,11 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
         f"people: {count_of(stats.total('detections'), 'box', 'boxes')}, "
         f"{stats.total('accepted')} accepted, left out {_reasons(stats.dropped('crops_dropped'))}"
     )
+    if replaced := stats.total("replaced"):
+        print_line(f"{count_of(replaced, 'picture')} took the place of what was there before")
+    others = {n: c.added_by_others for n, c in stats.cameras.items() if c.added_by_others}
+    if others:
+        print_line(f"added by others under the same name of a camera: {_reasons(others)}")
     if stats.total("reconnects") or stats.total("stalls"):
         print_line(
             f"sources: {count_of(stats.total('outages'), 'outage')}, "

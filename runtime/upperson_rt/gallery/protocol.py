@@ -167,7 +167,7 @@ class Gallery(ABC):
 
     def add(
         self, items: Sequence[Item], vectors: NDArray[np.float32], variant: str | None = None
-    ) -> None:
+    ) -> list[str]:
         """Add items, all or none; durable on return. The same key replaces and keeps its id.
 
         An item that is replaced keeps its camera if the new one has none. If its crop is another
@@ -177,6 +177,9 @@ class Gallery(ABC):
             items: N items.
             vectors: (N, D) of unit length.
             variant: Of the bundle that embedded them, for the record.
+
+        Returns:
+            The keys that were there before, whoever added them: those items were replaced.
 
         Raises:
             InputError: A vector has another dimension, is not finite or not of unit length, an
@@ -188,8 +191,7 @@ class Gallery(ABC):
         if variant is not None:
             variant = check_name(variant, "the variant of a bundle")
         unit_ND = unit_vectors(vectors, len(new), self.embed_dim, self.location)
-        if new:
-            self._add(new, unit_ND, variant)
+        return self._add(new, unit_ND, variant) if new else []
 
     def search(
         self,
@@ -362,7 +364,7 @@ class Gallery(ABC):
     @abstractmethod
     def _add(
         self, items: Sequence[Item], vectors_ND: NDArray[np.float32], variant: str | None
-    ) -> None: ...
+    ) -> list[str]: ...
 
     @abstractmethod
     def _search(

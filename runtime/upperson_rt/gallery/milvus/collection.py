@@ -9,10 +9,10 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_rt.gallery.milvus.connection import (
     INDEX_PARAMETERS,
     MilvusLocation,
+    comes_back,
     connect,
     disconnect,
     translated,
@@ -39,6 +40,7 @@ from upperson_rt.gallery.records import Hit, Item
 
 __all__ = ["MOST_HITS", "Collection", "Known", "MilvusMeta", "RecentWrites"]
 
+_T = TypeVar("_T")
 SCHEMA_VERSION = 1
 MOST_HITS = 16_384
 """The server's limit for rows per query."""
@@ -47,6 +49,7 @@ _NAME = "upperson"
 _TEXTS = ("key", "source", "camera", "track", "crop", "variant")
 _FIELDS = {*METADATA, "variant", "hashes", "added", "id", "vector"}
 _LOAD_TIMEOUT_S = 600.0
+_PAUSE_S = 0.2
 _AT_A_TIME = 5000
 """Rows or ids in one request."""
 _LEAST_CANDIDATES = {"ef": 128, "nprobe": 64}
@@ -160,12 +163,29 @@ class Collection:
         with translated(self.location):
             yield client
 
+    def _ask(self, request: str, **arguments: Any) -> Any:
+        """Make a request of `pymilvus.MilvusClient` about this collection, see `_insist`."""
+        return self._insist(lambda client: getattr(client, request)(self._name, **arguments))
+
+    def _insist(self, request: Callable[[Any], _T]) -> _T:
+        """Make a request, and again while the server restarts: what it writes, it writes by id.
+
+        Raises:
+            BackendError: The server is away for longer than the location's timeout.
+        """
+        until = time.monotonic() + self.location.options.timeout_s
+        while True:
+            try:
+                with self.client() as client:
+                    return request(client)
+            except BackendError as error:
+                if not comes_back(error.__cause__) or time.monotonic() + _PAUSE_S > until:
+                    raise
+            time.sleep(_PAUSE_S)
+
     def count(self, condition: str) -> int:
         """Return how many rows pass."""
-        with self.client() as client:
-            (row,) = client.query(
-                self._name, filter=condition, output_fields=["count(*)"], **self._read
-            )
+        (row,) = self._ask("query", filter=condition, output_fields=["count(*)"], **self._read)
         return int(row["count(*)"])
 
     def rows(self, condition: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -178,24 +198,14 @@ class Collection:
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield fields of the rows that pass, by id, at most `size` at a time."""
         size = min(size, MOST_HITS)
-        arguments = {
-            "collection_name": self._name,
-            "filter": condition or "id >= 0",
-            "output_fields": [*fields, "id"],
-        }
-        with self.client() as client:
-            first = client.query(**arguments, limit=size, **self._read)
+        asked = {"filter": condition or "id >= 0", "output_fields": [*fields, "id"]}
+        first = self._ask("query", **asked, limit=size, **self._read)
         if len(first) < size:  # All of it, in one request.
             if first:
                 yield sorted(first, key=lambda row: row["id"])
             return
-        with self.client() as client:
-            iterator = client.query_iterator(**arguments, batch_size=size, **self._timeout)
-        while True:
-            with self.client():
-                page = iterator.next()
-            if not page:
-                break
+        iterator = self._ask("query_iterator", **asked, batch_size=size, **self._timeout)
+        while page := self._insist(lambda _: iterator.next()):
             yield list(page)
         iterator.close()
 
@@ -208,17 +218,16 @@ class Collection:
         found: list[list[Hit]] = []
         step = max(1, MOST_HITS // limit)
         for start in range(0, len(data), step):
-            with self.client() as client:
-                answer = client.search(
-                    self._name,
-                    data=data[start : start + step],
-                    anns_field="vector",
-                    filter=condition,
-                    limit=limit,
-                    output_fields=list(METADATA),
-                    search_params={"metric_type": "IP", "params": candidates},
-                    **self._read,
-                )
+            answer = self._ask(
+                "search",
+                data=data[start : start + step],
+                anns_field="vector",
+                filter=condition,
+                limit=limit,
+                output_fields=list(METADATA),
+                search_params={"metric_type": "IP", "params": candidates},
+                **self._read,
+            )
             for line in answer:
                 hits = [
                     Hit(id=hit["id"], score=hit["distance"], item=self.item(hit["entity"]))
@@ -251,30 +260,27 @@ class Collection:
         """
         known: dict[int, Known] = {}
         for start in range(0, len(ids), _AT_A_TIME):
-            with self.client() as client:
-                found = client.query(
-                    self._name,
-                    filter=expression_of_ids(ids[start : start + _AT_A_TIME]),
-                    output_fields=["id", "key", "camera", "added"],
-                    consistency_level="Bounded",
-                    **self._timeout,
-                )
+            found = self._ask(
+                "query",
+                filter=expression_of_ids(ids[start : start + _AT_A_TIME]),
+                output_fields=["id", "key", "camera", "added"],
+                consistency_level="Bounded",
+                **self._timeout,
+            )
             known |= {row["id"]: Known(row["key"], row["camera"], row["added"]) for row in found}
         self._recent.update(known, ids)
         return known
 
     def write(self, rows: Mapping[int, dict[str, Any]], known: Mapping[int, Known]) -> None:
         """Add rows by id, or replace those that are there, in one request."""
-        with self.client() as client:
-            client.upsert(self._name, list(rows.values()), **self._timeout)
+        self._ask("upsert", data=list(rows.values()), **self._timeout)
         self._recent.record({id_: known[id_] for id_ in rows})
 
     def delete(self, ids: Sequence[int]) -> int:
         """Delete rows that are there; return how many."""
         for start in range(0, len(ids), _AT_A_TIME):
             part = list(ids[start : start + _AT_A_TIME])
-            with self.client() as client:
-                client.delete(self._name, ids=part, **self._timeout)
+            self._ask("delete", ids=part, **self._timeout)
             self._recent.record(dict.fromkeys(part))
         return len(ids)
 

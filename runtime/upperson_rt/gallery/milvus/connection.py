@@ -31,6 +31,7 @@ __all__ = [
     "TOKEN_VARIABLE",
     "MilvusLocation",
     "Options",
+    "comes_back",
     "connect",
     "disconnect",
     "parse",
@@ -47,6 +48,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}", re.ASCII)
 _DEFAULT_PORT = 19530
 _EXAMPLE = "milvus://host:19530/collection or milvus:///folder/people.db/collection"
 _NOT_FOUND = 100
+_COMES_BACK = {2, 101, 103, 503, 901, 902}
+"""Codes of a server that starts: no connection, collection not or not fully loaded, channel not
+available, node not found or offline."""
 _lite_lock = threading.Lock()
 _lite_users: Counter[Path] = Counter()
 
@@ -284,6 +288,18 @@ def _ours(location: MilvusLocation, error: Exception) -> UppersonError:
             "user:password"
         )
     return BackendError(f"Milvus failed for gallery {location.text}: {line}")
+
+
+def comes_back(error: BaseException | None) -> bool:
+    """Tell whether what a request raised is that of a server that is away, or has just started."""
+    code = getattr(error, "code", None)
+    if callable(code):  # Of a gRPC error.
+        code = code()
+    return (
+        getattr(error, "retriable", False)
+        or code in _COMES_BACK
+        or getattr(code, "name", "") == "UNAVAILABLE"
+    )
 
 
 def _line(error: Exception) -> str:

@@ -58,12 +58,13 @@ class MilvusGallery(Gallery):
 
     def _add(
         self, items: Sequence[Item], vectors_ND: NDArray[np.float32], variant: str | None
-    ) -> None:
+    ) -> list[str]:
         encoded = rows.encode_vectors(vectors_ND, self._vector_kind)
         ids = [rows.id_of(item.key) for item in items]
         new: dict[int, dict[str, Any]] = {}
         with self._collection.writing:
             known = self._collection.known(ids)
+            replaced = [item.key for item, id_ in zip(items, ids, strict=True) if id_ in known]
             now = time.time_ns()
             for place, (id_, item, vector) in enumerate(zip(ids, items, encoded, strict=True)):
                 row = rows.row_from_item(item)
@@ -83,6 +84,7 @@ class MilvusGallery(Gallery):
                     "vector": vector,
                 }
             self._collection.write(new, known)
+        return list(dict.fromkeys(replaced))
 
     def _search(
         self, queries_QD: NDArray[np.float32], k: int, where: Filter, by_track: bool

@@ -104,7 +104,7 @@ class SqliteGallery(Gallery):
 
     def _add(
         self, items: Sequence[Item], vectors_ND: NDArray[np.float32], variant: str | None
-    ) -> None:
+    ) -> list[str]:
         with self._writing() as (transaction, sums):
             source, keys = has_key(transaction, [item.key for item in items])
             sql = f"SELECT {ROW}, checksum FROM {source}"
@@ -135,6 +135,7 @@ class SqliteGallery(Gallery):
             unused = unnamed_crops(transaction, crops) if crops else []
             trim_log(transaction)
         remove_crops(self.crops_dir, unused)
+        return [*replaced]
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Transaction, Sums]]:
@@ -219,6 +220,20 @@ class SqliteGallery(Gallery):
                     [self._item(row[_COLUMNS]) for row in batch],
                     flat.reshape(len(batch), self.embed_dim).astype(np.float32),
                 )
+
+    def checked_rows(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the values of `ROW` and the stored vector of all items, by id, of one state.
+
+        Raises:
+            IntegrityError: A row is damaged, or at the end: some are missing.
+        """
+        with self._database.reading() as transaction:
+            rows = self._rows(transaction, None, f"{ROW}, vector")
+            while batch := checked(
+                transaction, list(islice(rows, _ROWS_AT_A_TIME)), self.embed_dim
+            ):
+                for row in batch:
+                    yield row[:-1]
 
     def vectors_of(self, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
         ids = np.unique(np.array([hit.id for hit in check_hits(hits)], dtype=np.int64))

@@ -126,6 +126,9 @@ def test_a_file_watched_again_replaces_its_rows(encoder, gallery, street):
             pipeline.add_camera("gate", str(path), BoxesFile(path.with_suffix(".json")))
             pipeline.wait()
         seen.append((gallery.count(), {item.track for item in gallery.items()}))
+        camera = pipeline.stats().cameras["gate"]
+        assert camera.replaced == (camera.committed if len(seen) == 2 else 0)
+        assert camera.added_by_others == 0
     assert seen[0][0] == seen[1][0] > 0
     assert not seen[0][1] & seen[1][1], "tracks of two runs never have one name"
     files = [file for file in gallery.crops_dir.rglob("*") if file.is_file()]
@@ -152,6 +155,39 @@ def submit_walk(pipeline, camera="gate", frames=10, start=START, **options):
         box = [BOX[0] + 2 * index, BOX[1], BOX[2] + 2 * index, BOX[3]]
         assert pipeline.submit(camera, person_frame(box=box), [box], start + index / 10, **options)
         wait_for(lambda: pipeline.stats().frame_queues[camera] <= 2)
+
+
+def test_another_process_with_a_camera_of_the_same_name_is_told(encoder, gallery, caplog):
+    with Pipeline(encoder, gallery) as ours, Pipeline(encoder, gallery) as theirs:
+        for pipeline, names in ((ours, ("gate", "hall")), (theirs, ("gate", "yard"))):
+            for name in names:
+                pipeline.add_camera(name)
+                submit_walk(pipeline, name)
+            assert pipeline.drain()
+        their_name = theirs.run_name
+    pictures = Counter(item.camera for item in gallery.items() if their_name in item.track)
+    assert pictures["gate"] > 0
+    numbers = {name: camera.added_by_others for name, camera in ours.stats().cameras.items()}
+    assert numbers == {"gate": pictures["gate"], "hall": 0}
+    assert f"{pictures['gate']} picture" in caplog.text
+    assert "of a camera that is called gate as well" in caplog.text
+    # What ours had added before is no news to theirs.
+    assert theirs.stats().total("added_by_others") == 0
+    for pipeline in (ours, theirs):
+        check_sums(pipeline.stats())
+
+
+def test_a_look_at_others_that_fails_loses_nothing(encoder, gallery, monkeypatch, caplog):
+    with Pipeline(encoder, gallery) as pipeline:
+        pipeline.add_camera("gate")
+        submit_walk(pipeline)
+        assert pipeline.drain()
+        fail = InputError("the server is away")
+        monkeypatch.setattr(gallery, "count", lambda *_: (_ for _ in ()).throw(fail))
+    monkeypatch.undo()
+    assert "cannot tell whether others add pictures of gate: the server is away" in caplog.text
+    assert pipeline.stats().cameras["gate"].committed == gallery.count() > 0
+    assert pipeline.stats().failures == {}
 
 
 def test_frames_of_ones_own_loop(encoder, gallery):

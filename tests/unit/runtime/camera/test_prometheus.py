@@ -49,7 +49,8 @@ def check(text):
     camera = ("camera", 'gate "1"\n')
     for name, value in {
         "frames_read": 4, "frames_processed": 3, "detections": 6, "tracks": 1, "accepted": 3,
-        "embedded": 3, "committed": 3, "reconnects": 0, "stalls": 0, "resolution_changes": 0,
+        "embedded": 3, "committed": 3, "replaced": 0, "added_by_others": 0, "reconnects": 0,
+        "stalls": 0, "resolution_changes": 0,
     }.items():  # fmt: skip
         assert found[f"upperson_{name}_total", camera] == value, name
     assert found["upperson_frames_dropped_total", camera, ("reason", "empty")] == 1

@@ -150,7 +150,11 @@ def test_fewer_hits_come_back_where_there_are_fewer(gallery):
 def test_the_same_key_replaces(gallery):
     gallery.add([Item(key="a", camera="gate", time=1, track="x", attributes={"n": 1})], unit(0))
     (before,) = gallery.search(unit(0), k=1)[0]
-    gallery.add([Item(key="a", source="s", attributes={"n": 2})], unit(1))
+    new = [Item(key="b"), Item(key="a", source="s", attributes={"n": 2})]
+    assert gallery.add(new, unit(2, 1)) == ["a"]
+    assert gallery.delete(["b"]) == 1
+    assert gallery.add([Item(key="b")], unit(2)) == []
+    assert gallery.delete(["b"]) == 1
     ((after,),) = gallery.search(unit(1), k=5)
     assert after.id == before.id
     assert after.score == pytest.approx(1, abs=1e-3)
@@ -162,7 +166,8 @@ def test_the_same_key_replaces(gallery):
 
 
 def test_a_key_twice_in_one_call_is_stored_once(gallery):
-    gallery.add([Item(key="a", camera="gate"), Item(key="b"), Item(key="a", time=2)], unit(0, 1, 2))
+    twice = [Item(key="a", camera="gate"), Item(key="b"), Item(key="a", time=2)]
+    assert gallery.add(twice, unit(0, 1, 2)) == []
     assert gallery.count() == 2
     (hit, _) = gallery.search(unit(2), k=2)[0]
     assert hit.item == Item(key="a", camera="gate", time=2)

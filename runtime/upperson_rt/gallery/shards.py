@@ -1,0 +1,158 @@
+"""Parts of a set of pictures, one a machine, and what shows later that all of them are there once.
+
+A picture belongs to the shard that a hash of its name says, so that machines need not agree on
+anything but the number of shards. Each machine sees the whole list, takes its part, and writes down
+three tallies: of the list, of its part, and of what it has added. Tallies add up in any order.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from upperson_rt.errors import IntegrityError, UsageError
+from upperson_rt.files import write_atomically
+from upperson_rt.printable import shown
+from upperson_rt.strict import Constraint, Count, Positive, read_fields, read_json, require_version
+
+__all__ = ["RECORD_FILE", "Shard", "ShardRecord", "SkippedImage", "Tally"]
+
+RECORD_FILE = "shard.json"
+"""In the folder of a gallery that is a shard."""
+_VERSION = 1
+_MOST_SHARDS = 1_000_000
+_MODULUS = 1 << 128
+_HexDigits: TypeAlias = Annotated[
+    str, Constraint(lambda text: bool(re.fullmatch("[0-9a-f]{32}", text)), "32 hex digits")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One of several parts."""
+
+    number: int
+    """From 1."""
+    of: int
+    """How many there are."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Read ``3/16``.
+
+        Raises:
+            UsageError: It is something else.
+        """
+        match = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]) <= _MOST_SHARDS:
+            raise UsageError(
+                f"{shown(text)} is no shard: write its number, from 1, and how many there are, "
+                f"{_MOST_SHARDS} at most, such as 3/16"
+            )
+        return cls(number=int(match[1]), of=int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def holds(self, name: str) -> bool:
+        """Tell whether a picture belongs to it."""
+        return _hash(name) % self.of == self.number - 1
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many texts, and a sum of their hashes: equal for the same texts, in whatever order."""
+
+    count: Count = 0
+    total: _HexDigits = f"{0:032x}"
+
+    @classmethod
+    def of(cls, texts: Iterable[str | bytes]) -> "Tally":
+        """Count texts, or bytes."""
+        count = total = 0
+        for text in texts:
+            count += 1
+            total += _hash(text)
+        return cls(count, f"{total % _MODULUS:032x}")
+
+    def __add__(self, other: "Tally") -> "Tally":
+        total = (int(self.total, 16) + int(other.total, 16)) % _MODULUS
+        return Tally(self.count + other.count, f"{total:032x}")
+
+
+def _hash(text: str | bytes) -> int:
+    """Return 128 bits that are the same on every machine; names of files need not be text."""
+    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    return int.from_bytes(blake2b(data, digest_size=16).digest(), "big")
+
+
+@dataclass(frozen=True)
+class SkippedImage:
+    """A picture that could not be used."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """What indexing a shard writes down about it."""
+
+    shard: str
+    """See `Shard.parse`."""
+    fingerprint: str
+    """Of the embedding space."""
+    whole: Tally
+    """Names of the pictures of all shards."""
+    own: Tally
+    """Names of those of this one."""
+    finished: bool = False
+    items: Tally = Tally()
+    """Keys that were added."""
+    with_items: Count = 0
+    """Pictures that gave at least one."""
+    empty: Count = 0
+    """Pictures in which a detector found nobody."""
+    skipped: tuple[SkippedImage, ...] = ()
+    schema_version: Positive = _VERSION
+
+    @property
+    def place(self) -> Shard:
+        """Which shard it is."""
+        return Shard.parse(self.shard)
+
+    def write(self, file: Path) -> None:
+        """Write it, completely or not at all.
+
+        Raises:
+            InputError: The place cannot be written to.
+        """
+        content = asdict(self)
+        text = json.dumps(content | {"checksum": _checksum(content)}, indent=2)
+        write_atomically(file, f"{text}\n")
+
+    @classmethod
+    def read(cls, file: Path) -> "ShardRecord":
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: It is not there, or of another version.
+            IntegrityError: It was altered.
+        """
+        content = read_json(file)
+        require_version(content, str(file), [_VERSION], "index the shard again with this release")
+        given = content.pop("checksum", None)
+        if given != _checksum(content):
+            raise IntegrityError(
+                f"{file} was altered: restore it from a copy, or index the shard into a new folder"
+            )
+        return read_fields(cls, content, str(file))
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    # Names of files that are no text come back from JSON as they were.
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode('ascii')):08x}"

@@ -1,0 +1,226 @@
+"""Shards into one gallery: completely or not at all, and with a proof that all is there once.
+
+The proof has three steps. The records say that the shards are the parts of one list, each once.
+Each gallery holds the keys that its record says, and every row is as it was written. Read again
+from the disk, the new gallery holds the rows of the shards, no other and none twice.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.files import put_in_place, require_place, scratch_folder
+from upperson_rt.gallery.protocol import Gallery
+from upperson_rt.gallery.shards import RECORD_FILE, ShardRecord, Tally
+from upperson_rt.gallery.sqlite.checksums import Sums, checksum_of
+from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, make
+from upperson_rt.gallery.sqlite.rows import ADD, has_key
+from upperson_rt.gallery.sqlite.store import SqliteGallery
+
+__all__ = ["Merged", "merge_shards"]
+
+_ROWS_AT_A_TIME = 4096
+_MOST_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What `merge_shards` has put together, and proven."""
+
+    shards: int
+    pictures: int
+    """In the list that was divided: the sum of the next three."""
+    with_items: int
+    """Pictures that gave at least one item."""
+    empty: int
+    """Pictures in which a detector found nobody."""
+    skipped: tuple[tuple[str, str, str], ...]
+    """Shard, path and reason of pictures that could not be used."""
+    items: Tally
+    """Of the keys in the new gallery."""
+    rows: Tally
+    """Of its rows, with their vectors."""
+
+
+def merge_shards(
+    shards: Sequence[str | Path],
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Merged:
+    """Join the shards of one list into a new gallery.
+
+    Args:
+        shards: Folders of galleries, each made with a `Shard`; in any order.
+        folder: Of the new gallery; not there yet, or empty.
+        progress: Told how many rows are copied, and how many there are.
+
+    Raises:
+        UsageError: No shard was named.
+        InputError: One is missing, not finished, there twice, of another list or no shard, or the
+            new folder holds something.
+        IntegrityError: One is damaged or does not hold what its record says, two hold one key, or
+            they are of different models. There is no new gallery then.
+    """
+    if not shards:
+        raise UsageError("name the galleries of the shards")
+    folders = [Path(one) for one in shards]
+    records = _read_records(folders)
+    _check_records(folders, records)
+    items = sum((record.items for record in records), Tally())
+    folder = Path(folder).resolve()
+    require_place(folder)
+    with scratch_folder(folder) as temporary:
+        new = temporary / "gallery"
+        with ExitStack() as stack:
+            galleries = [_open(stack, *pair) for pair in zip(folders, records, strict=True)]
+            make(new / DATABASE_FILE, galleries[0].fingerprint, galleries[0].embed_dim)
+            target = Database(new / DATABASE_FILE)
+            stack.callback(target.close)
+            rows = Tally()
+            for gallery, record in zip(galleries, records, strict=True):
+                keys = Tally()
+                for batch in _batches(gallery):
+                    _append(target, gallery, batch)
+                    keys += Tally.of(row[1] for row in batch)
+                    rows += _tally(batch)
+                    if progress is not None:
+                        progress(rows.count, items.count)
+                _check_keys(gallery, record, keys)
+        _prove(new, items, rows)
+        require_place(folder)  # Again: the work may have taken hours.
+        put_in_place(new, folder)
+    return Merged(
+        shards=len(records),
+        pictures=records[0].whole.count,
+        with_items=sum(record.with_items for record in records),
+        empty=sum(record.empty for record in records),
+        skipped=tuple(
+            (record.shard, one.path, one.reason) for record in records for one in record.skipped
+        ),
+        items=items,
+        rows=rows,
+    )
+
+
+def _read_records(folders: Sequence[Path]) -> list[ShardRecord]:
+    records = []
+    for folder in folders:
+        file = folder / RECORD_FILE
+        if not file.is_file():
+            raise InputError(
+                f"{folder} is no shard, it has no {RECORD_FILE}: merge takes what  upperson-rt "
+                "index --shard  has made"
+            )
+        record = ShardRecord.read(file)
+        if not record.finished:
+            raise InputError(
+                f"shard {record.shard} in {folder} is not finished: run its  upperson-rt index  "
+                "again"
+            )
+        records.append(record)
+    return records
+
+
+def _check_records(folders: Sequence[Path], records: Sequence[ShardRecord]) -> None:
+    """Check that these are all parts of one list, each once."""
+    first = records[0]
+    places: dict[int, Path] = {}
+    for folder, record in zip(folders, records, strict=True):
+        if record.fingerprint != first.fingerprint:
+            raise IntegrityError(
+                f"shards of two models: {folders[0]} is of {first.fingerprint}, {folder} of "
+                f"{record.fingerprint}; index all of them with one bundle"
+            )
+        if record.place.of != first.place.of:
+            raise InputError(
+                f"shards of two divisions: {folders[0]} is {first.shard}, {folder} {record.shard}"
+            )
+        if record.whole != first.whole:
+            raise InputError(
+                f"shards of two lists: {folders[0]} is of {first.whole.count} pictures, {folder} "
+                f"of {record.whole.count}, or others: index them again from the same pictures"
+            )
+        if (earlier := places.setdefault(record.place.number, folder)) is not folder:
+            raise InputError(
+                f"shard {record.shard} is there twice, in {earlier} and {folder}: name one of them"
+            )
+        if record.own.count != record.with_items + record.empty + len(record.skipped):
+            raise IntegrityError(
+                f"shard {record.shard} in {folder} does not account for its {record.own.count} "
+                "pictures: index it again"
+            )
+    if missing := [n for n in range(1, first.place.of + 1) if n not in places]:
+        named = ", ".join(f"{n}/{first.place.of}" for n in missing[:_MOST_SHOWN])
+        more = f" and {len(missing) - _MOST_SHOWN} more" if len(missing) > _MOST_SHOWN else ""
+        raise InputError(
+            f"{len(missing)} of {first.place.of} shards are missing: {named}{more}; index them, or "
+            "name their folders, too"
+        )
+    if (found := sum((record.own for record in records), Tally())) != first.whole:
+        raise IntegrityError(
+            f"the shards are not the parts of one list: it has {first.whole.count} pictures, they "
+            f"have {found.count}, or others: index them again from the same pictures"
+        )
+
+
+def _open(stack: ExitStack, folder: Path, record: ShardRecord) -> SqliteGallery:
+    gallery = stack.enter_context(Gallery.open(folder, record.fingerprint))
+    assert isinstance(gallery, SqliteGallery)
+    return gallery
+
+
+def _batches(gallery: SqliteGallery) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield all rows of `ROW` and the vector, by id; checked, and none is missing."""
+    rows = gallery.checked_rows()
+    while batch := list(islice(rows, _ROWS_AT_A_TIME)):
+        yield batch
+
+
+def _append(target: Database, source: SqliteGallery, batch: Sequence[tuple[Any, ...]]) -> None:
+    with target.writing() as transaction:
+        there, values = has_key(transaction, [row[1] for row in batch])
+        for (key,) in transaction.execute(f"SELECT key FROM {there} LIMIT 1", values):
+            raise IntegrityError(
+                f"the picture {key} is in {source.location} and in another shard: index both again "
+                "from the same pictures"
+            )
+        sums = transaction.sums
+        assert isinstance(sums, Sums)
+        numbered = [(sums.last_id + n, *row[1:]) for n, row in enumerate(batch, 1)]
+        rows = [(*row, checksum_of(row, row[-1])) for row in numbered]
+        sums.last_id += len(rows)
+        sums.add(rows)
+        transaction.connection.executemany(ADD, rows)
+
+
+def _tally(batch: Sequence[tuple[Any, ...]]) -> Tally:
+    """Return the tally of rows with their vectors, without the ids: those are new."""
+    return Tally.of(ascii(row[1:-1]).encode() + row[-1] for row in batch)
+
+
+def _check_keys(gallery: SqliteGallery, record: ShardRecord, keys: Tally) -> None:
+    if keys != record.items:
+        raise IntegrityError(
+            f"shard {record.shard} in {gallery.location} holds {keys.count} items, its record says "
+            f"{record.items.count}, or others: they were added or deleted since; index it again "
+            "into a new folder"
+        )
+
+
+def _prove(folder: Path, items: Tally, rows: Tally) -> None:
+    """Read a new gallery back from the disk."""
+    found_items, found_rows = Tally(), Tally()
+    with Gallery.open(folder) as gallery:
+        assert isinstance(gallery, SqliteGallery)
+        for batch in _batches(gallery):
+            found_items += Tally.of(row[1] for row in batch)
+            found_rows += _tally(batch)
+    if (found_items, found_rows) != (items, rows):
+        raise IntegrityError(
+            f"the merged gallery has {found_rows.count} rows instead of {rows.count}, or others; "
+            "nothing was kept: check the disk, then merge again"
+        )

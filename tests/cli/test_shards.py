@@ -1,0 +1,289 @@
+"""``index --shard`` on several machines, and ``gallery merge`` with its proof."""
+
+import dataclasses
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command_line import run_code
+from tests.helpers.gallery_places import sql
+from tests.helpers.invoke import run_rt, snapshot
+from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_rt.gallery import Gallery
+from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally
+from upperson_rt.gallery.sqlite import merge as merging
+
+SHARDS = 3
+
+
+def index(number, of=SHARDS, crops=None, bundle="bundle", to=None):
+    """Index a shard of the original's pictures, or all of them for shard 0."""
+    crops = crops or Path("bundle").resolve().parent / "crops"
+    to = to or f"shards/{number}"
+    shard = ("--shard", f"{number}/{of}") if number else ()
+    return run_rt("index", crops, "-b", bundle, "-g", to, "--threads", 1, *shard)
+
+
+def merge(*shards, to="gallery", more=()):
+    shards = shards or sorted(Path("shards").iterdir())
+    return run_rt("gallery", "merge", *shards, "-g", to, *more)
+
+
+def merged(*shards, to="gallery"):
+    result = merge(*shards, to=to, more=["--json"])
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def told(result, code):
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert not Path("gallery").exists()
+    assert not list(Path().glob(".gallery*"))
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A folder with ./bundle, ./shards, and ./crops of two cameras and what is no picture."""
+    folder = tmp_path_factory.mktemp("shards")
+    make_toy_bundle(folder / "bundle")
+    for camera in ("gate", "hall"):
+        (folder / "crops" / camera).mkdir(parents=True)
+        for colour in COLOURS:
+            draw_person(folder / "crops" / camera / f"{colour}.png", colour, seed=len(camera))
+    (folder / "crops" / "bad.png").write_bytes(b"no picture")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for number in range(1, SHARDS + 1):
+            assert index(number).exit_code in (0, 3)
+    return folder
+
+
+@pytest.fixture
+def work(original, tmp_path, monkeypatch):
+    """A copy of it; its shards name the original's pictures."""
+    monkeypatch.chdir(shutil.copytree(original, tmp_path / "work"))
+    shutil.rmtree("bundle")
+    Path("bundle").symlink_to(original / "bundle")
+    return tmp_path / "work"
+
+
+def test_every_picture_is_there_once(work, original):
+    found = merged()
+    assert (found["shards"], found["pictures"], found["items"]) == (3, 13, 12)
+    assert (found["with_items"], found["empty"]) == (12, 0)
+    assert [Path(one["path"]).name for one in found["skipped"]] == ["bad.png"]
+    with Gallery.open("gallery") as gallery:
+        keys = [item.key for item in gallery.items()]
+        assert gallery.verify() == []
+        assert gallery.info().variants == {"int8": 12}
+    wanted = {str(path) for path in (original / "crops").rglob("*.png")}
+    assert sorted(keys) == sorted(wanted - {str(original / "crops/bad.png")})
+    assert found["keys"] == Tally.of(keys).total
+    # It is a gallery like any other, in which all shards' answers are.
+    asked = run_rt("query", "red", "-b", "bundle", "-k", 2, "--threads", 1, "--json")
+    assert {Path(hit["source"]).name for hit in json.loads(asked.stdout)["hits"]} == {"red.png"}
+    assert index(0, to="gallery").exit_code == 3  # Only for the bad picture: it is no shard.
+    text = merge(to="again").stdout
+    assert "merged 3 shards of 13 pictures" in text
+    assert "has each of the 12 rows of the shards once, and no other" in text
+
+
+def test_shards_do_not_depend_on_machine_or_order(work):
+    shutil.copytree("crops", "elsewhere/mounted")
+    for number in (3, 1, 2):
+        index(number, crops="elsewhere/mounted", to=f"others/{number}")
+        record = ShardRecord.read(Path("shards", str(number), RECORD_FILE))
+        other = ShardRecord.read(Path("others", str(number), RECORD_FILE))
+        assert (record.whole, record.own) == (other.whole, other.own)
+    # So parts of both belong together.
+    assert merged("others/2", "shards/3", "shards/1")["items"] == 12
+
+
+def test_each_name_is_in_one_shard():
+    names = [f"camera {n % 7}/{n}.jpg" for n in range(3000)] + ["é.jpg", "\udcff.jpg"]
+    shards = [Shard(number=number, of=16) for number in range(1, 17)]
+    held = [[name for name in names if shard.holds(name)] for shard in shards]
+    assert sorted(name for part in held for name in part) == sorted(names)
+    assert all(100 < len(part) < 300 for part in held)
+    assert sum(map(Tally.of, held), Tally()) == Tally.of(names) == Tally.of(reversed(names))
+    # Machines of all kinds and releases must agree.
+    assert [shard.number for shard in shards if shard.holds("gate/red.png")] == [6]
+
+
+def test_a_shard_that_is_run_twice_is_counted_and_there_once(work):
+    again = index(2)
+    count = ShardRecord.read(Path("shards/2", RECORD_FILE)).items.count
+    assert f"indexed {count} pictures, {count} in place of earlier ones" in again.stdout
+    assert merged()["items"] == 12
+
+
+@pytest.mark.parametrize(
+    "shard", ["0/3", "4/3", "3", "1/3/5", "-1/3", "1/0", "a/b", "1/9999999", ""]
+)
+def test_what_is_no_shard(work, shard):
+    result = run_rt("index", "crops", "-b", "bundle", "--shard", shard)
+    assert "is no shard: write its number, from 1, and how many" in told(result, 2)
+
+
+def test_shards_do_not_mix_while_they_are_indexed(work):
+    assert "is shard 1/3, not 2/3" in told(index(2, to="shards/1"), 3)
+    assert "is shard 1/3: index with  --shard" in told(index(0, to="shards/1"), 3)
+    index(0, to="plain")
+    assert "holds pictures already and is no shard" in told(index(1, to="plain"), 3)
+
+
+def test_a_missing_shard(work):
+    message = told(merge("shards/1", "shards/3"), 3)
+    assert "1 of 3 shards are missing: 2/3" in message
+
+
+@pytest.mark.parametrize("twice", ["shards/2", "copy"])
+def test_overlapping_shards(work, twice):
+    shutil.copytree("shards/2", "copy")
+    message = told(merge("shards/1", "shards/2", twice, "shards/3"), 3)
+    assert f"shard 2/3 is there twice, in shards/2 and {twice}" in message
+
+
+def test_shards_of_another_division(work):
+    shutil.rmtree("shards/3")
+    index(3, of=4)
+    assert "shards of two divisions: shards/1 is 1/3, shards/3 3/4" in told(merge(), 3)
+
+
+def test_shards_of_another_list(work):
+    (work / "crops/gate/red.png").unlink()
+    shutil.rmtree("shards/3")
+    index(3, crops="crops")
+    assert "shards of two lists: shards/1 is of 13 pictures, shards/3 of 12" in told(merge(), 3)
+
+
+def test_shards_of_two_models(work):
+    make_toy_bundle(work / "other", seed=1)
+    shutil.rmtree("shards/3")
+    index(3, bundle="other")
+    message = told(merge(), 6)
+    assert "shards of two models: shards/1 is of" in message
+
+
+def alter_row(shard):
+    sql(shard, "UPDATE items SET camera = 'other' WHERE id = 2")
+
+
+def alter_vector(shard):
+    ((vector,),) = sql(shard, "SELECT vector FROM items WHERE id = 1")
+    sql(shard, "UPDATE items SET vector = ? WHERE id = 1", bytes([vector[0] ^ 1]) + vector[1:])
+
+
+def lose_row(shard):
+    sql(shard, "DELETE FROM items WHERE id = 1")
+
+
+def alter_record(shard):
+    file = shard / RECORD_FILE
+    file.write_text(file.read_text().replace('"empty": 0', '"empty": 1'))
+
+
+def break_record(shard):
+    (shard / RECORD_FILE).write_text("{")
+
+
+def lose_record(shard):
+    (shard / RECORD_FILE).unlink()
+
+
+def lose_gallery(shard):
+    (shard / "gallery.sqlite").unlink()
+
+
+def delete_picture(shard):
+    with Gallery.open(shard) as gallery:
+        gallery.delete([next(iter(gallery.items())).key])
+
+
+def stop_halfway(shard):
+    record = json.loads((shard / RECORD_FILE).read_text())
+    ShardRecord(
+        shard=record["shard"], fingerprint=record["fingerprint"],
+        whole=Tally(**record["whole"]), own=Tally(**record["own"]),
+    ).write(shard / RECORD_FILE)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "message"),
+    [
+        (alter_row, 6, "the picture with id 2 was altered"),
+        (alter_vector, 6, "the vector of the picture with id 1 was altered"),
+        (lose_row, 6, "is damaged"),
+        (alter_record, 6, "shard.json was altered"),
+        (break_record, 3, "shard.json is not valid JSON"),
+        (lose_record, 3, "shards/2 is no shard, it has no shard.json"),
+        (lose_gallery, 3, "no gallery at shards/2"),
+        (delete_picture, 6, "were added or deleted since"),
+        (stop_halfway, 3, "shard 2/3 in shards/2 is not finished"),
+    ],
+)
+def test_a_damaged_shard(work, damage, code, message):
+    damage(work / "shards/2")
+    assert message in told(merge(), code)
+
+
+def test_an_interrupted_shard_is_not_finished_until_it_is_run_again(work, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("upperson_rt.gallery.sqlite.SqliteGallery.add", interrupt)
+        assert index(2).exit_code == 130
+    assert "shard 2/3 in shards/2 is not finished" in told(merge(), 3)
+    index(2)
+    assert merged()["items"] == 12
+
+
+def test_one_picture_in_two_shards(work):
+    """As only a record that lies can have it: names are divided by a hash."""
+    with Gallery.open("shards/1") as one, Gallery.open("shards/2") as two:
+        (items, vectors), *_ = one.vectors()
+        two.add(items[:1], vectors[:1])
+    record = ShardRecord.read(work / "shards/2" / RECORD_FILE)
+    with Gallery.open("shards/2") as two:
+        items = Tally.of(item.key for item in two.items())
+    dataclasses.replace(record, items=items).write(work / "shards/2" / RECORD_FILE)
+    assert "is in shards/2 and in another shard" in told(merge(), 6)
+
+
+def test_a_place_that_is_taken_is_left_alone(work):
+    Path("gallery").mkdir()
+    (work / "gallery/mine").write_text("mine")
+    assert "gallery exists and is not an earlier result" in merge().stderr
+    assert (work / "gallery/mine").read_text() == "mine"
+    result = merge(to="milvus://host/people")
+    assert (result.exit_code, "merge makes a gallery in a folder" in result.stderr) == (2, True)
+
+
+def test_a_merge_that_went_wrong_is_noticed_and_kept_by_nobody(work, monkeypatch):
+    add = merging.ADD.replace("INSERT", "INSERT OR IGNORE")
+    monkeypatch.setattr(merging, "ADD", add.replace("VALUES (?", "VALUES (? / 2"))
+    assert told(merge(), 6)
+
+
+def test_a_killed_merge_leaves_nothing_or_all(work, monkeypatch):
+    """In the middle of the copying, and where the new gallery gets its name."""
+    monkeypatch.setattr(merging, "_ROWS_AT_A_TIME", 1)
+    for step in ("_check_keys", "_prove"):
+        code = (
+            "import os, signal, upperson_rt.gallery.sqlite.merge as merging\n"
+            f"merging.{step} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "from upperson_rt.cli import main; main()"
+        )
+        done = run_code(code, "gallery", "merge", "shards/1", "shards/2", "shards/3", cwd=work)
+        assert done.returncode == -signal.SIGKILL
+        assert not Path("gallery").exists()
+    before = snapshot(work / "shards")
+    assert merged()["items"] == 12
+    assert snapshot(work / "shards") == before
+    assert not list(Path().glob(".gallery*"))
