@@ -50,10 +50,38 @@ def test_the_composition_runs_what_parses():
     assert services["console"]["ports"] == ["127.0.0.1:8480:8480"]
 
 
-def test_the_unit_runs_what_parses():
-    text = (DEPLOY / "upperson-console.service").read_text()
+@pytest.mark.parametrize("name", ["console", "watch"])
+def test_a_unit_runs_what_parses(name):
+    text = (DEPLOY / f"upperson-{name}.service").read_text()
     program, *words = re.search(r"^ExecStart=(.+)$", text, re.MULTILINE)[1].split()
     assert program.endswith("/upperson-rt")
     assert complaint("upperson-rt", *words) == ""
     for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "User=upperson", "UMask=0077"):
         assert f"\n{line}\n" in text
+
+
+def test_the_units_are_hardened_alike():
+    console, watch = (
+        (DEPLOY / f"upperson-{name}.service").read_text().partition("MemoryMax=")[2].splitlines()
+        for name in ("console", "watch")
+    )
+    assert [line for line in watch if not line.startswith("#")] == console
+
+
+def test_files_and_pages_name_one_layout():
+    page = (ROOT / "docs" / "console.md").read_text()
+    layout = set(re.findall(r"`(/(?:opt|srv|var/lib|etc)/upperson[\w/.]*)`", page))
+    assert len(layout) == 8
+    texts = [*DEPLOY.iterdir(), *(ROOT / "docs").glob("**/*.md"), ROOT / "README.md"]
+    for file in texts:
+        for place in re.findall(
+            r"(?<![\w.])/(?:opt|srv|var/lib|etc)/upperson[\w/.-]*", file.read_text()
+        ):
+            known = any(place == one or place.startswith(f"{one}/") for one in layout)
+            above = any(one.startswith(f"{place.rstrip('/.')}/") for one in layout)
+            assert known or above, f"{place} in {file}"
+    mounted = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    for service in ("watch", "console"):
+        for volume in mounted[service]["volumes"]:
+            place = volume.split(":")[1]
+            assert f"`{place}" in page, place
