@@ -210,6 +210,25 @@ def test_marks_refine_and_going_back_undoes_them(open_page):
     assert keys_shown(page) == before
 
 
+def test_a_person_is_marked_by_key_on_its_own_page(open_page):
+    page = open_page("/?q=a+coat")
+    page.locator("#cards .open").first.click()
+    page.wait_for_selector(".question")
+    page.keyboard.press("y")
+    page.wait_for_selector(".question.is-yes")
+    assert "marks=y" in page.url
+    assert page.url.split("?")[0].endswith(keys_of_person(page))
+    page.locator(".cards.small .card").first.get_by_role("button", name="No, not this").click()
+    page.wait_for_selector(".cards.small .is-no")
+    page.get_by_role("link", name="Refined by 1 yes, 1 no").click()
+    page.wait_for_selector("#cards .is-yes")
+    assert page.get_by_text("Refined by 1 yes and 1 no.").is_visible()
+
+
+def keys_of_person(page):
+    return "/people/" + page.locator(".question button[name=yes]").get_attribute("value")
+
+
 def test_an_export_is_downloaded(open_page):
     page = open_page("/?q=red")
     page.locator("#cards .open").first.click()

@@ -25,6 +25,7 @@ from upperson_rt.serve.problems import ProblemError
 from upperson_rt.serve.questions import Question, Questions
 from upperson_rt.serve.scale import Scale, Word
 from upperson_rt.serve.search import Page, Search, page_of
+from upperson_rt.serve.turns import BusyError
 
 __all__ = ["Answer", "Desk", "Person", "span_of"]
 
@@ -234,8 +235,7 @@ class Desk:
             return self.questions.hits(question, gallery, count, where, search.by_track)
 
         page = page_of(search, limit, cursor, best)
-        unclear = bool(search.sentence.strip()) and not search.has_both
-        unclear = unclear and opened.scale.is_unclear(question.vector_D)
+        unclear = self._is_unclear(search, question)
         scores = [hit.score for hit in page.hits]
         words = opened.scale.words(question.picture_share, scores)
         if unclear:  # Somebody stands out by chance; no word shall say that it is a match.
@@ -253,6 +253,26 @@ class Desk:
             denied=[phrase.text for phrase in question.denied],
             unknown=self._unknown(account, search.where),
         )
+
+    def match(self, account: Account, search: Search, id_: int) -> tuple[float, Word] | None:
+        """Return the score of an item in a search, and its word; None if it cannot be told now.
+
+        Raises:
+            ProblemError: There is no such item.
+        """
+        _, vector_D = self.item(account, id_)
+        if search.is_empty:
+            return None
+        try:
+            question = self._question(account, search)
+            score = self.questions.score(question, vector_D)
+            scale = self._current.last.scale
+            word = scale.words(question.picture_share, [score])[0]
+            if self._is_unclear(search, question):
+                word = ""
+        except (BusyError, ProblemError):  # Its picture is gone; the person is there nevertheless.
+            return None
+        return score, word
 
     def best(self, account: Account, search: Search, count: int) -> list[Hit]:
         """Return the best hits of a search for its timeline, and note who asked.
@@ -425,6 +445,10 @@ class Desk:
             if name not in known
             and not (account.sees(name) and self.gallery.count(Filter(camera=name)))
         ]
+
+    def _is_unclear(self, search: Search, question: Question) -> bool:
+        is_sentence = bool(search.sentence.strip()) and not search.has_both
+        return is_sentence and self._current.last.scale.is_unclear(question.vector_D)
 
     def _views(self, id_: int, item: Item) -> list[tuple[int, Item]]:
         if item.track is None:

@@ -9,12 +9,12 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import Field
 
 from upperson_rt.errors import UsageError
-from upperson_rt.gallery import Item
+from upperson_rt.gallery import Filter, Item, TrackSpan
 from upperson_rt.printable import count_of
 from upperson_rt.serve.access import COOKIE, Access
 from upperson_rt.serve.accounts import Account
 from upperson_rt.serve.api import PICTURE_HEADERS, notes_of, picture_response, zip_response
-from upperson_rt.serve.desk import Desk
+from upperson_rt.serve.desk import Desk, span_of
 from upperson_rt.serve.pictures import Size
 from upperson_rt.serve.problems import ProblemError
 from upperson_rt.serve.rendering import render
@@ -26,6 +26,7 @@ __all__ = ["page_routes"]
 _PAGE = 24
 _LAST = 2**63 - 1
 """No id is larger."""
+_AROUND_S = 300.0
 _NO_MORE = {"command": None, "last": None, "also": None}
 
 
@@ -100,6 +101,7 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         yes: Annotated[int | None, Form()] = None,
         no: Annotated[int | None, Form()] = None,
         undo: Annotated[str | None, Form()] = None,
+        person: Annotated[int | None, Form(ge=0, le=_LAST)] = None,
         account: Account = operator,
     ) -> Response:
         search = _read(address)
@@ -110,7 +112,8 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
             if id_ is not None:  # Once more takes it back.
                 search = search.marked(id_, None if (id_, right) in search.marks else right)
         desk.mark(account, search)
-        return _see(f"/?{search.address()}")
+        page = "" if person is None else f"people/{person}"
+        return _see(f"/{page}?{search.address()}")
 
     @routes.get("/timeline")
     def timeline(request: Request, account: Account = viewer) -> Response:
@@ -142,10 +145,16 @@ def _person_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         _, search = _searched(request)
         found = desk.person(account, id)
         elsewhere = desk.elsewhere(account, found)
+        score, word = desk.match(account, search, id) or (None, "")
+        span = span_of(found.views)
         return render(
             "person",
             account,
             person=found,
+            score=score,
+            word=word,
+            span=span,
+            around=_around(search, found.item.camera, span),
             elsewhere=elsewhere,
             line=whereabouts(found, elsewhere),
             frame=desk.pictures.frame(found.item) is not None,
@@ -236,6 +245,17 @@ def _login_pages(routes: APIRouter, access: Access) -> None:
         answer = _see("/login")
         answer.delete_cookie(COOKIE)
         return answer
+
+
+def _around(search: Search, camera: str | None, span: TrackSpan) -> str | None:
+    """Return the address of whoever a camera saw at about the time of a track, in time order."""
+    if camera is None or span.first_time is None or span.last_time is None:
+        return None
+    where = Filter(
+        camera=(camera,), since=span.first_time - _AROUND_S, until=span.last_time + _AROUND_S
+    )
+    asked = Search(sentence=search.sentence.strip() or "person", where=where, order="time")
+    return asked.address()
 
 
 def _nothing(desk: Desk, account: Account, search: Search) -> dict[str, Any]:

@@ -132,6 +132,18 @@ class Questions:
                 gallery, self._evidence, question.vector_D, question.denied, k, where, by_track
             )
 
+    def score(self, question: Question, vector_D: NDArray[np.float32]) -> float:
+        """Return the score of one picture, as `hits` has it.
+
+        Raises:
+            BusyError: The question does not want something, and too many wait for the encoder.
+        """
+        score = float(vector_D.astype(np.float64) @ question.vector_D.astype(np.float64))
+        if not question.denied:
+            return score
+        with self.turns.turn():
+            return score - float(self._evidence.against(question.denied, vector_D[None])[0])
+
     def ask_with(self, content: bytes) -> AskedPicture:
         """Embed a picture that was sent, and keep it to ask with.
 

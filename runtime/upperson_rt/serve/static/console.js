@@ -61,7 +61,7 @@ function wrong(text) {
 
 function place(page) {
   const was = document.activeElement;
-  const held = was && was.name && was.closest(".card") ? [was.name, was.value] : null;
+  const held = was && was.name && was.closest(".verdict") ? [was.name, was.value] : null;
   const typing = was && was.id === "q";
   const open = $("#filters")?.checked;
   document.title = page.title;
@@ -69,7 +69,7 @@ function place(page) {
   $("main").replaceWith($("main", page));
   if (open && $("#filters")) $("#filters").checked = true;
   begin();
-  if (held) $(`.card [name="${held[0]}"][value="${CSS.escape(held[1])}"]`)?.focus({ preventScroll: true });
+  if (held) $(`.verdict [name="${held[0]}"][value="${CSS.escape(held[1])}"]`)?.focus({ preventScroll: true });
   else if (typing && $("#q")) $("#q").focus({ preventScroll: true });
   const found = $$("#cards > .card").length;
   say($(".message h1")?.textContent || (found ? `${found} found` : document.title));
@@ -194,12 +194,14 @@ addEventListener("keydown", (event) => {
   }
   if (event.key === "Escape" && target.id === "q") target.blur();
   const cards = $$(".cards .open");
-  if (!cards.length || event.ctrlKey || event.metaKey || event.altKey) return;
-  const at = cards.indexOf(document.activeElement?.closest?.(".card")?.querySelector(".open"));
-  if ((event.key === "y" || event.key === "n") && !writes && at >= 0) {
-    cards[at].closest(".card").querySelector(`button[name="${event.key === "y" ? "yes" : "no"}"]`)?.click();
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const card = document.activeElement?.closest?.(".card");
+  if ((event.key === "y" || event.key === "n") && !writes) {
+    (card || $(".about"))?.querySelector(`button[name="${event.key === "y" ? "yes" : "no"}"]`)?.click();
     return;
   }
+  if (!cards.length) return;
+  const at = cards.indexOf(card?.querySelector(".open"));
   if (writes && !(target.id === "q" && event.key === "ArrowDown")) return;
   const top = (card) => Math.round(card.getBoundingClientRect().top);
   const columns = cards.filter((card) => top(card) === top(cards[0])).length || 1;

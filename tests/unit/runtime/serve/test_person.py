@@ -1,6 +1,7 @@
 """One person: views, other cameras, the frame, an export, marks and a deletion."""
 
 import hashlib
+import html
 import io
 import json
 import re
@@ -9,11 +10,13 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.helpers.console import ODD, problem
+from tests.helpers.console import ODD, START, problem
 from tests.helpers.toy_bundle import COLOURS, draw_person
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.log_chain import verify_log
+from upperson_rt.printable import local_time
 from upperson_rt.serve.marks import refined
+from upperson_rt.serve.search import Search
 
 
 def id_of(console, key):
@@ -110,6 +113,63 @@ def test_marks_refine_one_search_and_can_be_taken_back(reader):
     assert reader.client.search(**asked).json()["hits"] == before
     other = {**asked, "sentence": "red"}
     assert reader.client.search(**other).json() == reader.client.search(**other).json()
+
+
+def test_a_person_is_marked_on_its_own_page(guarded):
+    id_, other = id_of(guarded, "red-0"), id_of(guarded, "red-2")
+    page = guarded.operator.get(f"/people/{id_}?q=red").text
+    yes = f'name="yes" value="{id_}" aria-pressed="false"'
+    assert page.count(yes) == 1
+    assert f'name="no" value="{other}"' in page  # Who is nearest elsewhere, too.
+    form = {"address": "q=red", "yes": id_, "person": id_}
+    marked = guarded.operator.post("/marks", data=form)
+    assert marked.headers["location"] == f"/people/{id_}?q=red&marks=y{id_}"
+    page = guarded.operator.get(marked.headers["location"]).text
+    assert yes.replace("false", "true") in page
+    assert "Refined by 1 yes, 0 no" in page
+    assert guarded.desk.memory.marks("olga", Search(sentence="red").question) == ([id_], [])
+    # There is nothing to mark without a question, nor for a viewer.
+    assert 'name="yes"' not in guarded.operator.get(f"/people/{id_}").text
+    assert 'name="yes"' not in guarded.viewer.get(f"/people/{id_}?q=red").text
+
+
+def test_a_person_is_told_as_people_look_for_it(console):
+    console.desk.gallery.add(
+        [Item(key="boxed", camera="gate", time=START, box=(10, 20, 110, 180), source="a/b.jpg",
+              track="gate-7", attributes={"floor": 2})],
+        console.desk.encoder.encode_texts(["red"]),
+    )  # fmt: skip
+    page = html.unescape(console.client.get(f"/people/{id_of(console, 'boxed')}?q=red").text)
+    facts, _, raw = page.partition('<details class="raw">')
+    assert re.search(
+        r'<dt>Match</dt><dd>\s*<span class="match [a-z-]+" title="score 1.000">', facts
+    )
+    assert f"<dt>Seen</dt><dd>{local_time(START)}</dd>" in facts
+    assert "<dt>floor</dt><dd>2</dd>" in facts
+    assert "a/b.jpg" not in facts
+    assert "100 \u00d7 160 pixels, at 10, 20" in raw
+    assert "<dt>Track</dt><dd>gate-7</dd>" in raw
+    around = re.search(r'href="/\?([^"]*)">Who else was there then', page)[1]
+    there = console.client.get(f"/?{around}").text
+    (newest, *_) = re.findall(r'class="open" href="/people/(\d+)', there)
+    assert int(newest) in {id_of(console, "red-0"), id_of(console, "red-1")}
+    views = html.unescape(console.client.get(f"/people/{id_of(console, 'red-0')}?q=red").text)
+    assert re.search(r"<dt>Seen</dt><dd>[\d: -]+ \u2013 [\d:]+, 2 views</dd>", views)
+    # A picture that is not kept any more is no reason not to show the person.
+    gone = console.client.get(f"/people/{id_of(console, 'red-0')}?picture={'0' * 32}")
+    assert gone.status_code == 200
+    assert "<dt>Match</dt>" not in gone.text
+
+
+def test_the_word_on_the_page_is_that_on_the_card(console):
+    for address in ("q=red", "q=red+without+a+bag", f"like={id_of(console, 'red-2')}"):
+        page = console.client.get(f"/?{address}").text
+        cards = re.findall(
+            r'/people/(\d+)\?.*?(<span class="match [^"]*" title="[^"]*">)', page, re.DOTALL
+        )
+        assert len(cards) == 12
+        for id_, match in cards[:3]:
+            assert match in console.client.get(f"/people/{id_}?{address}").text
 
 
 def test_marks_on_the_page_are_kept_with_the_search(console):
@@ -224,8 +284,6 @@ def test_the_timeline_narrows_the_search(reader):
     }
     total = sum(int(text.rpartition(" ")[2]) for _, text in bars)
     assert total == 12
-    import html
-
     found = 0
     for address, text in bars:
         page = reader.client.get(html.unescape(address)).text
