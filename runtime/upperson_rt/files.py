@@ -76,18 +76,19 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
         sync_folder(place.parent)
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str, private: bool = False) -> None:
     """Write a file under a temporary name beside it, put it on disk, then rename it.
 
     Text is written as UTF-8. Missing parent folders are made. A power failure afterwards changes
-    nothing; one meanwhile leaves what was there before, or all of the new.
+    nothing; one meanwhile leaves what was there before, or all of the new. A private file is for
+    its owner alone.
 
     Raises:
         InputError: The place cannot be written to; what was there before is untouched, or replaced
             by all of the new if only that could not be put on disk.
     """
     with _told(path):
-        _replace(path, content)
+        _replace(path, content, 0o600 if private else 0o666 & ~_umask())
         sync_folder(path.parent)
 
 
@@ -100,7 +101,7 @@ def write_all_atomically(contents: Mapping[Path, bytes], pool: Executor) -> None
 
     def write(path: Path) -> None:
         with _told(path):
-            _replace(path, contents[path])
+            _replace(path, contents[path], 0o666 & ~_umask())
 
     writes = [pool.submit(write, path) for path in contents]
     wait(writes)
@@ -140,7 +141,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _replace(path: Path, content: bytes | str) -> None:
+def _replace(path: Path, content: bytes | str, mode: int) -> None:
     data = content.encode("utf-8") if isinstance(content, str) else content
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -148,7 +149,7 @@ def _replace(path: Path, content: bytes | str) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
-            os.chmod(name, 0o666 & ~_umask())
+            os.chmod(name, mode)
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:

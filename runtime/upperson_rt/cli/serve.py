@@ -84,6 +84,15 @@ def serve(
         ),
     ] = Path("console"),
     query_log: QueryLogOption = None,
+    onvif: Annotated[
+        Path | None,
+        typer.Option(
+            "--onvif",
+            metavar="FILE",
+            help="Also offer the ONVIF search service to those whom a file names; made by  "
+            "upperson-rt token --onvif.",
+        ),
+    ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
     variant: VariantOption = None,
     backend: BackendOption = "auto",
@@ -114,6 +123,8 @@ def serve(
     from upperson_rt.serve.guard import is_loopback
     from upperson_rt.serve.live import Live, check_source
     from upperson_rt.serve.memory import Memory
+    from upperson_rt.serve.onvif.routes import PATH, OnvifRoutes
+    from upperson_rt.serve.onvif.security import Users
     from upperson_rt.serve.server import Server, listening
 
     if not is_loopback(host) and token_file is None:
@@ -125,6 +136,7 @@ def serve(
         raise UsageError("--tls-cert and --tls-key go together: give both")
     live = Live([check_source(source) for source in watch or ()])
     access = _access(token_file)
+    users = None if onvif is None else Users(onvif)
     opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
     encoder = opened.encoder()
     tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
@@ -140,15 +152,21 @@ def serve(
         )
         stack.callback(desk.close)
         place = stack.enter_context(listening(host, port))
-        server = Server(desk, access, place, [host, *(name or ())], live, tls)
+        routes = None if users is None else OnvifRoutes(desk, users, live)
+        server = Server(desk, access, place, [host, *(name or ())], live, tls, routes)
         if not is_loopback(host) and tls is None:
             print_warning("without --tls-cert tokens and pictures cross the network in the clear")
         with ending_gently() as stopped:
             server.start()
+            told = {"url": server.url}
+            if users is not None:
+                told["onvif"] = f"{server.url.rstrip('/')}{PATH}/device_service"
             if as_json:
-                print_json({"url": server.url, "state": str(state), "log": str(log.path)})
+                print_json({**told, "state": str(state), "log": str(log.path)})
             else:
                 print_line(f"console: {server.url}")
+                if users is not None:
+                    print_line(f"onvif: {told['onvif']}")
             _note_chain(log)
             if open_browser:
                 import webbrowser
@@ -177,6 +195,14 @@ def token(
         list[str] | None,
         typer.Option("--camera", help="A viewer sees only this camera; may be given again."),
     ] = None,
+    onvif: Annotated[
+        bool,
+        typer.Option(
+            "--onvif",
+            help="Make a password for the ONVIF search instead, in a file of its own, where it is "
+            "kept as it is: ONVIF cannot do with a hash.",
+        ),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -191,12 +217,20 @@ def token(
 
     check_choice(role, "--role", ROLES)
     cameras = tuple(camera) if camera else None
-    made = add_token(file, name, ROLES[ROLES.index(role)], cameras)
+    if onvif and role != "viewer":
+        raise UsageError(f"by ONVIF one can only search: leave --role {role} out")
+    if onvif:
+        from upperson_rt.serve.onvif.security import add_user
+
+        made = add_user(file, name, cameras)
+    else:
+        made = add_token(file, name, ROLES[ROLES.index(role)], cameras)
     if as_json:
         shown = None if cameras is None else list(cameras)
         print_json({"name": name, "role": role, "cameras": shown, "file": str(file), "token": made})
         return
-    print_note(f"the token of {name}, {role}, in {file}; keep it, it is not shown again:")
+    what = "ONVIF password" if onvif else "token"
+    print_note(f"the {what} of {name}, {role}, in {file}; keep it, it is not shown again:")
     print_line(made)
 
 

@@ -20,6 +20,7 @@ from upperson_rt.serve.api import api_routes
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.guard import Guard, RefusedError
 from upperson_rt.serve.live import Live
+from upperson_rt.serve.onvif.routes import PATH, OnvifRoutes
 from upperson_rt.serve.pages import page_routes
 from upperson_rt.serve.problems import MEDIA_TYPE, ProblemError, problem_of
 from upperson_rt.serve.rendering import STATIC, render
@@ -33,7 +34,11 @@ _KEEPS = {"cache-control": "private, max-age=31536000, immutable"}
 
 
 def make_app(
-    desk: Desk, access: Access, names: Iterable[str] = (), live: Live | None = None
+    desk: Desk,
+    access: Access,
+    names: Iterable[str] = (),
+    live: Live | None = None,
+    onvif: OnvifRoutes | None = None,
 ) -> Guard:
     """Return the console as an application of ASGI.
 
@@ -42,6 +47,7 @@ def make_app(
         access: Who may do it.
         names: By which the server is called, see `Guard`.
         live: Reads what cameras do; by default the gallery alone tells.
+        onvif: Answers searches by ONVIF; by default nobody does.
     """
     app = FastAPI(
         title="UP-Person Edge",
@@ -61,9 +67,12 @@ def make_app(
 
     app.include_router(page_routes(desk, access))
     app.include_router(side_routes(desk, access, live or Live(())))
+    if onvif is not None:
+        app.include_router(onvif.router)
     app.mount("/static", _Static(directory=STATIC))
     _tell_problems(app, access)
-    return Guard(app, names, lambda scope: access.find(Request(scope)) is not None)
+    apart = None if onvif is None else PATH
+    return Guard(app, names, lambda scope: access.find(Request(scope)) is not None, apart=apart)
 
 
 class _Defects:
@@ -131,7 +140,7 @@ def _document(app: FastAPI, access: Access) -> dict[str, Any]:
 
 def _tell_problems(app: FastAPI, access: Access) -> None:
     def told(request: Request, problem: ProblemError) -> Response:
-        if request.url.path.startswith(("/api/", "/v1/")):
+        if request.url.path.startswith(("/api/", "/v1/", f"{PATH}/")):
             return JSONResponse(
                 problem.as_dict(), problem.status, problem.headers, media_type=MEDIA_TYPE
             )

@@ -240,7 +240,7 @@ class Desk:
         words = opened.scale.words(question.picture_share, scores)
         if unclear:  # Somebody stands out by chance; no word shall say that it is a match.
             words = [""] * len(words)
-        self._note_search(account, search, page.hits, limit, {"from": page.first})
+        self.note_search(account, search, page.hits, limit, {"from": page.first})
         self.searches += 1
         return Answer(
             page=page,
@@ -280,13 +280,30 @@ class Desk:
         Raises:
             ProblemError: The picture is none, or nothing can be logged.
         """
+        hits = [hit for hit, _ in self.compare(account, search, count)]
+        self.note_search(account, search, hits, count, {}, action="timeline")
+        return hits
+
+    def compare(self, account: Account, search: Search, count: int) -> list[tuple[Hit, float]]:
+        """Return the best hits of a search, each with how likely it is right, see `Scale`.
+
+        Nothing is noted: whoever shows some of them calls `note_search` first.
+
+        Raises:
+            InputError: The sentence cannot be used.
+            ProblemError: The picture is none.
+            BusyError: Too many wait for the encoder.
+        """
         question = self._question(account, search)
         where = account.visible(search.filter_at(time.time()))
-        hits: list[Hit] = []
-        if where is not None:
-            hits = self.questions.hits(question, self.gallery, count, where, search.by_track)
-        self._note_search(account, search, hits, count, {}, action="timeline")
-        return hits
+        if where is None:
+            return []
+        opened = self._current.now()
+        hits = self.questions.hits(question, opened.gallery, count, where, search.by_track)
+        likely = opened.scale.likelihoods(question.picture_share, [hit.score for hit in hits])
+        if self._is_unclear(search, question):
+            likely = [one / 2 for one in likely]
+        return list(zip(hits, likely, strict=True))
 
     # What is done.
 
@@ -300,7 +317,7 @@ class Desk:
         if any(not account.sees(item.camera) for item, _ in found.values()):
             raise ProblemError(404, "there is no such picture")
         hits = [Hit(id=id_, score=0.0, item=item) for id_, (item, _) in found.items()]
-        self._note_search(account, search, hits, len(hits), {}, action="mark")
+        self.note_search(account, search, hits, len(hits), {}, action="mark")
         self.memory.set_marks(account.name, search.question, [*search.yes], [*search.no])
 
     def alike(self, account: Account, id_: int, min_score: float) -> list[Hit]:
@@ -404,7 +421,7 @@ class Desk:
         """Write a line about items, see `note`."""
         self.note(account, action, [Hit(id=i, score=0.0, item=item) for i, item in items], details)
 
-    def _note_search(
+    def note_search(
         self,
         account: Account,
         search: Search,
@@ -413,6 +430,7 @@ class Desk:
         more: Mapping[str, Any],
         action: str = "query",
     ) -> None:
+        """Write a line about a search and what of it is about to be shown, see `note`."""
         given = {
             "picture": search.picture,
             "like": search.like,

@@ -77,6 +77,7 @@ class Guard:
         names: Iterable[str] = (),
         knows: Callable[[_Message], bool] = lambda scope: True,
         body_within_s: tuple[float, float] = (_BODY_WITHIN_S, _STRANGE_BODY_WITHIN_S),
+        apart: str | None = None,
     ) -> None:
         """Guard an application.
 
@@ -87,6 +88,8 @@ class Guard:
             knows: Tells from a request's scope whether somebody sends it who may send much.
             body_within_s: A whole body must be there after so long, of those who are known, and
                 of others.
+            apart: Below this path the application itself tells who sends, as it reads: requests
+                may be large, and have places of their own, where strangers give way as above.
         """
         self._app = app
         self._knows = knows
@@ -94,6 +97,7 @@ class Guard:
         own = socket.gethostname().lower()
         self._names = {"localhost", own, own.partition(".")[0], *(n.lower() for n in names)}
         self._known, self._strangers = Crowd(_MOST_REQUESTS), Crowd(_MOST_REQUESTS)
+        self._apart, self._others = apart, Crowd(_MOST_REQUESTS)
         self.refused = 0
         """Requests that were told to come back."""
 
@@ -105,20 +109,21 @@ class Guard:
         headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
-        known = self._knows(scope)
+        is_apart = self._apart is not None and scope["path"].startswith(f"{self._apart}/")
+        known = is_apart or self._knows(scope)
         body = _Body(receive, known, self._body_within_s[0 if known else 1])
         problem = self._problem(scope, headers, known)
         if scope["path"] in _ALWAYS:
             await self._limited(scope, body, send, problem)
             return
-        crowd = self._known if known else self._strangers
+        crowd = self._others if is_apart else self._known if known else self._strangers
         place = crowd.enter(network_of((scope.get("client") or ("",))[0]), body.give_way)
         if place is None:
             self.refused += 1
             await _answer(_busy(), send)
             return
         body.settled = lambda: crowd.settle(place)
-        if known or not _has_body(headers):
+        if (known and not is_apart) or not _has_body(headers):
             body.settled()
         try:
             await self._limited(scope, body, send, problem)

@@ -22,6 +22,8 @@ Word: TypeAlias = Literal["very close", "close", "similar", "loose", ""]
 WORDS: dict[float, Word] = {3.5: "very close", 3.0: "close", 2.5: "similar"}
 """By how many standard deviations a score lies above those of other questions."""
 _ELSE: Word = "loose"
+_LIKELY = (2.0, 3.5)
+"""Slope and middle of the logistic curve over the same deviations."""
 _COLOURS = ("red", "blue", "black", "white", "green", "grey", "yellow", "brown")
 _UPPER = ("coat", "jacket", "shirt", "hoodie", "dress", "sweater", "top", "t-shirt")
 _LOWER = ("black trousers", "blue jeans", "grey shorts", "a white skirt")
@@ -101,6 +103,20 @@ class Scale:
             else next((w for least, w in WORDS.items() if score - middle >= least * spread), _ELSE)
             for score in scores
         ]
+
+    def likelihoods(self, picture_share: float, scores: Sequence[float]) -> list[float]:
+        """Return how likely each score is that of the right person, 0 to 1; arguments as `words`.
+
+        Where there is nothing to compare with it is the cosine, 0 for opposites.
+        """
+        usual = self._usual(round(picture_share, 2)) if scores else None
+        if usual is None:
+            return [min(max((score + 1) / 2, 0.0), 1.0) for score in scores]
+        middle, spread = usual
+        slope, half = _LIKELY
+        above_N = (np.asarray(scores, np.float64) - middle) / spread
+        likely: list[float] = (1 / (1 + np.exp(-slope * (above_N - half)))).tolist()
+        return likely
 
     def is_unclear(self, query_D: NDArray[np.float32]) -> bool:
         """Whether a sentence's scores hardly differ between pictures, beside ordinary ones."""

@@ -16,6 +16,7 @@ from upperson_rt.serve.app import make_app
 from upperson_rt.serve.connections import Connection, Loop, tls_context
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.live import Live
+from upperson_rt.serve.onvif.routes import OnvifRoutes
 
 __all__ = ["Server", "listening"]
 
@@ -52,6 +53,7 @@ class Server:
         names: Iterable[str] = (),
         live: Live | None = None,
         tls: tuple[Path, Path] | None = None,
+        onvif: OnvifRoutes | None = None,
     ) -> None:
         """Prepare to serve.
 
@@ -62,6 +64,7 @@ class Server:
             names: By which the server is called.
             live: Reads what cameras do.
             tls: Files of certificate and key.
+            onvif: Answers searches by ONVIF.
 
         Raises:
             InputError: Certificate or key cannot be used.
@@ -70,7 +73,7 @@ class Server:
         self._live = live or Live(())
         get_logger("uvicorn.error")
         config = uvicorn.Config(
-            make_app(desk, access, names, self._live),
+            make_app(desk, access, names, self._live, onvif),
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,

@@ -1,0 +1,169 @@
+"""A server of ONVIF over the toy gallery, and unmodified clients of it."""
+
+import base64
+import hashlib
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import requests
+import zeep
+from requests.auth import HTTPDigestAuth
+from zeep.wsse.username import UsernameToken
+
+import upperson_rt.serve.onvif
+from tests.helpers.console import START
+from upperson_rt.gallery import Gallery
+from upperson_rt.query_log import QueryLog
+from upperson_rt.serve.access import Access
+from upperson_rt.serve.accounts import Account, Accounts, add_token
+from upperson_rt.serve.desk import Desk
+from upperson_rt.serve.live import Live
+from upperson_rt.serve.memory import Memory
+from upperson_rt.serve.onvif.routes import OnvifRoutes
+from upperson_rt.serve.onvif.security import Users, add_user
+from upperson_rt.serve.server import Server, listening
+
+FOLDER = Path(upperson_rt.serve.onvif.__file__).parent
+NOW = START + 86_400
+"""After all pictures."""
+
+
+@cache
+def described(service):
+    """A service as its WSDL has it."""
+    return zeep.wsdl.Document(str(FOLDER / f"{service}.wsdl"), zeep.Transport())
+
+
+class Onvif:
+    """A running server."""
+
+    def __init__(self, desk, routes, server, passwords, log, token):
+        self.desk, self.routes, self.server = desk, routes, server
+        self.sessions, self.log, self.token = routes.sessions, log, token
+        self.passwords = passwords
+        self.url = server.url.rstrip("/")
+        self.guard = server._server.config.app
+        self._opened = []
+
+    def client(self, name="vms", proof="token", password=None):
+        """Clients of both services, who prove who they are by a token, a digest, or not."""
+        password = self.passwords.get(name) if password is None else password
+        session = requests.Session()
+        self._opened.append(session)
+        wsse = None
+        if proof == "digest":
+            session.auth = HTTPDigestAuth(name, password)
+        elif proof == "token":
+            wsse = UsernameToken(name, password, use_digest=True)
+        made = {}
+        for service in ("device", "search"):
+            transport = zeep.Transport(session=session)
+            client = zeep.Client(described(service), wsse=wsse, transport=transport)
+            binding = f"{{http://www.onvif.org/ver10/{service}/wsdl}}{service.title()}Binding"
+            made[service] = client.create_service(binding, f"{self.url}/onvif/{service}_service")
+        return SimpleNamespace(session=session, **made)
+
+    def close(self):
+        for session in self._opened:
+            session.close()
+
+
+@contextmanager
+def running(gallery, state, encoder):
+    """A server over a gallery for `vms`, who sees all, and `door`, who sees one camera."""
+    passwords = {"vms": add_user(state / "onvif.json", "vms", None)}
+    passwords["door"] = add_user(state / "onvif.json", "door", ("gate",))
+    token = add_token(state / "tokens.json", "ada", "admin", None)
+    desk = Desk(
+        encoder,
+        lambda: Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim),
+        QueryLog(state / "query.log"),
+        Memory(state / "console.sqlite"),
+    )
+    access = Access(Accounts(state / "tokens.json"), Account(name="desk", role="admin"))
+    live = Live(())
+    routes = OnvifRoutes(desk, Users(state / "onvif.json"), live)
+    routes.sessions.now = lambda: NOW
+    with listening("127.0.0.1", 0) as place:
+        server = Server(desk, access, place, live=live, onvif=routes)
+        server.start()
+        onvif = Onvif(desk, routes, server, passwords, state / "query.log", token)
+        try:
+            yield onvif
+        finally:
+            onvif.close()
+            server.end()
+            desk.close()
+
+
+@pytest.fixture(scope="session")
+def shared(served_folder, served_encoder, tmp_path_factory):
+    """A server that many tests share: nobody changes what it finds."""
+    state = tmp_path_factory.mktemp("onvif")
+    with running(served_folder / "gallery", state, served_encoder) as onvif:
+        yield onvif
+
+
+@pytest.fixture
+def vms(shared):
+    """The search service as `vms` sees it; no search of others goes on."""
+    shared.sessions._sessions.clear()
+    return shared.client().search
+
+
+@pytest.fixture
+def onvif(served_folder, served_encoder, tmp_path):
+    """A server of one test."""
+    shutil.copytree(served_folder / "gallery", tmp_path / "gallery")
+    with running(tmp_path / "gallery", tmp_path, served_encoder) as made:
+        yield made
+
+
+NAMESPACES = (
+    'xmlns:env="http://www.w3.org/2003/05/soap-envelope" '
+    'xmlns:tse="http://www.onvif.org/ver10/search/wsdl" '
+    'xmlns:tds="http://www.onvif.org/ver10/device/wsdl" '
+    'xmlns:wsse="http://docs.oasis-open.org/wss/2004/01/'
+    'oasis-200401-wss-wssecurity-secext-1.0.xsd" '
+    'xmlns:wsu="http://docs.oasis-open.org/wss/2004/01/'
+    'oasis-200401-wss-wssecurity-utility-1.0.xsd"'
+)
+DIGEST = (
+    "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-username-token-profile-1.0"
+    "#PasswordDigest"
+)
+
+
+def security(name, password, nonce=None, created=None, kind=DIGEST):
+    """A header that proves who sends a request."""
+    nonce = os.urandom(16) if nonce is None else nonce
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()) if created is None else created
+    digest = hashlib.sha1(nonce + created.encode() + password.encode()).digest()
+    return (
+        "<wsse:Security><wsse:UsernameToken>"
+        f"<wsse:Username>{name}</wsse:Username>"
+        f'<wsse:Password Type="{kind}">{base64.b64encode(digest).decode()}</wsse:Password>'
+        f"<wsse:Nonce>{base64.b64encode(nonce).decode()}</wsse:Nonce>"
+        f"<wsu:Created>{created}</wsu:Created>"
+        "</wsse:UsernameToken></wsse:Security>"
+    )
+
+
+@pytest.fixture(scope="session")
+def envelope():
+    """Makes the bytes of a request, of `vms` unless it has another header."""
+
+    def make(onvif, body, header=None):
+        header = security("vms", onvif.passwords["vms"]) if header is None else header
+        return (
+            f"<env:Envelope {NAMESPACES}><env:Header>{header}</env:Header>"
+            f"<env:Body>{body}</env:Body></env:Envelope>"
+        ).encode()
+
+    return make

@@ -1,0 +1,237 @@
+"""Requests that were made to do harm: refused with a fault, at once and within little memory."""
+
+import asyncio
+import tracemalloc
+
+import httpx
+import pytest
+
+from tests.helpers.console import START
+from tests.unit.runtime.serve.onvif.conftest import NAMESPACES, security
+from tests.unit.runtime.serve.onvif.test_security import CAMERAS, post
+from tests.unit.runtime.serve.test_guard import answered
+from upperson_rt.serve.onvif.soap import (
+    FaultError,
+    element,
+    number,
+    picture,
+    read_envelope,
+    seconds,
+    time_text,
+    unix_time,
+)
+
+LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10 if n else "ha" * 50}">' for n in range(10))
+BOMB = f"<!DOCTYPE x [{LAUGHS}]>"
+
+
+def whole(body, before="", header=""):
+    return (
+        f"{before}<env:Envelope {NAMESPACES}><env:Header>{header}</env:Header>"
+        f"<env:Body>{body}</env:Body></env:Envelope>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (whole("<a>&l9;</a>", before=BOMB), "a document type is not taken"),
+        (whole("<a>&x;</a>", '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>'), "document"),
+        (whole("<a/>", '<!DOCTYPE a SYSTEM "http://127.0.0.1:1/x.dtd">'), "a document type"),
+        (
+            whole("<a/>", f'<?xml version="1.0" encoding="UTF-16"?>{BOMB}').encode("utf-16"),
+            "in UTF-8",
+        ),
+        (whole("<a/>", '<?xml version="1.0" encoding="x-none"?>') + "<", "not well-formed"),
+        (whole("<a>" * 3000), "more than 1000 tags"),
+        (whole("<a/>" * 3000), "more than 1000 tags"),
+        (whole("<!-- x -->" * 3000), "more than 1000 tags"),
+        (whole(f"<a {' '.join(f'b{n}=``' for n in range(3000))}/>".replace("`", "'")), "2000 attr"),
+        (whole("<a>" * 400 + "</a>" * 400), "is not offered here"),
+        (whole("<a>&nothing;</a>"), "not well-formed"),
+        (whole("<a><b></a></b>"), "not well-formed"),
+        (whole("<a>\x00</a>"), "not well-formed"),
+        (whole("<a/><b/>"), "one request"),
+        (whole(""), "one request"),
+        (f"<env:Envelope {NAMESPACES}/>", "one request"),
+        ("<a/>", "expected an envelope of SOAP 1.2"),
+        ('<e:Envelope xmlns:e="http://schemas.xmlsoap.org/soap/envelope/"/>', "SOAP 1.2"),
+        (whole("<a/>", header='<b env:mustUnderstand="1"/>'), "is not understood"),
+        ("", "not well-formed"),
+        (b"\xff<", "not well-formed"),
+        ("--x\r\nContent-Type: application/xop+xml\r\n\r\n", "not well-formed"),
+        (whole("<tse:FindEvents/>"), "is not offered here"),
+        (whole("<tds:SystemReboot/>"), "is not offered here"),
+        (whole("<tds:GetServices/>"), "needs IncludeCapability"),
+        (whole("<tds:GetServices><tds:Other/></tds:GetServices>"), "takes IncludeCapability"),
+        (
+            whole(
+                "<tds:GetServices><tds:IncludeCapability>maybe</tds:IncludeCapability>"
+                "</tds:GetServices>"
+            ),
+            "true or false",
+        ),
+        (
+            whole("<tds:GetCapabilities><tds:Category>X</tds:Category></tds:GetCapabilities>"),
+            "a Category is one of",
+        ),
+    ],
+)
+def test_what_is_no_request_is_a_fault(shared, content, words):
+    content = content if isinstance(content, bytes) else content.encode()
+    status, answer = post(shared, content)
+    assert status in (400, 500)
+    assert answer.headers["content-type"] == "application/soap+xml; charset=utf-8"
+    assert words in answer.text
+    assert answer.text.count("env:Fault>") == 2
+    assert "Traceback" not in answer.text
+
+
+def test_a_bomb_takes_no_memory():
+    """The parser never sees it: ten levels of ten are 10 GB of text."""
+    content = whole("<a>&l9;</a>", before=BOMB).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(FaultError, match="document type"):
+            read_envelope(content)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_a_stranger_sends_little(shared, envelope):
+    """What is large must say at its beginning who sends it."""
+    large = f"<tse:X>{'A' * 200_000}</tse:X>"
+    wrong = security("vms", "wrong")
+    late = whole(large + wrong)
+    for content in (envelope(shared, large, header=""), envelope(shared, large, wrong), late):
+        content = content if isinstance(content, bytes) else content.encode()
+        status, answer = post(shared, content)
+        assert status in (400, 401)
+        assert "ter:NotAuthorized" in answer.text
+    status, answer = post(shared, envelope(shared, large))
+    assert (status, "is not offered here" in answer.text) == (500, True)
+
+
+def test_nobody_sends_more_than_a_picture_can_be(shared, envelope):
+    picture = "A" * (21 << 20)
+    body = f"<tse:SearchImageByImageRequest>{picture}</tse:SearchImageByImageRequest>"
+    content = envelope(shared, body)
+    status, answer = post(shared, content)
+    assert (status, answer.json()["title"]) == (413, "Content Too Large") or status == 413
+    parts = (content[n : n + 65536] for n in range(0, len(content), 65536))
+    answer = httpx.post(f"{shared.url}/onvif/search_service", content=parts)
+    assert answer.status_code in (401, 413)
+
+
+def test_few_large_requests_are_read_at_a_time(shared, envelope):
+    shared.routes._large = 2
+    try:
+        status, answer = post(shared, envelope(shared, f"<tse:X>{'A' * 200_000}</tse:X>"))
+    finally:
+        shared.routes._large = 0
+    assert status == 500
+    assert "ter:ResourceProblem" in answer.text
+    status, answer = post(shared, envelope(shared, CAMERAS + " " * 200_000))
+    assert status == 200
+    assert shared.routes._large == 0
+
+
+def test_a_body_that_never_ends_keeps_nobody_out(shared, envelope):
+    """They have places of their own, and as long as all bodies."""
+    guard = shared.guard
+    guard._body_within_s = 0.2
+
+    async def crowd():
+        idle = [
+            asyncio.create_task(answered(guard, "POST", "/onvif/search_service", first=b"<"))
+            for _ in range(64)
+        ]
+        while guard._requests["apart"] < 64:
+            await asyncio.sleep(0.01)
+        full = await answered(guard, "GET", "/onvif/search.wsdl", more=False)
+        token = {"authorization": f"Bearer {shared.token}"}
+        console = await answered(guard, "GET", "/api/v1/cameras", token, more=False)
+        return full[0], console[0], [(await one)[0] for one in idle]
+
+    try:
+        full, console, told = asyncio.run(crowd())
+    finally:
+        guard._body_within_s = 30.0
+    assert (full, console) == (429, 200)
+    assert told == [408] * 64
+    assert guard._requests["apart"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("2026-09-21T14:13:20Z", START),
+        ("2026-09-21T14:13:20", START),
+        ("2026-09-21T16:13:20.250+02:00", START + 0.25),
+        ("2026-09-21T08:43:20-05:30", START),
+        ("0001-01-01T00:00:00Z", -62_135_596_800.0),
+        ("9999-12-31T23:59:59Z", 253_402_300_799.0),
+    ],
+)
+def test_times(text, found):
+    assert unix_time("at", text) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "now", "2026-09-21", "2026-09-21T24:00:01Z", "2026-02-30T00:00:00Z",
+     "12026-01-01T00:00:00Z",
+     "2026-09-21T14:13:20+15:00", "2026-09-21T14:13:20+02:99", "2026-09-21T14:13:20Zx",
+     "\u0662026-09-21T14:13:20Z", "0000-01-01T00:00:00Z"],
+)  # fmt: skip
+def test_no_times(text):
+    with pytest.raises(FaultError, match="at must be a time"):
+        unix_time("at", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("PT30S", 30), ("PT0S", 0), ("PT1.5S", 1.5), ("P1DT2H3M4S", 93_784), ("P1Y2M", 36_720_000),
+     ("PT1H", 3600), ("P1D", 86_400)],
+)  # fmt: skip
+def test_durations(text, found):
+    assert seconds("span", text) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["", "P", "PT", "P1DT", "-PT1S", "30", "PT1S1M", "PT.5S", "PT1e9S"]
+)
+def test_no_durations(text):
+    with pytest.raises(FaultError, match="span must be a duration"):
+        seconds("span", text)
+
+
+@pytest.mark.parametrize("text", ["", "1.0", "0x1", "9" * 10, "-1", "\u0661", "1 2", "9" * 5000])
+def test_no_numbers(text):
+    with pytest.raises(FaultError, match="n must be a whole number"):
+        number(0)("n", text)
+
+
+def test_numbers_and_pictures():
+    assert [number(0)("n", text) for text in ("0", "+7", "2147483647", "-0")] == [
+        0,
+        7,
+        2**31 - 1,
+        0,
+    ]
+    assert picture("p", " aGVs\nbG8= ") == b"hello"
+    for text in ("aGVsbG8", "aGVsbG8=!", "\u00e4"):
+        with pytest.raises(FaultError, match="base64"):
+            picture("p", text)
+
+
+def test_what_xml_cannot_hold_is_replaced():
+    assert (
+        element("x", "a", "gate\x00\x1b[2J\ud800\ufffe<&").text
+        == "gate\ufffd\ufffd[2J\ufffd\ufffd<&"
+    )
+    assert time_text(1e20) == "9999-12-31T23:59:59.000Z"
+    assert time_text(-1e20) == "0001-01-01T00:00:00.000Z"
+    assert time_text(START + 0.0004) == "2026-09-21T14:13:20.000Z"

@@ -1,0 +1,90 @@
+"""The published description of the standard, as a client brings it, against this server."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import onvif
+import pytest
+from lxml import etree
+from onvif import CacheMode, ONVIFClient, ZeepPatcher
+
+from tests.unit.runtime.serve.onvif.conftest import FOLDER
+from tests.unit.runtime.serve.onvif.test_search import ALL, MINUTE
+
+PUBLISHED = Path(onvif.__file__).parent / "wsdl" / "ver10"
+XS = "{http://www.w3.org/2001/XMLSchema}"
+
+
+@pytest.mark.parametrize("http_digest", [False, True])
+def test_its_client_searches(shared, red_jpeg, request, http_digest):
+    place = urlsplit(shared.url)
+    who = place.hostname, place.port, "vms", shared.passwords["vms"]
+    client = ONVIFClient(*who, http_digest=http_digest, cache=CacheMode.NONE)
+    request.addfinalizer(ZeepPatcher.remove_patch)  # It changes what other tests use.
+    assert client.devicemgmt().GetDeviceInformation().Manufacturer == "UP-Person Edge"
+    assert client.devicemgmt().GetCapabilities().Extension.Search["ImageSearch"] is True
+    search = client.search()
+    assert search.GetServiceCapabilities().NLSearch is True
+    token = search.SearchImageByNL(Text="a woman in red", MaxMatches=4, **ALL)
+    found = search.GetNLSearchResults(token, MinResults=1, MaxResults=3, WaitTime=MINUTE)
+    assert (found.SearchState, len(found.Result)) == ("Searching", 3)
+    assert found.Result[0].Similarity > found.Result[2].Similarity
+    assert search.EndSearch(token) == ALL["EndPoint"]
+    token = search.SearchImageByImage(TargetImageData=red_jpeg, **ALL)
+    assert len(search.GetImageSearchResults(token).Result) == 12
+    search.EndSearch(token)
+    token = search.FindRecordings(Scope={}, KeepAliveTime=MINUTE)
+    assert len(search.GetRecordingSearchResults(token).RecordingInformation) == 2
+    search.EndSearch(token)
+
+
+def declared(file):
+    """Elements and types of schemas by name: the names, types and numbers of their parts."""
+    found = {}
+    for schema in etree.parse(str(file)).iter(f"{XS}schema"):
+        for top in schema:
+            parts = [
+                (one.get("name"), one.get("type"), one.get("minOccurs"), one.get("maxOccurs"))
+                for one in top.iter(f"{XS}element", f"{XS}attribute")
+                if one is not top
+            ]
+            if top.get("name"):
+                kind = etree.QName(top).localname
+                found[schema.get("targetNamespace"), kind, top.get("name")] = parts
+    return found
+
+
+@pytest.mark.parametrize(
+    ("own", "published"),
+    [("search", "search.wsdl"), ("device", "device/wsdl/devicemgmt.wsdl")],
+)
+def test_what_this_server_declares_is_declared_so(own, published):
+    theirs = declared(PUBLISHED / published)
+    for name in ("onvif", "common"):
+        theirs |= declared(PUBLISHED / "schema" / f"{name}.xsd")
+    for (space, kind, name), parts in declared(FOLDER / f"{own}.wsdl").items():
+        there = [part[:3] for part in theirs[space, kind, name]]
+        for part in parts:
+            # A filter and a name are of types that restrict a text.
+            if part[:2] == ("RecordingInformationFilter", "xs:string") or part[1] == "xs:string":
+                assert part[0] in [one[0] for one in there], (name, part)
+            else:
+                assert part[:3] in there, (name, part)
+        order = [part[0] for part in there]
+        assert [order.index(part[0]) for part in parts] == sorted(
+            order.index(part[0]) for part in parts
+        ), name
+
+
+def test_each_operation_is_named_and_bound_alike():
+    def operations(file):
+        return {
+            one.get("name"): one[0].get("soapAction")
+            for one in etree.parse(str(file)).iter("{http://schemas.xmlsoap.org/wsdl/}operation")
+            if one[0].get("soapAction") is not None
+        }
+
+    for own, published in (("search", "search.wsdl"), ("device", "device/wsdl/devicemgmt.wsdl")):
+        there = operations(PUBLISHED / published)
+        for name, action in operations(FOLDER / f"{own}.wsdl").items():
+            assert there[name] == action
