@@ -106,7 +106,7 @@ class Recordings:
         content = given.maybe("TargetImageData", picture)
         place = given.maybe("TargetImageURI", text)
         if content:
-            kept = await asyncio.to_thread(self._desk.ask_with, content)
+            kept = await asyncio.to_thread(self._desk.questions.ask_with, content)
             return await self._begin(call, given, Search(picture=kept.id))
         if not place:
             raise invalid("TargetImageData or TargetImageURI must be given")

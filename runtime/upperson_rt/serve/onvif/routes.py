@@ -20,6 +20,7 @@ from upperson_rt.serve.onvif.recordings import Call, Recordings
 from upperson_rt.serve.onvif.security import Authentication, StrangerError, Users
 from upperson_rt.serve.onvif.sessions import Sessions, no_room
 from upperson_rt.serve.onvif.soap import (
+    SEARCH,
     WSSE,
     FaultError,
     child,
@@ -39,6 +40,7 @@ _LOG = get_logger(__name__)
 _MEDIA_TYPE = "application/soap+xml; charset=utf-8"
 _MOST_STRANGE_BYTES = 64 << 10
 """Of a request until it says who sends it."""
+_WITH_PICTURE = f"{{{SEARCH}}}SearchImageByImageRequest"
 _MOST_LARGE = 2
 """Larger requests at a time: each takes several times its size while it is read."""
 
@@ -85,6 +87,8 @@ class OnvifRoutes:
             is_whole = True
             header, asked = await asyncio.to_thread(read_envelope, content)
             content.clear()
+            if is_large and asked.tag != _WITH_PICTURE:  # Nobody shall wait in these few places.
+                raise invalid(f"only a picture makes a request larger than {_MOST_STRANGE_BYTES}")
             return message(await self._run(request, header, asked, account))
         except FaultError:
             if not is_whole:  # Clients read an answer only after all was sent.

@@ -18,6 +18,7 @@ from zeep.wsse.username import UsernameToken
 
 import upperson_rt.serve.onvif
 from tests.helpers.console import START
+from tests.unit.runtime.serve.conftest import strangers
 from upperson_rt.gallery import Gallery
 from upperson_rt.query_log import QueryLog
 from upperson_rt.serve.access import Access
@@ -85,6 +86,7 @@ def running(gallery, state, encoder):
         lambda: Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim),
         QueryLog(state / "query.log"),
         Memory(state / "console.sqlite"),
+        strangers(encoder),
     )
     access = Access(Accounts(state / "tokens.json"), Account(name="desk", role="admin"))
     live = Live(())

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.console import START
 from tests.unit.runtime.serve.onvif.conftest import NAMESPACES, security
 from tests.unit.runtime.serve.onvif.test_security import CAMERAS, post
-from tests.unit.runtime.serve.test_guard import answered
+from tests.unit.runtime.serve.test_guard import FORM, answered
 from upperson_rt.serve.onvif.soap import (
     FaultError,
     element,
@@ -111,7 +111,7 @@ def test_a_stranger_sends_little(shared, envelope):
         assert status in (400, 401)
         assert "ter:NotAuthorized" in answer.text
     status, answer = post(shared, envelope(shared, large))
-    assert (status, "is not offered here" in answer.text) == (500, True)
+    assert (status, "only a picture" in answer.text) == (400, True)
 
 
 def test_nobody_sends_more_than_a_picture_can_be(shared, envelope):
@@ -134,34 +134,31 @@ def test_few_large_requests_are_read_at_a_time(shared, envelope):
     assert status == 500
     assert "ter:ResourceProblem" in answer.text
     status, answer = post(shared, envelope(shared, CAMERAS + " " * 200_000))
-    assert status == 200
+    assert (status, "only a picture" in answer.text) == (400, True)
     assert shared.routes._large == 0
 
 
-def test_a_body_that_never_ends_keeps_nobody_out(shared, envelope):
-    """They have places of their own, and as long as all bodies."""
+def test_bodies_that_never_end_keep_nobody_out(shared):
+    """They have places of their own, and give way there."""
     guard = shared.guard
-    guard._body_within_s = 0.2
 
     async def crowd():
         idle = [
-            asyncio.create_task(answered(guard, "POST", "/onvif/search_service", first=b"<"))
+            asyncio.create_task(answered(guard, "POST", "/onvif/search_service", FORM, first=b"<"))
             for _ in range(64)
         ]
-        while guard._requests["apart"] < 64:
+        while len(guard._others) < 64:
             await asyncio.sleep(0.01)
-        full = await answered(guard, "GET", "/onvif/search.wsdl", more=False)
-        token = {"authorization": f"Bearer {shared.token}"}
-        console = await answered(guard, "GET", "/api/v1/cameras", token, more=False)
-        return full[0], console[0], [(await one)[0] for one in idle]
+        other = await answered(guard, "GET", "/onvif/search.wsdl", more=False)
+        status, _, why = await idle[0]
+        for one in idle:
+            one.cancel()
+        return other[0], status, why, len(guard._known) + len(guard._strangers)
 
-    try:
-        full, console, told = asyncio.run(crowd())
-    finally:
-        guard._body_within_s = 30.0
-    assert (full, console) == (429, 200)
-    assert told == [408] * 64
-    assert guard._requests["apart"] == 0
+    status, told, why, elsewhere = asyncio.run(crowd())
+    assert (status, told, elsewhere) == (200, 408, 0)
+    assert b"others came before" in why
+    assert len(guard._others) == 0
 
 
 @pytest.mark.parametrize(

@@ -320,8 +320,8 @@ def test_there_is_room_for_so_many_searches(onvif):
 def test_a_busy_encoder_has_no_room(onvif):
     vms = onvif.client().search
     token = vms.SearchImageByNL(Text="a man in blue", **LIVE)
-    onvif.desk._sentences.clear()
-    turns = onvif.desk.turns
+    onvif.desk.questions._sentences.clear()
+    turns = onvif.desk.questions.turns
     turns._there = turns._most
     with refused("Action", "ResourceProblem"):
         vms.SearchImageByNL(Text="red", **ALL)
@@ -476,7 +476,7 @@ def test_pictures_without_camera_or_time_are_of_no_recording(onvif):
         onvif.desk.gallery.add([item], onvif.desk.encoder.encode_images([file]))
     assert len(take(vms, vms.SearchImageByNL(Text="red", **ALL)).Result) == 12
     onvif.desk.gallery.delete_where(Filter(camera=["gate", ODD]))
-    onvif.desk._forget_cameras()
+    onvif.desk._current.last.has_changed()
     found = take(vms, vms.SearchImageByNL(Text="red", **ALL))
     assert (found.SearchState, found.Result) == ("Completed", [])
 
