@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,8 @@ from contextlib import suppress
 
 import httpx
 import pytest
+from zeep import Client
+from zeep.wsse.username import UsernameToken
 
 import upperson_rt.cli
 from tests.helpers.invoke import run_json, run_rt
@@ -86,9 +89,28 @@ def test_others_need_a_token(ready):
     assert "in the clear" in running.output.with_name("serve.out.err").read_text()
 
 
+def test_a_client_of_onvif_is_served(ready):
+    made = run_rt("token", "onvif.json", "vms", "--onvif")
+    assert "the ONVIF password of vms" in made.stderr
+    with served(ready, "--onvif", "onvif.json") as running:
+        (place,) = re.findall(r"onvif: (\S+)\n", running.output.read_text())
+        assert place == f"{running.url}/onvif/device_service"
+        search = Client(f"{running.url}/onvif/search.wsdl").create_service(
+            "{http://www.onvif.org/ver10/search/wsdl}SearchBinding", place
+        )
+        search._client.wsse = UsernameToken("vms", made.stdout.strip(), use_digest=True)
+        token = search.FindRecordings(Scope={}, KeepAliveTime="PT9S")
+        assert search.GetRecordingSearchResults(token).SearchState == "Completed"
+        search._client.transport.session.close()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(30) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
+        (["--onvif", "none.json"], 3, "cannot read none.json"),
+        (["--onvif", "tokens.json"], 3, "tokens.json"),
         (["--host", "0.0.0.0"], 2, "lets others in: make tokens with"),
         (["--tls-cert", "x.pem"], 2, "go together"),
         (["--tls-cert", "x.pem", "--tls-key", "y.pem"], 3, "cannot be used"),
@@ -121,6 +143,21 @@ def test_a_token_for_machines(work):
     made = run_json("token", "t.json", "vera", "--camera", "gate", app=upperson_rt.cli.app)
     assert (made["name"], made["role"], made["cameras"]) == ("vera", "viewer", ["gate"])
     assert Accounts(work / "t.json").of_token(made["token"]).name == "vera"
+
+
+def test_a_password_for_onvif(work):
+    made = run_json(
+        "token", "o.json", "vms", "--onvif", "--camera", "gate", app=upperson_rt.cli.app
+    )
+    assert (made["name"], made["cameras"]) == ("vms", ["gate"])
+    assert json.loads((work / "o.json").read_text())["onvif_users"][0]["password"] == made["token"]
+    assert stat.S_IMODE((work / "o.json").stat().st_mode) == 0o600
+    done = run_rt("token", "o.json", "ada", "--onvif", "--role", "admin")
+    assert done.exit_code == 2
+    assert "can only search" in done.stderr
+    done = run_rt("token", "o.json", "ada")  # A file of the other kind.
+    assert done.exit_code == 3
+    assert "onvif_users" in done.stderr
 
 
 def test_a_token_file_is_not_spoilt(work):

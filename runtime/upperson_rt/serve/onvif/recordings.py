@@ -4,7 +4,6 @@ What is asked goes the way of the console's own searches: the same hits, only ca
 may see, and a line in the query log before anything is shown.
 """
 
-import asyncio
 import hashlib
 import json
 import math
@@ -14,6 +13,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from xml.etree.ElementTree import Element
+
+from starlette.concurrency import run_in_threadpool
 
 from upperson_rt.gallery import CameraInfo, Filter, Hit
 from upperson_rt.serve.accounts import Account
@@ -106,7 +107,7 @@ class Recordings:
         content = given.maybe("TargetImageData", picture)
         place = given.maybe("TargetImageURI", text)
         if content:
-            kept = await asyncio.to_thread(self._desk.questions.ask_with, content)
+            kept = await run_in_threadpool(self._desk.questions.ask_with, content)
             return await self._begin(call, given, Search(picture=kept.id))
         if not place:
             raise invalid("TargetImageData or TargetImageURI must be given")
@@ -183,7 +184,7 @@ class Recordings:
 
         answer = self._begun(call, session)  # Nothing is asked where there is no room.
         try:
-            await asyncio.to_thread(ask)
+            await run_in_threadpool(ask)
         except BaseException:
             self.sessions.end(session)
             raise
@@ -261,7 +262,7 @@ class Recordings:
         session = self.sessions.find(call.account, token)
         self.sessions.end(session)
         has_begun = session.state != "Queued"
-        reached = await asyncio.to_thread(session.reached) if has_begun else session.start
+        reached = await run_in_threadpool(session.reached) if has_begun else session.start
         return element(SEARCH, "EndSearchResponse", element(SEARCH, "Endpoint", time_text(reached)))
 
     # Cameras as recordings.
@@ -326,7 +327,7 @@ def _result(key: uuid.UUID, hit: Hit, likelihood: float, address: Address) -> El
         "ObjectUUID": str(key),
         "TargetImageURI": address.picture(hit.id),
         "Time": time_text(hit.item.time or 0.0),
-        "Similarity": f"{likelihood:.4f}",
+        "Similarity": f"{likelihood:.6g}",
         "RecordingToken": _token(hit.item.camera or ""),
     }
     return element(

@@ -1,12 +1,12 @@
 """The addresses of ONVIF: two services, the pictures of results, and what describes them."""
 
-import asyncio
 from pathlib import Path
 from typing import Literal
 from xml.etree.ElementTree import Element
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from upperson_rt.printable import error_text, get_logger
@@ -85,7 +85,7 @@ class OnvifRoutes:
                     is_large = True
                     self._large += 1
             is_whole = True
-            header, asked = await asyncio.to_thread(read_envelope, content)
+            header, asked = await run_in_threadpool(read_envelope, content)
             content.clear()
             if is_large and asked.tag != _WITH_PICTURE:  # Nobody shall wait in these few places.
                 raise invalid(f"only a picture makes a request larger than {_MOST_STRANGE_BYTES}")
@@ -133,7 +133,7 @@ class OnvifRoutes:
             account = self._sender(request, None)
         except StrangerError as refused:
             return _told(request, refused)
-        return await asyncio.to_thread(picture_response, self._desk, account, id, "view")
+        return await run_in_threadpool(picture_response, self._desk, account, id, "view")
 
 
 def _told(request: Request, error: Exception) -> Response:

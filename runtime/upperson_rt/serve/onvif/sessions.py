@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 from xml.etree.ElementTree import Element
 
+from starlette.concurrency import run_in_threadpool
+
 from upperson_rt.gallery import Hit
 from upperson_rt.serve.accounts import Account
 from upperson_rt.serve.onvif.soap import FaultError, invalid
@@ -162,7 +164,7 @@ class Sessions:
             if await is_gone():
                 return state, []
         if found:
-            await asyncio.to_thread(session.note, found, count)
+            await run_in_threadpool(session.note, found, count)
         session.given.update(one.key for one in found)
         session.state = state
         return state, found
@@ -174,7 +176,7 @@ class Sessions:
         is_through = session.until is None or self.now() > session.until
         try:
             # One more than is handed out tells whether that was all.
-            found = await asyncio.to_thread(session.look, session.given, count + 1)
+            found = await run_in_threadpool(session.look, session.given, count + 1)
         except BusyError:
             return session.state, []
         is_all = is_through and len(found) <= count

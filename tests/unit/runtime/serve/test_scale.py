@@ -83,6 +83,28 @@ def test_a_word_means_the_same_in_every_gallery(count, share):
     assert other.count("loose") >= 28
 
 
+@pytest.mark.parametrize("share", SHARES, ids=MIDDLE.values())
+def test_a_likelihood_follows_the_words(share):
+    world = World(2)
+    scale = world.scale(world.pictures(world.people(100)))
+    scores = np.linspace(-1, 1, 401).tolist()
+    likely = scale.likelihoods(share, scores)
+    assert likely == sorted(likely)
+    assert 0 <= likely[0] < 0.001
+    assert 0.999 < likely[-1] <= 1
+    words = scale.words(share, scores)
+    assert likely[words.index("very close")] == pytest.approx(0.5, abs=0.15)
+    assert likely[words.index("similar")] < 0.06
+    assert scale.likelihoods(share, []) == []
+
+
+def test_without_anything_to_compare_with_a_likelihood_is_the_cosine():
+    world = World(1)
+    scale = world.scale(world.pictures(world.people(1)))
+    scale._strangers_KD = scale._strangers_KD[:1]
+    assert scale.likelihoods(1.0, [-1.0, 0.0, 0.5, 1.0, 1.01]) == [0.0, 0.5, 0.75, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("count", [1, 2, 10, 60, 3000])
 @pytest.mark.parametrize("tracks", [False, True], ids=["without tracks", "one track"])
 def test_a_picture_is_very_close_to_itself_wherever(count, tracks):

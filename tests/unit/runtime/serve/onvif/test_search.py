@@ -148,7 +148,7 @@ def test_max_matches_ends_it(vms):
 
 def test_similarity_is_the_least_of_a_result(vms):
     found = take(vms, vms.SearchImageByNL(Text="red", **ALL)).Result
-    least = found[3].Similarity - 0.0001
+    least = found[3].Similarity * 0.999
     token = vms.SearchImageByNL(Text="red", Similarity=least, **ALL)
     over = take(vms, token)
     assert over.SearchState == "Completed"
