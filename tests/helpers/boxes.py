@@ -190,7 +190,10 @@ def prepare(folder: Path) -> None:
     from upperson.data.synthetic.video import VideoSpec, write_video
 
     make_toy_bundle(folder / "bundle")
-    write_video(folder / "street.avi", VideoSpec(people=8, seconds=50, fps=2, seed=5))
+    write_video(
+        folder / "street.avi",
+        VideoSpec(people=14, seconds=100, fps=2, width=640, height=360, seed=5),
+    )
 
 
 def problems(gallery: Gallery, boxes: Sequence[Box]) -> Iterator[str]:
@@ -257,7 +260,12 @@ def try_boxes(trials: int, seed: int) -> Counter[str]:
         try:
             for number in range(trials):
                 boxes = [
-                    Box(inside, folder, f"milvus://{address}/people", f"{camera}{number}")
+                    Box(
+                        inside,
+                        folder,
+                        f"milvus://{address}/people?timeout=120",
+                        f"{camera}{number}",
+                    )
                     for camera, (inside, address) in zip("ab", places, strict=True)
                 ]
                 everybody += boxes

@@ -8,23 +8,24 @@ three tallies: of the list, of its part, and of what it has added. Tallies add u
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from upperson_rt.errors import IntegrityError, UsageError
+from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import write_atomically
 from upperson_rt.printable import shown
 from upperson_rt.strict import Constraint, Count, Positive, read_fields, read_json, require_version
 
-__all__ = ["RECORD_FILE", "Shard", "ShardRecord", "SkippedImage", "Tally"]
+__all__ = ["RECORD_FILE", "Shard", "ShardRecord", "SkippedImage", "Tally", "check_whole"]
 
 RECORD_FILE = "shard.json"
 """In the folder of a gallery that is a shard."""
 _VERSION = 1
 _MOST_SHARDS = 1_000_000
+_MOST_SHOWN = 5
 _MODULUS = 1 << 128
 _HexDigits: TypeAlias = Annotated[
     str, Constraint(lambda text: bool(re.fullmatch("[0-9a-f]{32}", text)), "32 hex digits")
@@ -60,7 +61,11 @@ class Shard:
 
     def holds(self, name: str) -> bool:
         """Tell whether a picture belongs to it."""
-        return _hash(name) % self.of == self.number - 1
+        return self.number_of(name) == self.number
+
+    def number_of(self, name: str) -> int:
+        """Return the number of the shard that a picture belongs to."""
+        return _hash(name) % self.of + 1
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,55 @@ class ShardRecord:
                 f"{file} was altered: restore it from a copy, or index the shard into a new folder"
             )
         return read_fields(cls, content, str(file))
+
+
+def check_whole(folders: Sequence[Path], records: Sequence[ShardRecord]) -> None:
+    """Check that records, each with the place that it is of, are all parts of one list, each once.
+
+    Raises:
+        InputError: One is missing or there twice, or they are of two lists or divisions.
+        IntegrityError: They are of two models, or do not add up to the list.
+    """
+    first = records[0]
+    places: dict[int, Path] = {}
+    for folder, record in zip(folders, records, strict=True):
+        if record.fingerprint != first.fingerprint:
+            raise IntegrityError(
+                f"shards of two models: {folders[0]} is of {first.fingerprint}, {folder} of "
+                f"{record.fingerprint}; index all of them with one bundle"
+            )
+        if record.place.of != first.place.of:
+            raise InputError(
+                f"shards of two divisions: {folders[0]} is {first.shard}, {folder} {record.shard}"
+            )
+        if record.whole != first.whole:
+            raise InputError(
+                f"shards of two lists: {folders[0]} is of {first.whole.count} pictures, {folder} "
+                f"of {record.whole.count}, or others: index them again from the same pictures"
+            )
+        if record.place.number in places:
+            raise InputError(
+                f"shard {record.shard} is there twice, in {places[record.place.number]} and "
+                f"{folder}: name one of them"
+            )
+        places[record.place.number] = folder
+        if record.own.count != record.with_items + record.empty + len(record.skipped):
+            raise IntegrityError(
+                f"shard {record.shard} in {folder} does not account for its {record.own.count} "
+                "pictures: index it again"
+            )
+    if missing := [n for n in range(1, first.place.of + 1) if n not in places]:
+        named = ", ".join(f"{n}/{first.place.of}" for n in missing[:_MOST_SHOWN])
+        more = f" and {len(missing) - _MOST_SHOWN} more" if len(missing) > _MOST_SHOWN else ""
+        raise InputError(
+            f"{len(missing)} of {first.place.of} shards are missing: {named}{more}; index them, or "
+            "name their folders, too"
+        )
+    if (found := sum((record.own for record in records), Tally())) != first.whole:
+        raise IntegrityError(
+            f"the shards are not the parts of one list: it has {first.whole.count} pictures, they "
+            f"have {found.count}, or others: index them again from the same pictures"
+        )
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import put_in_place, require_place, scratch_folder
 from upperson_rt.gallery.protocol import Gallery
-from upperson_rt.gallery.shards import RECORD_FILE, ShardRecord, Tally
+from upperson_rt.gallery.shards import RECORD_FILE, ShardRecord, Tally, check_whole
 from upperson_rt.gallery.sqlite.checksums import Sums, checksum_of
 from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, make
 from upperson_rt.gallery.sqlite.rows import ADD, has_key
@@ -24,7 +24,6 @@ from upperson_rt.gallery.sqlite.store import SqliteGallery
 __all__ = ["Merged", "merge_shards"]
 
 _ROWS_AT_A_TIME = 4096
-_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,7 @@ def merge_shards(
         raise UsageError("name the galleries of the shards")
     folders = [Path(one) for one in shards]
     records = _read_records(folders)
-    _check_records(folders, records)
+    check_whole(folders, records)
     items = sum((record.items for record in records), Tally())
     folder = Path(folder).resolve()
     require_place(folder)
@@ -123,48 +122,6 @@ def _read_records(folders: Sequence[Path]) -> list[ShardRecord]:
             )
         records.append(record)
     return records
-
-
-def _check_records(folders: Sequence[Path], records: Sequence[ShardRecord]) -> None:
-    """Check that these are all parts of one list, each once."""
-    first = records[0]
-    places: dict[int, Path] = {}
-    for folder, record in zip(folders, records, strict=True):
-        if record.fingerprint != first.fingerprint:
-            raise IntegrityError(
-                f"shards of two models: {folders[0]} is of {first.fingerprint}, {folder} of "
-                f"{record.fingerprint}; index all of them with one bundle"
-            )
-        if record.place.of != first.place.of:
-            raise InputError(
-                f"shards of two divisions: {folders[0]} is {first.shard}, {folder} {record.shard}"
-            )
-        if record.whole != first.whole:
-            raise InputError(
-                f"shards of two lists: {folders[0]} is of {first.whole.count} pictures, {folder} "
-                f"of {record.whole.count}, or others: index them again from the same pictures"
-            )
-        if (earlier := places.setdefault(record.place.number, folder)) is not folder:
-            raise InputError(
-                f"shard {record.shard} is there twice, in {earlier} and {folder}: name one of them"
-            )
-        if record.own.count != record.with_items + record.empty + len(record.skipped):
-            raise IntegrityError(
-                f"shard {record.shard} in {folder} does not account for its {record.own.count} "
-                "pictures: index it again"
-            )
-    if missing := [n for n in range(1, first.place.of + 1) if n not in places]:
-        named = ", ".join(f"{n}/{first.place.of}" for n in missing[:_MOST_SHOWN])
-        more = f" and {len(missing) - _MOST_SHOWN} more" if len(missing) > _MOST_SHOWN else ""
-        raise InputError(
-            f"{len(missing)} of {first.place.of} shards are missing: {named}{more}; index them, or "
-            "name their folders, too"
-        )
-    if (found := sum((record.own for record in records), Tally())) != first.whole:
-        raise IntegrityError(
-            f"the shards are not the parts of one list: it has {first.whole.count} pictures, they "
-            f"have {found.count}, or others: index them again from the same pictures"
-        )
 
 
 def _open(stack: ExitStack, folder: Path, record: ShardRecord) -> SqliteGallery:

@@ -21,7 +21,8 @@ def places(server_place, shared_server):
         pytest.skip(reason)
     collection = server_place.unused().rpartition("/")[2]
     joined = [shared_server.network.join(f"box{number}") for number in range(2)]
-    return [(inside, f"milvus://{address}/{collection}") for inside, address in joined]
+    # A busy machine may take longer than the usual 30 s to start a server.
+    return [(inside, f"milvus://{address}/{collection}?timeout=120") for inside, address in joined]
 
 
 def test_a_box_and_the_server_are_killed(places, server_place, tmp_path):

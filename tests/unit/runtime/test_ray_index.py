@@ -1,0 +1,246 @@
+"""Indexing on a local cluster of Ray: two workers, of which one is killed.
+
+Ray is in no extra of the tests: its cluster takes half a minute of processor time to start. With
+``pip install 'ray[data]'`` this runs.
+"""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command_line import ROOT, environment
+from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_rt import ray_index
+from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_rt.gallery import Gallery
+from upperson_rt.gallery.shards import ShardRecord, Tally
+from upperson_rt.gallery.sqlite.merge import merge_shards
+from upperson_rt.ray_index import index_on_ray
+
+SHARDS = 8
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A folder with ./bundle and ./pictures, of which one is none."""
+    folder = tmp_path_factory.mktemp("ray")
+    make_toy_bundle(folder / "bundle")
+    for number in range(4):
+        for colour in COLOURS:
+            path = folder / "pictures" / f"camera {number}" / f"{colour}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_person(path, colour, seed=number)
+    (folder / "pictures" / "bad.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """Ray's place is taken by one worker after the other in this process."""
+
+    def run(numbers, worker, workers, cpus, gpus):
+        made = ray_index._Worker(**worker)
+        for number in numbers:
+            done = made({"shard": [number]})
+            yield done["shard"][0], done["problem"][0]
+
+    monkeypatch.setattr(ray_index, "_run", run)
+    monkeypatch.setattr(ray_index, "import_module", lambda _: None)
+
+
+def index(original, output, shards=SHARDS, **options):
+    paths = [original / "pictures"]
+    options = {"encoder": {"threads": 1}, **options}
+    return index_on_ray(original / "bundle", paths, output, shards=shards, **options)
+
+
+def check_whole(done, original, gallery):
+    assert (done.pictures, done.with_items, done.empty, done.skipped) == (25, 24, 0, 1)
+    merged = merge_shards(done.folders, gallery)
+    assert merged.items == done.items
+    with Gallery.open(gallery) as opened:
+        assert sorted(item.key for item in opened.items()) == usable(original)
+
+
+def usable(original):
+    pictures = sorted(map(str, (original / "pictures").rglob("*.png")))
+    return [path for path in pictures if not path.endswith("bad.png")]
+
+
+def test_what_is_finished_is_left_alone(without_ray, original, tmp_path, monkeypatch):
+    seen = []
+    index_shard = ray_index.index_shard
+
+    def interrupted(encoder, gallery, chosen, *rest, **options):
+        seen.append(chosen.shard.number)
+        if seen.count(3) == 1 and chosen.shard.number == 3:
+            raise KeyboardInterrupt
+        return index_shard(encoder, gallery, chosen, *rest, **options)
+
+    monkeypatch.setattr(ray_index, "index_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        index(original, tmp_path / "output")
+    steps = []
+    done = index(original, tmp_path / "output", progress=lambda *step: steps.append(step))
+    assert seen == [1, 2, 3, *range(3, SHARDS + 1)]
+    assert done.earlier == 2
+    assert steps[0] == (3, SHARDS)
+    assert steps[-1] == (SHARDS, SHARDS)
+    check_whole(done, original, tmp_path / "gallery")
+    assert index(original, tmp_path / "output").earlier == SHARDS
+
+
+def test_a_shard_that_fails_stops_no_other(without_ray, original, tmp_path, monkeypatch):
+    index_shard = ray_index.index_shard
+
+    def failing(encoder, gallery, chosen, *rest, **options):
+        if chosen.shard.number == 2:
+            raise BackendError("the device is away")
+        return index_shard(encoder, gallery, chosen, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_index, "index_shard", failing)
+        with pytest.raises(BackendError, match=r"1 of 8 shards were .* 2/8: the device is away"):
+            index(original, tmp_path / "output")
+    assert index(original, tmp_path / "output").earlier == SHARDS - 1
+
+
+def test_one_gallery_for_all(without_ray, original, tmp_path):
+    pytest.importorskip("pymilvus", reason="pymilvus is not installed: extra 'milvus'")
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
+    gallery = f"milvus://{tmp_path}/people.db/people"
+    done = index(original, tmp_path / "output", shards=2, gallery=gallery)
+    records = [ShardRecord.read(Path(f"{folder}.json")) for folder in done.folders]
+    assert [record.shard for record in records] == ["1/2", "2/2"]
+    with Gallery.open(gallery) as opened:
+        assert Tally.of(item.key for item in opened.items()) == done.items
+    assert index(original, tmp_path / "output", shards=2, gallery=gallery).earlier == 2
+
+
+def test_other_pictures_are_refused(without_ray, original, tmp_path):
+    index(original, tmp_path / "output", shards=2)
+    with pytest.raises(InputError, match="choose another output"):
+        index_on_ray(
+            original / "bundle", [original / "pictures/camera 1"], tmp_path / "output", shards=2
+        )
+    make_toy_bundle(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="choose another output"):
+        index_on_ray(tmp_path / "other", [original / "pictures"], tmp_path / "output", shards=2)
+
+
+def test_the_example(without_ray, original, tmp_path, monkeypatch, capsys):
+    arguments = [original / "bundle", original / "pictures", tmp_path / "out", tmp_path / "gallery"]
+    monkeypatch.setattr(sys, "argv", ["index_on_ray.py", *map(str, arguments)])
+    runpy.run_path(str(ROOT / "docs/examples/index_on_ray.py"), run_name="__main__")
+    printed = capsys.readouterr()
+    assert printed.out == "25 pictures: 24 rows, 1 not usable\n"
+    assert printed.err.splitlines()[-1] == "16 of 16 shards"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"shards": 0}, UsageError, "shards"),
+        ({"workers": 0}, UsageError, "workers"),
+        ({"gallery": "gallery"}, InputError, "share no gallery in a folder"),
+    ],
+)
+def test_bad_arguments(original, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        index(original, tmp_path / "output", **options)
+
+
+def test_without_ray_the_extra_is_named(original, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    with pytest.raises(BackendError, match=r"needs the package 'ray', .* run  pip install"):
+        index(original, tmp_path / "output")
+
+
+# A real cluster
+
+CLUSTER = """
+import os, sys, time
+from pathlib import Path
+
+import ray
+
+from upperson_rt.ray_index import index_on_ray
+
+class Holding:
+    # A person is all of a picture; at the second one a worker stands still while it is told to.
+    def __init__(self, folder):
+        self.folder, self.seen = folder, 0
+
+    def __call__(self, frame):
+        self.seen += 1
+        while self.seen == 2 and (self.folder / "hold").exists():
+            (self.folder / f"held-{os.getpid()}").touch()
+            time.sleep(0.05)
+        return [[0, 0, frame.shape[1], frame.shape[0]]]
+
+def main(original, output, shards):
+    ray.init(
+        num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1",
+        object_store_memory=80_000_000, configure_logging=False, log_to_driver=False,
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for _ in range(2):
+        done = index_on_ray(
+            original / "bundle", [original / "pictures"], output, shards=shards, workers=2,
+            encoder={"threads": 1, "backend": "onnxruntime"}, batch_size=1,
+            detector=Holding(output.parent),
+        )
+        print("done", done.earlier, done.pictures, done.with_items, done.skipped, done.items.count)
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+"""
+
+
+@pytest.fixture
+def short_folder():
+    """For sockets, whose paths may have some hundred characters."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as name:
+        yield name
+
+
+@pytest.mark.timeout(600, func_only=True)
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs  pip install 'ray[data]'")
+def test_a_worker_of_a_cluster_is_killed(original, tmp_path, short_folder):
+    (tmp_path / "cluster.py").write_text(CLUSTER)
+    (tmp_path / "hold").touch()
+    arguments = [original, tmp_path / "output", SHARDS]
+    run = subprocess.Popen(
+        [sys.executable, tmp_path / "cluster.py", *map(str, arguments)],
+        env=environment() | {"RAY_TMPDIR": short_folder, "HOME": short_folder},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while len(held := list(tmp_path.glob("held-*"))) < 2:
+            assert run.poll() is None, run.communicate()
+            time.sleep(0.05)
+        os.kill(int(held[0].name.partition("-")[2]), signal.SIGKILL)
+        (tmp_path / "hold").unlink()
+        output, errors = run.communicate()
+    finally:
+        run.kill()
+    assert run.returncode == 0, errors
+    counts = [line for line in output.splitlines() if line.startswith("done")]  # Ray prints, too.
+    assert counts == ["done 0 25 24 1 24", f"done {SHARDS} 25 24 1 24"]
+    folders = sorted((tmp_path / "output").glob("shard-*"))
+    merged = merge_shards(folders, tmp_path / "gallery")
+    assert (merged.shards, merged.pictures, merged.items.count) == (SHARDS, 25, 24)
+    with Gallery.open(tmp_path / "gallery") as gallery:
+        keys = sorted(item.key.removesuffix("#person=1") for item in gallery.items())
+    assert keys == usable(original)
