@@ -1,6 +1,7 @@
 """Marks on results against Rocchio's rule: mAP after some clicks, every tenth of them wrong."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -9,15 +10,17 @@ import typer
 from numpy.typing import NDArray
 
 from upperson.data.records import read_dataset
-from upperson_rt.bundle import open_encoder
+from upperson_rt.bundle import Bundle
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import BundleOption, Debug, GalleryOption, Json
 from upperson_rt.cli.output import new_table, print_result, print_table
+from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
 from upperson_rt.serve.marks import refined
 
 CLICKS = (0, 3, 5, 10)
+WAYS = {"the first right one seen, else the first": True, "from the top": False}
 _SHOWN = 20
 """How many results somebody looks at before each click."""
 
@@ -46,34 +49,69 @@ def marks(
 
     Example: `python -m benchmarks.marks -b demo/bundle -g demo/gallery --root demo/people`
     """
+    print_result(measured(people_of(bundle, gallery, root), queries, wrong, seed), as_json, _show)
+
+
+@dataclass(frozen=True)
+class People:
+    """Pictures of known people in a gallery, and captions of them."""
+
+    bundle: Bundle
+    encoder: Encoder
+    vectors_ND: Vectors
+    pids_N: NDArray[np.int64]
+    captions: list[tuple[int, str]]
+    """Who it is, and the caption."""
+
+
+def people_of(bundle: Path, gallery: str, root: Path) -> People:
+    """Read the test split of a data set that was indexed.
+
+    Raises:
+        InputError: The gallery holds other pictures.
+    """
     people = {
         str(record.image.absolute()): (record.pid, record.captions)
         for record in read_dataset("jsonl", _data_set(root))["test"]
     }
-    encoder = open_encoder(bundle, threads=1)
+    opened_bundle = Bundle.open(bundle, threads=1)
+    encoder = opened_bundle.encoder()
     with Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim) as opened:
         parts = list(opened.vectors())
     keys = [item.key for items, _ in parts for item in items]
     if not keys or not people.keys() >= set(keys):
         raise InputError(f"gallery {gallery} holds other pictures than the test split of {root}")
-    vectors_ND = np.concatenate([vectors for _, vectors in parts])
-    pids_N = np.array([people[key][0] for key in keys])
-    asked = [(people[key][0], caption) for key in keys for caption in people[key][1]]
+    return People(
+        opened_bundle,
+        encoder,
+        np.concatenate([vectors for _, vectors in parts]),
+        np.array([people[key][0] for key in keys]),
+        [(people[key][0], caption) for key in keys for caption in people[key][1]],
+    )
+
+
+def measured(
+    people: People, queries: int = 400, wrong: float = 0.1, seed: int = 0
+) -> dict[str, Any]:
+    """Return mAP after clicks of each rule, and what it was measured on."""
+    asked, vectors_ND = people.captions, people.vectors_ND
     chosen = np.random.default_rng(seed).choice(len(asked), min(queries, len(asked)), replace=False)
-    questions_QD = encoder.encode_texts([asked[one][1] for one in chosen])
+    questions_QD = people.encoder.encode_texts([asked[one][1] for one in chosen])
     wanted_Q = np.array([asked[one][0] for one in chosen])
     rules: dict[str, Rule] = {"ours": refined, "Rocchio": _rocchio}
     result: dict[str, Any] = {
         "queries": len(chosen),
-        "pictures": len(keys),
+        "pictures": len(vectors_ND),
         "wrong": wrong,
         "map": {},
     }
-    for way, seeks in (("the first right one seen, else the first", True), ("from the top", False)):
+    for way, seeks in WAYS.items():
         for name, rule in rules.items():
-            found = _click(questions_QD, wanted_Q, vectors_ND, pids_N, rule, seeks, wrong, seed)
+            found = _click(
+                questions_QD, wanted_Q, vectors_ND, people.pids_N, rule, seeks, wrong, seed
+            )
             result["map"][f"{name}, marking {way}"] = found
-    print_result(result, as_json, _show)
+    return result
 
 
 def _data_set(root: Path) -> Path:

@@ -12,9 +12,9 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 
-from tests.helpers.command_line import ROOT
 from tests.helpers.invoke import run_rt
 from tests.helpers.served import served
 from tests.helpers.toy_bundle import COLOURS, draw_person
@@ -25,7 +25,9 @@ INSTALL = "install it with  apt install chromium  and  pip install playwright"
 AXE = Path(sys.prefix, "axe", "node_modules", "axe-core", "axe.min.js")
 SIZES = {"wide": (1280, 860), "narrow": (390, 844)}
 SCREENSHOTS = os.environ.get("UPPERSON_TEST_SCREENSHOTS")
-"""A folder that gets pictures of all pages; of ./demo, if that is there."""
+"""A folder that gets pictures of all pages."""
+SHOWN = os.environ.get("UPPERSON_TEST_SHOWN")
+"""A folder with the bundle and the gallery that those pictures show."""
 START = 1_790_000_000.0
 
 pytestmark = pytest.mark.timeout(180)
@@ -304,14 +306,15 @@ def test_the_live_page_is_renewed(open_page):
 
 
 @pytest.fixture(scope="module")
-def shown(server, folder):
-    """What is looked at: the demo, where pictures of it are wanted, and the small gallery else."""
-    demo = ROOT / "demo"
-    if SCREENSHOTS is None or not (demo / "gallery").is_dir():
+def shown(server):
+    """What is looked at: what the pictures shall show, and the small gallery else."""
+    if SHOWN is None:
         yield SimpleNamespace(url=server.url, person=1)
         return
-    with served(demo, "-b", demo / "bundle", "-g", demo / "gallery") as running:
-        yield SimpleNamespace(url=running.url, person=1)
+    with served(Path(SHOWN)) as running:
+        asked = {"sentence": "woman in a red coat", "limit": 1}
+        found = httpx.post(f"{running.url}/api/v1/search", json=asked, timeout=60).json()
+        yield SimpleNamespace(url=running.url, person=found["hits"][0]["id"])
 
 
 PAGES = {

@@ -27,6 +27,8 @@ _PAGE = 24
 _LAST = 2**63 - 1
 """No id is larger."""
 _AROUND_S = 300.0
+_MEASURED = {"frame": "Frame", "sharpness": "Sharpness", "score": "Detector's score"}
+"""Metadata that cameras and detectors write, by what people call it."""
 _NO_MORE = {"command": None, "last": None, "also": None}
 
 
@@ -151,6 +153,7 @@ def _person_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
             "person",
             account,
             person=found,
+            measured=_MEASURED,
             score=score,
             word=word,
             span=span,

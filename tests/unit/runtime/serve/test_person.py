@@ -136,7 +136,7 @@ def test_a_person_is_marked_on_its_own_page(guarded):
 def test_a_person_is_told_as_people_look_for_it(console):
     console.desk.gallery.add(
         [Item(key="boxed", camera="gate", time=START, box=(10, 20, 110, 180), source="a/b.jpg",
-              track="gate-7", attributes={"floor": 2})],
+              track="gate-7", attributes={"floor": 2, "sharpness": 1921.6})],
         console.desk.encoder.encode_texts(["red"]),
     )  # fmt: skip
     page = html.unescape(console.client.get(f"/people/{id_of(console, 'boxed')}?q=red").text)
@@ -147,6 +147,8 @@ def test_a_person_is_told_as_people_look_for_it(console):
     assert f"<dt>Seen</dt><dd>{local_time(START)}</dd>" in facts
     assert "<dt>floor</dt><dd>2</dd>" in facts
     assert "a/b.jpg" not in facts
+    assert "1921" not in facts
+    assert "<dt>Sharpness</dt><dd>1921.6</dd>" in raw
     assert "100 \u00d7 160 pixels, at 10, 20" in raw
     assert "<dt>Track</dt><dd>gate-7</dd>" in raw
     around = re.search(r'href="/\?([^"]*)">Who else was there then', page)[1]
