@@ -20,6 +20,7 @@ from tests.helpers.fuzzing import (
     refused_well,
     texts,
 )
+from tests.helpers.onvif_device import MATCH, OnvifDevice, onvif_device
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.camera import (
     BoxesFile,
@@ -32,6 +33,9 @@ from upperson_rt.camera import (
     parse_source,
 )
 from upperson_rt.camera.commit import remove_left_behind
+from upperson_rt.camera.discovery import Answer, read_answer
+from upperson_rt.camera.logins import Logins
+from upperson_rt.camera.onvif import ask_cameras, device_at
 from upperson_rt.camera.source import without_secrets
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
@@ -207,3 +211,56 @@ def test_notes_of_killed_processes(gallery, tmp_path_factory, note):
     done = refused_well(remove_left_behind, gallery, folder)
     assert done is None or isinstance(done, UppersonError)
     assert (folder.parent.parent / "outside.jpg").exists()
+
+
+QUESTION = "urn:uuid:1"
+MATCHES = [
+    MATCH.format(relates_to=QUESTION, name="Gate", addresses="http://10.0.0.5/x").encode(),
+    MATCH.format(
+        relates_to=QUESTION, name="%ff", addresses="http://[::1 https://10.0.0.5"
+    ).encode(),
+]
+
+
+@fuzz(content=damaged_bytes(MATCHES))
+def test_answers_to_a_search(content):
+    found = read_answer(content, "10.0.0.5", [QUESTION])
+    assert isinstance(found, Answer | None)
+    if found is not None and found.address is not None:
+        assert "://10.0.0.5" in found.address
+
+
+ONVIF = OnvifDevice(streams={"main": "rtsp://127.0.0.1/main"})
+NAMES = (
+    *("GetSystemDateAndTime", "GetServices", "GetDeviceInformation", "GetProfiles"),
+    "GetStreamUri",
+)
+
+
+@pytest.fixture(scope="module")
+def device():
+    with onvif_device(streams=ONVIF.streams) as running:
+        yield running
+
+
+@fuzz(name=st.sampled_from(NAMES), content=damaged_bytes([ONVIF.envelope(n) for n in NAMES]))
+def test_answers_of_a_device(device, name, content):
+    answer = b"HTTP/1.0 200 OK\r\n\r\n" + content
+    device.answer = lambda asked: answer if asked == name else None
+    (camera,) = ask_cameras([device_at(device.address)], Logins())
+    assert (camera.problem is None) == bool(camera.streams)
+    for stream in camera.streams:
+        assert parse_source(stream.address).kind == "network"
+    device.answer = lambda asked: None
+    (camera,) = ask_cameras([device_at(device.address)], Logins())
+    assert camera.problem is None
+
+
+@fuzz(content=damaged_bytes([b'machine 10.0.0.5 login a password "b c"\ndefault login d\n']))
+def test_files_of_logins(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("logins") / "netrc"
+    path.touch(0o600)
+    path.write_bytes(content)
+    found = refused_well(Logins.read, path)
+    if isinstance(found, Logins):
+        assert refused_well(found.given_to, parse_source("rtsp://10.0.0.5/x")).shown

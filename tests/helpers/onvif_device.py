@@ -104,6 +104,10 @@ class OnvifDevice:
             return 500, _FAULT.format("ActionNotSupported", "Optional Action Not Implemented")
         return 200, f"<r:{name}Response xmlns:r='urn:r'>{answers[name]}</r:{name}Response>"
 
+    def envelope(self, name: str) -> bytes:
+        """Return what is sent to whoever may ask."""
+        return _ENVELOPE.format(self.reply(name, "ProfileToken>p0<", "")[1]).encode()
+
     def _token(self, body: str) -> bool:
         """Tell whether a UsernameToken is right, and of now; OASIS, UsernameToken Profile 1.0."""
         assert self.login is not None

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from upperson_rt.camera.soap import child_text, named, parse_xml
 from upperson_rt.errors import InputError
 
-__all__ = ["Answer", "discover"]
+__all__ = ["Answer", "discover", "read_answer"]
 
 _GROUP, _PORT = "239.255.255.250", 3702
 _TYPES = (
@@ -78,7 +78,7 @@ def discover(
                 wait_s = (_AGAIN_S if sent < 2 else timeout_s) - passed
                 if select.select([opened], [], [], max(0.0, wait_s))[0]:
                     content, (host, _) = opened.recvfrom(65536)
-                    answer = _read(content, host, asked)
+                    answer = read_answer(content, host, asked)
                     if answer is not None and (host not in found or found[host].address is None):
                         found[host] = answer
         except ValueError as error:
@@ -106,7 +106,7 @@ def _probe(namespace: str, kind: str, message: str) -> bytes:
     ).encode()
 
 
-def _read(content: bytes, host: str, asked: list[str]) -> Answer | None:
+def read_answer(content: bytes, host: str, asked: list[str]) -> Answer | None:
     """Return what an answer says; None if it is none, or one to somebody else's question."""
     try:
         root = parse_xml(content)

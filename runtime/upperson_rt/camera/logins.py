@@ -42,6 +42,8 @@ class Logins:
             ) from None
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is no text in UTF-8") from error
+        except ValueError as error:  # Of Python 3.10, for quotes without an end.
+            raise InputError(f"{path} cannot be understood: {error}") from error
         return cls({host: (user, password or "") for host, (user, _, password) in hosts.items()})
 
     def of(self, host: str) -> tuple[str, str] | None:

@@ -14,8 +14,10 @@ from xml.sax.saxutils import escape, quoteattr
 from upperson_rt.camera.discovery import Answer
 from upperson_rt.camera.logins import Logins
 from upperson_rt.camera.soap import Caller, RefusedError, child_text, named
-from upperson_rt.camera.source import without_secrets
+from upperson_rt.camera.source import Source, without_secrets
+from upperson_rt.camera.stream import check_scheme
 from upperson_rt.errors import InputError
+from upperson_rt.printable import shortened
 
 __all__ = ["FoundCamera", "FoundStream", "ask_cameras", "device_at"]
 
@@ -214,12 +216,29 @@ def _stream(caller: Caller, media: str, namespace: str, profile: Element) -> Fou
     width, height = _number(encoder, "Width"), _number(encoder, "Height")
     return FoundStream(
         profile=child_text(profile, "Name") or token,
-        address=without_secrets(address),
+        address=_watchable(address),
         width=None if width is None else int(width),
         height=None if height is None else int(height),
         encoding=child_text(encoder, "Encoding"),
         frame_rate=_number(encoder, "FrameRateLimit"),
     )
+
+
+def _watchable(address: str) -> str:
+    """Return the address of a stream without logins.
+
+    It ends on a command line of `watch`, which also reads files and pipelines: from a device it is
+    taken as nothing but a stream's.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not re.fullmatch(r"[a-z]{3,5}://[\x21-\x7e]{1,2000}", address) or "!" in address:
+        told = shortened(without_secrets(address))
+        raise InputError(f"its stream has an address that is none: {told}")
+    source = Source(address=address, kind="network")
+    check_scheme(source)
+    return source.shown
 
 
 def _number(element: Element, name: str) -> float | None:

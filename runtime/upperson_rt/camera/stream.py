@@ -23,7 +23,7 @@ from upperson_rt.camera.source import (
 )
 from upperson_rt.errors import InputError, UsageError, missing_extra
 
-__all__ = ["StreamReader", "open_source", "show_ffmpeg_lines"]
+__all__ = ["StreamReader", "check_scheme", "open_source", "show_ffmpeg_lines"]
 
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "rtp", "srt", "tcp", "udp")
 _MOST_PIXELS = {"max_pixels": str(MOST_FRAME_PIXELS)}
@@ -42,6 +42,16 @@ def _import_av() -> Any:
     except ImportError as error:
         raise missing_extra("av", "camera", "reading a network stream") from error
     return av
+
+
+def check_scheme(source: Source) -> None:
+    """Raise InputError for an address of a kind that cannot be read, such as ``rtps://``."""
+    scheme = source.address.partition("://")[0].lower()
+    if scheme not in _SCHEMES:
+        raise InputError(
+            f"{source.shown} cannot be read: an address begins with {', '.join(_SCHEMES)} and "
+            f"://, found {scheme}://"
+        )
 
 
 def show_ffmpeg_lines() -> None:
@@ -121,15 +131,9 @@ class StreamReader(Reader):
             InputError: Its address is of a kind that is not known, such as ``rtps://``.
             BackendError: PyAV is not installed.
         """
-        if source.kind != "network":
-            return
-        scheme = source.address.partition("://")[0].lower()
-        if scheme not in _SCHEMES:
-            raise InputError(
-                f"{source.shown} cannot be read: an address begins with {', '.join(_SCHEMES)} and "
-                f"://, found {scheme}://"
-            )
-        _import_av()
+        if source.kind == "network":
+            check_scheme(source)
+            _import_av()
 
     def read(self) -> NDArray[np.uint8] | None:
         """Return the next picture; None at the end, and where none came in time.

@@ -1,13 +1,13 @@
 """`upperson-rt cameras`."""
 
-import math
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from upperson_rt.cli.options import Debug, Json, NetrcOption
-from upperson_rt.cli.output import new_table, print_json, print_note, print_table, print_warning
+from upperson_rt.cli.output import print_columns, print_json, print_note, print_warning
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import count_of
 
@@ -22,7 +22,7 @@ def cameras(
     hosts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[HOST]...",
+            metavar="HOST",
             help="Camera to ask: 10.0.0.5, 10.0.0.5:8000, or the address of its ONVIF service.",
         ),
     ] = None,
@@ -51,7 +51,8 @@ def cameras(
 ) -> None:
     """List the streams of ONVIF cameras, as `watch` takes them.
 
-    Only what is named is asked; the local network only with --search, for --timeout seconds.
+    The last column can be pasted behind `upperson-rt watch`. Only what is named is asked; the local
+    network only with --search, for --timeout seconds.
     Names and passwords come from a file (--netrc), go as digests to the hosts it names, and are
     not shown. A camera that tells no streams makes the exit code 3 if it was named, or if no other
     tells any.
@@ -98,18 +99,19 @@ def cameras(
 
 
 def _print(found: "list[FoundCamera]") -> None:
-    columns = ("camera", "stream", "pixels", "kind", "frames/s", "source")
-    table = new_table(*columns, right=("frames/s",))
-    for camera in found:
-        made = " ".join(part for part in (camera.maker, camera.model) if part)
-        for stream in camera.streams:
-            rate = stream.frame_rate or math.nan
-            table.add_row(
-                made or camera.host,
-                stream.profile,
-                "?" if stream.width is None else f"{stream.width}x{stream.height}",
-                stream.encoding or "?",
-                f"{rate:g}" if math.isfinite(rate) else "?",
-                f"{camera.name}={stream.address}",
-            )
-    print_table(table)
+    rows = [
+        (
+            " ".join(part for part in (camera.maker, camera.model) if part) or camera.host,
+            stream.profile,
+            "?" if stream.width is None else f"{stream.width}x{stream.height}",
+            stream.encoding or "?",
+            "?" if stream.frame_rate is None else f"{stream.frame_rate:g}",
+            shlex.quote(f"{camera.name}={stream.address}"),
+        )
+        for camera in found
+        for stream in camera.streams
+    ]
+    if rows:
+        names = ("camera", "stream", "pixels", "kind", "frames/s", "source")
+        cells = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        print_columns(cells, ("frames/s",), "source")

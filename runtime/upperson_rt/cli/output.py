@@ -36,6 +36,7 @@ __all__ = [
     "messages_to",
     "new_progress",
     "new_table",
+    "print_columns",
     "print_error",
     "print_hits",
     "print_json",
@@ -287,20 +288,31 @@ def print_hits(
         "picture": [short_path(_picture(hit.item, crops_dir)) for hit in hits],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
-    numbers = ("rank", "score", "pictures", *(more or ()))
-    table = _table_of(shown, numbers)
+    print_columns(shown, ("rank", "score", "pictures", *(more or ())), "picture")
+
+
+def print_columns(columns: dict[str, list[str]], right: tuple[str, ...], long: str) -> None:
+    """Print columns as a table.
+
+    Args:
+        columns: Cells by the names of the columns.
+        right: Columns whose cells stand on the right.
+        long: Column whose cells have a line of their own below their rows, on a terminal that the
+            table is too wide for.
+    """
+    table = _table_of(columns, right)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal or _width(table, console) <= console.width:
         print_table(table)
         return
-    below = ["picture", *shown.pop("picture")]
-    table = _table_of(shown, numbers)
+    below = [long, *columns.pop(long)]
+    table = _table_of(columns, right)
     console.width = _width(table, console)
     with console.capture() as captured:
         console.print(table)
-    for line, picture in zip(captured.get().splitlines(), below, strict=True):
+    for line, cell in zip(captured.get().splitlines(), below, strict=True):
         typer.echo(line.rstrip())
-        typer.echo(f"{'':6}{printable(picture)}")
+        typer.echo(f"{'':6}{printable(cell)}")
 
 
 def _table_of(columns: dict[str, list[str]], right: tuple[str, ...]) -> PlainTable:

@@ -148,6 +148,22 @@ def test_logins_in_addresses_are_not_told():
     assert stream.address == "rtsp://127.0.0.1/x?password=***&user=a"
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/etc/passwd", "0", "file:///etc/passwd", "rtsp://127.0.0.1/a b", "rtsp://127.0.0.1/\n-x",
+        "rtsp://h/x ! filesink location=y", "rtsp://h/!a", "concat:a|b", "rtps://127.0.0.1/x",
+        "rtsp://h/" + "x" * 3000, "",
+    ],
+)  # fmt: skip
+def test_an_address_of_something_else_is_not_passed_on(address):
+    """It would be pasted behind `watch`, which reads files and pipelines, too."""
+    with onvif_device(streams={"main": address}) as device:
+        camera = ask(device)
+    assert camera.streams == ()
+    assert "address" in camera.problem
+
+
 def http_answer(content, status=b"200 OK"):
     return b"HTTP/1.0 " + status + b"\r\n\r\n" + content
 
