@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command_line import run_code
+from tests.helpers.command_line import ROOT, run_code
 from tests.helpers.gallery_places import sql
 from tests.helpers.invoke import run_rt, snapshot
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from tests.packaging.test_docs import commands_in
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally
 from upperson_rt.gallery.sqlite import merge as merging
@@ -287,3 +288,18 @@ def test_a_killed_merge_leaves_nothing_or_all(work, monkeypatch):
     assert merged()["items"] == 12
     assert snapshot(work / "shards") == before
     assert not list(Path().glob(".gallery*"))
+
+
+def test_the_commands_of_the_page_run(work, original):
+    """Those of "From several boxes" in docs/gallery.md, in order."""
+    page = (ROOT / "docs/gallery.md").read_text("utf-8")
+    section = page[page.index("## From several boxes") :]
+    commands = list(commands_in(section[: section.index("\n## ", 1)]))
+    shutil.rmtree("shards")
+    shutil.copytree(original / "crops", "pictures", ignore=shutil.ignore_patterns("bad.png"))
+    for program, *words in commands:
+        assert program == "upperson-rt"
+        result = run_rt(*words)
+        assert result.exit_code == 0, result.stderr
+    assert len(commands) == 5
+    assert result.stdout == "gallery 'gallery' is sound: 12 pictures\n"

@@ -1,6 +1,6 @@
 """Kills commands at random moments, again and again, and looks at what they leave.
 
-    python -m tests.helpers.kills export import train watch --trials 50
+    python -m tests.helpers.kills export import train watch shard merge --trials 50
 
 Each trial is a process of its own that gets SIGKILL somewhere between its begin and its end. What
 it should have left alone must be there, what it leaves must open, and the next command must go on
@@ -18,6 +18,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,17 @@ import pytest
 
 from tests.helpers.command_line import run_program, start_program
 from tests.helpers.official_checkpoint import know_toy_base, save_official
-from tests.helpers.toy_bundle import make_toy_bundle
+from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from tests.helpers.toy_clip import IMAGE_SIZE
 from tests.helpers.toy_graphs import export_exchanged, load_toy_graphs
 from tests.helpers.toy_run import toy_config
 from upperson.data.synthetic.video import VideoSpec, write_video
-from upperson_rt.bundle import Bundle
+from upperson_rt.bundle import Bundle, open_encoder
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
+from upperson_rt.gallery.shards import Shard, ShardRecord
+from upperson_rt.gallery.sqlite.merge import merge_shards
+from upperson_rt.shard_indexer import choose_files, index_shard
 
 BAD = ("lost", "wrong", "raw error", "leftovers")
 TRAIN = (
@@ -63,9 +67,12 @@ _MOST_KILLS_OF_A_RUN = 3
 class Command:
     """Runs a command in forked processes: what it imports is there, so kills hit its work."""
 
-    def __init__(self, arguments: tuple[str, ...], rng: np.random.Generator) -> None:
+    def __init__(
+        self, arguments: tuple[str, ...], rng: np.random.Generator, module: str = "upperson.cli"
+    ) -> None:
         self.arguments = arguments
         self._rng = rng
+        self._module = module
         began = time.monotonic()
         code, log = self.run()
         assert code == 0, log
@@ -76,7 +83,7 @@ class Command:
         after_s = float(self._rng.uniform(0, 1.05 * self.seconds)) if kill else float("inf")
         child = os.fork()
         if child == 0:
-            _become(arguments or self.arguments)
+            _become(self._module, arguments or self.arguments)
         until = time.monotonic() + after_s
         while not (status := os.waitpid(child, os.WNOHANG))[0]:
             if time.monotonic() >= until:
@@ -87,10 +94,8 @@ class Command:
         return os.waitstatus_to_exitcode(status[1]), Path("log").read_text()
 
 
-def _become(arguments: tuple[str, ...]) -> None:
+def _become(module: str, arguments: tuple[str, ...]) -> None:
     """Be the command, as far as a forked process can."""
-    import upperson.cli
-
     code = 99
     try:
         log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -98,7 +103,7 @@ def _become(arguments: tuple[str, ...]) -> None:
         os.dup2(log, 2)
         sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))  # noqa: SIM115
         sys.argv = ["upperson", *arguments]
-        upperson.cli.main()
+        import_module(module).main()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
@@ -211,6 +216,91 @@ def kills_of_watch(rng: np.random.Generator, trials: int) -> Iterator[str]:
         yield from (f"leftovers: {problem}" for problem in gallery.verify())
 
 
+def kills_of_shard(rng: np.random.Generator, trials: int) -> Iterator[str]:
+    """A shard is finished or says that it is not, and is whole when it is run again."""
+    _prepare_shards()
+    arguments = ("index", "pictures", "-b", "bundle", "-g", "shards/1", "--shard", "1/2")
+    shard = Command((*arguments, *_QUICK), rng, "upperson_rt.cli")
+    whole = ShardRecord.read(Path("shards/1/shard.json"))
+    for number in range(trials):
+        if number % 3 == 0:
+            shutil.rmtree("shards/1", ignore_errors=True)
+        code, log = shard.run(kill=True)
+        yield from _problems(log)
+        record = Path("shards/1/shard.json")
+        there = ShardRecord.read(record) if record.exists() else None
+        finished = there is not None and there.finished
+        if finished and there != whole:
+            yield "wrong: another record"
+        if code == 0 and not finished:
+            yield "wrong: not finished, and said to be"
+        yield f"{_ended(code)}, {'finished' if finished else 'not finished'}"
+    yield from _problems(shard.run()[1])
+    if ShardRecord.read(Path("shards/1/shard.json")) != whole:
+        yield "wrong: a killed shard ends in another one"
+    merge_shards(["shards/1", "shards/2"], Path("gallery"))
+    yield from _merged_problems()
+
+
+def kills_of_merge(rng: np.random.Generator, trials: int) -> Iterator[str]:
+    """The merged gallery is not there, or whole; the shards stay as they are."""
+    _prepare_shards()
+    arguments = ("gallery", "merge", "shards/1", "shards/2", "-g", "gallery")
+    merge = Command(arguments, rng, "upperson_rt.cli")
+    before = _kept("shards")
+    for _ in range(trials):
+        shutil.rmtree("gallery", ignore_errors=True)
+        code, log = merge.run(kill=True)
+        yield from _problems(log)
+        there = Path("gallery").exists()
+        if there:
+            yield from _merged_problems()
+        if _kept("shards") != before:
+            yield "wrong: a shard was changed"
+        yield f"{_ended(code)}, {'the whole gallery' if there else 'nothing'}"
+    shutil.rmtree("gallery", ignore_errors=True)
+    yield from _problems(merge.run()[1])
+    yield from _merged_problems()
+    yield from _leftovers(".gallery.*")
+
+
+_PICTURES = 300
+_QUICK = ("--threads", "1", "--backend", "onnxruntime", "--batch-size", "16")
+
+
+def _prepare_shards() -> None:
+    """Make ``shards/1`` and ``shards/2`` of 300 pictures."""
+    bundle, pictures = make_toy_bundle(Path("bundle")), Path("pictures")
+    pictures.mkdir()
+    drawn = [draw_person(pictures / f"{colour}.png", colour) for colour in COLOURS]
+    for number in range(_PICTURES - len(drawn)):
+        shutil.copy(drawn[number % len(drawn)], pictures / f"{number}.png")
+    encoder = open_encoder(bundle, "int8", "onnxruntime", threads=1)
+    for number in (1, 2):
+        chosen = choose_files([pictures], Shard(number=number, of=2))
+        folder = Path("shards", str(number))
+        space = encoder.fingerprint, encoder.embed_dim
+        with Gallery.open(folder, *space, create=True) as gallery:
+            index_shard(encoder, gallery, chosen, folder / "shard.json")
+
+
+def _kept(folder: str) -> dict[str, bytes]:
+    """Return the files in a folder without SQLite's log, which whoever reads may leave, empty."""
+    return {
+        name: content
+        for name, content in _files(folder).items()
+        if not name.endswith("-shm") and not (name.endswith("-wal") and not content)
+    }
+
+
+def _merged_problems() -> Iterator[str]:
+    with Gallery.open("gallery") as gallery:
+        yield from (f"wrong: {problem}" for problem in gallery.verify())
+        names = sorted(Path(item.key).name for item in gallery.items())
+    if names != sorted(path.name for path in Path("pictures").iterdir()):
+        yield "lost: pictures"
+
+
 def _read_until(poll: Callable[[], int | None], until: float) -> set[str]:
     """Return the keys of a gallery as another process adds them."""
     seen: set[str] = set()
@@ -250,6 +340,8 @@ def _ended(code: int) -> str:
 KINDS = {
     "export": kills_of_export,
     "import": kills_of_import,
+    "merge": kills_of_merge,
+    "shard": kills_of_shard,
     "train": kills_of_train,
     "watch": kills_of_watch,
 }

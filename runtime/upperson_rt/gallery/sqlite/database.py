@@ -396,7 +396,7 @@ def _translated(path: Path) -> Iterator[None]:
             f"gallery {path} is damaged: {error}; it was left as it is: see  upperson-rt gallery "
             "verify, restore it from a copy, or index again into another folder"
         ) from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's own words quote what it read.
         if not isinstance(error, sqlite3.OperationalError) or _DAMAGED.search(str(error)):
             raise IntegrityError(
                 f"gallery {path} is damaged or not a gallery ({error}); it was left as it is: "

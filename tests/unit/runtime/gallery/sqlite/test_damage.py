@@ -223,6 +223,13 @@ def test_an_altered_row_is_not_replaced(closed, column):
         gallery.add([Item(key="k0")], some_vectors(1, 2))  # Others are.
 
 
+def test_a_definition_that_is_no_text_is_damage(closed):
+    file = closed / "gallery.sqlite"
+    file.write_bytes(file.read_bytes().replace(b"items_adding BEFORE", b"items_adding BEFOR\x9d"))
+    with pytest.raises(IntegrityError, match="is damaged or not a gallery"):
+        Gallery.open(closed)
+
+
 @pytest.mark.parametrize("change", ["new", "again", "delete"])
 def test_a_log_of_changes_that_was_altered_takes_no_more(closed, change):
     sql(closed, "INSERT OR REPLACE INTO sqlite_sequence (name, seq) VALUES ('changes', 7)")
