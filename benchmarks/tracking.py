@@ -6,37 +6,46 @@ or those of OpenCV's HOG detector on the drawn frames.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from trackers.eval import (
+    aggregate_clear_metrics,
+    aggregate_hota_metrics,
+    aggregate_identity_metrics,
+    box_iou,
+    compute_clear_metrics,
+    compute_hota_metrics,
+    compute_identity_metrics,
+)
 
 from upperson.data.synthetic.video import Sighting, Street, VideoSpec
 from upperson_rt.camera.detectors import HogDetector
 from upperson_rt.camera.frames import Boxes, clean_boxes
 from upperson_rt.camera.settings import PipelineSettings
-from upperson_rt.camera.tracker import TRACKERS, TrackerName, new_tracker
+from upperson_rt.camera.tracker import TRACKERS, Follower, TrackerName, new_tracker
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
-from upperson_rt.errors import BackendError
 from upperson_rt.machine import describe_machine, machine_lines
 
 RATES = (25.0, 10.0, 5.0, 2.0)
+HOG = "HOG"
+_HOG_FPS = 5.0
 _LEAST_VISIBLE = 0.25
 """Share of a person from which on there is something to find."""
 _SURELY_VISIBLE = 0.7
 _BURST_S = 0.4
 """For so long a detector that loses somebody may not find them again."""
-_SIZE = 960, 540
-"""Width and height of a frame in pixels."""
 
-Frame: TypeAlias = tuple[float, list[Sighting], Boxes]
-"""Its time, who is there, and what was found."""
-Score: TypeAlias = dict[str, float]
+Sequences: TypeAlias = tuple[
+    list[NDArray[np.int64]], list[NDArray[np.int64]], list[NDArray[np.float64]]
+]
+"""For each frame the people, the tracks, and the overlap of each with each."""
 
 app = new_app("Compare trackers on a busy street whose people are known.")
 
@@ -63,10 +72,12 @@ NOISES = {
 
 @app.command(cls=Command)
 def tracking(
-    streets: Annotated[int, typer.Option(min=1, help="Videos, each of a street of its own.")] = 6,
+    streets: Annotated[int, typer.Option(min=1, help="Videos, each of a street of its own.")] = 3,
     people: Annotated[int, typer.Option(min=1, help="People a video.")] = 40,
     seconds: Annotated[float, typer.Option(min=1.0, help="Length of a video.")] = 60.0,
-    hog: Annotated[bool, typer.Option("--hog", help="OpenCV's detector, too; slow.")] = False,
+    hog: Annotated[
+        bool, typer.Option("--hog", help="OpenCV's detector, too, at 5 frames a second.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of streets and detectors.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -76,60 +87,126 @@ def tracking(
     People cross at a walking pace, stop, turn round, walk in twos, hide one another and pass behind
     stands. A box counts with a track only, and a track with two boxes at least, as in a pipeline.
 
-    Example: `python -m benchmarks.tracking --streets 6`
+    Example: `python -m benchmarks.tracking --streets 3 --hog`
     """
-    specs = [
-        VideoSpec(
-            people=people,
-            seconds=seconds,
-            width=_SIZE[0],
-            height=_SIZE[1],
-            seed=seed + number,
-            busy=True,
-        )
-        for number in range(streets)
-    ]
-    detectors = [*NOISES, *(["HOG"] if hog else [])]
-    table: dict[str, dict[str, dict[TrackerName, Score]]] = {}
+    detectors = [*NOISES, *([HOG] if hog else [])]
+    runs = {
+        (detector, fps, tracker): Run()
+        for detector in detectors
+        for fps in (RATES if detector != HOG else (_HOG_FPS,))
+        for tracker in TRACKERS
+    }
     with show_progress() as progress:
-        total, done = len(detectors) * len(RATES) * streets, 0
-        for detector in detectors:
-            for fps in RATES:
-                videos = []
-                for spec in specs:
-                    videos.append(watch(Street(spec), fps, detector))
-                    done += 1
-                    progress("looking for people", done, total)
-                of_rate = {name: evaluate(videos, name) for name in TRACKERS}
-                table.setdefault(detector, {})[f"{fps:g}"] = of_rate
+        for number in range(streets):
+            street = Street(
+                VideoSpec(people=people, seconds=seconds, seed=seed + number, busy=True)
+            )
+            for done, fps in enumerate(RATES):
+                progress("following people", number * len(RATES) + done, streets * len(RATES))
+                now = {key: run for key, run in runs.items() if key[1] == fps}
+                for (_, _, tracker), run in now.items():
+                    run.begin(tracker)
+                watch(street, fps, now)
     result = {
         "benchmark": "tracking",
         "machine": describe_machine("trackers", "numpy", "opencv-python-headless"),
         "streets": streets,
         "people": people,
         "seconds": seconds,
-        "scores": table,
+        "scores": [
+            {"detector": detector, "fps": fps, "tracker": tracker, **run.scores()}
+            for (detector, fps, tracker), run in runs.items()
+        ],
     }
     print_result(result, as_json, _show)
 
 
-def watch(street: Street, fps: float, detector: str) -> list[Frame]:
-    """Return the frames of a street, with what a detector finds in them."""
+class Run:
+    """A tracker at one frame rate behind one detector, over all streets."""
+
+    def __init__(self) -> None:
+        self.videos: list[Video] = []
+        self.busy_s = 0.0
+
+    def begin(self, tracker: TrackerName) -> None:
+        """Begin with the next street."""
+        self.videos.append(Video(new_tracker(tracker, PipelineSettings().lost_after_s)))
+
+    def take(
+        self, there: Sequence[Sighting], boxes: Boxes, time_s: float, image: NDArray[np.uint8]
+    ) -> None:
+        """Follow the boxes of the next frame, BGR [H, W, 3]."""
+        began = time.process_time()
+        numbers, _ = self.videos[-1].tracker.update(boxes, time_s, image)
+        self.busy_s += time.process_time() - began
+        self.videos[-1].frames.append((list(there), boxes.edges.astype(float), numbers))
+
+    def scores(self) -> dict[str, float]:
+        """Return the scores over all streets."""
+        given = [video.for_metrics() for video in self.videos]
+        hota = aggregate_hota_metrics([compute_hota_metrics(*one) for one in given])
+        identity = aggregate_identity_metrics([compute_identity_metrics(*one) for one in given])
+        clear = aggregate_clear_metrics([compute_clear_metrics(*one) for one in given])
+        return {
+            **{name: 100 * hota[name] for name in ("HOTA", "AssA", "DetA")},
+            "IDF1": 100 * identity["IDF1"],
+            "switches": clear["IDSW"],
+            "people": sum(_different(people) for people, *_ in given),
+            "tracks": sum(_different(tracks) for _, tracks, _ in given),
+            "cpu_ms": 1000 * self.busy_s / sum(len(video.frames) for video in self.videos),
+        }
+
+
+@dataclass
+class Video:
+    """One street as one tracker saw it."""
+
+    tracker: Follower
+    frames: list[tuple[list[Sighting], NDArray[np.float64], list[int]]] = field(
+        default_factory=list
+    )
+    """Who is there, the (N, 4) boxes, and the numbers of their tracks."""
+
+    def for_metrics(self) -> Sequences:
+        """Return people, tracks and overlaps; a pipeline drops what has too few views."""
+        views = Counter(number for *_, numbers in self.frames for number in numbers)
+        people, tracks, overlaps = [], [], []
+        for there, boxes, numbers in self.frames:
+            kept = [
+                row
+                for row, number in enumerate(numbers)
+                if number >= 0 and views[number] >= PipelineSettings().min_views
+            ]
+            truth = np.array([one.visible_box for one in there], float).reshape(-1, 4)
+            people.append(np.array([one.person for one in there], int))
+            tracks.append(np.array([numbers[row] for row in kept], int))
+            overlaps.append(box_iou(truth, boxes[kept]))
+        return people, tracks, overlaps
+
+
+def _different(ids: list[NDArray[np.int64]]) -> int:
+    return len({number for of_frame in ids for number in of_frame.tolist()})
+
+
+def watch(street: Street, fps: float, runs: dict[tuple[str, float, TrackerName], Run]) -> None:
+    """Show a street to runs at their frame rate; those of one detector get the same boxes."""
     spec = street.spec
-    find: Callable[[NDArray[np.uint8]], Any] | None = None
-    if detector == "HOG":
-        find = HogDetector(width_px=spec.width)
-    frames: list[Frame] = []
+    hog = HogDetector(width_px=spec.width) if any(key[0] == HOG for key in runs) else None
     for index in range(round(spec.seconds * fps)):
         time_s = index / fps
-        seen = street.sightings(time_s)
-        if find is None:
-            rows = detect(seen, time_s, NOISES[detector], spec)
-        else:
-            rows = find(np.ascontiguousarray(street.frame(time_s)[:, :, ::-1]))
+        seen, image = street.sightings(time_s), street.frame(time_s)[:, :, ::-1]
+        image = np.ascontiguousarray(image)
         there = [one for one in seen if one.visible >= _LEAST_VISIBLE]
-        frames.append((time_s, there, clean_boxes(rows, spec.width, spec.height)))
-    return frames
+        found: dict[str, Boxes] = {}
+        for (detector, *_), run in runs.items():
+            if detector not in found:
+                rows = (
+                    hog(image)
+                    if hog is not None and detector == HOG
+                    else detect(seen, time_s, NOISES[detector], spec)
+                )
+                found[detector] = clean_boxes(rows, spec.width, spec.height)
+            run.take(there, found[detector], time_s, image)
 
 
 def detect(
@@ -163,69 +240,6 @@ def detect(
     return np.array(rows).reshape(-1, 5)
 
 
-def evaluate(videos: Sequence[list[Frame]], tracker: TrackerName) -> Score:
-    """Follow the boxes of videos with a tracker; return its scores over all of them.
-
-    Raises:
-        BackendError: The package trackers is not installed.
-    """
-    try:
-        from trackers.eval import (
-            aggregate_clear_metrics,
-            aggregate_hota_metrics,
-            aggregate_identity_metrics,
-            box_iou,
-            compute_clear_metrics,
-            compute_hota_metrics,
-            compute_identity_metrics,
-        )
-    except ImportError as error:
-        raise BackendError("HOTA and IDF1 are computed by the package 'trackers'") from error
-    found: dict[str, list[Any]] = {"hota": [], "identity": [], "clear": []}
-    busy_s, frames, tracks, people = 0.0, 0, 0, 0
-    for video in videos:
-        began = time.process_time()
-        numbers = follow(video, tracker)
-        busy_s += time.process_time() - began
-        frames += len(video)
-        truth_ids, track_ids, overlaps = [], [], []
-        for (_, there, boxes), of_frame in zip(video, numbers, strict=True):
-            kept = [row for row, number in enumerate(of_frame) if number >= 0]
-            truth = np.array([one.visible_box for one in there], float).reshape(-1, 4)
-            truth_ids.append(np.array([one.person for one in there], int))
-            track_ids.append(np.array([of_frame[row] for row in kept], int))
-            overlaps.append(box_iou(truth, boxes.edges[kept].astype(float)))
-        tracks += len({number for ids in track_ids for number in ids.tolist()})
-        people += len({number for ids in truth_ids for number in ids.tolist()})
-        given = truth_ids, track_ids, overlaps
-        found["hota"].append(compute_hota_metrics(*given))
-        found["identity"].append(compute_identity_metrics(*given))
-        found["clear"].append(compute_clear_metrics(*given))
-    hota = aggregate_hota_metrics(found["hota"])
-    return {
-        "HOTA": 100 * hota["HOTA"],
-        "AssA": 100 * hota["AssA"],
-        "DetA": 100 * hota["DetA"],
-        "IDF1": 100 * aggregate_identity_metrics(found["identity"])["IDF1"],
-        "switches": aggregate_clear_metrics(found["clear"])["IDSW"],
-        "tracks": tracks,
-        "people": people,
-        "cpu_ms": 1000 * busy_s / frames,
-    }
-
-
-def follow(video: Sequence[Frame], tracker: TrackerName) -> list[list[int]]:
-    """Return the numbers of the tracks of every frame's boxes; -1 for what a pipeline drops."""
-    settings = PipelineSettings()
-    following = new_tracker(tracker, settings.lost_after_s)
-    numbers = [following.update(boxes, time_s, _SIZE)[0] for time_s, _, boxes in video]
-    views = Counter(number for of_frame in numbers for number in of_frame)
-    return [
-        [number if views[number] >= settings.min_views else -1 for number in of_frame]
-        for of_frame in numbers
-    ]
-
-
 def _show(result: dict[str, Any]) -> None:
     typer.echo(
         f"{result['streets']} streets of {result['people']} people in {result['seconds']:g} s"
@@ -233,18 +247,16 @@ def _show(result: dict[str, Any]) -> None:
     typer.echo(machine_lines(result["machine"], None))
     columns = ("fps", "HOTA", "AssA", "DetA", "IDF1", "switches", "tracks a person", "ms a frame")
     table = new_table("detector", "tracker", *columns, right=columns)
-    for detector, rates in result["scores"].items():
-        for fps, trackers in rates.items():
-            for name, score in trackers.items():
-                table.add_row(
-                    detector,
-                    name,
-                    fps,
-                    *(f"{score[key]:.1f}" for key in ("HOTA", "AssA", "DetA", "IDF1")),
-                    f"{score['switches']:.0f}",
-                    f"{score['tracks'] / score['people']:.2f}",
-                    f"{score['cpu_ms']:.2f}",
-                )
+    for row in result["scores"]:
+        table.add_row(
+            row["detector"],
+            row["tracker"],
+            f"{row['fps']:g}",
+            *(f"{row[name]:.1f}" for name in ("HOTA", "AssA", "DetA", "IDF1")),
+            f"{row['switches']:.0f}",
+            f"{row['tracks'] / row['people']:.2f}",
+            f"{row['cpu_ms']:.2f}",
+        )
     print_table(table)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from upperson_rt.camera.frames import Boxes
 from upperson_rt.errors import missing_extra
@@ -84,7 +85,7 @@ class RoboflowTracker:
         return self._count
 
     def update(
-        self, boxes: Boxes, clock: float, size: tuple[int, int]
+        self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
     ) -> tuple[list[int], list[int]]:
         """Take the boxes of the next frame; see `upperson_rt.camera.tracker.Follower`."""
         # They warn of a time that stands still, as a camera's clock may.

@@ -1,11 +1,13 @@
 """Tracks: which boxes of a camera belong to one person crossing its view."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.camera.colours import colours_of
 from upperson_rt.camera.frames import Boxes
 from upperson_rt.camera.roboflow import RoboflowTracker
 from upperson_rt.errors import UsageError
@@ -17,13 +19,27 @@ TrackerName: TypeAlias = Literal["upperson", "bytetrack", "ocsort", "botsort"]
 """Our own `Tracker`, and those of the package ``trackers``."""
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 
-_LIKENESS = np.array([0.2, 0.1, 0.15])
-"""How well a box is known beforehand: its middle and its lower edge in heights of the person, its
-height as a logarithm. Standard deviations, roughly."""
-_GATE = 3.0
-"""In those; a box further off is somebody else."""
-_LEAST_GAINS = 0.5, 0.2
-"""How much a long track still learns from each box: position and size, velocity."""
+_MEASURED = np.array([0.05, 0.04, 0.04])
+"""How exact a box is: its middle and its lower edge in heights of the person, its height as a
+logarithm. Standard deviations, as all of these."""
+_DOUBT = np.array([0.06, 0.04, 0.06])
+"""How much further off a box of the person may be: legs swing, and things hide them."""
+_START = np.array([0.7, 0.12, 0.1])
+"""How fast somebody new may be, in the same a second."""
+_CHANGE = np.array([0.2, 0.03, 0.03])
+"""How much the speed changes in a second."""
+_COLOURS = 0.2
+"""How far apart the colours of one person are, as 1 minus their product."""
+_MOST_BY_COLOURS = 8.0
+"""A square like the others; less than the gate, since light changes, too."""
+_GATE = 12.0
+"""Sum of squares from which on a box is somebody else."""
+_NEW_COLOURS = 0.2
+"""Share that each box has in what is known of a person's colours."""
+_TENTATIVE_S = 0.5
+"""Who was seen once is given up after so long, or after two frames."""
+_DOUBLE = 0.6
+"""From this overlap with a box that has a track on, another box is a second one of the person."""
 _LEAVING_SPEED = 0.05
 """From so many heights a second towards the border, a person at it is on the way out."""
 
@@ -36,14 +52,14 @@ class Follower(Protocol):
         """Tracks so far."""
 
     def update(
-        self, boxes: Boxes, clock: float, size: tuple[int, int]
+        self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
     ) -> tuple[list[int], list[int]]:
         """Take the boxes of the next frame.
 
         Args:
             boxes: With N rows.
             clock: Seconds; not less than at the last call.
-            size: Width and height of the frame.
+            image: The frame, BGR [H, W, 3].
 
         Returns:
             The number of each box's track, -1 for none, and the numbers of the tracks that have
@@ -76,33 +92,68 @@ def new_tracker(name: TrackerName, lost_after_s: float) -> Follower:
 
 @dataclass(slots=True)
 class _Track:
+    """A Kalman filter for each coordinate of `_coordinates`, with a constant velocity."""
+
     number: int
-    box: NDArray[np.float64]
-    velocity: NDArray[np.float64]
-    """How the whole box moves, in pixels a second."""
+    box: NDArray[np.int64]
+    """The last one, for the border."""
+    place: NDArray[np.float64]
+    """(3,) where the person is expected now."""
+    colours: NDArray[np.float32]
     seen: float
     sightings: int = 1
+    speed: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    """(3,) in heights a second, and that of the height's logarithm."""
+    variance: NDArray[np.float64] = field(default_factory=lambda: _MEASURED**2)
+    covariance: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    """Of place and speed."""
+    speed_variance: NDArray[np.float64] = field(default_factory=lambda: _START**2)
 
-    def expected(self, clock: float) -> NDArray[np.float64]:
-        """Return where the box should be."""
-        return self.box + np.tile(self.velocity * (clock - self.seen), 2)
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """The units of the coordinates in pixels; the logarithm has none."""
+        height = np.exp(self.place[2])
+        return np.array([height, height, 1.0])
 
-    def correct(self, box: NDArray[np.float64], clock: float) -> None:
-        """Learn from a box: an alpha-beta filter, with the least-squares gains at the start."""
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        change = _CHANGE**2
+        self.place = self.place + seconds * self.speed * self.scale
+        self.variance = (
+            self.variance
+            + 2 * seconds * self.covariance
+            + seconds**2 * self.speed_variance
+            + change * seconds**3 / 3
+        )
+        self.covariance = self.covariance + seconds * self.speed_variance + change * seconds**2 / 2
+        self.speed_variance = self.speed_variance + change * seconds
+
+    def correct(
+        self,
+        box: NDArray[np.int64],
+        place: NDArray[np.float64],
+        colours: NDArray[np.float32],
+        clock: float,
+    ) -> None:
+        """Learn from a box."""
+        total = self.variance + _MEASURED**2
+        scale = self.scale
+        surprise = (place - self.place) / scale
+        gain, speed_gain = self.variance / total, self.covariance / total
+        self.place = self.place + gain * surprise * scale
+        self.speed = self.speed + speed_gain * surprise
+        self.speed_variance = self.speed_variance - speed_gain * self.covariance
+        self.variance = (1 - gain) * self.variance
+        self.covariance = (1 - gain) * self.covariance
+        mixed = (1 - _NEW_COLOURS) * self.colours + _NEW_COLOURS * colours
+        self.colours = mixed / np.linalg.norm(mixed)
+        self.box, self.seen = box, clock
         self.sightings += 1
-        n, expected = self.sightings, self.expected(clock)
-        surprise = box - expected
-        if clock > self.seen:
-            gain = max(_LEAST_GAINS[1], 6 / (n * (n + 1)))
-            shift = (surprise[:2] + surprise[2:]) / 2
-            self.velocity = self.velocity + gain * shift / (clock - self.seen)
-        self.box = expected + max(_LEAST_GAINS[0], 2 * (2 * n - 1) / (n * (n + 1))) * surprise
-        self.seen = clock
 
     def is_leaving(self, size: tuple[int, int]) -> bool:
         """Tell whether the person touches the border and moves towards it."""
         x0, y0, x1, y1 = self.box
-        across, down = self.velocity / max(1.0, y1 - y0)
+        across, down, _ = self.speed
         return bool(
             (x0 <= 1 and across < -_LEAVING_SPEED)
             or (x1 >= size[0] - 1 and across > _LEAVING_SPEED)
@@ -112,14 +163,15 @@ class _Track:
 
 
 class Tracker:
-    """Follows boxes by place, size and constant velocity, without looking at pixels.
+    """Follows boxes by place, size and constant velocity, and by the colours of clothes.
 
-    Boxes are compared with where each person is expected, best pairs first. The lower edge and the
-    height of a walking person hardly change, so they count more than the middle, which swings with
-    the legs; how much two boxes overlap says less. A person who is not seen for a while is expected
-    further along the way, and gone after ``lost_after_s``, or after three frames of a camera that
-    is slower than that. Who walked out at the border is gone at once, so that the next one to come
-    in there is somebody else.
+    Each person is expected somewhere, the less surely the longer they have not been seen; boxes go
+    to those for whom they are most likely, best pairs first. The lower edge and the height of a
+    walking person hardly change, so they count more than the middle, which swings with the legs.
+    Colours tell two people apart who cross or come out from behind something; alone they end no
+    track. A person who is not seen is gone after ``lost_after_s``, or after three frames of a
+    camera that is slower than that. Who walked out at the border is gone at once, so that the next
+    one to come in there is somebody else.
     """
 
     def __init__(self, lost_after_s: float = 2.0) -> None:
@@ -135,37 +187,50 @@ class Tracker:
         return self._count
 
     def update(
-        self, boxes: Boxes, clock: float, size: tuple[int, int]
+        self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
     ) -> tuple[list[int], list[int]]:
-        """Take the boxes of the next frame; see `Follower`. Every box has a track."""
+        """Take the boxes of the next frame; see `Follower`.
+
+        Every box has a track, except the second one of a person.
+        """
+        size = image.shape[1], image.shape[0]
         ended: list[int] = []
         if self._clock is not None:
             ended = self._end(clock, size)
+            for track in self._tracks:
+                track.advance(clock - self._clock)
             # A gap is no frame rate: it must not make the tracker more patient.
             step = min(clock - self._clock, self.lost_after_s)
             share = 0.5 if self._interval_s else 1.0
             self._interval_s += share * (step - self._interval_s)
         self._clock = clock
-        found = boxes.edges.astype(np.float64)
-        numbers = [-1] * len(found)
-        for row, column in _pairs([t.expected(clock) for t in self._tracks], found):
-            self._tracks[row].correct(found[column], clock)
-            numbers[column] = self._tracks[row].number
+        places, colours = _coordinates(boxes.edges), colours_of(image, boxes.edges)
+        numbers = [-1] * len(places)
+        for row, column in _pairs(_costs(self._tracks, places, colours)):
+            track = self._tracks[row]
+            track.correct(boxes.edges[column], places[column], colours[column], clock)
+            numbers[column] = track.number
+        followed = boxes.edges[[number >= 0 for number in numbers]]
         for column, number in enumerate(numbers):
-            if number == -1:
-                self._tracks.append(_Track(self._count, found[column], np.zeros(2), clock))
+            box = boxes.edges[column]
+            if number == -1 and _most_overlap(box, followed) < _DOUBLE:
+                track = _Track(self._count, box, places[column], colours[column], clock)
+                self._tracks.append(track)
                 numbers[column] = self._count
                 self._count += 1
         return numbers, ended
 
     def _end(self, clock: float, size: tuple[int, int]) -> list[int]:
         patience = max(self.lost_after_s, 3 * self._interval_s)
+        tentative = patience
+        if self._interval_s:
+            tentative = min(patience, max(_TENTATIVE_S, 2.5 * self._interval_s))
         kept: list[_Track] = []
         gone: list[int] = []
         for track in self._tracks:
             unseen_s = clock - track.seen
             is_out = unseen_s > 1.5 * self._interval_s > 0 and track.is_leaving(size)
-            if is_out or unseen_s > patience:
+            if is_out or unseen_s > (tentative if track.sightings == 1 else patience):
                 gone.append(track.number)
             else:
                 kept.append(track)
@@ -173,24 +238,31 @@ class Tracker:
         return gone
 
 
-def _pairs(
-    expected: list[NDArray[np.float64]], boxes: NDArray[np.float64]
-) -> list[tuple[int, int]]:
-    """Return pairs of expected and (N, 4) found boxes, each used once at most."""
-    if not expected or not len(boxes):
-        return []
-    old, new = _features(np.stack(expected)), _features(boxes)
-    heights = np.exp(old[:, None, 2])
-    distance = (old[:, None] - new[None]) / np.stack(
-        [heights, heights, np.ones_like(heights)], axis=2
-    )
-    squares = ((distance / _LIKENESS) ** 2).sum(axis=2)
+def _costs(
+    tracks: Sequence[_Track], places: NDArray[np.float64], colours: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return (T, N) how unlikely it is that a box is the person of a track; infinite beyond."""
+    costs = np.full((len(tracks), len(places)), np.inf)
+    if not costs.size:
+        return costs
+    for row, track in zip(costs, tracks, strict=True):
+        variance = track.variance + _DOUBT**2
+        squares = (((places - track.place) / track.scale) ** 2 / variance).sum(axis=1)
+        unlike = (1 - colours @ track.colours) / _COLOURS
+        squares += np.minimum(unlike**2, _MOST_BY_COLOURS)
+        near = squares <= _GATE
+        row[near] = squares[near] + np.log(variance).sum()
+    return costs
+
+
+def _pairs(costs: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Return rows and columns with the least costs, each used once at most."""
     pairs: list[tuple[int, int]] = []
     used_rows: set[int] = set()
     used_columns: set[int] = set()
-    for flat in np.argsort(squares, axis=None, kind="stable").tolist():
-        row, column = divmod(flat, len(boxes))
-        if squares[row, column] > _GATE**2:
+    for flat in np.argsort(costs, axis=None, kind="stable").tolist():
+        row, column = divmod(flat, costs.shape[1])
+        if not np.isfinite(costs[row, column]):
             break
         if row not in used_rows and column not in used_columns:
             used_rows.add(row)
@@ -199,8 +271,16 @@ def _pairs(
     return pairs
 
 
-def _features(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+def _coordinates(boxes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return (N, 3): middle, lower edge, logarithm of the height."""
     heights = np.maximum(boxes[:, 3] - boxes[:, 1], 1.0)
     middles = (boxes[:, 0] + boxes[:, 2]) / 2
     return np.stack([middles, boxes[:, 3], np.log(heights)], axis=1)
+
+
+def _most_overlap(box: NDArray[np.int64], others: NDArray[np.int64]) -> float:
+    """Return the largest intersection over union of a box with one of (M, 4) others."""
+    least, most = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    common = np.prod(np.clip(most - least, 0, None), axis=1)
+    areas = np.prod(others[:, 2:] - others[:, :2], axis=1) + np.prod(box[2:] - box[:2])
+    return float(np.max(common / (areas - common), initial=0.0))

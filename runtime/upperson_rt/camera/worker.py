@@ -161,8 +161,7 @@ class CameraWorker(Stage):
         if frame.tracks is not None:
             names = [f"{run}-{frame.tracks[row]}" for row in boxes.rows]
             return names, self._follow_given(names, frame.clock)
-        height, width = frame.image.shape[:2]
-        numbers, gone = self._tracker.update(boxes, frame.clock, (width, height))
+        numbers, gone = self._tracker.update(boxes, frame.clock, frame.image)
         self._count("tracks", self._tracker.count - self._counted_tracks)
         self._counted_tracks = self._tracker.count
         names_or_none = [f"{run}-{number}" if number >= 0 else None for number in numbers]

@@ -155,8 +155,7 @@ class Street:
         for placed in self._placed(time_s):
             picture = placed.picture
             if placed.person is not None:
-                middle = (placed.left + picture.width / 2, placed.feet - 1)
-                draw_shadow(frame, middle, 0.3 * picture.width, 0.35, 0.0)
+                _draw_shadow(frame, placed)
             frame.paste(picture, (placed.left, placed.top), mask=picture)
         return np.asarray(frame)
 
@@ -253,6 +252,15 @@ def write_video(
         put_in_place(unfinished, path)
         write_atomically(path.with_suffix(".json"), json.dumps(truth) + "\n")
     return truth
+
+
+def _draw_shadow(frame: Image.Image, placed: _Placed) -> None:
+    """Darken the ground under somebody; only what lies around it is worked on."""
+    half, middle = 0.3 * placed.picture.width, placed.left + placed.picture.width / 2
+    left, top = math.floor(middle - half) - 4, math.floor(placed.feet - half) - 4
+    ground = frame.crop((left, top, left + math.ceil(2 * half) + 9, top + math.ceil(2 * half) + 9))
+    draw_shadow(ground, (middle - left, placed.feet - 1 - top), half, 0.35, 0.0)
+    frame.paste(ground, (left, top))
 
 
 def _background(spec: VideoSpec, rng: np.random.Generator) -> Image.Image:

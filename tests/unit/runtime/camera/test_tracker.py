@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from upperson_rt.camera import PipelineSettings
+from upperson_rt.camera.colours import COLOURS, colours_of
 from upperson_rt.camera.frames import clean_boxes
 from upperson_rt.camera.tracker import TRACKERS, Tracker, new_tracker
 from upperson_rt.errors import BackendError, UsageError, install_command
 
 SIZE = (1000, 500)
+GREY = np.full((500, 1000, 3), 120, np.uint8)
 OTHERS = [name for name in TRACKERS if name != "upperson"]
 
 
@@ -23,7 +25,7 @@ def follow(tracker, frames, fps=10.0, start_s=0.0):
     numbers = []
     for index, boxes in enumerate(frames):
         edges = [box if len(box) == 4 else [box[0], box[1], box[0] + 60, 400] for box in boxes]
-        numbers.append(tracker.update(as_boxes(edges), start_s + index / fps, SIZE)[0])
+        numbers.append(tracker.update(as_boxes(edges), start_s + index / fps, GREY)[0])
     return numbers
 
 
@@ -53,7 +55,7 @@ def test_frame_rates_do_not_matter_much(fps):
 def test_who_comes_back_later_is_somebody_else():
     tracker = Tracker(lost_after_s=2.0)
     follow(tracker, [[(400, 200)]] * 10)
-    _, ended = tracker.update(as_boxes([[400, 200, 460, 400]]), 0.9 + 2.1, SIZE)
+    _, ended = tracker.update(as_boxes([[400, 200, 460, 400]]), 0.9 + 2.1, GREY)
     assert ended == [0]
     assert tracker.count == 2
 
@@ -75,7 +77,7 @@ def test_a_slow_camera_gets_more_patience():
 def test_a_gap_makes_nobody_patient():
     tracker = Tracker(lost_after_s=2.0)
     follow(tracker, [[(400, 200)]] * 20)
-    assert tracker.update(as_boxes([]), 60.0, SIZE)[1] == [0]
+    assert tracker.update(as_boxes([]), 60.0, GREY)[1] == [0]
 
 
 def test_numbers_never_come_twice_and_every_end_is_told_once():
@@ -85,13 +87,58 @@ def test_numbers_never_come_twice_and_every_end_is_told_once():
         count = int(rng.integers(0, 6))
         corner = rng.integers(0, 400, (count, 2))
         boxes = np.hstack([corner, corner + rng.integers(20, 200, (count, 2))])
-        numbers, gone = tracker.update(as_boxes(boxes), index / 10, SIZE)
+        numbers, gone = tracker.update(as_boxes(boxes), index / 10, GREY)
         assert len(set(numbers)) == count
         seen.update(numbers)
         ended += gone
     assert seen == set(range(tracker.count))
     assert len(ended) == len(set(ended))
     assert set(ended) <= seen
+
+
+@pytest.mark.parametrize("dressed", [True, False])
+def test_colours_tell_two_people_apart_who_meet_and_turn_round(dressed):
+    tracker, numbers = Tracker(), []
+    for step in [*range(12), *range(11, 0, -1)]:
+        image = GREY.copy()
+        edges = [[300 + 15 * step, 200, 360 + 15 * step, 400],
+                 [660 - 15 * step, 202, 720 - 15 * step, 400]]  # fmt: skip
+        if dressed:
+            for (x0, y0, x1, y1), colour in zip(edges, ((30, 30, 200), (40, 160, 40)), strict=True):
+                image[y0:y1, x0:x1] = colour
+        numbers.append(tracker.update(as_boxes(edges), len(numbers) / 5, image)[0])
+    assert numbers[:11] == [[0, 1]] * 11
+    assert numbers[-1] == ([0, 1] if dressed else [1, 0]), "by speed they passed one another"
+
+
+def test_colours_are_alike_at_any_size_and_differ_between_people():
+    image = GREY.copy()
+    image[100:300, 100:180] = (200, 40, 30)
+    image[300:400, 100:180] = 20
+    image[50:100, 400:420] = (200, 40, 30)
+    image[100:125, 400:420] = 20
+    image[100:400, 600:680] = (40, 60, 220)
+    edges = np.array([[100, 100, 180, 400], [400, 50, 420, 125], [600, 100, 680, 400]])
+    found = colours_of(image, np.vstack([edges, [[5, 5, 6, 6]]]))
+    likeness = found @ found.T
+    assert np.diag(likeness) == pytest.approx(1.0)
+    assert likeness[0, 1] > 0.8
+    assert max(likeness[0, 2], likeness[0, 3]) < 0.1
+    assert colours_of(image, edges[:0]).shape == (0, COLOURS)
+
+
+def test_the_second_box_of_a_person_has_no_track():
+    tracker = Tracker()
+    numbers = follow(tracker, [[(400, 200), (406, 205)][: 1 + i % 2] for i in range(10)])
+    assert numbers == [[0], [0, -1]] * 5
+    assert tracker.count == 1
+
+
+def test_who_was_seen_once_is_soon_given_up():
+    tracker = Tracker(lost_after_s=2.0)
+    follow(tracker, [[(400, 200), (700, 200)], [(400, 200)]], fps=10.0)
+    ends = [tracker.update(as_boxes([]), 0.2 + i / 10, GREY)[1] for i in range(25)]
+    assert ends.index([1]) < 6 < 18 < ends.index([0])
 
 
 @pytest.fixture
@@ -115,7 +162,7 @@ def test_other_trackers_follow_two_people_who_cross(library, name, fps):
 def test_other_trackers_tell_every_end_once(library, name):
     tracker = new_tracker(name, 1.0)
     follow(tracker, [[(400, 200)]] * 20)
-    ends = [tracker.update(as_boxes([]), 2.0 + index / 10, SIZE)[1] for index in range(25)]
+    ends = [tracker.update(as_boxes([]), 2.0 + index / 10, GREY)[1] for index in range(25)]
     assert [0] in ends
     assert [number for end in ends for number in end] == [0]
     assert {n for n, *_ in follow(tracker, [[(400, 200)]] * 5, start_s=5.0)} <= {-1, 1}
@@ -126,8 +173,8 @@ def test_other_trackers_go_by_scores_where_there_are_any(library, name):
     box, sure, unsure = [400, 200, 460, 400], new_tracker(name, 2.0), new_tracker(name, 2.0)
     for index in range(20):
         scored = np.array([[*box, 0.9], [*box, 0.2]])
-        (kept,) = sure.update(clean_boxes(scored[:1], *SIZE), index / 10, SIZE)[0]
-        (left,) = unsure.update(clean_boxes(scored[1:], *SIZE), index / 10, SIZE)[0]
+        (kept,) = sure.update(clean_boxes(scored[:1], *SIZE), index / 10, GREY)[0]
+        (left,) = unsure.update(clean_boxes(scored[1:], *SIZE), index / 10, GREY)[0]
     assert (kept, left) == (0, -1)
 
 
@@ -135,7 +182,7 @@ def test_other_trackers_go_by_scores_where_there_are_any(library, name):
 def test_other_trackers_bear_a_clock_that_stands_still_and_frames_without_anybody(library, name):
     tracker = new_tracker(name, 2.0)
     for clock in (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0):
-        assert tracker.update(as_boxes([]), clock, SIZE) == ([], [])
+        assert tracker.update(as_boxes([]), clock, GREY) == ([], [])
     assert len(follow(tracker, [[(400, 200)]] * 3, start_s=1.0)) == 3
 
 
