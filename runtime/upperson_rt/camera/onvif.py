@@ -26,6 +26,8 @@ _MEDIA = ("http://www.onvif.org/ver20/media/wsdl", "http://www.onvif.org/ver10/m
 """The newer one first: the older cannot tell of H.265."""
 _AT_A_TIME = 16
 _MOST_STREAMS = 16
+_MOST_AHEAD_S = 100 * 365 * 86400.0
+"""A clock that is further off is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,9 +164,11 @@ def _clock_ahead_s(caller: Caller, address: str) -> float:
         values = [child_text(element, name) or "" for name in names]
         try:
             told = datetime.datetime(*map(int, values), tzinfo=datetime.timezone.utc)  # type: ignore[arg-type,misc]
-            return told.timestamp() - time.time()
+            ahead_s = told.timestamp() - time.time()
         except (ValueError, OverflowError):
             break
+        if abs(ahead_s) < _MOST_AHEAD_S:
+            return ahead_s
     return 0.0
 
 

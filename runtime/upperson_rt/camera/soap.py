@@ -11,7 +11,10 @@ import http.client
 import secrets
 import socket
 import ssl
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -28,6 +31,8 @@ __all__ = ["Caller", "RefusedError", "child_text", "named", "parse_xml", "passwo
 _SOAP = "http://www.w3.org/2003/05/soap-envelope"
 _WSS = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss"
 _CALL_S = 5.0
+_CALLS_S = 20.0
+"""For all questions to one device together, but for the last one."""
 _MOST_BYTES = 2**20
 
 
@@ -46,6 +51,7 @@ class Caller:
     def __init__(self, host: str, login: tuple[str, str] | None) -> None:
         self.host = host
         self._login = login
+        self._until = time.monotonic() + _CALLS_S
         self.clock_ahead_s = 0.0
         """How far the device's clock is ahead of ours: it refuses digests of another time."""
 
@@ -57,8 +63,9 @@ class Caller:
             InputError: The address is of another host, or the device does not answer, or not with
                 SOAP.
         """
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or parts.hostname != self.host:
+        if time.monotonic() > self._until:
+            raise InputError(f"it is too slow: it has {_CALLS_S:g} s to tell everything")
+        if not _is_of(address, self.host):
             raise InputError(f"it sends on to another place, {shortened(address)}")
         login = self._login if with_login else None
         token = "" if login is None else _username_token(*login, self.clock_ahead_s)
@@ -108,7 +115,7 @@ def _username_token(user: str, password: str, clock_ahead_s: float) -> str:
 def _post(address: str, envelope: bytes, authorization: str | None) -> _Reply:
     """Send a request, without proxies and redirections: the device is on this very network."""
     parts = urlsplit(address)
-    host, until = parts.hostname or "", time.monotonic() + _CALL_S
+    host = parts.hostname or ""
     headers = {"Content-Type": "application/soap+xml; charset=utf-8", "Connection": "close"}
     if authorization is not None:
         headers["Authorization"] = authorization
@@ -123,18 +130,14 @@ def _post(address: str, envelope: bytes, authorization: str | None) -> _Reply:
             )
         else:
             connection = http.client.HTTPConnection(host, parts.port, timeout=_CALL_S)
-        try:
+        with _ending(connection):
             connection.request("POST", _target(address), envelope, headers)
             answer = connection.getresponse()
-            content = b""
-            while part := answer.read1(65536):
-                content += part
-                if len(content) > _MOST_BYTES or time.monotonic() > until:
-                    raise InputError("its answer is too long, or takes too long")
+            content = answer.read(_MOST_BYTES + 1)
+            if len(content) > _MOST_BYTES:
+                raise InputError("its answer is longer than any")
             challenges = answer.headers.get_all("WWW-Authenticate", [])
-            return _Reply(answer.status, challenges, content)
-        finally:
-            connection.close()
+        return _Reply(answer.status, challenges, content)
     except socket.gaierror as error:
         raise InputError(f"the host is unknown ({error.strerror})") from error
     except TimeoutError as error:
@@ -143,6 +146,46 @@ def _post(address: str, envelope: bytes, authorization: str | None) -> _Reply:
         raise InputError(f"nothing listens at {shortened(address)}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise InputError(f"{shortened(address)} breaks off ({type(error).__name__})") from error
+
+
+@contextmanager
+def _ending(connection: http.client.HTTPConnection) -> Iterator[None]:
+    """Close a connection at the end, at the latest when its time is up.
+
+    Each byte has a time limit of its own: who sends one now and then could go on for ever.
+
+    Raises:
+        InputError: Its time was up.
+    """
+    late = threading.Event()
+
+    def shut() -> None:
+        late.set()
+        if (opened := connection.sock) is not None:
+            with suppress(OSError):  # It was closed just now.
+                opened.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(_CALL_S, shut)
+    timer.start()
+    try:
+        yield
+    except (OSError, http.client.HTTPException):
+        if not late.is_set():
+            raise
+    finally:
+        timer.cancel()
+        connection.close()
+    if late.is_set():
+        raise InputError(f"it does not answer within {_CALL_S:g} s")
+
+
+def _is_of(address: str, host: str) -> bool:
+    """Tell whether something is an address of HTTP on a host."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.hostname == host
 
 
 def _target(address: str) -> str:

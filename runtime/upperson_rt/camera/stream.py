@@ -6,6 +6,7 @@ tell (https://github.com/opencv/opencv/issues/27116).
 """
 
 import errno
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = ["StreamReader", "check_scheme", "open_source", "show_ffmpeg_lines"]
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "rtp", "srt", "tcp", "udp")
 _MOST_PIXELS = {"max_pixels": str(MOST_FRAME_PIXELS)}
 """Has the decoder refuse larger pictures before it takes memory for them."""
+_MOST_THREADS = 4
 _RTSP = {
     # TCP first, which loses nothing; UDP where a camera offers nothing else.
     "rtsp_flags": "prefer_tcp",
@@ -120,6 +122,8 @@ class StreamReader(Reader):
             raise InputError(f"{self._source.shown} sends pictures of a kind that is not known")
         check_frame_size(self._source, codec.width, codec.height)
         codec.options = _MOST_PIXELS
+        # A core may be too slow for 4K; each thread more is a picture's delay, and its memory.
+        codec.thread_type, codec.thread_count = "AUTO", min(_MOST_THREADS, os.cpu_count() or 1)
         packets: Iterator[Any] = self._container.demux(stream)
         return packets
 
@@ -172,6 +176,8 @@ def _nothing() -> NDArray[np.uint8]:
 
 def _why_not(source: Source, timeout_s: float, error: Exception) -> str:
     reason = reason_of_address(source.address, timeout_s)
+    if reason is None and getattr(error, "errno", None) == errno.EPERM:  # FFmpeg's bare -1.
+        reason = "what it answers is not understood"
     if reason is None:
         reason = getattr(error, "strerror", None) or type(error).__name__
     return f"cannot open {source.shown}: {reason}"

@@ -3,11 +3,14 @@
 import base64
 import datetime
 import os
+import socketserver
+import time
+from contextlib import suppress
 
 import pytest
 
 from tests.helpers.onvif_device import MATCH, onvif_device, responder
-from tests.helpers.small_servers import no_server, other_server
+from tests.helpers.small_servers import no_server, other_server, served
 from upperson_rt.camera.discovery import Answer, discover
 from upperson_rt.camera.logins import Logins
 from upperson_rt.camera.onvif import ask_cameras, device_at
@@ -90,9 +93,10 @@ def test_an_interface_that_is_not_there(interface):
     [
         {}, {"media2": True}, {"http_digest": True},
         {"clock_ahead": datetime.timedelta(days=-4000)},
+        {"clock_ahead": datetime.timedelta(days=20_000)},
         {"login": None},
     ],
-    ids=["media", "media2", "digest of HTTP", "a clock of its own", "nobody is asked"],
+    ids=["media", "media2", "digest of HTTP", "a slow clock", "a fast clock", "nobody is asked"],
 )  # fmt: skip
 def test_streams_are_told_to_whoever_has_the_login(options):
     with onvif_device(**{"login": LOGIN, "streams": STREAMS} | options) as device:
@@ -175,7 +179,7 @@ def http_answer(content, status=b"200 OK"):
         (http_answer(b""), "it answers 200 and no SOAP (not XML)"),
         (http_answer(b"<a/>", b"404 Not Found"), "it answers 404 and no SOAP (there is no body)"),
         (http_answer(b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'), "no SOAP (a document type)"),
-        (http_answer(b"x" * (2**20 + 70000)), "its answer is too long, or takes too long"),
+        (http_answer(b"x" * (2**20 + 70000)), "its answer is longer than any"),
         (b"HTTP/1.0 302 Go\r\nLocation: http://127.0.0.1:1/x\r\n\r\n", "it answers 302 and no"),
         (b"HTTP/1.0 401 No\r\n\r\n", "user name and password are missing"),
     ],
@@ -187,6 +191,26 @@ def test_what_is_no_device(content, problem):
     assert camera.streams == ()
 
 
+def test_a_device_that_says_a_little_now_and_then_has_its_time(monkeypatch):
+    monkeypatch.setattr("upperson_rt.camera.soap._CALL_S", 0.5)
+
+    class Dripping(socketserver.BaseRequestHandler):
+        def handle(self):
+            with suppress(OSError):
+                self.request.sendall(b"HTTP/1.0 200 OK\r\nX: ")
+                while True:
+                    self.request.sendall(b"x")
+                    time.sleep(0.01)
+
+    with served(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping)) as port:
+        (camera,) = ask_cameras([device_at(f"127.0.0.1:{port}")], Logins())
+    assert camera.problem == "it does not answer within 0.5 s"
+    monkeypatch.setattr("upperson_rt.camera.soap._CALLS_S", -1.0)
+    with onvif_device(streams=STREAMS) as device:
+        assert "it is too slow" in ask(device).problem
+        assert device.asked == []
+
+
 def test_nobody_there():
     with no_server() as port:
         (camera,) = ask_cameras([device_at(f"127.0.0.1:{port}")], Logins())
@@ -195,8 +219,9 @@ def test_nobody_there():
 
 def test_a_device_cannot_send_us_to_another():
     with onvif_device(streams=STREAMS, login=LOGIN) as victim:
-        with onvif_device(other_host=f"localhost:{victim.port}", login=LOGIN) as device:
-            assert "it sends on to another place" in ask(device, LOGIN).problem
+        for other in (f"localhost:{victim.port}", "[::1", "127.0.0.1@localhost:1", ""):
+            with onvif_device(other_host=other or " ", login=LOGIN) as device:
+                assert "it sends on to another place" in ask(device, LOGIN).problem
         assert victim.asked == []
 
 
