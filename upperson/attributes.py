@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson.data.records import Record
-from upperson.data.synthetic.captions import with_article
 from upperson.questions import (
     NOTHING,
     PARTS,
@@ -31,6 +30,7 @@ from upperson.questions import (
 )
 from upperson_rt.phrases import Kind, parse
 from upperson_rt.phrases.evidence import Evidence
+from upperson_rt.phrases.wording import with_article
 
 EmbedTexts: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
 """Embeds N sentences as N rows of unit length [N, E]."""

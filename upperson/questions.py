@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from upperson.data.annotations import ATTRIBUTE_KINDS
 from upperson.data.records import Record
-from upperson.data.synthetic.captions import with_article
 from upperson_rt.errors import InputError
+from upperson_rt.phrases.wording import with_article
 
 Columns: TypeAlias = Mapping[str, NDArray[np.str_]]
 """By attribute the values of G pictures, as text."""

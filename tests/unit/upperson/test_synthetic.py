@@ -24,7 +24,7 @@ from upperson.data.synthetic import (
     iter_samples,
     write_dataset,
 )
-from upperson.data.synthetic.captions import brief, caption, with_article
+from upperson.data.synthetic.captions import brief, caption
 from upperson.data.synthetic.dataset import FORMAT
 from upperson.data.synthetic.look import INDOOR, SOURCE, TARGET, Camera, Look
 from upperson.data.synthetic.people import (
@@ -332,11 +332,6 @@ def test_articles_agree_with_the_next_word(look: Look, people: list[Person]) -> 
         plurals = "jeans|trousers|shorts|boots|sneakers|sandals|glasses|hair"
         assert not re.search(rf"\ban? (?!print|logo)(?:\S+ )?(?:{plurals})[.,]", text.lower()), text
         assert not re.search(r"\b(?:a|an|the) (?:a|an|the)\b", text.lower()), text
-
-
-def test_with_article() -> None:
-    assert with_article("orange coat") == "an orange coat"
-    assert with_article("red umbrella") == "a red umbrella"
 
 
 @BOTH_LOOKS

@@ -26,6 +26,7 @@ from upperson.data.synthetic.people import (
     Words,
 )
 from upperson.data.synthetic.sampling import chance, choose
+from upperson_rt.phrases.wording import with_article
 
 Topic = Literal[
     "upper", "lower", "shoes", "bag", "hair", "headwear", "glasses", "umbrella", "phone", "scarf"
@@ -223,14 +224,6 @@ def _write(
     text = writer.sentences(subject, clauses)
     # Half the few sentences of the list style are as careless as its lists.
     return text.lower().rstrip(".") if style == "list" and chance(rng, 0.5) else text
-
-
-def with_article(words: str) -> str:
-    """Put *a* or *an* before a noun phrase.
-
-    The vocabulary has no silent *h* and no *u* said as in *uniform*, so the letter decides.
-    """
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def _say(words: Words, style: CaptionStyle, rng: np.random.Generator) -> str:
