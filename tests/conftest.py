@@ -5,6 +5,7 @@ with its own ``pytest.mark.timeout``.
 """
 
 import ctypes
+import gc
 import json
 import os
 import shutil
@@ -43,7 +44,7 @@ _MOST_PEAK_MB = 1500
 """What a process that runs tests may take at most; those that tests start are not in it."""
 
 _STATM, _LIBC = Path("/proc/self/statm"), ctypes.CDLL(None) if os.name == "posix" else None
-_MANY_PAGES = 4000  # 16 MB.
+_MANY_PAGES = 8000  # 32 MB.
 _kept_pages = 0  # After memory was given back the last time.
 _peak_mb, _peak_test = 0, ""  # The most this process ever took, and the test that took it.
 _peaks: dict[str, tuple[int, str]] = {}  # The same of all workers, by name.
@@ -114,13 +115,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TIER_TIMEOUT_S[folder], func_only=True))
 
 
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # What was imported stays: to look for garbage in it takes half a second each time.
+
+
 @pytest.fixture(autouse=True)
 def memory_is_given_back() -> Iterator[None]:
     """Return what tests' models took to the system: a worker meets hundreds of them."""
     global _kept_pages
     yield
-    if _resident_pages() - _kept_pages > _MANY_PAGES and hasattr(_LIBC, "malloc_trim"):
-        _LIBC.malloc_trim(0)  # glibc's; it takes some 50 ms.
+    if _resident_pages() - _kept_pages > _MANY_PAGES:
+        gc.collect()  # Graphs are cyclic, and hold their weights until somebody looks.
+        if hasattr(_LIBC, "malloc_trim"):
+            _LIBC.malloc_trim(0)  # glibc's; it takes some 50 ms.
         _kept_pages = _resident_pages()
 
 

@@ -6,19 +6,18 @@ The same functions run here as on a GPU: torch and ONNX Runtime on the CPU, Tens
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from typer.testing import CliRunner
 
 from benchmarks import gpu, gpu_libraries, gpu_towers
 from benchmarks.gpu_towers import GRAPHS, REFERENCE
 from benchmarks.random_model import ModelSpec
-from tests.helpers.command_line import ROOT, environment, run_code
+from tests.helpers.alone import found_alone
+from tests.helpers.command_line import ROOT
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from upperson_rt.errors import BackendError
 
@@ -47,8 +46,8 @@ def fake_trtexec(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, code:
     return folder / "seen"
 
 
-def measure_into(folder: Path) -> None:
-    """Write ``measured.json``: all of it at the smallest size, by functions and stand-ins."""
+def measure(folder: Path) -> dict[str, Any]:
+    """Measure all of it at the smallest size, by functions and stand-ins."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         install_fake_tensorrt(monkeypatch, VERSIONS[-1])
         seen = fake_trtexec(folder, monkeypatch, SUMMARY)
@@ -57,23 +56,13 @@ def measure_into(folder: Path) -> None:
         result = gpu.measure(spec, (1, 3), missing, device="cpu", **QUICK)
         result["command"] = "python -m benchmarks.gpu"
         result["seen"] = seen.read_text().splitlines()
-    (folder / "measured.json").write_text(json.dumps(result))
+    return result
 
 
 @pytest.fixture(scope="module")
 def measured(shared_folder: Path) -> Any:
-    """What was measured, once a session and in a process of its own: that takes more than 1 GB."""
-    folder = shared_folder / "gpu"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            folder.mkdir()
-            module = "tests.cli.test_benchmarks_gpu"
-            code = (
-                f"import sys, pathlib, {module} as own; own.measure_into(pathlib.Path(sys.argv[1]))"
-            )
-            done = run_code(code, folder, timeout_s=300)
-            assert done.returncode == 0, done.stderr
-    return json.loads((folder / "measured.json").read_text())
+    """What was measured; that takes more than 1 GB."""
+    return found_alone(shared_folder, measure)
 
 
 def test_all_contenders_agree_and_are_measured(measured: dict[str, Any]) -> None:
@@ -234,12 +223,3 @@ def test_make_gpu_checks_then_tests_then_measures() -> None:
     places = [done.stdout.find(step) for step in steps]
     assert -1 not in places
     assert places == sorted(places)
-
-
-@pytest.mark.skipif(not gpu_libraries.missing_gpu(), reason="there is a GPU")
-def test_the_script_ends_with_code_5() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu"], env=environment(), capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (5, "")
-    assert len(done.stderr.splitlines()) == 1

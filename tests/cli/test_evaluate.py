@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -22,10 +23,21 @@ def run(*arguments):
     return invoke.run("evaluate", *arguments)
 
 
-def test_every_variant_of_a_bundle_is_measured_both_ways(demo_folder, people):
-    result = run(demo_folder / "bundle", "--root", people, "--json")
-    assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
+@pytest.fixture(scope="module")
+def evaluated(demo_folder, people):
+    """A function that evaluates the demo's run or bundle, each with the same options once."""
+
+    @cache
+    def evaluate(target, *options):
+        result = run(demo_folder / target, "--root", people, *options, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    return evaluate
+
+
+def test_every_variant_of_a_bundle_is_measured_both_ways(demo_folder, people, evaluated):
+    found = evaluated("bundle")
     assert list(found) == list(Bundle.open(demo_folder / "bundle").manifest.variants)
     records = read_dataset("jsonl", people)["test"]
     for variant, directions in found.items():
@@ -43,7 +55,7 @@ def test_every_variant_of_a_bundle_is_measured_both_ways(demo_folder, people):
         }
 
 
-def test_the_table_has_a_row_for_each_direction(demo_folder, people):
+def test_the_table_has_a_row_for_each_direction(demo_folder, people, evaluated):
     result = run(demo_folder / "run", "--root", people)
     assert result.exit_code == 0, result.stderr
     title, *lines = result.stdout.splitlines()
@@ -52,7 +64,7 @@ def test_the_table_has_a_row_for_each_direction(demo_folder, people):
     assert head == ["direction", *METRICS]
     assert rows[0][:4] == ["run", "text", "->", "image"]
     assert rows[1][:3] == ["image", "->", "text"]
-    numbers = json.loads(run(demo_folder / "run", "--root", people, "--json").stdout)["run"]
+    numbers = evaluated("run")["run"]
     for row, direction in zip(rows, DIRECTIONS, strict=True):
         assert row[-5:] == [f"{numbers[direction][name]:.2f}" for name in METRICS]
     assert max(map(len, result.stdout.splitlines())) <= 100
@@ -97,10 +109,8 @@ def test_reading_a_run_loads_nothing_that_only_writes_one(demo_folder):
 
 
 @pytest.mark.parametrize("target", ["run", "bundle"])
-def test_words_are_measured_where_the_truth_is_known(demo_folder, people, target):
-    result = run(demo_folder / target, "--root", people, "--attributes", "--json")
-    assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
+def test_words_are_measured_where_the_truth_is_known(demo_folder, people, evaluated, target):
+    found = evaluated(target, "--attributes")
     variants = list(Bundle.open(demo_folder / "bundle").manifest.variants)
     assert list(found) == (["run"] if target == "run" else variants)
     records = read_dataset("jsonl", people)["test"]
@@ -116,16 +126,15 @@ def test_words_are_measured_where_the_truth_is_known(demo_folder, people, target
             assert share["chance"] == pytest.approx(summary["chance"][part])
             if target == "run":
                 assert share["top1"] == pytest.approx(summary["fine_tuned"][part], abs=ONE_QUESTION)
-    plain = json.loads(run(demo_folder / target, "--root", people, "--json").stdout)
+    plain = evaluated(target)
     for name, report in found.items():
         assert report["r1"] == pytest.approx(plain[name]["text_to_image"]["R@1"])
 
 
-def test_the_table_of_words_shows_what_was_measured(demo_folder, people):
-    command = (demo_folder / "run", "--root", people, "--attributes")
-    result = run(*command)
+def test_the_table_of_words_shows_what_was_measured(demo_folder, people, evaluated):
+    result = run(demo_folder / "run", "--root", people, "--attributes")
     assert result.exit_code == 0, result.stderr
-    report = json.loads(run(*command, "--json").stdout)["run"]
+    report = evaluated("run", "--attributes")["run"]
     lines = [line.strip() for line in result.stdout.splitlines()]
     rows = {tuple(line.rsplit(maxsplit=4)) for line in lines}
     for shares in (report["short"]["person"]["parts"], report["short"]["clothes"]["parts"]):

@@ -20,7 +20,7 @@ from tests.helpers.invoke import run, run_json, run_rt, snapshot
 from tests.helpers.openai_archive import save_openai_archive
 from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bases import toy_base, write_base
-from upperson.cli import export_base
+from upperson.cli import export_base, export_run
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
@@ -36,8 +36,8 @@ TRACED = {}
 METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
 
 
-@pytest.fixture(autouse=True)
-def towers_are_traced_once(monkeypatch, tmp_path_factory):
+@pytest.fixture(scope="module", autouse=True)
+def towers_are_traced_once(tmp_path_factory):
     """Write towers of a structure that was traced before with their weights: a trace takes seconds.
 
     That this gives the same file is a test of its own (`tests/parity/test_export.py`).
@@ -55,7 +55,19 @@ def towers_are_traced_once(monkeypatch, tmp_path_factory):
         TRACED[structure] = replace(graph, file=shutil.copy(path, kept))
         return graph
 
-    monkeypatch.setattr(forms, "export_onnx", export)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "export_onnx", export)
+        yield
+
+
+@pytest.fixture(scope="module")
+def ungated(towers_are_traced_once, demo_folder, tmp_path_factory):
+    """A bundle of the demo's run of which nothing was measured, and its report; nobody changes it."""
+    bundle = tmp_path_factory.mktemp("ungated") / "bundle"
+    report = run_json(
+        "export", demo_folder / "run", "--output", bundle, "--no-gate", "--calib-size", 12
+    )
+    return bundle, report
 
 
 @pytest.fixture
@@ -88,7 +100,7 @@ def test_int8_that_fails_the_gate_is_measured_and_left_out(copied_run, work):
     assert types >= {("onnxruntime", "f32")}
     result = run(
         "export", copied_run, "--output", "second", "--calib-size", 16, "--max-r1-drop", -101,
-        "--precision", "int8",
+        "--precision", "int8", "--calibration", "bundle/calibration.json",
     )  # fmt: skip
     assert result.exit_code == 4, result.stderr
     assert "no safer form is left" in result.stderr
@@ -186,9 +198,9 @@ def test_typed_variants_serving_files_and_reuse_of_a_calibration(copied_run, wor
 
 
 @pytest.mark.timeout(240, func_only=True)
-def test_a_calibration_that_is_reused_decides_everything(copied_run, people, work):
-    file = work / "bundle/calibration.json"
-    first = run_json("export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 12)
+def test_a_calibration_that_is_reused_decides_everything(copied_run, people, work, ungated):
+    bundle, first = ungated
+    file = Path(shutil.copy(bundle / "calibration.json", work))
     assert first["calibration"]["reused_file_sha256"] is None
     (work / "others").mkdir()
     for image in sorted(people.rglob("*.jpg"))[:4]:
@@ -197,7 +209,7 @@ def test_a_calibration_that_is_reused_decides_everything(copied_run, people, wor
     second = run_json("export", copied_run, "--output", "again", *others)
     # The graphs are the same to the last bit, though they saw none of these pictures.
     for name in ("calibration.json", "image.int8.onnx", "text.int8.onnx"):
-        assert (work / "again" / name).read_bytes() == (work / "bundle" / name).read_bytes()
+        assert (work / "again" / name).read_bytes() == (bundle / name).read_bytes()
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert second["calibration"] == first["calibration"] | {"reused_file_sha256": digest}
     entry = Bundle.open(work / "again", "int8").entry
@@ -216,31 +228,35 @@ def test_a_calibration_that_is_reused_decides_everything(copied_run, people, wor
     assert not (work / "third").exists()
 
 
-@pytest.mark.timeout(120, func_only=True)
-def test_pictures_of_a_folder_come_with_captions_from_elsewhere(copied_run, people, work):
+def test_pictures_of_a_folder_come_with_captions_from_elsewhere(
+    copied_run, people, work, monkeypatch
+):
+    given = []
+    monkeypatch.setattr(export_run, "export_bundle", lambda *arguments: given.append(arguments))
     (work / "crops").mkdir()
     for image in sorted(people.rglob("*.jpg"))[:3]:
         shutil.copy(image, work / "crops")
-    report = run_json(
-        "export", copied_run, "--output", "bundle", "--max-r1-drop", 100, "--calib-data", "crops",
-        "--calib-size", 8,
+    export_run.export_run(
+        copied_run, work / "bundle", ExportOptions(), calib_size=8, calib_data=work / "crops",
+        progress=lambda *_: None,
     )  # fmt: skip
-    assert report["calibration"]["image_source"] == "folder crops"
-    assert report["calibration"]["text_source"] == f"{people.name}, train"
-    assert (report["calibration"]["images"], report["calibration"]["texts"]) == (3, 8)
+    ((_, _, _, samples, split, *_),) = given
+    assert (samples.image_source, len(samples.images)) == ("folder crops", 3)
+    assert (samples.text_source, len(samples.input_ids)) == (f"{people.name}, train", 8)
+    assert split.name == f"{people.name}, test"
 
 
-@pytest.mark.timeout(180, func_only=True)
-def test_without_the_gate_rendered_people_calibrate_and_the_bundle_says_so(copied_run, work):
-    report = run_json("export", copied_run, "--output", "bundle", "--no-gate", "--calib-size", 16)
+def test_without_the_gate_rendered_people_calibrate_and_the_bundle_says_so(ungated):
+    bundle, report = ungated
     assert report["split"] is None
     assert report["calibration"]["image_source"] == "synthetic renderer"
     assert report["calibration"]["text_source"] == "synthetic renderer"
+    assert (report["calibration"]["images"], report["calibration"]["texts"]) == (12, 12)
     assert report["variants"]["int8"]["rungs"] == {"image": "smoothed", "text": "smoothed"}
-    entry = Bundle.open(work / "bundle", "int8").entry
+    entry = Bundle.open(bundle, "int8").entry
     assert entry.calibration["gate"] == "off"
     assert entry.metrics is None
-    assert "Accuracy was not measured" in (work / "bundle/README.md").read_text("utf-8")
+    assert "Accuracy was not measured" in (bundle / "README.md").read_text("utf-8")
 
 
 @pytest.mark.timeout(240, func_only=True)

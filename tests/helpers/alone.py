@@ -1,9 +1,13 @@
-"""Tests of models of real size run in a process of their own: their memory ends with it."""
+"""Work with models of real size is done in a process of its own: its memory ends with it."""
 
 import functools
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 from tests.helpers.command_line import run_code
 
@@ -20,3 +24,29 @@ def alone(test: Callable[[Path], None]) -> Callable[[Path], None]:
 
     assert list(inspect.signature(test).parameters) == ["tmp_path"]
     return run
+
+
+def found_alone(shared_folder: Path, work: Callable[..., Any], *paths: Path) -> Any:
+    """Do some work in a process of its own, once a session, and return what it found, as JSON.
+
+    Args:
+        shared_folder: The fixture of that name.
+        work: A function of a module; it gets an empty folder, then the paths.
+        paths: What else it needs.
+    """
+    name = f"{work.__module__}.{work.__name__}"
+    folder = shared_folder / name
+    with FileLock(f"{folder}.lock"):
+        found = folder / "found.json"
+        if not found.exists():
+            (folder / "work").mkdir(parents=True, exist_ok=True)
+            code = (
+                "import json, pathlib, sys\n"
+                f"from {work.__module__} import {work.__name__} as work\n"
+                "folder, *paths = map(pathlib.Path, sys.argv[1:])\n"
+                "found = json.dumps(work(folder / 'work', *paths))\n"
+                "(folder / 'found.json').write_text(found)"
+            )
+            done = run_code(code, folder, *paths, timeout_s=600)
+            assert done.returncode == 0, done.stderr
+        return json.loads(found.read_text())

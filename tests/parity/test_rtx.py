@@ -6,10 +6,12 @@ TensorRT for RTX compiles without a GPU. Random weights are enough: fusion looks
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
 
+from tests.helpers.alone import found_alone
 from tests.helpers.toy_graphs import TOWERS, toy_graph
 from tests.helpers.vit_b16 import PROFILES, export_vit_b16, int8_gemms, vit_b16_variant
 from upperson_calibration.graph import TowerGraph
@@ -33,7 +35,7 @@ differ in nothing that the compiler looks at, and to export them takes 2.7 GB.""
 TOY_PROFILE = InputProfile("image", (1, 48, 32, 3), (8, 48, 32, 3), (32, 48, 32, 3))
 
 
-def _why_not() -> str:
+def why_not() -> str:
     try:
         import_module("tensorrt_rtx")
     except (ImportError, OSError) as error:
@@ -41,14 +43,14 @@ def _why_not() -> str:
     return ""
 
 
-needs_rtx = pytest.mark.skipif(bool(_why_not()), reason=_why_not())
-without_rtx = pytest.mark.skipif(not _why_not(), reason="TensorRT for RTX is installed")
+@pytest.fixture
+def rtx() -> None:
+    """Skip a test where the compiler is not there; it is loaded only where tests need it."""
+    if reason := why_not():
+        pytest.skip(reason)
 
 
-@pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[Tower, TowerGraph]:
-    """Export both towers once; files, so that only one is in memory at a time."""
-    return export_vit_b16(tmp_path_factory.mktemp("vit_b16"), LAYERS)
+needs_rtx = pytest.mark.usefixtures("rtx")
 
 
 def build(
@@ -58,42 +60,65 @@ def build(
     return build_rtx_engine(folder / "tower.onnx", profile, capability)
 
 
-def compiled(
-    graphs: dict[Tower, TowerGraph], kind: Tower, variant: VariantName, folder: Path
-) -> RtxEngine:
-    model = vit_b16_variant(graphs[kind], variant)
-    assert lint(model) == []
-    engine = build(model, folder, PROFILES[kind])
-    print(
-        f"{kind} {variant}: {len(engine.fused_attentions())} fused attentions, "
-        f"{len(engine.int8_gemms())} int8 GEMMs, {len(engine.layers)} kernels, "
-        f"TensorRT for RTX {engine.version}"
-    )
-    return engine
+def compile_vit_b16(folder: Path) -> dict[str, Any]:
+    """Export both towers, compile both variants, and tell what the compiler made of them."""
+    graphs = export_vit_b16(folder, LAYERS)
+    return {
+        f"{kind} {variant}": compiled(graphs[kind], variant, folder)
+        for kind in TOWERS
+        for variant in ("fp16", "int8-fp16")
+    }
 
 
-@needs_rtx
+def compiled(graph: TowerGraph, variant: VariantName, folder: Path) -> dict[str, Any]:
+    model = vit_b16_variant(graph, variant)
+    findings = [str(finding) for finding in lint(model)]
+    engine = build(model, folder, PROFILES[graph.tower])
+    return {
+        "findings": findings,
+        "fused_attentions": len(engine.fused_attentions()),
+        "int8_gemms": [layer.nodes for layer in engine.int8_gemms()],
+        "kernels": len(engine.layers),
+        "engine_bytes": len(engine.content),
+        "graph_bytes": graph.file.stat().st_size,
+        "version": engine.version,
+    }
+
+
+@pytest.fixture(scope="module")
+def vit_b16(shared_folder: Path) -> Any:
+    """What the compiler made of ViT-B/16; that takes 0.5 GB."""
+    if reason := why_not():
+        pytest.skip(reason)
+    found = found_alone(shared_folder, compile_vit_b16)
+    for name, engine in found.items():
+        print(
+            f"{name}: {engine['fused_attentions']} fused attentions, {len(engine['int8_gemms'])} "
+            f"int8 GEMMs, {engine['kernels']} kernels, TensorRT for RTX {engine['version']}"
+        )
+    return found
+
+
 @pytest.mark.parametrize("kind", TOWERS)
-def test_attention_of_the_fp16_graph_is_fused(
-    graphs: dict[Tower, TowerGraph], kind: Tower, tmp_path: Path
-) -> None:
-    engine = compiled(graphs, kind, "fp16", tmp_path)
+def test_attention_of_the_fp16_graph_is_fused(vit_b16: Any, kind: Tower) -> None:
+    engine = vit_b16[f"{kind} fp16"]
+    assert engine["findings"] == []
     # That of the last block has one query row, and no kernel for it.
-    assert len(engine.fused_attentions()) >= LAYERS - 1
-    assert not engine.int8_gemms()
-    assert len(engine.content) > graphs[kind].file.stat().st_size / 2 * 0.95  # All weights, halved.
+    assert engine["fused_attentions"] >= LAYERS - 1
+    assert not engine["int8_gemms"]
+    assert engine["engine_bytes"] > engine["graph_bytes"] / 2 * 0.95  # All weights, halved.
 
 
-@needs_rtx
 @pytest.mark.parametrize("kind", TOWERS)
 def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(
-    graphs: dict[Tower, TowerGraph], kind: Tower, tmp_path: Path
+    vit_b16: Any, kind: Tower
 ) -> None:
-    engine = compiled(graphs, kind, "int8-fp16", tmp_path)
-    assert len(engine.fused_attentions()) >= LAYERS - 1
-    gemms = engine.int8_gemms()
+    engine = vit_b16[f"{kind} int8-fp16"]
+    assert engine["findings"] == []
+    assert engine["fused_attentions"] >= LAYERS - 1
+    gemms = engine["int8_gemms"]
     assert len(gemms) == int8_gemms(LAYERS)
-    covered = {node for layer in gemms for node in layer.nodes if node.endswith("/MatMul")}
+    covered = {node for nodes in gemms for node in nodes if node.endswith("/MatMul")}
     assert covered == {
         f"blocks.{block}.{module}/MatMul"
         for block in range(LAYERS)
@@ -101,10 +126,10 @@ def test_attention_and_all_block_linears_of_the_int8_graph_are_fused(
             "attention.q", "attention.k", "attention.v", "attention.out", "mlp.fc1", "mlp.fc2",
         )
     }  # fmt: skip
-    projections = [layer for layer in gemms if "blocks.1.attention.q/MatMul" in layer.nodes]
-    assert {"blocks.1.attention.k/MatMul", "blocks.1.attention.v/MatMul"} <= set(
-        projections[0].nodes
-    ), "queries, keys and values are one GEMM"
+    projections = [nodes for nodes in gemms if "blocks.1.attention.q/MatMul" in nodes]
+    assert {"blocks.1.attention.k/MatMul", "blocks.1.attention.v/MatMul"} <= set(projections[0]), (
+        "queries, keys and values are one GEMM"
+    )
 
 
 @cache
@@ -150,8 +175,9 @@ def test_a_profile_that_does_not_fit_the_graph_is_refused(tmp_path: Path) -> Non
         build(toy_fp16(), tmp_path, wrong)
 
 
-@without_rtx
 def test_a_missing_package_is_a_clear_error() -> None:
+    if not why_not():
+        pytest.skip("TensorRT for RTX is installed")
     with pytest.raises(BackendError, match="pip install tensorrt-rtx-cu13"):
         rtx_target("8.6")
 

@@ -4,6 +4,7 @@ Outlier channels are put into a trained model so that float32 computes the same.
 is printed (``make test ARGS="-s -n 0 -k stress"``).
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
 from tests.conftest import QuickDemo
+from tests.helpers.alone import found_alone
 from tests.helpers.stress_models import with_loud_channels, with_prefix_scale, with_stream_outlier
 from upperson.cli.export_run import calibration_samples, retrieval_split
 from upperson.data.records import read_dataset
@@ -27,6 +29,7 @@ from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.graphs import described_linears, write_with_weights
 from upperson_export.ladder import RetrievalSplit
 from upperson_export.plain import PlainTower
+from upperson_export.variants import VariantName
 from upperson_rt.towers import Tower
 
 GATE = 0.5
@@ -34,34 +37,58 @@ GATE = 0.5
 than one, and the ladder would climb for noise."""
 
 
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> RetrievalSplit:
-    """Return enough people to measure on, none of whom the model has seen."""
-    folder = tmp_path_factory.mktemp("crowd") / "people"
+def exports(folder: Path, demo: Path) -> dict[str, Any]:
+    """Export every stressed model, and return the reports."""
     spec = SyntheticSpec(look="street", train_ids=0, val_ids=0, test_ids=150, seed=1)
-    write_dataset(folder, spec)
-    return retrieval_split(read_dataset("jsonl", folder)["test"], "test")
+    people = write_dataset(folder / "people", spec)  # None of whom the model has seen.
+    crowd = retrieval_split(read_dataset("jsonl", people)["test"], "test")
+
+    def export(name: str, model: Any, *variants: VariantName) -> dict[str, Any]:
+        return export_stressed(model, demo, crowd, folder / name, *variants)
+
+    def trained() -> Any:
+        return load_run(demo / "run").model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "export_onnx", partial(exchanged, demo))
+        seen = samples(trained(), demo)
+        images = normalised(torch.from_numpy(seen.images[:32]))
+        ids = torch.from_numpy(seen.input_ids[:32]).long()
+        outlier = with_stream_outlier(trained(), images, ids, magnitude=1000.0)
+        loud = with_loud_channels(trained(), largest=2.0**18)
+        found = {
+            "loud channels x64": export("x64", with_loud_channels(trained(), largest=64.0), "int8"),
+            "outlier of 1000": export("outlier", outlier, "int8", "fp16"),
+            "prefix scale 100": export("prefix", with_prefix_scale(trained(), 100.0), "fp16"),
+            "beyond float16": export("sound", loud, "fp16"),
+        }
+        # Without the ranges that decide what stays float32, the graphs overflow.
+        patch.setattr(calibrator, "largest_values", lambda *arguments, **options: {})
+        return found | {"beyond float16, unranged": export("broken", loud, "fp16")}
 
 
-@pytest.fixture(autouse=True)
-def without_traces(quick_demo: QuickDemo, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def reports(quick_demo: QuickDemo, shared_folder: Path) -> Any:
+    """What every export reports; together they take 0.8 GB."""
+    return found_alone(shared_folder, exports, quick_demo.folder)
+
+
+def exchanged(
+    demo: Path, tower: PlainTower, kind: Tower, path: Path, *, example: Tensor
+) -> TowerGraph:
     """Take the graphs of the demo's bundle, from which a stressed model differs in weights alone.
 
     Each is still compared with its own tower; a trace of every model would take most of the time.
     """
-
-    def exchanged(tower: PlainTower, kind: Tower, path: Path, *, example: Tensor) -> TowerGraph:
-        file = quick_demo.folder / "bundle" / f"{kind}.fp32.onnx"
-        graph = TowerGraph(kind, file, described_linears(ir.load(file), tower))
-        found = write_with_weights(graph, tower, path)
-        assert found is not None
-        return found
-
-    monkeypatch.setattr(forms, "export_onnx", exchanged)
+    file = demo / "bundle" / f"{kind}.fp32.onnx"
+    graph = TowerGraph(kind, file, described_linears(ir.load(file), tower))
+    found = write_with_weights(graph, tower, path)
+    assert found is not None
+    return found
 
 
-def samples(model: Any, quick_demo: QuickDemo) -> CalibrationSet:
-    (people,) = (quick_demo.folder / "people").iterdir()
+def samples(model: Any, demo: Path) -> CalibrationSet:
+    (people,) = (demo / "people").iterdir()
     height_px, width_px = model.image_size
     return calibration_samples(
         read_dataset("jsonl", people)["train"], "train", clip_tokenizer(), height_px=height_px,
@@ -76,8 +103,8 @@ def normalised(pixels_NHW3: Tensor) -> Tensor:
     return (pixels_NHW3.permute(0, 3, 1, 2) / 255 - mean) / std
 
 
-def export(
-    model: Any, quick_demo: QuickDemo, crowd: RetrievalSplit, output: Path, *variants: Any
+def export_stressed(
+    model: Any, demo: Path, crowd: RetrievalSplit, output: Path, *variants: VariantName
 ) -> dict[str, Any]:
     return export_bundle(
         model,
@@ -85,7 +112,7 @@ def export(
             name="stress", base="b", base_sha256="0" * 64, adapter_sha256="0" * 64, embed_dim=128
         ),
         clip_tokenizer_json(),
-        samples(model, quick_demo),
+        samples(model, demo),
         crowd,
         output,
         ExportOptions(variants=variants, max_r1_drop=GATE),
@@ -118,14 +145,8 @@ def found(report: dict[str, Any], tower: str, rung: str) -> dict[str, Any]:
     return rows[0]
 
 
-@pytest.mark.timeout(240, func_only=True)
-def test_loud_channels_ruin_plain_int8_and_not_what_ships(
-    quick_demo: QuickDemo, crowd: RetrievalSplit, tmp_path: Path
-) -> None:
-    _, _, model = load_run(quick_demo.folder / "run")
-    report = export(
-        with_loud_channels(model, largest=64.0), quick_demo, crowd, tmp_path / "b", "int8"
-    )
+def test_loud_channels_ruin_plain_int8_and_not_what_ships(reports: Any) -> None:
+    report = reports["loud channels x64"]
     tell("loud channels x64", report)
     plain, shipped = found(report, "image", "plain"), report["variants"]["int8"]
     assert plain["r1_drop"]["points"] > GATE
@@ -138,17 +159,8 @@ def test_loud_channels_ruin_plain_int8_and_not_what_ships(
     assert shipped["elsewhere"]["openvino"]["r1_drop"]["points"] <= GATE
 
 
-@pytest.mark.timeout(240, func_only=True)
-def test_a_stream_outlier_of_1000_reaches_the_adapters_and_does_no_harm(
-    quick_demo: QuickDemo, crowd: RetrievalSplit, tmp_path: Path
-) -> None:
-    _, _, model = load_run(quick_demo.folder / "run")
-    seen = samples(model, quick_demo)
-    images = normalised(torch.from_numpy(seen.images[:32]))
-    loud = with_stream_outlier(
-        model, images, torch.from_numpy(seen.input_ids[:32]).long(), magnitude=1000.0
-    )
-    report = export(loud, quick_demo, crowd, tmp_path / "b", "int8", "fp16")
+def test_a_stream_outlier_of_1000_reaches_the_adapters_and_does_no_harm(reports: Any) -> None:
+    report = reports["outlier of 1000"]
     tell("outlier of 1000", report)
     int8, fp16 = report["variants"]["int8"], report["variants"]["fp16"]
     assert fp16["rungs"] == {"image": "fp16", "text": "fp16"}
@@ -161,30 +173,19 @@ def test_a_stream_outlier_of_1000_reaches_the_adapters_and_does_no_harm(
         assert measured["cosine"]["median"] > 0.999
 
 
-@pytest.mark.timeout(240, func_only=True)
-def test_large_prefix_values_stay_inside_float16(
-    quick_demo: QuickDemo, crowd: RetrievalSplit, tmp_path: Path
-) -> None:
-    _, _, model = load_run(quick_demo.folder / "run")
-    report = export(with_prefix_scale(model, 100.0), quick_demo, crowd, tmp_path / "b", "fp16")
+def test_large_prefix_values_stay_inside_float16(reports: Any) -> None:
+    report = reports["prefix scale 100"]
     tell("prefix scale 100", report)
     shipped = report["variants"]["fp16"]
     assert shipped["rungs"] == {"image": "fp16", "text": "fp16"}
     assert shipped["cosine"]["min"] > 0.9999
 
 
-@pytest.mark.timeout(240, func_only=True)
-def test_the_gate_sees_what_float16_cannot_hold(
-    quick_demo: QuickDemo, crowd: RetrievalSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, _, model = load_run(quick_demo.folder / "run")
-    loud = with_loud_channels(model, largest=2.0**18)
-    sound = export(loud, quick_demo, crowd, tmp_path / "sound", "fp16")["variants"]["fp16"]
+def test_the_gate_sees_what_float16_cannot_hold(reports: Any) -> None:
+    sound = reports["beyond float16"]["variants"]["fp16"]
     assert sound["rungs"] == {"image": "fp16", "text": "fp16"}
     assert sound["cosine"]["min"] > 0.999
-    # Without the ranges that decide what stays float32, the graphs overflow.
-    monkeypatch.setattr(calibrator, "largest_values", lambda *arguments, **options: {})
-    report = export(loud, quick_demo, crowd, tmp_path / "broken", "fp16")
+    report = reports["beyond float16, unranged"]
     assert report["variants"]["fp16"]["rungs"] == {"image": "fp32", "text": "fp32"}
     assert not report["variants"]["fp16"]["shipped"]
     assert {row["failure"] is not None for row in report["ladder"] if row["rung"] == "fp16"} == {

@@ -9,6 +9,7 @@ import inspect
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,8 @@ def bindings(tmp_path_factory):
 
     def read(release):
         if release == RTX:
-            pytest.importorskip("tensorrt_rtx", reason="extra 'dev', on Linux and x86-64")
+            if find_spec("tensorrt_rtx") is None:
+                pytest.skip("needs tensorrt-rtx-cu13: extra 'dev', on Linux and x86-64")
         elif not (FOLDER / release).is_dir():
             pytest.skip(
                 f"no bindings in {FOLDER / release}: make puts them there, where PyPI has some"

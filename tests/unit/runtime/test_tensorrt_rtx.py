@@ -3,6 +3,8 @@
 Engines cannot be loaded without a GPU, so nothing is run here.
 """
 
+from importlib import import_module
+
 import onnx
 import pytest
 from onnx import helper
@@ -12,9 +14,14 @@ from upperson_rt.bundle import read_manifest
 from upperson_rt.errors import BackendError, IntegrityError
 from upperson_rt.tensorrt.builder import InputProfile, build_engine, tower_profile
 
-trt = pytest.importorskip(
-    "tensorrt_rtx", reason="needs tensorrt-rtx-cu13, which is optional (x86-64 or aarch64 Linux)"
-)
+
+@pytest.fixture(scope="module", autouse=True)
+def trt():
+    """The compiler, loaded by its own tests alone: it takes 100 MB."""
+    return pytest.importorskip(
+        "tensorrt_rtx",
+        reason="needs tensorrt-rtx-cu13, which is optional (x86-64 or aarch64 Linux)",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +30,7 @@ def bundle(tmp_path_factory):
 
 
 def build(file, profile, **options):
+    trt = import_module("tensorrt_rtx")
     return build_engine(trt, file, profile, workspace_bytes=64 << 20, targets=("SM86",), **options)
 
 
@@ -68,7 +76,7 @@ def test_a_cancelled_build_ends_at_once(bundle):
         build(bundle / "image.fp32.onnx", profile, progress=interrupt)
 
 
-def test_without_targets_a_gpu_is_needed(bundle):
+def test_without_targets_a_gpu_is_needed(trt, bundle):
     from upperson_rt.tensorrt.cuda import probe_cuda_driver
 
     if probe_cuda_driver().devices:
