@@ -62,7 +62,7 @@ def towers_are_traced_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ungated(towers_are_traced_once, demo_folder, tmp_path_factory):
-    """A bundle of the demo's run of which nothing was measured, and its report; nobody changes it."""
+    """A bundle of the demo's run that was not measured, and its report; nobody changes it."""
     bundle = tmp_path_factory.mktemp("ungated") / "bundle"
     report = run_json(
         "export", demo_folder / "run", "--output", bundle, "--no-gate", "--calib-size", 12
