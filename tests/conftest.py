@@ -178,7 +178,7 @@ def quick_demo(shared_folder: Path) -> QuickDemo:
         outputs = shared / "outputs.json"
         if not outputs.exists():
             run = run_program(
-                "upperson", "demo", "--quick", "--json", "--output", shared / "demo", timeout_s=240
+                "upperson", "demo", "--quick", "--json", "--output", shared / "demo", timeout_s=900
             )
             assert run.returncode == 0, run.stderr
             outputs.write_text(json.dumps([run.stdout, run.stderr]))

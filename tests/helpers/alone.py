@@ -47,6 +47,6 @@ def found_alone(shared_folder: Path, work: Callable[..., Any], *paths: Path) -> 
                 "found = json.dumps(work(folder / 'work', *paths))\n"
                 "(folder / 'found.json').write_text(found)"
             )
-            done = run_code(code, folder, *paths, timeout_s=600)
+            done = run_code(code, folder, *paths, timeout_s=1800)
             assert done.returncode == 0, done.stderr
         return json.loads(found.read_text())

@@ -32,6 +32,7 @@ from upperson_rt.gallery.records import (
     GalleryInfo,
     Hit,
     Item,
+    check_hits,
     check_new,
     unit_vectors,
 )
@@ -236,9 +237,10 @@ class Gallery(ABC):
         """Yield items that pass, by id, and their (N, D) vectors; at most batch_size at a time."""
         return self._vectors(check_filter(where), check_count(batch_size, "batch_size"))
 
-    @abstractmethod
     def vectors_of(self, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
         """Return (D,) vectors by `Hit.id`, for those of the hits that are still there."""
+        found = self.get([hit.id for hit in check_hits(hits)])
+        return {id_: vector for id_, (_, vector) in found.items()}
 
     @abstractmethod
     def ids(self, keys: Sequence[str]) -> dict[str, int]:

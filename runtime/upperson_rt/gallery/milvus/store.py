@@ -21,7 +21,6 @@ from upperson_rt.gallery.records import (
     Hit,
     IndexInfo,
     Item,
-    check_hits,
     length_problem,
     with_spans,
 )
@@ -119,11 +118,6 @@ class MilvusGallery(Gallery):
         condition = rows.expression_of_filter(where)
         for page in self._collection.pages(condition, (*rows.METADATA, "vector"), batch_size):
             yield [self._collection.item(row) for row in page], self._decoded(page)
-
-    def vectors_of(self, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
-        ids = sorted({hit.id for hit in check_hits(hits)})
-        found = list(self._collection.rows_of(ids, ("vector",)))
-        return dict(zip((row["id"] for row in found), self._decoded(found), strict=True))
 
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
         wanted = {rows.id_of(key): key for key in known_keys(keys)}

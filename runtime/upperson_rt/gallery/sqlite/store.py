@@ -19,7 +19,6 @@ from upperson_rt.gallery.records import (
     GalleryInfo,
     Hit,
     Item,
-    check_hits,
 )
 from upperson_rt.gallery.sqlite.checksums import (
     FACETS,
@@ -42,7 +41,6 @@ from upperson_rt.gallery.sqlite.rows import (
     item_from_row,
     passing,
     row_from_item,
-    stored_vectors,
     trim_log,
     unnamed_crops,
 )
@@ -234,16 +232,6 @@ class SqliteGallery(Gallery):
             ):
                 for row in batch:
                     yield row[:-1]
-
-    def vectors_of(self, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
-        ids = np.unique(np.array([hit.id for hit in check_hits(hits)], dtype=np.int64))
-        with self._database.reading() as transaction:
-            transaction.prove_rows()
-            return {
-                int(id_): vector
-                for found, vectors, _ in stored_vectors(transaction, self.embed_dim, None, ids)
-                for id_, vector in zip(found, vectors.astype(np.float32), strict=True)
-            }
 
     def _rows(
         self, transaction: Transaction, where: Filter | None, columns: str
