@@ -60,14 +60,10 @@ def gemm_contenders(
 
 
 def peaks(timings: Mapping[tuple[str, Shape], Timing], flop: int) -> dict[str, dict[str, float]]:
-    """Return the most FLOP a second by float type.
+    """Return the most FLOP a second of `gemm_contenders`, by float type.
 
     ``flops`` and ``cpu_flops`` are of the best run of any shape, by wall and by processor time;
     ``p50_flops`` of the median run of the best shape.
-
-    Args:
-        timings: Of the contenders.
-        flop: As for `gemm_contenders`.
     """
     best: dict[str, dict[str, float]] = {
         name: {"flops": 0.0, "cpu_flops": 0.0, "p50_flops": 0.0} for name, _ in timings

@@ -219,12 +219,6 @@ def both_directions(
 ) -> Evaluation:
     """Measure embeddings of the captions and images of records, in `embed_records`' order.
 
-    Args:
-        text_QE: Of the captions.
-        image_GE: Of the images.
-        records: What was encoded.
-        device: Where to rank.
-
     Raises:
         InputError: The embeddings are not those of these records, or not finite.
     """

@@ -24,9 +24,7 @@ from upperson_rt.towers import Tower
 class TrainedEncoder:
     """Embeds in torch with everything unfolded, and reads files and captions as training does.
 
-    Args:
-        model: The model.
-        tokenizer: Of its base; None: CLIP's.
+    Without a tokenizer of the model's base it takes CLIP's.
     """
 
     def __init__(self, model: UPPerson, tokenizer: Tokenizer | None = None) -> None:

@@ -110,13 +110,7 @@ def round_weight(weight_IO: NDArray[np.float32]) -> NDArray[np.float32]:
 def output_error(
     rows_RI: NDArray[np.float32], weight_IO: NDArray[np.float32], amax: float
 ) -> float:
-    """Return |int8 output - float output|^2 / |float output|^2 of x W over sampled rows.
-
-    Args:
-        rows_RI: Rows that enter the Linear.
-        weight_IO: Its weight.
-        amax: Range of its input.
-    """
+    """Return |int8 output - float output|^2 / |float output|^2 of x W over sampled rows x."""
     exact = rows_RI @ weight_IO
     error = round_activation(rows_RI, amax) @ round_weight(weight_IO) - exact
     return float((error**2).sum() / max(float((exact**2).sum()), _SMALLEST))

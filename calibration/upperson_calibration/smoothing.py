@@ -79,15 +79,7 @@ def factors_of(exponents: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def choose_smoothing(graph: TowerGraph, observed: Mapping[str, Observed]) -> dict[str, Smoothing]:
-    """Search alpha at every site of a tower for the least error of its Linears.
-
-    Args:
-        graph: The tower.
-        observed: Its activations.
-
-    Returns:
-        By site, in graph order.
-    """
+    """Search alpha at every site of a tower for the least error of its Linears, in graph order."""
     initializers = graph.load().graph.initializers
     sites: dict[str, list[BlockLinear]] = {}
     for linear in graph.linears:

@@ -53,10 +53,6 @@ def rtx_folder(bundle: Path) -> Path:
 def require_engines(bundle: Path, rtx_capability: str | None) -> None:
     """Refuse what `build_engines` would refuse, as far as it can be told before any work.
 
-    Args:
-        bundle: Where the bundle will be.
-        rtx_capability: See `build_engines`.
-
     Raises:
         BackendError: TensorRT is too old or does not load; TensorRT for RTX is not installed.
         InputError: A folder for engines holds something else, or cannot be written to.

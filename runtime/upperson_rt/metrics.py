@@ -112,13 +112,7 @@ def per_query_metrics(
 ) -> PerQueryMetrics:
     """Like `retrieval_metrics`, without the average; what a paired comparison needs.
 
-    Args:
-        query_embeds: See `retrieval_metrics`.
-        gallery_embeds: See there.
-        query_pids: See there.
-        gallery_pids: See there.
-        chunk_size: See there.
-        rank: Scores and ranks in the place of numpy, for example on a GPU.
+    ``rank`` scores and ranks in the place of numpy, for example on a GPU.
     """
     queries_QD = _unit_rows(query_embeds, "query_embeds")
     gallery_GD = _unit_rows(gallery_embeds, "gallery_embeds")

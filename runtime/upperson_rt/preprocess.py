@@ -122,13 +122,7 @@ def use_image(
 def resize_image(image: NDArray[np.uint8], height_px: int, width_px: int) -> NDArray[np.uint8]:
     """Resize to the input of the image tower; the aspect ratio is not kept, as in training.
 
-    Args:
-        image: uint8 RGB [H, W, 3].
-        height_px: Height of the result.
-        width_px: Width of the result.
-
-    Returns:
-        uint8 RGB [height_px, width_px, 3]: Pillow's bilinear filter, antialiased.
+    Takes and returns uint8 RGB [H, W, 3]: Pillow's bilinear filter, antialiased.
 
     Raises:
         InputError: It is no such picture.

@@ -47,13 +47,7 @@ _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 def sign_folder(folder: Path, key: "ec.EllipticCurvePrivateKey", name: str) -> str:
     """Write the signature of all files in a folder, in place of an earlier one.
 
-    Args:
-        folder: The folder.
-        key: As of `read_private_key`.
-        name: Of the model, for people.
-
-    Returns:
-        The fingerprint of the key.
+    The name of the model is for people. Returns the fingerprint of the key.
 
     Raises:
         InputError: The folder cannot be read or written.

@@ -290,11 +290,7 @@ def _is_main_process() -> bool:
 
 
 def seeds_table(summary: dict[str, Any]) -> PlainTable:
-    """Return every run's metrics with their mean and standard deviation, in percent.
-
-    Args:
-        summary: What :func:`upperson.seeds.summarise` returned.
-    """
+    """Return what `upperson.seeds.summarise` tells of every run: metrics, mean and deviation."""
     measured = {split: summary[split] for split in ("val", "test") if summary[split]}
     names = list(dict.fromkeys(name for metrics in measured.values() for name in metrics))
     table = new_table("", "seed", *names, right=("seed", *names))

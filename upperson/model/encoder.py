@@ -67,12 +67,7 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """The text tower: token ids of a caption to one feature.
-
-    Args:
-        base: The frozen tower.
-        config: Sizes of the trained parts.
-    """
+    """The text tower: token ids of a caption to one feature."""
 
     mask: Tensor | None
 

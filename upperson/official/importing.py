@@ -116,9 +116,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     The file is safetensors, or what ``torch.save`` made of a state dict or of a dict with one under
     ``model`` or ``state_dict``. ``module.`` in front of a name, left by parallel training, goes.
 
-    Args:
-        path: The file.
-
     Returns:
         The tensors by name, on the CPU, shapes and dtypes as stored; and what else is in the file,
         such as ``optimizer``.

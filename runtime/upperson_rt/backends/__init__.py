@@ -72,13 +72,9 @@ def open_backend(
 
 
 def require_device(backend: str, device: str) -> None:
-    """Make sure that a device is there, before anything is loaded for it.
+    """Make sure that a device of `open_backend` is there, before anything is loaded for it.
 
     A CPU always is; asking takes time only for others.
-
-    Args:
-        backend: See `open_backend`.
-        device: See `open_backend`.
 
     Raises:
         BackendError: The device, or the library for it, is missing.

@@ -166,10 +166,7 @@ def device_index(device: str) -> int:
 
 
 def open_gpu(device: str) -> Cuda:
-    """Open a GPU. Comes before any use of TensorRT, which can crash the process without a driver.
-
-    Args:
-        device: ``cuda`` or ``cuda:N``.
+    """Open the GPU ``cuda`` or ``cuda:N``, before TensorRT can crash for want of a driver.
 
     Raises:
         BackendError: There is no such device, or no working driver.
