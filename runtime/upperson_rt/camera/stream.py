@@ -1,8 +1,9 @@
 """Reads network streams with FFmpeg's libraries, by PyAV.
 
-OpenCV uses FFmpeg, too, but takes the size of all pictures from what was said at the beginning, for
-MJPEG over HTTP always: what comes after a change is cut off, or read beyond its end, and nobody can
-tell (https://github.com/opencv/opencv/issues/27116).
+OpenCV uses FFmpeg, too, but for some streams, MJPEG over HTTP among them, it takes the size of all
+pictures from the first one. What comes after a change is scaled to it, out of proportion if need
+be, by older versions with stripes, and nobody can tell
+(https://github.com/opencv/opencv/issues/27116).
 """
 
 import errno

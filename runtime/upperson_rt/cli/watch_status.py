@@ -62,6 +62,8 @@ def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> No
             f"{count_of(stats.total('reconnects'), 'attempt')} to open one again, "
             f"{count_of(stats.total('stalls'), 'stall')}"
         )
+    if changes := stats.total("resolution_changes"):
+        print_line(f"resolution: {count_of(changes, 'change')}")
     if stats.latency.p50_s is not None and stats.latency.p99_s is not None:
         print_line(
             f"from frame to gallery: {stats.latency.p50_s:.2f} s median, "

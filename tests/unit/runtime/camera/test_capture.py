@@ -328,11 +328,11 @@ def test_a_real_stream_is_read_lost_stalled_and_found_again(fake_time):
 
 
 def test_a_change_of_size_within_one_mjpeg_connection_is_counted_and_costs_no_pixel():
-    """OpenCV went on in the first size: the rest of a larger picture was lost, and nobody told."""
+    """OpenCV scaled all that followed to the first size, and nobody could tell."""
     sizes = [(120, 160), (240, 320), (60, 80)]
     frames = [np.full((*size, 3), 40, np.uint8) for size in sizes]
     for frame in frames:
-        frame[-8:, -8:] = 220  # In the corner that was cut off.
+        frame[-8:, -8:] = 220
     parts = [mjpeg_picture(frame) for frame in frames for _ in range(10)]
     with mjpeg_camera(parts, hanging=(1,)) as (server, source):
         watched = Watched(source, open_source)
@@ -343,6 +343,7 @@ def test_a_change_of_size_within_one_mjpeg_connection_is_counted_and_costs_no_pi
             assert image.shape == (*sizes[index // 10], 3)
             assert image[:4, :4].max() < 60
             assert image[-4:, -4:].min() > 200
+            assert image[-16:, -16:-12].max() < 60, "it was not scaled"
         server.hang.set()
         watched.stop()
 
