@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from PIL import Image
 
 from upperson_rt.bundle import Bundle
 from upperson_rt.cli.app import Command, new_app, run_app
@@ -34,6 +35,9 @@ _COLOURS = ("red", "blue", "green", "black", "white", "yellow", "grey", "brown",
 _CLOTHES = ("coat", "jacket", "shirt", "dress", "hoodie", "sweater")
 _PEOPLE = ("woman", "man", "girl", "boy", "person")
 _THUMBNAILS = 6
+_AT_A_TIME = 10_000
+_PICTURES = 200
+_ALONE = 100
 
 
 app = new_app("Load the console.")
@@ -52,7 +56,8 @@ def console(
 ) -> None:
     """Let clients search and look while a camera fills the same gallery as fast as it can.
 
-    The made-up rows have no pictures; the camera's have.
+    Before that one client searches and looks by itself. The made-up rows are tracks of five at 20
+    cameras, and share 200 pictures of noise. A million of 128 dimensions need 1 GB of disk.
 
     Example: `python -m benchmarks.console -b demo/bundle --rows 100000`
     """
@@ -75,16 +80,7 @@ def _run(
     if _start_program("upperson.cli", folder, "data", *video).wait(300):
         raise InputError((folder / "data.err").read_text())
     bundle = Bundle.open(bundle_path)
-    dim = bundle.manifest.model.embed_dim
-    with Gallery.open(folder / "gallery", bundle.manifest.fingerprint, dim, create=True) as gallery:
-        rng = np.random.default_rng(0)
-        for start in range(0, rows, 10_000):
-            vectors = rng.normal(size=(min(10_000, rows - start), dim)).astype(np.float32)
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            items = [
-                Item(key=f"r{start + n}", camera="old", time=1e9 + n) for n in range(len(vectors))
-            ]
-            gallery.add(items, vectors)
+    prepared_s = _fill(folder / "gallery", bundle, rows)
     common = ["-b", str(bundle_path.absolute()), "-g", "gallery"]
     server = _start(folder, "serve", *common, "--port", "0", "--threads", "1")
     began = time.monotonic()
@@ -94,10 +90,13 @@ def _run(
         time.sleep(0.01)
     started_s = time.monotonic() - began
     idle_mb = _resident_mb(server.pid)
+    alone, alone_thumbnails = _ask_alone(found[1])
+    alone_mb = _resident_mb(server.pid)
+    before_s = _processor_s(server.pid)
     watcher = _Watcher(folder, [*common, "street.avi", "--detector", "street.json", "--every", "0"])
     try:
         answered, memory = asyncio.run(_load(found[1], clients, seconds, server.pid, watcher))
-        processor_s = _processor_s(server.pid)
+        processor_s = _processor_s(server.pid) - before_s
     finally:
         watcher.end()
         server.send_signal(signal.SIGTERM)
@@ -113,9 +112,13 @@ def _run(
     )
     statuses = Counter(f"{kind} {status}" for kind, status, _ in answered)
     return {
+        "made-up rows": rows,
+        "time to add and index them (s)": round(prepared_s, 1),
         "start to first answer (s)": round(started_s, 2),
-        "memory idle / at 1/4, 1/2, end (MB)": [
-            idle_mb, *(memory[len(memory) * part // 4 - 1] for part in (1, 2, 4)),
+        "one client: search p50 / p95 / p99 (ms)": _quantiles(alone),
+        "one client: thumbnail p50 / p95 / p99 (ms)": _quantiles(alone_thumbnails),
+        "memory idle / one client / at 1/4, 1/2, end of the load (MB)": [
+            idle_mb, alone_mb, *(memory[len(memory) * part // 4 - 1] for part in (1, 2, 4)),
         ],
         "answers": dict(sorted(statuses.items())),
         "searches a second": round(len(searches) / seconds, 1),
@@ -131,6 +134,67 @@ def _run(
         "log problems": len(report.problems),
         "exit code": code,
     }  # fmt: skip
+
+
+def _fill(place: Path, bundle: Bundle, rows: int) -> float:
+    """Make a gallery of random rows, a part at a time; return the seconds that took."""
+    began = time.monotonic()
+    rng = np.random.default_rng(0)
+    dim = bundle.manifest.model.embed_dim
+    with Gallery.open(place, bundle.manifest.fingerprint, dim, create=True) as gallery:
+        if gallery.crops_dir is None:
+            raise InputError(f"gallery {place} keeps no pictures")
+        gallery.crops_dir.mkdir(exist_ok=True)
+        for number in range(_PICTURES if rows else 0):
+            noise = rng.integers(0, 256, (24, 8, 3), np.uint8)
+            picture = Image.fromarray(noise).resize((128, 384))
+            picture.save(gallery.crops_dir / f"{number}.jpg")
+        for start in range(0, rows, _AT_A_TIME):
+            count = min(_AT_A_TIME, rows - start)
+            vectors = rng.normal(size=(count, dim)).astype(np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            gallery.add([_item(start + number) for number in range(count)], vectors)
+        if rows:
+            gallery.rebuild()  # A million and more get their approximate index here, once.
+    return time.monotonic() - began
+
+
+def _item(number: int) -> Item:
+    track = number // 5
+    return Item(
+        key=f"r{number}",
+        camera=f"old{track % 20}",
+        time=1e9 + number,
+        track=str(track),
+        crop=f"{number % _PICTURES}.jpg",
+    )
+
+
+def _ask_alone(url: str) -> tuple[list[float], list[float]]:
+    """Return the seconds of searches, and of thumbnails, that nobody else asks beside."""
+    import httpx
+
+    searches, thumbnails = [], []
+    chance = random.Random(0)
+    with httpx.Client(base_url=url, timeout=600) as client:
+        for number in range(_ALONE + 1):
+            began = time.monotonic()
+            answer = client.post("/api/v1/search", json={"sentence": _sentence(chance)})
+            took = time.monotonic() - began
+            answer.raise_for_status()
+            if number:  # The first one loads towers and index.
+                searches.append(took)
+            for hit in answer.json()["hits"][:_THUMBNAILS]:
+                if hit["picture"] is not None:
+                    began = time.monotonic()
+                    client.get(hit["picture"] + "?size=thumb").raise_for_status()
+                    thumbnails.append(time.monotonic() - began)
+    return sorted(searches), sorted(thumbnails)
+
+
+def _sentence(chance: random.Random) -> str:
+    upper = f"{chance.choice(_COLOURS)} {chance.choice(_CLOTHES)}"
+    return f"{chance.choice(_PEOPLE)} in a {upper} and {chance.choice(_COLOURS)} trousers"
 
 
 class _Watcher:
@@ -157,9 +221,14 @@ class _Watcher:
             self._process = None
 
     def _count(self) -> None:
-        if self._process is not None:
-            stats = json.loads((self._folder / "watch.out").read_text())
+        if self._process is None:
+            return
+        told = (self._folder / "watch.out").read_text()
+        if told:
+            stats = json.loads(told)
             self.committed += sum(camera["committed"] for camera in stats["cameras"].values())
+        elif self._process.returncode != 128 + signal.SIGTERM:  # Ended before it had begun.
+            raise InputError((self._folder / "watch.err").read_text())
 
 
 async def _load(
@@ -177,11 +246,8 @@ async def _load(
         async def ask(number: int) -> None:
             chance = random.Random(number)
             while time.monotonic() < until:
-                upper = f"{chance.choice(_COLOURS)} {chance.choice(_CLOTHES)}"
-                lower = f"{chance.choice(_COLOURS)} trousers"
-                sentence = f"{chance.choice(_PEOPLE)} in a {upper} and {lower}"
                 began = time.monotonic()
-                answer = await client.post("/api/v1/search", json={"sentence": sentence})
+                answer = await client.post("/api/v1/search", json={"sentence": _sentence(chance)})
                 answered.append(("search", answer.status_code, time.monotonic() - began))
                 if answer.status_code == 429:
                     await asyncio.sleep(

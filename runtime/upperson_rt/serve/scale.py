@@ -49,7 +49,7 @@ _UNCLEAR_BELOW = 0.45
 """Of the spread that ordinary sentences have: sentences about anything but people have less."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Sample:
     """Some pictures of a gallery."""
 
@@ -60,6 +60,8 @@ class _Sample:
     """How many pictures the gallery had."""
     usual: dict[float, tuple[float, float] | None] = field(default_factory=dict)
     """By the share of the picture: middle and spread of the scores of other questions."""
+    usual_unlike: float | None = None
+    """How far the scores of one ordinary sentence usually differ between pictures."""
 
 
 class Scale:
@@ -124,8 +126,11 @@ class Scale:
         sample = self._sample()
         if len(sample.vectors_ND) < _LEAST:
             return False
-        usual = float(np.median((sample.vectors_ND @ self._sentences().T).std(axis=0)))
-        return float((sample.vectors_ND @ query_D).std()) < _UNCLEAR_BELOW * usual
+        if sample.usual_unlike is None:
+            spreads_S = (sample.vectors_ND @ self._sentences().T).std(axis=0)
+            sample.usual_unlike = float(np.median(spreads_S))
+        unlike = float((sample.vectors_ND @ query_D).std())
+        return unlike < _UNCLEAR_BELOW * sample.usual_unlike
 
     def _usual(self, share: float) -> tuple[float, float] | None:
         sample = self._sample()

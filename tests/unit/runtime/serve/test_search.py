@@ -4,6 +4,7 @@ import html
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import numpy as np
@@ -14,6 +15,7 @@ from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.phrases import parse
 from upperson_rt.retriever import Retriever
+from upperson_rt.serve import current
 from upperson_rt.serve.search import Search
 
 START = 1_790_000_000.0
@@ -270,3 +272,27 @@ def test_searches_refuse_what_contradicts():
         Search(picture="0" * 32, like=3)
     with pytest.raises(UsageError, match="100 marks at most"):
         Search(sentence="x", marks=tuple((n, True) for n in range(101)))
+
+
+def test_counts_of_cameras_that_take_long_are_kept_for_longer(console, monkeypatch):
+    """A million rows take a tenth of a second: not every five seconds."""
+    clock, counted = [1000.0], []
+
+    def by_camera():
+        counted.append(clock[0])
+        clock[0] += took
+        return {}
+
+    monkeypatch.setattr(current, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(console.desk.gallery, "by_camera", by_camera)
+    opened = console.desk._current.last
+    for took, kept in ((0.001, 5.0), (0.5, 100.0)):  # noqa: B007 - Read above.
+        opened.has_changed()
+        counted.clear()
+        opened.cameras()
+        clock[0] += kept - 0.1
+        opened.cameras()
+        assert len(counted) == 1
+        clock[0] += 0.2
+        opened.cameras()
+        assert len(counted) == 2
