@@ -52,16 +52,15 @@ def cameras(
     """List the streams of ONVIF cameras, as `watch` takes them.
 
     The last column can be pasted behind `upperson-rt watch`. Only what is named is asked; the local
-    network only with --search, for --timeout seconds.
-    Names and passwords come from a file (--netrc), go as digests to the hosts it names, and are
-    not shown. A camera that tells no streams makes the exit code 3 if it was named, or if no other
-    tells any.
+    network only with --search, for --timeout seconds. Names and passwords come from a file
+    (--netrc), go as digests to the hosts it names, and are not shown. A camera that tells no
+    streams makes the exit code 3 if it was named, or if no other tells any.
 
     Example: `upperson-rt cameras --search --netrc cameras.netrc`
     """
     if not hosts and not search:
         raise UsageError("name cameras by their hosts, or let the local network be asked: --search")
-    if not search and (interface is not None):
+    if not search and interface is not None:
         raise UsageError("--interface is for --search")
     from upperson_rt.camera.discovery import discover
     from upperson_rt.camera.logins import Logins

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from urllib.parse import quote
 
 import pytest
@@ -18,7 +19,7 @@ from upperson_rt.camera.reasons import reason_of_address, reason_of_device
 from upperson_rt.camera.settings import CameraSettings
 from upperson_rt.camera.source import OpenCVReader, parse_source
 from upperson_rt.camera.stream import StreamReader, open_source
-from upperson_rt.errors import InputError
+from upperson_rt.errors import BackendError, InputError
 
 LOGIN = f"{USER}:{quote(PASSWORD, safe='')}@"
 SERVERS = {"rtsp": rtsp_server, "http": http_server}
@@ -157,3 +158,10 @@ def test_an_unknown_kind_of_address_is_refused_where_opencv_reads_it(address):
     with pytest.raises(InputError, match="cannot be read"):
         CameraSettings(opener=open_source, **fields)
     CameraSettings(opener=lambda source, timeout_s: None, **fields)  # Another reader may know it.
+
+
+def test_a_stream_without_what_reads_it_is_refused_at_the_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    StreamReader.require(parse_source("0"))
+    with pytest.raises(BackendError, match=r"a network stream needs the package 'av'.*camera"):
+        StreamReader.require(parse_source("rtsp://host/x"))
