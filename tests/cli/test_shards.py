@@ -140,7 +140,7 @@ def test_shards_do_not_mix_while_they_are_indexed(work):
 
 def test_a_missing_shard(work):
     message = told(merge("shards/1", "shards/3"), 3)
-    assert "1 of 3 shards are missing: 2/3" in message
+    assert "1 of 3 shards is missing: 2/3" in message
 
 
 @pytest.mark.parametrize("twice", ["shards/2", "copy"])

@@ -276,11 +276,11 @@ def try_boxes(trials: int, seed: int) -> Counter[str]:
                     outcomes.update(trial(server, reader, boxes, rng))
                 with Gallery.open(location) as reader:
                     outcomes.update(problems(reader, everybody))
+                outcomes["rows acknowledged"] = sum(len(box.acknowledged()) for box in everybody)
                 print(number, dict(outcomes), flush=True)
         finally:
             server.close()
-    rows = sum(len(box.acknowledged()) for box in everybody)
-    return outcomes + Counter({"rows acknowledged": rows})
+    return outcomes
 
 
 def main() -> int:

@@ -44,8 +44,8 @@ def merge(
             Path(gallery),
             progress=lambda rows, total: bar.update(task, completed=rows, total=total),
         )
-    for shard, path, reason in done.skipped:
-        print_warning(f"shard {shard} lacks {path}: {reason}")
+    for shard, _, reason in done.skipped:
+        print_warning(f"shard {shard} skipped: {reason}")
     if as_json:
         print_json(
             {

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeAlias
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import write_atomically
-from upperson_rt.printable import shown
+from upperson_rt.printable import count_of, shown
 from upperson_rt.strict import Constraint, Count, Positive, read_fields, read_json, require_version
 
 __all__ = ["RECORD_FILE", "Shard", "ShardRecord", "SkippedImage", "Tally", "check_whole"]
@@ -197,8 +197,9 @@ def check_whole(folders: Sequence[Path], records: Sequence[ShardRecord]) -> None
         named = ", ".join(f"{n}/{first.place.of}" for n in missing[:_MOST_SHOWN])
         more = f" and {len(missing) - _MOST_SHOWN} more" if len(missing) > _MOST_SHOWN else ""
         raise InputError(
-            f"{len(missing)} of {first.place.of} shards are missing: {named}{more}; index them, or "
-            "name their folders, too"
+            f"{len(missing)} of {count_of(first.place.of, 'shard')} "
+            f"{'is' if len(missing) == 1 else 'are'} missing: {named}{more}; index what is not "
+            "there yet, and name the folders of all"
         )
     if (found := sum((record.own for record in records), Tally())) != first.whole:
         raise IntegrityError(

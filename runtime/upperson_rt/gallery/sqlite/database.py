@@ -33,6 +33,7 @@ from upperson_rt.gallery.sqlite.checksums import (
 from upperson_rt.gallery.sqlite.mark import read_mark, write_mark
 from upperson_rt.gallery.sqlite.schema import GUARD, SqliteMeta, create, read_meta, read_sums
 from upperson_rt.locks import locked_folder
+from upperson_rt.printable import one_line
 
 __all__ = ["DATABASE_FILE", "Database", "Transaction", "make"]
 
@@ -393,16 +394,16 @@ def _translated(path: Path) -> Iterator[None]:
         raise UsageError(f"gallery {path.parent} has been closed") from error
     except DamageError as error:
         raise IntegrityError(
-            f"gallery {path} is damaged: {error}; it was left as it is: see  upperson-rt gallery "
-            "verify, restore it from a copy, or index again into another folder"
+            f"gallery {path} is damaged: {one_line(error)}; it was left as it is: see  "
+            "upperson-rt gallery verify, restore it from a copy, or index again into another folder"
         ) from error
     except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's own words quote what it read.
         if not isinstance(error, sqlite3.OperationalError) or _DAMAGED.search(str(error)):
             raise IntegrityError(
-                f"gallery {path} is damaged or not a gallery ({error}); it was left as it is: "
-                "restore it from a copy, or index again into another folder"
+                f"gallery {path} is damaged or not a gallery ({one_line(error)}); it was left as "
+                "it is: restore it from a copy, or index again into another folder"
             ) from error
         advice = next((text for name, text in _ADVICE.items() if name in str(error)), "")
         raise InputError(
-            f"cannot use gallery {path}: {error}{'; ' if advice else ''}{advice}"
+            f"cannot use gallery {path}: {one_line(error)}{'; ' if advice else ''}{advice}"
         ) from error

@@ -223,11 +223,13 @@ def test_an_altered_row_is_not_replaced(closed, column):
         gallery.add([Item(key="k0")], some_vectors(1, 2))  # Others are.
 
 
-def test_a_definition_that_is_no_text_is_damage(closed):
+@pytest.mark.parametrize("end", [b"\x9d", b"\n"])
+def test_a_definition_that_cannot_be_read_is_damage_in_one_line(closed, end):
     file = closed / "gallery.sqlite"
-    file.write_bytes(file.read_bytes().replace(b"items_adding BEFORE", b"items_adding BEFOR\x9d"))
-    with pytest.raises(IntegrityError, match="is damaged or not a gallery"):
+    file.write_bytes(file.read_bytes().replace(b"items_adding BEFORE", b"items_adding B" + end * 5))
+    with pytest.raises(IntegrityError, match="is damaged or not a gallery") as error:
         Gallery.open(closed)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("change", ["new", "again", "delete"])
