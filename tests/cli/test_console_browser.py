@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
+from tests.helpers.certificate import written
 from tests.helpers.invoke import run_rt
 from tests.helpers.served import served
 from tests.helpers.toy_bundle import COLOURS, draw_person
@@ -115,7 +116,8 @@ def open_page(browser, server):
     for context in contexts:
         context.close()
     assert requests
-    elsewhere = [url for url in requests if not url.startswith(("http://127.0.0.1:", "data:"))]
+    ours = ("http://127.0.0.1:", "https://127.0.0.1:", "data:")
+    elsewhere = [url for url in requests if not url.startswith(ours)]
     assert elsewhere == []
     assert wrong == []
 
@@ -270,9 +272,11 @@ def test_a_track_is_deleted_after_a_look(browser, folder, tmp_path):
 def test_a_token_lets_in_and_a_wrong_one_does_not(open_page, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     token = run_rt("token", "tokens.json", "vera", "--camera", "gate").stdout.strip()
+    certificate, key = written(tmp_path, bits=None)
     arguments = ["-b", folder / "bundle", "-g", folder / "gallery", "--token-file", "tokens.json"]
-    with served(tmp_path, *arguments) as running:
-        page = open_page("/?q=red", url=running.url)
+    with served(tmp_path, *arguments, "--tls-cert", certificate, "--tls-key", key) as running:
+        page = open_page("/?q=red", url=running.url, ignore_https_errors=True)
+        assert page.url.startswith("https://127.0.0.1:")
         assert "/login?next=" in page.url
         page.get_by_label("Token").fill("wrong")
         page.get_by_role("button", name="Log in").click()
@@ -285,6 +289,8 @@ def test_a_token_lets_in_and_a_wrong_one_does_not(open_page, folder, tmp_path, m
         assert set(page.locator("#cards strong").all_inner_texts()) == {"gate"}
         assert page.get_by_role("button", name="Yes, this person").count() == 0
         assert page.evaluate("document.cookie") == ""
+        (cookie,) = page.context.cookies()
+        assert (cookie["secure"], cookie["httpOnly"], cookie["sameSite"]) == (True, True, "Strict")
         page.get_by_role("button", name="Log out").click()
         page.wait_for_url("**/login")
 

@@ -1,8 +1,6 @@
 """A server at a real socket: connections that ask nothing, and TLS with a certificate made here."""
 
 import asyncio
-import datetime
-import ipaddress
 import os
 import socket
 import ssl
@@ -12,6 +10,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 import httpx
 import pytest
 
+from tests.helpers.certificate import written
 from upperson_rt.errors import InputError
 from upperson_rt.serve.access import COOKIE, Access
 from upperson_rt.serve.accounts import Account, Accounts
@@ -98,45 +97,6 @@ def test_many_who_ask_at_once_do_not_each_get_a_thread(guarded):
         assert 200 in statuses
         assert statuses <= {200, 429}
         assert 1 <= len(workers) <= 12
-
-
-def written(folder, bits=2048, password=None, name="key"):
-    """Files of a certificate for 127.0.0.1 and its key."""
-    x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
-    key = (
-        ec.generate_private_key(ec.SECP256R1())
-        if bits is None
-        else rsa.generate_private_key(65537, bits)
-    )
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "console")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    hidden = (
-        serialization.NoEncryption()
-        if password is None
-        else serialization.BestAvailableEncryption(password)
-    )
-    files = folder / f"{name}.cert.pem", folder / f"{name}.pem"
-    files[0].write_bytes(certificate.public_bytes(pem))
-    files[1].write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, hidden))
-    return files
 
 
 def test_a_browser_logs_in_over_tls(guarded, tmp_path):

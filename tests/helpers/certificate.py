@@ -1,0 +1,48 @@
+"""A certificate for 127.0.0.1 that signs itself."""
+
+import datetime
+import ipaddress
+from pathlib import Path
+
+import pytest
+
+
+def written(
+    folder: Path, bits: int | None = 2048, password: bytes | None = None, name: str = "key"
+) -> tuple[Path, Path]:
+    """Return the files of a new certificate and its key, RSA of so many bits or P-256 for None."""
+    x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    key = (
+        ec.generate_private_key(ec.SECP256R1())
+        if bits is None
+        else rsa.generate_private_key(65537, bits)
+    )
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "console")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    hidden = (
+        serialization.NoEncryption()
+        if password is None
+        else serialization.BestAvailableEncryption(password)
+    )
+    files = folder / f"{name}.cert.pem", folder / f"{name}.pem"
+    files[0].write_bytes(certificate.public_bytes(pem))
+    files[1].write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, hidden))
+    return files
