@@ -22,6 +22,7 @@ DOCUMENTED = (
     "words -b demo/bundle -g demo/gallery --root demo/people",
     "losses --seeds 3",
     "loader --workers 2",
+    "tracking --streets 3 --hog",
 )
 """Name and options of every run whose numbers are in docs/benchmarks.md."""
 

@@ -98,7 +98,7 @@ def test_a_broken_promise_is_printed_and_ends_with_6(bundle, monkeypatch):
     add = SqliteGallery.add
 
     def forgetful(self, items, vectors, variant=None):
-        add(self, items[1:], vectors[1:], variant)
+        return add(self, items[1:], vectors[1:], variant)
 
     monkeypatch.setattr(SqliteGallery, "add", forgetful)
     result = run(bundle, "--json")
