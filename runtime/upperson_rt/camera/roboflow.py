@@ -6,15 +6,16 @@ https://github.com/roboflow/trackers, Apache-2.0; the extra ``trackers``.
 import math
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.camera.frames import Boxes
-from upperson_rt.errors import missing_extra
+from upperson_rt.errors import BackendError, install_command, missing_extra
 
-__all__ = ["CLASSES", "RoboflowTracker", "import_trackers"]
+__all__ = ["CLASSES", "RoboflowTracker"]
 
 CLASSES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "bytetrack": ("ByteTrackTracker", {}),
@@ -32,18 +33,24 @@ _INTERVALS_S = 1 / 60, 2.0
 """Between two frames; beyond these it is an accident of the first ones."""
 
 
-def import_trackers() -> Any:
-    """Return the package ``trackers``.
+def _import_tracker(kind: str) -> Any:
+    """Return a class of the package ``trackers``.
 
     Raises:
-        BackendError: It, or what it needs, is not installed.
+        BackendError: The package, or what it needs, is not installed, or another one is.
     """
     try:
         import trackers
     except ImportError as error:
         name = error.name or "trackers"
         raise missing_extra(name, "trackers", "this tracker") from error
-    return trackers
+    found = getattr(trackers, kind, None)
+    if found is None or "timestamp" not in signature(found.update).parameters:
+        raise BackendError(
+            f"the package 'trackers' that is installed has no {kind} that goes by time, as 2.6 "
+            f"has: run  {install_command('trackers')}"
+        )
+    return found
 
 
 class RoboflowTracker:
@@ -63,13 +70,13 @@ class RoboflowTracker:
         Raises:
             BackendError: The package is not installed.
         """
-        trackers = import_trackers()
+        kind, options = CLASSES[name]
+        tracker = _import_tracker(kind)
         import supervision  # What they take boxes in; comes with them.
 
-        kind, options = CLASSES[name]
         self._detections = supervision.Detections
         self._make = partial(
-            getattr(trackers, kind),
+            tracker,
             lost_track_buffer=max(1, round(lost_after_s * _BUFFER_FPS)),
             **options,
         )

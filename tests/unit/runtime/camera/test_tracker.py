@@ -1,6 +1,7 @@
 """Tracks made of boxes alone: our own, and those of the package trackers."""
 
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -195,3 +196,6 @@ def test_a_tracker_that_is_not_there_is_named(monkeypatch):
     assert "pip install --no-deps 'trackers>=2.6'" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert PipelineSettings().tracker == "upperson"
+    monkeypatch.setitem(sys.modules, "trackers", ModuleType("trackers"))
+    with pytest.raises(BackendError, match="has no ByteTrackTracker that goes by time, as 2.6"):
+        PipelineSettings(tracker="bytetrack")
