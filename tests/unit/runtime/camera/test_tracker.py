@@ -197,5 +197,5 @@ def test_a_tracker_that_is_not_there_is_named(monkeypatch):
     assert "\n" not in str(refused.value)
     assert PipelineSettings().tracker == "upperson"
     monkeypatch.setitem(sys.modules, "trackers", ModuleType("trackers"))
-    with pytest.raises(BackendError, match="has no ByteTrackTracker that goes by time, as 2.6"):
+    with pytest.raises(BackendError, match="has no ByteTrackTracker that goes by time"):
         PipelineSettings(tracker="bytetrack")
