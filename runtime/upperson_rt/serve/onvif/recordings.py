@@ -184,7 +184,8 @@ class Recordings:
 
         answer = self._begun(call, session)  # Nothing is asked where there is no room.
         try:
-            await run_in_threadpool(ask)
+            with self.sessions.answering(session):
+                await run_in_threadpool(ask)
         except BaseException:
             self.sessions.end(session)
             raise

@@ -8,8 +8,8 @@ Everything here happens in the server's event loop; what takes long is done in t
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 from xml.etree.ElementTree import Element
@@ -70,7 +70,7 @@ class Session:
     state: State = "Queued"
     last_heard: float = 0.0
     asking: int = 0
-    """Requests for results that are being answered."""
+    """Requests that are being answered."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Results are given to one request at a time, else two could get the same."""
     called: asyncio.Event = field(default_factory=asyncio.Event)
@@ -117,6 +117,16 @@ class Sessions:
         session.last_heard = self.clock()
         self._sessions[session.token] = session
 
+    @contextmanager
+    def answering(self, session: Session) -> Iterator[None]:
+        """Keep a session while a request of it is answered, and for its time from then on."""
+        session.asking += 1
+        try:
+            yield
+        finally:
+            session.asking -= 1
+            session.last_heard = self.clock()
+
     async def results(
         self,
         session: Session,
@@ -132,13 +142,9 @@ class Sessions:
         gone meanwhile.
         """
         session.called.set()  # Whoever waits is answered, and does not keep out this one.
-        session.asking += 1
-        try:
+        with self.answering(session):
             async with session.lock:
                 return await self._results(session, least, most, wait_s, is_gone)
-        finally:
-            session.asking -= 1
-            session.last_heard = self.clock()
 
     async def _results(
         self,

@@ -202,6 +202,22 @@ def test_a_search_that_is_not_heard_of_is_forgotten(onvif):
     assert onvif.sessions._sessions == {}
 
 
+def test_what_the_encoder_takes_is_no_silence_of_the_client(onvif, monkeypatch):
+    vms, now = onvif.client().search, [1000.0]
+    onvif.sessions.clock = lambda: now[0]
+    compare = onvif.desk.compare
+
+    def slowly(*args):
+        now[0] += 100
+        onvif.sessions._forget_lost()  # As any request of others does meanwhile.
+        return compare(*args)
+
+    monkeypatch.setattr(onvif.desk, "compare", slowly)
+    token = vms.SearchImageByNL(Text="red", **ALL)
+    assert len(take(vms, token, MaxResults=5).Result) == 5
+    assert len(take(vms, token).Result) == 7
+
+
 def test_nobody_keeps_a_search_for_ever(onvif):
     vms, now = onvif.client().search, [1000.0]
     onvif.sessions.clock = lambda: now[0]
