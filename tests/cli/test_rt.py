@@ -49,7 +49,9 @@ def test_from_pictures_to_hits(work):
 def test_json_is_the_only_thing_on_stdout(work):
     indexed = run_json("index", "crops", "--backend", "onnxruntime")
     assert indexed == {
+        "shard": None,
         "indexed": 6,
+        "replaced": 0,
         "timed": 0,
         "wide": 0,
         "empty": 0,
@@ -111,7 +113,7 @@ def test_interrupted_index_keeps_what_is_committed(work, monkeypatch):
     def interrupt_third(self, *arguments):
         if self.count() == 4:
             raise KeyboardInterrupt
-        add(self, *arguments)
+        return add(self, *arguments)
 
     monkeypatch.setattr(SqliteGallery, "add", interrupt_third)
     result = run("index", "crops", "--batch-size", 2)
