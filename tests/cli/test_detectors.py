@@ -147,7 +147,8 @@ def test_index_warns_of_pictures_that_are_wider_than_high(work):
     assert "--detector" in result.stderr
     result = run("index", "scenes/person.png")
     assert "wider than high" not in result.stderr
-    assert result.stdout == "indexed 1 picture; gallery 'gallery' now holds 3\n"
+    said = "indexed 1 picture, 1 in place of earlier ones; gallery 'gallery' now holds 3\n"
+    assert result.stdout == said
     done = json.loads(run("index", "scenes", "--json").stdout)
     assert (done["wide"], done["empty"], done["too_small"]) == (2, 0, 0)
 
