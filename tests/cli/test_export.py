@@ -1,5 +1,6 @@
 """``upperson export``: what ships, what is refused, and that nothing half-done stays behind."""
 
+import gc
 import hashlib
 import json
 import shutil
@@ -45,6 +46,7 @@ def towers_are_traced_once(tmp_path_factory):
     from upperson_export import forms, graphs
 
     def export(tower, kind, path, *, example):
+        gc.collect()  # What an export before it left: graphs are cyclic, and hold their weights.
         structure = str(tower), *((name, x.shape) for name, x in tower.state_dict().items())
         if structure in TRACED:
             graph = graphs.write_with_weights(TRACED[structure], tower, path)
