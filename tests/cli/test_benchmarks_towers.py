@@ -1,6 +1,8 @@
 """``python -m benchmarks.towers`` on the small base, one round."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks import gemm, towers
 from benchmarks.towers import LITERAL, ORT_FP32, ORT_INT8, PADDED
+from tests.helpers.alone import found_alone
 from upperson_rt.errors import IntegrityError
 from upperson_rt.machine import Processor
 from upperson_rt.timing import Timing
@@ -22,12 +25,20 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(towers.app, arguments)
 
 
-pytestmark = pytest.mark.timeout(400)  # Two exports; minutes beside other work.
+pytestmark = pytest.mark.timeout(120, func_only=True)
+
+
+def measured(folder: Path) -> tuple[int, str, str]:
+    """Measure both towers in this process; return exit code, stdout and stderr."""
+    result = run(*QUICK, "--json")
+    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")
-def printed() -> Any:
-    return run(*QUICK, "--json")
+def printed(shared_folder: Path) -> SimpleNamespace:
+    """What the command ended with; two exports and all contenders take 0.6 GB."""
+    code, stdout, stderr = found_alone(shared_folder, measured)
+    return SimpleNamespace(exit_code=code, stdout=stdout, stderr=stderr)
 
 
 def test_people_get_tables_and_machines_json(
