@@ -1,7 +1,8 @@
 """Trained parts that start from other people's pictures: R@1 on people of one's own.
 
-The base knows the studio look, other people are filmed indoors, one's own on a street. Nobody is in
-two of the sets. Runs of one seed and one number of people of one's own differ in their start alone.
+The base knows cameras drawn anew each time, other people are filmed indoors, one's own on a street.
+Nobody is in two of the sets. Runs of one seed and one number of people of one's own differ in their
+start alone.
 """
 
 import json

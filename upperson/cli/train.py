@@ -171,7 +171,7 @@ def pretrain_small(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train the small CLIP base from random weights on synthetic people of the studio look.
+    """Train the small CLIP base from random weights on synthetic people, in studio and anywhere.
 
     This made upperson/assets/upperson-small.safetensors; nobody needs to run it again.
 

@@ -49,8 +49,8 @@ NOUNS: Mapping[Kind, Mapping[str, str]] = {
         "man": "man, male, guy, gentleman, men, dude, bloke",
         "girl": "girl",
         "boy": "boy",
-        "person": "person, pedestrian, people, someone, somebody, individual, adult, child, kid, "
-        "teenager, figure, toddler, human",
+        "person": "person, pedestrian, people, someone, somebody, anyone, anybody, individual, "
+        "adult, child, kid, teenager, figure, toddler, human",
     },
     "upper": {
         "coat": "coat, overcoat, trench coat, raincoat, rain coat, topcoat, parka",

@@ -90,6 +90,9 @@ _ACTIONS: Mapping[str, float] = {
     "moving forward": 1,
     "on the street": 1,
 }
+_PRONOUNS = frozenset({"someone", "somebody", "anyone"})
+#: Who is meant where no gender is said.
+_ANYONE: Mapping[str, float] = {"person": 10, "someone": 2, "somebody": 1, "anyone": 1}
 #: Verb pairs (finite, participle) by what is carried.
 _CARRYING: Mapping[str, Mapping[tuple[str, str], float]] = {
     "backpack": {("is carrying", "carrying"): 4, ("carries", "carrying"): 2, ("has", "with"): 3},
@@ -152,19 +155,21 @@ def caption(person: Person, look: Look, rng: np.random.Generator) -> Caption:
 def brief(person: Person, rng: np.random.Generator) -> Caption:
     """Write a few words that are true of a person, as people type them into a search field.
 
-    *woman in red coat*, *a man with a black backpack*, *blue jeans*, *girl*, *person without a
+    *woman in red coat*, *a man with a black backpack*, *blue jeans*, *girl*, *someone without a
     hat*: up to two attributes, with or without the gender and articles, now and then a thing that
-    the person does not have.
+    the person does not have, or whether there is any bag.
     """
     clauses = _sample_clauses(person, "list", choose(rng, {0: 8, 1: 62, 2: 30}), rng)
     articles = chance(rng, 0.5)
     gendered = not clauses or chance(rng, 0.7)
-    missing = _missing(person, rng) if chance(rng, 0.15) else None
-    subject = _say(GENDERS[person.gender].words, "list", rng) if gendered else "person"
-    if not gendered and missing is None and chance(rng, 0.5):
+    last = _denial(person, rng) if chance(rng, 0.2) else None
+    if last is None and chance(rng, 0.06) and all(clause.topic != "bag" for clause in clauses):
+        last = _any_bag(person, rng)
+    subject = _say(GENDERS[person.gender].words, "list", rng) if gendered else choose(rng, _ANYONE)
+    if not gendered and last is None and chance(rng, 0.5):
         text = " and ".join(_named(clause, articles) for clause in clauses)
     else:
-        text = with_article(subject) if articles else subject
+        text = with_article(subject) if articles and subject not in _PRONOUNS else subject
         worn = [_named(clause, articles) for clause in clauses if clause.worn]
         if worn:
             text = f"{text} {choose(rng, {'in': 3, 'wearing': 1, 'with': 1})} {' and '.join(worn)}"
@@ -175,11 +180,7 @@ def brief(person: Person, rng: np.random.Generator) -> Caption:
                 verb = choose(rng, {"with": 3, "carrying": 1, "holding": 1})
                 text = f"{text} {verb} {_named(clause, articles)}"
     said = _said(person, clauses) if gendered else _said(None, clauses)
-    if missing is None:
-        return Caption(text, said)
-    words, denied = missing
-    words = choose(rng, {f"without {with_article(words)}": 2, f"with no {words}": 1})
-    return Caption(f"{text} {words}", said, denied)
+    return Caption(text, said) if last is None else last.after(text, said)
 
 
 def _said(person: Person | None, clauses: Sequence["_Clause"]) -> Said:
@@ -193,8 +194,8 @@ def _named(clause: "_Clause", articles: bool) -> str:
     return clause.with_article() if articles else clause.words
 
 
-def _missing(person: Person, rng: np.random.Generator) -> tuple[str, Said]:
-    """Draw a thing that a person does not have: its words, and what they deny."""
+def _denial(person: Person, rng: np.random.Generator) -> "_Ending":
+    """Deny a thing that a person does not have."""
     things: Mapping[str, Mapping[Any, Value]] = {
         "bag": BAGS,
         "headwear": HEADWEAR,
@@ -207,7 +208,35 @@ def _missing(person: Person, rng: np.random.Generator) -> tuple[str, Said]:
         if value not in {"none", getattr(person, name)}
     }
     value = choose(rng, left)
-    return _say(things[name][value].words, "list", rng), {name: value}
+    words = _say(things[name][value].words, "list", rng)
+    verb = "wearing" if name == "headwear" or value == "scarf" else "carrying"
+    ways = {
+        f"without {with_article(words)}": 6,
+        f"with no {words}": 3,
+        f"without any {words}": 1,
+        f"not {verb} {with_article(words)}": 2,
+    }
+    return _Ending(choose(rng, ways), {}, {name: value})
+
+
+def _any_bag(person: Person, rng: np.random.Generator) -> "_Ending":
+    """Say whether a person has a bag, of whatever kind."""
+    if person.bag == "none":
+        words = choose(rng, {"without a bag": 3, "with no bag": 1, "without any bag": 1})
+        return _Ending(words, {"bag": "none"}, {})
+    return _Ending(choose(rng, {"with a bag": 2, "carrying a bag": 1}), {}, {"bag": "none"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """The last words of a short text, with what they say and deny."""
+
+    words: str
+    said: Said
+    denied: Said
+
+    def after(self, text: str, said: Said) -> Caption:
+        return Caption(f"{text} {self.words}", {**said, **self.said}, self.denied)
 
 
 def _write(

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from upperson.data.synthetic.sampling import between
+from upperson.data.synthetic.sampling import between, chance
 
 Background = Literal["studio", "street"]
 CaptionStyle = Literal["list", "sentences"]
@@ -112,7 +112,7 @@ SOURCE = Look(
     hidden_bags=0.02,
     light_jitter=0.015,
 )
-"""Studio photographs with telegraphic captions: what a base model is pre-trained on."""
+"""Studio photographs with telegraphic captions: a part of what a base model is pre-trained on."""
 
 TARGET = Look(
     name="street",
@@ -245,6 +245,48 @@ INDOOR = Look(
     light_jitter=0.04,
 )
 """Cameras in a hall, between the two: other people's data, to start from before one's own."""
+
+_GAINS = (0.65, 1.35)
+
+
+def anywhere(rng: np.random.Generator) -> Look:
+    """Draw a look with one camera, from all that cameras do.
+
+    A base that has seen many of them is to a look's few cameras what CLIP is to a data set's: it
+    has seen their like, and never them.
+    """
+    tilt = between(rng, (0.0, 0.32))
+    resolution = between(rng, (0.45, 1.0))
+    camera = Camera(
+        name="cam1",
+        gains=(between(rng, _GAINS), between(rng, _GAINS), between(rng, _GAINS)),
+        exposure=between(rng, (0.65, 1.3)),
+        contrast=between(rng, (0.75, 1.1)),
+        saturation=between(rng, (0.6, 1.0)),
+        haze=between(rng, (0.0, 0.15)) if chance(rng, 0.3) else 0.0,
+        resolution=(resolution, resolution),
+        noise=between(rng, (1.0, 6.0)),
+        tilt=(tilt, tilt + 0.02),
+    )
+    return Look(
+        name="anywhere",
+        caption_style="list",
+        cameras=(camera,),
+        background="street" if chance(rng, 0.8) else "studio",
+        width=(52, 76),
+        height=(160, 208),
+        body=(0.74, 0.95),
+        shift=0.045,
+        roll=0.07,
+        side_views=0.35,
+        back_views=0.42,
+        light=(0.5, 1.0),
+        shadow=0.4,
+        occluders=0.15,
+        hidden_bags=0.05,
+        light_jitter=0.05,
+    )
+
 
 LOOKS: Mapping[str, Look] = {look.name: look for look in (SOURCE, INDOOR, TARGET)}
 
