@@ -39,7 +39,7 @@ class DemoSize:
     calib_size: int
 
 
-FULL = DemoSize(train_ids=900, val_ids=50, test_ids=300, views=4, epochs=5, calib_size=512)
+FULL = DemoSize(train_ids=900, val_ids=50, test_ids=300, views=4, epochs=3, calib_size=512)
 QUICK = DemoSize(train_ids=40, val_ids=0, test_ids=40, views=2, epochs=2, calib_size=32)
 
 
@@ -129,7 +129,8 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     pids = pids_of(test)
     config = replace(
         read_recipe("synthetic", {"root": str(people), "epochs": size.epochs}),
-        shorten_captions=0.7,
+        shorten_captions=0.5,
+        wrong_captions=True,
         eval_every=size.epochs,  # So few people of val would choose an epoch by chance.
     )
     tokenizer = clip_tokenizer()
