@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from tests.helpers.toy_run import Recorder, toy_config
 from upperson.config import TrainConfig
-from upperson.train import Step, train
+from upperson.observer import Step
+from upperson.train import train
 
 # 6 people x 2 views x 2 captions in batches of 12 are 2 steps an epoch.
 EPOCHS, STEPS = 8, 16

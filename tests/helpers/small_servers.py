@@ -8,7 +8,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 USER, PASSWORD = "anna", "s:e/c ret"
@@ -115,6 +115,13 @@ def other_server(answer: bytes) -> Iterator[int]:
         def handle(self) -> None:
             self.request.recv(4096)
             self.request.sendall(answer)
+            # Closed with a part of the request unread, the connection would be reset, and what the
+            # other side has not read yet be lost.
+            self.request.settimeout(10)
+            with suppress(OSError):
+                self.request.shutdown(socket.SHUT_WR)
+                while self.request.recv(4096):
+                    pass
 
     with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
         yield port
