@@ -13,6 +13,7 @@ A run is a few megabytes; the frozen base is found again by name or file and che
 
 import hashlib
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +69,7 @@ def load_run(path: Path) -> Run:
     state, trained_on = _read_adapter(adapter)
     image_size = (config.height_px, config.width_px)
     pretrained = config.pretrained
-    if pretrained is not None and (path / pretrained).is_file():
+    if pretrained is not None and os.path.isfile(path / pretrained):
         pretrained = str(path / pretrained)  # An imported run brings its base along.
     with settings_from(path / CONFIG):
         base = load_base(config.base, pretrained, image_size)

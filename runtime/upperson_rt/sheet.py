@@ -219,9 +219,9 @@ def _draw_tile(
 def _picture(item: Item, crops_dir: Path | None) -> Image.Image | str:
     """Return the picture of an item, cut to its box, or a word on why there is none."""
     crop = None if crops_dir is None or item.crop is None else crops_dir / item.crop
-    saved = crop is not None and crop.is_file()
+    saved = crop is not None and os.path.isfile(crop)
     file = crop if saved else item.source
-    if file is None or not Path(file).is_file():
+    if file is None or not os.path.isfile(file):
         return "picture\nis missing"
     try:
         pixels = load_image(file)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from upperson.data.annotations import SPLITS, Counts, Problem, ProblemKind, Severity, Split
-from upperson.data.images import find_images, truncated_images
+from upperson.data.images import find_images, told_path, truncated_images
 from upperson.data.published import PUBLISHED_SETS, PersonSet
 from upperson.data.records import Record, collect_records, open_dataset
 from upperson_rt.errors import InputError
@@ -205,7 +205,7 @@ def _check_images(
 ) -> Iterator[Problem]:
     found = find_images(images)
     folders = [
-        f"{folder}, which {count_of(count, 'image')} should be in"
+        f"{told_path(folder)}, which {count_of(count, 'image')} should be in"
         for folder, count in found.folders.items()
     ]
     if tell is not None:
@@ -213,7 +213,7 @@ def _check_images(
             tell(f"image folder missing: {text}")
     yield from (Problem("missing_folder", "error", text) for text in folders)
     for image in found.files:
-        yield Problem("missing_image", "error", str(image))
+        yield Problem("missing_image", "error", told_path(image))
     if not decode:
         return
     broken = dict(_broken(found.present, progress))

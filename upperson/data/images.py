@@ -4,9 +4,10 @@ Both are looked at before training begins: what is missing would else end a run 
 hours later.
 """
 
+import errno
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +15,12 @@ from typing import NamedTuple
 from PIL import ImageFile
 
 from upperson_rt.errors import InputError
-from upperson_rt.printable import count_of
+from upperson_rt.printable import count_of, shown
 
 _NAMED = 5
 """Missing folders that a message names."""
+_LONGEST_TOLD = 500
+"""Characters of a path that messages name whole: all of them together stay readable."""
 
 
 class FoundImages(NamedTuple):
@@ -33,14 +36,18 @@ class FoundImages(NamedTuple):
 
 
 def find_images(images: Iterable[Path]) -> FoundImages:
-    """Look which images are not there; no file is opened, every folder is listed once."""
+    """Look which images are not there; no file is opened, every folder is listed once.
+
+    Raises:
+        InputError: A folder on the way to one may not be read.
+    """
     names: dict[Path, set[str]] = {}
     absent: dict[Path, Path] = {}  # Folder to its topmost missing one.
     found = FoundImages([], Counter(), [])
     for image in images:
         folder = image.parent
         if folder not in names and folder not in absent:
-            if folder.is_dir():
+            if _is_there(folder, Path.is_dir):
                 names[folder] = _names_in(folder)
             else:
                 absent[folder] = _topmost_missing(folder)
@@ -48,7 +55,7 @@ def find_images(images: Iterable[Path]) -> FoundImages:
             found.folders[absent[folder]] += 1
         # Systems that spell names in their own way, and folders that do not let themselves be
         # listed, are asked again.
-        elif image.name in names[folder] or image.exists():
+        elif image.name in names[folder] or _is_there(image, Path.exists):
             found.present.append(image)
         else:
             found.files.append(image)
@@ -60,17 +67,25 @@ def require_images(images: Iterable[Path]) -> None:
     found = find_images(images)
     if not found.folders and not found.files:
         return
-    folders = [f"{folder} ({count_of(count, 'image')})" for folder, count in found.folders.items()]
+    folders = [
+        f"{told_path(folder)} ({count_of(count, 'image')})"
+        for folder, count in found.folders.items()
+    ]
     parts = folders[:_NAMED]
     if len(folders) > _NAMED:
         parts.append(f"{len(folders) - _NAMED} more folders")
     if found.files:
         files = "a file" if len(found.files) == 1 else f"{len(found.files)} files, the first"
-        parts.append(f"{files} {found.files[0]}")
+        parts.append(f"{files} {told_path(found.files[0])}")
     raise InputError(
         f"images are missing: {', '.join(parts)}: put them in place, or leave their "
         "records out of the annotations;  upperson data check  lists them"
     )
+
+
+def told_path(path: Path) -> str:
+    """Return a path for a message: in a few words where no person would read it to its end."""
+    return str(path) if len(str(path)) <= _LONGEST_TOLD else shown(str(path))
 
 
 @contextmanager
@@ -87,6 +102,15 @@ def truncated_images(allowed: bool) -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
+def _is_there(path: Path, look: Callable[[Path], bool]) -> bool:
+    try:
+        return look(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # Nothing can be called so.
+            return False
+        raise InputError(f"cannot look for images: {told_path(path)}: {error.strerror}") from error
+
+
 def _names_in(folder: Path) -> set[str]:
     try:
         return set(os.listdir(folder))
@@ -95,6 +119,6 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def _topmost_missing(folder: Path) -> Path:
-    while not folder.parent.is_dir() and folder.parent != folder:
+    while not _is_there(folder.parent, Path.is_dir) and folder.parent != folder:
         folder = folder.parent
     return folder

@@ -34,6 +34,7 @@ splits that these files follow).
 """
 
 import filecmp
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ class PersonSet:
             return text
         named = {str(entry.get(self.image_key, "")).partition("/")[0] for entry in entries}
         images = folder / "imgs"
-        missing = sorted(name for name in named if name and not (images / name).exists())
+        missing = sorted(name for name in named if name and not os.path.exists(images / name))
         if missing:
             text += f"; of the images that it names, {images} lacks {cut(', '.join(missing))}"
         return text

@@ -19,7 +19,7 @@ from upperson.data.annotations import (
 from upperson.data.plain_formats import PLAIN_FORMATS, open_plain_format
 from upperson.data.published import PUBLISHED_SETS
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.printable import get_logger
+from upperson_rt.printable import get_logger, shortened
 from upperson_rt.strict import suggestion
 
 __all__ = [
@@ -144,6 +144,7 @@ class _EarlierEntries:
     def compare(self, entry: Annotation) -> Iterator[Problem]:
         """Yield what is wrong with an entry, and remember it."""
         where, image, texts = entry.where, entry.image, _texts(entry)
+        told = shortened(image)
         if not texts:
             yield Problem(
                 "no_caption",
@@ -152,13 +153,13 @@ class _EarlierEntries:
             )
             return
         if len(texts) < len(entry.captions):
-            yield Problem("empty_caption", "warning", f"{where}: a caption of '{image}' is empty")
+            yield Problem("empty_caption", "warning", f"{where}: a caption of '{told}' is empty")
         first = self._first.setdefault(image, entry)
         if _facts(first) != _facts(entry):
             yield Problem(
                 "conflicting_image",
                 "error",
-                f"{where}: image '{image}' had (split, pid, camera) {_facts(first)} before and has "
+                f"{where}: image '{told}' had (split, pid, camera) {_facts(first)} before and has "
                 f"{_facts(entry)} here: one image is one person in one split",
             )
             return
@@ -166,7 +167,7 @@ class _EarlierEntries:
             yield Problem(
                 "conflicting_image",
                 "error",
-                f"{where}: image '{image}' had other attributes in {first.where}: all lines of one "
+                f"{where}: image '{told}' had other attributes in {first.where}: all lines of one "
                 "image have the same",
             )
             return
@@ -175,13 +176,13 @@ class _EarlierEntries:
         if self._annotated.several_entries_per_image:
             if not known.isdisjoint(texts):
                 yield Problem(
-                    "duplicate_record", "warning", f"{where}: '{image}' had this caption before"
+                    "duplicate_record", "warning", f"{where}: '{told}' had this caption before"
                 )
         elif known:
             yield Problem(
                 "duplicate_record",
                 "warning",
-                f"{where}: image '{image}' is also in {first.where}",
+                f"{where}: image '{told}' is also in {first.where}",
             )
         known.update(texts)
 

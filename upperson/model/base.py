@@ -5,6 +5,7 @@ Shapes of the base are never assumed; everything is read from the module open_cl
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -99,7 +100,7 @@ def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | N
         _require_describable(config)  # Before anything is fetched.
     path = Path(pretrained)
     facts: dict[str, Any] = {}
-    from_tag = not (path.is_file() or path.suffix or name == SMALL or config.file is not None)
+    from_tag = not (os.path.isfile(path) or path.suffix or name == SMALL or config.file is not None)
     tokenizer_json = _tokenizer_json(config, None if from_tag else path.parent)
     if from_tag:
         facts = tag_facts(name, pretrained)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from upperson.data.transforms import CLIP_STATISTICS, PixelStatistics
 from upperson.model.torchscript import MOST_DESCRIPTION_BYTES, is_torchscript, read_torchscript
+from upperson_rt.arguments import check_path
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import get_logger
 
@@ -52,6 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: The file is missing, damaged, or holds something other than tensors.
     """
+    check_path(path, "the weights")
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise InputError(f"expected a file of weights at {path}, found {found}")

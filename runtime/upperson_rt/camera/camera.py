@@ -23,6 +23,7 @@ from upperson_rt.camera.settings import CameraSettings
 from upperson_rt.camera.stats import CameraStats, camera_stats
 from upperson_rt.camera.worker import CameraWorker, Shared
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import shortened
 
 __all__ = ["Camera"]
 
@@ -144,7 +145,7 @@ class Camera:
         """Take a frame from outside; see `Pipeline.submit`."""
         now = time_module.monotonic()
         if self._capture is not None:
-            raise UsageError(f"camera {self.name} reads its own source")
+            raise UsageError(f"camera {shortened(self.name)} reads its own source")
         if not isinstance(frame, np.ndarray):
             raise InputError(f"a frame must be uint8 [H, W, 3], found {type(frame).__name__}")
         if frame.dtype != np.uint8 or frame.ndim != 3 or (frame.size and frame.shape[2] != 3):
@@ -154,8 +155,8 @@ class Camera:
         check_unix_time(time)
         if boxes is None and self._settings.detector is None:
             raise UsageError(
-                f"camera {self.name} has no detector: pass boxes with each frame, or a detector "
-                "to add_camera"
+                f"camera {shortened(self.name)} has no detector: pass boxes with each frame, or a "
+                "detector to add_camera"
             )
         height, width = frame.shape[:2]
         cleaned = None if boxes is None else clean_boxes(boxes, width, height)

@@ -34,7 +34,7 @@ from upperson_rt.errors import (
     UsageError,
 )
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.printable import error_text, get_logger, shown
+from upperson_rt.printable import error_text, get_logger, shortened, shown
 
 __all__ = ["Pipeline"]
 
@@ -202,7 +202,7 @@ class Pipeline:
             added = replace(added, start_time=guess_start_time(found, added.opener))
         with self._lock:
             if name in self._cameras:
-                raise UsageError(f"there is a camera {name} already")
+                raise UsageError(f"there is a camera {shortened(name)} already")
             if self._stopping:
                 raise UsageError("the pipeline has been stopped")
             camera = self._cameras[name] = Camera(added, self._shared)

@@ -17,7 +17,7 @@ from upperson_rt.camera.source import Opener, Source
 from upperson_rt.camera.stream import StreamReader, open_source
 from upperson_rt.camera.tracker import TrackerName, check_tracker, new_tracker
 from upperson_rt.errors import UsageError
-from upperson_rt.printable import shown
+from upperson_rt.printable import shortened, shown
 
 __all__ = ["BorderRule", "CameraSettings", "CaptureRules", "PipelineSettings", "QualityRules"]
 
@@ -172,17 +172,16 @@ class CameraSettings:
     def __post_init__(self) -> None:
         name = check_name(self.name, "the name of a camera", UsageError)
         object.__setattr__(self, "name", name)
+        told = shortened(name)
         if self.source is not None:
-            check_name(self.source.shown, f"the source of camera {self.name}")
+            check_name(self.source.shown, f"the source of camera {told}")
         if self.detector is not None:
-            check_callable(self.detector, f"the detector of camera {self.name}")
-        check_callable(self.opener, f"the opener of camera {self.name}")
+            check_callable(self.detector, f"the detector of camera {told}")
+        check_callable(self.opener, f"the opener of camera {told}")
         if self.source is not None and self.detector is None:
-            raise UsageError(f"camera {self.name} has a source and so needs a detector")
+            raise UsageError(f"camera {told} has a source and so needs a detector")
         if check_policy(self.drop) == "block" and not self.is_file:
-            raise UsageError(
-                f"camera {self.name} cannot wait, only a file can: drop oldest or newest"
-            )
+            raise UsageError(f"camera {told} cannot wait, only a file can: drop oldest or newest")
         if self.source is not None and self.opener in (open_source, StreamReader):
             StreamReader.require(self.source)
         check_unix_time(self.start_time)

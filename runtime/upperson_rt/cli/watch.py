@@ -1,5 +1,6 @@
 """`upperson-rt watch`."""
 
+import os
 import re
 import time
 from contextlib import ExitStack
@@ -252,7 +253,7 @@ def _named_sources(
     known = Logins() if logins is None else Logins.read(logins)
     named: dict[str, Source] = {}
     for text in texts:
-        match = None if Path(text).is_file() else _NAMED.fullmatch(text)
+        match = None if os.path.isfile(text) else _NAMED.fullmatch(text)
         source = parse_source(match[2] if match else text)
         StreamReader.require(source)
         name = camera or (match[1] if match else source.default_name)

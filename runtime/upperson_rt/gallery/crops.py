@@ -29,7 +29,7 @@ def picture_file(item: Item, crops_dir: Path | None) -> Path | None:
     """Return the absolute path of the saved picture, or of the one it was cut from, if it opens."""
     saved = None if item.crop is None or crops_dir is None else crop_path(crops_dir, item.crop)
     for file in (saved, None if item.source is None else Path(item.source)):
-        if file is not None and file.is_file():
+        if file is not None and os.path.isfile(file):  # No name is too long to ask.
             return file.absolute()
     return None
 

@@ -28,13 +28,14 @@ def test_sheet_shows_pictures_and_missing_ones(tmp_path):
         hit(4, str(red), box=(0, 0, 30, 30)),
         hit(5, str(red), box=(100, 0, 130, 30)),
         hit(6, None, time=1e300),
+        hit(7, "x" * 300),
     ]
     path = tmp_path / "out" / "sheet.png"
     save_sheet(path, "a woman in red\n" * 40, hits, columns=3)
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     is_red = (pixels[..., 0] > 240) & (pixels[..., 1] < 15) & (pixels[..., 2] < 15)
-    # Two of the six tiles are red: one of 1:3, one square cut to its box.
+    # Two of the seven tiles are red: one of 1:3, one square cut to its box.
     assert is_red.sum() == pytest.approx(147 * 440 + 220 * 220, rel=0.05)
     assert [entry.name for entry in path.parent.iterdir()] == ["sheet.png"]
 

@@ -153,6 +153,24 @@ def test_without_decoding_only_missing_images_are_found(tmp_path: Path) -> None:
     assert [(error.kind, error.count) for error in report.errors] == [("missing_image", 1)]
 
 
+@pytest.mark.parametrize("long", ["[" * 3000, "x" * 300 + "/0.jpg", "y/" * 5000 + "0.jpg"])
+def test_an_image_whose_name_is_too_long_is_missing(tmp_path: Path, long: str) -> None:
+    folder = write_cuhk_pedes(tmp_path)
+
+    def change(entries: list[Any]) -> None:
+        entries[0]["file_path"] = long
+
+    edit_json(folder / "reid_raw.json", change)
+    (error,) = check_dataset("cuhk-pedes", folder, decode=False).errors
+    assert error.kind in ("missing_image", "missing_folder")
+    assert error.count == 1
+    assert len(error.examples[0]) < 1000
+    records = read_dataset("cuhk-pedes", folder)["train"]
+    with pytest.raises(InputError, match=r"^images are missing: ") as refusal:
+        images.require_images(record.image for record in records)
+    assert len(str(refusal.value)) < 1000
+
+
 def test_no_image_folder_at_all(tmp_path: Path) -> None:
     folder = write_cuhk_pedes(tmp_path)
     (folder / "imgs").rename(folder / "images")

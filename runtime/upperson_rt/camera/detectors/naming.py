@@ -4,13 +4,13 @@ import importlib
 import re
 from pathlib import Path
 
-from upperson_rt.arguments import check_name
+from upperson_rt.arguments import check_name, check_path
 from upperson_rt.camera.detectors.boxes_file import BoxesFile
 from upperson_rt.camera.detectors.hog import HogDetector
 from upperson_rt.camera.detectors.onnx_file import OnnxDetector
 from upperson_rt.camera.detectors.protocol import Detector, anybodys_code
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.printable import error_text
+from upperson_rt.printable import error_text, shortened, shown
 
 __all__ = ["open_detector"]
 
@@ -48,9 +48,11 @@ def open_detector(
         ("--detector-score", min_score, suffix == ".onnx" or name == "hog"),
     ):
         if given is not None and not used:
-            raise UsageError(f"{option} is for detectors in ONNX files, not for '{name}'")
+            raise UsageError(f"{option} is for detectors in ONNX files, not for {shown(name)}")
     if name == "hog":
         return HogDetector() if min_score is None else HogDetector(min_score=min_score)
+    if suffix in (".onnx", ".json"):
+        check_path(name, "the detector")
     if suffix == ".onnx":
         return OnnxDetector(path, layout, person, min_score, threads=threads)
     if suffix == ".json":
@@ -58,7 +60,7 @@ def open_detector(
     if entry:
         return _call(*entry.groups())
     raise InputError(
-        f"no detector '{name}': it is hog, FILE.onnx, FILE.json (boxes of a video), or "
+        f"no detector {shown(name)}: it is hog, FILE.onnx, FILE.json (boxes of a video), or "
         "MODULE:FACTORY of your own"
     )
 
@@ -70,7 +72,7 @@ def _call(module: str, factory: str) -> Detector:
         InputError: It is not there, fails or ends (``sys.exit``), or makes nothing that can be
             called.
     """
-    entry = f"{module}:{factory}"
+    entry = shortened(f"{module}:{factory}")
 
     def not_there(error: BaseException) -> InputError:
         return InputError(

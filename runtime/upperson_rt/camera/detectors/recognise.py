@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from upperson_rt.camera.detectors.graph import Graph
 from upperson_rt.camera.detectors.layouts import LAYOUTS, TARGET_SIZES, Layout, grid
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import shown
 from upperson_rt.strict import suggestion
 
 __all__ = ["recognise"]
@@ -35,7 +36,7 @@ def recognise(graph: Graph, named: str | None = None) -> tuple[Layout, tuple[str
         InputError: It has not the named layout, none that is known, or one of several.
     """
     if named is not None and named not in LAYOUTS:
-        raise UsageError(f"no detector layout '{named}', {suggestion(named, LAYOUTS)}")
+        raise UsageError(f"no detector layout {shown(named)}, {suggestion(named, LAYOUTS)}")
     shapes = {name: array.shape for name, array in graph.answer.items()}
     fitting = {
         name: outputs

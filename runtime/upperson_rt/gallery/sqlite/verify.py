@@ -1,5 +1,6 @@
 """Reads a whole gallery: to say what is wrong with it, or to give it checksums."""
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from upperson_rt.gallery.sqlite.rows import (
     version_of,
 )
 from upperson_rt.gallery.sqlite.schema import upgrade
+from upperson_rt.printable import shortened
 
 __all__ = ["add_checksums", "problems_of", "stray_crops", "structural_problems"]
 
@@ -167,8 +169,8 @@ def _malformed(row: Sequence[Any]) -> str | None:
 def _missing_crop(row: Sequence[Any], crops_dir: Path) -> str | None:
     crop = row[7]
     path = None if crop is None else crop_path(crops_dir, crop)
-    missing = crop is not None and (path is None or not path.is_file())
-    return f"its crop {crop} is missing" if missing else None
+    missing = crop is not None and (path is None or not os.path.isfile(path))
+    return f"its crop {shortened(crop)} is missing" if missing else None
 
 
 @contextmanager

@@ -35,6 +35,10 @@ FRAME = np.zeros((8, 8, 3), np.uint8)
         ("ends_at_once:make", {}, InputError, r"cannot import .*\(SystemExit: 0\): install"),
         ("own_people:makes_a_list", {}, InputError, "makes a list: expected something that is"),
         ("own_people:makes_a_list.x", {}, InputError, "cannot import the detector"),
+        ("x" * 70_000, {}, InputError, r"no detector 'x{50,60}\.\.\.: it is hog"),
+        ("x" * 70_000, {"layout": "yolox"}, UsageError, r"not for 'x{50,60}\.\.\.$"),
+        ("x" * 70_000 + ".onnx", {}, InputError, r"the detector 'x{50,60}\.\.\.: File name too"),
+        ("x" * 300 + ".json", {}, InputError, r"the detector 'x{50,60}\.\.\.: File name too"),
     ],
 )
 def test_what_is_no_detector_is_refused(tmp_path, monkeypatch, name, options, error, message):

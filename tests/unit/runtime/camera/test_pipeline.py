@@ -618,6 +618,7 @@ def test_what_cannot_work_is_refused_at_once(encoder, gallery, tmp_path, monkeyp
         (("gate",), {}, "a camera gate already"),
         (("",), {}, "name of a camera is empty"),
         (("hall", live), {}, "needs a detector"),
+        (("9" * 5000, None, 5), {}, r"detector of camera '9{50,60}\.\.\. must be a function"),
         (("hall", live, lambda f: []), {"drop": "block"}, "only a file can"),
     ):
         with pytest.raises(UsageError, match=message):

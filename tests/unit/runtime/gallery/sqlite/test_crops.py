@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery, Item
+from upperson_rt.gallery.crops import picture_file
 
 
 @pytest.fixture
@@ -126,6 +127,15 @@ def test_a_clock_that_jumps_takes_nothing_away(gallery, monkeypatch):
         "ahead.jpg", "d.jpg", "not-named-yet.jpg",
     ]  # fmt: skip
     assert gallery.verify() == []
+
+
+def test_a_picture_whose_name_is_too_long_is_none(gallery):
+    item = Item(key="a", source="x" * 300, crop="y" * 300)
+    gallery.add([item], some_vectors(1))
+    assert picture_file(item, gallery.crops_dir) is None
+    (problem,) = gallery.verify()
+    assert problem.startswith("item a: its crop 'yyy")
+    assert len(problem) < 200
 
 
 def test_a_crop_that_cannot_be_removed_is_told(gallery, caplog):
