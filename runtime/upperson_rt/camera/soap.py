@@ -227,7 +227,7 @@ def parse_xml(content: bytes) -> Element:
     parser = ElementTree.XMLParser(target=_WithoutDeclarations())
     try:
         return ElementTree.fromstring(content, parser)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError) as error:  # The latter for unknown encodings.
         raise ValueError("not XML") from error
 
 

@@ -177,6 +177,10 @@ def http_answer(content, status=b"200 OK"):
     [
         (b"SSH-2.0\r\n", "breaks off (BadStatusLine)"),
         (http_answer(b""), "it answers 200 and no SOAP (not XML)"),
+        (
+            http_answer(b'<?xml version="1.0" encoding="TTF-8"?><a/>'),
+            "it answers 200 and no SOAP (not XML)",
+        ),
         (http_answer(b"<a/>", b"404 Not Found"), "it answers 404 and no SOAP (there is no body)"),
         (http_answer(b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'), "no SOAP (a document type)"),
         (http_answer(b"x" * (2**20 + 70000)), "its answer is longer than any"),
