@@ -200,7 +200,7 @@ def kills_of_watch(rng: np.random.Generator, trials: int) -> Iterator[str]:
         process.kill()
         code = process.wait()
         yield from _problems(Path("log.err").read_text())
-        if not Path("gallery").exists():
+        if not Path("gallery", "gallery.sqlite").exists():
             yield f"{_ended(code)}, no gallery yet"
             continue
         with Gallery.open("gallery") as gallery:
