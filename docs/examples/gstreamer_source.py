@@ -1,6 +1,6 @@
 """An RTSP camera decoded by a Jetson's hardware, as a GStreamer pipeline that OpenCV opens.
 
-python docs/examples/gstreamer_source.py bundle gallery rtsp://10.0.0.5/stream yolo.onnx
+python docs/examples/gstreamer_source.py bundle gallery rtsp://10.0.0.5/stream yolox_nano.onnx
 
 Needs an OpenCV with GStreamer: that of JetPack or of the distribution. Wheels from PyPI have none.
 """

@@ -149,7 +149,7 @@ def test_filters(work):
         (["query", "red", "--image", "crops/red.png"], 2, "exclude each other"),
         (["query", "red", "--where", "colour"], 2, "--where colour is not KEY=VALUE"),
         (["query", "red", "--query-log", "crops"], 3, "query log crops: not a regular file"),
-        (["query", "--image", "gone.png"], 3, "error: no gallery at gallery"),
+        (["query", "--image", "gone.png"], 3, "error: cannot read image gone.png: No such file"),
         (["query", "red", "--since", "nan"], 2, "'nan' is no time"),
         (["index", "crops", "--time-from", "sun"], 2, "Invalid value for '--time-from'"),
         (["index", "crops", "--attribute", "=5"], 2, "--attribute =5 is not KEY=VALUE"),

@@ -257,10 +257,17 @@ def test_one_picture_in_two_shards(work):
     assert "is in shards/2 and in another shard" in told(merge(), 6)
 
 
+def test_a_shard_that_is_not_there(work):
+    assert "no such folder: shards/4" in told(merge("shards/1", "shards/4"), 3)
+
+
 def test_a_place_that_is_taken_is_left_alone(work):
     Path("gallery").mkdir()
     (work / "gallery/mine").write_text("mine")
-    assert "gallery exists and is not an earlier result" in merge().stderr
+    for shards in ((), ("nowhere",)):  # It is told before anything is read.
+        result = merge(*shards)
+        assert result.exit_code == 3
+        assert "merge makes a new gallery: name another folder with --gallery" in result.stderr
     assert (work / "gallery/mine").read_text() == "mine"
     result = merge(to="milvus://host/people")
     assert (result.exit_code, "merge makes a gallery in a folder" in result.stderr) == (2, True)

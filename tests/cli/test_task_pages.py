@@ -74,7 +74,7 @@ def bundle(work):
         draw_person(work / "more" / f"{number}.jpg", colour, seed=1)
     scene(work / "photographs/street.jpg", (20, 24), (60, 8))
     scene(work / "frame.jpg", (20, 24))
-    write_detector(work / "yolox_tiny.onnx", "yolox")
+    write_detector(work / "yolox_nano.onnx", "yolox")
     return work
 
 
@@ -97,10 +97,12 @@ def test_photographs(bundle):
 
 
 def test_a_camera(bundle):
-    address = "rtsp://viewer:secret@10.0.0.5/stream2"
+    logins = bundle / "cameras.netrc"
+    logins.write_text("machine 10.0.0.5 login viewer password secret\n")
+    logins.chmod(0o600)
     stand_ins = {
-        f"gate={address}": "gate=street.avi",
-        f"hall={address.replace('5/', '6/')}": "hall=street.avi",
+        "gate=rtsp://10.0.0.5/stream2": "gate=street.avi",
+        "hall=rtsp://10.0.0.6/stream2": "hall=street.avi",
     }
     printed = run_page("camera", stand_ins, {"data": ["--seconds", "2"]})
     assert (bundle / "trial.png").is_file()

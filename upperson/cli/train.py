@@ -174,6 +174,7 @@ def pretrain_small(
     """Train the small CLIP base from random weights on synthetic people, in studio and anywhere.
 
     This made upperson/assets/upperson-small.safetensors; nobody needs to run it again.
+    The shipped file's 6,000 steps take about 75 minutes of one core.
 
     Example: `upperson pretrain-small --output upperson-small.safetensors`
     """

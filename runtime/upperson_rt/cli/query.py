@@ -110,6 +110,11 @@ def query(
     asked = _one_of(sentence, image)
     if image is not None and (explain or paraphrases > 1):
         raise UsageError("--explain and --paraphrases need a sentence, not --image")
+    if image is not None:
+        from upperson_rt.image_file import open_image
+
+        with open_image(image):  # Before a model is loaded for it.
+            pass
     if sheet is not None:
         require_sheet(sheet)
     conditions = read_filter(camera, since, until, track, where)

@@ -66,11 +66,16 @@ def merge_shards(
     """
     if not shards:
         raise UsageError("name the galleries of the shards")
+    folder = Path(folder).resolve()
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} is there already, and merge makes a new gallery: name another folder with "
+            "--gallery"
+        )
     folders = [Path(one) for one in shards]
     records = _read_records(folders)
     check_whole(folders, records)
     items = sum((record.items for record in records), Tally())
-    folder = Path(folder).resolve()
     require_place(folder)
     with scratch_folder(folder) as temporary:
         new = temporary / "gallery"
@@ -109,6 +114,8 @@ def _read_records(folders: Sequence[Path]) -> list[ShardRecord]:
     records = []
     for folder in folders:
         file = folder / RECORD_FILE
+        if not folder.is_dir():
+            raise InputError(f"no such folder: {folder}")
         if not file.is_file():
             raise InputError(
                 f"{folder} is no shard, it has no {RECORD_FILE}: merge takes what  upperson-rt "
