@@ -44,11 +44,14 @@ class Logins:
             raise InputError(f"{path} is no text in UTF-8") from error
         except ValueError as error:  # Of Python 3.10, for quotes without an end.
             raise InputError(f"{path} cannot be understood: {error}") from error
-        return cls({host: (user, password or "") for host, (user, _, password) in hosts.items()})
+        # Names of hosts are the same in any letters, and addresses give them in small ones.
+        return cls(
+            {host.lower(): (user, password or "") for host, (user, _, password) in hosts.items()}
+        )
 
     def of(self, host: str) -> tuple[str, str] | None:
         """Return user name and password for a host; None if there are none."""
-        return self._by_host.get(host, self._by_host.get("default"))
+        return self._by_host.get(host.lower(), self._by_host.get("default"))
 
     def given_to(self, source: Source) -> Source:
         """Return a network stream with the login for its host, unless its address has one."""

@@ -265,7 +265,7 @@ def netrc_file(tmp_path):
 
 def test_logins_come_from_a_file_by_host(netrc_file):
     path = netrc_file(
-        "machine 10.0.0.5 login viewer password p:w/1@x\nmachine cam.local login a password b\n"
+        "machine 10.0.0.5 login viewer password p:w/1@x\nmachine Cam.local login a password b\n"
     )
     logins = Logins.read(path)
     assert logins.of("10.0.0.5") == ("viewer", "p:w/1@x")
@@ -275,6 +275,7 @@ def test_logins_come_from_a_file_by_host(netrc_file):
         ("rtsp://10.0.0.5:554/s?a=1", "rtsp://viewer:p%3Aw%2F1%40x@10.0.0.5:554/s?a=1"),
         ("rtsp://other@10.0.0.5/s", "rtsp://other@10.0.0.5/s"),
         ("http://cam.local/x", "http://a:b@cam.local/x"),
+        ("http://CAM.local/x", "http://a:b@CAM.local/x"),
         ("rtsp://10.0.0.6/s", "rtsp://10.0.0.6/s"),
         ("http://[::1", "http://[::1"),
         ("0", "0"),
