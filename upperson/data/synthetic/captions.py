@@ -90,9 +90,9 @@ _ACTIONS: Mapping[str, float] = {
     "moving forward": 1,
     "on the street": 1,
 }
-_PRONOUNS = frozenset({"someone", "somebody", "anyone"})
 #: Who is meant where no gender is said.
 _ANYONE: Mapping[str, float] = {"person": 10, "someone": 2, "somebody": 1, "anyone": 1}
+_PRONOUNS = _ANYONE.keys() - {"person"}
 #: Verb pairs (finite, participle) by what is carried.
 _CARRYING: Mapping[str, Mapping[tuple[str, str], float]] = {
     "backpack": {("is carrying", "carrying"): 4, ("carries", "carrying"): 2, ("has", "with"): 3},
