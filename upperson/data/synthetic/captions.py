@@ -1,4 +1,4 @@
-"""Captions: some attributes as noun phrases, put together in the style of a look."""
+"""Captions: a few clauses about a person, put together in the style of a look."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,64 +6,25 @@ from typing import Any, Literal
 
 import numpy as np
 
+from upperson.data.synthetic.clauses import Clause, Said, Topic, sample_clauses, say
 from upperson.data.synthetic.look import CaptionStyle, Look
 from upperson.data.synthetic.people import (
     ACCESSORIES,
     BAGS,
-    COLOURS,
     GENDERS,
-    GLASSES,
-    HAIR_COLOURS,
     HEADWEAR,
-    LOWERS,
-    PATTERNS,
-    SHOES,
-    SLEEVES,
-    UPPERS,
-    Colour,
     Person,
     Value,
-    Words,
 )
 from upperson.data.synthetic.sampling import chance, choose
 from upperson_rt.phrases.wording import with_article
 
-Topic = Literal[
-    "upper", "lower", "shoes", "bag", "hair", "headwear", "glasses", "umbrella", "phone", "scarf"
-]
 _Structure = Literal["list", "phrase", "sentences"]
 
-_TOPICS: Mapping[Topic, float] = {
-    "upper": 40,
-    "lower": 22,
-    "shoes": 13,
-    "bag": 16,
-    "hair": 11,
-    "headwear": 12,
-    "glasses": 6,
-    "umbrella": 12,
-    "phone": 9,
-    "scarf": 10,
-}
 _COUNTS: Mapping[CaptionStyle, Mapping[int, float]] = {
     "list": {2: 22, 3: 38, 4: 28, 5: 12},
     "sentences": {2: 8, 3: 36, 4: 36, 5: 15, 6: 5},
 }
-#: The fields of a thing and of its colour.
-_FIELDS: Mapping[Topic, tuple[str, str]] = {
-    "lower": ("lower", "lower_colour"),
-    "shoes": ("shoes", "shoe_colour"),
-    "bag": ("bag", "bag_colour"),
-    "headwear": ("headwear", "headwear_colour"),
-    "glasses": ("glasses", ""),
-    "umbrella": ("accessory", "accessory_colour"),
-    "phone": ("accessory", "accessory_colour"),
-    "scarf": ("accessory", "accessory_colour"),
-}
-_CARRIED: frozenset[Topic] = frozenset({"bag", "umbrella", "phone"})
-_PAIRS: frozenset[Topic] = frozenset({"shoes", "glasses"})
-_SIZES = frozenset({"long", "high", "open"})
-
 #: The list style has a few sentences in it, so that every function word of the other style has
 #: been seen before.
 _STRUCTURES: Mapping[CaptionStyle, Mapping[_Structure, float]] = {
@@ -113,10 +74,6 @@ _PLACES: Mapping[str, str] = {
 }
 
 
-Said = Mapping[str, object]
-"""Names of `Person`'s fields with values."""
-
-
 @dataclass(frozen=True, slots=True)
 class Caption:
     """A text about a person, with what it says."""
@@ -148,7 +105,7 @@ def describe(person: Person, look: Look, rng: np.random.Generator) -> str:
 def caption(person: Person, look: Look, rng: np.random.Generator) -> Caption:
     """Write the text of `describe`, and say what it says."""
     style = look.caption_style
-    clauses = _sample_clauses(person, style, choose(rng, _COUNTS[style]), rng)
+    clauses = sample_clauses(person, style, choose(rng, _COUNTS[style]), rng)
     return Caption(_write(person, clauses, style, rng), _said(person, clauses))
 
 
@@ -159,13 +116,13 @@ def brief(person: Person, rng: np.random.Generator) -> Caption:
     hat*: up to two attributes, with or without the gender and articles, now and then a thing that
     the person does not have, or whether there is any bag.
     """
-    clauses = _sample_clauses(person, "list", choose(rng, {0: 8, 1: 62, 2: 30}), rng)
+    clauses = sample_clauses(person, "list", choose(rng, {0: 8, 1: 62, 2: 30}), rng)
     articles = chance(rng, 0.5)
     gendered = not clauses or chance(rng, 0.7)
     last = _denial(person, rng) if chance(rng, 0.2) else None
     if last is None and chance(rng, 0.06) and all(clause.topic != "bag" for clause in clauses):
         last = _any_bag(person, rng)
-    subject = _say(GENDERS[person.gender].words, "list", rng) if gendered else choose(rng, _ANYONE)
+    subject = say(GENDERS[person.gender].words, "list", rng) if gendered else choose(rng, _ANYONE)
     if not gendered and last is None and chance(rng, 0.5):
         text = " and ".join(_named(clause, articles) for clause in clauses)
     else:
@@ -183,14 +140,14 @@ def brief(person: Person, rng: np.random.Generator) -> Caption:
     return Caption(text, said) if last is None else last.after(text, said)
 
 
-def _said(person: Person | None, clauses: Sequence["_Clause"]) -> Said:
+def _said(person: Person | None, clauses: Sequence[Clause]) -> Said:
     said: dict[str, object] = {} if person is None else {"gender": person.gender}
     for clause in clauses:
         said |= clause.said
     return said
 
 
-def _named(clause: "_Clause", articles: bool) -> str:
+def _named(clause: Clause, articles: bool) -> str:
     return clause.with_article() if articles else clause.words
 
 
@@ -208,7 +165,7 @@ def _denial(person: Person, rng: np.random.Generator) -> "_Ending":
         if value not in {"none", getattr(person, name)}
     }
     value = choose(rng, left)
-    words = _say(things[name][value].words, "list", rng)
+    words = say(things[name][value].words, "list", rng)
     verb = "wearing" if name == "headwear" or value == "scarf" else "carrying"
     ways = {
         f"without {with_article(words)}": 6,
@@ -240,9 +197,9 @@ class _Ending:
 
 
 def _write(
-    person: Person, clauses: Sequence["_Clause"], style: CaptionStyle, rng: np.random.Generator
+    person: Person, clauses: Sequence[Clause], style: CaptionStyle, rng: np.random.Generator
 ) -> str:
-    subject = _say(GENDERS[person.gender].words, style, rng)
+    subject = say(GENDERS[person.gender].words, style, rng)
     structure = choose(rng, _STRUCTURES[style])
     if structure == "list":
         return _list(subject, clauses, rng)
@@ -255,158 +212,10 @@ def _write(
     return text.lower().rstrip(".") if style == "list" and chance(rng, 0.5) else text
 
 
-def _say(words: Words, style: CaptionStyle, rng: np.random.Generator) -> str:
-    """Draw one phrase as often as a caption style uses it."""
-    column = 0 if style == "list" else 1
-    return choose(rng, {phrase: weights[column] for phrase, weights in words.items()})
-
-
-# --- Clauses: one attribute each
-
-
-@dataclass(frozen=True, slots=True)
-class _Clause:
-    """One attribute put into words."""
-
-    topic: Topic
-
-    words: str
-    """The noun phrase without an article, such as ``red striped coat``."""
-
-    plural: bool
-    """Whether it takes no indefinite article (jeans, shoes, hair)."""
-
-    said: Said
-    """What the words say."""
-
-    @property
-    def carried(self) -> bool:
-        """Whether one carries it rather than wears it."""
-        return self.topic in _CARRIED
-
-    @property
-    def worn(self) -> bool:
-        """Whether one can be said to wear it."""
-        return not self.carried and self.topic != "hair"
-
-    @property
-    def paired(self) -> bool:
-        """Whether *a pair of* may come before it."""
-        return self.topic in _PAIRS or (self.topic == "lower" and self.plural)
-
-    def with_article(self) -> str:
-        """Return the noun phrase with *a* or *an* where one belongs."""
-        return self.words if self.plural else with_article(self.words)
-
-
-def _sample_clauses(
-    person: Person, style: CaptionStyle, count: int, rng: np.random.Generator
-) -> list[_Clause]:
-    """Draw so many attributes to mention, most salient ones most often, in random order."""
-    left = {topic: weight for topic, weight in _TOPICS.items() if _has(person, topic)}
-    count = min(count, len(left))
-    topics: list[Topic] = []
-    while len(topics) < count:
-        topic = choose(rng, left)
-        del left[topic]
-        topics.append(topic)
-    return [_clause(person, topic, style, rng) for topic in topics]
-
-
-def _has(person: Person, topic: Topic) -> bool:
-    if topic in {"umbrella", "phone", "scarf"}:
-        return person.accessory == topic
-    if topic == "glasses":
-        return person.glasses
-    if topic in {"bag", "lower", "headwear"}:
-        return bool(getattr(person, topic) != "none")
-    return True
-
-
-def _clause(person: Person, topic: Topic, style: CaptionStyle, rng: np.random.Generator) -> _Clause:
-    if topic == "upper":
-        return _upper(person, style, rng)
-    if topic == "hair":
-        return _hair(person, style, rng)
-    words, colour, plural = _thing(person, topic)
-    noun = _say(words, style, rng)
-    kind, colour_field = _FIELDS[topic]
-    said = {kind: getattr(person, kind)}
-    # Now and then people do not mention a colour.
-    if colour is not None and not chance(rng, 0.08):
-        noun = _join_adjectives(_say(COLOURS[colour].words, style, rng), noun)
-        said[colour_field] = colour
-    return _Clause(topic, noun, plural, said)
-
-
-def _thing(person: Person, topic: Topic) -> tuple[Words, Colour | None, bool]:
-    """Return the words, the colour and whether a word is a plural."""
-    if topic == "lower":
-        return LOWERS[person.lower].words, person.lower_colour, person.lower != "skirt"
-    if topic == "shoes":
-        return SHOES[person.shoes].words, person.shoe_colour, True
-    if topic == "bag":
-        return BAGS[person.bag].words, person.bag_colour, False
-    if topic == "headwear":
-        return HEADWEAR[person.headwear].words, person.headwear_colour, False
-    if topic == "glasses":
-        return GLASSES, None, True
-    return ACCESSORIES[person.accessory].words, person.accessory_colour, False
-
-
-def _join_adjectives(adjectives: str, noun: str) -> str:
-    # English puts size before colour: a long black coat, not a black long coat.
-    size, _, rest = noun.partition(" ")
-    if size in _SIZES:
-        return " ".join(filter(None, (size, adjectives, rest)))
-    return f"{adjectives} {noun}" if adjectives else noun
-
-
-def _upper(person: Person, style: CaptionStyle, rng: np.random.Generator) -> _Clause:
-    words = []
-    said: dict[str, object] = {"upper": person.upper}
-    if person.pattern == "plain" and chance(rng, 0.06):
-        words.append("plain")
-        said["pattern"] = person.pattern
-    if chance(rng, 0.94):
-        words.append(_say(COLOURS[person.upper_colour].words, style, rng))
-        said["upper_colour"] = person.upper_colour
-    if person.pattern not in {"plain", "logo"} and chance(rng, 0.75):
-        words.append(_say(PATTERNS[person.pattern].words, style, rng))
-        said["pattern"] = person.pattern
-    # Sleeves are worth a word only where both lengths occur.
-    if person.upper in {"shirt", "dress"} and chance(rng, 0.3):
-        words.append(_say(SLEEVES[person.sleeves], style, rng))
-        said["sleeves"] = person.sleeves
-    words = [_join_adjectives(" ".join(words), _say(UPPERS[person.upper].words, style, rng))]
-    if person.pattern == "logo" and chance(rng, 0.6):
-        words.append(_say(PATTERNS["logo"].words, style, rng))
-        said["pattern"] = person.pattern
-    return _Clause("upper", " ".join(words), plural=False, said=said)
-
-
-def _hair(person: Person, style: CaptionStyle, rng: np.random.Generator) -> _Clause:
-    colour = _say(HAIR_COLOURS[person.hair_colour].words, style, rng)
-    said = {"hair_style": person.hair_style, "hair_colour": person.hair_colour}
-    if person.hair_style in {"short", "long"}:
-        if chance(rng, 0.7):
-            return _Clause("hair", f"{person.hair_style} {colour} hair", plural=True, said=said)
-        alone = chance(rng, 0.3)
-        del said["hair_colour" if alone else "hair_style"]
-        words = f"{person.hair_style if alone else colour} hair"
-        return _Clause("hair", words, plural=True, said=said)
-    if chance(rng, 0.5):
-        words = f"{colour} {person.hair_style}"
-        return _Clause("hair", words, plural=False, said=said)
-    tied = "tied in" if chance(rng, 0.4) else "in"
-    words = f"{colour} hair {tied} a {person.hair_style}"
-    return _Clause("hair", words, plural=True, said=said)
-
-
 # --- Lists, phrases and sentences
 
 
-def _list(subject: str, clauses: Sequence[_Clause], rng: np.random.Generator) -> str:
+def _list(subject: str, clauses: Sequence[Clause], rng: np.random.Generator) -> str:
     ordered = list(clauses)
     if chance(rng, 0.7):
         ordered.sort(key=lambda clause: _LIST_ORDER.index(clause.topic))
@@ -429,7 +238,7 @@ class _Writer:
         self._pronoun = "She" if person.is_female else "He"
         self._possessive = "her" if person.is_female else "his"
 
-    def noun_phrase(self, subject: str, clauses: Sequence[_Clause], then: str = "") -> str:
+    def noun_phrase(self, subject: str, clauses: Sequence[Clause], then: str = "") -> str:
         """*a woman in a red coat and blue jeans, with long hair, carrying a handbag*.
 
         Args:
@@ -453,7 +262,7 @@ class _Writer:
         text = f"{subject} {', '.join(parts)}"
         return f"{text}, {then}" if then else text
 
-    def sentences(self, subject: str, clauses: Sequence[_Clause]) -> str:
+    def sentences(self, subject: str, clauses: Sequence[Clause]) -> str:
         """One to three full sentences."""
         rng = self._rng
         left = list(clauses)
@@ -469,7 +278,7 @@ class _Writer:
             left = left[size:]
         return " ".join(f"{text[0].upper()}{text[1:]}." for text in texts)
 
-    def _opening(self, subject: str, clauses: Sequence[_Clause]) -> str:
+    def _opening(self, subject: str, clauses: Sequence[Clause]) -> str:
         rng = self._rng
         kind = choose(rng, {"plain": 5.0, "acting": 4.0, "inverted": 2.0, "there": 1.0})
         if kind == "acting":
@@ -485,7 +294,7 @@ class _Writer:
             return f"{verb} {self._names(worn)}, {self._refer(subject, new=False)} {rest}"
         return f"{self._refer(subject, new=True)} {_join(self._predicates(clauses))}"
 
-    def _following(self, subject: str, clauses: Sequence[_Clause]) -> str:
+    def _following(self, subject: str, clauses: Sequence[Clause]) -> str:
         rng = self._rng
         first = clauses[0]
         shoes = len(clauses) == 1 and first.topic == "shoes" and not first.words.endswith("shoes")
@@ -501,7 +310,7 @@ class _Writer:
         who = self._pronoun if chance(rng, 0.8) else self._refer(subject, new=False)
         return f"{who} {_join(self._predicates(clauses))}"
 
-    def _predicates(self, clauses: Sequence[_Clause]) -> list[str]:
+    def _predicates(self, clauses: Sequence[Clause]) -> list[str]:
         predicates: list[str] = []
         worn = [clause for clause in clauses if clause.worn]
         if worn:
@@ -518,7 +327,7 @@ class _Writer:
             predicates.reverse()
         return predicates
 
-    def _carry(self, clause: _Clause, *, finite: bool) -> str:
+    def _carry(self, clause: Clause, *, finite: bool) -> str:
         thing = self._person.bag if clause.topic == "bag" else clause.topic
         verb = choose(self._rng, _CARRYING[thing])[0 if finite else 1]
         text = f"{verb} {clause.with_article()}"
@@ -526,10 +335,10 @@ class _Writer:
             text = f"{text} {_PLACES[thing].format(self._possessive)}"
         return text
 
-    def _names(self, clauses: Sequence[_Clause]) -> str:
+    def _names(self, clauses: Sequence[Clause]) -> str:
         return _join([self._name(clause) for clause in clauses])
 
-    def _name(self, clause: _Clause) -> str:
+    def _name(self, clause: Clause) -> str:
         pair = clause.paired and chance(self._rng, 0.12)
         return f"a pair of {clause.words}" if pair else clause.with_article()
 
@@ -537,6 +346,6 @@ class _Writer:
         return with_article(subject) if new and chance(self._rng, 0.6) else f"the {subject}"
 
     @staticmethod
-    def _is_dressed(worn: Sequence[_Clause]) -> bool:
+    def _is_dressed(worn: Sequence[Clause]) -> bool:
         # One is dressed in a coat, but not in glasses.
         return bool(worn) and all(clause.topic in {"upper", "lower"} for clause in worn)
