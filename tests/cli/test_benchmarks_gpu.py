@@ -19,6 +19,7 @@ from benchmarks.random_model import ModelSpec
 from tests.helpers.alone import found_alone
 from tests.helpers.command_line import ROOT
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
+from tests.helpers.toy_bases import write_base
 from upperson_rt.errors import BackendError
 
 QUICK = {"rounds": 1, "warmup": 4, "steps": 2, "workers": 0}
@@ -51,7 +52,8 @@ def measure(folder: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         install_fake_tensorrt(monkeypatch, VERSIONS[-1])
         seen = fake_trtexec(folder, monkeypatch, SUMMARY)
-        spec = ModelSpec(base="upperson-small", height_px=96, width_px=32, batch_size=4)
+        base, _ = write_base(folder / "base", "clip")
+        spec = ModelSpec(base=str(base), height_px=48, width_px=32, batch_size=4)
         missing = dict.fromkeys(gpu_libraries.LIBRARIES, "")
         result = gpu.measure(spec, (1, 3), missing, device="cpu", **QUICK)
         result["command"] = "python -m benchmarks.gpu"
@@ -100,8 +102,8 @@ def test_all_contenders_agree_and_are_measured(measured: dict[str, Any]) -> None
 
 
 def test_trtexec_runs_the_engines_alone_on_the_same_input(measured: dict[str, Any]) -> None:
-    line = next(line for line in measured["seen"] if "image.int8-fp16" in line and "3x96" in line)
-    assert "--shapes=image:3x96x32x3 --loadInputs=image:" in line
+    line = next(line for line in measured["seen"] if "image.int8-fp16" in line and "3x48" in line)
+    assert "--shapes=image:3x48x32x3 --loadInputs=image:" in line
     assert line.endswith("image.int8-fp16.input --useCudaGraph --noDataTransfers")
     assert len(measured["seen"]) == 2 * 2 * 3
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.towers`` on the small base, one round."""
+"""``python -m benchmarks.towers`` on a toy, one round."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from benchmarks import gemm, towers
 from benchmarks.towers import LITERAL, ORT_FP32, ORT_INT8, PADDED
 from tests.helpers.alone import found_alone
+from tests.helpers.toy_bases import write_base
 from upperson_rt.errors import IntegrityError
 from upperson_rt.machine import Processor
 from upperson_rt.timing import Timing
 
-SMALL = ("--base", "upperson-small", "--height", "96", "--width", "32")
-QUICK = (*SMALL, "--batch-size", "3", "--rounds", "1", "--warmup", "0", "--threads", "1")
+QUICK = ("--batch-size", "3", "--rounds", "1", "--warmup", "0", "--threads", "1")
 
 
 def run(*arguments: str) -> Any:
@@ -29,8 +29,9 @@ pytestmark = pytest.mark.timeout(120, func_only=True)
 
 
 def measured(folder: Path) -> tuple[int, str, str]:
-    """Measure both towers in this process; return exit code, stdout and stderr."""
-    result = run(*QUICK, "--json")
+    """Measure both towers of a toy in this process; return exit code, stdout and stderr."""
+    base, _ = write_base(folder / "base", "clip")
+    result = run("--base", str(base), "--height", "48", "--width", "32", *QUICK, "--json")
     return result.exit_code, result.stdout, result.stderr
 
 
@@ -132,7 +133,7 @@ def test_equal_shapes_of_products_run_once() -> None:
     ("arguments", "message"),
     [
         (("--base", "nothing"), "base 'nothing' is unknown"),
-        ((*SMALL, "--height", "100"), "image size 100x32"),
+        (("--base", "upperson-small", "--height", "100", "--width", "32"), "image size 100x32"),
     ],
 )
 def test_what_cannot_be_built_is_a_usage_error(arguments: tuple[str, ...], message: str) -> None:

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer, vit_base_patch16_s
 from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
 from torch import nn
 
-from tests.helpers.toy_clip import TOY
+from tests.helpers.toy_clip import TOY, disturb
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
 
@@ -90,13 +90,7 @@ def toy_person(kind: str, config: UPPersonConfig = PARTS, seed: int = 0) -> UPPe
     """Build UP-Person over one, with trained tensors that matter."""
     statistics = ((0.5, 0.4, 0.3), (0.5, 0.4, 0.6))
     model = UPPerson(toy_base(kind, seed), config, SIZE, statistics).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                if parameter.ndim == 0:
-                    parameter.mul_(0.5 + torch.rand(()))
-                else:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+    disturb(model)
     return model
 
 

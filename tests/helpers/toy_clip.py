@@ -41,14 +41,19 @@ def toy_model(config: UPPersonConfig | None = None, *, seed: int = 0) -> UPPerso
     """Build UP-Person with random trained tensors: fresh adapters are zero and hide mistakes."""
     config = config or UPPersonConfig(prefix_length=3, lora_rank=4, adapter_reduction=4)
     model = UPPerson(toy_clip(seed), config, IMAGE_SIZE).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                if parameter.ndim == 0:
-                    parameter.mul_(0.5 + torch.rand(()))
-                else:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+    disturb(model)
     return model
+
+
+@torch.no_grad()
+def disturb(model: UPPerson) -> None:
+    """Move every trained tensor away from its first value."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            if parameter.ndim == 0:
+                parameter.mul_(0.5 + torch.rand(()))
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 def toy_pixels(count: int, seed: int = 1) -> Tensor:

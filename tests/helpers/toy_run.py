@@ -9,12 +9,16 @@ import open_clip
 import pytest
 from safetensors.torch import save_file
 
-from tests.helpers.toy_clip import IMAGE_SIZE, TOY, toy_clip
+from tests.helpers.toy_bases import PARTS, write_base
+from tests.helpers.toy_clip import IMAGE_SIZE, TOY, disturb, toy_clip
 from upperson import run_writer
 from upperson.config import TrainConfig
 from upperson.data.synthetic import SyntheticSpec, write_dataset
+from upperson.model.base import load_base
+from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
 from upperson.observer import Step
+from upperson.run import ADAPTER, CONFIG, pack_adapter
 from upperson_rt.metrics import RetrievalMetrics
 
 
@@ -90,3 +94,28 @@ def toy_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) ->
         "mask_captions": False,
     }
     return TrainConfig(**(values | changes))
+
+
+def write_toy_run(folder: Path, root: Path) -> Path:
+    """Write a run that any process can load, over a toy base in a file; nobody has trained it.
+
+    Every trained tensor has a value that matters.
+
+    Args:
+        folder: Gets the base, and the run beside it.
+        root: The data set that the run names.
+    """
+    base_file, weights = write_base(folder / "base", "clip")
+    base = load_base(str(base_file), str(weights), IMAGE_SIZE)
+    model = UPPerson(base.clip, PARTS, IMAGE_SIZE, base.statistics)
+    disturb(model)
+    height_px, width_px = IMAGE_SIZE
+    config = TrainConfig(
+        root=str(root), base=str(base_file), pretrained=str(weights), height_px=height_px,
+        width_px=width_px, model=PARTS,
+    )  # fmt: skip
+    run = folder / "run"
+    run.mkdir()
+    (run / CONFIG).write_text(config.to_yaml(), "utf-8")
+    (run / ADAPTER).write_bytes(pack_adapter(model.trained_state(), base))
+    return run
