@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ from upperson.model.parts import UPPersonConfig
 from upperson.observer import Step
 from upperson.run import ADAPTER, CONFIG, pack_adapter
 from upperson_rt.metrics import RetrievalMetrics
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="toy_run.")
+_WEIGHTS, _PEOPLE = "toy.safetensors", "people"
 
 
 class Recorder:
@@ -69,6 +75,16 @@ def know_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@cache
+def _made() -> Path:
+    """Write base and people once a process, for everybody to copy: that takes half a second."""
+    folder = Path(_FOLDER.name)
+    save_file(toy_clip().state_dict(), folder / _WEIGHTS)
+    spec = SyntheticSpec(look="street", train_ids=6, val_ids=4, test_ids=5, views=2)
+    write_dataset(folder / _PEOPLE, spec)
+    return folder
+
+
 def toy_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> TrainConfig:
     """Write a toy base and people into a folder and return a run's configuration over them.
 
@@ -76,14 +92,12 @@ def toy_config(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) ->
     """
     know_toy(monkeypatch)
     monkeypatch.setattr(run_writer, "draw_curves", lambda rows: b"not drawn")
-    weights = folder / "toy.safetensors"
-    if not weights.exists():
-        save_file(toy_clip().state_dict(), weights)
-    spec = SyntheticSpec(look="street", train_ids=6, val_ids=4, test_ids=5, views=2)
+    if not (folder / _WEIGHTS).exists():
+        shutil.copytree(_made(), folder, dirs_exist_ok=True)
     values: dict[str, Any] = {
-        "root": str(write_dataset(folder / "people", spec)),
+        "root": str(folder / _PEOPLE),
         "base": "toy",
-        "pretrained": str(weights),
+        "pretrained": str(folder / _WEIGHTS),
         "height_px": IMAGE_SIZE[0],
         "width_px": IMAGE_SIZE[1],
         "model": UPPersonConfig(prefix_length=2, lora_rank=4, adapter_reduction=4),
