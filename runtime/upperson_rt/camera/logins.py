@@ -1,14 +1,13 @@
 """User names and passwords of cameras, from a file in the format of ``.netrc``, by host."""
 
 import netrc
-import os
-import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from upperson_rt.camera.source import Source
 from upperson_rt.errors import InputError
+from upperson_rt.passwords import require_private
 
 __all__ = ["Logins"]
 
@@ -28,10 +27,8 @@ class Logins:
         Raises:
             InputError: It cannot be read or understood, or others may read it, too.
         """
+        require_private(path)
         try:
-            mode = os.stat(path).st_mode
-            if os.name == "posix" and mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise InputError(f"others may read the passwords in {path}: chmod 600 {path}")
             hosts = netrc.netrc(path).hosts
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -6,7 +6,6 @@ nothing. A password is never sent, only a digest of it.
 
 import base64
 import datetime
-import hashlib
 import http.client
 import secrets
 import socket
@@ -24,9 +23,10 @@ from xml.sax.saxutils import escape
 
 from upperson_rt.camera.reasons import answer_challenge
 from upperson_rt.errors import InputError
+from upperson_rt.passwords import password_digest
 from upperson_rt.printable import one_line, shortened
 
-__all__ = ["Caller", "RefusedError", "child_text", "named", "parse_xml", "password_digest"]
+__all__ = ["Caller", "RefusedError", "child_text", "named", "parse_xml"]
 
 _SOAP = "http://www.w3.org/2003/05/soap-envelope"
 _WSS = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss"
@@ -88,12 +88,6 @@ class _Reply:
     status: int
     challenges: list[str]
     content: bytes
-
-
-def password_digest(nonce: bytes, created: str, password: str) -> str:
-    """Return the digest of WS-Security's UsernameToken profile, in Base64."""
-    digest = hashlib.sha1(nonce + created.encode() + password.encode(), usedforsecurity=False)
-    return base64.b64encode(digest.digest()).decode("ascii")
 
 
 def _username_token(user: str, password: str, clock_ahead_s: float) -> str:

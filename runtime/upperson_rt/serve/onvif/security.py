@@ -14,10 +14,8 @@ import binascii
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
-import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +26,7 @@ from xml.etree.ElementTree import Element
 
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import write_atomically
+from upperson_rt.passwords import password_digest, require_private
 from upperson_rt.printable import shown
 from upperson_rt.serve.accounts import Account
 from upperson_rt.serve.onvif.soap import WSSE, WSU, FaultError, child, unix_time
@@ -81,11 +80,7 @@ class Users:
             raise InputError(
                 f"{path} names nobody: add somebody with  upperson-rt token {path} NAME --onvif"
             )
-        if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise InputError(
-                f"{path} holds passwords, and others may read it: keep it to its owner with  "
-                f"chmod 600 {path}"
-            )
+        require_private(path)
         self._users = {user.name: user for user in users}
         self._nobody = secrets.token_urlsafe(18)
 
@@ -163,10 +158,9 @@ class Authentication:
             at = unix_time("Created", created)
         except (binascii.Error, ValueError, FaultError) as error:
             raise StrangerError("nonce or time of the UsernameToken cannot be read") from error
-        known = self._users.password(name)
-        made = hashlib.sha1(given + created.encode() + known.encode(), usedforsecurity=False)
+        made = password_digest(given, created, self._users.password(name))
         account = self._users.account(name)
-        if account is None or not _equal(base64.b64encode(made.digest()).decode(), password):
+        if account is None or not _equal(made, password):
             raise StrangerError("name or password is not known")
         if abs(self.clock() - at) > _WITHIN_S:
             raise StrangerError("the UsernameToken is too old or too new: ask GetSystemDateAndTime")
