@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from upperson_rt.arguments import check_count
+from upperson_rt.arguments import check_count, check_list
 from upperson_rt.bundle import open_encoder
 from upperson_rt.errors import BackendError, InputError, UppersonError, missing_extra
 from upperson_rt.files import all_names, make_folder, new_folder
@@ -22,7 +22,13 @@ from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally, check_whole
 from upperson_rt.preprocess import iter_named_images
 from upperson_rt.printable import error_text, get_logger
-from upperson_rt.shard_indexer import ShardFiles, index_shard
+from upperson_rt.shard_indexer import (
+    ShardFiles,
+    index_shard,
+    made_with,
+    require_same_rows,
+    root_of,
+)
 
 __all__ = ["ShardsDone", "index_on_ray"]
 
@@ -33,6 +39,7 @@ _NAMES_IN_MEMORY = 1_000_000
 _MOST_FAILURES_SHOWN = 3
 _RETRIES = 5
 """Of a shard whose worker died: one that lacks memory would be tried for ever."""
+_THE_SAME = ("fingerprint", "whole", "own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +95,8 @@ def index_on_ray(
     Raises:
         UsageError: shards or workers is below 1.
         InputError: A path cannot be read, the output holds shards of other pictures, of another
-            number or model, or a shard could not be finished.
+            number or model, of a folder elsewhere or made with other options, or a shard could not
+            be finished.
         BackendError: Ray is not installed, or a shard could not be finished for want of something.
         IntegrityError: The shards are not the parts of one list.
     """
@@ -101,10 +109,17 @@ def index_on_ray(
         raise missing_extra("ray", "ray", "indexing on a cluster of Ray") from error
     output = Path(output).absolute()
     fingerprint = open_encoder(bundle, **(encoder or {})).fingerprint
+    paths = check_list(paths, "paths")
+    root = root_of(paths)
     whole, parts = _write_lists(paths, output / _LISTS, shards)
     places = [output / _name(Shard(number=n + 1, of=shards)) for n in range(shards)]
-    known = [_finished(place, fingerprint, whole, own, gallery)
-             for place, own in zip(places, parts, strict=True)]  # fmt: skip
+    rows = {"fingerprint": fingerprint, "whole": whole, "root": root}
+    wanted = [
+        ShardRecord(shard=f"{n}/{shards}", own=own, made_with=made_with(options), **rows)
+        for n, own in enumerate(parts, 1)
+    ]
+    known = [_finished(_record_file(place, gallery), record)
+             for place, record in zip(places, wanted, strict=True)]  # fmt: skip
     left = [number for number, record in enumerate(known, 1) if record is None]
     worker = {
         "bundle": str(Path(bundle).absolute()),
@@ -112,6 +127,7 @@ def index_on_ray(
         "output": output,
         "shards": shards,
         "whole": whole,
+        "root": root,
         "gallery": gallery,
         "options": options,
     }
@@ -181,6 +197,7 @@ class _Worker:
         output: Path,
         shards: int,
         whole: Tally,
+        root: str,
         gallery: str | None,
         options: Mapping[str, Any],
     ) -> None:
@@ -188,6 +205,7 @@ class _Worker:
         self._output = output
         self._shards = shards
         self._whole = whole
+        self._root = root
         self._gallery = gallery
         self._options = options
 
@@ -206,7 +224,9 @@ class _Worker:
 
     def _index(self, shard: Shard) -> None:
         names, files = _read_list(self._output / _LISTS / _name(shard))
-        chosen = ShardFiles(shard=shard, files=files, whole=self._whole, own=Tally.of(names))
+        chosen = ShardFiles(
+            shard=shard, files=files, whole=self._whole, own=Tally.of(names), root=self._root
+        )
         place = self._output / _name(shard)
         space = self._encoder.fingerprint, self._encoder.embed_dim
         if self._gallery is not None:
@@ -236,24 +256,25 @@ def _record_file(place: Path, gallery: str | None) -> Path:
     return place / RECORD_FILE if gallery is None else place.with_name(f"{place.name}.json")
 
 
-def _finished(
-    place: Path, fingerprint: str, whole: Tally, own: Tally, gallery: str | None
-) -> ShardRecord | None:
+def _finished(file: Path, wanted: ShardRecord) -> ShardRecord | None:
     """Return the record of a shard that an earlier run has finished; None for what is to be done.
 
     Raises:
-        InputError: It is of other pictures or another model.
+        InputError: It is of other pictures, another model or other options.
     """
-    file = _record_file(place, gallery)
     if not file.exists():
         return None
-    record = ShardRecord.read(file)
-    if (record.fingerprint, record.whole, record.own) != (fingerprint, whole, own):
+    found = ShardRecord.read(file)
+    if any(getattr(found, name) != getattr(wanted, name) for name in _THE_SAME):
         raise InputError(
-            f"{file} is of {record.whole.count} pictures and model {record.fingerprint}, now there "
-            f"are {whole.count}, or others, and model {fingerprint}: choose another output"
+            f"{file} is of {found.whole.count} pictures and model {found.fingerprint}, now there "
+            f"are {wanted.whole.count}, or others, and model {wanted.fingerprint}: choose another "
+            "output"
         )
-    return record if record.finished else None
+    if not found.finished:
+        return None
+    require_same_rows(str(file), found, wanted)
+    return found
 
 
 def _write_lists(

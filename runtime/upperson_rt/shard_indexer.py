@@ -1,19 +1,40 @@
 """One shard of a set of pictures into a gallery, with a record of what it should hold."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from upperson_rt.arguments import check_list, check_path
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally
+from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally, options_apart
 from upperson_rt.indexer import IndexReport, index_images
 from upperson_rt.preprocess import iter_named_images
+from upperson_rt.printable import shown
 
-__all__ = ["ShardFiles", "choose_files", "index_shard", "record_of", "require_whole"]
+__all__ = [
+    "ShardFiles",
+    "choose_files",
+    "index_shard",
+    "made_with",
+    "record_of",
+    "require_same_rows",
+    "require_whole",
+    "root_of",
+]
+
+_IN_ROWS = {
+    "camera": "--camera",
+    "time_from": "--time-from",
+    "track_from": "--track-from",
+    "attributes": "--attribute",
+    "detector": "--detector",
+}
+"""Options of `index_images` that change the rows of a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +45,8 @@ class ShardFiles:
     files: list[Path]
     whole: Tally
     own: Tally
+    root: str
+    """See `root_of`."""
 
 
 def choose_files(paths: Iterable[str | os.PathLike[str]], shard: Shard) -> ShardFiles:
@@ -37,6 +60,7 @@ def choose_files(paths: Iterable[str | os.PathLike[str]], shard: Shard) -> Shard
     Raises:
         InputError: A path does not exist, or a folder cannot be read or holds no picture.
     """
+    paths = check_list(paths, "paths")
     files: list[Path] = []
     names: list[str] = []
 
@@ -48,7 +72,42 @@ def choose_files(paths: Iterable[str | os.PathLike[str]], shard: Shard) -> Shard
                 files.append(file)
 
     whole = Tally.of(every_name())
-    return ShardFiles(shard=shard, files=files, whole=whole, own=Tally.of(names))
+    return ShardFiles(
+        shard=shard, files=files, whole=whole, own=Tally.of(names), root=root_of(paths)
+    )
+
+
+def root_of(paths: Sequence[str | os.PathLike[str]]) -> str:
+    """Return the folder that all pictures lie below, as their keys begin.
+
+    Raises:
+        InputError: There is no path.
+    """
+    given = [Path(check_path(path, "a picture")).absolute() for path in paths]
+    if not given:
+        raise InputError("there is no picture to index: name files or folders")
+    return os.path.commonpath([path if path.is_dir() else path.parent for path in given])
+
+
+def made_with(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return which options of `index_images` change the rows of a picture, as they are shown."""
+    usual = signature(index_images).parameters
+    given = {name: options.get(name) or usual[name].default for name in _IN_ROWS}
+    return {
+        option: _as_text(given[name])
+        for name, option in _IN_ROWS.items()
+        if given[name] != usual[name].default
+    }
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return " ".join(sorted(f"{key}={shown(one)}" for key, one in value.items()))
+    # A detector: what its boxes depend on, else what it is called.
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return str(getattr(value, "identity", None) or f"{kind.__module__}.{kind.__qualname__}")
 
 
 def record_of(location: str) -> Path | None:
@@ -93,7 +152,8 @@ def index_shard(
         What was done, and the record.
 
     Raises:
-        InputError: The gallery is another shard or no shard, or as for `index_images`.
+        InputError: The gallery is another shard or no shard, or holds the rows of pictures in
+            another folder or of other options, or as for `index_images`.
         UppersonError: As for `index_images`.
     """
     record = ShardRecord(
@@ -101,6 +161,8 @@ def index_shard(
         fingerprint=encoder.fingerprint,
         whole=chosen.whole,
         own=chosen.own,
+        root=chosen.root,
+        made_with=made_with(options),
     )
     if record_file is not None:
         _require_same(gallery, record_file, record)
@@ -120,14 +182,40 @@ def index_shard(
 
 
 def _require_same(gallery: Gallery, file: Path, record: ShardRecord) -> None:
+    is_own = record_of(gallery.location) == file
     if file.exists():
-        if (found := ShardRecord.read(file).shard) != record.shard:
+        found = ShardRecord.read(file)
+        if found.shard != record.shard:
             raise InputError(
-                f"gallery {gallery.location} is shard {found}, not {record.shard}: index each "
-                "shard into a gallery of its own"
+                f"gallery {gallery.location} is shard {found.shard}, not {record.shard}: index "
+                "each shard into a gallery of its own"
             )
-    elif record_of(gallery.location) == file and gallery.count():
+        if found.finished or gallery.count():
+            where = f"gallery {gallery.location}" if is_own else str(file)
+            require_same_rows(where, found, record)
+    elif is_own and gallery.count():
         raise InputError(
             f"gallery {gallery.location} holds pictures already and is no shard: index shard "
             f"{record.shard} into another one with  --gallery"
+        )
+
+
+def require_same_rows(where: str, found: ShardRecord, wanted: ShardRecord) -> None:
+    """Refuse pictures whose rows would not take the place of those that a shard has.
+
+    Raises:
+        InputError: They lie in another folder, so that each would be there twice, or the rows were
+            made with other options.
+    """
+    if found.root != wanted.root:
+        raise InputError(
+            f"{where} has shard {found.shard} of the pictures in {found.root}, not in "
+            f"{wanted.root}: keys are paths, so each would be there twice; name the pictures as "
+            "they were named then, for which a link is enough, or choose a new place for the shard"
+        )
+    if found.made_with != wanted.made_with:
+        before, now = options_apart(found, wanted)
+        raise InputError(
+            f"{where} has shard {found.shard} made with {before}, now it is {now}: give the same "
+            "options, or choose a new place for the shard"
         )

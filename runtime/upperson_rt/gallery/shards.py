@@ -16,14 +16,22 @@ from typing import Annotated, Any, TypeAlias
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import write_atomically
-from upperson_rt.printable import count_of, shown
+from upperson_rt.printable import count_of, shortened, shown
 from upperson_rt.strict import Constraint, Count, Positive, read_fields, read_json, require_version
 
-__all__ = ["RECORD_FILE", "Shard", "ShardRecord", "SkippedImage", "Tally", "check_whole"]
+__all__ = [
+    "RECORD_FILE",
+    "Shard",
+    "ShardRecord",
+    "SkippedImage",
+    "Tally",
+    "check_whole",
+    "options_apart",
+]
 
 RECORD_FILE = "shard.json"
 """In the folder of a gallery that is a shard."""
-_VERSION = 1
+_VERSION = 2
 _MOST_SHARDS = 1_000_000
 _MOST_SHOWN = 5
 _MODULUS = 1 << 128
@@ -115,6 +123,10 @@ class ShardRecord:
     """Names of the pictures of all shards."""
     own: Tally
     """Names of those of this one."""
+    root: str
+    """The folder that all pictures lay below on its machine: keys begin with it."""
+    made_with: dict[str, str]
+    """What changes the rows of a picture, by option; what was left at its default is not there."""
     finished: bool = False
     items: Tally = Tally()
     """Keys that were added."""
@@ -149,7 +161,7 @@ class ShardRecord:
             IntegrityError: It was altered.
         """
         content = read_json(file)
-        require_version(content, str(file), [_VERSION], "index the shard again with this release")
+        require_version(content, str(file), [_VERSION], "index the shard again into a new folder")
         given = content.pop("checksum", None)
         if given != _checksum(content):
             raise IntegrityError(
@@ -162,7 +174,8 @@ def check_whole(folders: Sequence[Path], records: Sequence[ShardRecord]) -> None
     """Check that records, each with the place that it is of, are all parts of one list, each once.
 
     Raises:
-        InputError: One is missing or there twice, or they are of two lists or divisions.
+        InputError: One is missing or there twice, or they are of two lists or divisions, or made
+            with different options.
         IntegrityError: They are of two models, or do not add up to the list.
     """
     first = records[0]
@@ -181,6 +194,12 @@ def check_whole(folders: Sequence[Path], records: Sequence[ShardRecord]) -> None
             raise InputError(
                 f"shards of two lists: {folders[0]} is of {first.whole.count} pictures, {folder} "
                 f"of {record.whole.count}, or others: index them again from the same pictures"
+            )
+        if record.made_with != first.made_with:
+            one, other = options_apart(first, record)
+            raise InputError(
+                f"shards made with other options: {folders[0]} with {one}, {folder} with {other}; "
+                "index all of them with the same"
             )
         if record.place.number in places:
             raise InputError(
@@ -206,6 +225,20 @@ def check_whole(folders: Sequence[Path], records: Sequence[ShardRecord]) -> None
             f"the shards are not the parts of one list: it has {first.whole.count} pictures, they "
             f"have {found.count}, or others: index them again from the same pictures"
         )
+
+
+def options_apart(*records: ShardRecord) -> list[str]:
+    """Return for each of two records the options that the other has not, to be shown."""
+    names = {name for record in records for name in record.made_with}
+    apart = sorted(name for name in names if len({r.made_with.get(name) for r in records}) > 1)
+    return [
+        ", ".join(
+            f"{name} {shortened(record.made_with[name])}" if name in record.made_with
+            else f"no {name}"
+            for name in apart
+        )
+        for record in records
+    ]  # fmt: skip
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ Ray is in no extra of the tests: its cluster takes half a minute of processor ti
 
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,26 @@ def test_other_pictures_are_refused(without_ray, original, tmp_path):
     make_toy_bundle(tmp_path / "other", seed=1)
     with pytest.raises(InputError, match="choose another output"):
         index_on_ray(tmp_path / "other", [original / "pictures"], tmp_path / "output", shards=2)
+
+
+def test_shards_of_another_place_or_other_options_are_refused(without_ray, original, tmp_path):
+    """In every gallery, and also where a shard was not finished."""
+    index(original, tmp_path / "output", shards=2, camera="gate")
+    with pytest.raises(InputError, match="made with --camera gate, now it is --camera hall"):
+        index(original, tmp_path / "output", shards=2, camera="hall")
+    with pytest.raises(InputError, match=r"now it is no --camera, --detector .*\.nobody: give"):
+        index(original, tmp_path / "output", shards=2, detector=nobody)
+    shutil.copytree(original / "pictures", tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"not in {tmp_path}/elsewhere: keys are paths"):
+        index_on_ray(
+            original / "bundle", [tmp_path / "elsewhere"], tmp_path / "output", shards=2,
+            encoder={"threads": 1}, camera="gate",
+        )  # fmt: skip
+    assert index(original, tmp_path / "output", shards=2, camera="gate").earlier == 2
+
+
+def nobody(frame):
+    return []
 
 
 def test_the_example(without_ray, original, tmp_path, monkeypatch, capsys):

@@ -24,6 +24,11 @@ class HogDetector:
         self._hog = cv2.HOGDescriptor()
         self._hog.setSVMDetector(cv2.HOGDescriptor_getDefaultPeopleDetector())
 
+    @property
+    def identity(self) -> str:
+        """What its boxes depend on."""
+        return f"hog (width {self.width_px}, scores from {self.min_score:g})"
+
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return (N, 5) boxes with scores (distances from the separating plane)."""
         cv2 = import_cv2()

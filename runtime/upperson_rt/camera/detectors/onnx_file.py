@@ -93,6 +93,14 @@ class OnnxDetector:
             f"{running.device} ({self.choice.why})"
         )
 
+    @property
+    def identity(self) -> str:
+        """What its boxes depend on: the same for the same file on every machine."""
+        return (
+            f"sha256 {sha256_of_file(self.path)[:12]} ({self.layout.name}, class {self.person}, "
+            f"scores from {self.min_score:g}, overlap {self.max_overlap:g})"
+        )
+
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return (N, 5) boxes of people with scores, in pixels of the frame."""
         return self.detect_many([frame])[0]
