@@ -20,7 +20,7 @@ from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.preprocess import load_image
 from upperson_rt.printable import count_of, local_time, printable
 
-__all__ = ["draw_sheet", "save_sheet"]
+__all__ = ["draw_sheet", "picture_file", "save_sheet"]
 
 _MARGIN = 48
 _GAP = 24
@@ -216,13 +216,20 @@ def _draw_tile(
         draw.text(at, _elide(line, small, _TILE_WIDTH), font=small, fill=_MUTED)
 
 
+def picture_file(item: Item, crops_dir: Path | None) -> Path | None:
+    """Return the file that shows an item: its crop, else where it comes from; None without one."""
+    crop = None if crops_dir is None or item.crop is None else crops_dir / item.crop
+    if crop is not None and os.path.isfile(crop):
+        return crop
+    return Path(item.source) if item.source is not None and os.path.isfile(item.source) else None
+
+
 def _picture(item: Item, crops_dir: Path | None) -> Image.Image | str:
     """Return the picture of an item, cut to its box, or a word on why there is none."""
-    crop = None if crops_dir is None or item.crop is None else crops_dir / item.crop
-    saved = crop is not None and os.path.isfile(crop)
-    file = crop if saved else item.source
-    if file is None or not os.path.isfile(file):
+    file = picture_file(item, crops_dir)
+    if file is None:
         return "picture\nis missing"
+    saved = crops_dir is not None and item.crop is not None and file == crops_dir / item.crop
     try:
         pixels = load_image(file)
     except InputError:

@@ -6,7 +6,9 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,7 +17,7 @@ from tests.helpers.invoke import run_rt as run
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson.data.vocabulary import clip_tokenizer
 from upperson_rt.bundle import Bundle
-from upperson_rt.cli.query import _tell_reading
+from upperson_rt.cli.query import _is_unclear, _tell_reading
 from upperson_rt.gallery import Gallery, Item
 
 NOW = 1_790_000_000.0
@@ -361,3 +363,50 @@ def test_paraphrases_find_the_same_person(work):
 def test_a_language_that_the_tokenizer_takes_apart_is_told(sentence, told, capsys):
     _tell_reading(sentence, clip_tokenizer(), None)
     assert ("describe the person in English" in capsys.readouterr().err) == told
+
+
+class TextsOf16:
+    """An encoder whose sentences lie where people do, but for some that have nothing in common."""
+
+    def __init__(self):
+        self.asked = []
+
+    def encode_texts(self, texts):
+        self.asked.append(len(texts))
+        rng = np.random.default_rng(0)
+        vectors = np.zeros((len(texts), 16), np.float32)
+        for vector, text in zip(vectors, texts, strict=True):
+            if text == "asdf":
+                vector[15] = 1
+            else:
+                vector[:8] = rng.normal(size=8)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "unclear", "asked"),
+    [
+        ("asdf", True, [1, 32]),
+        ("adidas", False, [1, 32]),
+        ("woman in red coat", False, []),  # It need not be asked.
+    ],
+)
+def test_a_sentence_that_tells_nobody_apart_is_noticed(tmp_path, sentence, unclear, asked):
+    vectors = np.random.default_rng(1).normal(size=(60, 16)).astype(np.float32)
+    vectors[:, 8:] = 0
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    encoder = TextsOf16()
+    with Gallery.open(tmp_path / "gallery", "space", 16, create=True) as gallery:
+        gallery.add([Item(key=str(n)) for n in range(60)], vectors)
+        retriever = SimpleNamespace(encoder=encoder, gallery=gallery)
+        assert _is_unclear(sentence, retriever) is unclear
+    assert encoder.asked == asked
+
+
+def test_a_sentence_that_tells_nobody_apart_is_told(work, monkeypatch):
+    monkeypatch.setattr("upperson_rt.cli.query._is_unclear", lambda sentence, _: sentence == "asdf")
+    line = "warning: the model hardly tells people apart by this sentence: describe clothes and"
+    told = run("query", "asdf", "--json")
+    assert line in told.stderr
+    assert len(json.loads(told.stdout)["hits"]) > 0
+    assert line not in run("query", "red").stderr

@@ -20,12 +20,12 @@ from upperson_rt.gallery.sqlite import merge as merging
 SHARDS = 3
 
 
-def index(number, of=SHARDS, crops=None, bundle="bundle", to=None):
+def index(number, of=SHARDS, crops=None, bundle="bundle", to=None, more=()):
     """Index a shard of the original's pictures, or all of them for shard 0."""
     crops = crops or Path("bundle").resolve().parent / "crops"
     to = to or f"shards/{number}"
     shard = ("--shard", f"{number}/{of}") if number else ()
-    return run_rt("index", crops, "-b", bundle, "-g", to, "--threads", 1, *shard)
+    return run_rt("index", crops, "-b", bundle, "-g", to, "--threads", 1, *shard, *more)
 
 
 def merge(*shards, to="gallery", more=()):
@@ -123,6 +123,69 @@ def test_a_shard_that_is_run_twice_is_counted_and_there_once(work):
     assert merged()["items"] == 12
 
 
+def test_a_shard_is_not_repeated_from_another_mount_point(work, original):
+    """Keys are paths: every picture would be there twice."""
+    shutil.copytree(original / "crops", "elsewhere")
+    before = snapshot(work / "shards/2")
+    message = told(index(2, crops="elsewhere"), 3)
+    assert f"shard 2/3 of the pictures in {original}/crops, not in {work}/elsewhere" in message
+    assert "name the pictures as they were named then, for which a link is enough" in message
+    assert snapshot(work / "shards/2") == before
+    shutil.rmtree("shards/2")
+    index(2, crops="elsewhere")
+    # The other machine gives the place the name that it had.
+    shutil.move("elsewhere", "mounted")
+    Path("elsewhere").symlink_to("mounted")
+    again = index(2, crops="elsewhere")
+    count = ShardRecord.read(Path("shards/2", RECORD_FILE)).items.count
+    assert f"indexed {count} pictures, {count} in place of earlier ones" in again.stdout
+    assert merged()["items"] == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "told_as"),
+    [
+        (["--camera", "gate"], "--camera gate"),
+        (["--time-from", "mtime"], "--time-from mtime"),
+        (["--track-from", "folder"], "--track-from folder"),
+        (["--attribute", "site=north", "--attribute", "n=3"], "--attribute n=3 site='north'"),
+        (
+            ["--detector", "hog", "--detector-score", "0.5"],
+            "--detector hog (width 640, scores from 0.5)",
+        ),
+    ],
+)
+def test_options_that_change_rows_are_the_same_for_all(work, options, told_as):
+    name = options[0]
+    before = snapshot(work / "shards/3")
+    message = told(index(3, more=options), 3)
+    assert f"shards/3 has shard 3/3 made with no {name}, now it is {told_as}: give" in message
+    assert snapshot(work / "shards/3") == before
+    shutil.rmtree("shards/3")
+    index(3, more=options)
+    message = told(merge(), 3)
+    assert (
+        f"shards made with other options: shards/1 with no {name}, shards/3 with {told_as}; "
+        "index all of them with the same"
+    ) in message
+
+
+def test_a_shard_that_added_nothing_may_be_made_otherwise(work, monkeypatch):
+    shutil.rmtree("shards/1")
+    with monkeypatch.context() as patch:
+        patch.setattr("upperson_rt.gallery.sqlite.SqliteGallery.add", interrupt)
+        assert index(1, more=["--camera", "gaet"]).exit_code == 130
+    assert Path("shards/1", RECORD_FILE).exists()
+    index(1)
+    assert merged()["items"] == 12
+
+
+def test_a_record_of_before_is_told(work):
+    file = work / "shards/1" / RECORD_FILE
+    file.write_text(file.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    assert "index the shard again into a new folder" in told(merge(), 3)
+
+
 @pytest.mark.parametrize(
     "shard", ["0/3", "4/3", "3", "1/3/5", "-1/3", "1/0", "a/b", "1/9999999", ""]
 )
@@ -207,11 +270,8 @@ def delete_picture(shard):
 
 
 def stop_halfway(shard):
-    record = json.loads((shard / RECORD_FILE).read_text())
-    ShardRecord(
-        shard=record["shard"], fingerprint=record["fingerprint"],
-        whole=Tally(**record["whole"]), own=Tally(**record["own"]),
-    ).write(shard / RECORD_FILE)  # fmt: skip
+    record = ShardRecord.read(shard / RECORD_FILE)
+    dataclasses.replace(record, finished=False).write(shard / RECORD_FILE)
 
 
 @pytest.mark.parametrize(
@@ -233,10 +293,11 @@ def test_a_damaged_shard(work, damage, code, message):
     assert message in told(merge(), code)
 
 
-def test_an_interrupted_shard_is_not_finished_until_it_is_run_again(work, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+def interrupt(*_):
+    raise KeyboardInterrupt
 
+
+def test_an_interrupted_shard_is_not_finished_until_it_is_run_again(work, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("upperson_rt.gallery.sqlite.SqliteGallery.add", interrupt)
         assert index(2).exit_code == 130
@@ -269,8 +330,40 @@ def test_a_place_that_is_taken_is_left_alone(work):
         assert result.exit_code == 3
         assert "merge makes a new gallery: name another folder with --gallery" in result.stderr
     assert (work / "gallery/mine").read_text() == "mine"
-    result = merge(to="milvus://host/people")
-    assert (result.exit_code, "merge makes a gallery in a folder" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("place", ["milvus://host/people", "milvus://host:19530/a?timeout=3"])
+def test_a_collection_is_not_merged(work, place):
+    for arguments, to in ((["shards/1"], place), (["shards/1", place], "gallery")):
+        message = told(merge(*arguments, to=to), 2)
+        assert f"merge joins galleries in folders into one in a folder, not {place}:" in message
+
+
+def test_pictures_that_are_elsewhere_are_told(work, original):
+    """Keys name them as the machine knew them that indexed them."""
+    assert "cannot be reached" not in merge().stderr
+    shutil.copytree(original / "crops", "mounted")
+    shutil.rmtree("shards/2")
+    index(2, crops="mounted")
+    count = ShardRecord.read(Path("shards/2", RECORD_FILE)).with_items
+    shutil.move("mounted", "gone")
+    result = merge(to="again", more=["--json"])
+    assert (
+        f"warning: {count} of 12 pictures cannot be reached from here, the first is {work}/mou"
+        in (result.stderr)
+    )
+    found = json.loads(result.stdout)
+    assert found["out_of_reach"] == count
+    assert found["first_out_of_reach"].startswith(f"{work}/mounted/")
+    asked = ["query", "red", "-b", "bundle", "-g", "again", "-k", 12, "--threads", 1]
+    told_of = run_rt(*asked, "--sheet", "sheet.png").stderr
+    assert (
+        f"warning: {count} of 12 pictures cannot be reached from here, the first is {work}"
+        in told_of
+    )
+    assert "cannot be reached" not in run_rt(*asked).stderr
+    Path("mounted").symlink_to("gone")
+    assert "cannot be reached" not in run_rt(*asked, "--sheet", "sheet.png").stderr
 
 
 def test_a_merge_that_went_wrong_is_noticed_and_kept_by_nobody(work, monkeypatch):

@@ -15,7 +15,7 @@ __all__ = ["merge"]
 
 def merge(
     shards: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="SHARD...", help="Galleries that `index --shard` has made."),
     ],
     gallery: GalleryOption = default_gallery,
@@ -32,11 +32,12 @@ def merge(
     """
     from upperson_rt.gallery.sqlite.merge import merge_shards
 
-    if "://" in gallery:
-        raise UsageError(
-            f"merge makes a gallery in a folder, not {gallery}: shards can be indexed into a "
-            "collection of Milvus directly"
-        )
+    for place in (gallery, *shards):
+        if "://" in place:
+            raise UsageError(
+                f"merge joins galleries in folders into one in a folder, not {place}: shards can "
+                "be indexed into a collection of Milvus directly"
+            )
     with new_progress(time_left=True) as bar:
         task = bar.add_task("merging", total=None)
         done = merge_shards(
@@ -46,6 +47,12 @@ def merge(
         )
     for shard, _, reason in done.skipped:
         print_warning(f"shard {shard} skipped: {reason}")
+    if done.out_of_reach:
+        print_warning(
+            f"{done.out_of_reach} of {count_of(done.with_items, 'picture')} cannot be reached from "
+            f"here, the first is {done.first_out_of_reach}: sheets and the console show none until "
+            "that path leads to it, for which a link is enough"
+        )
     if as_json:
         print_json(
             {
@@ -61,6 +68,8 @@ def merge(
                 "items": done.items.count,
                 "keys": done.items.total,
                 "rows": done.rows.total,
+                "out_of_reach": done.out_of_reach,
+                "first_out_of_reach": done.first_out_of_reach,
             }
         )
         return

@@ -33,6 +33,7 @@ from upperson_rt.printable import count_of
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
     from upperson_rt.phrases.evidence import Explanation
+    from upperson_rt.retriever import Retriever
     from upperson_rt.tokenizer import Tokenizer
 
 __all__ = ["query"]
@@ -134,6 +135,7 @@ def query(
         warn_of_unknown_cameras(store, conditions)
         truncated = isinstance(asked, str) and bool(tokenizer.encode([asked]).truncated)
         hits = retriever.query(asked, k, conditions, by_track, paraphrases=paraphrases)
+        unclear = isinstance(asked, str) and _is_unclear(asked, retriever)
         explained = retriever.explain(asked, hits) if isinstance(asked, str) and explain else None
         total = store.count()
         crops_dir = store.crops_dir
@@ -144,12 +146,21 @@ def query(
         )
     if isinstance(asked, str):
         _tell_reading(asked, tokenizer, explained)
+    if unclear:
+        print_warning(
+            "the model hardly tells people apart by this sentence: describe clothes and colours"
+        )
     if sheet is not None:
-        from upperson_rt.sheet import save_sheet
+        from upperson_rt.sheet import picture_file, save_sheet
 
         title = asked if isinstance(asked, str) else f"like {asked.name}"
         save_sheet(sheet, title, hits, crops_dir=crops_dir, explanation=explained)
         print_note(f"contact sheet: {sheet}")
+        if missing := [hit.item for hit in hits if picture_file(hit.item, crops_dir) is None]:
+            print_warning(
+                f"{len(missing)} of {count_of(len(hits), 'picture')} cannot be reached from here, "
+                f"the first is {missing[0].source or missing[0].key}"
+            )
     if as_json:
         print_json(
             {
@@ -197,6 +208,26 @@ def _one_of(sentence: str | None, image: Path | None) -> str | Path:
     if not sentence.strip():
         raise UsageError("the sentence is empty: describe the person in a few words")
     return sentence
+
+
+def _is_unclear(sentence: str, retriever: "Retriever") -> bool:
+    """Whether the scores of a sentence hardly differ between pictures, as the console tells it.
+
+    Not asked of one that names people, clothes or what they carry: it takes 32 sentences more.
+    """
+    from upperson_rt.phrases import parse
+
+    parsed = parse(sentence)
+    if any(phrase.kind != "other" for phrase in parsed.phrases):
+        return False
+    import numpy as np
+
+    from upperson_rt.serve.scale import ORDINARY, Scale
+
+    encoder, gallery = retriever.encoder, retriever.gallery
+    nobody_KD = np.empty((0, gallery.embed_dim), np.float32)  # They are for words only.
+    scale = Scale(gallery, nobody_KD, lambda: encoder.encode_texts(ORDINARY))
+    return scale.is_unclear(encoder.encode_texts([parsed.wanted])[0])
 
 
 def _tell_reading(sentence: str, tokenizer: "Tokenizer", explained: "Explanation | None") -> None:

@@ -5,6 +5,7 @@ Each gallery holds the keys that its record says, and every row is as it was wri
 from the disk, the new gallery holds the rows of the shards, no other and none twice.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ class Merged:
     """Of the keys in the new gallery."""
     rows: Tally
     """Of its rows, with their vectors."""
+    out_of_reach: int
+    """Pictures whose paths lead nowhere on this machine, as the machine that indexed them had them
+    elsewhere."""
+    first_out_of_reach: str | None
+    """The first one's path."""
 
 
 def merge_shards(
@@ -84,11 +90,12 @@ def merge_shards(
             make(new / DATABASE_FILE, galleries[0].fingerprint, galleries[0].embed_dim)
             target = Database(new / DATABASE_FILE)
             stack.callback(target.close)
-            rows = Tally()
+            rows, reach = Tally(), _Reach()
             for gallery, record in zip(galleries, records, strict=True):
                 keys = Tally()
                 for batch in _batches(gallery):
                     _append(target, gallery, batch)
+                    reach.look(batch)
                     keys += Tally.of(row[1] for row in batch)
                     rows += _tally(batch)
                     if progress is not None:
@@ -107,7 +114,28 @@ def merge_shards(
         ),
         items=items,
         rows=rows,
+        out_of_reach=reach.missing,
+        first_out_of_reach=reach.first_missing,
     )
+
+
+class _Reach:
+    """Counts pictures that are not where rows say."""
+
+    def __init__(self) -> None:
+        self.missing = 0
+        self.first_missing: str | None = None
+        self._last = ""
+
+    def look(self, batch: Sequence[tuple[Any, ...]]) -> None:
+        """Look for the files of rows; the people of one picture follow one another."""
+        for source in (row[2] for row in batch):
+            if source is None or source == self._last:
+                continue
+            self._last = source
+            if not os.path.exists(source):
+                self.missing += 1
+                self.first_missing = self.first_missing or source
 
 
 def _read_records(folders: Sequence[Path]) -> list[ShardRecord]:
