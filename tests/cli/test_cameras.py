@@ -73,7 +73,9 @@ def test_one_that_was_named_and_is_not_there_makes_the_exit_code(work):
         (("10.0.0.5", "--interface", "127.0.0.1"), 2, "--interface is for --search"),
         (("--search", "--timeout", "3600"), 2, "--timeout"),
         (("--search", "--interface", "10.255.255.1"), 3, "10.255.255.1 cannot be asked for"),
-        (("rtsp://10.0.0.5/x",), 3, "is no camera's host"),
+        (("--search", "--interface", "999.1.1.1"), 2, "'999.1.1.1' is no IPv4 address"),
+        (("rtsp://10.0.0.5/x",), 2, "is no camera's host"),
+        (("10.0.0.5:port",), 2, "is no camera's host"),
         (("10.0.0.5", "--netrc", "none"), 3, "cannot read none: No such file"),
     ],
 )
@@ -81,6 +83,7 @@ def test_what_is_refused(work, arguments, code, message):
     refused = run(*arguments)
     assert refused.exit_code == code
     assert message in " ".join(refused.stderr.split())
+    assert "asking" not in refused.stderr
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import select
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from upperson_rt.camera.soap import child_text, named, parse_xml
-from upperson_rt.errors import InputError
+from upperson_rt.errors import InputError, UsageError
 
 __all__ = ["Answer", "discover", "read_answer"]
 
@@ -42,7 +43,10 @@ class Answer:
 
 
 def discover(
-    timeout_s: float, interface: str | None = None, port: int = _PORT
+    timeout_s: float,
+    interface: str | None = None,
+    port: int = _PORT,
+    begun: Callable[[], None] | None = None,
 ) -> dict[str, Answer]:
     """Ask the local network which cameras there are.
 
@@ -51,13 +55,17 @@ def discover(
         interface: IPv4 address of this machine in the network to ask; by default the system's
             choice.
         port: Of WS-Discovery.
+        begun: Called before the first question goes out, when all is known to be in order.
 
     Returns:
         Answers by host, in the order of their addresses.
 
     Raises:
-        InputError: There is no such interface, or no network.
+        UsageError: The interface is no IPv4 address.
+        InputError: This machine has no such interface, or no network.
     """
+    if interface is not None:
+        _check_interface(interface)
     asked = [f"urn:uuid:{uuid.uuid4()}" for _ in _TYPES]
     questions = [_probe(*kind, message) for kind, message in zip(_TYPES, asked, strict=True)]
     found: dict[str, Answer] = {}
@@ -68,6 +76,8 @@ def discover(
                 opened.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, own)
                 opened.bind((interface, 0))
             opened.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
+            if begun is not None:
+                begun()
             began = time.monotonic()
             sent = 0
             while (passed := time.monotonic() - began) < timeout_s and len(found) < _MOST_DEVICES:
@@ -81,8 +91,6 @@ def discover(
                     answer = read_answer(content, host, asked)
                     if answer is not None and (host not in found or found[host].address is None):
                         found[host] = answer
-        except ValueError as error:
-            raise InputError(f"'{interface}' is no IPv4 address of this machine") from error
         except OSError as error:
             where = "the local network" if interface is None else interface
             raise InputError(
@@ -90,6 +98,15 @@ def discover(
                 "this machine in their network with --interface"
             ) from error
     return {host: found[host] for host in sorted(found, key=ipaddress.IPv4Address)}
+
+
+def _check_interface(text: str) -> None:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError as error:
+        raise UsageError(
+            f"'{text}' is no IPv4 address: expected one of this machine, such as 192.168.1.10"
+        ) from error
 
 
 def _probe(namespace: str, kind: str, message: str) -> bytes:

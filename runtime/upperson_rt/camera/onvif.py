@@ -15,9 +15,9 @@ from upperson_rt.camera.discovery import Answer
 from upperson_rt.camera.logins import Logins
 from upperson_rt.camera.soap import Caller, RefusedError, child_text, named
 from upperson_rt.camera.source import Source, without_secrets
-from upperson_rt.camera.stream import check_scheme
-from upperson_rt.errors import InputError
-from upperson_rt.printable import shortened
+from upperson_rt.camera.stream import check_address
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import shortened, shown
 
 __all__ = ["FoundCamera", "FoundStream", "ask_cameras", "device_at"]
 
@@ -63,18 +63,18 @@ def device_at(place: str) -> Answer:
     """Return a device that a user names by host, ``host:port`` or the address of its service.
 
     Raises:
-        InputError: It is none of these.
+        UsageError: It is none of these.
     """
     address = place if "://" in place else f"http://{place}"
-    shown = without_secrets(address)
     try:
         parts = urlsplit(address)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise InputError(f"'{shown}' is no camera's host: {error}") from error
-    if not host or parts.scheme not in ("http", "https") or parts.username is not None:
-        raise InputError(
-            f"'{shown}' is no camera's host: expected such as 10.0.0.5, 10.0.0.5:8000 or "
+        host = parts.hostname if parts.port != 0 else None
+    except ValueError:
+        host = None
+    if host is None or parts.scheme not in ("http", "https") or parts.username is not None:
+        told = "an address with a login" if "@" in place else shown(place)
+        raise UsageError(
+            f"{told} is no camera's host: expected such as 10.0.0.5, 10.0.0.5:8000 or "
             "http://10.0.0.5/onvif/device_service; names and passwords go into a file, see --netrc"
         )
     if parts.path in ("", "/"):
@@ -241,7 +241,10 @@ def _watchable(address: str) -> str:
         told = shortened(without_secrets(address))
         raise InputError(f"its stream has an address that is none: {told}")
     source = Source(address=address, kind="network")
-    check_scheme(source)
+    try:
+        check_address(source)
+    except UsageError as error:
+        raise InputError(f"its stream has an address that cannot be read: {error}") from error
     return source.shown
 
 

@@ -120,6 +120,7 @@ def parse_source(text: str) -> Source:
 
     Raises:
         InputError: Nothing of the kind, such as a file that is not there.
+        UsageError: The address of a file, which is named by its path.
         BackendError: A GStreamer pipeline, and OpenCV was built without GStreamer.
     """
     check_name(text, "a source of pictures")
@@ -136,7 +137,7 @@ def parse_source(text: str) -> Source:
         return Source(address=text, kind="gstreamer")
     if "://" in text:
         if text.lower().startswith("file://"):
-            raise InputError(f"{without_secrets(text)}: name a file by its path")
+            raise UsageError(f"{without_secrets(text)}: name a file by its path")
         return Source(address=text, kind="network")
     if not is_file:
         raise InputError(

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,11 @@ from upperson_rt.camera.source import (
 )
 from upperson_rt.errors import InputError, UsageError, missing_extra
 
-__all__ = ["StreamReader", "check_scheme", "open_source", "show_ffmpeg_lines"]
+__all__ = ["StreamReader", "check_address", "open_source", "show_ffmpeg_lines"]
 
 _SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "rtp", "srt", "tcp", "udp")
+_WITHOUT_HOST = ("rtp", "srt", "tcp", "udp")
+"""Their streams may also be sent to this machine."""
 _MOST_PIXELS = {"max_pixels": str(MOST_FRAME_PIXELS)}
 """Has the decoder refuse larger pictures before it takes memory for them."""
 _MOST_THREADS = 4
@@ -47,13 +50,31 @@ def _import_av() -> Any:
     return av
 
 
-def check_scheme(source: Source) -> None:
-    """Raise InputError for an address of a kind that cannot be read, such as ``rtps://``."""
+def check_address(source: Source) -> None:
+    """Refuse an address of a kind that cannot be read, such as ``rtps://``, or a malformed one.
+
+    Raises:
+        UsageError: It is one.
+    """
     scheme = source.address.partition("://")[0].lower()
     if scheme not in _SCHEMES:
-        raise InputError(
+        raise UsageError(
             f"{source.shown} cannot be read: an address begins with {', '.join(_SCHEMES)} and "
             f"://, found {scheme}://"
+        )
+    try:
+        parts = urlsplit(source.address)
+        readable = parts.port is not None or parts.hostname is not None
+        readable &= parts.hostname is not None or scheme in _WITHOUT_HOST
+    except ValueError:
+        readable = False
+    if not readable:
+        # Part of a password may be where the port is.
+        named = f"an address of {scheme}://" if "@" in source.address else source.shown
+        raise UsageError(
+            f"{named} has no host or port that can be read: expected such as "
+            f"{scheme}://10.0.0.5:8554/path, and in a password %2F for /, %23 for #, "
+            "%40 for @, or the password in a file, see --netrc"
         )
 
 
@@ -133,11 +154,11 @@ class StreamReader(Reader):
         """Check that a network stream can be read at all; other sources pass.
 
         Raises:
-            InputError: Its address is of a kind that is not known, such as ``rtps://``.
+            UsageError: Its address is malformed or of an unknown kind, see `check_address`.
             BackendError: PyAV is not installed.
         """
         if source.kind == "network":
-            check_scheme(source)
+            check_address(source)
             _import_av()
 
     def read(self) -> NDArray[np.uint8] | None:

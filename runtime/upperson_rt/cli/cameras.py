@@ -70,11 +70,13 @@ def cameras(
     named = [device_at(host) for host in hosts or []]
     answers: list[Answer] = list(named)
     if search:
-        print_note(f"asking the local network for {timeout:g} s")
+        found_here = discover(
+            timeout,
+            interface,
+            begun=lambda: print_note(f"asking the local network for {timeout:g} s"),
+        )
         there = {answer.host for answer in named}
-        answers += [
-            answer for host, answer in discover(timeout, interface).items() if host not in there
-        ]
+        answers += [answer for host, answer in found_here.items() if host not in there]
     if not answers:
         raise InputError(
             f"no camera answered within {timeout:g} s: they must be in the same network segment as "

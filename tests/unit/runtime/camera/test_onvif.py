@@ -14,9 +14,9 @@ from tests.helpers.small_servers import no_server, other_server, served
 from upperson_rt.camera.discovery import Answer, discover
 from upperson_rt.camera.logins import Logins
 from upperson_rt.camera.onvif import ask_cameras, device_at
-from upperson_rt.camera.soap import password_digest
 from upperson_rt.camera.source import parse_source
-from upperson_rt.errors import InputError
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.passwords import password_digest
 
 LOGIN = ("anna", "s:e/c<ret&1")
 STREAMS = {"main": "rtsp://127.0.0.1:8554/main", "sub": "rtsp://127.0.0.1:8554/sub?channel=2"}
@@ -82,10 +82,20 @@ def test_a_device_vouches_for_itself_only():
     assert camera.problem == "it names no address of its own"
 
 
-@pytest.mark.parametrize("interface", ["10.255.255.1", "lo", ""])
-def test_an_interface_that_is_not_there(interface):
-    with pytest.raises(InputError, match="IPv4 address of this machine"):
-        discover(0.1, interface)
+@pytest.mark.parametrize(
+    ("interface", "error", "message"),
+    [
+        ("10.255.255.1", InputError, "name an IPv4 address of this machine"),
+        ("999.1.1.1", UsageError, "'999.1.1.1' is no IPv4 address: expected one of this machine"),
+        ("lo", UsageError, "'lo' is no IPv4 address"),
+        ("", UsageError, "'' is no IPv4 address"),
+    ],
+)
+def test_an_interface_that_is_not_there_is_told_before_anything_is_asked(interface, error, message):
+    begun = []
+    with pytest.raises(error, match=message):
+        discover(0.1, interface, begun=lambda: begun.append(1))
+    assert begun == []
 
 
 @pytest.mark.parametrize(
@@ -247,7 +257,7 @@ def test_a_device_is_named_by_its_host(place, address):
     "place", ["", "rtsp://10.0.0.5/x", "anna:secret@10.0.0.5", "10.0.0.5:port", "http://[::1"]
 )
 def test_what_is_no_host(place):
-    with pytest.raises(InputError, match="is no camera's host") as raised:
+    with pytest.raises(UsageError, match="is no camera's host") as raised:
         device_at(place)
     assert "secret" not in str(raised.value)
 
@@ -293,7 +303,11 @@ def test_a_default_login_is_for_all_hosts(netrc_file):
 @pytest.mark.parametrize(
     ("text", "mode", "message"),
     [
-        ("machine a login b password c", 0o644, "others may read the passwords in .*chmod 600"),
+        (
+            "machine a login b password c",
+            0o644,
+            "holds passwords, and others may read it: .*600",
+        ),
         ("machine a login b\npassword c\nhunter2 x", 0o600, r"line 3: expected  machine HOST"),
         (None, 0, "cannot read .*No such file"),
     ],

@@ -282,9 +282,10 @@ def test_sources_are_told_apart(tmp_path, monkeypatch):
         source = parse_source(text)
         assert (source.kind, source.is_live, source.default_name) == (kind, live, name)
     assert parse_source("clip.avi").shown == str(tmp_path / "clip.avi")
-    for text in ("nothing.mp4", "file:///x.mp4"):
-        with pytest.raises(InputError):
-            parse_source(text)
+    with pytest.raises(InputError, match=r"no video nothing\.mp4"):
+        parse_source("nothing.mp4")
+    with pytest.raises(UsageError, match="name a file by its path"):
+        parse_source("file:///x.mp4")
 
 
 def test_gstreamer_is_refused_where_opencv_has_none(monkeypatch):

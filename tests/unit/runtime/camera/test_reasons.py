@@ -19,7 +19,7 @@ from upperson_rt.camera.reasons import reason_of_address, reason_of_device
 from upperson_rt.camera.settings import CameraSettings
 from upperson_rt.camera.source import OpenCVReader, parse_source
 from upperson_rt.camera.stream import StreamReader, open_source
-from upperson_rt.errors import BackendError, InputError
+from upperson_rt.errors import BackendError, InputError, UsageError
 
 LOGIN = f"{USER}:{quote(PASSWORD, safe='')}@"
 SERVERS = {"rtsp": rtsp_server, "http": http_server}
@@ -145,7 +145,7 @@ def test_the_reader_says_why():
 def test_an_unknown_kind_of_address_is_refused_where_opencv_reads_it(address):
     source = parse_source(address)
     scheme = address.partition(":")[0]
-    with pytest.raises(InputError, match=rf"begins with rtsp, rtsps, http, .*found {scheme}://"):
+    with pytest.raises(UsageError, match=rf"begins with rtsp, rtsps, http, .*found {scheme}://"):
         StreamReader.require(source)
     fields = {
         "name": "gate",
@@ -155,9 +155,29 @@ def test_an_unknown_kind_of_address_is_refused_where_opencv_reads_it(address):
         "start_time": None,
         "realtime": False,
     }
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         CameraSettings(opener=open_source, **fields)
     CameraSettings(opener=lambda source, timeout_s: None, **fields)  # Another reader may know it.
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["rtsp:///x", "rtsp://", "rtsp://h:99999/x", "rtsp://anna:se/cret@h/x", "http://[::1"],
+)
+def test_an_address_without_a_host_or_port_is_refused_and_not_shown(address):
+    with pytest.raises(UsageError, match="has no host or port that can be read") as raised:
+        StreamReader.require(parse_source(address))
+    assert "cret" not in str(raised.value)
+
+
+def test_a_stream_that_is_sent_here_needs_no_host():
+    for address in (
+        "udp://:5000",
+        "udp://@239.0.0.1:5000",
+        "rtp://@:5004",
+        "srt://:7001?mode=listener",
+    ):
+        StreamReader.require(parse_source(address))
 
 
 def test_a_stream_without_what_reads_it_is_refused_at_the_start(monkeypatch):
