@@ -58,9 +58,12 @@ def recognise(graph: Graph, named: str | None = None) -> tuple[Layout, tuple[str
         )
     told = _tell(graph, fitting)
     if len(told) != 1:
+        may_be = told or list(fitting)
+        why = "and nothing in it says so: if it is, name it"
+        if len(may_be) > 1:
+            why = "which have the same shapes and see pictures differently: say which"
         raise InputError(
-            f"{graph.path} may be {' or '.join(told or fitting)}, which have the same shapes and "
-            f"see pictures differently: say which with --detector-layout; found "
+            f"{graph.path} may be {' or '.join(may_be)}, {why} with --detector-layout; found "
             f"{graph.found}"
         )
     return LAYOUTS[told[0]], fitting[told[0]]

@@ -211,7 +211,10 @@ def write_constant(path, shapes, inputs=None):
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ({"odd": (1, 7, 11)}, "may be rt-detr-ultralytics"),
+        (
+            {"odd": (1, 7, 11)},
+            "may be rt-detr-ultralytics, and nothing in it says so: if it is,",
+        ),
         ({"odd": (1, 1000)}, r"no layout that is known \(yolov5, .*found inputs images \[1, 3, 64"),
         ({"a": (1, 20, 4), "b": (1, 30, 9)}, "no layout that is known"),
         ({"num": (1, 1), "boxes": (1, 9, 4), "scores": (1, 9)}, "no layout that is known"),
