@@ -113,10 +113,16 @@ def index_on_ray(
     root = root_of(paths)
     whole, parts = _write_lists(paths, output / _LISTS, shards)
     places = [output / _name(Shard(number=n + 1, of=shards)) for n in range(shards)]
-    rows = {"fingerprint": fingerprint, "whole": whole, "root": root}
     wanted = [
-        ShardRecord(shard=f"{n}/{shards}", own=own, made_with=made_with(options), **rows)
-        for n, own in enumerate(parts, 1)
+        ShardRecord(
+            shard=f"{number}/{shards}",
+            fingerprint=fingerprint,
+            whole=whole,
+            own=own,
+            root=root,
+            made_with=made_with(options),
+        )
+        for number, own in enumerate(parts, 1)
     ]
     known = [_finished(_record_file(place, gallery), record)
              for place, record in zip(places, wanted, strict=True)]  # fmt: skip

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -404,7 +405,8 @@ def test_a_sentence_that_tells_nobody_apart_is_noticed(tmp_path, sentence, uncle
 
 
 def test_a_sentence_that_tells_nobody_apart_is_told(work, monkeypatch):
-    monkeypatch.setattr("upperson_rt.cli.query._is_unclear", lambda sentence, _: sentence == "asdf")
+    module = sys.modules["upperson_rt.cli.query"]
+    monkeypatch.setattr(module, "_is_unclear", lambda sentence, _: sentence == "asdf")
     line = "warning: the model hardly tells people apart by this sentence: describe clothes and"
     told = run("query", "asdf", "--json")
     assert line in told.stderr
