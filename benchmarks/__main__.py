@@ -20,11 +20,12 @@ DOCUMENTED = (
     "console -b demo/bundle --rows 100000",
     "marks -b demo/bundle -g demo/gallery --root demo/people",
     "words -b demo/bundle -g demo/gallery --root demo/people",
+    "likelihood -b demo/bundle -g demo/gallery --root demo/people",
     "losses --seeds 3",
     "loader --workers 2",
     "tracking --streets 3 --hog",
 )
-"""Name and options of every run whose numbers are in docs/benchmarks.md."""
+"""Name and options of every run whose numbers are in docs/benchmarks.md or on a page it names."""
 
 ON_A_GPU = ("gpu",)
 """Run by name alone, as ``make gpu`` does: without an NVIDIA GPU it ends at once, and its numbers

@@ -1,4 +1,4 @@
-"""Remakes what docs show of the console: the tables of marks and words, and the pictures.
+"""Remakes what docs show of the console: tables of marks, words and likelihood, and the pictures.
 
 The pictures are of a gallery that `upperson-rt watch` makes here of drawn videos of four cameras;
 the test of all pages takes them.
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import marks, words
+from benchmarks import likelihood, marks, words
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.cli.output import print_line
@@ -43,13 +43,14 @@ def console_page(
     docs: Annotated[Path, typer.Option("--docs", help="Folder of the pages.")] = Path("docs"),
     debug: Debug = False,
 ) -> None:
-    """Measure marks and words, draw and watch four cameras, take pictures of the pages.
+    """Measure marks, words and likelihood, draw and watch four cameras, take pictures of the pages.
 
     Example: `python -m benchmarks.console_page demo`
     """
     people = marks.people_of(demo / "bundle", str(demo / "gallery"), demo / "people")
     replace_table(docs / "console.md", "mAP after clicks", _marks_rows(marks.measured(people)))
     replace_table(docs / "benchmarks.md", "asked with", _words_rows(words.measured(people)))
+    replace_table(docs / "onvif.md", "said", likelihood.rows_of(likelihood.measured(people)))
     print_line(f"the tables in {docs} are those of {demo}")
     with tempfile.TemporaryDirectory() as folder:
         _watch(demo / "bundle", Path(folder))

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from upperson.data.records import read_dataset
+from upperson.data.records import Record, read_dataset
 from upperson_rt.bundle import Bundle
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import BundleOption, Debug, GalleryOption, Json
@@ -62,6 +62,8 @@ class People:
     pids_N: NDArray[np.int64]
     captions: list[tuple[int, str]]
     """Who it is, and the caption."""
+    records: list[Record]
+    """Of the N pictures."""
 
 
 def people_of(bundle: Path, gallery: str, root: Path) -> People:
@@ -71,7 +73,7 @@ def people_of(bundle: Path, gallery: str, root: Path) -> People:
         InputError: The gallery holds other pictures.
     """
     people = {
-        str(record.image.absolute()): (record.pid, record.captions)
+        str(record.image.absolute()): record
         for record in read_dataset("jsonl", _data_set(root))["test"]
     }
     opened_bundle = Bundle.open(bundle, threads=1)
@@ -81,12 +83,14 @@ def people_of(bundle: Path, gallery: str, root: Path) -> People:
     keys = [item.key for items, _ in parts for item in items]
     if not keys or not people.keys() >= set(keys):
         raise InputError(f"gallery {gallery} holds other pictures than the test split of {root}")
+    records = [people[key] for key in keys]
     return People(
         opened_bundle,
         encoder,
         np.concatenate([vectors for _, vectors in parts]),
-        np.array([people[key][0] for key in keys]),
-        [(people[key][0], caption) for key in keys for caption in people[key][1]],
+        np.array([record.pid for record in records]),
+        [(record.pid, caption) for record in records for caption in record.captions],
+        records,
     )
 
 

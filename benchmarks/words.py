@@ -63,7 +63,7 @@ def measured(people: People, trials: int = 200) -> dict[str, Any]:
                 there[0] = own[1]
                 query_D = (1 - share) * texts_CD[text] + share * vectors_ND[own[0]]
                 query_D /= np.linalg.norm(query_D)
-                scale = _scale(vectors_ND[there], strangers_KD, ordinary_SD)
+                scale = scale_of(vectors_ND[there], strangers_KD, ordinary_SD)
                 rest = there[1:] if size > 1 else others[:1]
                 scores = [
                     float(vectors_ND[own[1]] @ query_D),
@@ -77,7 +77,8 @@ def measured(people: People, trials: int = 200) -> dict[str, Any]:
     return result
 
 
-def _scale(vectors_ND: Any, strangers_KD: Any, ordinary_SD: Any) -> Scale:
+def scale_of(vectors_ND: Any, strangers_KD: Any, ordinary_SD: Any) -> Scale:
+    """Return the scale of a gallery of some pictures."""
     items = [Item(key=str(number)) for number in range(len(vectors_ND))]
     gallery: Any = SimpleNamespace(
         embed_dim=vectors_ND.shape[1],

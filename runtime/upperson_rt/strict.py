@@ -79,8 +79,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {os.fspath(path)}: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {os.fspath(path)}: no text in UTF-8") from error
     return parse_json(text, os.fspath(path))
 
 

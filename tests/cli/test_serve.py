@@ -109,12 +109,12 @@ def test_a_client_of_onvif_is_served(ready):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--onvif", "none.json"], 3, "cannot read none.json"),
-        (["--onvif", "tokens.json"], 3, "tokens.json"),
+        (["--onvif", "none.json"], 3, "cannot read none.json: No such file or directory\n"),
+        (["--onvif", "tokens.json"], 3, "tokens.json holds tokens of the console, expected ONVIF"),
         (["--host", "0.0.0.0"], 2, "lets others in: make tokens with"),
         (["--tls-cert", "x.pem"], 2, "go together"),
-        (["--tls-cert", "x.pem", "--tls-key", "y.pem"], 3, "cannot be used"),
-        (["--token-file", "none.json"], 3, "cannot read none.json"),
+        (["--tls-cert", "x.pem", "--tls-key", "y.pem"], 3, "--tls-cert x.pem cannot be read: No"),
+        (["--token-file", "none.json"], 3, "cannot read none.json: No such file or directory\n"),
         (["--watch", "ftp://x"], 2, "takes a metrics file or an address"),
         (["-g", "none"], 3, "no gallery at none"),
         (["-b", "none"], 3, "none"),
@@ -125,10 +125,12 @@ def test_a_client_of_onvif_is_served(ready):
 )
 def test_what_cannot_be_served_is_refused_in_one_line(ready, arguments, code, words):
     run_rt("token", "tokens.json", "ada")
+    before = sorted(ready.iterdir())
     done = run_rt("serve", "--port", "0", *arguments)
     assert done.exit_code == code, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert sorted(ready.iterdir()) == before  # No state is left behind.
 
 
 def test_a_port_that_is_taken_is_told(ready):
@@ -136,6 +138,7 @@ def test_a_port_that_is_taken_is_told(ready):
         port = taken.getsockname()[1]
         done = run_rt("serve", "--port", str(port))
     assert done.exit_code == 3
+    assert not (ready / "console").exists()
     assert f"cannot listen at 127.0.0.1 port {port}: Address already in use" in done.stderr
 
 
@@ -157,7 +160,7 @@ def test_a_password_for_onvif(work):
     assert "can only search" in done.stderr
     done = run_rt("token", "o.json", "ada")  # A file of the other kind.
     assert done.exit_code == 3
-    assert "onvif_users" in done.stderr
+    assert "o.json holds ONVIF users, expected tokens of the console" in done.stderr
 
 
 def test_a_token_file_is_not_spoilt(work):

@@ -119,6 +119,7 @@ def serve(
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Gallery
     from upperson_rt.query_log import QueryLog
+    from upperson_rt.serve.connections import tls_context
     from upperson_rt.serve.desk import Desk
     from upperson_rt.serve.guard import is_loopback
     from upperson_rt.serve.live import Live, check_source
@@ -139,19 +140,19 @@ def serve(
     users = None if onvif is None else Users(onvif)
     opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
     encoder = opened.encoder()
-    tls = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
+    tls = None if tls_cert is None or tls_key is None else tls_context(tls_cert, tls_key)
+
+    def open_gallery() -> Gallery:
+        return Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim)
+
     with ExitStack() as stack:
-        memory = stack.enter_context(closing(Memory(state / "console.sqlite")))
-        log = stack.enter_context(QueryLog(query_log or state / "query.log"))
-        desk = Desk(
-            encoder,
-            lambda: Gallery.open(gallery, encoder.fingerprint, encoder.embed_dim),
-            log,
-            memory,
-            opened.canaries.image_embeds,
-        )
-        stack.callback(desk.close)
         place = stack.enter_context(listening(host, port))
+        open_gallery().close()  # What cannot be served leaves no state behind.
+        log = None if query_log is None else stack.enter_context(QueryLog(query_log))
+        memory = stack.enter_context(closing(Memory(state / "console.sqlite")))
+        log = log or stack.enter_context(QueryLog(state / "query.log"))
+        desk = Desk(encoder, open_gallery, log, memory, opened.canaries.image_embeds)
+        stack.callback(desk.close)
         routes = None if users is None else OnvifRoutes(desk, users, live)
         server = Server(desk, access, place, [host, *(name or ())], live, tls, routes)
         if not is_loopback(host) and tls is None:

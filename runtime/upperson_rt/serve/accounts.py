@@ -8,7 +8,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, TypeVar, get_args
 
 from upperson_rt.arguments import check_name
 from upperson_rt.errors import InputError, UsageError
@@ -16,13 +16,16 @@ from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Filter
 from upperson_rt.strict import Constraint, Sha256, read_fields, read_json, require_version
 
-__all__ = ["ROLES", "Account", "Accounts", "Role", "Sessions", "add_token"]
+__all__ = ["ROLES", "Account", "Accounts", "Role", "Sessions", "add_token", "read_listed"]
 
+T = TypeVar("T")
 Role: TypeAlias = Literal["viewer", "operator", "admin"]
 """Each may do what those before may: search; mark and export; delete and prune."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 _VERSION = 1
+_KINDS = {"tokens": ("tokens of the console", ""), "onvif_users": ("ONVIF users", " --onvif")}
+"""By the key of its list: what a file holds, and how  upperson-rt token  is told to write it."""
 _SESSION_S = 12 * 3600.0
 _MOST_SESSIONS = 1000
 
@@ -161,7 +164,30 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _read(path: Path) -> tuple[_Token, ...]:
-    content = read_json(path)
+def read_listed(path: Path, kind: type[T], key: str) -> T:
+    """Read a file that lists who may do what.
+
+    Args:
+        path: The file.
+        kind: What it holds.
+        key: Of `_KINDS`, where the list stands in it.
+
+    Raises:
+        InputError: It cannot be read, is malformed, or lists something else.
+    """
+    what, option = _KINDS[key]
+    expected = f"expected {what}, as  upperson-rt token FILE NAME{option}  writes them"
+    try:
+        content = read_json(path)
+    except InputError as error:
+        raise InputError(str(error) if not path.is_file() else f"{error}; {expected}") from error
+    if not isinstance(content, dict) or key not in content:
+        others = [other for other in _KINDS if isinstance(content, dict) and other in content]
+        found = _KINDS[others[0]][0] if others else "something else"
+        raise InputError(f"{path} holds {found}, {expected}: name another file")
     require_version(content, str(path), (_VERSION,), "update upperson-rt")
-    return read_fields(_TokenFile, content, str(path)).tokens
+    return read_fields(kind, content, str(path))
+
+
+def _read(path: Path) -> tuple[_Token, ...]:
+    return read_listed(path, _TokenFile, "tokens").tokens

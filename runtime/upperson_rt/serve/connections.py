@@ -26,6 +26,13 @@ _HANDSHAKE_WITHIN_S = 10.0
 _CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2; those of 1.3 are of this kind: what was read today stays secret if the private key is
 lost later."""
+_LONGEST_PEM_BYTES = 1 << 20
+_REFUSED = {
+    "MISMATCH": "the key is not that of the certificate",
+    "KEY_TOO_SMALL": "the key is too short; of RSA take 2,048 bits or more",
+    "MD_TOO_WEAK": "the certificate is signed by a hash that is broken; take SHA-256",
+}
+"""What OpenSSL says, and what it means."""
 
 
 class Connection(H11Protocol):
@@ -94,6 +101,8 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     Raises:
         InputError: Certificate or key cannot be used, or are too weak.
     """
+    _check_pem(f"--tls-cert {certificate}", certificate, "a certificate", b"CERTIFICATE-----")
+    _check_pem(f"--tls-key {key}", key, "a private key", b"PRIVATE KEY-----")
 
     def encrypted() -> str:
         raise InputError(
@@ -106,6 +115,25 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.set_ciphers(_CIPHERS)
     try:
         context.load_cert_chain(certificate, key, encrypted)
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(f"--tls-cert or --tls-key cannot be used: {error}") from error
+    except ssl.SSLError as error:
+        found = error.reason or ""
+        told = next((text for name, text in _REFUSED.items() if name in found), None)
+        why = told or found.replace("_", " ").lower() or "one of them is damaged"
+        raise InputError(
+            f"--tls-cert {certificate} and --tls-key {key} cannot be used: {why}"
+        ) from error
     return context
+
+
+def _check_pem(given: str, file: Path, what: str, mark: bytes) -> None:
+    """Say what OpenSSL does not: which of the files it is, and what stands in it."""
+    try:
+        with open(file, "rb") as opened:
+            content = opened.read(_LONGEST_PEM_BYTES)
+    except OSError as error:
+        raise InputError(f"{given} cannot be read: {error.strerror}") from error
+    if mark not in content:
+        raise InputError(
+            f"{given} holds no {what.partition(' ')[2]}: expected {what} in PEM, a text that "
+            "begins with  -----BEGIN"
+        )

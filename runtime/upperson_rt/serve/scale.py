@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from upperson_rt.gallery import Gallery
 
-__all__ = ["ORDINARY", "WORDS", "Scale", "Word"]
+__all__ = ["LIKELY", "ORDINARY", "WORDS", "Scale", "Word"]
 
 Word: TypeAlias = Literal["very close", "close", "similar", "loose", ""]
 WORDS: dict[float, Word] = {3.5: "very close", 3.0: "close", 2.5: "similar"}
 """By how many standard deviations a score lies above those of other questions."""
 _ELSE: Word = "loose"
-_LIKELY = ((4.5, 3.0), (3.9, 3.7))
+LIKELY = ((4.6, 3.5), (3.8, 4.4))
 """Slope and middle of a logistic curve over the same deviations, for a sentence and for a picture,
-fitted to a gallery of 300 drawn people: of more people fewer with the same score are right."""
+fitted to a gallery of 300 drawn people (benchmarks/likelihood.py): of more people fewer with the
+same score are right."""
 _COLOURS = ("red", "blue", "black", "white", "green", "grey", "yellow", "brown")
 _UPPER = ("coat", "jacket", "shirt", "hoodie", "dress", "sweater", "top", "t-shirt")
 _LOWER = ("black trousers", "blue jeans", "grey shorts", "a white skirt")
@@ -112,15 +113,27 @@ class Scale:
 
         Where there is nothing to compare with it is the cosine, 0 for opposites.
         """
-        usual = self._usual(round(picture_share, 2)) if scores else None
-        if usual is None:
+        above_N = self.deviations(picture_share, scores)
+        if above_N is None:
             return [min(max((score + 1) / 2, 0.0), 1.0) for score in scores]
-        middle, spread = usual
-        by_sentence, by_picture = np.array(_LIKELY)
+        by_sentence, by_picture = np.array(LIKELY)
         slope, half = by_sentence + picture_share * (by_picture - by_sentence)
-        above_N = (np.asarray(scores, np.float64) - middle) / spread
         likely: list[float] = (1 / (1 + np.exp(-slope * (above_N - half)))).tolist()
         return likely
+
+    def deviations(
+        self, picture_share: float, scores: Sequence[float]
+    ) -> NDArray[np.float64] | None:
+        """Return by how many standard deviations (N,) scores lie above those of other questions.
+
+        Arguments as `words`; None where there is nothing to compare with.
+        """
+        usual = self._usual(round(picture_share, 2)) if len(scores) else None
+        if usual is None:
+            return None
+        middle, spread = usual
+        above_N: NDArray[np.float64] = (np.asarray(scores, np.float64) - middle) / spread
+        return above_N
 
     def is_unclear(self, query_D: NDArray[np.float32]) -> bool:
         """Whether a sentence's scores hardly differ between pictures, beside ordinary ones."""

@@ -2,9 +2,9 @@
 
 import logging
 import socket
+import ssl
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 
 import uvicorn
 from anyio import to_thread
@@ -13,7 +13,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.printable import get_logger
 from upperson_rt.serve.access import Access
 from upperson_rt.serve.app import make_app
-from upperson_rt.serve.connections import Connection, Loop, tls_context
+from upperson_rt.serve.connections import Connection, Loop
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.live import Live
 from upperson_rt.serve.onvif.routes import OnvifRoutes
@@ -52,7 +52,7 @@ class Server:
         place: socket.socket,
         names: Iterable[str] = (),
         live: Live | None = None,
-        tls: tuple[Path, Path] | None = None,
+        tls: ssl.SSLContext | None = None,
         onvif: OnvifRoutes | None = None,
     ) -> None:
         """Prepare to serve.
@@ -63,11 +63,8 @@ class Server:
             place: See `listening`; whoever made it closes it.
             names: By which the server is called.
             live: Reads what cameras do.
-            tls: Files of certificate and key.
+            tls: See `connections.tls_context`.
             onvif: Answers searches by ONVIF.
-
-        Raises:
-            InputError: Certificate or key cannot be used.
         """
         self._place = place
         self._live = live or Live(())
@@ -83,7 +80,7 @@ class Server:
             timeout_keep_alive=15,
         )
         config.load()
-        config.ssl = None if tls is None else tls_context(*tls)
+        config.ssl = tls
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="console", daemon=True)
         host, port = place.getsockname()[:2]

@@ -156,8 +156,10 @@ class Recordings:
         def note(found: Sequence[Found], count: int) -> None:
             hits = [one.hit for one in found if one.hit is not None]
             name = call.request.tag.rpartition("}")[2].removesuffix("Request")
-            asked = replace(search, where=replace(where, camera=[*cameras()] or None))
-            self._desk.note_search(call.account, asked, hits, count, {"onvif": name})
+            names = [*cameras()]
+            asked = replace(search, where=replace(where, camera=names or None))
+            none = {} if names else {"cameras": []}  # A filter without a camera would mean all.
+            self._desk.note_search(call.account, asked, hits, count, {"onvif": name, **none})
 
         def reached() -> float:
             if end is not None:

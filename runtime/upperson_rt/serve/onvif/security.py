@@ -28,9 +28,9 @@ from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import write_atomically
 from upperson_rt.passwords import password_digest, require_private
 from upperson_rt.printable import shown
-from upperson_rt.serve.accounts import Account
+from upperson_rt.serve.accounts import Account, read_listed
 from upperson_rt.serve.onvif.soap import WSSE, WSU, FaultError, child, unix_time
-from upperson_rt.strict import Constraint, read_fields, read_json, require_version
+from upperson_rt.strict import Constraint
 
 __all__ = ["Authentication", "StrangerError", "Users", "add_user"]
 
@@ -250,6 +250,4 @@ def _text(parent: Element, namespace: str, name: str) -> str:
 
 
 def _read(path: Path) -> tuple[_User, ...]:
-    content = read_json(path)
-    require_version(content, str(path), (_VERSION,), "update upperson-rt")
-    return read_fields(_UserFile, content, str(path)).onvif_users
+    return read_listed(path, _UserFile, "onvif_users").onvif_users

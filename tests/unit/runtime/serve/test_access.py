@@ -42,12 +42,15 @@ def test_a_new_token_replaces_the_one_before(guarded):
             '{"schema_version": 1, "tokens": [{"name": "a", "role": "admin", "sha256": "0"}]}',
             "64 lower",
         ),
-        ("", "not valid JSON"),
+        ("", "not valid JSON.*; expected tokens of the console, as  upperson-rt token FILE NAME  "),
+        ("\udcff", "no text in UTF-8; expected tokens"),
+        ('{"schema_version": 3, "model": {}}', "holds something else, expected tokens"),
+        ('{"schema_version": 1, "onvif_users": []}', "holds ONVIF users, expected tokens"),
     ],
 )
 def test_a_malformed_token_file_is_refused(tmp_path, content, message):
     file = tmp_path / "tokens.json"
-    file.write_text(content)
+    file.write_text(content, errors="surrogateescape")
     with pytest.raises(InputError, match=message):
         Accounts(file)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from upperson_rt.gallery import Item
-from upperson_rt.serve.scale import ORDINARY, Scale
+from upperson_rt.serve.scale import LIKELY, ORDINARY, WORDS, Scale
 
 D = 64
 SHARES = [0.0, 0.5, 1.0]
@@ -92,8 +92,13 @@ def test_a_likelihood_follows_the_words(share):
     assert likely == sorted(likely)
     assert 0 <= likely[0] < 0.001
     assert 0.999 < likely[-1] <= 1
-    words = scale.words(share, scores)
-    assert likely[words.index("similar")] < 0.2 < likely[words.index("very close")]
+    slope, half = (np.array(LIKELY[0]) * (1 - share) + np.array(LIKELY[1]) * share).tolist()
+    middle, spread = scale._usual(share)
+    for least, word in WORDS.items():
+        begins = 1 / (1 + np.exp(-slope * (least - half)))
+        found = scale.likelihoods(share, [middle + least * spread])
+        assert found == pytest.approx([begins])
+        assert scale.words(share, [middle + (least + 0.01) * spread]) == [word]
     assert scale.likelihoods(share, []) == []
 
 

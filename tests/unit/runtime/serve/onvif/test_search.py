@@ -526,6 +526,16 @@ def test_what_is_shown_is_in_the_log_before(onvif, red_jpeg):
     assert verify_log(onvif.log).problems == []
 
 
+def test_the_log_does_not_say_all_cameras_for_who_sees_none(onvif):
+    onvif.desk.gallery.delete_where(Filter(camera="gate"))
+    onvif.desk._current.last.has_changed()
+    door = onvif.client("door").search
+    assert take(door, door.SearchImageByNL(Text="a woman in red", **ALL)).Result == []
+    (asked,) = [json.loads(line) for line in onvif.log.read_text().splitlines()]
+    assert "camera" not in asked["filter"]
+    assert asked["details"]["cameras"] == []
+
+
 def test_what_cannot_be_logged_is_not_shown(onvif, monkeypatch):
     vms = onvif.client().search
     token = vms.SearchImageByNL(Text="red", **ALL)

@@ -315,12 +315,16 @@ def test_a_name_is_one_that_every_client_sends(tmp_path, name):
     [
         ('{"schema_version": 1, "onvif_users": []}', "names nobody"),
         ('{"schema_version": 2, "onvif_users": []}', "update upperson-rt"),
-        ('{"schema_version": 1, "tokens": []}', "tokens"),
+        (
+            '{"schema_version": 1, "tokens": []}',
+            "tokens of the console, expected ONVIF users",
+        ),
+        ("[]", "holds something else, expected ONVIF users"),
         (
             '{"schema_version": 1, "onvif_users": [{"name": "a", "password": "short"}]}',
             "16 letters",
         ),
-        ("", "not valid JSON"),
+        ("", "not valid JSON.*; expected ONVIF users, as  upperson-rt token FILE NAME --onvif"),
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path, content, words):
