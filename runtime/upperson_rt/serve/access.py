@@ -39,7 +39,7 @@ class Access:
     def needs(self, role: Role) -> Any:
         """Return the default of a route's account: one that may do what a role may."""
 
-        def account(request: Request) -> Account:
+        async def account(request: Request) -> Account:  # No thread is waited for.
             found = self.find(request)
             if found is None:
                 raise ProblemError(

@@ -6,6 +6,7 @@ when nobody waits for them any more.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,11 +25,13 @@ class BusyError(Exception):
 
 
 class Turns:
-    """A bounded queue. Safe to use from several threads."""
+    """A bounded queue: who comes first is first. Safe to use from several threads."""
 
     def __init__(self, running: int = 1, waiting: int = 8) -> None:
         """Let so many run at a time, and so many wait."""
-        self._running = threading.Semaphore(running)
+        self._free = running
+        self._queue: deque[threading.Event] = deque()
+        """Those who wait, each for its event; a semaphore would let others pass them."""
         self._lock = threading.Lock()
         self._most = running + waiting
         self._there = 0
@@ -57,17 +60,24 @@ class Turns:
                 self.refused += 1
                 raise BusyError(max(1, round(self._there * self._usual_s)))
             self._there += 1
+            own = threading.Event()
+            if self._free:
+                self._free -= 1
+                own.set()
+            else:
+                self._queue.append(own)
+        own.wait()
+        began = time.monotonic()
         try:
-            with self._running:
-                began = time.monotonic()
-                try:
-                    yield
-                finally:
-                    took = time.monotonic() - began
-                    with self._lock:
-                        self.taken += 1
-                        self.busy_s += took
-                        self._usual_s += (took - self._usual_s) / 8
+            yield
         finally:
+            took = time.monotonic() - began
             with self._lock:
                 self._there -= 1
+                self.taken += 1
+                self.busy_s += took
+                self._usual_s += (took - self._usual_s) / 8
+                if self._queue:
+                    self._queue.popleft().set()  # The turn goes on; it is never free between.
+                else:
+                    self._free += 1
