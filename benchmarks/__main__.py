@@ -22,6 +22,7 @@ DOCUMENTED = (
     "words -b demo/bundle -g demo/gallery --root demo/people",
     "likelihood -b demo/bundle -g demo/gallery --root demo/people",
     "losses --seeds 3",
+    "pretraining --seeds 5 --threads 1",
     "loader --workers 2",
     "tracking --streets 3 --hog",
 )

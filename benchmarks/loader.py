@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from benchmarks.random_model import HeightOption, WidthOption
 from upperson.data.batches import BatchSampler, LoadedBatch, PairDataset, pair_loader
-from upperson.data.pictures import Pictures, cached_pictures
+from upperson.data.pictures import Pictures, cached_pictures, pixels_of
 from upperson.data.records import Record, read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.transforms import CLIP_STATISTICS
@@ -45,13 +45,13 @@ app = new_app("Time the loading of training batches against torchvision's transf
 
 @app.command(cls=Command)
 def loader(
-    pictures: Annotated[int, typer.Option(min=8, help="JPEG files, of rendered people.")] = 512,
-    times: Annotated[int, typer.Option(min=1, help="How often an epoch shows each.")] = 8,
+    pictures: Annotated[int, typer.Option(min=8, help="JPEG files, of rendered people.")] = 256,
+    times: Annotated[int, typer.Option(min=1, help="How often an epoch shows each.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs of a batch.")] = 128,
     height: HeightOption = 384,
     width: WidthOption = 128,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load; 0: this one.")] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed epochs of every contender.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed epochs of every contender.")] = 2,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -59,7 +59,8 @@ def loader(
 
     Pictures are read, decoded, resized, augmented and put into batches, captions are masked.
     torchvision's transforms give float32 from a worker; ours give bytes, which are moved and
-    normalised where the model is: that time, on this CPU, is told apart. Files lie in memory.
+    normalised where the model is: that time, on this CPU, is told apart. Files lie in memory;
+    the start of the workers counts, hence long epochs.
 
     Example: `python -m benchmarks.loader --workers 2`
     """
@@ -170,9 +171,11 @@ def measure(
             sampler.start_at(0, 0)
             loading = pair_loader(pairs[name], sampler, torch.device("cpu"), workers)
         for batch in loading:
-            tensors = (part for part in batch if part is not None)
+            tensors = [part for part in batch if isinstance(part, Tensor)]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             batch_bytes[name] = max(size, batch_bytes.get(name, 0))
+            if isinstance(batch, LoadedBatch):
+                pixels_of(batch.pixels_NHW3)
 
     timings = time_in_turns(
         {name: partial(load, name) for name in CONTENDERS},

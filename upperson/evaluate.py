@@ -3,7 +3,6 @@
 Shapes: Q captions, G images, E embedding width, N batch, H image height, W image width.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from upperson.data.batches import pad_ids, tokenize, usable_workers
 from upperson.data.images import require_images
-from upperson.data.pictures import PictureBatches, Pictures
+from upperson.data.pictures import PictureBatches, Pictures, StoredPictures, pixels_of
 from upperson.data.records import Record, Split, read_dataset
 from upperson.data.transforms import prepare_pixels
 from upperson.model.encoder import UPPerson
@@ -328,8 +327,8 @@ def _load(
     """Yield pictures on a device, uint8 [N, H, W, 3], with their places."""
     starts = range(0, len(pictures), batch_size)[share[0] :: share[1]]
     places = [range(len(pictures))[start : start + batch_size] for start in starts]
-    batch_bytes = batch_size * math.prod(pictures.image_size) * 3
-    loader: DataLoader[Tensor | UppersonError] = DataLoader(
+    batch_bytes = batch_size * pictures.handed_bytes
+    loader: DataLoader[Tensor | StoredPictures | UppersonError] = DataLoader(
         PictureBatches(pictures, places),
         batch_size=None,
         num_workers=usable_workers(workers, batch_bytes),
@@ -338,7 +337,7 @@ def _load(
     for place, batch in zip(places, loader, strict=True):
         if isinstance(batch, UppersonError):
             raise batch
-        yield slice(place.start, place.stop), batch.to(device, non_blocking=True)
+        yield slice(place.start, place.stop), pixels_of(batch).to(device, non_blocking=True)
 
 
 def _raise_any(failed: UppersonError | None) -> None:

@@ -122,7 +122,7 @@ def _train(
         accelerator.num_processes,
     )
     share = max(sampler.share_sizes(0))
-    batch_bytes = share * math.prod(model.image_size) * 3
+    batch_bytes = share * pictures["train"].handed_bytes
     workers = _workers(config, batch_bytes, observer if main else None)
     loader = pair_loader(pairs, sampler, accelerator.device, workers)
 

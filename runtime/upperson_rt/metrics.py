@@ -27,8 +27,9 @@ Rank: TypeAlias = Callable[
     [NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]],
     NDArray[np.int64],
 ]
-"""Takes unit-norm queries (Q, D), the gallery (G, D), and pairs: indices of queries and of images.
-Returns the rank of each pair's image for its query, from 1; equal scores keep the order."""
+"""Takes unit-norm queries (Q, D), the gallery (G, D), and pairs: indices of queries and of images,
+in rising order. Returns the rank of each pair's image for its query, from 1; equal scores keep the
+order."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,30 @@ def per_query_metrics(
     first_rank = np.empty(len(queries_QD), dtype=np.int64)
     ap = np.empty(len(queries_QD), dtype=np.float64)
     inp = np.empty(len(queries_QD), dtype=np.float64)
+    right_images = _right_images(pids_Q, pids_G)
     for rows in _chunks(len(queries_QD), chunk_size):
-        query, image = np.nonzero(pids_Q[rows, None] == pids_G)
+        query, image = right_images(rows)
         ranks = (rank or _rank)(queries_QD[rows], gallery_GD, query, image)
         first_rank[rows], ap[rows], inp[rows] = _reduce_ranks(query, ranks)
     return PerQueryMetrics(first_rank=first_rank, ap=ap, inp=inp)
+
+
+def _right_images(
+    pids_Q: NDArray[np.generic], pids_G: NDArray[np.generic]
+) -> Callable[[slice], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return what finds the pairs of some queries, counted from the first of them, and images."""
+    if np.result_type(pids_Q, pids_G).kind == "f":  # int64 with uint64: a float would round them.
+        pids_Q, pids_G = pids_Q.astype(object), pids_G.astype(object)
+    order_G = np.argsort(pids_G, kind="stable")
+    first_Q, last_Q = (np.searchsorted(pids_G[order_G], pids_Q, side) for side in ("left", "right"))
+
+    def find(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        counts = last_Q[rows] - first_Q[rows]
+        query = np.repeat(np.arange(len(counts)), counts)
+        in_turn = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return query, order_G[first_Q[rows][query] + in_turn]
+
+    return find
 
 
 def _rank(
@@ -145,18 +165,21 @@ def _rank(
     """Return the rank, from 1, of each (query, image) pair in a stable descending sort.
 
     A person has few images, so counting who stands before each of them is many times faster than
-    sorting the whole gallery, and gives the same ranks.
+    sorting the whole gallery, and gives the same ranks. Who scores less than the last right image
+    of a query stands before none of them.
     """
     scores_QG = queries_QD @ gallery_GD.T
     ranks = np.empty(len(query), dtype=np.int64)
-    before = np.empty(scores_QG.shape[1], dtype=np.bool_)
-    # One pair at a time: a row of scores and what compares with it stay in the cache.
-    for pair, (row, column) in enumerate(zip(query.tolist(), image.tolist(), strict=True)):
-        scores = scores_QG[row]
-        own = scores[column]
-        np.greater_equal(scores[:column], own, out=before[:column])
-        np.greater(scores[column:], own, out=before[column:])
-        ranks[pair] = np.count_nonzero(before) + 1
+    starts = np.flatnonzero(np.diff(query, prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(query)], strict=True):
+        scores, right = scores_QG[query[start]], image[start:end]
+        rivals = np.flatnonzero(scores >= scores[right].min())
+        rivals_scores = scores[rivals]
+        # One pair at a time: what compares with it stays in the cache.
+        for pair, place in enumerate(np.searchsorted(rivals, right).tolist(), int(start)):
+            own = rivals_scores[place]
+            earlier = np.count_nonzero(rivals_scores[:place] >= own)
+            ranks[pair] = earlier + np.count_nonzero(rivals_scores[place:] > own) + 1
     return ranks
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from upperson.data.pictures import Pictures
+from upperson.data.pictures import Pictures, StoredPictures, pixels_of
 from upperson.data.records import Record
 from upperson.data.rewording import shorter, wrong
 from upperson.data.transforms import (
@@ -126,8 +126,8 @@ class BatchSampler(Sampler[list[Draw]]):
 class LoadedBatch(NamedTuple):
     """What a loader hands over: bytes, and what chance decided to do with them."""
 
-    pixels_NHW3: Tensor
-    """uint8 RGB."""
+    pixels_NHW3: Tensor | StoredPictures
+    """uint8 RGB, or where in a cache it is: see `pixels_of`."""
 
     moves_N7: Tensor | None
     """int32, see `draw_moves`; None without augmentation."""
@@ -142,9 +142,14 @@ class LoadedBatch(NamedTuple):
     """As ``ids_NL``, of a wrong version of each caption; None where they are not asked for."""
 
     def to(self, device: torch.device, statistics: PixelStatistics) -> Batch:
-        """Move it to a device, and augment and normalise the images there."""
+        """Move it to a device, and augment and normalise the images there.
+
+        Raises:
+            IntegrityError: The cache of its pictures was cut short, or is gone.
+        """
         pixels_NHW3, moves_N7, ids_NL, labels_N, wrong_NL = (
-            None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self
+            None if part is None else part.to(device, non_blocking=True)
+            for part in (pixels_of(self.pixels_NHW3), *self[1:])
         )
         assert pixels_NHW3 is not None
         assert ids_NL is not None
@@ -261,7 +266,7 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         """Return the batch of some draws; captions are padded to the longest among them."""
         pairs = [draw.pair for draw in draws]
         try:
-            pixels_NHW3 = self._pictures.read(self._image_P[pairs])
+            pixels_NHW3 = self._pictures.for_batch(self._image_P[pairs])
         except UppersonError as error:
             return error
         moves_N7, ids = None, [self._captions[pair] for pair in pairs]
@@ -284,7 +289,7 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         length = -(-max(map(len, ids)) // self._length_step) * self._length_step
         ids_ML = pad_ids(ids, min(length, self._context_length))
         return LoadedBatch(
-            torch.from_numpy(pixels_NHW3),
+            pixels_NHW3,
             moves_N7,
             ids_ML[: len(pairs)],
             torch.from_numpy(self._label_P[pairs]),

@@ -4,7 +4,7 @@ A cache is a folder that holds every picture as the bytes that training reads, s
 decoded twice:
 
     pictures.json   which pictures, by a hash of their list, and their size
-    pixels.u8       uint8 [pictures, H, W, 3], mapped into memory
+    pixels.u8       uint8 [pictures, H, W, 3], read by place
     stamps.i64      int64 [pictures, 2]: bytes and time of the file it was made of, 0 until it is
 
 A stamp is written when the picture is on disk, so building goes on where it stopped, and a picture
@@ -20,6 +20,8 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,11 @@ class Pictures:
         # A spawned worker has only what it is given.
         self._truncated = ImageFile.LOAD_TRUNCATED_IMAGES
 
+    @property
+    def handed_bytes(self) -> int:
+        """What a process that loads hands over of a picture, through shared memory."""
+        return math.prod(self.image_size) * 3
+
     def __len__(self) -> int:
         return len(self._files)
 
@@ -78,6 +85,14 @@ class Pictures:
                 pixels_HW3[:] = prepare_image(os.fsdecode(self._files[index]), *self.image_size)
         return pixels_NHW3
 
+    def for_batch(self, indices: Sequence[int] | NDArray[np.integer]) -> "Tensor | StoredPictures":
+        """Return what a process that loads hands over: the pictures, uint8 [N, H, W, 3].
+
+        Raises:
+            InputError: One of them cannot be decoded.
+        """
+        return torch.from_numpy(self.read(indices))
+
 
 class CachedPictures(Pictures):
     """The same pictures out of a cache.
@@ -85,34 +100,113 @@ class CachedPictures(Pictures):
     Args:
         pixels: The cache's file, whole.
         rows: Where in it each picture is.
-        total: Pictures G of the cache.
         image_size: (height_px, width_px) of them.
     """
 
-    def __init__(
-        self, pixels: Path, rows: Sequence[int], total: int, image_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, pixels: Path, rows: Sequence[int], image_size: tuple[int, int]) -> None:
         super().__init__([], image_size)
         self._path = pixels
         self._rows = np.array(rows, dtype=np.int64)
-        self._total = total
-        self._pixels_GHW3: NDArray[np.uint8] | None = None
+
+    @property
+    def handed_bytes(self) -> int:
+        """What a process that loads hands over of a picture: its place."""
+        return self._rows.itemsize
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The bytes of the mapping would travel along to a spawned worker.
-        return self.__dict__ | {"_pixels_GHW3": None}
-
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return the pictures at some places, uint8 [N, H, W, 3]."""
-        if self._pixels_GHW3 is None:
-            shape = (self._total, *self.image_size, 3)
-            self._pixels_GHW3 = np.asarray(np.memmap(self._path, np.uint8, "r", shape=shape))
-        rows_N = self._rows[np.asarray(indices)]
-        pixels_NHW3: NDArray[np.uint8] = np.take(self._pixels_GHW3, rows_N, axis=0)
+        """Return the pictures at some places, uint8 [N, H, W, 3].
+
+        Raises:
+            IntegrityError: The cache was cut short, or is gone.
+        """
+        return self._at(indices).tensor().numpy()
+
+    def for_batch(self, indices: Sequence[int] | NDArray[np.integer]) -> "StoredPictures":
+        """Return where the pictures at some places are, which the system begins to read."""
+        stored = self._at(indices)
+        stored.read_ahead()
+        return stored
+
+    def _at(self, indices: Sequence[int] | NDArray[np.integer]) -> "StoredPictures":
+        return StoredPictures(self._path, self._rows[np.asarray(indices)], self.image_size)
+
+
+@dataclass(frozen=True)
+class StoredPictures:
+    """Pictures of a cache that are still there.
+
+    A process that loads hands these over instead of their bytes: putting those into shared memory
+    takes longer than reading them, and shared memory may be small.
+    """
+
+    path: Path
+    """Pixels of the cache."""
+
+    rows_N: NDArray[np.int64]
+    """Their places in it."""
+
+    image_size: tuple[int, int]
+
+    def read_ahead(self) -> None:
+        """Tell the system, where it can be told, that they will be read soon."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with self._opened() as file:
+            for start in self._starts():
+                os.posix_fadvise(file.fileno(), start, self._size, os.POSIX_FADV_WILLNEED)
+
+    def tensor(self) -> Tensor:
+        """Read them, uint8 [N, H, W, 3].
+
+        Raises:
+            IntegrityError: The cache was cut short, or is gone.
+        """
+        return self._read_into(
+            torch.empty(len(self.rows_N), *self.image_size, 3, dtype=torch.uint8)
+        )
+
+    def pin_memory(self) -> Tensor:
+        """Read them into memory that a GPU copies from; the loader's thread calls it."""
+        return self._read_into(torch.empty(self._shape, dtype=torch.uint8, pin_memory=True))
+
+    def _read_into(self, pixels_NHW3: Tensor) -> Tensor:
+        with self._opened() as file:
+            for pixels_HW3, start in zip(pixels_NHW3.numpy(), self._starts(), strict=True):
+                file.seek(start)
+                if file.readinto(pixels_HW3.reshape(-1)) != self._size:
+                    raise IntegrityError(
+                        f"{self.path} was cut short: remove the folder, and the cache is built anew"
+                    )
         return pixels_NHW3
+
+    def _opened(self) -> FileIO:
+        try:
+            return FileIO(self.path)
+        except OSError as error:
+            raise IntegrityError(f"cannot read the cache {self.path}: {error.strerror}") from error
+
+    def _starts(self) -> list[int]:
+        return [int(row) * self._size for row in self.rows_N]
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        return (len(self.rows_N), *self.image_size, 3)
+
+    @property
+    def _size(self) -> int:
+        return math.prod(self.image_size) * 3
+
+
+def pixels_of(handed: Tensor | StoredPictures) -> Tensor:
+    """Return what a loader handed over as pictures, uint8 [N, H, W, 3].
+
+    Raises:
+        IntegrityError: The cache was cut short, or is gone.
+    """
+    return handed.tensor() if isinstance(handed, StoredPictures) else handed
 
 
 def cached_pictures(
@@ -140,7 +234,7 @@ def cached_pictures(
     """
     row_of = {file: row for row, file in enumerate(dict.fromkeys(f for s in splits for f in s))}
     if not row_of:
-        return [CachedPictures(folder / PIXELS, [], 0, image_size) for _ in splits]
+        return [CachedPictures(folder / PIXELS, [], image_size) for _ in splits]
     try:
         make_folder(folder)
         handle = os.open(folder, os.O_RDONLY)
@@ -158,8 +252,7 @@ def cached_pictures(
     finally:
         os.close(handle)
     return [
-        CachedPictures(folder / PIXELS, [row_of[f] for f in files], len(row_of), image_size)
-        for files in splits
+        CachedPictures(folder / PIXELS, [row_of[f] for f in files], image_size) for files in splits
     ]
 
 
@@ -290,7 +383,7 @@ def _stamp_of(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-class PictureBatches(Dataset["Tensor | UppersonError"]):
+class PictureBatches(Dataset["Tensor | StoredPictures | UppersonError"]):
     """Pictures in their own order, in batches; for a loader with ``batch_size=None``.
 
     An error is the item, for the main process to raise: torch would raise it again with the whole
@@ -308,9 +401,9 @@ class PictureBatches(Dataset["Tensor | UppersonError"]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Tensor | UppersonError:
-        """Return one batch, uint8 [N, H, W, 3], or why it cannot be read."""
+    def __getitem__(self, index: int) -> Tensor | StoredPictures | UppersonError:
+        """Return one batch, for `pixels_of`, or why it cannot be read."""
         try:
-            return torch.from_numpy(self._pictures.read(self._places[index]))
+            return self._pictures.for_batch(self._places[index])
         except UppersonError as error:
             return error

@@ -66,6 +66,15 @@ def test_ties_keep_the_order_of_the_gallery():
     assert found.hit_at(1).tolist() == [False, True]
 
 
+def test_ids_that_no_float_tells_apart_are_different_people():
+    large = 2**53
+    found = per_query_metrics(
+        [[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], np.array([large + 1], np.int64),
+        np.array([large, large + 1], np.uint64),
+    )  # fmt: skip
+    assert found.first_rank.tolist() == [2]
+
+
 def test_length_of_embeddings_does_not_matter():
     rng = np.random.default_rng(2)
     queries, gallery, pids = rng.normal(size=(5, 4)), rng.normal(size=(5, 4)), np.arange(5)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from upperson.data import pictures
-from upperson.data.pictures import CachedPictures, Pictures, cached_pictures
+from upperson.data.pictures import CachedPictures, Pictures, cached_pictures, pixels_of
 from upperson_rt.errors import InputError, IntegrityError
 
 SIZE = (24, 16)
@@ -43,7 +43,11 @@ def assert_like_files(found: list[Pictures], splits: list[list[Path]]) -> None:
     for cached, files in zip(found, splits, strict=True):
         places = np.array([2, 0, 2])
         assert len(cached) == len(files)
-        np.testing.assert_array_equal(cached.read(places), Pictures(files, SIZE).read(places))
+        expected = Pictures(files, SIZE).read(places)
+        np.testing.assert_array_equal(cached.read(places), expected)
+        handed = pickle.dumps(cached.for_batch(places))
+        assert len(handed) < 1000  # Bytes would pass through shared memory.
+        np.testing.assert_array_equal(pixels_of(pickle.loads(handed)).numpy(), expected)
 
 
 def test_a_cache_gives_the_bytes_of_the_files(tmp_path: Path, splits: list[list[Path]]) -> None:
@@ -112,6 +116,20 @@ def test_a_cache_that_was_cut_short_is_an_error(
     file.unlink()
     with pytest.raises(IntegrityError, match="found 0: remove the folder"):
         build(tmp_path, splits, [])
+
+
+def test_a_cache_that_goes_while_it_is_read_is_an_error(
+    tmp_path: Path, splits: list[list[Path]]
+) -> None:
+    found, _ = build(tmp_path, splits, [])
+    handed = found.for_batch([4, 0])
+    pixels = tmp_path / "cache/pixels.u8"
+    os.truncate(pixels, 4 * SIZE[0] * SIZE[1] * 3 + 5)
+    with pytest.raises(IntegrityError, match=r"pixels\.u8 was cut short: remove the folder"):
+        pixels_of(handed)
+    pixels.unlink()
+    with pytest.raises(IntegrityError, match=r"cannot read the cache .*pixels\.u8: No such file"):
+        found.read([0])
 
 
 def test_a_list_that_is_none_is_damage(tmp_path: Path, splits: list[list[Path]]) -> None:
