@@ -129,6 +129,14 @@ def test_images_can_be_left_undecoded(tmp_path):
     assert result.stderr == ""
 
 
+def test_a_data_set_one_folder_below_is_named(tmp_path):
+    (tmp_path / "street").mkdir()
+    (tmp_path / "street/annotations.jsonl").write_text("{}\n", "utf-8")
+    result = check("--root", str(tmp_path))
+    assert result.exit_code == 3
+    assert f"there is one in {tmp_path / 'street'}: pass that with --root" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

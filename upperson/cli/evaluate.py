@@ -264,7 +264,8 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
         if things:
             table.add_row(title)
         for attribute, shares in things.items():
-            _add_shares(table, {f"{attribute}: {value}": share for value, share in shares.items()})
+            named = {f"{attribute}: {value}": share for value, share in shares.items()}
+            _add_shares(table, named, wanted=things is report.with_thing)
     if report.clothed is not None:
         _add_shares(table, {"wears what was asked for": report.clothed})
     print_line("")
@@ -295,7 +296,10 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
         )
 
 
-def _add_shares(table: PlainTable, shares: "Mapping[str, Share]") -> None:
+def _add_shares(table: PlainTable, shares: "Mapping[str, Share]", *, wanted: bool = True) -> None:
+    """Add a row for each; what is not wanted has no best to be compared with."""
     for name, share in shares.items():
-        values = (share.top1, share.at10, share.at10_most, share.chance)
-        table.add_row(f"  {name}", *(f"{value:.1f}" for value in values))
+        most = f"{share.at10_most:.1f}" if wanted else ""
+        table.add_row(
+            f"  {name}", f"{share.top1:.1f}", f"{share.at10:.1f}", most, f"{share.chance:.1f}"
+        )

@@ -54,11 +54,14 @@ def open_plain_format(name: str, root: Path) -> AnnotatedSet:
     """
     path = root / annotations_file(name)
     if not path.is_file():
-        raise InputError(
-            f"expected a data set with {path.name} in {root}, found none: pass --root with the "
-            "folder that holds it, name its format with --dataset, or make one with  upperson data "
-            "synthesize"
-        )
+        if below := sorted(str(found.parent) for found in root.glob(f"*/{path.name}")):
+            ways = f"there is one in {', '.join(below[:3])}: pass that with --root"
+        else:
+            ways = (
+                "pass --root with the folder that holds it, name its format with --dataset, or "
+                "make one with  upperson data synthesize"
+            )
+        raise InputError(f"expected a data set with {path.name} in {root}, found none: {ways}")
     return AnnotatedSet(
         files=(path,),
         image_folder=root,
