@@ -137,7 +137,7 @@ class Bundle:
         ):
             if file.size_bytes > most_bytes:
                 raise IntegrityError(
-                    f"{root / file.file} has {file.size_bytes} bytes, expected at most "
+                    f"{root / file.file} has {shown(file.size_bytes)} bytes, expected at most "
                     f"{most_bytes}: export the bundle again"
                 )
             _check_file(root, file, check_hash=verify)
@@ -320,8 +320,8 @@ def _check_file(root: Path, entry: FileEntry, check_hash: bool) -> None:
     size_bytes = path.stat().st_size
     if size_bytes != entry.size_bytes:
         raise IntegrityError(
-            f"{path} has {size_bytes} bytes, expected {entry.size_bytes}: the file was changed or "
-            f"not copied completely; {advice}"
+            f"{path} has {size_bytes} bytes, expected {shown(entry.size_bytes)}: the file "
+            f"was changed or not copied completely; {advice}"
         )
     if check_hash:
         sha256 = sha256_of_file(path)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from upperson_rt.agreement import is_constant, require_agreement
 from upperson_rt.errors import IntegrityError
 from upperson_rt.manifest import Manifest
+from upperson_rt.printable import shortened
 from upperson_rt.tokenizer import token_lengths
 from upperson_rt.towers import Tower
 
@@ -30,6 +31,14 @@ _ENCRYPTED = 0x1
 
 _MOST_BYTES = 1 << 26
 """Of one array of canaries, unpacked."""
+
+_MOST_CANARIES = 64
+"""Of each tower. Each is run by itself; exports write eight."""
+
+_END, _END_BYTES = b"PK\5\6", 22
+_END64, _END64_BYTES = b"PK\6\7", 20
+_MOST_DIRECTORY_BYTES = 1 << 18
+"""Of the archive's directory: all of it is read before any of its entries."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class Canaries:
             f"text_embeds.{variant}": ("float32", (None, dim)),
         }
         try:
+            _check_directory(path)
             with zipfile.ZipFile(path) as archive:
                 names = set(archive.namelist())
                 absent = [name for name in wanted if f"{name}.npy" not in names]
@@ -77,17 +87,37 @@ class Canaries:
         images, input_ids, image_embeds, text_embeds = arrays
         fits = (
             {len(array) for array in arrays} == {len(images)}
+            and len(images) <= _MOST_CANARIES
             and 0 < input_ids.shape[1] <= manifest.text.context_length
             and all(bool(np.isfinite(embeds).all()) for embeds in (image_embeds, text_embeds))
         )
         if not fits:
             raise IntegrityError(
                 f"the canaries in {os.fspath(path)} do not fit the manifest (expected images "
-                f"uint8 (K, {size[0]}, {size[1]}, 3), input_ids int32 (K, L) with L from 1 to "
-                f"{manifest.text.context_length} and finite embeddings float32 (K, {dim})): export "
-                "the bundle again"
+                f"uint8 (K, {size[0]}, {size[1]}, 3) with K up to {_MOST_CANARIES}, input_ids "
+                f"int32 (K, L) with L from 1 to {manifest.text.context_length} and finite "
+                f"embeddings float32 (K, {dim})): export the bundle again"
             )
         return cls(images, input_ids, image_embeds, text_embeds)
+
+
+def _check_directory(path: str | os.PathLike[str]) -> None:
+    """Refuse an archive of so many entries that reading their names takes minutes.
+
+    Raises:
+        IntegrityError: It has, or its directory is not where numpy leaves it.
+    """
+    with open(path, "rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - _END_BYTES - _END64_BYTES))
+        content = file.read()
+    end64, end = content[:-_END_BYTES], content[-_END_BYTES:]
+    if not end.startswith(_END) or end64.startswith(_END64):
+        raise IntegrityError("it does not end like an archive that numpy writes")
+    if (size_bytes := int.from_bytes(end[12:16], "little")) > _MOST_DIRECTORY_BYTES:
+        raise IntegrityError(
+            f"its directory has {size_bytes} bytes, expected at most {_MOST_DIRECTORY_BYTES}"
+        )
 
 
 def _read_array(
@@ -112,11 +142,13 @@ def _read_array(
             expected = ", ".join("any" if size is None else str(size) for size in shape)
             raise IntegrityError(
                 f"{name} does not fit the manifest: expected {dtype} ({expected}), found "
-                f"{found_dtype} {found}"
+                f"{shortened(str(found_dtype))} {shortened(str(found))}"
             )
         size_bytes = math.prod(found) * found_dtype.itemsize
         if size_bytes > _MOST_BYTES:
-            raise IntegrityError(f"{name} has {size_bytes} bytes, expected at most {_MOST_BYTES}")
+            raise IntegrityError(
+                f"{name} has {shortened(str(size_bytes))} bytes, expected at most {_MOST_BYTES}"
+            )
         content = file.read(size_bytes + 1)
     if len(content) != size_bytes:
         raise IntegrityError(f"{name} has another size than its header says")

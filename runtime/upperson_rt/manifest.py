@@ -42,6 +42,7 @@ NO_ADAPTER = "none"
 """In place of an adapter's hash: the base is as it was published."""
 
 _BF16_MIN_COSINE = 0.998
+_LONGEST_PATH, _LONGEST_NAME_BYTES = 1000, 255
 
 
 def _whole(least: int, most: int) -> Constraint:
@@ -248,8 +249,8 @@ def check_relative_path(name: str) -> str:
     """Return the path if it is a plain relative POSIX path that stays inside its folder.
 
     Raises:
-        IntegrityError: It is absolute, or has ``..``, a backslash, a drive or a null character, or
-            is another spelling of a path, such as ``a//b``.
+        IntegrityError: It is absolute, or has ``..``, a backslash, a drive or a null character, is
+            another spelling of a path, such as ``a//b``, or longer than file systems take.
     """
     path = PurePosixPath(name)
     if (
@@ -260,11 +261,13 @@ def check_relative_path(name: str) -> str:
         or "\\" in name
         or "\0" in name
         or PureWindowsPath(name).drive
+        or len(name) > _LONGEST_PATH
+        or any(len(part.encode("utf-8", "replace")) > _LONGEST_NAME_BYTES for part in path.parts)
     ):
         raise IntegrityError(
             f"the path {shown(name)} leaves the bundle or is not spelled plainly; only relative "
-            "paths inside it are allowed. Do not use this bundle unless you trust where it came "
-            "from"
+            "paths inside it, no longer than disks take, are allowed. Do not use this bundle "
+            "unless you trust where it came from"
         )
     return name
 

@@ -7,15 +7,16 @@ so it takes a few milliseconds. What is declared is held against
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, whose field numbers are below.
 """
 
+import dataclasses
 import math
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 from upperson_rt.errors import IntegrityError
 from upperson_rt.manifest import Manifest
-from upperson_rt.printable import printable
+from upperson_rt.printable import printable, shown
 from upperson_rt.towers import GRAPH_NAMES, Tower
 
 __all__ = ["check_graph"]
@@ -23,6 +24,31 @@ __all__ = ["check_graph"]
 _DOMAINS = ("", "ai.onnx")
 _EXTERNAL = 1
 _UINT8, _INT32, _FLOAT = 2, 6, 1
+_FLOATS = (_FLOAT, 10, 11, 16)
+
+_OPERATORS = frozenset({
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "AveragePool", "BatchNormalization", "Cast", "Ceil",
+    "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Elu", "Equal", "Erf", "Exp",
+    "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
+    "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization",
+    "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization",
+    "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Mean",
+    "Min", "Mish", "Mul", "Neg", "Not", "Or", "Pow", "PRelu", "QuantizeLinear", "RMSNormalization",
+    "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum",
+    "ReduceSumSquare", "Relu", "Reshape", "Shape", "Sigmoid", "Sign", "Size", "Slice", "Softmax",
+    "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze", "Where",
+})  # fmt: skip
+"""What towers are made of, by exports and others. Among the rest are operators that make tensors of
+any size from a number, write where an index says, or take texts; some end the process when they get
+what they do not expect."""
+
+_DIVIDING = ("Div", "Reciprocal", "ReduceMean")
+
+_WHOLE = frozenset({
+    "And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not",
+    "Or", "QuantizeLinear", "Shape", "Size",
+})  # fmt: skip
+"""Those of them that give no floating point numbers, whatever they get."""
 
 _MOST_FIELDS = 1_000_000
 """ViT-L/14 has some 40,000."""
@@ -35,6 +61,18 @@ _Message: TypeAlias = tuple[int, int]
 
 class _UnusableGraphError(Exception):
     """What is wrong with the file."""
+
+
+@dataclasses.dataclass
+class _Node:
+    """What the types of a node's outputs follow from."""
+
+    operator: str = ""
+    inputs: list[str] = dataclasses.field(default_factory=list)
+    outputs: list[str] = dataclasses.field(default_factory=list)
+    kind: int | None = None
+    """The type that an attribute names: of a constant, or to cast to."""
+    attributes: set[str] = dataclasses.field(default_factory=set)
 
 
 def check_graph(path: str | os.PathLike[str], tower: Tower, manifest: Manifest) -> None:
@@ -74,6 +112,30 @@ def check_graph(path: str | os.PathLike[str], tower: Tower, manifest: Manifest) 
 
 _Value: TypeAlias = tuple[int, list[int | None]]
 """Type of the elements, and the sizes; None where any will do."""
+
+
+def _check_divisions(nodes: Iterable[_Node], kinds: dict[str, int]) -> None:
+    """Refuse to divide whole numbers: by zero, and the smallest by -1, that ends the process.
+
+    Args:
+        nodes: In the order in which they stand; exports write them in that of computing.
+        kinds: Type of the elements of each constant and input.
+    """
+    known: dict[str, int | None] = dict(kinds)
+    for node in nodes:
+        # Two operators give what the second of their inputs is, all others what the first is.
+        place = 1 if node.operator in ("DequantizeLinear", "Where") else 0
+        kind = known.get(node.inputs[place]) if len(node.inputs) > place else None
+        if node.operator in _DIVIDING and kind not in _FLOATS:
+            raise _UnusableGraphError("it divides numbers that may be whole ones")
+        if node.operator in ("Cast", "Constant"):
+            kind = node.kind
+        elif node.operator in _WHOLE:
+            kind = None
+        for number, name in enumerate(filter(None, node.outputs)):
+            if name in known:
+                raise _UnusableGraphError(f"it has two values of the name {shown(name)}")
+            known[name] = kind if number == 0 or node.operator == "Split" else None
 
 
 def _fits(found: _Value, kind: int, sizes: list[int | None]) -> bool:
@@ -116,13 +178,16 @@ class _Reader:
             raise _UnusableGraphError(f"it has {len(graphs)} graphs, expected one")
         inputs: dict[str, _Value] = {}
         outputs: dict[str, _Value] = {}
-        constants = set()
+        constants: dict[str, int] = {}
+        nodes: list[_Node] = []
         for field, value in self._fields(graphs[0]):
             match field:
                 case 1:
-                    self._node(_message(value))
+                    nodes.append(self._node(_message(value)))
                 case 5:
-                    constants.add(self._tensor(_message(value)))
+                    name, kind = self._tensor(_message(value))
+                    if constants.setdefault(name, kind) != kind:
+                        raise _UnusableGraphError(f"it has two values of the name {shown(name)}")
                 case 11:
                     inputs.update([self._value(_message(value))])
                 case 12:
@@ -131,32 +196,61 @@ class _Reader:
                     self._value(_message(value))
                 case 15:
                     raise _UnusableGraphError("it has sparse tensors in it")
+        _check_divisions(nodes, constants | {name: kind for name, (kind, _) in inputs.items()})
         return {name: inputs[name] for name in inputs if name not in constants}, outputs
 
-    def _node(self, node: _Message) -> None:
-        for field, value in self._fields(node):
-            if field == 7:
-                self._standard(_message(value))
-            elif field in (1, 2, 3, 4):
-                self._text(_message(value))
-            elif field == 5:
-                for part, content in self._fields(_message(value)):
-                    if part == 1:
-                        self._text(_message(content))
-                    elif part in (5, 10):
-                        self._tensor(_message(content))
-                    elif part in (6, 11):
-                        raise _UnusableGraphError("it has a loop, or another graph inside")
-                    elif part in (22, 23):
-                        raise _UnusableGraphError("it has sparse tensors in it")
+    def _node(self, message: _Message) -> "_Node":
+        """Check a node, and return what its types follow from."""
+        node = _Node()
+        for field, value in self._fields(message):
+            match field:
+                case 1:
+                    node.inputs.append(self._text(_message(value)))
+                case 2:
+                    node.outputs.append(self._text(_message(value)))
+                case 3:
+                    self._text(_message(value))
+                case 4:
+                    node.operator = self._text(_message(value))
+                case 5:
+                    self._attribute(_message(value), node)
+                case 7:
+                    self._standard(_message(value))
+        if node.operator not in _OPERATORS:
+            raise _UnusableGraphError(f"it has the operator {shown(node.operator)}")
+        return node
 
-    def _tensor(self, tensor: _Message) -> str:
-        """Check a tensor, and return its name."""
-        name, sizes, size_bytes = "", [], 0
+    def _attribute(self, attribute: _Message, node: "_Node") -> None:
+        name, number, tensors = "", None, 0
+        for part, content in self._fields(attribute):
+            if part == 1:
+                name = self._text(_message(content))
+            elif part == 3 and isinstance(content, int):
+                number = content
+            elif part in (5, 10):
+                _, node.kind = self._tensor(_message(content))
+                tensors += part == 5
+            elif part in (6, 11):
+                raise _UnusableGraphError("it has a loop, or another graph inside")
+            elif part in (22, 23):
+                raise _UnusableGraphError("it has sparse tensors in it")
+        if tensors > 1:  # Readers put them together as one.
+            raise _UnusableGraphError("it has a tensor in several parts")
+        if name in node.attributes:
+            raise _UnusableGraphError(f"it has two attributes {shown(name)} at one place")
+        node.attributes.add(name)
+        if name == "to":
+            node.kind = number
+
+    def _tensor(self, tensor: _Message) -> tuple[str, int]:
+        """Check a tensor, and return its name and type."""
+        name, kind, sizes, size_bytes = "", 0, [], 0
         for field, value in self._fields(tensor):
             match field:
                 case 1:
                     sizes += [value] if isinstance(value, int) else self._packed(value)
+                case 2 if isinstance(value, int):
+                    kind = value
                 case 8:
                     name = self._text(_message(value))
                 case 4 | 5 | 6 | 7 | 9 | 10 | 11:
@@ -171,7 +265,7 @@ class _Reader:
             raise _UnusableGraphError(
                 f"a tensor of shape {sizes[:8]} has {size_bytes} bytes of numbers"
             )
-        return name
+        return name, kind
 
     def _value(self, info: _Message) -> tuple[str, _Value]:
         """Return name, type and sizes of an input or output."""

@@ -141,7 +141,7 @@ def read_private_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePrivateKe
         InputError: It cannot be read, has a passphrase, or is not on a curve of NIST's.
         BackendError: The package cryptography is missing.
     """
-    curves, serialization = _cryptography()
+    curves, serialization, unsupported = _cryptography()
     content = _read_key_file(path)
     try:
         key = serialization.load_pem_private_key(content, None)
@@ -150,7 +150,7 @@ def read_private_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePrivateKe
             f"the key {os.fspath(path)} has a passphrase: pass it unlocked, in bash for example  "
             f"<(openssl pkey -in {os.fspath(path)})"
         ) from error
-    except ValueError as error:
+    except (ValueError, unsupported) as error:
         raise _unusable_key(path, "private") from error
     if not isinstance(key, curves.EllipticCurvePrivateKey) or key.curve.name not in _HASHES:
         raise _unusable_key(path, "private")
@@ -158,7 +158,7 @@ def read_private_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePrivateKe
 
 
 def _read_public_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePublicKey":
-    curves, serialization = _cryptography()
+    curves, serialization, unsupported = _cryptography()
     content = _read_key_file(path)
     blocks = content.count(b"-----BEGIN ")
     if blocks > 1:  # Only the first one would be read.
@@ -168,20 +168,22 @@ def _read_public_key(path: str | os.PathLike[str]) -> "ec.EllipticCurvePublicKey
         )
     try:
         key = serialization.load_pem_public_key(content)
-    except ValueError as error:
+    except (ValueError, unsupported) as error:
         raise _unusable_key(path, "public") from error
     if not isinstance(key, curves.EllipticCurvePublicKey) or key.curve.name not in _HASHES:
         raise _unusable_key(path, "public")
     return cast("ec.EllipticCurvePublicKey", key)
 
 
-def _cryptography() -> tuple[Any, Any]:
+def _cryptography() -> tuple[Any, Any, type[Exception]]:
+    """Return curves, what reads keys, and its error for a kind of key or curve that it lacks."""
     try:
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
     except ImportError as error:
         raise missing_extra("cryptography", "sign", "a signature") from error
-    return ec, serialization
+    return ec, serialization, UnsupportedAlgorithm
 
 
 def _read_key_file(path: str | os.PathLike[str]) -> bytes:

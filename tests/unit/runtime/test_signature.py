@@ -27,6 +27,13 @@ def keys(tmp_path_factory):
     write_keys(folder, "locked", ec.generate_private_key(ec.SECP256R1()), b"word")
     write_keys(folder, "bitcoin", ec.generate_private_key(ec.SECP256K1()))
     write_keys(folder, "edwards", ed25519.Ed25519PrivateKey.generate())
+    # On a curve, SM2, that the package has never heard of.
+    for name in ("bitcoin.pem", "bitcoin.pub"):
+        start, *lines, end = (folder / name).read_text().split("\n")[:-1]
+        content = base64.b64decode("".join(lines))
+        content = content.replace(bytes.fromhex("06052b8104000a"), bytes.fromhex("06052a811ccf55"))
+        text = "\n".join([start, base64.b64encode(content).decode(), end, ""])
+        (folder / name.replace("bitcoin", "chinese")).write_text(text)
     return folder
 
 
@@ -251,10 +258,10 @@ def test_keys_that_cannot_be_used(keys, tmp_path):
         read_private_key(tmp_path / "none.pem")
     with pytest.raises(InputError, match="has a passphrase: pass it unlocked"):
         read_private_key(keys / "locked.pem")
-    for name in ("ours.pub", "bitcoin.pem", "edwards.pem"):
+    for name in ("ours.pub", "bitcoin.pem", "edwards.pem", "chinese.pem"):
         with pytest.raises(InputError, match=r"is not a private key in PEM .*openssl ecparam"):
             read_private_key(keys / name)
-    for name in ("ours.pem", "bitcoin.pub", "edwards.pub"):
+    for name in ("ours.pem", "bitcoin.pub", "edwards.pub", "chinese.pub"):
         with pytest.raises(InputError, match=r"is not a public key in PEM .*openssl pkey"):
             verify_folder(tmp_path, keys / name)
 

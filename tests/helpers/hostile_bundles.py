@@ -1,0 +1,206 @@
+"""Bundles with right hashes that no export writes, and a trial of each under limits.
+
+    python -m tests.helpers.hostile_bundles
+
+Each is opened in a process of its own that has `MEMORY_BYTES` and `PROCESSOR_S`; a table tells what
+came of it. Anything but a refusal with exit code 5 or 6 counts against us.
+"""
+
+import json
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.hostile_canaries import CANARIES, Change
+from tests.helpers.hostile_graphs import GRAPHS
+from tests.helpers.hostile_tokenizers import TOKENIZERS
+from tests.helpers.toy_bundle import CONTEXT_LENGTH, EMBED_DIM, make_toy_bundle
+from upperson_rt.bundle import Bundle
+from upperson_rt.errors import UppersonError
+
+MEMORY_BYTES = 3 << 30
+PROCESSOR_S = 20
+
+
+def _manifest(change: Callable[[dict[str, Any]], object]) -> Change:
+    def changed(folder: Path) -> None:
+        content = json.loads((folder / "bundle.json").read_text())
+        change(content)
+        (folder / "bundle.json").write_text(json.dumps(content))
+
+    return changed
+
+
+def _of_variant(**fields: Any) -> Change:
+    return _manifest(lambda content: content["variants"]["int8"].update(fields))
+
+
+def _named(path: str) -> Change:
+    """Call the tokenizer's file something else, and put it there if that can be done."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["text"]["tokenizer"]["file"] = path
+
+    return _manifest(change)
+
+
+def _deep(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+def _json(function: Callable[[str], str | bytes]) -> Change:
+    def changed(folder: Path) -> None:
+        text = function((folder / "bundle.json").read_text())
+        content = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        (folder / "bundle.json").write_bytes(content)
+
+    return changed
+
+
+def _linked(folder: Path) -> None:
+    outside = folder.parent / "outside"
+    outside.write_bytes((folder / "tokenizer.json").read_bytes())
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to(outside)
+
+
+def _piped(folder: Path) -> None:
+    (folder / "canaries.npz").unlink()
+    os.mkfifo(folder / "canaries.npz")
+
+
+def _both_towers(folder: Path) -> None:
+    content = json.loads((folder / "bundle.json").read_text())
+    content["variants"]["int8"]["text"] = content["variants"]["int8"]["image"]
+    (folder / "bundle.json").write_text(json.dumps(content))
+
+
+MANIFESTS: dict[str, Change] = {
+    "manifest: a tokenizer that is the manifest": _named("bundle.json"),
+    "manifest: a tokenizer that is the canaries": _named("canaries.npz"),
+    "manifest: a file of this system": _named("/etc/hostname"),
+    "manifest: a file of another system": _named("C:tokenizer.json"),
+    "manifest: a file on another machine": _named("\\\\server\\tokenizer.json"),
+    "manifest: a file that is the folder": _named("."),
+    "manifest: a file with a null": _named("tokenizer.json\0.png"),
+    "manifest: a file name of 500,000 letters": _named("a" * 500_000),
+    "manifest: a file 200,000 folders down": _named("a/" * 200_000 + "a"),
+    "manifest: a file name that clears the screen": _named("\x1b[2J\x1b]0;x\7"),
+    "manifest: a file name of half a character": _json(
+        lambda text: text.replace("tokenizer.json", "\\ud800", 1)
+    ),
+    "manifest: a link out of the folder": _linked,
+    "manifest: a pipe in place of a file": _piped,
+    "manifest: one graph for both towers": _both_towers,
+    "manifest: sizes of 10**4000": _json(
+        lambda text: text.replace('"size_bytes": ', f'"size_bytes": {"9" * 4000}', 1)
+    ),
+    "manifest: a size that is a fraction": _json(
+        lambda text: text.replace('"size_bytes": ', '"size_bytes": 1.', 1)
+    ),
+    "manifest: a version that is true": _manifest(lambda c: c.update(schema_version=True)),
+    "manifest: a version below zero": _manifest(lambda c: c.update(schema_version=-1)),
+    "manifest: a cosine of 0.5": _of_variant(canary_min_cosine=0.5),
+    "manifest: a cosine above one": _of_variant(canary_min_cosine=1.0000001),
+    "manifest: a cosine that is true": _of_variant(canary_min_cosine=True),
+    "manifest: a cosine below zero": _of_variant(canary_min_cosine=-1),
+    "manifest: accuracies below zero": _of_variant(metrics={"R@1": -0.5}),
+    "manifest: accuracies that are lists": _of_variant(metrics={"R@1": [73]}),
+    "manifest: accuracies that are infinite": _json(lambda t: t.replace("73.5", "1e999")),
+    "manifest: accuracies that are no numbers": _json(lambda t: t.replace("73.5", "NaN")),
+    "manifest: a calibration 90,000 deep": _json(
+        lambda t: t.replace('"calibration": null', '"calibration": ' + '{"a":' * 90_000, 1)
+    ),
+    "manifest: a variant of another's precision": _of_variant(precision="fp32"),
+    "manifest: another number of dimensions": _manifest(
+        lambda c: c["model"].update(embed_dim=EMBED_DIM + 1)
+    ),
+    "manifest: longer sentences": _manifest(
+        lambda c: c["text"].update(context_length=CONTEXT_LENGTH + 1)
+    ),
+    "manifest: larger pictures": _manifest(lambda c: c["image"].update(height_px=4096)),
+    "manifest: a key beside the others": _manifest(lambda c: c.update(run="rm -rf /")),
+    "manifest: a million zeros": _json(lambda text: text + "\0" * 1_000_000),
+    "manifest: a million blanks more": _json(lambda text: text + " " * (1 << 20)),
+    "manifest: nothing but blanks": _json(lambda _: " " * 1000),
+    "manifest: a mark of byte order": _json(lambda text: "\ufeff" + text),
+    "manifest: latin letters": _json(
+        lambda text: text.replace("toy", "t\u00f6y").encode("latin-1")
+    ),
+}  # fmt: skip
+
+HOSTILE = CANARIES | TOKENIZERS | MANIFESTS | GRAPHS
+"""By what is wrong: what makes a sound bundle such a one."""
+
+
+def try_bundle(folder: Path) -> str:
+    """Open a bundle and use it; say how it ended."""
+    try:
+        bundle = Bundle.open(folder, backend="onnxruntime", threads=1)
+        bundle.check_canaries()
+        bundle.encoder().encode_texts(["a man in red"])
+    except UppersonError as error:
+        return f"{error.exit_code} {error}"
+    except BaseException as error:
+        return f"raw error: {error!r}"
+    return "taken"
+
+
+def _in_process(folder: Path) -> tuple[str, float, int]:
+    """Return how it ended, seconds, and the most bytes that the process had."""
+    read, write = os.pipe()
+    began = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        for limit, value in (
+            (resource.RLIMIT_AS, MEMORY_BYTES),
+            (resource.RLIMIT_CPU, PROCESSOR_S),
+            (resource.RLIMIT_CORE, 0),
+        ):
+            resource.setrlimit(limit, (value, value))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.write(write, try_bundle(folder).encode("utf-8", "replace")[:4000])
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as file:
+        said = file.read().decode("utf-8", "replace")
+    _, status, usage = os.wait4(child, 0)
+    if status:
+        said = f"killed by signal {os.WTERMSIG(status)}"
+    return said, time.monotonic() - began, usage.ru_maxrss << 10
+
+
+def main() -> int:
+    """Try all, print what came of them, and return 1 if any was not refused."""
+    counts: Counter[str] = Counter()
+    longest, largest = 0.0, 0
+    with tempfile.TemporaryDirectory() as name:
+        sound, copy = make_toy_bundle(Path(name, "sound")), Path(name, "copy")
+        said, seconds, usual = _in_process(sound)
+        assert said == "taken", said
+        print(f"sound: {seconds:.1f} s, {usual >> 20} MiB")
+        for what, change in HOSTILE.items():
+            shutil.copytree(sound, copy)
+            change(copy)
+            said, seconds, size = _in_process(copy)
+            shutil.rmtree(copy)
+            outcome = f"refused, exit code {said[0]}" if said.startswith(("5 ", "6 ")) else "BAD"
+            counts[outcome] += 1
+            longest, largest = max(longest, seconds), max(largest, size - usual)
+            print(f"{what:60} {seconds:5.1f} s {(size - usual) >> 20:5d} MiB  {said[:200]!r}")
+    print(dict(counts), f"{longest:.1f} s and {largest >> 20} MiB more than a sound one at most")
+    return int(counts["BAD"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

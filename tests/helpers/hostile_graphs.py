@@ -1,0 +1,207 @@
+"""Graphs with right hashes that no export writes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.helpers.toy_bundle import replace_in_bundle
+
+Change: TypeAlias = Callable[[Path], None]
+"""Makes a sound bundle a hostile one."""
+
+
+def _graph(change: Callable[[onnx.ModelProto], object], file: str = "text.int8.onnx") -> Change:
+    def changed(folder: Path) -> None:
+        model = onnx.load(folder / file)
+        change(model)
+        replace_in_bundle(folder, file, model.SerializeToString())
+
+    return changed
+
+
+def _bytes(change: Callable[[bytes], bytes]) -> Change:
+    def changed(folder: Path) -> None:
+        content = change((folder / "text.int8.onnx").read_bytes())
+        replace_in_bundle(folder, "text.int8.onnx", content)
+
+    return changed
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def _added(operator: str, *constants: NDArray[Any], **attributes: Any) -> Change:
+    """Add to the embeddings the sum of what an operator gives for some constants."""
+
+    def change(model: onnx.ModelProto) -> None:
+        names = [f"constant{number}" for number in range(len(constants))]
+        for name, value in zip(names, constants, strict=True):
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        _summed(model, helper.make_node(operator, names or ["before"], ["odd"], **attributes))
+
+    return _graph(change)
+
+
+def _summed(model: onnx.ModelProto, *nodes: onnx.NodeProto) -> None:
+    """Let nodes, the last of which gives ``odd``, have a part in the embeddings."""
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.extend(nodes)
+    for node in (
+        helper.make_node("Cast", ["odd"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["float"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["before", "sum"], ["text_embeds"]),
+    ):
+        model.graph.node.append(node)
+
+
+def _divided(*nodes: onnx.NodeProto) -> Change:
+    """Divide what nodes call ``whole`` by itself."""
+    return _graph(
+        lambda model: _summed(model, *nodes, helper.make_node("Div", ["whole", "whole"], ["odd"]))
+    )
+
+
+def _with_node(node: bytes) -> Change:
+    """Add a node as bytes, which no library may put in order before."""
+
+    def change(folder: Path) -> None:
+        model = onnx.load(folder / "text.int8.onnx")
+        _summed(model)
+        graph = model.graph.SerializeToString() + _field(1, node)
+        model.ClearField("graph")
+        content = model.SerializeToString() + _field(7, graph)
+        replace_in_bundle(folder, "text.int8.onnx", content)
+
+    return change
+
+
+def _constant(*fields: tuple[int, bytes]) -> Change:
+    """Add a constant whose attribute has these fields."""
+    attribute = _field(1, b"value") + b"".join(_field(*one) for one in fields)
+    return _with_node(_field(2, b"odd") + _field(4, b"Constant") + _field(5, attribute))
+
+
+def _long(*numbers: int) -> NDArray[np.int64]:
+    return np.array(numbers, np.int64)
+
+
+_ONE = np.ones(1, np.float32)
+_PART = TensorProto(data_type=1, dims=[1 << 16], raw_data=bytes(1 << 18)).SerializeToString()
+_ELSEWHERE = TensorProto(
+    data_type=1,
+    dims=[4],
+    external_data=[onnx.StringStringEntryProto(key="location", value="/dev/zero")],
+).SerializeToString()
+
+GRAPHS = {
+    "graph: an empty file": _bytes(lambda _: b""),
+    "graph: zeros": _bytes(lambda content: bytes(len(content))),
+    "graph: another one behind it": _bytes(lambda content: content + content),
+    "graph: a group, as of 2008": _bytes(lambda content: content + b"\x0b\x0c"),
+    "graph: a field of number 0": _bytes(lambda content: content + b"\x02\x00"),
+    "graph: a length of 2^63": _bytes(lambda content: content + b"\x3a" + b"\xff" * 8 + b"\x7f"),
+    "graph: a number without an end": _bytes(lambda content: content + b"\x08" + b"\xff" * 12),
+    "graph: training in it": _bytes(lambda content: content + _field(20, b"")),
+    "graph: a function in it": _bytes(lambda content: content + _field(25, b"")),
+    "graph: operators of another domain": _bytes(
+        lambda content: content + _field(8, _field(1, b"ai.onnx.ml") + b"\x10\3")
+    ),
+    "graph: operators of a domain of bytes": _bytes(
+        lambda content: content + _field(8, _field(1, b"\xff\xfe"))
+    ),
+    "graph: a tensor in two parts, which readers put together": _constant((5, _PART), (5, _PART)),
+    "graph: a tensor elsewhere, in an attribute": _constant((5, _ELSEWHERE)),
+    "graph: a tensor elsewhere, in a list": _constant((10, _ELSEWHERE)),
+    "graph: a sparse tensor in an attribute": _constant((22, _ELSEWHERE)),
+    "graph: a graph in an attribute": _constant((6, b"")),
+    "graph: graphs in a list": _constant((11, b"")),
+    "graph: a tensor whose sizes come to 2^64": _graph(
+        lambda model: model.graph.initializer.append(
+            TensorProto(name="t", data_type=1, dims=[1 << 32, 1 << 32], raw_data=b"")
+        )
+    ),
+    "graph: a name of a megabyte": _graph(
+        lambda model: setattr(model.graph.node[0], "name", "a" * (1 << 20))
+    ),
+    "graph: a sequence for an input": _graph(
+        lambda model: model.graph.input[0].type.sequence_type.elem_type.tensor_type.SetInParent()
+    ),
+    "graph: an input that is a constant": _graph(
+        lambda model: model.graph.initializer.append(
+            numpy_helper.from_array(np.zeros((1, 4), np.int32), "input_ids")
+        )
+    ),
+    "graph: no output": _graph(lambda model: model.graph.output.pop()),
+    "graph: an output of another name": _graph(
+        lambda model: setattr(model.graph.output[0], "name", "norm")
+    ),
+    "graph: a circle": _graph(
+        lambda model: model.graph.node[0].input.__setitem__(0, model.graph.node[-2].output[0])
+    ),
+    "graph: an operator that nobody knows": _added("Abort"),
+    "graph: a division of whole numbers by zero": _added("Div", _long(7), _long(0)),
+    "graph: the smallest number by -1": _added(
+        "Div", np.array([-(2**31)], np.int32), np.array([-1], np.int32)
+    ),
+    "graph: whole numbers that were cast from floating ones": _divided(
+        helper.make_node("Cast", ["before"], ["whole"], to=TensorProto.INT32)
+    ),
+    "graph: whole numbers that an attribute calls floating ones": _divided(
+        helper.make_node("Add", ["last", "last"], ["whole"], to=TensorProto.FLOAT)
+    ),
+    "graph: whole numbers that were quantized": _divided(
+        helper.make_node("QuantizeLinear", ["before", "norm"], ["whole"])
+    ),
+    "graph: places of the largest": _divided(helper.make_node("ArgMax", ["before"], ["whole"])),
+    "graph: one name for whole and floating numbers": _divided(
+        helper.make_node("Identity", ["before"], ["whole"]),
+        helper.make_node("Identity", ["last"], ["whole"]),
+    ),
+    "graph: the mean of no whole numbers": _added(
+        "ReduceMean", np.zeros((2, 0), np.int32), axes=[1]
+    ),
+    "graph: a value written far outside": _added(
+        "ScatterElements", np.ones((4, 4), np.float32), np.full((1, 1), -(10**9)), _ONE[:, None]
+    ),
+    "graph: a rest after zero": _added("Mod", _long(7), _long(0)),
+    "graph: a rest of the smallest number": _added("Mod", _long(-(2**63)), _long(-1)),
+    "graph: zeros without end": _added("ConstantOfShape", _long(1 << 44)),
+    "graph: numbers without end": _added("Range", _long(0)[0], _long(1 << 44)[0], _long(1)[0]),
+    "graph: copies without end": _added("Tile", _ONE, _long(1 << 44)),
+    "graph: a value stretched": _added("Expand", _ONE, _long(1 << 22, 1 << 22)),
+    "graph: a border of 2^44": _added("Pad", _ONE, _long(1 << 44, 0)),
+    "graph: a picture enlarged": _added(
+        "Resize", np.ones((1, 1, 4, 4), np.float32), _ONE[:0], _ONE.repeat(4) * 1e6
+    ),
+    "graph: random numbers": _added("RandomNormal", shape=[1 << 22, 1 << 22]),
+    "graph: a rank of 2^44": _added(
+        "OneHot", _long(0), _long(1 << 44)[0], np.array([0, 1], np.float32)
+    ),
+    "graph: a window of 2^44": _added("HannWindow", _long(1 << 44)[0]),
+    "graph: a shape of 2^64": _added("Reshape", _ONE, _long(1 << 32, 1 << 32)),
+    "graph: a place far outside": _added("Gather", _ONE, _long(-(10**12))),
+    "graph: a step of zero": _added(
+        "Slice", _ONE, _long(-(2**63)), _long(2**63 - 1), _long(0), _long(0)
+    ),
+    "graph: a stride of zero": _added(
+        "AveragePool", np.ones((1, 1, 4, 4), np.float32), kernel_shape=[2, 2], strides=[0, 0]
+    ),
+    "graph: no group": _added(
+        "Conv", np.ones((1, 4, 4, 4), np.float32), np.ones((1, 4, 2, 2), np.float32), group=0
+    ),
+    "graph: an axis that is not there": _added("Softmax", _ONE, axis=99),
+}  # fmt: skip
