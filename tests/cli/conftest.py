@@ -56,6 +56,17 @@ def people(demo_folder):
     return root
 
 
+@pytest.fixture(scope="session")
+def toy_run(people, tmp_path_factory):
+    """The run of a toy on the demo's people; to export it takes a quarter of what the demo's does.
+
+    The demo's own run is exported by the demo.
+    """
+    from tests.helpers.toy_run import write_toy_run  # Takes torch with it.
+
+    return write_toy_run(tmp_path_factory.mktemp("toy"), people)
+
+
 @pytest.fixture
 def copied_run(demo_folder, work):
     return shutil.copytree(demo_folder / "run", work / "run")

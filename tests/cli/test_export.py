@@ -23,7 +23,6 @@ from tests.helpers.signing_keys import write_keys
 from tests.helpers.toy_bases import toy_base, write_base
 from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_graphs import FOLD, TOWERS, toy_graph
-from tests.helpers.toy_run import write_toy_run
 from tests.helpers.vit_b16 import int8_gemms
 from upperson.cli import export_base, export_run
 from upperson.data.synthetic import SyntheticSpec, write_dataset
@@ -67,15 +66,6 @@ def towers_are_traced_once(toy_graphs, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forms, "export_onnx", export)
         yield
-
-
-@pytest.fixture(scope="module")
-def toy_run(people, tmp_path_factory):
-    """The run of a toy on the demo's people: an export of the demo's own takes four times as long.
-
-    That one is exported by the demo itself.
-    """
-    return write_toy_run(tmp_path_factory.mktemp("toy"), people)
 
 
 @pytest.fixture

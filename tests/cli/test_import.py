@@ -17,6 +17,7 @@ from tests.helpers.official_checkpoint import (
     save_official,
 )
 from tests.helpers.toy_clip import IMAGE_SIZE
+from tests.helpers.toy_graphs import export_exchanged
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 
 SIZE = ["--base", "toy", "--height", IMAGE_SIZE[0], "--width", IMAGE_SIZE[1]]
@@ -28,7 +29,9 @@ def _toy_base(monkeypatch):
     know_toy_base(monkeypatch)
 
 
-def test_an_imported_run_evaluates_and_exports(work):
+@pytest.mark.usefixtures("toy_graphs")
+def test_an_imported_run_evaluates_and_exports(work, monkeypatch):
+    monkeypatch.setattr("upperson_export.forms.export_onnx", export_exchanged)
     save_official(work / "best.pth")
     people = write_dataset(work / "people", PEOPLE)
     result = run("import", "best.pth", "--output", "run", *SIZE)
