@@ -204,18 +204,18 @@ def require_same_rows(where: str, found: ShardRecord, wanted: ShardRecord) -> No
     """Refuse pictures whose rows would not take the place of those that a shard has.
 
     Raises:
-        InputError: They lie in another folder, so that each would be there twice, or the rows were
-            made with other options.
+        InputError: They lie in another folder, so that there would be rows of both, or the rows
+            were made with other options.
     """
     if found.root != wanted.root:
         raise InputError(
             f"{where} has shard {found.shard} of the pictures in {found.root}, not in "
-            f"{wanted.root}: keys are paths, so each would be there twice; name the pictures as "
-            "they were named then, for which a link is enough, or choose a new place for the shard"
+            f"{wanted.root}: keys are paths, so it would hold the rows of both; name the same "
+            "pictures as they were named then, for which a link is enough, or choose a new place"
         )
     if found.made_with != wanted.made_with:
         before, now = options_apart(found, wanted)
         raise InputError(
             f"{where} has shard {found.shard} made with {before}, now it is {now}: give the same "
-            "options, or choose a new place for the shard"
+            "options, or choose a new place"
         )

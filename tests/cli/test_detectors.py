@@ -249,7 +249,7 @@ def test_the_detector_of_the_page_runs(work, monkeypatch):
         (
             ("index", "scenes", "--detector", "yolox.onnx", "--detector-class", "dog"),
             3,
-            "knows no class 'dog'",
+            "names no classes, found 'dog': choose one by its number",
         ),
         (("index", "scenes", "--detector-score", "0.5"), 2, "of no use without --detector"),
         (("index", "scenes", "--detector", "street.json"), 2, "holds the boxes of one video"),

@@ -129,7 +129,7 @@ def test_a_shard_is_not_repeated_from_another_mount_point(work, original):
     before = snapshot(work / "shards/2")
     message = told(index(2, crops="elsewhere"), 3)
     assert f"shard 2/3 of the pictures in {original}/crops, not in {work}/elsewhere" in message
-    assert "name the pictures as they were named then, for which a link is enough" in message
+    assert "name the same pictures as they were named then, for which a link is enough" in message
     assert snapshot(work / "shards/2") == before
     shutil.rmtree("shards/2")
     index(2, crops="elsewhere")

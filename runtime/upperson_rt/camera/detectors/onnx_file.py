@@ -201,7 +201,12 @@ def _person_class(graph: Graph, classes: int | None, wanted: str | int | None) -
         name = _PERSON if wanted is None else wanted
         number = next((n for n, found in names.items() if found == name), -1)
         if number < 0:
-            known = ", ".join(list(names.values())[:20]) or "none: name it by its number"
+            if not names:
+                raise InputError(
+                    f"the detector {graph.path} names no classes, found '{name}': choose one by "
+                    "its number, from 0, with  --detector-class N"
+                )
+            known = ", ".join(list(names.values())[:20])
             raise InputError(
                 f"the detector {graph.path} knows no class '{name}', only {known}: choose with  "
                 "--detector-class NAME|N"

@@ -300,7 +300,7 @@ def test_the_classes_that_rf_detr_writes_into_its_files(tmp_path):
     [
         ("{0: 'dog', 1: 'cat', 2: 'cow'}", None, "no class 'person', only dog, cat, cow: choose"),
         (NAMES["names"], "head", "no class 'head', only person, dog, cat: choose"),
-        (None, "head", "no class 'head', only none: name it by its number"),
+        (None, "head", "names no classes, found 'head': choose one by its number, from 0"),
         (None, "3", "has 3 classes, no class 3"),
         ("{0: ", None, "class names in .* cannot be read"),
         ("{1e400: 'person'}", None, "class names in .* cannot be read .OverflowError: "),
