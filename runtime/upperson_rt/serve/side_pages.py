@@ -31,6 +31,8 @@ _LOOKED_S = 0.5
 _MOST_STREAMS = 20
 _LINES = 50
 _TAIL_BYTES = 256 << 10
+_SOON_BYTES = 8 << 20
+"""A log up to so long is read through for each page; a longer one when somebody asks for it."""
 
 
 def side_routes(desk: Desk, access: Access, live: Live) -> APIRouter:
@@ -102,21 +104,23 @@ def _live_pages(routes: APIRouter, desk: Desk, access: Access, live: Live) -> No
 def _record_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
     admin = access.needs("admin")
 
-    def page(account: Account, **more: Any) -> Response:
+    def page(account: Account, check: bool = False, **more: Any) -> Response:
+        size = desk.log_file.stat().st_size
         given = {"count": None, "dry": True, "days": None, "camera": "", **more}
         return render(
             "records",
             account,
             info=desk.gallery.info(),
             cameras=list(desk.cameras(account)),
-            report=verify_log(desk.log_file),
+            report=verify_log(desk.log_file) if check or size <= _SOON_BYTES else None,
+            megabytes=round(size / 1e6),
             lines=_last_lines(desk.log_file),
             **given,
         )
 
     @routes.get("/records")
-    def records(account: Account = admin) -> Response:
-        return page(account)
+    def records(check: bool = False, account: Account = admin) -> Response:
+        return page(account, check)
 
     @routes.post("/records/prune")
     def prune(

@@ -158,8 +158,10 @@ class Recordings:
             name = call.request.tag.rpartition("}")[2].removesuffix("Request")
             names = [*cameras()]
             asked = replace(search, where=replace(where, camera=names or None))
-            none = {} if names else {"cameras": []}  # A filter without a camera would mean all.
-            self._desk.note_search(call.account, asked, hits, count, {"onvif": name, **none})
+            more: dict[str, object] = {"onvif": name}
+            if not names:  # A filter without a camera would mean all.
+                more["cameras"] = []
+            self._desk.note_search(call.account, asked, hits, count, more)
 
         def reached() -> float:
             if end is not None:

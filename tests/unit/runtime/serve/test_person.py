@@ -15,6 +15,7 @@ from tests.helpers.toy_bundle import COLOURS, draw_person
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.log_chain import verify_log
 from upperson_rt.printable import local_time
+from upperson_rt.serve import side_pages
 from upperson_rt.serve.marks import refined
 from upperson_rt.serve.search import Search
 
@@ -363,6 +364,21 @@ def test_a_dry_run_of_a_deletion_is_in_the_log(console):
     (line,) = lines(console)
     assert (line["user"], line["action"], len(line["ids"])) == ("desk", "alike", dry["deleted"])
     assert line["details"] == {"like": str(id_), "min_score": 0.9}
+
+
+def test_a_long_log_is_read_through_when_somebody_asks(console, monkeypatch):
+    console.client.search(sentence="red")
+    monkeypatch.setattr(side_pages, "_SOON_BYTES", 10)
+    read = []
+    monkeypatch.setattr(
+        side_pages, "verify_log", lambda path: read.append(path) or verify_log(path)
+    )
+    page = console.client.get("/records").text
+    assert "Check every line" in page
+    assert ">red</td>" in page  # The newest lines are there nevertheless.
+    assert read == []
+    assert "1 line, none changed or removed" in console.client.get("/records?check=true").text
+    assert read == [console.log]
 
 
 def test_a_damaged_line_is_shown_among_the_others(console):
