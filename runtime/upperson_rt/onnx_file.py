@@ -185,9 +185,11 @@ class _Reader:
                 case 1:
                     nodes.append(self._node(_message(value)))
                 case 5:
-                    name, kind = self._tensor(_message(value))
-                    if constants.setdefault(name, kind) != kind:
-                        raise _UnusableGraphError(f"it has two values of the name {shown(name)}")
+                    constant, kind = self._tensor(_message(value))
+                    if constants.setdefault(constant, kind) != kind:
+                        raise _UnusableGraphError(
+                            f"it has two values of the name {shown(constant)}"
+                        )
                 case 11:
                     inputs.update([self._value(_message(value))])
                 case 12:
