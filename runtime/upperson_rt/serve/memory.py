@@ -1,11 +1,14 @@
 """What the console keeps of its own: pictures that were asked with, saved searches and marks.
 
-One SQLite file; what a method has returned survives a killed process and a power failure.
+One SQLite file; what a method has returned survives a killed process and a power failure. Rows have
+checksums, which are compared when the file is opened: SQLite has none.
 """
 
+import re
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.arguments import check_name
-from upperson_rt.errors import InputError
+from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.files import make_folder
+from upperson_rt.printable import one_line
 
 __all__ = ["AskedPicture", "Memory", "Saved"]
 
@@ -25,17 +29,32 @@ _LONGEST_NAME = 100
 _TABLES = """
 CREATE TABLE IF NOT EXISTS pictures (
     id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, fingerprint TEXT NOT NULL, vector BLOB NOT NULL,
-    jpeg BLOB NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, added REAL NOT NULL
+    jpeg BLOB NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, added REAL NOT NULL,
+    checksum INTEGER
 );
 CREATE TABLE IF NOT EXISTS saved (
     id INTEGER PRIMARY KEY AUTOINCREMENT, user TEXT NOT NULL, name TEXT NOT NULL,
-    address TEXT NOT NULL, added REAL NOT NULL, UNIQUE (user, name)
+    address TEXT NOT NULL, added REAL NOT NULL, checksum INTEGER, UNIQUE (user, name)
 );
 CREATE TABLE IF NOT EXISTS marks (
     user TEXT NOT NULL, question TEXT NOT NULL, item INTEGER NOT NULL, yes INTEGER NOT NULL,
-    added REAL NOT NULL, PRIMARY KEY (user, question, item)
+    added REAL NOT NULL, checksum INTEGER, PRIMARY KEY (user, question, item)
 );
 """
+
+_SUMS = {
+    "pictures": "sum_of(id, sha256, fingerprint, vector, jpeg, width, height, added)",
+    "saved": "sum_of(id, user, name, address, added)",
+    "marks": "sum_of(user, question, item, yes, added)",
+}
+"""What the column ``checksum`` of a table says."""
+
+_DAMAGED = re.compile("decode|malformed|no such (column|table|index|function)|syntax|user-defined")
+"""Errors of statements that are right."""
+
+
+class _DamageError(Exception):
+    """What is wrong with the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +87,8 @@ class Memory:
         """Open the file, or make it with its folder.
 
         Raises:
-            InputError: It cannot be made, or is something else.
+            InputError: It cannot be made or used.
+            IntegrityError: It is damaged, or something else.
         """
         self._path = path
         self._lock = threading.Lock()
@@ -83,11 +103,32 @@ class Memory:
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.execute("PRAGMA synchronous = FULL")
                 self._connection.execute("PRAGMA secure_delete = ON")
+                self._connection.create_function("sum_of", -1, _sum_of, deterministic=True)
                 self._connection.executescript(_TABLES)
+                for table in _SUMS:
+                    self._check(table)
         except OSError as error:
             raise InputError(
                 f"cannot write {path}: {error.strerror}; name another folder with  --state"
             ) from error
+
+    def _check(self, table: str) -> None:
+        """Compare the checksums of a table; one of before there were any gets them."""
+        execute = self._connection.execute
+        if "checksum" not in {name for _, name, *_ in execute(f"PRAGMA table_info({table})")}:
+            execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
+            self._sum_up(table)
+        (problem,) = execute(f"PRAGMA integrity_check({table})").fetchone()
+        if problem != "ok":
+            raise _DamageError(problem)
+        sql = f"SELECT count(*) FROM {table} WHERE checksum IS NOT {_SUMS[table]}"
+        if count := execute(sql).fetchone()[0]:
+            raise _DamageError(f"{count} rows of {table} are not what was written")
+
+    def _sum_up(self, table: str) -> None:
+        """Give the rows that were just written their checksums."""
+        sql = f"UPDATE {table} SET checksum = {_SUMS[table]} WHERE checksum IS NULL"
+        self._connection.execute(sql)
 
     def close(self) -> None:
         """Close the file."""
@@ -96,9 +137,9 @@ class Memory:
 
     def keep_picture(self, picture: AskedPicture, fingerprint: str) -> None:
         """Keep a picture, its embedding of one model, and the newest thousand of all."""
-        with self._writing() as execute:
+        with self._writing("pictures") as execute:
             execute(
-                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
                 (
                     picture.id,
                     picture.sha256,
@@ -142,10 +183,10 @@ class Memory:
         name = check_name(name.strip(), "the name of a search")
         if len(name) > _LONGEST_NAME:
             raise InputError(f"the name of a search may have {_LONGEST_NAME} letters at most")
-        with self._writing() as execute:
+        with self._writing("saved") as execute:
             execute(
-                "INSERT INTO saved (user, name, address, added) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (user, name) DO UPDATE SET address = excluded.address",
+                "INSERT INTO saved (user, name, address, added) VALUES (?, ?, ?, ?) ON CONFLICT "
+                "(user, name) DO UPDATE SET address = excluded.address, checksum = NULL",
                 (user, name, address, time.time()),
             )
 
@@ -159,19 +200,19 @@ class Memory:
 
     def forget_saved(self, user: str, id_: int) -> bool:
         """Forget a saved search; return whether it was there."""
-        with self._writing() as execute:
+        with self._writing("saved") as execute:
             gone = execute("DELETE FROM saved WHERE user = ? AND id = ?", (user, id_))
             return bool(gone.rowcount)
 
     def set_marks(self, user: str, question: str, yes: list[int], no: list[int]) -> None:
         """Keep which items somebody said are right and wrong for a question, instead of before."""
-        with self._writing() as execute:
+        with self._writing("marks") as execute:
             execute("DELETE FROM marks WHERE user = ? AND question = ?", (user, question))
             now = time.time()
             for ids, verdict in ((yes, 1), (no, 0)):
                 for place, id_ in enumerate(ids):
                     row = (user, question, id_, verdict, now + place / 1e6)
-                    execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?)", row)
+                    execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?, NULL)", row)
 
     def marks(self, user: str, question: str) -> tuple[list[int], list[int]]:
         """Return what somebody marked with yes and with no for a question, in their order."""
@@ -183,11 +224,12 @@ class Memory:
         return [i for i, yes in rows if yes], [i for i, yes in rows if not yes]
 
     @contextmanager
-    def _writing(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+    def _writing(self, table: str) -> Iterator[Callable[..., sqlite3.Cursor]]:
         with self._lock, self._told():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection.execute
+                self._sum_up(table)
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
@@ -198,5 +240,15 @@ class Memory:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
-            raise InputError(f"cannot use {self._path}: {error}") from error
+        except (sqlite3.Error, _DamageError, UnicodeDecodeError) as error:
+            is_use = isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError)
+            if is_use and not _DAMAGED.search(str(error)):
+                raise InputError(f"cannot use {self._path}: {one_line(error)}") from error
+            raise IntegrityError(
+                f"{self._path} is damaged or something else ({one_line(error)}): put back a copy, "
+                "or remove it, and with it saved searches, marks and pictures that were asked with"
+            ) from error
+
+
+def _sum_of(*values: object) -> int:
+    return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))
