@@ -215,7 +215,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | str:
     state = metadata.get("state", "")
     if metadata.get("sha256") != _digest(tensors, state):
         return f"{path} is damaged: its content does not have the hash it was saved with"
-    facts = json.loads(state)
+    try:
+        facts = json.loads(state)
+    except (ValueError, RecursionError) as error:
+        return f"{path} is damaged: {error}"
     if not isinstance(facts, dict):
         return f"{path} is damaged: its state is no object"
     return tensors, facts

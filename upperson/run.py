@@ -38,6 +38,7 @@ from upperson_rt.manifest import (
     TextSection,
     space_fingerprint,
 )
+from upperson_rt.strict import parse_json
 
 CONFIG = "config.yaml"
 ADAPTER = "adapter.safetensors"
@@ -189,9 +190,9 @@ def _read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what `pack_adapter` made: tensors, and ``name`` and ``sha256`` of their base."""
     try:
         with safe_open(path, framework="pt") as file:
-            base = json.loads((file.metadata() or {}).get("base", "{}"))
+            base = parse_json((file.metadata() or {}).get("base", "{}"), "base")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, InputError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(base, dict):
         raise InputError(f"{path}: base: expected an object, found {base!r}")

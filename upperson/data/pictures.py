@@ -37,6 +37,7 @@ from upperson_rt.errors import InputError, IntegrityError, UppersonError
 from upperson_rt.files import make_folder, remove_unfinished, write_atomically
 from upperson_rt.locks import lock_until_closed
 from upperson_rt.preprocess import prepare_image
+from upperson_rt.strict import read_json
 
 LIST = "pictures.json"
 PIXELS = "pixels.u8"
@@ -332,8 +333,8 @@ class _Builder:
 
     def _check(self) -> None:
         try:
-            facts = json.loads((self._folder / LIST).read_text("utf-8"))
-        except ValueError as error:
+            facts = read_json(self._folder / LIST)
+        except InputError as error:
             raise IntegrityError(
                 f"{self._folder / LIST} is damaged: remove the folder, and the cache is built anew"
             ) from error

@@ -134,9 +134,10 @@ def test_a_cache_that_goes_while_it_is_read_is_an_error(
 
 def test_a_list_that_is_none_is_damage(tmp_path: Path, splits: list[list[Path]]) -> None:
     build(tmp_path, splits, [])
-    (tmp_path / "cache/pictures.json").write_text("{", "utf-8")
-    with pytest.raises(IntegrityError, match="damaged: remove the folder"):
-        build(tmp_path, splits, [])
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "cache/pictures.json").write_text(text, "utf-8")
+        with pytest.raises(IntegrityError, match="damaged: remove the folder"):
+            build(tmp_path, splits, [])
     (tmp_path / "cache/pictures.json").write_text(json.dumps([]), "utf-8")
     with pytest.raises(InputError, match="expected format 1, found None"):
         build(tmp_path, splits, [])

@@ -1,5 +1,6 @@
 """A run that stops anywhere goes on as if it had not."""
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -244,6 +245,15 @@ def test_one_changed_bit_is_noticed_and_without_a_whole_file_it_ends(tmp_path: P
     with pytest.raises(
         IntegrityError, match=r"no checkpoint in .* is whole.*hash it was saved with"
     ):
+        checkpointer(tmp_path)[1].load()
+
+
+@pytest.mark.parametrize("state", ["", "[]", "[" * 100_000])
+def test_a_state_that_is_none_is_damage_whatever_its_hash(tmp_path: Path, state: str) -> None:
+    digest = hashlib.sha256(state.encode()).hexdigest()
+    file = tmp_path / "step_00000001.safetensors"
+    file.write_bytes(save({}, metadata={"state": state, "sha256": digest}))
+    with pytest.raises(IntegrityError, match=r"no checkpoint in .* is whole.*is damaged"):
         checkpointer(tmp_path)[1].load()
 
 

@@ -264,6 +264,9 @@ def test_damaged_run_files_are_refused(run: Path) -> None:
     with safe_open(adapter, "pt") as file:
         metadata = file.metadata()
     state = load_file(adapter)
+    save_file(state, adapter, metadata | {"base": "[" * 100_000})
+    with pytest.raises(InputError, match="cannot be read: base is not valid JSON"):
+        load_run(run)
     save_file({name: value * torch.nan for name, value in state.items()}, adapter, metadata)
     with pytest.raises(InputError, match=f"{adapter}: .* has NaN or infinite values"):
         load_run(run)
