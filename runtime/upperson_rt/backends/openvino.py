@@ -22,6 +22,9 @@ PIECE = 8
 """Pictures that a CPU computes at once, in a graph compiled for just that many. For any other
 number there is one that takes them all, and takes a tenth to a quarter longer per picture."""
 
+_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""Values of ONEDNN_MAX_CPU_ISA, which bounds the kernels, that leave none for bfloat16."""
+
 _FEW_THREADS = 16
 """More than these might not all find work in a piece; that has not been measured."""
 
@@ -199,6 +202,8 @@ def _may_saturate(model: Any) -> bool:
 
 
 def _has_bf16(core: Any, device: str) -> bool:
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16:
+        return False  # The plugin says what the processor has, and then finds no kernel.
     if device != "cpu" or not processor().has_bf16:  # OpenVINO emulates it on AVX-512.
         return False
     return "BF16" in core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")

@@ -83,6 +83,11 @@ def test_bf16_that_the_cpu_would_emulate_is_not_used(int8_graph, monkeypatch):
     assert OpenVinoBackend(int8_graph, threads=1).float_type == "f32"
 
 
+def test_no_bf16_is_asked_of_kernels_that_are_bounded(int8_graph, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
+    assert OpenVinoBackend(int8_graph, threads=1).float_type == "f32"
+
+
 def test_floats_other_than_asked_for_are_refused(float_graph, int8_graph, monkeypatch):
     if CPU_HAS_BF16:  # Which OpenVINO then chooses by itself.
         compile_model = openvino.Core.compile_model
