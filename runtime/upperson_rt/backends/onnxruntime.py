@@ -84,8 +84,9 @@ class OnnxRuntimeBackend:
             self._session = session(options)
             metadata = self._session.get_modelmeta().custom_metadata_map
             if saturates and metadata.get(INT8_SUMS) == EXACT:
-                options.add_session_config_entry("session.disable_quant_qdq", "0")
-                self._session = session(options)
+                fused = session_options(ort, threads)  # An entry that changes is a warning.
+                fused.add_session_config_entry("session.disable_quant_qdq", "0")
+                self._session = session(fused)
         except self._errors as error:
             raise BackendError(
                 f"onnxruntime {ort.__version__} cannot load {os.fspath(path)}: {one_line(error)}"
