@@ -106,8 +106,9 @@ def _as_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return " ".join(sorted(f"{key}={shown(one)}" for key, one in value.items()))
     # A detector: what its boxes depend on, else what it is called.
+    identity = getattr(value, "identity", None)
     kind = value if hasattr(value, "__qualname__") else type(value)
-    return str(getattr(value, "identity", None) or f"{kind.__module__}.{kind.__qualname__}")
+    return identity if isinstance(identity, str) else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def record_of(location: str) -> Path | None:

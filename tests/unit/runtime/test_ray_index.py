@@ -25,6 +25,7 @@ from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.shards import ShardRecord, Tally
 from upperson_rt.gallery.sqlite.merge import merge_shards
 from upperson_rt.ray_index import index_on_ray
+from upperson_rt.shard_indexer import made_with
 
 SHARDS = 8
 
@@ -155,6 +156,20 @@ def test_shards_of_another_place_or_other_options_are_refused(without_ray, origi
 
 def nobody(frame):
     return []
+
+
+@pytest.mark.parametrize(
+    ("identity", "told"),
+    [("weights 1f, score 0.3", "weights 1f, score 0.3"), (nobody, ".Own")],
+)
+def test_a_detector_is_known_by_what_it_says_or_is_called(identity, told):
+    class Own:
+        def __call__(self, frame):
+            return []
+
+    Own.identity = identity
+    assert made_with({"detector": Own()})["--detector"].endswith(told)
+    assert made_with({"detector": None, "camera": None, "batch_size": 1, "attributes": {}}) == {}
 
 
 def test_the_example(without_ray, original, tmp_path, monkeypatch, capsys):
