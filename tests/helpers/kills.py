@@ -144,7 +144,7 @@ def kills_of_import(rng: np.random.Generator, trials: int) -> Iterator[str]:
     bring = Command(IMPORT, rng)
     whole = _files("imported")
     for _ in range(trials):
-        shutil.rmtree("imported")
+        shutil.rmtree("imported", ignore_errors=True)
         code, log = bring.run(kill=True)
         yield from _problems(log)
         there = Path("imported").exists()
@@ -164,7 +164,7 @@ def kills_of_train(rng: np.random.Generator, trials: int) -> Iterator[str]:
     whole = {name: Path("run", name).read_bytes() for name in names}
     killed = 0
     while killed < trials:
-        shutil.rmtree("run")
+        shutil.rmtree("run", ignore_errors=True)
         arguments = TRAIN
         for number in range(_MOST_KILLS_OF_A_RUN + 1):
             code, log = train.run(number < _MOST_KILLS_OF_A_RUN, arguments)
