@@ -17,7 +17,8 @@ from upperson_rt.gallery import Item
 from upperson_rt.printable import shortened
 from upperson_rt.serve.access import Access
 from upperson_rt.serve.accounts import Account
-from upperson_rt.serve.desk import Answer, Desk, Person, span_of
+from upperson_rt.serve.answers import Answer, answer_of
+from upperson_rt.serve.desk import Desk, Person, span_of
 from upperson_rt.serve.evidence import write_evidence
 from upperson_rt.serve.models import (
     CameraOut,
@@ -85,7 +86,7 @@ def _searching(routes: APIRouter, desk: Desk, access: Access) -> None:
 
     def answer(account: Account, asked: SearchIn) -> SearchOut:
         search = asked.as_search()
-        found = desk.search(account, search, asked.limit, asked.cursor)
+        found = answer_of(desk, account, search, asked.limit, asked.cursor)
         return SearchOut(
             hits=[
                 HitOut.of_hit(

@@ -22,40 +22,14 @@ from upperson_rt.serve.current import CurrentGallery
 from upperson_rt.serve.memory import Memory
 from upperson_rt.serve.pictures import Pictures
 from upperson_rt.serve.problems import ProblemError
-from upperson_rt.serve.questions import Question, Questions
+from upperson_rt.serve.questions import Questions
 from upperson_rt.serve.scale import Scale, Word
-from upperson_rt.serve.search import Page, Search, page_of
-from upperson_rt.serve.turns import BusyError
+from upperson_rt.serve.search import Search
 
-__all__ = ["Answer", "Desk", "Person", "span_of"]
+__all__ = ["Desk", "Person", "span_of"]
 
 MOST_VIEWS = 500
 _MOST_OTHERS = 24
-_COUNTED = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A page of a search, and what there is to say about it."""
-
-    page: Page
-    matches: list[Word]
-    """A word for each hit, see `Scale`."""
-    total: int | None
-    """Items that pass the filter; None where counting them would take longer than the search."""
-    is_cut: bool
-    """Whether the end of the sentence was cut off."""
-    unfamiliar: list[str]
-    """Words of the sentence that the model hardly can know."""
-    unclear: bool
-    """Whether the model tells nobody apart by this sentence."""
-    lost: int
-    """Marks on items that are not there any more."""
-    denied: list[str]
-    """What the sentence does not want: pictures lose for what speaks for it."""
-    unknown: list[str]
-    """Cameras of the filter of which there is no picture; those that somebody may not see look the
-    same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,14 +69,15 @@ class Desk:
         self.questions = Questions(encoder, memory)
         self.searches = 0
         """Searches that were answered."""
-        self._current = CurrentGallery(
+        self.current = CurrentGallery(
             open_gallery, lambda gallery: Scale(gallery, strangers_KD, self.questions.ordinary)
         )
+        """The gallery, with what was learned of it."""
         self._log = log
 
     def close(self) -> None:
         """Close gallery, memory and log."""
-        self._current.last.gallery.close()
+        self.current.last.gallery.close()
         self.memory.close()
         self._log.close()
 
@@ -116,7 +91,7 @@ class Desk:
             IntegrityError: One of another model was put there.
             InputError: It is gone.
         """
-        return self._current.now().gallery
+        return self.current.now().gallery
 
     @property
     def log_file(self) -> Path:
@@ -126,11 +101,11 @@ class Desk:
     @property
     def pictures(self) -> Pictures:
         """Pictures of the gallery."""
-        return self._current.last.pictures
+        return self.current.last.pictures
 
     def cameras(self, account: Account) -> dict[str, CameraInfo]:
         """Return the cameras that somebody may see; as it was some seconds ago at most."""
-        cameras = self._current.now().cameras()
+        cameras = self.current.now().cameras()
         return {name: info for name, info in cameras.items() if account.sees(name)}
 
     def count(self, account: Account, where: Filter) -> int:
@@ -205,105 +180,9 @@ class Desk:
         (hits,) = self.gallery.search(
             mean_D[None].astype(np.float32), _MOST_OTHERS, Filter(camera=others), by_track=True
         )
-        words = self._current.last.scale.words(1.0, [hit.score for hit in hits])
+        words = self.current.last.scale.words(1.0, [hit.score for hit in hits])
         self.note(account, "view", hits, {"elsewhere": str(person.id)}, Filter(camera=others))
         return list(zip(hits, words, strict=True))
-
-    # What is asked.
-
-    def search(
-        self, account: Account, search: Search, limit: int, cursor: str | None = None
-    ) -> Answer:
-        """Answer a search, and note who asked.
-
-        Raises:
-            UsageError: Nothing is asked, or the filter cannot hold.
-            InputError: The sentence cannot be used.
-            ProblemError: The picture or the cursor is none, or nothing can be logged.
-            BusyError: Too many wait for the encoder.
-        """
-        if search.is_empty:
-            raise UsageError("describe the person in a few words, or give a picture")
-        question = self._question(account, search)
-        where = account.visible(search.filter_at(time.time()))
-        opened = self._current.now()
-        gallery = opened.gallery
-
-        def best(count: int) -> list[Hit]:
-            if where is None:
-                return []
-            return self.questions.hits(question, gallery, count, where, search.by_track)
-
-        page = page_of(search, limit, cursor, best)
-        unclear = self._is_unclear(search, question)
-        scores = [hit.score for hit in page.hits]
-        words = opened.scale.words(question.picture_share, scores)
-        if unclear:  # Somebody stands out by chance; no word shall say that it is a match.
-            words = [""] * len(words)
-        self.note_search(account, search, page.hits, limit, {"from": page.first})
-        self.searches += 1
-        return Answer(
-            page=page,
-            matches=words,
-            total=0 if where is None else _counted(gallery, where),
-            is_cut=question.is_cut,
-            unfamiliar=self.encoder.tokenizer.unfamiliar(search.sentence),
-            unclear=unclear,
-            lost=question.lost,
-            denied=[phrase.text for phrase in question.denied],
-            unknown=self._unknown(account, search.where),
-        )
-
-    def match(self, account: Account, search: Search, id_: int) -> tuple[float, Word] | None:
-        """Return the score of an item in a search, and its word; None if it cannot be told now.
-
-        Raises:
-            ProblemError: There is no such item.
-        """
-        _, vector_D = self.item(account, id_)
-        if search.is_empty:
-            return None
-        try:
-            question = self._question(account, search)
-            score = self.questions.score(question, vector_D)
-            scale = self._current.last.scale
-            word = scale.words(question.picture_share, [score])[0]
-            if self._is_unclear(search, question):
-                word = ""
-        except (BusyError, ProblemError):  # Its picture is gone; the person is there nevertheless.
-            return None
-        return score, word
-
-    def best(self, account: Account, search: Search, count: int) -> list[Hit]:
-        """Return the best hits of a search for its timeline, and note who asked.
-
-        Raises:
-            ProblemError: The picture is none, or nothing can be logged.
-        """
-        hits = [hit for hit, _ in self.compare(account, search, count)]
-        self.note_search(account, search, hits, count, {}, action="timeline")
-        return hits
-
-    def compare(self, account: Account, search: Search, count: int) -> list[tuple[Hit, float]]:
-        """Return the best hits of a search, each with how likely it is right, see `Scale`.
-
-        Nothing is noted: whoever shows some of them calls `note_search` first.
-
-        Raises:
-            InputError: The sentence cannot be used.
-            ProblemError: The picture is none.
-            BusyError: Too many wait for the encoder.
-        """
-        question = self._question(account, search)
-        where = account.visible(search.filter_at(time.time()))
-        if where is None:
-            return []
-        opened = self._current.now()
-        hits = self.questions.hits(question, opened.gallery, count, where, search.by_track)
-        likely = opened.scale.likelihoods(question.picture_share, [hit.score for hit in hits])
-        if self._is_unclear(search, question):
-            likely = [one / 2 for one in likely]
-        return list(zip(hits, likely, strict=True))
 
     # What is done.
 
@@ -356,7 +235,7 @@ class Desk:
         ]
         self.note(account, "delete", hits, {"reason": reason, **details})
         deleted = self.gallery.delete([hit.item.key for hit in hits])
-        self._current.last.has_changed()
+        self.current.last.has_changed()
         return deleted
 
     def prune(
@@ -377,7 +256,7 @@ class Desk:
         details = {"reason": reason.strip(), "older_than": older_than, "keep": keep_newest}
         self.note(account, "prune", [], details, Filter(camera=camera))
         pruned = gallery.prune(older_than, keep_newest, camera)
-        self._current.last.has_changed()
+        self.current.last.has_changed()
         return pruned
 
     def note(
@@ -403,7 +282,7 @@ class Desk:
                 k=len(hits) if k is None else k,
                 where=where,
                 by_track=by_track,
-                gallery=self._current.last.gallery.location,
+                gallery=self.current.last.gallery.location,
                 action=action,
                 user=account.name,
                 details=details,
@@ -443,31 +322,6 @@ class Desk:
         where = search.filter_at(time.time())
         self.note(account, action, hits, details, where, search.sentence, limit, search.by_track)
 
-    # What that takes.
-
-    def _question(self, account: Account, search: Search) -> Question:
-        like_D = None if search.like is None else self.item(account, search.like)[1]
-        ids = [id_ for id_, _ in search.marks]
-        marked = self.gallery.get(ids) if ids else {}
-        seen = {id_: vector for id_, (item, vector) in marked.items() if account.sees(item.camera)}
-        return self.questions.of(search, like_D, seen)
-
-    def _unknown(self, account: Account, where: Filter) -> list[str]:
-        """Return the cameras of a filter that, for all that somebody may see, are not there."""
-        asked = where.cameras or ()
-        known = self.cameras(account) if asked else {}
-        # One that has just begun is there before the counts of all are made anew.
-        return [
-            name
-            for name in asked
-            if name not in known
-            and not (account.sees(name) and self.gallery.count(Filter(camera=name)))
-        ]
-
-    def _is_unclear(self, search: Search, question: Question) -> bool:
-        is_sentence = bool(search.sentence.strip()) and not search.has_both
-        return is_sentence and self._current.last.scale.is_unclear(question.vector_D)
-
     def _views(self, id_: int, item: Item) -> list[tuple[int, Item]]:
         if item.track is None:
             return [(id_, item)]
@@ -476,11 +330,6 @@ class Desk:
         ids = self.gallery.ids([view.key for view in views])
         there = [(ids[view.key], view) for view in views if view.key in ids]
         return sorted(there, key=lambda pair: (pair[1].time or 0.0, pair[0]))
-
-
-def _counted(gallery: Gallery, where: Filter) -> int | None:
-    """Return how many items pass: metadata stand in no index, every row would be read."""
-    return None if where.attributes and gallery.count() > _COUNTED else gallery.count(where)
 
 
 def span_of(views: Sequence[tuple[int, Item]]) -> TrackSpan:

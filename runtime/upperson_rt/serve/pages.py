@@ -13,6 +13,7 @@ from upperson_rt.gallery import Filter, Item, TrackSpan
 from upperson_rt.printable import count_of
 from upperson_rt.serve.access import COOKIE, Access
 from upperson_rt.serve.accounts import Account
+from upperson_rt.serve.answers import answer_of, best_of, match_of
 from upperson_rt.serve.api import PICTURE_HEADERS, notes_of, picture_response, zip_response
 from upperson_rt.serve.desk import Desk, span_of
 from upperson_rt.serve.pictures import Size
@@ -66,7 +67,7 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
             try:
                 if search.picture is not None:
                     values["asked"] = desk.questions.asked_picture(search.picture)
-                answer = desk.search(account, search, _PAGE, cursor)
+                answer = answer_of(desk, account, search, _PAGE, cursor)
             except (UsageError, ProblemError) as error:
                 values["problem"] = getattr(error, "detail", str(error))
                 status = getattr(error, "status", 422)
@@ -122,7 +123,7 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         problem, search = _searched(request)
         if problem is not None or search.is_empty:
             return HTMLResponse("")
-        hits = desk.best(account, search, MOST_BY_TIME)
+        hits = best_of(desk, account, search, MOST_BY_TIME)
         return render("timeline", account, timeline=timeline_of(search, hits))
 
     @routes.post("/saved")
@@ -147,7 +148,7 @@ def _person_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         _, search = _searched(request)
         found = desk.person(account, id)
         elsewhere = desk.elsewhere(account, found)
-        score, word = desk.match(account, search, id) or (None, "")
+        score, word = match_of(desk, account, search, id) or (None, "")
         span = span_of(found.views)
         return render(
             "person",

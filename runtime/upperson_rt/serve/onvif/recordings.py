@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from upperson_rt.gallery import CameraInfo, Filter, Hit
 from upperson_rt.serve.accounts import Account
+from upperson_rt.serve.answers import compared
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.onvif.device import Address, device_information
 from upperson_rt.serve.onvif.sessions import LONGEST_S, Found, Kind, Session, Sessions
@@ -142,10 +143,10 @@ class Recordings:
             if not names:
                 return []
             asked = replace(search, where=replace(where, camera=names))
-            compared = self._desk.compare(call.account, asked, len(skip) + count)
+            hits = compared(self._desk, call.account, asked, len(skip) + count)
             fresh = (
                 (key, hit, likelihood)
-                for hit, likelihood in compared
+                for hit, likelihood in hits
                 if likelihood >= least and (key := _key(hit)).bytes not in skip
             )
             return [

@@ -122,7 +122,7 @@ def test_a_gallery_that_was_made_anew_is_searched(console):
     shutil.rmtree(console.folder)
     with Gallery.open(console.folder, encoder.fingerprint, encoder.embed_dim, create=True) as new:
         new.add([Item(key="new")], encoder.encode_texts(["red"]))
-    console.desk._current._looked = 0.0
+    console.desk.current._looked = 0.0
     found = console.client.search(sentence="red").json()
     assert ([hit["key"] for hit in found["hits"]], found["total"]) == (["new"], 1)
 
@@ -130,7 +130,7 @@ def test_a_gallery_that_was_made_anew_is_searched(console):
 def test_a_gallery_of_another_model_is_refused(console):
     shutil.rmtree(console.folder)
     Gallery.open(console.folder, "sha256:another", 16, create=True).close()
-    console.desk._current._looked = 0.0
+    console.desk.current._looked = 0.0
     for answer in (console.client.search(sentence="red"), console.client.get("/api/v1/ready")):
         assert "embeddings of another model" in problem(answer, 503)
     assert console.client.get("/?q=red").status_code == 503
@@ -138,7 +138,7 @@ def test_a_gallery_of_another_model_is_refused(console):
 
 def test_a_gallery_that_is_gone_is_told(console):
     shutil.rmtree(console.folder)
-    console.desk._current._looked = 0.0
+    console.desk.current._looked = 0.0
     assert "no gallery at" in problem(console.client.get("/api/v1/ready"), 503)
 
 

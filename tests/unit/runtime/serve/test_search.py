@@ -285,7 +285,7 @@ def test_counts_of_cameras_that_take_long_are_kept_for_longer(console, monkeypat
 
     monkeypatch.setattr(current, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(console.desk.gallery, "by_camera", by_camera)
-    opened = console.desk._current.last
+    opened = console.desk.current.last
     for took, kept in ((0.001, 5.0), (0.5, 100.0)):  # noqa: B007 - Read above.
         opened.has_changed()
         counted.clear()

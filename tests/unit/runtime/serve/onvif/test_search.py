@@ -17,6 +17,7 @@ from tests.helpers.toy_bundle import draw_person
 from tests.unit.runtime.serve.onvif.conftest import NOW
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.log_chain import verify_log
+from upperson_rt.serve.onvif import recordings
 from upperson_rt.serve.onvif.sessions import MOST_SESSIONS
 
 
@@ -205,14 +206,14 @@ def test_a_search_that_is_not_heard_of_is_forgotten(onvif):
 def test_what_the_encoder_takes_is_no_silence_of_the_client(onvif, monkeypatch):
     vms, now = onvif.client().search, [1000.0]
     onvif.sessions.clock = lambda: now[0]
-    compare = onvif.desk.compare
+    compare = recordings.compared
 
     def slowly(*args):
         now[0] += 100
         onvif.sessions._forget_lost()  # As any request of others does meanwhile.
         return compare(*args)
 
-    monkeypatch.setattr(onvif.desk, "compare", slowly)
+    monkeypatch.setattr(recordings, "compared", slowly)
     token = vms.SearchImageByNL(Text="red", **ALL)
     assert len(take(vms, token, MaxResults=5).Result) == 5
     assert len(take(vms, token).Result) == 7
@@ -492,7 +493,7 @@ def test_pictures_without_camera_or_time_are_of_no_recording(onvif):
         onvif.desk.gallery.add([item], onvif.desk.encoder.encode_images([file]))
     assert len(take(vms, vms.SearchImageByNL(Text="red", **ALL)).Result) == 12
     onvif.desk.gallery.delete_where(Filter(camera=["gate", ODD]))
-    onvif.desk._current.last.has_changed()
+    onvif.desk.current.last.has_changed()
     found = take(vms, vms.SearchImageByNL(Text="red", **ALL))
     assert (found.SearchState, found.Result) == ("Completed", [])
 
@@ -528,7 +529,7 @@ def test_what_is_shown_is_in_the_log_before(onvif, red_jpeg):
 
 def test_the_log_does_not_say_all_cameras_for_who_sees_none(onvif):
     onvif.desk.gallery.delete_where(Filter(camera="gate"))
-    onvif.desk._current.last.has_changed()
+    onvif.desk.current.last.has_changed()
     door = onvif.client("door").search
     assert take(door, door.SearchImageByNL(Text="a woman in red", **ALL)).Result == []
     (asked,) = [json.loads(line) for line in onvif.log.read_text().splitlines()]
@@ -556,7 +557,7 @@ def test_what_cannot_be_logged_is_not_shown(onvif, monkeypatch):
 
 def test_a_defect_is_no_traceback(onvif, monkeypatch, caplog):
     vms = onvif.client().search
-    monkeypatch.setattr(onvif.desk, "compare", lambda *args: 1 / 0)
+    monkeypatch.setattr(recordings, "compared", lambda *args: 1 / 0)
     with pytest.raises(
         Fault, match=r"internal error: ZeroDivisionError; the server's log"
     ) as caught:

@@ -1,0 +1,174 @@
+"""What a search is answered with: its hits, a word for each, and what there is to say about them.
+
+Who asked is in the log before anything is shown; `compared` alone leaves that to whoever shows it.
+"""
+
+import time
+from dataclasses import dataclass
+
+from upperson_rt.errors import UsageError
+from upperson_rt.gallery import Filter, Gallery, Hit
+from upperson_rt.serve.accounts import Account
+from upperson_rt.serve.desk import Desk
+from upperson_rt.serve.problems import ProblemError
+from upperson_rt.serve.questions import Question
+from upperson_rt.serve.scale import Word
+from upperson_rt.serve.search import Page, Search, page_of
+from upperson_rt.serve.turns import BusyError
+
+__all__ = ["Answer", "answer_of", "best_of", "compared", "match_of"]
+
+_COUNTED = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A page of a search, and what there is to say about it."""
+
+    page: Page
+    matches: list[Word]
+    """A word for each hit, see `Scale`."""
+    total: int | None
+    """Items that pass the filter; None where counting them would take longer than the search."""
+    is_cut: bool
+    """Whether the end of the sentence was cut off."""
+    unfamiliar: list[str]
+    """Words of the sentence that the model hardly can know."""
+    unclear: bool
+    """Whether the model tells nobody apart by this sentence."""
+    lost: int
+    """Marks on items that are not there any more."""
+    denied: list[str]
+    """What the sentence does not want: pictures lose for what speaks for it."""
+    unknown: list[str]
+    """Cameras of the filter of which there is no picture; those that somebody may not see look the
+    same."""
+
+
+def answer_of(
+    desk: Desk, account: Account, search: Search, limit: int, cursor: str | None = None
+) -> Answer:
+    """Answer a search, and note who asked.
+
+    Raises:
+        UsageError: Nothing is asked, or the filter cannot hold.
+        InputError: The sentence cannot be used.
+        ProblemError: The picture or the cursor is none, or nothing can be logged.
+        BusyError: Too many wait for the encoder.
+    """
+    if search.is_empty:
+        raise UsageError("describe the person in a few words, or give a picture")
+    question = _question(desk, account, search)
+    where = account.visible(search.filter_at(time.time()))
+    opened = desk.current.now()
+    gallery = opened.gallery
+
+    def best(count: int) -> list[Hit]:
+        if where is None:
+            return []
+        return desk.questions.hits(question, gallery, count, where, search.by_track)
+
+    page = page_of(search, limit, cursor, best)
+    unclear = _is_unclear(desk, search, question)
+    scores = [hit.score for hit in page.hits]
+    words = opened.scale.words(question.picture_share, scores)
+    if unclear:  # Somebody stands out by chance; no word shall say that it is a match.
+        words = [""] * len(words)
+    desk.note_search(account, search, page.hits, limit, {"from": page.first})
+    desk.searches += 1
+    return Answer(
+        page=page,
+        matches=words,
+        total=0 if where is None else _counted(gallery, where),
+        is_cut=question.is_cut,
+        unfamiliar=desk.encoder.tokenizer.unfamiliar(search.sentence),
+        unclear=unclear,
+        lost=question.lost,
+        denied=[phrase.text for phrase in question.denied],
+        unknown=_unknown(desk, account, search.where),
+    )
+
+
+def match_of(desk: Desk, account: Account, search: Search, id_: int) -> tuple[float, Word] | None:
+    """Return the score of an item in a search, and its word; None if it cannot be told now.
+
+    Raises:
+        ProblemError: There is no such item.
+    """
+    _, vector_D = desk.item(account, id_)
+    if search.is_empty:
+        return None
+    try:
+        question = _question(desk, account, search)
+        score = desk.questions.score(question, vector_D)
+        scale = desk.current.last.scale
+        word = scale.words(question.picture_share, [score])[0]
+        if _is_unclear(desk, search, question):
+            word = ""
+    except (BusyError, ProblemError):  # Its picture is gone; the person is there nevertheless.
+        return None
+    return score, word
+
+
+def best_of(desk: Desk, account: Account, search: Search, count: int) -> list[Hit]:
+    """Return the best hits of a search for its timeline, and note who asked.
+
+    Raises:
+        ProblemError: The picture is none, or nothing can be logged.
+    """
+    hits = [hit for hit, _ in compared(desk, account, search, count)]
+    desk.note_search(account, search, hits, count, {}, action="timeline")
+    return hits
+
+
+def compared(desk: Desk, account: Account, search: Search, count: int) -> list[tuple[Hit, float]]:
+    """Return the best hits of a search, each with how likely it is right, see `Scale`.
+
+    Nothing is noted: whoever shows some of them calls `note_search` first.
+
+    Raises:
+        InputError: The sentence cannot be used.
+        ProblemError: The picture is none.
+        BusyError: Too many wait for the encoder.
+    """
+    question = _question(desk, account, search)
+    where = account.visible(search.filter_at(time.time()))
+    if where is None:
+        return []
+    opened = desk.current.now()
+    hits = desk.questions.hits(question, opened.gallery, count, where, search.by_track)
+    likely = opened.scale.likelihoods(question.picture_share, [hit.score for hit in hits])
+    if _is_unclear(desk, search, question):
+        likely = [one / 2 for one in likely]
+    return list(zip(hits, likely, strict=True))
+
+
+def _question(desk: Desk, account: Account, search: Search) -> Question:
+    like_D = None if search.like is None else desk.item(account, search.like)[1]
+    ids = [id_ for id_, _ in search.marks]
+    marked = desk.gallery.get(ids) if ids else {}
+    seen = {id_: vector for id_, (item, vector) in marked.items() if account.sees(item.camera)}
+    return desk.questions.of(search, like_D, seen)
+
+
+def _unknown(desk: Desk, account: Account, where: Filter) -> list[str]:
+    """Return the cameras of a filter that, for all that somebody may see, are not there."""
+    asked = where.cameras or ()
+    known = desk.cameras(account) if asked else {}
+    # One that has just begun is there before the counts of all are made anew.
+    return [
+        name
+        for name in asked
+        if name not in known
+        and not (account.sees(name) and desk.gallery.count(Filter(camera=name)))
+    ]
+
+
+def _is_unclear(desk: Desk, search: Search, question: Question) -> bool:
+    is_sentence = bool(search.sentence.strip()) and not search.has_both
+    return is_sentence and desk.current.last.scale.is_unclear(question.vector_D)
+
+
+def _counted(gallery: Gallery, where: Filter) -> int | None:
+    """Return how many items pass: metadata stand in no index, every row would be read."""
+    return None if where.attributes and gallery.count() > _COUNTED else gallery.count(where)
