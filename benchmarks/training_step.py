@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from benchmarks import literal
 from benchmarks.random_model import ModelSpec, random_base, random_batch, random_model
 from upperson.components import fold_quick_gelu
-from upperson.losses import sdm_loss
+from upperson.losses import same_identity, sdm_loss
 from upperson_rt.bench.processes import call_in_fresh_process, resident_bytes
 from upperson_rt.errors import BackendError, InputError
 from upperson_rt.machine import processor
@@ -80,7 +80,7 @@ class TrainingStep:
                     F.normalize(features_NE.float(), dim=-1)
                     for features_NE in self._model(self._image_N3HW, self._ids_NL)
                 )
-        loss = sdm_loss(image_NE, text_NE, self._pids_N)
+        loss = sdm_loss(image_NE, text_NE, same_identity(self._pids_N))
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return loss.item()

@@ -93,7 +93,7 @@ def build_components(config: TrainConfig) -> Components:
     fold_quick_gelu(model)  # From here on the base is no longer what it was loaded as.
     keep_frozen_matrices_in(model, config.precision)
     identities = len(identity_labels(splits["train"]))
-    objective = Objective(loss_names(config.loss), model.embed_dim, identities)
+    objective = Objective(loss_names(config.loss), model.embed_dim, identities, config.temperature)
     return Components(splits, base, model, objective, tokenizer)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from upperson.losses import loss_names
+from upperson.losses import TEMPERATURE, loss_names
 from upperson.model.base import SMALL
 from upperson.model.parts import UPPersonConfig
 from upperson.model.student import StudentConfig
@@ -30,6 +30,9 @@ LARGEST = 1e30
 """A rate or epsilon may not exceed it: float32 would overflow."""
 
 MOST_PX = 4096
+
+LOWEST_TEMPERATURE = 1e-3
+"""Ten times CLIP's largest logit scale: below it a softmax is a maximum."""
 
 _WITHOUT_TRAINING = (
     "; to search without any training:  upperson export --base NAME --pretrained WEIGHTS --output "
@@ -78,6 +81,10 @@ class TrainConfig:
     loss: str = "sdm"
     """One or more of sdm, asdm, tal, itc, cmpm and id, joined by + (``upperson/losses.py``)."""
 
+    temperature: float = TEMPERATURE
+    """tau of sdm, asdm, itc and wrong captions. The base's own, 1 / its logit scale, changes it
+    least; the paper's value is twice that of CLIP's weights."""
+
     leave_out_noisy: bool = False
     """After the warm-up, leave out of every epoch the pairs whose losses say that the caption is of
     somebody else (``upperson/division.py``)."""
@@ -114,7 +121,8 @@ class TrainConfig:
 
     shorten_captions: float = 0.0
     """Share of captions that are drawn with a random part of their phrases only, from *red coat*
-    to all of them (``upperson/data/rewording.py``)."""
+    to all of them (``upperson/data/rewording.py``). If there are any, a caption counts as right for
+    everybody whose captions say as much (``upperson/data/sayings.py``)."""
 
     wrong_captions: bool = False
     """Keep every image away from a wrong version of its caption, too: another colour, exchanged
@@ -170,6 +178,10 @@ class TrainConfig:
         for name in ("height_px", "width_px"):
             if getattr(self, name) > MOST_PX:
                 raise UsageError(f"{name} must be at most {MOST_PX}, found {getattr(self, name)}")
+        if not LOWEST_TEMPERATURE <= self.temperature <= 1:
+            raise UsageError(
+                f"temperature must be from {LOWEST_TEMPERATURE} to 1, found {self.temperature}"
+            )
         if not 0 <= self.shorten_captions <= 1:
             raise UsageError(
                 f"shorten_captions is a share from 0 to 1, found {self.shorten_captions}"

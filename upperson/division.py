@@ -16,7 +16,6 @@ import torch
 from upperson.data.pictures import Pictures
 from upperson.data.records import Record
 from upperson.evaluate import embed_records, pids_of
-from upperson.losses import TEMPERATURE
 from upperson.model.encoder import UPPerson
 from upperson_rt.tokenizer import Tokenizer
 
@@ -28,6 +27,7 @@ def find_noisy(
     tokenizer: Tokenizer,
     records: Sequence[Record],
     batch_size: int,
+    temperature: float,
     *,
     seed: list[int],
     workers: int = 0,
@@ -41,6 +41,7 @@ def find_noisy(
         tokenizer: Of the model.
         records: The split; pairs are numbered in the order of records and their captions.
         batch_size: Pairs that compete with each other.
+        temperature: Of the run's loss.
         seed: Of the random batches.
         workers: Processes that decode images.
         pictures: See `embed_records`.
@@ -50,7 +51,9 @@ def find_noisy(
         model, tokenizer, records, workers=workers, pictures=pictures, together=together
     )
     image_PE = np.repeat(image_GE, [len(record.captions) for record in records], axis=0)
-    losses_P = matching_losses(text_PE, image_PE, pids_of(records)[0], batch_size, seed)
+    losses_P = matching_losses(
+        text_PE, image_PE, pids_of(records)[0], batch_size, temperature, seed
+    )
     found: list[int] = noisy_pairs(losses_P).tolist()
     return found
 
@@ -60,25 +63,27 @@ def matching_losses(
     image_PE: npt.NDArray[np.float32],
     pids_P: npt.NDArray[np.int64],
     batch_size: int,
+    temperature: float,
     seed: list[int],
 ) -> npt.NDArray[np.float64]:
     """Return the loss of every pair in a random batch, [P].
 
-    It is -log of the probability that goes to the same identity, the sum of both directions, at
-    SDM's temperature: what every loss here wants to be small, whichever one is trained with.
+    It is -log of the probability that goes to the same identity, the sum of both directions: what
+    every loss here wants to be small, whichever one is trained with.
 
     Args:
         text_PE: Unit-norm captions.
         image_PE: Unit-norm image of each caption.
         pids_P: Identities.
         batch_size: Pairs that compete with each other.
+        temperature: Of the softmax.
         seed: Of the order that makes the batches.
     """
     losses_P = np.empty(len(pids_P))
     order = np.random.default_rng(seed).permutation(len(pids_P))
     # No small rest: with few competitors a loss would be lower.
     for batch in np.array_split(order, max(1, len(order) // batch_size)):
-        logits_NN = torch.from_numpy(text_PE[batch] @ image_PE[batch].T / TEMPERATURE)
+        logits_NN = torch.from_numpy(text_PE[batch] @ image_PE[batch].T / temperature)
         other_NN = torch.from_numpy(pids_P[batch][:, None] != pids_P[batch][None, :])
         total_N = torch.zeros(len(batch))
         for rows_NN in (logits_NN, logits_NN.T):

@@ -1,7 +1,8 @@
 """Losses over a batch of matching image and text features.
 
 Shapes: N pairs, E embedding width, C identities of the training split. Every loss is a scalar
-float32 and takes the features of the *whole* batch, of all processes.
+float32 and takes the features of the *whole* batch, of all processes. A matrix NN has texts in
+rows and images in columns.
 
     sdm   similarity distribution matching (arXiv 2504.10084, eq. 18-20), the method's only loss
     asdm  adaptive SDM (arXiv 2509.13754): rows whose best match is wrong weigh more
@@ -21,7 +22,7 @@ from upperson_rt.strict import suggestion
 LOSSES = ("sdm", "asdm", "tal", "itc", "cmpm", "id")
 
 TEMPERATURE = 0.02
-"""tau of the paper, fixed: the logit scale is 50."""
+"""tau of the paper, fixed: the logit scale is 50. A run may have another (``temperature``)."""
 
 EPSILON = 1e-8
 """Keeps the logarithm of a zero target finite; it is added inside the logarithm only."""
@@ -55,105 +56,142 @@ class Objective(nn.Module):
         names: Losses, see the module.
         embed_dim: Width E of the features.
         identities: Number C of identities; labels are 0 to C - 1.
+        temperature: Of sdm, asdm, itc and wrong captions.
     """
 
-    def __init__(self, names: tuple[str, ...], embed_dim: int, identities: int) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        embed_dim: int,
+        identities: int,
+        temperature: float = TEMPERATURE,
+    ) -> None:
         super().__init__()
         self.names = names
+        self.temperature = temperature
         self.classifier: nn.Linear | None = None
         if "id" in names:
             self.classifier = nn.Linear(embed_dim, identities)
             nn.init.normal_(self.classifier.weight, std=0.001)
             nn.init.zeros_(self.classifier.bias)
 
-    def forward(self, image_NE: Tensor, text_NE: Tensor, labels_N: Tensor) -> Tensor:
-        """Sum the losses of features that are not unit norm, [N, E] each, with labels [N]."""
+    def forward(
+        self,
+        image_NE: Tensor,
+        text_NE: Tensor,
+        labels_N: Tensor,
+        fits_NN: Tensor | None = None,
+    ) -> Tensor:
+        """Sum the losses of features that are not unit norm.
+
+        Args:
+            image_NE: Images.
+            text_NE: The text of each.
+            labels_N: Their identities.
+            fits_NN: bool, of whose images a text is true although it was written of somebody else;
+                sdm, asdm and tal take those for right as well.
+        """
+        right_NN = same_identity(labels_N)
+        if fits_NN is not None:
+            right_NN = right_NN | fits_NN
+        tau = self.temperature
         image_NE, text_NE = image_NE.float(), text_NE.float()
         unit_image_NE, unit_text_NE = F.normalize(image_NE, dim=-1), F.normalize(text_NE, dim=-1)
         total = image_NE.new_zeros(())
         for name in self.names:
             match name:
                 case "sdm":
-                    total = total + sdm_loss(unit_image_NE, unit_text_NE, labels_N)
+                    total = total + sdm_loss(unit_image_NE, unit_text_NE, right_NN, tau)
                 case "asdm":
-                    total = total + asdm_loss(unit_image_NE, unit_text_NE, labels_N)
+                    total = total + asdm_loss(unit_image_NE, unit_text_NE, right_NN, tau)
                 case "tal":
-                    total = total + tal_loss(unit_image_NE, unit_text_NE, labels_N)
+                    total = total + tal_loss(unit_image_NE, unit_text_NE, right_NN)
                 case "itc":
-                    total = total + itc_loss(unit_image_NE, unit_text_NE)
+                    total = total + itc_loss(unit_image_NE, unit_text_NE, tau)
                 case "cmpm":
-                    total = total + cmpm_loss(image_NE, text_NE, labels_N)
+                    total = total + cmpm_loss(image_NE, text_NE, same_identity(labels_N))
                 case "id" if self.classifier is not None:
                     total = total + id_loss(self.classifier, image_NE, text_NE, labels_N)
         return total
 
 
-def sdm_loss(image_NE: Tensor, text_NE: Tensor, labels_N: Tensor) -> Tensor:
+def same_identity(labels_N: Tensor) -> Tensor:
+    """Return which text and image are of one person, bool [N, N]."""
+    return labels_N[:, None] == labels_N[None, :]
+
+
+def sdm_loss(
+    image_NE: Tensor, text_NE: Tensor, right_NN: Tensor, temperature: float = TEMPERATURE
+) -> Tensor:
     """Sum of KL(p || Q) from text to image and from image to text.
 
-    p is the softmax over the batch of cosine / tau; Q shares its mass equally among all items of
-    the same identity. Features are unit norm, the i-th text belonging to the i-th image.
+    p is the softmax over the batch of cosine / tau; Q shares its mass equally among all items that
+    are right. Features are unit norm.
+
+    Args:
+        image_NE: Images.
+        text_NE: Texts.
+        right_NN: bool, which image is right for which text: the own one, others of the same
+            identity. Each row and each column has one.
+        temperature: tau.
     """
-    logits_NN = text_NE.float() @ image_NE.float().T / TEMPERATURE
-    log_target_NN = _log_target(labels_N)
-    both_N = _divergence(logits_NN, log_target_NN) + _divergence(logits_NN.T, log_target_NN)
-    return both_N.mean()
+    logits_NN = text_NE.float() @ image_NE.float().T / temperature
+    to_image_N = _divergence(logits_NN, _log_target(right_NN))
+    return (to_image_N + _divergence(logits_NN.T, _log_target(right_NN.T))).mean()
 
 
-def asdm_loss(image_NE: Tensor, text_NE: Tensor, labels_N: Tensor) -> Tensor:
-    """SDM, a row weighted by 1 + alpha (best cosine - best cosine of the same identity).
+def asdm_loss(
+    image_NE: Tensor, text_NE: Tensor, right_NN: Tensor, temperature: float = TEMPERATURE
+) -> Tensor:
+    """SDM, a row weighted by 1 + alpha (best cosine - best cosine that is right).
 
     The weight is differentiated, too, as in the authors' code: where the softmax is saturated at a
     wrong answer, and SDM has no gradient, it pulls the pair together and the wrong answer away.
     Arguments as for `sdm_loss`.
     """
     cosine_NN = text_NE.float() @ image_NE.float().T
-    log_target_NN = _log_target(labels_N)
-    same_NN = labels_N[:, None] == labels_N[None, :]
     total = cosine_NN.new_zeros(())
-    for row_NN in (cosine_NN, cosine_NN.T):
-        gap_N = row_NN.amax(dim=1) - row_NN.masked_fill(~same_NN, _NO_MATCH).amax(dim=1)
-        weighted_N = (1 + GAP_WEIGHT * gap_N) * _divergence(row_NN / TEMPERATURE, log_target_NN)
-        total = total + weighted_N.mean()
+    for row_NN, right in ((cosine_NN, right_NN), (cosine_NN.T, right_NN.T)):
+        gap_N = row_NN.amax(dim=1) - row_NN.masked_fill(~right, _NO_MATCH).amax(dim=1)
+        divergence_N = _divergence(row_NN / temperature, _log_target(right))
+        total = total + ((1 + GAP_WEIGHT * gap_N) * divergence_N).mean()
     return total
 
 
-def tal_loss(image_NE: Tensor, text_NE: Tensor, labels_N: Tensor) -> Tensor:
+def tal_loss(image_NE: Tensor, text_NE: Tensor, right_NN: Tensor) -> Tensor:
     """Sum of [m - S + tau log sum_k exp(cosine_k / tau)]+ over the batch, both directions.
 
-    k runs over the items of other identities; S is the mean cosine to those of the same identity,
-    weighted by their softmax at tau, which is not differentiated. A sum, as published: with Adam's
-    large epsilon the size of a gradient matters. Arguments as for `sdm_loss`.
+    k runs over the items that are wrong; S is the mean cosine to those that are right, weighted by
+    their softmax at tau, which is not differentiated. A sum, as published: with Adam's large
+    epsilon the size of a gradient matters. Arguments as for `sdm_loss`.
     """
     cosine_NN = text_NE.float() @ image_NE.float().T
-    same_NN = labels_N[:, None] == labels_N[None, :]
     total = cosine_NN.new_zeros(())
-    for row_NN in (cosine_NN, cosine_NN.T):
+    for row_NN, right in ((cosine_NN, right_NN), (cosine_NN.T, right_NN.T)):
         logits_NN = row_NN / TAL_TEMPERATURE
-        weight_NN = logits_NN.detach().masked_fill(~same_NN, _NO_MATCH).softmax(dim=1)
+        weight_NN = logits_NN.detach().masked_fill(~right, _NO_MATCH).softmax(dim=1)
         positive_N = (weight_NN * row_NN).sum(dim=1)
-        negative_N = TAL_TEMPERATURE * logits_NN.masked_fill(same_NN, _NO_MATCH).logsumexp(dim=1)
+        negative_N = TAL_TEMPERATURE * logits_NN.masked_fill(right, _NO_MATCH).logsumexp(dim=1)
         total = total + (TAL_MARGIN - positive_N + negative_N).clamp(min=0).sum()
     return total
 
 
-def itc_loss(image_NE: Tensor, text_NE: Tensor) -> Tensor:
-    """Mean of both directions' cross entropy; unit-norm features, SDM's temperature."""
-    logits_NN = text_NE @ image_NE.T / TEMPERATURE
+def itc_loss(image_NE: Tensor, text_NE: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Mean of both directions' cross entropy; unit-norm features."""
+    logits_NN = text_NE @ image_NE.T / temperature
     target_N = torch.arange(len(logits_NN), device=logits_NN.device)
     return (F.cross_entropy(logits_NN, target_N) + F.cross_entropy(logits_NN.T, target_N)) / 2
 
 
-def cmpm_loss(image_NE: Tensor, text_NE: Tensor, labels_N: Tensor) -> Tensor:
+def cmpm_loss(image_NE: Tensor, text_NE: Tensor, right_NN: Tensor) -> Tensor:
     """Sum of KL(p || Q) of scalar projections: a feature, with its length, on unit features.
 
     The target is the row normalised to sum 1, as CMPM defines it (see ``docs/decisions.md``).
     """
-    log_target_NN = _log_target(labels_N)
     onto_text_NN = image_NE @ F.normalize(text_NE, dim=-1).T
     onto_image_NN = text_NE @ F.normalize(image_NE, dim=-1).T
-    both_N = _divergence(onto_text_NN, log_target_NN) + _divergence(onto_image_NN, log_target_NN)
-    return both_N.mean()
+    to_text_N = _divergence(onto_text_NN, _log_target(right_NN.T))
+    return (to_text_N + _divergence(onto_image_NN, _log_target(right_NN))).mean()
 
 
 def id_loss(classifier: nn.Module, image_NE: Tensor, text_NE: Tensor, labels_N: Tensor) -> Tensor:
@@ -162,22 +200,22 @@ def id_loss(classifier: nn.Module, image_NE: Tensor, text_NE: Tensor, labels_N: 
     return (image + F.cross_entropy(classifier(text_NE), labels_N)) / 2
 
 
-def wrong_caption_loss(image_NE: Tensor, text_NE: Tensor, wrong_NE: Tensor) -> Tensor:
+def wrong_caption_loss(
+    image_NE: Tensor, text_NE: Tensor, wrong_NE: Tensor, temperature: float = TEMPERATURE
+) -> Tensor:
     """Mean cross entropy of each image between its caption and a wrong version of it.
 
-    At SDM's temperature; features need not be unit norm. A wrong version that equals the caption
-    gives no gradient.
+    Features need not be unit norm. A wrong version that equals the caption gives no gradient.
     """
     image_NE, text_NE, wrong_NE = (
         F.normalize(features.float(), dim=-1) for features in (image_NE, text_NE, wrong_NE)
     )
     lead_N = (image_NE * (text_NE - wrong_NE)).sum(dim=1)
-    return F.softplus(-lead_N / TEMPERATURE).mean()
+    return F.softplus(-lead_N / temperature).mean()
 
 
-def _log_target(labels_N: Tensor) -> Tensor:
-    same_NN = (labels_N[:, None] == labels_N[None, :]).float()
-    return torch.log(same_NN / same_NN.sum(dim=1, keepdim=True) + EPSILON)
+def _log_target(right_NN: Tensor) -> Tensor:
+    return torch.log(right_NN / right_NN.sum(dim=1, keepdim=True) + EPSILON)
 
 
 def _divergence(logits_NN: Tensor, log_target_NN: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ whole batch. That is exact, because gradients of the loss stop at the features f
     features of every piece  ->  gathered batch  ->  loss  ->  gradient of the own features
     for every piece: features again, backward from their gradient  (once only, if it is one piece)
 
-Shapes: N pairs of the global batch, n pairs of this process, E embedding width.
+Shapes: N pairs of the global batch, n pairs of this process, E embedding width, K facts.
 """
 
 import math
@@ -72,9 +72,16 @@ def backward_through_batch(
     )
     image_NE = gather(image_nE, sizes)
     text_NCE = gather(text_nE.reshape(len(image_nE), len(captions), -1), sizes)
-    loss: Tensor = objective(image_NE, text_NCE[:, 0], gather(share.labels_N, sizes))
+    fits_NN = None
+    if share.said_NK is not None and share.known_NK is not None:
+        unknown_NK = ~gather(share.known_NK, sizes)
+        fits_NN = gather(share.said_NK, sizes).float() @ unknown_NK.float().T == 0
+    labels_N = gather(share.labels_N, sizes)
+    loss: Tensor = objective(image_NE, text_NCE[:, 0], labels_N, fits_NN)
     if share.wrong_NL is not None:
-        loss = loss + wrong_caption_loss(image_NE, text_NCE[:, 0], text_NCE[:, 1])
+        loss = loss + wrong_caption_loss(
+            image_NE, text_NCE[:, 0], text_NCE[:, 1], objective.temperature
+        )
     # To the features, and to the classifier's weights if the loss has one.
     accelerator.backward(loss)
     if image_nE.grad is None or text_nE.grad is None:

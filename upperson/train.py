@@ -263,6 +263,7 @@ def _find_noisy(
                 components.tokenizer,
                 components.splits["train"],
                 config.batch_size,
+                config.temperature,
                 seed=[config.seed, epoch],
                 workers=config.workers,
                 pictures=pictures["train"],

@@ -13,7 +13,7 @@ from tests.helpers.toy_clip import (
     toy_model,
     toy_pixels,
 )
-from upperson.losses import sdm_loss
+from upperson.losses import same_identity, sdm_loss
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
 
@@ -117,5 +117,5 @@ def test_sdm_equals_the_entry_by_entry_sum(pids: list[int]) -> None:
         torch.nn.functional.normalize(torch.randn(5, 8, generator=generator), dim=-1)
         for _ in range(2)
     )
-    found = sdm_loss(image, text, torch.tensor(pids)).item()
+    found = sdm_loss(image, text, same_identity(torch.tensor(pids))).item()
     assert found == pytest.approx(literal.sdm_loss(image, text, pids), rel=1e-4)

@@ -39,7 +39,7 @@ class DemoSize:
     calib_size: int
 
 
-FULL = DemoSize(train_ids=900, val_ids=50, test_ids=300, views=4, epochs=3, calib_size=512)
+FULL = DemoSize(train_ids=900, val_ids=50, test_ids=300, views=4, epochs=1, calib_size=512)
 QUICK = DemoSize(train_ids=40, val_ids=0, test_ids=40, views=2, epochs=2, calib_size=32)
 
 

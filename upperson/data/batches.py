@@ -8,7 +8,7 @@ What workers get of a data set is a handful of arrays, whatever its size: a Pyth
 tensor for each caption would be copied, and would take a file handle, in every one of them.
 
 Shapes: N batch, H image height, W image width, L tokens of the longest caption in the batch,
-P pairs of a data set.
+P pairs of a data set, K facts (`upperson.data.sayings`).
 """
 
 import os
@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from upperson.data.pictures import Pictures, StoredPictures, pixels_of
 from upperson.data.records import Record
 from upperson.data.rewording import shorter, wrong
+from upperson.data.sayings import Sayings
 from upperson.data.transforms import (
     AUGMENTATION_DRAWS,
     PixelStatistics,
@@ -64,6 +65,10 @@ class Batch(NamedTuple):
 
     wrong_NL: Tensor | None = None
     """As ``ids_NL``, of a wrong version of each caption; None without."""
+
+    said_NK: Tensor | None = None
+    known_NK: Tensor | None = None
+    """bool: what each caption says, and all that captions say of its person; None without."""
 
 
 class BatchSampler(Sampler[list[Draw]]):
@@ -141,13 +146,17 @@ class LoadedBatch(NamedTuple):
     wrong_NL: Tensor | None = None
     """As ``ids_NL``, of a wrong version of each caption; None where they are not asked for."""
 
+    said_NK: Tensor | None = None
+    known_NK: Tensor | None = None
+    """As in `Batch`."""
+
     def to(self, device: torch.device, statistics: PixelStatistics) -> Batch:
         """Move it to a device, and augment and normalise the images there.
 
         Raises:
             IntegrityError: The cache of its pictures was cut short, or is gone.
         """
-        pixels_NHW3, moves_N7, ids_NL, labels_N, wrong_NL = (
+        pixels_NHW3, moves_N7, ids_NL, labels_N, *others = (
             None if part is None else part.to(device, non_blocking=True)
             for part in (pixels_of(self.pixels_NHW3), *self[1:])
         )
@@ -155,7 +164,7 @@ class LoadedBatch(NamedTuple):
         assert ids_NL is not None
         assert labels_N is not None
         images_N3HW = prepare_pixels(pixels_NHW3, moves_N7, statistics)
-        return Batch(images_N3HW, ids_NL, labels_N, wrong_NL)
+        return Batch(images_N3HW, ids_NL, labels_N, *others)
 
 
 class Captions(Sequence[NDArray[np.int32]]):
@@ -226,7 +235,8 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         tokenizer: Captions are tokenized once, here.
         augment: Whether to draw moves of the images, with `draw_moves`.
         mask_captions: Whether to mask caption tokens, with `mask_caption`.
-        shorten_captions: Share of captions to draw with a random part of their phrases only.
+        shorten_captions: Share of captions to draw with a random part of their phrases only; if
+            there are any, batches have what captions say, too.
         wrong_captions: Whether to make a wrong version of every caption.
         length_step: Captions of a batch are padded to a multiple of it, or to the context length.
     """
@@ -254,6 +264,7 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
         self._rewording: _Rewording | None = None
         if shorten_captions or wrong_captions:
             self._rewording = _Rewording(texts, tokenizer, shorten_captions)
+        self._sayings = Sayings(texts, self._label_P) if shorten_captions else None
         self._augment = augment
         self._mask_captions = mask_captions
         self._length_step = length_step
@@ -288,12 +299,18 @@ class PairDataset(Dataset["LoadedBatch | UppersonError"]):
                 ids.append(ids[i] if false[i] == text else false_ids[i])
         length = -(-max(map(len, ids)) // self._length_step) * self._length_step
         ids_ML = pad_ids(ids, min(length, self._context_length))
+        said_NK = known_NK = None
+        if self._sayings is not None:
+            said_NK = torch.from_numpy(self._sayings.said_by(texts))
+            known_NK = torch.from_numpy(self._sayings.known_of(self._label_P[pairs]))
         return LoadedBatch(
             pixels_NHW3,
             moves_N7,
             ids_ML[: len(pairs)],
             torch.from_numpy(self._label_P[pairs]),
             ids_ML[len(pairs) :] if self._wrong_captions else None,
+            said_NK,
+            known_NK,
         )
 
     @property

@@ -191,8 +191,14 @@ def test_captions_are_reworded_as_they_are_drawn(records: list[Record]) -> None:
     again = pairs[draws]
     assert isinstance(again, LoadedBatch)
     assert torch.equal(again.ids_NL, batch.ids_NL)
-    cpu = torch.device("cpu")
-    assert torch.equal(batch.to(cpu, CLIP_STATISTICS).wrong_NL, batch.wrong_NL)
+    moved = batch.to(torch.device("cpu"), CLIP_STATISTICS)
+    assert torch.equal(moved.wrong_NL, batch.wrong_NL)
+    assert moved.said_NK is batch.said_NK
+    assert moved.known_NK is batch.known_NK
+    assert batch.said_NK is not None
+    assert batch.known_NK is not None
+    # Whatever a shorter caption says is said of its own person.
+    assert (batch.known_NK[batch.said_NK[:, :-1].nonzero(as_tuple=True)]).all()
 
 
 def test_a_caption_that_cannot_be_made_false_teaches_nothing(records: list[Record]) -> None:

@@ -35,7 +35,7 @@ def test_a_pair_loses_as_much_as_goes_to_other_people() -> None:
     rng = np.random.default_rng(2)
     text, image = unit(rng.normal(size=(5, 8))), unit(rng.normal(size=(5, 8)))
     pids = np.array([7, 9, 7, 4, 4])
-    found = matching_losses(text, image, pids, batch_size=5, seed=[0])
+    found = matching_losses(text, image, pids, batch_size=5, temperature=0.02, seed=[0])
     for i in range(5):
         expected = 0.0
         for query, gallery in ((text[i], image), (image[i], text)):
@@ -50,7 +50,7 @@ def test_captions_of_somebody_else_are_found_and_left_out(
     """Of 30 people who each look like their caption six get another one's."""
     people = unit(np.random.default_rng(3).normal(size=(30, 16)))
     text = np.concatenate([people[[1, 2, 3, 4, 5, 0]], people[6:]])
-    found = noisy_pairs(matching_losses(text, people, np.arange(30), 15, [0]))
+    found = noisy_pairs(matching_losses(text, people, np.arange(30), 15, 0.02, [0]))
     assert found.tolist() == [0, 1, 2, 3, 4, 5]
 
     recorder = Recorder()

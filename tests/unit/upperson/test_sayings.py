@@ -1,0 +1,66 @@
+"""Of whom else a caption is true."""
+
+import numpy as np
+import pytest
+import torch
+
+from upperson.data.sayings import Sayings
+from upperson.losses import asdm_loss, sdm_loss, tal_loss
+
+CAPTIONS = (
+    "A woman in a red coat with a backpack. She has short blond hair.",
+    "A woman wearing a red coat and blue jeans.",
+    "A man in a striped red coat without a backpack.",
+    "A man in a blue coat with a tattoo on his arm.",
+)
+LABELS = np.array([0, 0, 1, 2])
+PEOPLE = np.arange(3)
+
+
+@pytest.mark.parametrize(
+    ("caption", "people"),
+    [
+        ("red coat", [0, 1]),
+        ("a person in a red overcoat", [0, 1]),
+        ("woman in red coat", [0]),
+        ("coat", [0, 1, 2]),
+        ("a red coat, a backpack and blue jeans", [0]),  # One caption says this, one that.
+        ("striped coat", [1]),
+        ("without a backpack", [1]),
+        ("backpack", [0]),
+        ("short blond hair", [0]),
+        ("blond hair", []),  # Nobody said it so; it might be long.
+        ("green coat", []),
+        ("blue coat and a tattoo", []),  # The grammar does not know what a tattoo is.
+        ("a person", []),
+        ("zzz", []),
+    ],
+)
+def test_a_caption_is_true_of_whoever_is_said_to_be_so(caption: str, people: list[int]) -> None:
+    sayings = Sayings(CAPTIONS, LABELS)
+    said_1K, known_3K = sayings.said_by([caption]), sayings.known_of(PEOPLE)
+    assert said_1K.shape == (1, sayings.width)
+    assert known_3K.shape == (3, sayings.width)
+    fits_3 = ~(said_1K & ~known_3K).any(axis=1)
+    assert np.flatnonzero(fits_3).tolist() == people
+
+
+def test_captions_without_a_phrase_are_true_of_nobody() -> None:
+    sayings = Sayings(["zzz", "qqq"], np.array([0, 1]))
+    assert sayings.width == 1
+    assert sayings.said_by(["zzz"]).all()
+    assert not sayings.known_of(np.array([0, 1])).any()
+
+
+@pytest.mark.parametrize("loss", [sdm_loss, asdm_loss, tal_loss])
+def test_what_is_right_for_a_text_has_no_share_in_what_is_wrong(loss: object) -> None:
+    """Two pictures fit the first text equally: only where one counts as wrong is there a loss."""
+    image_NE = torch.nn.functional.normalize(torch.eye(3) + 0.2, dim=-1)
+    text_NE = image_NE.clone()
+    text_NE[0] = torch.nn.functional.normalize(image_NE[0] + image_NE[1], dim=-1)
+    own_NN = torch.eye(3, dtype=torch.bool)
+    right_NN = own_NN.clone()
+    right_NN[0, 1] = True
+    assert callable(loss)
+    strict, fair = (float(loss(image_NE, text_NE, each)) for each in (own_NN, right_NN))
+    assert fair < strict
