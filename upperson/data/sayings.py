@@ -6,7 +6,7 @@ and without this they would all count as wrong.
 Shapes: N captions of a batch, P pairs of a data set, I identities, K facts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ class Sayings:
     """What the captions of a data set say, as columns of a table.
 
     A caption is true of a person whose own captions say all that it says. One that says something
-    else, or something that the grammar does not understand, is true of nobody but its own person.
+    else, or something that the grammar does not understand, is true of nobody but its own person,
+    who need not be told here.
 
     Args:
         captions: Of the training split.
@@ -29,25 +30,31 @@ class Sayings:
     """
 
     def __init__(self, captions: Sequence[str], labels_P: npt.NDArray[np.int64]) -> None:
-        facts = [_facts(caption) for caption in captions]
-        columns = sorted({fact for each in facts if each is not None for fact in each})
-        self._column = {fact: number for number, fact in enumerate(columns)}
+        facts = [[*_facts(parse(caption).phrases)] for caption in captions]
+        first_said_of: dict[Fact, int] = {}
+        shared: set[Fact] = set()
+        for label, each in zip(labels_P.tolist(), facts, strict=True):
+            shared.update(fact for fact in each if first_said_of.setdefault(fact, label) != label)
+        self._column = {fact: number for number, fact in enumerate(sorted(shared))}
         known_IK = np.zeros((int(labels_P.max(initial=-1)) + 1, self.width), dtype=bool)
         for label, each in zip(labels_P, facts, strict=True):
-            known_IK[label, [self._column[fact] for fact in each or ()]] = True
+            known_IK[label, [self._column[fact] for fact in each if fact in shared]] = True
         # Loader processes get a copy: a bit for each fact.
         self._known = np.packbits(known_IK, axis=1)
 
     @property
     def width(self) -> int:
-        """Columns K: the facts, and a last one that is said where nobody else can be meant."""
+        """Columns K: facts about several people, and a last one that is true of nobody else."""
         return len(self._column) + 1
 
     def said_by(self, captions: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return what captions say, [N, K]."""
         said_NK = np.zeros((len(captions), self.width), dtype=bool)
         for row_K, caption in zip(said_NK, captions, strict=True):
-            row_K[[self._column.get(fact, -1) for fact in _facts(caption) or [("",)]]] = True
+            phrases = parse(caption).phrases
+            understood = all(phrase.kind != "other" for phrase in phrases)
+            facts = [*_facts(phrases)] if understood else []
+            row_K[[self._column.get(fact, -1) for fact in facts] or [-1]] = True
         return said_NK
 
     def known_of(self, labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -56,22 +63,15 @@ class Sayings:
         return known.astype(bool)
 
 
-def _facts(caption: str) -> list[Fact] | None:
-    """Return what a caption says; None if that is nothing, or cannot be told."""
-    phrases = [phrase for phrase in parse(caption).phrases if phrase.kind != "action"]
-    if any(phrase.kind == "other" for phrase in phrases):
-        return None
-    return [fact for phrase in phrases for fact in _facts_of(phrase)] or None
-
-
-def _facts_of(phrase: Phrase) -> Iterator[Fact]:
-    if phrase.noun == "person":  # It is true of everybody.
-        return
-    # The style of hair has no name of its own: it counts as it is written.
-    name = phrase.text.lower() if phrase.kind == "hair" else phrase.noun
-    thing = (phrase.kind, name, "denied" if phrase.negated else "")
-    yield thing
-    for colour in phrase.colours:
-        yield (*thing, colour)
-    if phrase.pattern:
-        yield (*thing, phrase.pattern)
+def _facts(phrases: Iterable[Phrase]) -> Iterator[Fact]:
+    for phrase in phrases:
+        if phrase.kind in {"action", "other"} or phrase.noun == "person":
+            continue  # What somebody does passes, and everybody is a person.
+        # The style of hair has no name of its own: it counts as it is written.
+        name = phrase.text.lower() if phrase.kind == "hair" else phrase.noun
+        thing = (phrase.kind, name, "denied" if phrase.negated else "")
+        yield thing
+        for colour in phrase.colours:
+            yield (*thing, colour)
+        if phrase.pattern:
+            yield (*thing, phrase.pattern)
