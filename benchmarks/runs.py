@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from upperson.config import read_recipe
+from upperson.losses import TEMPERATURE
 from upperson.model.base import SMALL, Base, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
@@ -26,15 +27,19 @@ def kept_runs(output: Path | None, name: str) -> Iterator[Path]:
             yield folder
 
 
+_TEACHING = {"lr": 3e-4, "warmup_epochs": 1, "temperature": TEMPERATURE}
+"""The demo's recipe changes its base as little as it can; here runs shall differ."""
+
+
 def finished_run(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train a run unless it is finished, and return what is in its results.json.
 
     Args:
         run: Its folder.
-        settings: What is other than in the demo's recipe.
+        settings: What is other than in the demo's recipe, and than ``_TEACHING``.
     """
     if not (run / RESULTS).is_file():
-        config = read_recipe("synthetic", settings)
+        config = read_recipe("synthetic", _TEACHING | settings)
         train(config, run, Observer(), device="cpu", resume=(run / CONFIG).is_file())
     found: dict[str, Any] = json.loads((run / RESULTS).read_text("utf-8"))
     return found

@@ -139,7 +139,8 @@ def test_recipes_of_the_package_are_all_readable() -> None:
 _BOTH_STATES = {
     "base": "ViT-B-16-quickgelu", "pretrained": "openai", "height_px": 384, "width_px": 128,
     "model.adapter_reduction": 8, "model.prefix_blocks": "all", "model.lora_blocks": "all",
-    "model.adapter_blocks": "all", "loss": "sdm", "epochs": 60, "batch_size": 128,
+    "model.adapter_blocks": "all", "loss": "sdm", "temperature": 0.02, "epochs": 60,
+    "batch_size": 128,
     "warmup_epochs": 5, "weight_decay": 4e-5, "adam_eps": 1e-3, "augment": True,
     "precision": "pure fp16", "select_on": "test", "eval_every": 1, "load_truncated": True,
     "seed": 1,

@@ -212,3 +212,33 @@ def test_wrong_captions_push_their_image_away() -> None:
     assert image_NE.grad.abs().max() == 0
     assert same_NE.grad is not None
     assert same_NE.grad.abs().max() < 1e-6
+
+
+def test_a_run_has_a_temperature_of_its_own(features: tuple[Tensor, Tensor]) -> None:
+    image, text = (F.normalize(x, dim=-1) for x in features)
+    expected = kl_both_ways(lambda query, gallery: gallery @ query / 0.05, image, text)
+    found = Objective(("sdm",), 6, 3, temperature=0.05)(*features, LABELS)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    for name in ("asdm", "itc"):
+        cool, warm = (
+            Objective((name,), 6, 3, temperature)(*features, LABELS).item()
+            for temperature in (0.02, 0.05)
+        )
+        assert cool > warm  # Of random features the best match is often wrong.
+    wrong = text.roll(1, dims=0)
+    lead = (image * (text - wrong)).sum(dim=1)
+    assert wrong_caption_loss(image, text, wrong, 0.01).item() == pytest.approx(
+        F.softplus(-lead / 0.01).mean().item(), rel=1e-5
+    )
+
+
+def test_a_text_that_fits_others_is_right_for_them(features: tuple[Tensor, Tensor]) -> None:
+    """The fit of one text to two images is what those being of its own identity would be."""
+    labels = torch.arange(5)
+    fits = torch.zeros(5, 5, dtype=torch.bool)
+    fits[0, 2] = fits[2, 0] = True
+    for name in ("sdm", "asdm", "tal"):
+        objective = Objective((name,), 6, 5)
+        same = objective(*features, torch.tensor([0, 1, 0, 3, 4]))
+        assert objective(*features, labels, fits).item() == pytest.approx(same.item())
+        assert objective(*features, labels).item() != pytest.approx(same.item())
