@@ -36,6 +36,9 @@ _FREE_SETTINGS = {
 """May change between a run and its resumption: they decide where and how, not what. Where a run
 began is in its checkpoints."""
 
+_DEFAULTS = {each.name: repr(each.default) for each in fields(TrainConfig)}
+"""What a run had that began before there was a setting."""
+
 
 @dataclass(kw_only=True, slots=True)
 class RunState:
@@ -148,8 +151,9 @@ class Checkpointer:
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> RunState:
         if set(facts) != {"progress", "identity", "scaler"}:
             raise IntegrityError("the checkpoint is of another version: start a new run")
+        began = _DEFAULTS | facts["identity"]
         for fact, value in self._identity.items():
-            found = facts["identity"].get(fact)
+            found = began.get(fact)
             if found != value:
                 raise IntegrityError(
                     f"the run to resume began with other {fact} ({str(found)[:40]}, now "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.helpers.toy_run import Recorder, toy_config
 from upperson import run_writer
-from upperson.checkpoint import Checkpointer, RunState
+from upperson.checkpoint import Checkpointer, RunState, identity_of
 from upperson.config import TrainConfig, read_config
 from upperson.data.records import read_dataset
 from upperson.observer import Step
@@ -186,6 +186,25 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     assert before.name == "step_00000003.safetensors"
     assert len(recorder.losses) == STEPS * EPOCHS - 3
     assert result_files(tmp_path / "run") == whole
+
+
+def test_a_run_of_before_a_setting_goes_on_with_its_default(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_temperature(*facts: Any) -> dict[str, str]:
+        return {name: value for name, value in identity_of(*facts).items() if name != "temperature"}
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as before:
+        before.setattr("upperson.train.identity_of", without_temperature)
+        with pytest.raises(StoppedError):
+            train(config, run, StopAfter(2))
+    other = replace(config, temperature=0.01)
+    with pytest.raises(IntegrityError, match=r"began with other temperature \(0.02, now 0.01\)"):
+        train(other, run, Recorder(), resume=True)
+    recorder = Recorder()
+    train(config, run, recorder, resume=True)
+    assert len(recorder.losses) < STEPS * EPOCHS  # Not from the beginning.
 
 
 def test_changed_data_and_configuration_are_refused(config: TrainConfig, tmp_path: Path) -> None:
