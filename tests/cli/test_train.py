@@ -73,7 +73,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(people: Path, work: Path) 
     assert result.exit_code == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["train", "16", "32", "8"] in rows
-    assert "18: 3 epochs of 6 steps of 6 pairs" in result.stdout
+    assert "6: 1 epoch of 6 steps of 6 pairs" in result.stdout
     assert "warning" not in result.stderr
     activations = {}
     for size in (32, 5000):
