@@ -208,7 +208,8 @@ def require_same_rows(where: str, found: ShardRecord, wanted: ShardRecord) -> No
         InputError: They lie in another folder, so that there would be rows of both, or the rows
             were made with other options.
     """
-    if found.root != wanted.root:
+    # More folders beside those of before have a root above theirs, and keys stay as they were.
+    if Path(wanted.root) not in (Path(found.root), *Path(found.root).parents):
         raise InputError(
             f"{where} has shard {found.shard} of the pictures in {found.root}, not in "
             f"{wanted.root}: keys are paths, so it would hold the rows of both; name the same "

@@ -142,6 +142,20 @@ def test_a_shard_is_not_repeated_from_another_mount_point(work, original):
     assert merged()["items"] == 12
 
 
+def test_a_shard_grows_by_a_folder_beside_the_first(work, original):
+    def days(*names):
+        folders = [Path("days", name) for name in names]
+        return run_rt("index", *folders, "-b", "bundle", "-g", "grown", "--shard", "1/1")
+
+    for name in ("mon", "tue"):
+        shutil.copytree(original / "crops/gate", Path("days", name))
+    count = len(list(Path("days/mon").iterdir()))
+    assert days("mon").exit_code == 0
+    assert f"{count} in place of earlier ones" in days("mon", "tue").stdout
+    assert "the pictures in" in told(days("tue"), 3)
+    assert merged("grown")["items"] == 2 * count
+
+
 @pytest.mark.parametrize(
     ("options", "told_as"),
     [

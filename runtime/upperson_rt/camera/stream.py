@@ -74,7 +74,7 @@ def check_address(source: Source) -> None:
         raise UsageError(
             f"{named} has no host or port that can be read: expected such as "
             f"{scheme}://10.0.0.5:8554/path, and in a password %2F for /, %23 for #, "
-            "%40 for @, or the password in a file, see --netrc"
+            "%40 for @, %5B for [, %5D for ], or the password in a file, see --netrc"
         )
 
 
