@@ -139,7 +139,18 @@ def test_filters(work):
     assert run_json("query", "red", "--since", "2026-01-01T00:00:00Z", "--until", "1e10")
     result = run("query", "red", "--camera", "hall")
     assert result.exit_code == 0
-    assert "nothing found: of 6 pictures none passes" in result.stderr
+    assert "nothing found: of 6 pictures none passes --camera\n" in result.stderr
+    result = run("query", "red", "--since", "24h", "--where", "site=north")
+    named = "none passes --since and --where; 6 have no time: index them with  --time-from name"
+    assert named in result.stderr
+
+
+def test_quotes_may_be_left_out(work):
+    run("index", "crops")
+    loose = run_json("query", "a", "red", "picture", "-k", 2)
+    assert loose["query"] == "a red picture"
+    assert loose["hits"] == run_json("query", "a red picture", "-k", 2)["hits"]
+    assert "sentence is empty" in run("query", "").stderr
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,8 @@ def test_a_port_that_is_taken_is_told(ready):
         done = run_rt("serve", "--port", str(port))
     assert done.exit_code == 3
     assert not (ready / "console").exists()
-    assert f"cannot listen at 127.0.0.1 port {port}: Address already in use" in done.stderr
+    reason = "Address already in use; choose another with  --port"
+    assert f"cannot listen at 127.0.0.1 port {port}: {reason}" in done.stderr
 
 
 def test_a_token_for_machines(work):

@@ -31,7 +31,7 @@ from upperson_rt.errors import UsageError
 from upperson_rt.printable import count_of
 
 if TYPE_CHECKING:
-    from upperson_rt.gallery import Filter
+    from upperson_rt.gallery import Filter, Gallery
     from upperson_rt.phrases.evidence import Explanation
     from upperson_rt.retriever import Retriever
     from upperson_rt.tokenizer import Tokenizer
@@ -44,8 +44,8 @@ more than 1."""
 
 
 def query(
-    sentence: Annotated[
-        str | None, typer.Argument(metavar="SENTENCE", help="What the person looks like.")
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="SENTENCE", help="What the person looks like.")
     ] = None,
     image: Annotated[
         Path | None,
@@ -108,6 +108,7 @@ def query(
 
     Example: `upperson-rt query "woman in red coat" -k 5 --camera gate --since 24h`
     """
+    sentence = " ".join(words) if words else None  # Quotes are easily forgotten.
     asked = _one_of(sentence, image)
     if image is not None and (explain or paraphrases > 1):
         raise UsageError("--explain and --paraphrases need a sentence, not --image")
@@ -138,6 +139,7 @@ def query(
         unclear = isinstance(asked, str) and _is_unclear(asked, retriever)
         explained = retriever.explain(asked, hits) if isinstance(asked, str) and explain else None
         total = store.count()
+        nothing = "" if hits else _why_nothing(store, conditions)
         crops_dir = store.crops_dir
     if truncated:
         print_warning(
@@ -187,12 +189,7 @@ def query(
     elif hits:
         print_hits(hits, crops_dir, _columns_of(explained))
     else:
-        print_note(
-            f"nothing found: of {count_of(total, 'picture')} none passes --camera, --since, "
-            "--until, --track and --where"
-            if total
-            else f"nothing found: gallery '{gallery}' is empty"
-        )
+        print_note(f"nothing found: {nothing}")
 
 
 def _one_of(sentence: str | None, image: Path | None) -> str | Path:
@@ -208,6 +205,28 @@ def _one_of(sentence: str | None, image: Path | None) -> str | Path:
     if not sentence.strip():
         raise UsageError("the sentence is empty: describe the person in a few words")
     return sentence
+
+
+def _why_nothing(store: "Gallery", where: "Filter") -> str:
+    from upperson_rt.gallery import Filter
+    from upperson_rt.gallery.records import EARLIEST_S
+
+    total = store.count()
+    if not total:
+        return f"gallery '{store.location}' is empty"
+    given = {
+        "--camera": where.camera,
+        "--since": where.since,
+        "--until": where.until,
+        "--track": where.track,
+        "--where": where.attributes,
+    }
+    named = [option for option, value in given.items() if value not in (None, {}, ())]
+    why = f"of {count_of(total, 'picture')} none passes {' and '.join(named)}"
+    is_timed = where.since is not None or where.until is not None
+    if is_timed and (timeless := total - store.count(Filter(since=EARLIEST_S))):
+        why += f"; {timeless} have no time: index them with  --time-from name  or  mtime"
+    return why
 
 
 def _is_unclear(sentence: str, retriever: "Retriever") -> bool:

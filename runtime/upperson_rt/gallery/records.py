@@ -39,7 +39,7 @@ Track: TypeAlias = tuple[str | None, str]
 """Camera and name: two cameras may use the same name."""
 
 MAX_NORM_ERROR = 0.01  # Far above the rounding of float16, far below a vector not normalised.
-_EARLIEST_S, _LATEST_S = -62_135_596_800.0, 253_402_300_799.0
+EARLIEST_S, LATEST_S = -62_135_596_800.0, 253_402_300_799.0
 """The years 1 to 9999, of which clocks and calendars tell; times in milliseconds are beyond."""
 _LARGEST_EDGE = 2**31 - 1
 _DEEPEST = 64  # Far from what JSON readers can follow, in Python and in SQLite.
@@ -113,7 +113,7 @@ def _unwanted(item: Item) -> str | None:
     for name in ("key", "source", "camera", "track"):
         if "\0" in (getattr(item, name) or ""):
             return f"{name} holds a null character: choose another"
-    if item.time is not None and not _EARLIEST_S <= item.time <= _LATEST_S:
+    if item.time is not None and not EARLIEST_S <= item.time <= LATEST_S:
         return (
             "time must be in unix seconds, not milliseconds, and lie in the years 1 to 9999; got "
             f"{shown(item.time)}"

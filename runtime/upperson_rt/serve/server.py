@@ -1,6 +1,8 @@
 """The server process: opens everything, listens, and ends without losing anything."""
 
+import errno
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -42,8 +44,10 @@ def listening(host: str, port: int) -> socket.socket:
         place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return place
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot listen at {host} port {port}: {reason}") from error
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number and number > 0 else str(error)
+        hint = "; choose another with  --port" if number == errno.EADDRINUSE else ""
+        raise InputError(f"cannot listen at {host} port {port}: {reason}{hint}") from error
 
 
 class Server:
