@@ -6,6 +6,7 @@ files that this process may have open, until nobody else gets in.
 
 import asyncio
 import ssl
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -101,8 +102,6 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     Raises:
         InputError: Certificate or key cannot be used, or are too weak.
     """
-    _check_pem(f"--tls-cert {certificate}", certificate, "a certificate", b"CERTIFICATE-----")
-    _check_pem(f"--tls-key {key}", key, "a private key", b"PRIVATE KEY-----")
 
     def encrypted() -> str:
         raise InputError(
@@ -115,8 +114,10 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.set_ciphers(_CIPHERS)
     try:
         context.load_cert_chain(certificate, key, encrypted)
-    except ssl.SSLError as error:
-        found = error.reason or ""
+    except OSError as error:
+        _check_pem(f"--tls-cert {certificate}", certificate, "a certificate", b"CERTIFICATE-----")
+        _check_pem(f"--tls-key {key}", key, "a private key", b"PRIVATE KEY-----")
+        found = (error.reason if isinstance(error, ssl.SSLError) else error.strerror) or ""
         told = next((text for name, text in _REFUSED.items() if name in found), None)
         why = told or found.replace("_", " ").lower() or "one of them is damaged"
         raise InputError(
@@ -126,8 +127,14 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def _check_pem(given: str, file: Path, what: str, mark: bytes) -> None:
-    """Say what OpenSSL does not: which of the files it is, and what stands in it."""
+    """Say what OpenSSL does not: which of the files it is, and what stands in it.
+
+    What can be read once only, as a pipe of the shell, gave OpenSSL what it had and is left alone.
+    """
     try:
+        kind = file.stat().st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            return
         with open(file, "rb") as opened:
             content = opened.read(_LONGEST_PEM_BYTES)
     except OSError as error:

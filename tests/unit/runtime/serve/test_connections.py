@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -174,6 +175,40 @@ def test_a_weak_or_wrong_certificate_is_refused(tmp_path, made, words):
         _, key = written(tmp_path, name="other")
     with pytest.raises(InputError, match=words):
         tls_context(certificate, key)
+
+
+@contextmanager
+def piped(content):
+    """The path of a pipe that gives this once, as the shell's ``<(...)`` does."""
+    out, into = os.pipe()
+    try:
+        os.write(into, content)
+        os.close(into)
+        yield Path(f"/dev/fd/{out}")
+    finally:
+        os.close(out)
+
+
+def test_a_certificate_and_a_key_may_come_through_pipes(guarded, tmp_path):
+    certificate, key = written(tmp_path, bits=None)
+    with piped(certificate.read_bytes()) as first, piped(key.read_bytes()) as second:
+        tls = tls_context(first, second)
+    with answering(guarded, tls) as (url, _):
+        trusting = ssl.create_default_context(cafile=certificate)
+        assert httpx.get(f"{url}/login", verify=trusting).status_code == 200
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"-----BEGIN PRIVATE KEY-----\nAAAA"])
+def test_a_pipe_without_a_key_is_refused(tmp_path, content):
+    certificate, _ = written(tmp_path, bits=None)
+    with piped(content) as key, pytest.raises(InputError, match=f"--tls-key {key} cannot be used"):
+        tls_context(certificate, key)
+
+
+def test_a_folder_is_no_key(tmp_path):
+    certificate, _ = written(tmp_path, bits=None)
+    with pytest.raises(InputError, match=f"^--tls-key {tmp_path} cannot be read: Is a directory$"):
+        tls_context(certificate, tmp_path)
 
 
 @pytest.mark.parametrize(
