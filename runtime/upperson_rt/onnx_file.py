@@ -31,25 +31,31 @@ _OPERATORS = frozenset({
     "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div", "Elu", "Equal", "Erf", "Exp",
     "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
     "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization",
-    "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization",
-    "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Mean",
-    "Min", "Mish", "Mul", "Neg", "Not", "Or", "Pow", "PRelu", "QuantizeLinear", "RMSNormalization",
-    "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax",
-    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape",
-    "Shape", "Sigmoid", "Sign", "Size", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze",
-    "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze", "Where",
+    "HardSigmoid", "HardSwish", "Identity", "LayerNormalization", "LeakyRelu", "Less",
+    "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Mean", "Min", "Mish", "Mul",
+    "Neg", "Not", "Or", "Pow", "PRelu", "QuantizeLinear", "Reciprocal", "ReduceL1", "ReduceL2",
+    "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "RMSNormalization", "Shape", "Sigmoid",
+    "Sign", "Size", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Sum",
+    "Tanh", "Transpose", "Unsqueeze", "Where",
 })  # fmt: skip
-"""What towers are made of, by exports and others. Among the rest are operators that make tensors of
-any size from a number, write where an index says, or take texts; some end the process when they get
-what they do not expect."""
+"""What towers are made of, by exports and others. Left out are loops, operators that write where an
+index says or take texts, and those found to end the process. A few of these still make tensors of
+any size from small ones, such as Expand and products."""
 
 _DIVIDING = ("Div", "Reciprocal", "ReduceMean")
 
+_TYPED = {"Cast": "to", "Constant": "value"}
+"""Their only attribute, which says the type of what they give."""
+
+_PLACE = -1
+"""Stands for the type of what ArgMax gives: places in a tensor that is there."""
+
 _WHOLE = frozenset({
-    "And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not",
-    "Or", "QuantizeLinear", "Shape", "Size",
+    "And", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or",
+    "QuantizeLinear", "Shape", "Size",
 })  # fmt: skip
-"""Those of them that give no floating point numbers, whatever they get."""
+"""Those of them, beside ArgMax, that give no floating point numbers, whatever they get."""
 
 _MOST_FIELDS = 1_000_000
 """ViT-L/14 has some 40,000."""
@@ -71,9 +77,8 @@ class _Node:
     operator: str = ""
     inputs: list[str] = dataclasses.field(default_factory=list)
     outputs: list[str] = dataclasses.field(default_factory=list)
-    kind: int | None = None
-    """The type that an attribute names: of a constant, or to cast to."""
-    attributes: set[str] = dataclasses.field(default_factory=set)
+    attributes: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    """By name: a number, or the type of a tensor."""
 
 
 def check_graph(path: str | os.PathLike[str], tower: Tower, manifest: Manifest) -> None:
@@ -86,8 +91,8 @@ def check_graph(path: str | os.PathLike[str], tower: Tower, manifest: Manifest) 
 
     Raises:
         IntegrityError: It is damaged; has functions, loops or other graphs inside, operators of
-            another domain, or tensors outside the file or larger than their data; or takes or gives
-            something else than the tower does.
+            another domain, or tensors outside the file or larger than their data; may divide whole
+            numbers or gather from any place; or takes or gives something else than the tower does.
     """
     sizes: dict[Tower, tuple[int, list[int | None]]] = {
         "image": (_UINT8, [None, manifest.image.height_px, manifest.image.width_px, 3]),
@@ -115,8 +120,11 @@ _Value: TypeAlias = tuple[int, list[int | None]]
 """Type of the elements, and the sizes; None where any will do."""
 
 
-def _check_divisions(nodes: Iterable[_Node], kinds: dict[str, int]) -> None:
-    """Refuse to divide whole numbers: by zero, and the smallest by -1, that ends the process.
+def _check_types(nodes: Iterable[_Node], kinds: dict[str, int]) -> None:
+    """Refuse what ends the process with some numbers, unless the types rule those out.
+
+    Whole numbers are not divided: by zero, or the smallest by -1, ends it. GatherND gets places
+    that ArgMax found, no others: OpenVINO reads wherever they say.
 
     Args:
         nodes: In the order in which they stand; exports write them in that of computing.
@@ -129,14 +137,24 @@ def _check_divisions(nodes: Iterable[_Node], kinds: dict[str, int]) -> None:
         kind = known.get(node.inputs[place]) if len(node.inputs) > place else None
         if node.operator in _DIVIDING and kind not in _FLOATS:
             raise _UnusableGraphError("it divides numbers that may be whole ones")
-        if node.operator in ("Cast", "Constant"):
-            kind = node.kind
-        elif node.operator in _WHOLE:
+        if node.operator == "GatherND" and known.get("".join(node.inputs[1:2])) != _PLACE:
+            raise _UnusableGraphError("it gathers from places that ArgMax did not find")
+        if node.operator in _TYPED:
+            kind = node.attributes[_TYPED[node.operator]]
+        elif node.operator == "ArgMax":
+            kind = _PLACE
+        elif node.operator in _WHOLE or (kind == _PLACE and node.operator != "Unsqueeze"):
             kind = None
         for number, name in enumerate(filter(None, node.outputs)):
             if name in known:
                 raise _UnusableGraphError(f"it has two values of the name {shown(name)}")
             known[name] = kind if number == 0 or node.operator == "Split" else None
+
+
+def _enter(kinds: dict[str, int], name: str, kind: int) -> None:
+    """Note the type of a constant or input; one that is both has one type."""
+    if kinds.setdefault(name, kind) != kind:
+        raise _UnusableGraphError(f"it has two values of the name {shown(name)}")
 
 
 def _fits(found: _Value, kind: int, sizes: list[int | None]) -> bool:
@@ -179,27 +197,27 @@ class _Reader:
             raise _UnusableGraphError(f"it has {len(graphs)} graphs, expected one")
         inputs: dict[str, _Value] = {}
         outputs: dict[str, _Value] = {}
-        constants: dict[str, int] = {}
+        constants: set[str] = set()
+        kinds: dict[str, int] = {}
         nodes: list[_Node] = []
         for field, value in self._fields(graphs[0]):
             match field:
                 case 1:
                     nodes.append(self._node(_message(value)))
                 case 5:
-                    constant, kind = self._tensor(_message(value))
-                    if constants.setdefault(constant, kind) != kind:
-                        raise _UnusableGraphError(
-                            f"it has two values of the name {shown(constant)}"
-                        )
+                    name, kind = self._tensor(_message(value))
+                    constants.add(name)
+                    _enter(kinds, name, kind)
                 case 11:
-                    inputs.update([self._value(_message(value))])
+                    name, inputs[name] = self._value(_message(value))
+                    _enter(kinds, name, inputs[name][0])
                 case 12:
                     outputs.update([self._value(_message(value))])
                 case 13:
                     self._value(_message(value))
                 case 15:
                     raise _UnusableGraphError("it has sparse tensors in it")
-        _check_divisions(nodes, constants | {name: kind for name, (kind, _) in inputs.items()})
+        _check_types(nodes, kinds)
         return {name: inputs[name] for name in inputs if name not in constants}, outputs
 
     def _node(self, message: _Message) -> "_Node":
@@ -221,17 +239,22 @@ class _Reader:
                     self._standard(_message(value))
         if node.operator not in _OPERATORS:
             raise _UnusableGraphError(f"it has the operator {shown(node.operator)}")
+        if (typed := _TYPED.get(node.operator)) and list(node.attributes) != [typed]:
+            raise _UnusableGraphError(
+                f"{node.operator} has the attributes {shown(', '.join(node.attributes))}, "
+                f"expected {typed}"
+            )
         return node
 
     def _attribute(self, attribute: _Message, node: "_Node") -> None:
-        name, number, tensors = "", None, 0
+        name, found, tensors = "", dict[int, int](), 0
         for part, content in self._fields(attribute):
             if part == 1:
                 name = self._text(_message(content))
             elif part == 3 and isinstance(content, int):
-                number = content
+                found[part] = content
             elif part in (5, 10):
-                _, node.kind = self._tensor(_message(content))
+                _, found[part] = self._tensor(_message(content))
                 tensors += part == 5
             elif part in (6, 11):
                 raise _UnusableGraphError("it has a loop, or another graph inside")
@@ -241,9 +264,7 @@ class _Reader:
             raise _UnusableGraphError("it has a tensor in several parts")
         if name in node.attributes:
             raise _UnusableGraphError(f"it has two attributes {shown(name)} at one place")
-        node.attributes.add(name)
-        if name == "to":
-            node.kind = number
+        node.attributes[name] = found.get(3 if name == "to" else 5)
 
     def _tensor(self, tensor: _Message) -> tuple[str, int]:
         """Check a tensor, and return its name and type."""

@@ -2,8 +2,9 @@
 
     python -m tests.helpers.hostile_bundles
 
-Each is opened in a process of its own that has `MEMORY_BYTES` and `PROCESSOR_S`; a table tells what
-came of it. Anything but a refusal with exit code 5 or 6 counts against us.
+Each is opened with each of `BACKENDS`, in a process of its own that has `MEMORY_BYTES` and
+`PROCESSOR_S`; a table tells what came of it. Anything but a refusal with exit code 5 or 6 counts
+against us.
 """
 
 import json
@@ -27,6 +28,7 @@ from upperson_rt.errors import UppersonError
 
 MEMORY_BYTES = 3 << 30
 PROCESSOR_S = 20
+BACKENDS = ("onnxruntime", "openvino")
 
 
 def _manifest(change: Callable[[dict[str, Any]], object]) -> Change:
@@ -143,10 +145,10 @@ HOSTILE = CANARIES | TOKENIZERS | MANIFESTS | GRAPHS
 """By what is wrong: what makes a sound bundle such a one."""
 
 
-def try_bundle(folder: Path) -> str:
+def try_bundle(folder: Path, backend: str) -> str:
     """Open a bundle and use it; say how it ended."""
     try:
-        bundle = Bundle.open(folder, backend="onnxruntime", threads=1)
+        bundle = Bundle.open(folder, backend=backend, threads=1)
         bundle.check_canaries()
         bundle.encoder().encode_texts(["a man in red"])
     except UppersonError as error:
@@ -156,7 +158,7 @@ def try_bundle(folder: Path) -> str:
     return "taken"
 
 
-def _in_process(folder: Path) -> tuple[str, float, int]:
+def _in_process(folder: Path, backend: str) -> tuple[str, float, int]:
     """Return how it ended, seconds, and the most bytes that the process had."""
     read, write = os.pipe()
     began = time.monotonic()
@@ -169,7 +171,7 @@ def _in_process(folder: Path) -> tuple[str, float, int]:
         ):
             resource.setrlimit(limit, (value, value))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os.write(write, try_bundle(folder).encode("utf-8", "replace")[:4000])
+        os.write(write, try_bundle(folder, backend).encode("utf-8", "replace")[:4000])
         os._exit(0)
     os.close(write)
     with os.fdopen(read, "rb") as file:
@@ -180,26 +182,31 @@ def _in_process(folder: Path) -> tuple[str, float, int]:
     return said, time.monotonic() - began, usage.ru_maxrss << 10
 
 
-def main() -> int:
-    """Try all, print what came of them, and return 1 if any was not refused."""
+def _try_all(sound: Path, backend: str) -> int:
+    """Try all in one library, print what came of them, and return how many were not refused."""
     counts: Counter[str] = Counter()
     longest, largest = 0.0, 0
+    said, seconds, usual = _in_process(sound, backend)
+    assert said == "taken", said
+    print(f"{backend}, sound: {seconds:.1f} s, {usual >> 20} MiB")
+    for what, change in HOSTILE.items():
+        copy = shutil.copytree(sound, sound.parent / "copy")
+        change(copy)
+        said, seconds, size = _in_process(copy, backend)
+        shutil.rmtree(copy)
+        outcome = f"refused, exit code {said[0]}" if said.startswith(("5 ", "6 ")) else "BAD"
+        counts[outcome] += 1
+        longest, largest = max(longest, seconds), max(largest, size - usual)
+        print(f"{what:60} {seconds:5.1f} s {(size - usual) >> 20:5d} MiB  {said[:200]!r}")
+    print(backend, dict(counts), f"{longest:.1f} s and {largest >> 20} MiB more than sound at most")
+    return counts["BAD"]
+
+
+def main() -> int:
+    """Try all in each library, and return 1 if any was not refused."""
     with tempfile.TemporaryDirectory() as name:
-        sound, copy = make_toy_bundle(Path(name, "sound")), Path(name, "copy")
-        said, seconds, usual = _in_process(sound)
-        assert said == "taken", said
-        print(f"sound: {seconds:.1f} s, {usual >> 20} MiB")
-        for what, change in HOSTILE.items():
-            shutil.copytree(sound, copy)
-            change(copy)
-            said, seconds, size = _in_process(copy)
-            shutil.rmtree(copy)
-            outcome = f"refused, exit code {said[0]}" if said.startswith(("5 ", "6 ")) else "BAD"
-            counts[outcome] += 1
-            longest, largest = max(longest, seconds), max(largest, size - usual)
-            print(f"{what:60} {seconds:5.1f} s {(size - usual) >> 20:5d} MiB  {said[:200]!r}")
-    print(dict(counts), f"{longest:.1f} s and {largest >> 20} MiB more than a sound one at most")
-    return int(counts["BAD"] > 0)
+        sound = make_toy_bundle(Path(name, "sound"))
+        return int(sum([_try_all(sound, backend) for backend in BACKENDS]) > 0)
 
 
 if __name__ == "__main__":

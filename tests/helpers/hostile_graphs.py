@@ -89,6 +89,49 @@ def _with_node(node: bytes) -> Change:
     return change
 
 
+def _called_floats(model: onnx.ModelProto) -> None:
+    """Divide whole constants with an attribute that would make a Cast's result floating."""
+    names = ["first", "second"]
+    constants = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+        for name, value in zip(names, _LEAST, strict=True)
+    ]
+    for constant in constants:
+        constant.attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
+    _summed(model, *constants, helper.make_node("Div", names, ["odd"]))
+
+
+def _cast_with_a_tensor(model: onnx.ModelProto) -> None:
+    """Divide whole numbers, cast with a tensor that would make a Constant floating."""
+    cast = helper.make_node(
+        "Cast", ["before"], ["whole"], to=TensorProto.INT32, value=numpy_helper.from_array(_ONE)
+    )
+    zero = helper.make_node("Sub", ["whole", "whole"], ["zero"])
+    _summed(model, cast, zero, helper.make_node("Div", ["whole", "zero"], ["odd"]))
+
+
+def _declared_floats(model: onnx.ModelProto) -> None:
+    """Divide whole constants that are floating inputs, too."""
+    names = ["first", "second"]
+    for name, value in zip(names, _LEAST, strict=True):
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]))
+    _summed(model, helper.make_node("Div", names, ["odd"]))
+
+
+def _counted(model: onnx.ModelProto) -> None:
+    """Take from places that ArgMax found, and a sum moved far away."""
+    for name, value in (("far", _long(10**12)), ("axis", _long(1)), ("square", _SQUARE)):
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    _summed(
+        model,
+        helper.make_node("ArgMax", ["before"], ["found"], axis=1, keepdims=0),
+        helper.make_node("Add", ["found", "far"], ["moved"]),
+        helper.make_node("Unsqueeze", ["moved", "axis"], ["place"]),
+        helper.make_node("GatherND", ["square", "place"], ["odd"]),
+    )
+
+
 def _constant(*fields: tuple[int, bytes]) -> Change:
     """Add a constant whose attribute has these fields."""
     attribute = _field(1, b"value") + b"".join(_field(*one) for one in fields)
@@ -100,6 +143,10 @@ def _long(*numbers: int) -> NDArray[np.int64]:
 
 
 _ONE = np.ones(1, np.float32)
+_SQUARE = np.ones((4, 4), np.float32)
+_LEAST = np.array([[-(2**31)], [-1]], np.int32)
+"""The smallest number, and what it cannot be divided by."""
+
 _PART = TensorProto(data_type=1, dims=[1 << 16], raw_data=bytes(1 << 18)).SerializeToString()
 _ELSEWHERE = TensorProto(
     data_type=1,
@@ -163,6 +210,9 @@ GRAPHS = {
     "graph: whole numbers that an attribute calls floating ones": _divided(
         helper.make_node("Add", ["last", "last"], ["whole"], to=TensorProto.FLOAT)
     ),
+    "graph: whole constants that an attribute calls floating ones": _graph(_called_floats),
+    "graph: whole numbers that a cast's tensor calls floating ones": _graph(_cast_with_a_tensor),
+    "graph: whole constants that are floating inputs": _graph(_declared_floats),
     "graph: whole numbers that were quantized": _divided(
         helper.make_node("QuantizeLinear", ["before", "norm"], ["whole"])
     ),
@@ -194,6 +244,14 @@ GRAPHS = {
     "graph: a window of 2^44": _added("HannWindow", _long(1 << 44)[0]),
     "graph: a shape of 2^64": _added("Reshape", _ONE, _long(1 << 32, 1 << 32)),
     "graph: a place far outside": _added("Gather", _ONE, _long(-(10**12))),
+    "graph: places far outside": _added("GatherElements", _SQUARE, np.full((4, 4), 10**12)),
+    "graph: places far outside, of several axes": _added(
+        "GatherND", _SQUARE, _long(-(10**12), 10**12)[None]
+    ),
+    "graph: places found and then moved far outside": _graph(_counted),
+    "graph: variances of nothing": _added(
+        "InstanceNormalization", *(np.ones(shape, np.float32) for shape in ((1, 4, 0), 4, 4))
+    ),
     "graph: a step of zero": _added(
         "Slice", _ONE, _long(-(2**63)), _long(2**63 - 1), _long(0), _long(0)
     ),

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.helpers.hostile_bundles import HOSTILE, try_bundle
+from tests.helpers.hostile_bundles import BACKENDS, HOSTILE, try_bundle
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.printable import printable
 
@@ -14,14 +14,16 @@ def sound(tmp_path_factory):
     return make_toy_bundle(tmp_path_factory.mktemp("sound") / "bundle")
 
 
-def test_the_sound_one_is_taken(sound):
-    assert try_bundle(sound) == "taken"
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_sound_one_is_taken(sound, backend):
+    assert try_bundle(sound, backend) == "taken"
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
-def test_it_is_refused(sound, tmp_path, change):
+def test_it_is_refused(sound, tmp_path, change, backend):
     folder = shutil.copytree(sound, tmp_path / "bundle")
     change(folder)
-    said = try_bundle(folder)
+    said = try_bundle(folder, backend)
     assert said.startswith(("5 ", "6 ")), said
     assert len(printable(said)) < 2000

@@ -1,12 +1,14 @@
 """Graphs with right hashes that no export writes are refused before a library gets them."""
 
 import os
+import shutil
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.helpers.hostile_graphs import GRAPHS
 from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import IntegrityError
@@ -133,6 +135,35 @@ def test_graphs_that_exports_do_not_write_are_refused(bundle, tmp_path, change, 
     path.write_bytes(model.SerializeToString())
     with pytest.raises(IntegrityError, match=f"is not a graph that exports write: .*{message}"):
         check_graph(path, "text", Bundle.open(bundle).manifest)
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        ("whole constants that an attribute calls floating ones", "attributes 'value, to'"),
+        ("whole numbers that a cast's tensor calls floating ones", "attributes 'to, value'"),
+        ("whole constants that are floating inputs", "two values of the name 'first'"),
+        ("places far outside, of several axes", "places that ArgMax did not find"),
+        ("places found and then moved far outside", "places that ArgMax did not find"),
+        ("variances of nothing", "operator 'InstanceNormalization'"),
+    ],
+)
+def test_graphs_that_may_end_the_process_reach_no_library(bundle, tmp_path, graph, message):
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    GRAPHS[f"graph: {graph}"](folder)
+    with pytest.raises(IntegrityError, match=message):
+        check_graph(folder / "text.int8.onnx", "text", Bundle.open(folder).manifest)
+
+
+def test_places_that_argmax_found_are_taken(bundle, tmp_path):
+    model = onnx.load(bundle / "text.int8.onnx")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
+    appended(model, helper.make_node("GatherND", ["before", "place"], []))
+    model.graph.node.insert(0, helper.make_node("Unsqueeze", ["end", "axis"], ["place"]))
+    model.graph.node.insert(0, helper.make_node("ArgMax", ["input_ids"], ["end"], keepdims=0))
+    path = tmp_path / "text.onnx"
+    path.write_bytes(model.SerializeToString())
+    check_graph(path, "text", Bundle.open(bundle).manifest)
 
 
 def test_no_library_sees_such_a_graph(bundle, monkeypatch):
