@@ -188,8 +188,8 @@ class _Reader:
                 case 7:
                     graphs.append(_message(value))
                 case 8:
-                    for name, domain in self._fields(_message(value)):
-                        if name == 1:
+                    for part, domain in self._fields(_message(value)):
+                        if part == 1:
                             self._standard(_message(domain))
                 case 20 | 25:
                     raise _UnusableGraphError("it has functions or training in it")
