@@ -21,7 +21,7 @@ DOCUMENTED = (
     "marks -b demo/bundle -g demo/gallery --root demo/people",
     "words -b demo/bundle -g demo/gallery --root demo/people",
     "likelihood -b demo/bundle -g demo/gallery --root demo/people",
-    "losses --seeds 3",
+    "losses --seeds 3 --threads 1",
     "pretraining --seeds 5 --threads 1",
     "loader --workers 2",
     "tracking --streets 3 --hog",
