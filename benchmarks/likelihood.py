@@ -77,7 +77,7 @@ def measured(people: People) -> dict[str, Any]:
         "fitted": {name: [round(value, 2) for value in curve] for name, curve in fitted.items()},
         "in use": {name: list(curve) for name, curve in in_use.items()},
         "words begin at": {
-            name: {word: round(_likely(curve, least), 2) for least, word in WORDS.items()}
+            name: {word: round(float(_likely(curve, least)), 2) for least, word in WORDS.items()}
             for name, curve in in_use.items()
         },
         "said": {kind: _counted(questions, curve_of[kind]) for kind, questions in asked.items()},
@@ -150,16 +150,16 @@ def _fit(kinds: list[_Asked]) -> tuple[float, float]:
     return slope, -offset / slope
 
 
-def _likely(curve: tuple[float, float], above: float) -> float:
+def _likely(curve: tuple[float, float], above: Any) -> Any:
+    """Return what a curve says of so many deviations, of one number or an array."""
     slope, middle = curve
-    return float(1 / (1 + np.exp(-slope * (above - middle))))
+    return 1 / (1 + np.exp(-slope * (above - middle)))
 
 
 def _counted(asked: _Asked, curve: tuple[float, float]) -> list[dict[str, Any]]:
     """Return of each range of likelihoods how many were said about the other half, and right."""
-    slope, middle = curve
     mine = asked.counts_QP & (asked.of_half_Q == 1)[:, None]
-    said_N = 1 / (1 + np.exp(-slope * (asked.above_QP[mine] - middle)))
+    said_N = _likely(curve, asked.above_QP[mine])
     right_N = asked.right_QP[mine]
     place_N = np.clip(np.searchsorted(EDGES, said_N, side="right") - 1, 0, len(EDGES) - 2)
     return [

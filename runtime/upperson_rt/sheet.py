@@ -15,12 +15,13 @@ from upperson_rt.arguments import check_count, check_path
 from upperson_rt.errors import InputError
 from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Hit, Item
+from upperson_rt.gallery.crops import picture_file
 from upperson_rt.gallery.records import check_hits
 from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.preprocess import load_image
 from upperson_rt.printable import count_of, local_time, printable
 
-__all__ = ["draw_sheet", "picture_file", "save_sheet"]
+__all__ = ["draw_sheet", "save_sheet"]
 
 _MARGIN = 48
 _GAP = 24
@@ -216,20 +217,16 @@ def _draw_tile(
         draw.text(at, _elide(line, small, _TILE_WIDTH), font=small, fill=_MUTED)
 
 
-def picture_file(item: Item, crops_dir: Path | None) -> Path | None:
-    """Return the file that shows an item: its crop, else where it comes from; None without one."""
-    crop = None if crops_dir is None or item.crop is None else crops_dir / item.crop
-    if crop is not None and os.path.isfile(crop):
-        return crop
-    return Path(item.source) if item.source is not None and os.path.isfile(item.source) else None
-
-
 def _picture(item: Item, crops_dir: Path | None) -> Image.Image | str:
     """Return the picture of an item, cut to its box, or a word on why there is none."""
     file = picture_file(item, crops_dir)
     if file is None:
         return "picture\nis missing"
-    saved = crops_dir is not None and item.crop is not None and file == crops_dir / item.crop
+    saved = (
+        crops_dir is not None
+        and item.crop is not None
+        and (file == (crops_dir / item.crop).absolute())
+    )
     try:
         pixels = load_image(file)
     except InputError:

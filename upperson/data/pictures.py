@@ -165,9 +165,7 @@ class StoredPictures:
         Raises:
             IntegrityError: The cache was cut short, or is gone.
         """
-        return self._read_into(
-            torch.empty(len(self.rows_N), *self.image_size, 3, dtype=torch.uint8)
-        )
+        return self._read_into(torch.empty(self._shape, dtype=torch.uint8))
 
     def pin_memory(self) -> Tensor:
         """Read them into memory that a GPU copies from; the loader's thread calls it."""

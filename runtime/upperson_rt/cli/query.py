@@ -139,7 +139,7 @@ def query(
         unclear = isinstance(asked, str) and _is_unclear(asked, retriever)
         explained = retriever.explain(asked, hits) if isinstance(asked, str) and explain else None
         total = store.count()
-        nothing = "" if hits else _why_nothing(store, conditions)
+        nothing = "" if hits else _why_nothing(store, total, conditions)
         crops_dir = store.crops_dir
     if truncated:
         print_warning(
@@ -153,7 +153,8 @@ def query(
             "the model hardly tells people apart by this sentence: describe clothes and colours"
         )
     if sheet is not None:
-        from upperson_rt.sheet import picture_file, save_sheet
+        from upperson_rt.gallery.crops import picture_file
+        from upperson_rt.sheet import save_sheet
 
         title = asked if isinstance(asked, str) else f"like {asked.name}"
         save_sheet(sheet, title, hits, crops_dir=crops_dir, explanation=explained)
@@ -207,11 +208,10 @@ def _one_of(sentence: str | None, image: Path | None) -> str | Path:
     return sentence
 
 
-def _why_nothing(store: "Gallery", where: "Filter") -> str:
+def _why_nothing(store: "Gallery", total: int, where: "Filter") -> str:
     from upperson_rt.gallery import Filter
     from upperson_rt.gallery.records import EARLIEST_S
 
-    total = store.count()
     if not total:
         return f"gallery '{store.location}' is empty"
     given = {
