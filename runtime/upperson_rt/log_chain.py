@@ -27,8 +27,12 @@ __all__ = ["LogReport", "cut_off", "head_of", "read_end", "sealed", "verify_log"
 
 _SEALED = re.compile(rb'(.*), "chain": "([0-9a-f]{64})"\}')
 _HEAD = re.compile(rb"([0-9]{20}) ([0-9a-f]{64})\n")
+_HEAD_BYTES = 20 + 1 + 64 + 1
 _BEGIN = b'{"time": "'
 _BLOCK_BYTES = 1 << 20
+_LONGEST_LINE = 64 << 20
+"""Nothing that is written is longer; a damaged log may have no line ends at all."""
+_MOST_PROBLEMS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class LogReport:
     expected: dict[str, int]
     """The line of each chain that was expected and is there: up to it nothing has changed."""
     problems: list[str]
-    """One line each; nothing if the log is as it was written."""
+    """One line each, a hundred at most; nothing if the log is as it was written."""
 
 
 def sealed(entry: Mapping[str, Any], chain: str, between: bytes) -> tuple[bytes, str]:
@@ -61,7 +65,9 @@ def sealed(entry: Mapping[str, Any], chain: str, between: bytes) -> tuple[bytes,
         TypeError, ValueError, RecursionError: The entry is no JSON.
     """
     body = json.dumps(entry, ensure_ascii=True, default=str).encode("ascii")[:-1]
-    own = _hash(chain, between, body)
+    hashed = _begun(chain)
+    hashed.update(between + body)
+    own = hashed.hexdigest()
     return body + f', "chain": "{own}"}}\n'.encode(), own
 
 
@@ -83,16 +89,21 @@ def read_end(file: int, size: int, start: int = 0, chain: str = "") -> tuple[str
         start: Where to stop looking, the beginning of a line.
         chain: That of what lies before ``start``.
     """
-    end, place = b"", size
-    while place > start:
-        step = min(_BLOCK_BYTES, place - start)
-        place -= step
-        end = _read(file, place, step) + end
-        lines = end.split(b"\n")
-        for number in range(len(lines) - 2, -1 if place == start else 0, -1):
-            if match := _SEALED.fullmatch(lines[number]):
-                return match[2].decode(), b"\n".join(lines[number + 1 :])
-    return chain, end
+    step = _BLOCK_BYTES
+    while True:
+        place = max(start, size - step)
+        end = _read(file, place, size - place)
+        newline = end.rfind(b"\n")
+        while newline >= 0:
+            before = end.rfind(b"\n", 0, newline)
+            if before < 0 and place > start:
+                break  # The line begins further ahead.
+            if match := _SEALED.fullmatch(end, before + 1, newline):
+                return match[2].decode(), end[newline + 1 :]
+            newline = before
+        if place == start:
+            return chain, end
+        step *= 4  # What was read is read again, a third of it all at most.
 
 
 def head_of(path: Path) -> Path:
@@ -116,85 +127,118 @@ def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
     Raises:
         InputError: It cannot be read.
     """
-    lines = unchained = offset = torn = 0
-    chain, between = "", b""
-    problems: list[str] = []
+    lines = unchained = offset = torn = number = 0
+    chain, hashed = "", _begun("")
+    problems = _Problems()
     found: dict[str, int] = {}
-    loose: list[tuple[int, bytes]] = []  # Not chained, after one that is.
-
-    def told(are_torn: bool) -> int:
-        if are_torn:
-            return len(loose)
-        problems.extend(
-            f"line {number} is not what was written: it was changed or added there"
-            for number, _ in loose
-        )
-        return 0
-
+    loose = _Loose()
     head = _read_head(path)
     head_found = False
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+            while line := file.readline(_LONGEST_LINE):
+                number += 1
                 offset += len(line)
                 match = _SEALED.fullmatch(line.removesuffix(b"\n"))
                 if match is None:
-                    between += line
+                    hashed.update(line)
                     if lines:
-                        loose.append((number, line))
+                        loose.add(number, line)
                     else:
                         unchained += 1
                     continue
-                if loose:
-                    torn += told(_are_torn(loose, match[1]))
-                    loose.clear()
+                torn += loose.ended(match[1], problems)
+                loose = _Loose()
                 lines += 1
-                stated = match[2].decode()
-                if _hash(chain, between, match[1]) != stated:
-                    problems.append(
+                chain = match[2].decode()
+                hashed.update(match[1])
+                if hashed.hexdigest() != chain:
+                    problems.add(
                         f"line {number} is not what was written, or what stands before it is not: "
                         "something was changed, removed or added there"
                     )
-                chain, between = stated, b""
+                hashed = _begun(chain)
                 if chain in expected:
                     found[chain] = number
                 head_found = head_found or head == (offset, chain)
     except OSError as error:
         raise InputError(f"cannot read the query log {path}: {error.strerror}") from error
-    torn += told(_are_torn(loose, None))
+    torn += loose.ended(None, problems)
     if head is None:
         if lines:
-            problems.append(f"{head_of(path).name} is missing or damaged: lines at the end may be")
+            problems.add(f"{head_of(path).name} is missing or damaged: lines at the end may be")
     elif head[0] > offset:
-        problems.append(
+        problems.add(
             f"{count_of(head[0] - offset, 'byte')} at the end are missing: lines were removed there"
         )
-    elif not head_found and not problems:
-        problems.append(f"the log was written anew: {head_of(path).name} knows another one")
-    problems.extend(
-        f"no line has the expected chain {one}: the log was written anew, or its end is missing"
-        for one in expected
-        if one not in found
-    )
+    elif not head_found and not problems.count:
+        problems.add(f"the log was written anew: {head_of(path).name} knows another one")
+    for one in expected:
+        if one not in found:
+            problems.add(
+                f"no line has the expected chain {one}: the log was written anew, or its end is "
+                "missing"
+            )
     return LogReport(
         lines=lines,
         unchained=unchained,
         cut_off=torn,
         chain=chain,
         expected=found,
-        problems=problems,
+        problems=problems.told(),
     )
 
 
-def _are_torn(loose: list[tuple[int, bytes]], body: bytes | None) -> bool:
-    """Return whether lines were cut off, by the chained one that follows, or None at the end."""
-    if not loose or not all(_is_beginning(line.removesuffix(b"\n")) for _, line in loose):
-        return False
-    last = loose[-1][1]
-    if body is None:
-        return not last.endswith(b"\n")
-    said = cut_off(last.removesuffix(b"\n"))["cut_off"]
-    return body.endswith(f', "cut_off": {said}'.encode())
+class _Problems:
+    """What is wrong: the first ones, and how many more there are."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[str] = []
+
+    def add(self, problem: str) -> None:
+        self.count += 1
+        if self.count <= _MOST_PROBLEMS:
+            self._first.append(problem)
+
+    def told(self) -> list[str]:
+        """Return one line each."""
+        more = self.count - len(self._first)
+        return self._first + ([f"and {more} more of them"] if more else [])
+
+
+class _Loose:
+    """Lines that are not chained, after one that is."""
+
+    def __init__(self) -> None:
+        self._first = self._count = self._last_size = 0
+        self._are_beginnings = True
+        self._has_end = False
+
+    def add(self, number: int, line: bytes) -> None:
+        self._first = self._first or number
+        self._count += 1
+        text = line.removesuffix(b"\n")
+        self._last_size, self._has_end = len(text), line.endswith(b"\n")
+        self._are_beginnings = self._are_beginnings and _is_beginning(text)
+
+    def ended(self, body: bytes | None, problems: _Problems) -> int:
+        """Return how many were cut off; any others are problems.
+
+        Args:
+            body: The chained line that follows; None at the end of the log.
+            problems: Where these go.
+        """
+        if self._count and self._are_beginnings:
+            if body is None:
+                are_torn = not self._has_end
+            else:
+                are_torn = body.endswith(f', "cut_off": {self._last_size}'.encode())
+            if are_torn:
+                return self._count
+        for number in range(self._first, self._first + self._count):
+            problems.add(f"line {number} is not what was written: it was changed or added there")
+        return 0
 
 
 def _is_beginning(line: bytes) -> bool:
@@ -208,8 +252,9 @@ def _is_beginning(line: bytes) -> bool:
     return False
 
 
-def _hash(chain: str, between: bytes, body: bytes) -> str:
-    return hashlib.sha256(chain.encode() + b"\n" + between + body).hexdigest()
+def _begun(chain: str) -> "hashlib._Hash":
+    """Return the hash of what follows a line with a chain."""
+    return hashlib.sha256(chain.encode() + b"\n")
 
 
 def _read(file: int, place: int, size: int) -> bytes:
@@ -222,7 +267,8 @@ def _read(file: int, place: int, size: int) -> bytes:
 
 def _read_head(path: Path) -> tuple[int, str] | None:
     try:
-        match = _HEAD.fullmatch(head_of(path).read_bytes())
+        with open(head_of(path), "rb") as file:
+            match = _HEAD.fullmatch(file.read(_HEAD_BYTES + 1))
     except OSError:
         return None
     return None if match is None else (int(match[1]), match[2].decode())

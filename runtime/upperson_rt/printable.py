@@ -28,6 +28,7 @@ _ALSO_SHOWN = frozenset("\u00a0\u202f\u3000\u200c\u200d")
 
 _SHOWN_CHARACTERS = 60
 _LONG_NAME = 100
+_LONG_ERROR = 1000
 
 
 def printable(text: str) -> str:
@@ -53,11 +54,15 @@ def one_line(message: object) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """Return ``ValueError: what it says`` on one line, of an error of anybody's code."""
+    """Return ``ValueError: what it says`` on one line, of an error of anybody's code.
+
+    What it says may be a whole picture; the beginning of that will do.
+    """
     try:
-        return f"{type(error).__name__}: {one_line(error)}"
+        text = f"{type(error).__name__}: {one_line(error)}"
     except BaseException:  # Its own __str__ fails, or wants to end the program.
         return f"{type(error).__name__}, which cannot be shown"
+    return text if len(text) <= _LONG_ERROR else f"{text[: _LONG_ERROR - 3]}..."
 
 
 def shown(value: object) -> str:

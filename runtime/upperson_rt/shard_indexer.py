@@ -14,7 +14,7 @@ from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.shards import RECORD_FILE, Shard, ShardRecord, Tally, options_apart
 from upperson_rt.indexer import IndexReport, index_images
 from upperson_rt.preprocess import iter_named_images
-from upperson_rt.printable import shown
+from upperson_rt.printable import shortened, shown
 
 __all__ = [
     "ShardFiles",
@@ -211,7 +211,7 @@ def require_same_rows(where: str, found: ShardRecord, wanted: ShardRecord) -> No
     # More folders beside those of before have a root above theirs, and keys stay as they were.
     if Path(wanted.root) not in (Path(found.root), *Path(found.root).parents):
         raise InputError(
-            f"{where} has shard {found.shard} of the pictures in {found.root}, not in "
+            f"{where} has shard {found.shard} of the pictures in {shortened(found.root)}, not in "
             f"{wanted.root}: keys are paths, so it would hold the rows of both; name the same "
             "pictures as they were named then, for which a link is enough, or choose a new place"
         )

@@ -1,16 +1,33 @@
 """A gallery takes what it can keep, refuses the rest, and answers the next query as before."""
 
+import dataclasses
+import json
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from hypothesis import example
 from hypothesis import strategies as st
 
-from tests.helpers.fuzzing import Odd, Text, fuzz, mostly, nested, refused_well, texts, values
+from tests.helpers.fuzzing import (
+    Odd,
+    Text,
+    as_json,
+    damaged_json,
+    fuzz,
+    mostly,
+    nested,
+    refused_well,
+    texts,
+    values,
+)
 from tests.helpers.gallery_places import some_vectors
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.export import export_gallery
+from upperson_rt.gallery.shards import ShardRecord, Tally, _checksum, check_whole
 from upperson_rt.query_log import QueryLog
+from upperson_rt.shard_indexer import require_same_rows
 
 DIM = 8
 VECTORS = some_vectors(6, dim=DIM)
@@ -245,3 +262,44 @@ def test_exports_and_logs(
         assert len(lines) <= 1
         refused_well(export_gallery, gallery, log.path.with_suffix(".x"), where)
         refused_well(export_gallery, gallery, log.path.with_suffix(".y"), None, hits)
+
+
+RECORDS = [
+    ShardRecord(
+        shard=f"{number}/2",
+        fingerprint="f" * 64,
+        whole=Tally.of(["a", "b", "c"]),
+        own=Tally.of(own),
+        root="/pictures",
+        made_with={"--camera": "gate"},
+        finished=True,
+        items=Tally.of(own[:1]),
+        with_items=1,
+        empty=len(own) - 1,
+    )
+    for number, own in ((1, ["a", "b"]), (2, ["c"]))
+]
+
+
+@fuzz(document=damaged_json(dataclasses.asdict(RECORDS[0])))
+@example(document=dataclasses.asdict(RECORDS[0]) | {"shard": "0/2"})
+@example(document=dataclasses.asdict(RECORDS[0]) | {"shard": "x" * 10**5})
+@example(document=dataclasses.asdict(RECORDS[0]) | {"root": "x" * 10**5})
+@example(document=dataclasses.asdict(RECORDS[0]) | {"fingerprint": "x" * 10**5})
+@example(
+    document=dataclasses.asdict(RECORDS[0])
+    | {"own": {"count": 10**4299, "total": "f" * 32}, "with_items": 10**4299}
+)
+@example(document=dataclasses.asdict(RECORDS[0]) | {"made_with": {"--camera": "x" * 10**5}})
+def test_records_of_shards(tmp_path_factory, document):
+    """Their checksum is right: it is for accidents, and anybody can make one."""
+    file = tmp_path_factory.mktemp("shards") / "shard.json"
+    text = as_json(document)
+    with suppress(ValueError, TypeError):
+        content = json.loads(text)
+        text = json.dumps(content | {"checksum": _checksum(content)})
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    found = refused_well(ShardRecord.read, file)
+    if isinstance(found, ShardRecord):
+        refused_well(check_whole, [file.parent, file], [found, RECORDS[1]])
+        refused_well(require_same_rows, "here", found, RECORDS[0])

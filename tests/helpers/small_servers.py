@@ -7,6 +7,7 @@ import re
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
@@ -125,6 +126,29 @@ def other_server(answer: bytes) -> Iterator[int]:
 
     with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
         yield port
+
+
+@contextmanager
+def dripping_server(start: bytes) -> Iterator[tuple[int, threading.Event]]:
+    """Answer with a start, then a byte now and then for 20 s; the event tells that it was cut off.
+
+    No pause is long enough for a time limit that counts from one byte to the next.
+    """
+    cut = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            try:
+                self.request.sendall(start)
+                for _ in range(1000):
+                    self.request.sendall(b"x")
+                    time.sleep(0.02)
+            except OSError:
+                cut.set()
+
+    with served(_Threaded(("127.0.0.1", 0), Handler)) as port:
+        yield port, cut
 
 
 @contextmanager

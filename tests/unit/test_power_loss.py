@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,7 +20,10 @@ from tests.helpers.power_loss import (
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson.checkpoint import Checkpointer
 from upperson_rt.bundle import Bundle
-from upperson_rt.gallery import Gallery
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.export import export_gallery
+from upperson_rt.gallery.sqlite import index
+from upperson_rt.gallery.sqlite.index_file import INDEX_FILE
 from upperson_rt.tensorrt.cache import EngineCache
 
 EXPORT = """
@@ -101,6 +105,36 @@ with ThreadPoolExecutor(2) as pool:
     write_all_atomically(crops, pool)
 gallery.add(items, np.eye(4, dtype=np.float32)[:3])
 os._exit(0)
+"""
+
+REBUILD = """
+from pathlib import Path
+from upperson_rt.gallery import Gallery
+from upperson_rt.gallery.sqlite import index
+
+index._SEAL_ROWS = 4
+with Gallery.open(Path("gallery")) as gallery:
+    gallery.rebuild()
+"""
+GALLERY_EXPORT = """
+import sys
+from pathlib import Path
+from upperson_rt.gallery import Gallery
+from upperson_rt.gallery.export import export_gallery
+
+with Gallery.open(Path(sys.argv[1])) as gallery:
+    export_gallery(gallery, Path("out"))
+"""
+COMPILE = """
+import sys
+from pathlib import Path
+import pytest
+from tests.helpers.fake_tensorrt import install_fake_tensorrt
+from upperson_rt.compile import compile_bundle
+
+with pytest.MonkeyPatch.context() as patch:
+    install_fake_tensorrt(patch)
+    compile_bundle(Path(sys.argv[1]), "int8", cache=Path("cache"))
 """
 
 
@@ -254,3 +288,65 @@ def test_what_a_gallery_acknowledged_is_there(tmp_path, disk_calls):
             crops = [item.crop for item in gallery.items()]
             assert crops == ["cam/0.jpg", "cam/1.jpg", "cam/2.jpg"]
             assert [(gallery.crops_dir / crop).read_text() for crop in crops] == crops
+
+
+def test_compiled_engines_are_whole_at_any_moment(tmp_path, disk_calls):
+    bundle, folder = make_toy_bundle(tmp_path / "bundle"), tmp_path / "work"
+    folder.mkdir()
+    recording = record(COMPILE, folder, bundle, library=disk_calls)
+    found = []
+    for number, state in enumerate((*recording.states, *recording.final)):
+        cache = EngineCache(write_files(below(state, "cache"), tmp_path / str(number)))
+        records, problems = cache.records()
+        assert problems == []
+        assert all(len(cache.load(one)) == one.size_bytes for one in records)
+        found.append(len(records))
+    assert set(found) == {0, 1, 2}
+    assert found[-1] == 2
+
+
+def filled(folder: Path, rows: int, start: int = 0) -> Gallery:
+    """Open a gallery with so many rows more, for the caller to close."""
+    gallery = Gallery.open(folder, "f" * 64, 12, create=True)
+    items = [Item(key=f"{n}", camera="gate") for n in range(start, start + rows)]
+    gallery.add(items, np.eye(12, dtype=np.float32)[start : start + rows])
+    return gallery
+
+
+def test_a_rebuilt_index_is_the_old_one_or_the_new_one(tmp_path, disk_calls, monkeypatch):
+    monkeypatch.setattr(index, "_SEAL_ROWS", 4)
+    folder = tmp_path / "work" / "gallery"
+    with filled(folder, 8) as gallery:
+        gallery.rebuild()
+    filled(folder, 3, start=8).close()
+    old = (folder / INDEX_FILE).read_bytes()
+    recording = record(REBUILD, folder.parent, library=disk_calls)
+    name = f"gallery/{INDEX_FILE}"
+    (new,) = {state[name] for state in recording.final}
+    assert new != old
+    assert {state[name] for state in recording.states} == {old, new}
+    for number, state in enumerate((*recording.states, *recording.final)):
+        place = write_files(below(state, "gallery"), tmp_path / str(number))
+        with Gallery.open(place) as gallery:
+            (hits,) = gallery.search(np.eye(12, dtype=np.float32)[9:10], 20)
+            assert len(hits) == 11
+            assert (hits[0].item.key, round(hits[0].score, 3)) == ("9", 1.0)
+            assert gallery.verify() == []
+
+
+def test_an_exported_gallery_is_the_old_one_or_the_new_one(tmp_path, disk_calls):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    with filled(tmp_path / "gallery", 3) as gallery:
+        export_gallery(gallery, folder / "out")
+    old = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    filled(tmp_path / "gallery", 5, start=3).close()
+    recording = record(GALLERY_EXPORT, folder, tmp_path / "gallery", library=disk_calls)
+    (new,) = {frozenset(below(state, "out").items()) for state in recording.final}
+    assert {frozenset(below(state, "out").items()) for state in recording.states} == {
+        frozenset(old.items()), new,
+    }  # fmt: skip
+    out = write_files(dict(new), tmp_path / "new")
+    assert json.loads((out / "gallery.json").read_text())["items"] == 8
+    assert np.array_equal(np.load(out / "vectors.npy"), np.eye(12, dtype=np.float32)[:8])
+    assert len((out / "items.csv").read_text().splitlines()) == 9

@@ -18,6 +18,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.files import cache_folder, write_atomically
 from upperson_rt.locks import lock_or_wait
 from upperson_rt.machine import processor, version_of
+from upperson_rt.printable import shown
 from upperson_rt.strict import (
     Constraint,
     Positive,
@@ -37,6 +38,7 @@ BATCH = 8
 """Pictures that are embedded at once: a camera's batch, and a piece of OpenVINO's."""
 
 _SCHEMA_VERSION = 1
+_MOST_BYTES = 1 << 20
 
 _DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")}
 _QUOTAS = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
@@ -122,7 +124,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if self.chosen not in self.milliseconds or self.chosen in self.left_out:
-            raise InputError(f"chosen: '{self.chosen}' was not measured, or was left out")
+            raise InputError(f"chosen: {shown(self.chosen)} was not measured, or was left out")
 
     def __str__(self) -> str:
         times = (f"{name} {ms:.{int(ms < 10)}f} ms" for name, ms in self.milliseconds.items())
@@ -146,12 +148,18 @@ def read(conditions: Conditions) -> Measurement | None:
             return None
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
-    where, content = os.fspath(file), read_json(file)
+    where = os.fspath(file)
+    if not file.is_file() or file.stat().st_size > _MOST_BYTES:
+        raise InputError(f"{where} is no file of {_MOST_BYTES} bytes at most: delete it")
+    content = read_json(file)
     require_version(content, where, (_SCHEMA_VERSION,), "delete it")
     fields = {key: content[key] for key in content if key != "schema_version"}
     found = read_fields(Measurement, fields, where)
     if found.conditions != conditions:
         raise InputError(f"{where}: conditions: not those that the file is named after")
+    for name in found.milliseconds:
+        if name not in conditions.backends:
+            raise InputError(f"{where}: milliseconds: {shown(name)} is none of the backends")
     return found
 
 

@@ -27,6 +27,9 @@ __all__ = [
 MOST_BOXES = 256
 """More boxes in one frame are a detector gone wrong: the best ones are kept, the rest counted."""
 
+_MOST_ROWS = 1_000_000
+"""Not even a network's raw output has as many."""
+
 _LATEST_S = 1e11
 """The year 5138; unix times in milliseconds are beyond."""
 
@@ -150,6 +153,8 @@ def clean_boxes(given: Any, width: int, height: int) -> Boxes:
         raise InputError(
             f"boxes must be rows of x0, y0, x1, y1[, score], found an array of shape {array.shape}"
         )
+    if len(array) > _MOST_ROWS:
+        raise InputError(f"a frame has at most {_MOST_ROWS} boxes, found {len(array)} rows")
     scores = array[:, 4] if array.shape[1] == 5 else np.full(len(array), np.nan)
     scores = np.where(np.isfinite(scores), scores, np.nan)
     x0, y0, x1, y1 = array[:, :4].T

@@ -10,11 +10,13 @@ import http.client
 import os
 import re
 import socket
-import urllib.error
 import urllib.request
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
+
+from upperson_rt.deadline import ending
 
 __all__ = ["answer_challenge", "reason_of_address", "reason_of_device"]
 
@@ -49,7 +51,8 @@ def reason_of_device(number: int) -> str:
 def reason_of_address(address: str, timeout_s: float) -> str | None:
     """Return why an address does not open, without its secrets; None if that cannot be told.
 
-    The server is asked once more, which takes 3 seconds at most.
+    The server is asked once more, and once again with credentials if it wants some; each answer is
+    waited for 3 seconds at most. It sends nobody anywhere else.
     """
     timeout_s = min(timeout_s, _LONGEST_S)
     try:
@@ -101,46 +104,51 @@ def _without_login(parts: SplitResult) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _auth_handlers(parts: SplitResult) -> list[Any]:
-    known = _credentials(parts)
-    if known is None:
-        return []
-    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-    passwords.add_password(None, parts.hostname or "", *known)
-    passwords.add_password(None, _without_login(parts), *known)
-    return [
-        urllib.request.HTTPBasicAuthHandler(passwords),
-        urllib.request.HTTPDigestAuthHandler(passwords),
-    ]
-
-
 def _ask_http(parts: SplitResult, timeout_s: float) -> str | None:
-    opener = urllib.request.build_opener(*_auth_handlers(parts))
-    try:
-        with opener.open(_without_login(parts), timeout=timeout_s) as answer:
-            kind = answer.headers.get("Content-Type", "")
-    except urllib.error.HTTPError as error:
-        with error:
-            phrase = http.client.responses.get(error.code, "")  # Not what urllib makes of it.
-            return _refusal(error.code, phrase, parts.username is not None)
-    except UnicodeError:
-        raise
-    except ValueError:  # Of the handlers, for challenges that they have no answer to.
-        return _OTHER_CREDENTIALS
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, OSError):
-            raise error.reason from error
-        return f"the address cannot be asked ({error.reason})"
-    if kind.startswith(_NO_VIDEO):
+    known = _credentials(parts)
+    status, headers = _get(parts, timeout_s, None)
+    if status == 401 and known is not None:
+        challenges = headers.get_all("WWW-Authenticate", [])
+        answer = answer_challenge(challenges, known, _without_login(parts), "GET", _target(parts))
+        if answer is None:
+            return _OTHER_CREDENTIALS
+        status, headers = _get(parts, timeout_s, answer)
+    kind = headers.get("Content-Type", "")
+    if 200 <= status < 300 and kind.startswith(_NO_VIDEO):
         return f"the server answers with {kind.partition(';')[0]}, which is no video"
-    return None
+    phrase = http.client.responses.get(status, "")  # Not the server's own, which may be anything.
+    return _refusal(status, phrase, known is not None)
+
+
+def _get(
+    parts: SplitResult, timeout_s: float, authorization: str | None
+) -> tuple[int, http.client.HTTPMessage]:
+    """Return status and headers of an answer over HTTP."""
+    https = parts.scheme.lower() == "https"
+    kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
+    with closing(kind(parts.hostname or "", parts.port, timeout=timeout_s)) as connection:
+        connection.putrequest("GET", _target(parts))
+        if authorization is not None:
+            connection.putheader("Authorization", authorization)
+        connection.connect()
+        with ending(connection.sock, timeout_s):
+            connection.endheaders()
+            answer = connection.getresponse()
+        return answer.status, answer.headers
+
+
+def _target(parts: SplitResult) -> str:
+    return parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
 
 
 def _ask_rtsp(parts: SplitResult, place: str, timeout_s: float) -> str | None:
     """Ask for the description of a stream, as a player does first, with credentials if wanted."""
     host, known = parts.hostname or "", _credentials(parts)
     address = _without_login(parts)
-    with socket.create_connection((host, parts.port or _PORTS["rtsp"]), timeout_s) as connection:
+    with (
+        socket.create_connection((host, parts.port or _PORTS["rtsp"]), timeout_s) as connection,
+        ending(connection, timeout_s),
+    ):
         head = _describe(connection, address, 1, None)
         if head is not None and head[0] == 401 and known is not None:
             answer = answer_challenge(head[2], known, address, "DESCRIBE", address)
@@ -201,7 +209,9 @@ def answer_challenge(
             try:
                 fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(values))
                 answer = digest.get_authorization(request, fields)
-            except ValueError:  # An algorithm that is not known; perhaps another one is offered.
+            except (ValueError, IndexError, OSError):
+                # An algorithm or protection that is not known, or nonsense: perhaps another one is
+                # offered. They come as URLError, an OSError, and of empty values as IndexError.
                 continue
             if answer is not None:
                 return f"Digest {answer}"

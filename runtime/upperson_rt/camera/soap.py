@@ -10,10 +10,8 @@ import http.client
 import secrets
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -22,6 +20,7 @@ from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
 from upperson_rt.camera.reasons import answer_challenge
+from upperson_rt.deadline import LateError, ending
 from upperson_rt.errors import InputError
 from upperson_rt.passwords import password_digest
 from upperson_rt.printable import one_line, shortened
@@ -124,53 +123,26 @@ def _post(address: str, envelope: bytes, authorization: str | None) -> _Reply:
             )
         else:
             connection = http.client.HTTPConnection(host, parts.port, timeout=_CALL_S)
-        with _ending(connection):
-            connection.request("POST", _target(address), envelope, headers)
-            answer = connection.getresponse()
-            content = answer.read(_MOST_BYTES + 1)
-            if len(content) > _MOST_BYTES:
-                raise InputError("its answer is longer than any")
-            challenges = answer.headers.get_all("WWW-Authenticate", [])
+        with closing(connection):
+            connection.connect()
+            with ending(connection.sock, _CALL_S):
+                connection.request("POST", _target(address), envelope, headers)
+                answer = connection.getresponse()
+                content = answer.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise InputError("its answer is longer than any")
+        challenges = answer.headers.get_all("WWW-Authenticate", [])
         return _Reply(answer.status, challenges, content)
     except socket.gaierror as error:
         raise InputError(f"the host is unknown ({error.strerror})") from error
+    except LateError as error:
+        raise InputError(str(error)) from error
     except TimeoutError as error:
         raise InputError(f"nothing answers at {shortened(address)}") from error
     except ConnectionRefusedError as error:
         raise InputError(f"nothing listens at {shortened(address)}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise InputError(f"{shortened(address)} breaks off ({type(error).__name__})") from error
-
-
-@contextmanager
-def _ending(connection: http.client.HTTPConnection) -> Iterator[None]:
-    """Close a connection at the end, at the latest when its time is up.
-
-    Each byte has a time limit of its own: who sends one now and then could go on for ever.
-
-    Raises:
-        InputError: Its time was up.
-    """
-    late = threading.Event()
-
-    def shut() -> None:
-        late.set()
-        if (opened := connection.sock) is not None:
-            with suppress(OSError):  # It was closed just now.
-                opened.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(_CALL_S, shut)
-    timer.start()
-    try:
-        yield
-    except (OSError, http.client.HTTPException):
-        if not late.is_set():
-            raise
-    finally:
-        timer.cancel()
-        connection.close()
-    if late.is_set():
-        raise InputError(f"it does not answer within {_CALL_S:g} s")
 
 
 def _is_of(address: str, host: str) -> bool:

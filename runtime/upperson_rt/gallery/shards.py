@@ -35,6 +35,9 @@ _VERSION = 2
 _MOST_SHARDS = 1_000_000
 _MOST_SHOWN = 5
 _MODULUS = 1 << 128
+_Number: TypeAlias = Annotated[
+    int, Constraint(lambda value: 0 <= value < 1 << 63, "an integer from 0 to 2^63")
+]
 _HexDigits: TypeAlias = Annotated[
     str, Constraint(lambda text: bool(re.fullmatch("[0-9a-f]{32}", text)), "32 hex digits")
 ]
@@ -56,12 +59,24 @@ class Shard:
         Raises:
             UsageError: It is something else.
         """
-        match = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", text)
-        if match is None or not 1 <= int(match[1]) <= int(match[2]) <= _MOST_SHARDS:
+        found = cls._read(text)
+        if found is None:
             raise UsageError(
                 f"{shown(text)} is no shard: write its number, from 1, and how many there are, "
                 f"{_MOST_SHARDS} at most, such as 3/16"
             )
+        return found
+
+    @classmethod
+    def is_one(cls, text: str) -> bool:
+        """Tell whether `parse` takes a text."""
+        return cls._read(text) is not None
+
+    @classmethod
+    def _read(cls, text: str) -> "Shard | None":
+        match = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]) <= _MOST_SHARDS:
+            return None
         return cls(number=int(match[1]), of=int(match[2]))
 
     def __str__(self) -> str:
@@ -80,7 +95,7 @@ class Shard:
 class Tally:
     """How many texts, and a sum of their hashes: equal for the same texts, in whatever order."""
 
-    count: Count = 0
+    count: _Number = 0
     total: _HexDigits = f"{0:032x}"
 
     @classmethod
@@ -115,7 +130,7 @@ class SkippedImage:
 class ShardRecord:
     """What indexing a shard writes down about it."""
 
-    shard: str
+    shard: Annotated[str, Constraint(Shard.is_one, "a shard such as 3/16")]
     """See `Shard.parse`."""
     fingerprint: str
     """Of the embedding space."""
@@ -183,8 +198,8 @@ def check_whole(folders: Sequence[Path], records: Sequence[ShardRecord]) -> None
     for folder, record in zip(folders, records, strict=True):
         if record.fingerprint != first.fingerprint:
             raise IntegrityError(
-                f"shards of two models: {folders[0]} is of {first.fingerprint}, {folder} of "
-                f"{record.fingerprint}; index all of them with one bundle"
+                f"shards of two models: {folders[0]} is of {shortened(first.fingerprint)}, "
+                f"{folder} of {shortened(record.fingerprint)}; index all of them with one bundle"
             )
         if record.place.of != first.place.of:
             raise InputError(

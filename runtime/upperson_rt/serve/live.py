@@ -1,17 +1,22 @@
 """What cameras do now: read from what `watch` publishes, beside what the gallery has of them."""
 
+import http.client
+import math
+import stat
 import threading
 import time
-import urllib.request
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from upperson_rt.deadline import ending
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item
-from upperson_rt.printable import one_line, shown
+from upperson_rt.printable import one_line, shortened, shown
 from upperson_rt.serve.accounts import Account
 from upperson_rt.serve.desk import Desk
 
@@ -19,8 +24,10 @@ __all__ = ["CameraNow", "Live", "Process", "check_source"]
 
 _STALE_S = 30.0
 """A metrics file is written every 5 s; an older one was left behind."""
-_MOST_BYTES = 4 << 20
+_MOST_BYTES = 1 << 20
+"""Of what a process publishes: a camera has some 2 KB."""
 _TIMEOUT_S = 1.0
+_MOST_COUNTED = 2.0**63
 _NEWEST = 5
 _LOOK_BACK_S = 600.0
 _MOST_READ = 400
@@ -103,18 +110,13 @@ class Live:
     def _read(self, source: str) -> tuple[Process, dict[str, dict[str, float]]]:
         try:
             text, age_s = _fetched(source)
-            values: dict[str, dict[str, float]] = {}
-            for family in text_string_to_metric_families(text):
-                name = family.name.removeprefix("upperson_")
-                for sample in family.samples:
-                    if sample.name.endswith(("_bucket", "_created")):
-                        continue
-                    camera = sample.labels.get("camera", "")
-                    values.setdefault(name, {})
-                    values[name][camera] = values[name].get(camera, 0.0) + sample.value
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            return Process(source=source, problem=f"not running: {one_line(reason)}"), {}
+            values = _sums(text)
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
+            return Process(source=source, problem=f"not running: {shortened(reason)}"), {}
+        except ValueError as error:
+            told = f"publishes no metrics: {shortened(one_line(error))}"
+            return Process(source=source, problem=told), {}
         problem = None if age_s < _STALE_S else "ended: its file is not written any more"
         return (
             Process(
@@ -145,9 +147,9 @@ def check_source(source: str) -> str:
     """Return a metrics file or address as it is.
 
     Raises:
-        UsageError: It is an address, but not of HTTP.
+        UsageError: It is an address, but not of HTTP, or without a host.
     """
-    if "://" in source and not source.startswith(("http://", "https://")):
+    if "://" in source and not _is_http(source):
         raise UsageError(
             f"--watch takes a metrics file or an address such as http://127.0.0.1:9095/metrics, "
             f"found {shown(source)}"
@@ -155,15 +157,71 @@ def check_source(source: str) -> str:
     return source
 
 
+def _is_http(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _fetched(source: str) -> tuple[str, float]:
-    """Return what a process publishes, and how old it is in seconds."""
+    """Return what a process publishes, and how old it is in seconds.
+
+    Raises:
+        OSError, http.client.HTTPException: Nobody publishes there.
+        ValueError: It is no text, no file or too long.
+    """
     if "://" in source:
-        with urllib.request.urlopen(source, timeout=_TIMEOUT_S) as answer:
-            return answer.read(_MOST_BYTES).decode("utf-8"), 0.0
-    path = Path(source)
-    age_s = time.time() - path.stat().st_mtime
-    with open(path, "rb") as file:
-        return file.read(_MOST_BYTES).decode("utf-8"), age_s
+        content, age_s = _asked(source), 0.0
+    else:
+        path = Path(source)
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # A pipe would be waited for.
+            raise ValueError("no file")
+        age_s = time.time() - about.st_mtime
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"longer than {_MOST_BYTES} bytes")
+    return content.decode("utf-8"), age_s
+
+
+def _asked(address: str) -> bytes:
+    """Return the beginning of what is served at an address, within a second."""
+    parts = urlsplit(address)
+    https = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
+    with closing(kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)) as connection:
+        connection.connect()
+        with ending(connection.sock, _TIMEOUT_S):
+            connection.request("GET", parts._replace(scheme="", netloc="", fragment="").geturl())
+            answer = connection.getresponse()
+            if answer.status != http.HTTPStatus.OK:
+                raise ValueError(f"it answers {answer.status}")
+            return answer.read(_MOST_BYTES + 1)
+
+
+def _sums(text: str) -> dict[str, dict[str, float]]:
+    """Return sums by metric and camera.
+
+    Raises:
+        ValueError: It is in no format of Prometheus, or has a value that counts nothing.
+    """
+    values: dict[str, dict[str, float]] = {}
+    try:
+        for family in text_string_to_metric_families(text):
+            sums = values.setdefault(family.name.removeprefix("upperson_"), {})
+            for sample in family.samples:
+                if sample.name.endswith(("_bucket", "_created")):
+                    continue
+                camera = sample.labels.get("camera", "")
+                sums[camera] = sums.get(camera, 0.0) + sample.value
+                if not math.isfinite(sums[camera]) or abs(sums[camera]) > _MOST_COUNTED:
+                    raise ValueError(f"{family.name} is {sums[camera]:g}")
+    except (LookupError, TypeError, AttributeError) as error:  # Of a parser that trusts its input.
+        raise ValueError("not in the format of Prometheus") from error
+    return values
 
 
 def _of(values: dict[str, dict[str, float]], metric: str, camera: str) -> float:

@@ -105,7 +105,12 @@ def _record_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
     admin = access.needs("admin")
 
     def page(account: Account, check: bool = False, **more: Any) -> Response:
-        size = desk.log_file.stat().st_size
+        try:
+            size, lines = desk.log_file.stat().st_size, _last_lines(desk.log_file)
+        except OSError as error:
+            raise ProblemError(
+                503, f"the query log {desk.log_file} cannot be read: {error.strerror}"
+            ) from error
         given = {"count": None, "dry": True, "days": None, "camera": "", **more}
         return render(
             "records",
@@ -114,7 +119,7 @@ def _record_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
             cameras=list(desk.cameras(account)),
             report=verify_log(desk.log_file) if check or size <= _SOON_BYTES else None,
             megabytes=round(size / 1e6),
-            lines=_last_lines(desk.log_file),
+            lines=lines,
             **given,
         )
 
@@ -168,7 +173,10 @@ def _last_lines(path: Path) -> list[_LogLine]:
                     moment, str(entry["user"]), str(entry["action"]), str(asked)[:200], len(ids)
                 )
             )
-        except (KeyError, TypeError, AttributeError, ValueError, InputError):
+        except (
+            KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError,
+            InputError,
+        ):  # fmt: skip
             found.append(_LogLine("", "", "damaged", shown(line), 0))
         if len(found) == _LINES:
             break

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -268,6 +269,13 @@ def renamed(content):
         (lambda content: json.dumps(content | {"chosen": "c"}), "'c' was not measured"),
         (lambda content: json.dumps(content | {"left_out": {"b": "x"}}), "or was left out"),
         (lambda content: json.dumps(content | {"milliseconds": {"b": 0}}), "a number above 0"),
+        (
+            lambda content: json.dumps(content | {"chosen": "c", "milliseconds": {"c": 1.0}}),
+            "milliseconds: 'c' is none of the backends",
+        ),
+        (lambda content: json.dumps(content) + " " * (1 << 20), "no file of 1048576 bytes at most"),
+        (lambda content: '{"a":' * 90_000, "is not valid JSON"),
+        (lambda content: json.dumps(content | {"measured": 9 * 10**400}), "measured: expected"),
         (renamed, "not those that the file is named after"),
     ],
 )
@@ -284,6 +292,16 @@ def test_a_file_of_no_use_is_measured_afresh_and_replaced(damage, problem, warni
         assert problem in message
     assert json.loads(file.read_text())["chosen"] == "a"
     assert ring_of().contest().decide()[0].name == "a"
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_waited_for(make, warnings):
+    file = ring_of().contest().decide()[2].file
+    file.unlink()
+    make(file)
+    assert ring_of().contest().decide()[0].name == "b"
+    assert all("delete it" in message or "not kept" in message for message in warnings())
+    assert warnings()
 
 
 def test_a_cache_that_cannot_be_written_is_a_note(tmp_path, monkeypatch, warnings):

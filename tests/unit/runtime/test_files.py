@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -272,3 +273,21 @@ def test_a_process_that_dies_between_two_renames_loses_nothing(tmp_path, out):
     assert not out.exists()
     assert seen_at(out) == ["old"]
     assert names(tmp_path) == ["out", "out/old"]
+
+
+def test_threads_that_write_at_once_do_not_change_the_permissions_of_what_comes_later():
+    """The system tells its mask only to whoever sets another one meanwhile."""
+    before = os.umask(0o027)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            seen = {mask for masks in pool.map(read_masks, range(8)) for mask in masks}
+    finally:
+        sys.setswitchinterval(interval)
+        after = os.umask(before)
+    assert (seen, after) == ({0o027}, 0o027)
+
+
+def read_masks(_):
+    return {files._umask() for _ in range(5000)}

@@ -1,9 +1,11 @@
 """Bundles with right hashes that no export writes: no library gets what is in them."""
 
 import shutil
+import time
 
 import pytest
 
+from tests.helpers import hostile_bundles
 from tests.helpers.hostile_bundles import BACKENDS, HOSTILE, try_bundle
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.printable import printable
@@ -27,3 +29,13 @@ def test_it_is_refused(sound, tmp_path, change, backend):
     said = try_bundle(folder, backend)
     assert said.startswith(("5 ", "6 ")), said
     assert len(printable(said)) < 2000
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_trial_that_hangs_is_ended_and_named(sound, monkeypatch):
+    monkeypatch.setattr(hostile_bundles, "WALL_S", 2.0)
+    monkeypatch.setattr(hostile_bundles, "try_bundle", lambda folder, backend: time.sleep(600))
+    said, seconds, _ = hostile_bundles.in_process(sound, BACKENDS[0])
+    assert said.startswith("hung for 2 s")
+    assert "Most recent call first" in said
+    assert seconds < 30

@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.helpers.command_line import run_code
+from upperson_rt import log_chain
 from upperson_rt.cli.query_log import app
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Hit, Item
@@ -283,3 +284,56 @@ def test_a_log_that_was_made_anew_as_a_whole_lacks_the_chain_that_was_noted(tmp_
     assert verify_log(path).problems == []
     (problem,) = verify_log(path, [chains[1]]).problems
     assert problem.startswith(f"no line has the expected chain {chains[1]}: the log was written")
+
+
+def test_a_log_of_a_million_strange_lines_is_told_in_a_hundred_and_in_time(tmp_path):
+    path = tmp_path / "log"
+    write_some(path, 3)
+    with open(path, "ab") as file:
+        file.write(b"\n" * 1_000_000)
+    report = verify_log(path)
+    assert report.lines == 3
+    assert len(report.problems) == 101
+    assert report.problems[0].startswith("line 4 is not what was written")
+    assert report.problems[-1] == "and 999900 more of them"
+    with QueryLog(path) as log:  # What follows vouches for all of them.
+        log.write("more", [], k=1)
+    last = path.read_bytes().splitlines()[-1]
+    assert verify_log(path).chain == json.loads(last)["chain"]
+
+
+@pytest.mark.parametrize("block", [1, 7, 100, 300, 1000])
+def test_the_last_chain_is_found_however_much_is_read_at_a_time(tmp_path, monkeypatch, block):
+    path = tmp_path / "log"
+    monkeypatch.setattr(log_chain, "_BLOCK_BYTES", block)
+    path.write_bytes(b'{"user": "old"}\n' * 5)
+    for count in range(4):
+        write_some(path, 1, user=f"{count}" * 50 * count)
+    with open(path, "ab") as file:
+        file.write(b'{"time": "2026-')
+    write_some(path, 1)
+    report = verify_log(path)
+    assert (report.lines, report.unchained, report.cut_off, report.problems) == (5, 5, 1, [])
+
+
+@pytest.mark.parametrize("content", [b"x" * 10**7, b"\0" * 86, b"9" * 20 + b" \xff", b"", None])
+def test_a_damaged_file_beside_the_log_is_told(tmp_path, content):
+    path = tmp_path / "log"
+    write_some(path, 3)
+    head = tmp_path / "log.head"
+    head.unlink() if content is None else head.write_bytes(content)
+    (problem,) = verify_log(path).problems
+    assert problem.startswith("log.head is missing or damaged")
+
+
+def test_a_log_that_was_removed_is_not_written_to(tmp_path):
+    path = tmp_path / "log"
+    log = QueryLog(path)
+    log.write("red", HITS, k=1)
+    path.rename(tmp_path / "log.1")  # As programs do that turn logs over.
+    log.write("red", HITS, k=1)
+    assert len(lines_of(tmp_path / "log.1")) == 2
+    (tmp_path / "log.1").unlink()
+    with pytest.raises(InputError, match=r"it was removed.*no query is answered without it"):
+        log.write("red", HITS, k=1)
+    log.close()

@@ -8,7 +8,7 @@ from upperson_rt.arguments import check_name, check_path
 from upperson_rt.camera.detectors.boxes_file import BoxesFile
 from upperson_rt.camera.detectors.hog import HogDetector
 from upperson_rt.camera.detectors.onnx_file import OnnxDetector
-from upperson_rt.camera.detectors.protocol import Detector, anybodys_code
+from upperson_rt.camera.detectors.protocol import Detector, anybodys_code, batch_of
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import error_text, shortened, shown
 
@@ -88,6 +88,10 @@ def _call(module: str, factory: str) -> Detector:
         lambda error: InputError(f"the detector {entry} fails: {error_text(error)}")
     ):
         detector = found()  # type: ignore[operator]
+    try:
+        batch_of(detector)
+    except InputError as error:
+        raise InputError(f"the detector {entry}: {error}") from error
     if not callable(detector):
         raise InputError(
             f"the detector {entry} makes a {type(detector).__name__}: expected something that is "

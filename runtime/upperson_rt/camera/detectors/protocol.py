@@ -1,5 +1,6 @@
 """What a detector is, how cameras that share one call it, and what it may raise."""
 
+import operator
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +12,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.errors import UppersonError, UsageError
+from upperson_rt.errors import InputError, UppersonError, UsageError
+from upperson_rt.printable import error_text, shown
 
-__all__ = ["BatchDetector", "Detector", "Turns", "anybodys_code"]
+__all__ = ["BatchDetector", "Detector", "Turns", "anybodys_code", "batch_of"]
 
 Detector: TypeAlias = Callable[[NDArray[np.uint8]], Any]
 """Takes a frame, uint8 **BGR** [H, W, 3], and returns the people in it: rows of x0, y0, x1, y1 and
@@ -34,6 +36,27 @@ class BatchDetector(Protocol):
         """Look at 1 to `max_batch` frames, which may differ in size; one answer for each."""
 
 
+def batch_of(detector: Detector) -> int:
+    """Return how many frames a detector takes at once: 1, but for a `BatchDetector`.
+
+    Raises:
+        InputError: It says something else than a whole number from 1.
+    """
+
+    def told(error: BaseException) -> InputError:
+        return InputError(
+            f"max_batch of a detector must be a whole number from 1: {error_text(error)}"
+        )
+
+    with anybodys_code(told):  # It may be a property.
+        most = operator.index(detector.max_batch) if isinstance(detector, BatchDetector) else 1
+    if most < 1:
+        raise InputError(
+            f"max_batch of a detector must be a whole number from 1, found {shown(most)}"
+        )
+    return most
+
+
 class Turns:
     """Cameras that share a detector take turns; a `BatchDetector` takes all that wait at once.
 
@@ -42,7 +65,13 @@ class Turns:
     """
 
     def __init__(self, detector: Detector) -> None:
+        """Have a detector called.
+
+        Raises:
+            InputError: See `batch_of`.
+        """
         self._detector = detector
+        self._most = batch_of(detector)
         self._running = threading.Lock()
         self._lock = threading.Lock()
         self._waiting: list[tuple[NDArray[np.uint8], Future[Any]]] = []
@@ -61,7 +90,7 @@ class Turns:
             UsageError: It was closed meanwhile.
         """
         detector = self._detector
-        if not isinstance(detector, BatchDetector) or detector.max_batch == 1:
+        if self._most == 1 or not isinstance(detector, BatchDetector):
             with self._running:
                 self._check_open()
                 return detector(frame)
@@ -81,8 +110,8 @@ class Turns:
 
     def _run(self, detector: BatchDetector) -> None:
         with self._lock:
-            batch = self._waiting[: detector.max_batch]
-            del self._waiting[: detector.max_batch]
+            batch = self._waiting[: self._most]
+            del self._waiting[: self._most]
         try:
             found = detector.detect_many([frame for frame, _ in batch])
             for (_, answer), boxes in zip(batch, found, strict=True):

@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from upperson_rt.printable import error_text, get_logger
+from upperson_rt.printable import error_text, get_logger, shortened
 from upperson_rt.serve.accounts import Account
 from upperson_rt.serve.api import picture_response
 from upperson_rt.serve.desk import Desk
@@ -107,7 +107,7 @@ class OnvifRoutes:
         operation = self._recordings.operations.get(asked.tag)
         if operation is None:
             raise FaultError(
-                "Receiver", ("ActionNotSupported",), f"{asked.tag} is not offered here"
+                "Receiver", ("ActionNotSupported",), f"{shortened(asked.tag)} is not offered here"
             )
         account = account or self._sender(request, header)
         return await operation(Call(asked, account, address, request.is_disconnected))

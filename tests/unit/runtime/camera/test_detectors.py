@@ -1,7 +1,9 @@
 """HOG, boxes from a file, detectors of one's own, and how cameras share one."""
 
+import importlib
 import json
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +15,7 @@ from tests.helpers.fake_camera import Gate, wait_for
 from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.camera import BoxesFile, HogDetector, open_detector
 from upperson_rt.camera.detectors import Turns
+from upperson_rt.camera.frames import clean_boxes
 from upperson_rt.errors import InputError, UsageError
 
 FRAME = np.zeros((8, 8, 3), np.uint8)
@@ -136,6 +139,59 @@ def test_a_batch_that_fails_fails_for_all_in_it_and_the_next_one_runs():
             with pytest.raises(ValueError, match="99 is no picture"):
                 job.result()
         assert turns.detect(FRAME + 7) == 7
+
+
+class Many:
+    """A detector that finds nobody in as many frames at once as it says."""
+
+    def __init__(self, most):
+        self.most = most
+
+    @property
+    def max_batch(self):
+        if isinstance(self.most, BaseException):
+            raise self.most
+        return self.most
+
+    def __call__(self, frame):
+        return []
+
+    def detect_many(self, frames):
+        return [[] for _ in frames]
+
+
+@pytest.mark.parametrize(
+    "most", [0, -1, -(10**400), 2.5, float("nan"), "8", None, [], SystemExit(1), ValueError("?")]
+)
+def test_a_number_of_frames_that_is_none_is_refused_and_never_waited_for(
+    tmp_path, monkeypatch, most
+):
+    with pytest.raises(InputError, match="max_batch of a detector must be a whole number from 1"):
+        Turns(Many(most))
+    (tmp_path / "odd_batches.py").write_text("made = []\ndef make():\n    return made[0]")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_batches", raising=False)
+    importlib.import_module("odd_batches").made.append(Many(most))
+    with pytest.raises(InputError, match="the detector odd_batches:make: max_batch"):
+        open_detector("odd_batches:make")
+
+
+@pytest.mark.parametrize("most", [True, np.int64(3), 10**400])
+def test_any_whole_number_of_frames_will_do(most):
+    assert Turns(Many(most)).detect(FRAME) == []
+
+
+def test_more_rows_than_any_frame_has_are_refused():
+    with pytest.raises(InputError, match="at most 1000000 boxes, found 1000001 rows"):
+        clean_boxes(np.broadcast_to(np.float32(1), (1_000_001, 5)), 8, 8)
+
+
+def test_what_a_detector_says_in_its_error_is_told_in_a_thousand_characters(tmp_path, monkeypatch):
+    (tmp_path / "talks.py").write_text("def make():\n    raise ValueError('x' * 10**7)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"talks:make fails: ValueError: x+\.\.\.$") as raised:
+        open_detector("talks:make")
+    assert len(str(raised.value)) < 1100
 
 
 def test_a_plain_detector_is_called_by_one_camera_at_a_time():

@@ -3,14 +3,11 @@
 import base64
 import datetime
 import os
-import socketserver
-import time
-from contextlib import suppress
 
 import pytest
 
 from tests.helpers.onvif_device import MATCH, onvif_device, responder
-from tests.helpers.small_servers import no_server, other_server, served
+from tests.helpers.small_servers import dripping_server, no_server, other_server
 from upperson_rt.camera.discovery import Answer, discover
 from upperson_rt.camera.logins import Logins
 from upperson_rt.camera.onvif import ask_cameras, device_at
@@ -205,24 +202,41 @@ def test_what_is_no_device(content, problem):
     assert camera.streams == ()
 
 
-def test_a_device_that_says_a_little_now_and_then_has_its_time(monkeypatch):
+@pytest.mark.parametrize("start", [b"HTTP/1.0 200 OK\r\nX: ", http_answer(b"<a>")])
+def test_a_device_that_says_a_little_now_and_then_has_its_time(monkeypatch, start):
     monkeypatch.setattr("upperson_rt.camera.soap._CALL_S", 0.5)
-
-    class Dripping(socketserver.BaseRequestHandler):
-        def handle(self):
-            with suppress(OSError):
-                self.request.sendall(b"HTTP/1.0 200 OK\r\nX: ")
-                while True:
-                    self.request.sendall(b"x")
-                    time.sleep(0.01)
-
-    with served(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping)) as port:
+    with dripping_server(start) as (port, cut):
         (camera,) = ask_cameras([device_at(f"127.0.0.1:{port}")], Logins())
-    assert camera.problem == "it does not answer within 0.5 s"
+        assert camera.problem == "it does not answer within 0.5 s"
+        assert cut.wait(10), "nobody reads it any more"
+
+
+def test_a_device_has_its_time_for_all_answers_together(monkeypatch):
     monkeypatch.setattr("upperson_rt.camera.soap._CALLS_S", -1.0)
     with onvif_device(streams=STREAMS) as device:
         assert "it is too slow" in ask(device).problem
         assert device.asked == []
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    [
+        "Digest", "Digest ", "Digest realm", "Digest realm=", "Digest =", "Digest ,", "Digest a=1",
+        'Digest realm="a", nonce=', 'Digest realm="a", nonce="b", qop="auth-int"',
+        'Digest realm="a", nonce="b", qop=', 'Digest realm="a", nonce="b", algorithm=SHA-512',
+        'Digest realm="a", nonce="b", algorithm=', 'Digest realm="\xe4", nonce="b"',
+        'Digest realm="a", nonce="\xff\xfe"', "Digest " + "a=b, " * 3000,
+        'Digest realm="' + "a" * 9000,
+        "Basic", "Bearer x", "Negotiate", "", '"', "Digest \x01\x02=\x03",
+    ],
+)  # fmt: skip
+def test_a_challenge_that_nobody_can_answer_is_a_refusal(challenge):
+    def answer(name):
+        head = f"HTTP/1.0 401 No\r\nWWW-Authenticate: {challenge}\r\n\r\n"
+        return head.encode("latin-1")
+
+    with onvif_device(login=LOGIN, answer=answer) as device:
+        assert ask(device, LOGIN).problem == "user name and password are wrong"
 
 
 def test_nobody_there():

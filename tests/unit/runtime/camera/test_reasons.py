@@ -10,6 +10,7 @@ import pytest
 from tests.helpers.small_servers import (
     PASSWORD,
     USER,
+    dripping_server,
     http_server,
     no_server,
     other_server,
@@ -68,6 +69,21 @@ def test_answers_that_are_no_stream():
         assert ask("rtmp", port) is None, "it is there; more is not asked"
 
 
+@pytest.mark.parametrize("scheme", SERVERS)
+def test_who_says_a_little_now_and_then_has_its_time(scheme):
+    with dripping_server(b"HTTP/1.0 200 OK\r\nX: ") as (port, cut):
+        reason = reason_of_address(f"{scheme}://127.0.0.1:{port}/stream", 0.5)
+        assert reason == f"127.0.0.1 port {port} does not answer"
+        assert cut.wait(10)
+
+
+def test_nobody_is_sent_elsewhere():
+    with http_server() as other:
+        to = f"http://127.0.0.1:{other}/".encode()
+        with other_server(b"HTTP/1.0 302 Go\r\nLocation: " + to + b"\r\n\r\n") as port:
+            assert ask("http", port) is None, "what it says of the other is not known"
+
+
 @pytest.mark.parametrize("scheme", ["rtsp", "http", "rtmp"])
 def test_nobody_there(scheme, monkeypatch):
     with no_server() as port:
@@ -93,7 +109,10 @@ def test_nobody_there(scheme, monkeypatch):
 
 @pytest.mark.parametrize(
     "asked",
-    ['Bearer realm="x"', 'Digest realm="x", nonce="1", algorithm=SHA-512-256', "Digest nonsense"],
+    [
+        *('Bearer realm="x"', 'Digest realm="x", nonce="1", algorithm=SHA-512-256'),
+        *("Digest nonsense", "Digest realm=", 'Digest realm="x", nonce="1", qop="auth-int"'),
+    ],
 )
 def test_other_kinds_of_credentials(asked):
     head = f"401 Unauthorized\r\nWWW-Authenticate: {asked}\r\nContent-Length: 0\r\n"

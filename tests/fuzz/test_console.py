@@ -1,0 +1,122 @@
+"""What a console reads beside its gallery: metrics, its log, and requests by ONVIF."""
+
+from hypothesis import example
+from hypothesis import strategies as st
+
+from tests.helpers.fuzzing import as_json, damaged_bytes, fuzz, json_values, refused_well
+from tests.unit.runtime.serve.test_live import METRICS
+from upperson_rt.camera.reasons import answer_challenge
+from upperson_rt.gallery import Hit, Item
+from upperson_rt.log_chain import LogReport, head_of, verify_log
+from upperson_rt.query_log import QueryLog
+from upperson_rt.serve.live import Live
+from upperson_rt.serve.onvif.soap import FaultError, header_of, read_envelope
+from upperson_rt.serve.side_pages import _last_lines
+
+EXPONENTS = METRICS.replace("250.0", "2.5e2 1790000000000").encode()
+
+
+@fuzz(content=damaged_bytes([METRICS.encode(), EXPONENTS]))
+@example(content=b'upperson_frames_read{camera="gate"} NaN\n')
+@example(content=b'upperson_queue_depth{camera=""} +Inf\n')
+@example(content=b"upperson_uptime_seconds 1e308\nupperson_uptime_seconds 1e308\n")
+def test_metrics(tmp_path_factory, content):
+    file = tmp_path_factory.mktemp("metrics") / "watch.prom"
+    file.write_bytes(content)
+    process, values = Live([])._read(str(file))
+    assert process.problem is None or "\n" not in process.problem
+    assert len(process.problem or "") < 300
+    for sums in values.values():
+        assert all(isinstance(int(value), int) for value in sums.values())
+
+
+_LOGS = []
+
+
+def logs(factory):
+    """Content of two sound logs, and of the file beside each."""
+    for written in () if _LOGS else ((b"", 4), (b'{"user": "old"}\n' * 2 + b'{"time": "20', 3)):
+        path = factory.mktemp("log") / "log"
+        path.write_bytes(written[0])
+        with QueryLog(path, user="ann") as log:
+            for number in range(written[1]):
+                hits = [Hit(id=number, score=0.5, item=Item(key="a"))]
+                log.write(f"sentence {number}", hits, k=number + 1, details={"picture": "7"})
+        _LOGS.append((path.read_bytes(), head_of(path).read_bytes()))
+    return _LOGS
+
+
+@fuzz(data=st.data(), beside=st.booleans())
+def test_logs(tmp_path_factory, data, beside):
+    pairs = logs(tmp_path_factory)
+    pair = data.draw(st.sampled_from(pairs))
+    damaged = data.draw(damaged_bytes([pair[beside]]))
+    path = tmp_path_factory.mktemp("log") / "log"
+    path.write_bytes(pair[0] if beside else damaged)
+    head_of(path).write_bytes(damaged if beside else pair[1])
+    report = refused_well(verify_log, path)
+    assert isinstance(report, LogReport)
+    if damaged != pair[beside]:
+        assert report.problems or report.cut_off
+    assert len(_last_lines(path)) <= 50
+    with QueryLog(path) as log:  # It can be written to, whatever stands there.
+        log.write("more", [], k=1)
+    assert _last_lines(path)[0].asked == "more"
+
+
+LINE = {"time": "2026-11-26T09:00:00+00:00", "user": "ann", "action": "query", "sentence": "red"}
+
+
+@fuzz(changes=st.dictionaries(st.sampled_from([*LINE, "ids", "details"]), json_values, max_size=2))
+@example(changes={"time": "0001-01-01T00:00:00"})
+@example(changes={"time": "9999-12-31T23:59:59-23:59"})
+@example(changes={"time": 10**400})
+@example(changes={"ids": 5})
+@example(changes={"details": [1]})
+@example(changes={"details": {"a": "x" * 100_000}})
+@example(changes={"sentence": {"a": {"b": [None] * 1000}}})
+def test_lines_of_a_log_that_are_json(tmp_path_factory, changes):
+    path = tmp_path_factory.mktemp("log") / "log"
+    lines = [as_json(LINE | changes), "[1]", "5", "null", '"x"', "[" * 900 + "]" * 900, "{}"]
+    path.write_bytes(("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"))
+    found = _last_lines(path)
+    assert len(found) == len(lines)
+    assert all(line.action == "damaged" for line in found[:-1])
+
+
+ENVELOPE = b"""<?xml version="1.0" encoding="UTF-8"?>
+<env:Envelope xmlns:env="http://www.w3.org/2003/05/soap-envelope"
+ xmlns:tse="http://www.onvif.org/ver10/search/wsdl"><env:Header><a env:mustUnderstand="0">b</a>
+</env:Header><env:Body><tse:FindRecordings><tse:Scope/><tse:MaxMatches>5</tse:MaxMatches>
+<tse:KeepAliveTime>PT10S</tse:KeepAliveTime></tse:FindRecordings></env:Body></env:Envelope>"""
+
+
+@fuzz(content=damaged_bytes([ENVELOPE]), whole=st.booleans())
+@example(content=b"<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", whole=True)
+@example(content=b'<a xmlns:b="" b:c="d"/>', whole=True)
+@example(content=b'<a xmlns:xml="http://x"/>', whole=False)
+@example(content=b"\xef\xbb\xbf" + ENVELOPE, whole=True)
+def test_envelopes(content, whole):
+    found, fault = None, None
+    try:
+        found = read_envelope(content) if whole else header_of(content)
+    except FaultError as error:
+        fault = error
+    assert fault is None or (len(fault.reason) < 500 and fault.reason.isprintable())
+    assert found is None or fault is None
+
+
+CHALLENGES = [
+    b'Digest realm="cam", nonce="0a1b", qop="auth", opaque="x", algorithm=MD5',
+    b'Digest realm="cam", nonce="0a1b"',
+    b'Basic realm="cam"',
+]
+
+
+@fuzz(contents=st.lists(damaged_bytes(CHALLENGES), max_size=3))
+@example(contents=[b"Digest realm="])
+@example(contents=[b'Digest realm="a", nonce="b", qop="auth-int"'])
+def test_challenges(contents):
+    challenges = [content.decode("latin-1") for content in contents]
+    answer = answer_challenge(challenges, ("anna", "secret"), "http://h/x", "POST", "/x")
+    assert answer is None or answer.startswith(("Digest ", "Basic "))

@@ -1,0 +1,170 @@
+"""What `watch` publishes reaches the live page; whatever else stands there is told in a line."""
+
+import html
+import os
+import re
+import time
+
+import pytest
+
+from tests.helpers.console import Client
+from tests.helpers.small_servers import dripping_server, http_server, no_server, other_server
+from upperson_rt.errors import UsageError
+from upperson_rt.serve.access import Access
+from upperson_rt.serve.accounts import Account
+from upperson_rt.serve.app import make_app
+from upperson_rt.serve.live import Live, check_source
+
+METRICS = """\
+# HELP upperson_frames_read_total Frames that came in.
+# TYPE upperson_frames_read_total counter
+upperson_frames_read_total{camera="gate"} 250.0
+upperson_frames_read_total{camera="yard"} 7.0
+# HELP upperson_frames_dropped_total Frames that were dropped, by reason.
+# TYPE upperson_frames_dropped_total counter
+upperson_frames_dropped_total{camera="gate",reason="queue"} 3.0
+upperson_frames_dropped_total{camera="gate",reason="empty"} 1.0
+# HELP upperson_camera_up 1 while the camera gives pictures.
+# TYPE upperson_camera_up gauge
+upperson_camera_up{camera="gate"} 1.0
+upperson_camera_up{camera="yard"} 0.0
+# HELP upperson_queue_depth What waits in a queue.
+# TYPE upperson_queue_depth gauge
+upperson_queue_depth{camera="",queue="crops"} 5.0
+# HELP upperson_encoder_busy_seconds_total Seconds in which the encoder worked.
+# TYPE upperson_encoder_busy_seconds_total counter
+upperson_encoder_busy_seconds_total 30.0
+# HELP upperson_uptime_seconds Seconds since the start.
+# TYPE upperson_uptime_seconds gauge
+upperson_uptime_seconds 60.0
+"""
+CAMERA = 'upperson_camera_up{camera="gate"}'
+
+
+@pytest.fixture
+def live_page(console):
+    """Shows the live page of a server that reads a source."""
+
+    def page(source):
+        access = Access(None, Account(name="desk", role="admin", logs_in=False))
+        app = make_app(console.desk, access, (), live=Live([str(source)]))
+        answer = Client(app).get("/live")
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    return page
+
+
+def state(page):
+    """The state of the only process."""
+    (row,) = re.findall('<td class="wide">.*?</td><td><span class="state [^"]*">(.*?)</span>', page)
+    return html.unescape(row)
+
+
+def test_cameras_are_as_the_process_tells(live_page, tmp_path):
+    file = tmp_path / "watch.prom"
+    file.write_text(METRICS)
+    page = live_page(file)
+    assert state(page) == "running"
+    assert re.findall(r"<dt>Frames</dt><dd>(\d+)</dd><dt>Dropped</dt><dd>(.*?)</dd>", page) == [
+        ("250", "4 frames"), ("7", "0 frames"),
+    ]  # fmt: skip
+    assert '<td class="num">50 %</td><td class="num">5</td>' in page
+    os.utime(file, (time.time() - 60,) * 2)
+    assert state(live_page(file)).startswith("ended: its file is not written any more")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{CAMERA} {number}" for number in ("NaN", "+Inf", "-Inf", "1e308", "1e400", "x", "")),
+        f"{CAMERA} -1e30",
+        f"{CAMERA} 9e18\n{CAMERA} 9e18", 'upperson_camera_up{camera="gate} 1', "{", "}", "a{b", '"',
+        "# TYPE", "# TYPE a", "# TYPE a b c", "# HELP", "#", "\0", 'a{="b"} 1', "a{b=c} 1",
+        "\udcff", "\x1b[2J\x1b]0;x\x07 1", "<script>alert(1)</script>", "x" * 100_000,
+        'a{b="' + "\\" * 100_000, "a{" + "b," * 20_000, 'a{b="c",' * 10_000, "[" * 100_000,
+        "5 5 5 5",
+    ],
+)  # fmt: skip
+def test_what_is_no_metrics_is_told_in_a_line(live_page, tmp_path, text):
+    file = tmp_path / "watch.prom"
+    file.write_bytes(text.encode("utf-8", "surrogateescape") + b"\n")
+    began = time.process_time()
+    page = live_page(file)
+    assert time.process_time() - began < 5
+    told = state(page)
+    assert told == "running" or told.startswith("publishes no metrics: ")
+    assert len(told) < 300
+    assert told.isprintable()
+    assert "<script>alert" not in page
+    if CAMERA in text:
+        assert told != "running"
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "too long", "gone", "loop"])
+def test_what_is_no_file_is_not_waited_for(live_page, tmp_path, kind):
+    file = tmp_path / "watch.prom"
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "too long":
+        file.write_text(METRICS + "#\n" * (1 << 19))
+    elif kind == "loop":
+        file.symlink_to(file)
+    told = {
+        "folder": "publishes no metrics: no file",
+        "pipe": "publishes no metrics: no file",
+        "too long": "publishes no metrics: longer than 1048576 bytes",
+        "gone": "not running: No such file or directory",
+        "loop": "not running: Too many levels of symbolic links",
+    }
+    assert state(live_page(file)) == told[kind]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n" + METRICS.encode(), "running"),
+        (b"HTTP/1.0 200 OK\r\n\r\n" + METRICS.encode("utf-16"), "publishes no metrics: 'utf-8'"),
+        (b"HTTP/1.0 200 OK\r\n\r\n" + b"#\n" * (1 << 20), "no metrics: longer than 1048576 bytes"),
+        (b"HTTP/1.0 404 No\r\n\r\n", "publishes no metrics: it answers 404"),
+        (b"HTTP/1.0 302 Go\r\nLocation: file:///etc/passwd\r\n\r\n", "metrics: it answers 302"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "not running: "),
+        (b"HTTP/1.0 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "not running: got more than"),
+        (b"HTTP/1.0 200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", "not running: got more than"),
+        (b"SSH-2.0-OpenSSH_9.7\r\n", "not running: SSH-2.0-OpenSSH_9.7"),
+        (b"", "not running: Remote end closed connection"),
+    ],
+)
+def test_what_an_address_answers(live_page, content, told):
+    with other_server(content) as port:
+        assert told in state(live_page(f"http://127.0.0.1:{port}/metrics"))
+
+
+def test_addresses_where_nobody_publishes(live_page):
+    with no_server() as port:
+        assert state(live_page(f"http://127.0.0.1:{port}/")) == "not running: Connection refused"
+    with http_server(status=500) as port:
+        assert state(live_page(f"http://127.0.0.1:{port}/")).endswith("it answers 500")
+    for start in (b"HTTP/1.0 200 OK\r\nX: ", b"HTTP/1.0 200 OK\r\n\r\n# "):
+        with dripping_server(start) as (port, cut):
+            told = state(live_page(f"http://127.0.0.1:{port}/"))
+            assert told == "not running: it does not answer within 1 s"
+            assert cut.wait(10)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "ftp://x",
+        "http://",
+        "http://[::1",
+        "http://h:port/",
+        "http://h:99999/",
+        "file:///etc/passwd",
+    ],
+)
+def test_an_address_that_cannot_be_asked_is_refused_at_the_start(source):
+    with pytest.raises(UsageError, match="--watch takes a metrics file or an address such as"):
+        check_source(source)
