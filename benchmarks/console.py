@@ -7,7 +7,6 @@ row that `watch` was told is committed must be there, and each answered search i
 import asyncio
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -19,26 +18,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from PIL import Image
 
+from benchmarks.console_clients import Load, ask_alone, open_pages, quantiles
+from benchmarks.console_made import fill_gallery, write_log
 from upperson_rt.bundle import Bundle
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import BundleOption, Debug, Json
 from upperson_rt.cli.output import new_table, print_result, print_table
 from upperson_rt.errors import InputError
-from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery import Gallery
 from upperson_rt.log_chain import verify_log
 
-_COLOURS = ("red", "blue", "green", "black", "white", "yellow", "grey", "brown", "pink", "purple")
-_CLOTHES = ("coat", "jacket", "shirt", "dress", "hoodie", "sweater")
-_PEOPLE = ("woman", "man", "girl", "boy", "person")
-_THUMBNAILS = 6
-_AT_A_TIME = 10_000
-_PICTURES = 200
-_ALONE = 100
-
+_QUARTERS = (0, 1, 2, 3, 4)
 
 app = new_app("Load the console.")
 
@@ -51,18 +43,45 @@ def console(
     rows: Annotated[
         int, typer.Option("--rows", min=0, help="Random rows that are there already.")
     ] = 0,
+    log_lines: Annotated[
+        int, typer.Option("--log-lines", min=0, help="Lines that the log has already.")
+    ] = 0,
+    fill: Annotated[
+        bool, typer.Option("--fill/--no-fill", help="Whether a camera adds meanwhile.")
+    ] = True,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Let clients search and look while a camera fills the same gallery as fast as it can.
 
-    Before that one client searches and looks by itself. The made-up rows are tracks of five at 20
-    cameras, and share 200 pictures of noise. A million of 128 dimensions need 1 GB of disk.
+    Before that one client searches and looks by itself, and opens other pages. The made-up rows are
+    tracks of five at 20 cameras, and share 200 pictures of noise. A million of 128 dimensions need
+    1 GB of disk.
 
     Example: `python -m benchmarks.console -b demo/bundle --rows 100000`
     """
-    with tempfile.TemporaryDirectory() as folder:
-        result = _run(bundle, clients, seconds, rows, Path(folder))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        opened = Bundle.open(bundle)
+        prepared_s = fill_gallery(folder / "gallery", opened, rows)
+        if log_lines:
+            write_log(folder / "console" / "query.log", log_lines)
+        common = ["-b", str(bundle.absolute()), "-g", "gallery"]
+        with Gallery.open(folder / "gallery") as gallery:
+            result = _measured(folder, common, gallery, clients, seconds, fill)
+            there, problems = gallery.count() - rows, gallery.verify()
+        report = verify_log(folder / "console" / "query.log")
+    result = {
+        "made-up rows": rows,
+        "time to add and index them (s)": round(prepared_s, 1),
+        **result,
+        "bytes of an added row in the index": 2 * opened.manifest.model.embed_dim + 16,
+        "rows added meanwhile": there,
+        "rows lost": result["rows told to be in"] - there,
+        "gallery problems": len(problems),
+        "lines in the log": report.lines,
+        "log problems": len(report.problems),
+    }
     print_result(result, as_json, _show)
 
 
@@ -73,15 +92,19 @@ def _show(result: dict[str, Any]) -> None:
     print_table(table)
 
 
-def _run(
-    bundle_path: Path, clients: int, seconds: float, rows: int, folder: Path
+def _measured(
+    folder: Path,
+    common: list[str],
+    gallery: Gallery,
+    clients: int,
+    seconds: float,
+    fill: bool,
 ) -> dict[str, Any]:
-    video = ("synthesize-video", "street.avi", "--people", "12")
-    if _start_program("upperson.cli", folder, "data", *video).wait(300):
-        raise InputError((folder / "data.err").read_text())
-    bundle = Bundle.open(bundle_path)
-    prepared_s = _fill(folder / "gallery", bundle, rows)
-    common = ["-b", str(bundle_path.absolute()), "-g", "gallery"]
+    """Start a server over a gallery, ask it, and end it."""
+    if fill:
+        video = ("synthesize-video", "street.avi", "--people", "12")
+        if _start_program("upperson.cli", folder, "data", *video).wait(300):
+            raise InputError((folder / "data.err").read_text())
     server = _start(folder, "serve", *common, "--port", "0", "--threads", "1")
     began = time.monotonic()
     while (found := re.search(r"console: (\S+)/\n", (folder / "serve.out").read_text())) is None:
@@ -90,111 +113,45 @@ def _run(
         time.sleep(0.01)
     started_s = time.monotonic() - began
     idle_mb = _resident_mb(server.pid)
-    alone, alone_thumbnails = _ask_alone(found[1])
-    alone_mb = _resident_mb(server.pid)
+    first, alone, thumbnails = ask_alone(found[1])
+    pages = open_pages(found[1])
     before_s = _processor_s(server.pid)
-    watcher = _Watcher(folder, [*common, "street.avi", "--detector", "street.json", "--every", "0"])
+    added = gallery.count()
+    load = Load(found[1], lambda: (_resident_mb(server.pid), gallery.count() - added))
+    watching = [*common, "street.avi", "--detector", "street.json", "--every", "0"]
+    watcher = _Watcher(folder, watching) if fill else None
     try:
-        answered, memory = asyncio.run(_load(found[1], clients, seconds, server.pid, watcher))
+        asyncio.run(load.go(clients, seconds, watcher.keep_going if watcher else lambda: None))
         processor_s = _processor_s(server.pid) - before_s
     finally:
-        watcher.end()
+        if watcher is not None:
+            watcher.end()
         server.send_signal(signal.SIGTERM)
         code = server.wait(30)
-    with Gallery.open(folder / "gallery") as gallery:
-        there, problems = gallery.count() - rows, gallery.verify()
-    report = verify_log(folder / "console" / "query.log")
-    searches = sorted(
-        seconds for kind, status, seconds in answered if (kind, status) == ("search", 200)
-    )
-    pictures = sorted(
-        seconds for kind, status, seconds in answered if (kind, status) == ("picture", 200)
-    )
-    statuses = Counter(f"{kind} {status}" for kind, status, _ in answered)
+    searches, statuses = load.seconds_of("search"), Counter(load.statuses)
+    at = [load.samples[(len(load.samples) - 1) * part // 4] for part in _QUARTERS]
     return {
-        "made-up rows": rows,
-        "time to add and index them (s)": round(prepared_s, 1),
         "start to first answer (s)": round(started_s, 2),
-        "one client: search p50 / p95 / p99 (ms)": _quantiles(alone),
-        "one client: thumbnail p50 / p95 / p99 (ms)": _quantiles(alone_thumbnails),
-        "memory idle / one client / at 1/4, 1/2, end of the load (MB)": [
-            idle_mb, alone_mb, *(memory[len(memory) * part // 4 - 1] for part in (1, 2, 4)),
-        ],
+        "first search, which loads towers and index (s)": round(first, 2),
+        "one client: search p50 / p95 / p99 (ms)": quantiles(alone),
+        "one client: thumbnail p50 / p95 / p99 (ms)": quantiles(thumbnails),
+        "one client: other pages (ms)": pages,
         "answers": dict(sorted(statuses.items())),
         "searches a second": round(len(searches) / seconds, 1),
         "server's processor time a search, thumbnails included (ms)": round(
             1000 * processor_s / max(1, len(searches)), 1
         ),
-        "search p50 / p95 / p99 (ms)": _quantiles(searches),
-        "thumbnail p50 / p95 / p99 (ms)": _quantiles(pictures),
-        "rows added meanwhile": there,
-        "rows lost": watcher.committed - there,
-        "gallery problems": len(problems),
-        "lines in the log": report.lines,
-        "log problems": len(report.problems),
+        "search p50 / p95 / p99 (ms)": quantiles(searches),
+        "thumbnail p50 / p95 / p99 (ms)": quantiles(load.seconds_of("picture")),
+        "memory before anybody asked (MB)": idle_mb,
+        "memory at the start, each quarter and the end of the load (MB)": [
+            sample.memory_mb for sample in at
+        ],
+        "pictures kept ready then (MB)": [round(sample.kept_bytes / 1e6, 1) for sample in at],
+        "rows added until then": [sample.rows for sample in at],
+        "rows told to be in": 0 if watcher is None else watcher.committed,
         "exit code": code,
-    }  # fmt: skip
-
-
-def _fill(place: Path, bundle: Bundle, rows: int) -> float:
-    """Make a gallery of random rows, a part at a time; return the seconds that took."""
-    began = time.monotonic()
-    rng = np.random.default_rng(0)
-    dim = bundle.manifest.model.embed_dim
-    with Gallery.open(place, bundle.manifest.fingerprint, dim, create=True) as gallery:
-        if gallery.crops_dir is None:
-            raise InputError(f"gallery {place} keeps no pictures")
-        gallery.crops_dir.mkdir(exist_ok=True)
-        for number in range(_PICTURES if rows else 0):
-            noise = rng.integers(0, 256, (24, 8, 3), np.uint8)
-            picture = Image.fromarray(noise).resize((128, 384))
-            picture.save(gallery.crops_dir / f"{number}.jpg")
-        for start in range(0, rows, _AT_A_TIME):
-            count = min(_AT_A_TIME, rows - start)
-            vectors = rng.normal(size=(count, dim)).astype(np.float32)
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            gallery.add([_item(start + number) for number in range(count)], vectors)
-        if rows:
-            gallery.rebuild()  # A million and more get their approximate index here, once.
-    return time.monotonic() - began
-
-
-def _item(number: int) -> Item:
-    track = number // 5
-    return Item(
-        key=f"r{number}",
-        camera=f"old{track % 20}",
-        time=1e9 + number,
-        track=str(track),
-        crop=f"{number % _PICTURES}.jpg",
-    )
-
-
-def _ask_alone(url: str) -> tuple[list[float], list[float]]:
-    """Return the seconds of searches, and of thumbnails, that nobody else asks beside."""
-    import httpx
-
-    searches, thumbnails = [], []
-    chance = random.Random(0)
-    with httpx.Client(base_url=url, timeout=600) as client:
-        for number in range(_ALONE + 1):
-            began = time.monotonic()
-            answer = client.post("/api/v1/search", json={"sentence": _sentence(chance)})
-            took = time.monotonic() - began
-            answer.raise_for_status()
-            if number:  # The first one loads towers and index.
-                searches.append(took)
-            for hit in answer.json()["hits"][:_THUMBNAILS]:
-                if hit["picture"] is not None:
-                    began = time.monotonic()
-                    client.get(hit["picture"] + "?size=thumb").raise_for_status()
-                    thumbnails.append(time.monotonic() - began)
-    return sorted(searches), sorted(thumbnails)
-
-
-def _sentence(chance: random.Random) -> str:
-    upper = f"{chance.choice(_COLOURS)} {chance.choice(_CLOTHES)}"
-    return f"{chance.choice(_PEOPLE)} in a {upper} and {chance.choice(_COLOURS)} trousers"
+    }
 
 
 class _Watcher:
@@ -231,45 +188,6 @@ class _Watcher:
             raise InputError((self._folder / "watch.err").read_text())
 
 
-async def _load(
-    url: str, clients: int, seconds: float, pid: int, watcher: _Watcher
-) -> tuple[list[tuple[str, int, float]], list[int]]:
-    import httpx
-
-    answered: list[tuple[str, int, float]] = []
-    memory: list[int] = []
-    until = time.monotonic() + seconds
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-
-        async def ask(number: int) -> None:
-            chance = random.Random(number)
-            while time.monotonic() < until:
-                began = time.monotonic()
-                answer = await client.post("/api/v1/search", json={"sentence": _sentence(chance)})
-                answered.append(("search", answer.status_code, time.monotonic() - began))
-                if answer.status_code == 429:
-                    await asyncio.sleep(
-                        float(answer.headers["retry-after"]) * chance.uniform(0.5, 1)
-                    )
-                    continue
-                for hit in answer.json().get("hits", [])[:_THUMBNAILS]:
-                    if hit["picture"] is not None:
-                        began = time.monotonic()
-                        shown = await client.get(hit["picture"] + "?size=thumb")
-                        answered.append(("picture", shown.status_code, time.monotonic() - began))
-
-        async def look() -> None:
-            while time.monotonic() < until:
-                memory.append(_resident_mb(pid))
-                await asyncio.to_thread(watcher.keep_going)
-                await asyncio.sleep(1)
-
-        await asyncio.gather(look(), *(ask(number) for number in range(clients)))
-    return answered, memory
-
-
 def _start(folder: Path, command: str, *arguments: str) -> "subprocess.Popen[bytes]":
     return _start_program("upperson_rt.cli", folder, command, *arguments)
 
@@ -299,12 +217,6 @@ def _resident_mb(pid: int) -> int:
 def _processor_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _quantiles(seconds: list[float]) -> list[int]:
-    if not seconds:
-        return []
-    return [round(1000 * float(np.quantile(seconds, part))) for part in (0.5, 0.95, 0.99)]
 
 
 if __name__ == "__main__":

@@ -159,13 +159,18 @@ class Tokenizer:
         are read as three or more pieces.
         """
         unknown = getattr(self._tokenizer.model, "unk_token", None)
+        return [
+            word
+            for word, pieces in self.words(text).items()
+            if len(pieces) > 2 or unknown in pieces
+        ]
 
-        def is_unfamiliar(word: str) -> bool:
-            pieces = self._tokenizer.encode(word, add_special_tokens=False).tokens
-            return len(pieces) > 2 or unknown in pieces
-
+    def words(self, text: str) -> dict[str, list[str]]:
+        """Return the words of a sentence, each once, with the pieces that each is read as."""
         words = dict.fromkeys(re.findall(r"[^\W\d_]+", html.unescape(text)))
-        return [word for word in words if is_unfamiliar(word)]
+        return {
+            word: self._tokenizer.encode(word, add_special_tokens=False).tokens for word in words
+        }
 
 
 def token_lengths(input_ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:

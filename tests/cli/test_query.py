@@ -387,8 +387,9 @@ class TextsOf16:
 @pytest.mark.parametrize(
     ("sentence", "unclear", "asked"),
     [
-        ("asdf", True, [1, 32]),
-        ("adidas", False, [1, 32]),
+        ("asdf", True, [32, 1]),
+        ("adidas", False, [32, 1]),
+        ("a person", False, [32, 1]),
         ("woman in red coat", False, []),  # It need not be asked.
     ],
 )

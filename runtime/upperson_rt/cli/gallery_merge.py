@@ -6,7 +6,13 @@ from typing import Annotated
 import typer
 
 from upperson_rt.cli.options import Debug, GalleryOption, Json, default_gallery
-from upperson_rt.cli.output import new_progress, print_json, print_line, print_warning
+from upperson_rt.cli.output import (
+    new_progress,
+    print_json,
+    print_line,
+    print_warning,
+    warn_of_pictures_out_of_reach,
+)
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import count_of
 
@@ -47,12 +53,7 @@ def merge(
         )
     for shard, _, reason in done.skipped:
         print_warning(f"shard {shard} skipped: {reason}")
-    if done.out_of_reach:
-        print_warning(
-            f"{done.out_of_reach} of {count_of(done.with_items, 'picture')} cannot be reached from "
-            f"here, the first is {done.first_out_of_reach}: sheets and the console show none until "
-            "that path leads to it, for which a link is enough"
-        )
+    warn_of_pictures_out_of_reach(done.out_of_reach, done.with_items, done.first_out_of_reach or "")
     if as_json:
         print_json(
             {

@@ -18,7 +18,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from upperson_rt.printable import local_time, printable
+from upperson_rt.printable import count_of, local_time, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -49,6 +49,7 @@ __all__ = [
     "print_warning",
     "short_path",
     "show_progress",
+    "warn_of_pictures_out_of_reach",
 ]
 
 Cell: TypeAlias = "str | tuple[str, str]"
@@ -98,6 +99,16 @@ def print_warning(text: str) -> None:
         _messages.warning("%s", _message(text))
     else:
         print_labelled("warning", typer.colors.YELLOW, text, err=True)
+
+
+def warn_of_pictures_out_of_reach(count: int, total: int, first: str) -> None:
+    """Warn that some of so many pictures do not open here, and name the first; none is fine."""
+    if count:
+        print_warning(
+            f"{count} of {count_of(total, 'picture')} cannot be reached from here, the first is "
+            f"{first}: sheets and the console show none until that path leads to it, for which a "
+            "link is enough"
+        )
 
 
 def print_error(text: str) -> None:

@@ -26,7 +26,14 @@ from upperson_rt.cli.options import (
     default_gallery,
     require_sheet,
 )
-from upperson_rt.cli.output import json_from_hit, print_hits, print_json, print_note, print_warning
+from upperson_rt.cli.output import (
+    json_from_hit,
+    print_hits,
+    print_json,
+    print_note,
+    print_warning,
+    warn_of_pictures_out_of_reach,
+)
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import count_of
 
@@ -159,11 +166,9 @@ def query(
         title = asked if isinstance(asked, str) else f"like {asked.name}"
         save_sheet(sheet, title, hits, crops_dir=crops_dir, explanation=explained)
         print_note(f"contact sheet: {sheet}")
-        if missing := [hit.item for hit in hits if picture_file(hit.item, crops_dir) is None]:
-            print_warning(
-                f"{len(missing)} of {count_of(len(hits), 'picture')} cannot be reached from here, "
-                f"the first is {missing[0].source or missing[0].key}"
-            )
+        missing = [hit.item for hit in hits if picture_file(hit.item, crops_dir) is None]
+        first = missing[0].source or missing[0].key if missing else ""
+        warn_of_pictures_out_of_reach(len(missing), len(hits), first)
     if as_json:
         print_json(
             {
@@ -230,23 +235,17 @@ def _why_nothing(store: "Gallery", total: int, where: "Filter") -> str:
 
 
 def _is_unclear(sentence: str, retriever: "Retriever") -> bool:
-    """Whether the scores of a sentence hardly differ between pictures, as the console tells it.
-
-    Not asked of one that names people, clothes or what they carry: it takes 32 sentences more.
-    """
-    from upperson_rt.phrases import parse
-
-    parsed = parse(sentence)
-    if any(phrase.kind != "other" for phrase in parsed.phrases):
-        return False
+    """Whether a sentence hardly tells people apart, as the console says it of the same gallery."""
     import numpy as np
 
+    from upperson_rt.phrases import parse
     from upperson_rt.serve.scale import ORDINARY, Scale
 
     encoder, gallery = retriever.encoder, retriever.gallery
     nobody_KD = np.empty((0, gallery.embed_dim), np.float32)  # They are for words only.
     scale = Scale(gallery, nobody_KD, lambda: encoder.encode_texts(ORDINARY))
-    return scale.is_unclear(encoder.encode_texts([parsed.wanted])[0])
+    parsed = parse(sentence)
+    return scale.is_unclear(parsed, lambda: encoder.encode_texts([parsed.wanted])[0])
 
 
 def _tell_reading(sentence: str, tokenizer: "Tokenizer", explained: "Explanation | None") -> None:

@@ -159,10 +159,10 @@ class Gallery(ABC):
         if fingerprint not in (None, found[0]) or embed_dim not in (None, found[1]):
             gallery.close()
             raise IntegrityError(
-                f"gallery {gallery.location} holds embeddings of another model: the bundle's is "
-                f"{fingerprint or f'of {embed_dim} dimensions'}, the gallery's {found[0]} of "
-                f"{found[1]} dimensions. Use the bundle it was made with, or index the "
-                "pictures again into another folder with  --gallery"
+                f"gallery {gallery.location} holds embeddings of another model: use the bundle it "
+                "was made with, or index the pictures again into another folder with  --gallery  "
+                f"(the bundle's model is {fingerprint or f'of {embed_dim} dimensions'}, the "
+                f"gallery's {found[0]} of {found[1]} dimensions)"
             )
         return gallery
 
@@ -474,8 +474,12 @@ def check_schema_version(location: str, found: int, known: int) -> None:
         )
 
 
-def no_gallery(location: str) -> InputError:
-    """Return the error for a location where there is none."""
+def no_gallery(location: str, near: str | None = None) -> InputError:
+    """Return the error for a location where there is none, but perhaps one near it."""
+    if near is not None:
+        return InputError(
+            f"no gallery at {location}, but there is one at {near}: name it with  --gallery"
+        )
     return InputError(
         f"no gallery at {location}: make one with  upperson-rt index PATH...  or name another "
         "with  --gallery"

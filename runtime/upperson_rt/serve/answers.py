@@ -69,7 +69,7 @@ def answer_of(
         return desk.questions.hits(question, gallery, count, where, search.by_track)
 
     page = page_of(search, limit, cursor, best)
-    unclear = _is_unclear(desk, search, question)
+    unclear = _is_unclear(desk, question)
     scores = [hit.score for hit in page.hits]
     words = opened.scale.words(question.picture_share, scores)
     if unclear:  # Somebody stands out by chance; no word shall say that it is a match.
@@ -81,7 +81,7 @@ def answer_of(
         matches=words,
         total=0 if where is None else _counted(gallery, where),
         is_cut=question.is_cut,
-        unfamiliar=desk.encoder.tokenizer.unfamiliar(search.sentence),
+        unfamiliar=[*question.unfamiliar],
         unclear=unclear,
         lost=question.lost,
         denied=[phrase.text for phrase in question.denied],
@@ -103,7 +103,7 @@ def match_of(desk: Desk, account: Account, search: Search, id_: int) -> tuple[fl
         score = desk.questions.score(question, vector_D)
         scale = desk.current.last.scale
         word = scale.words(question.picture_share, [score])[0]
-        if _is_unclear(desk, search, question):
+        if _is_unclear(desk, question):
             word = ""
     except (BusyError, ProblemError):  # Its picture is gone; the person is there nevertheless.
         return None
@@ -138,7 +138,7 @@ def compared(desk: Desk, account: Account, search: Search, count: int) -> list[t
     opened = desk.current.now()
     hits = desk.questions.hits(question, opened.gallery, count, where, search.by_track)
     likely = opened.scale.likelihoods(question.picture_share, [hit.score for hit in hits])
-    if _is_unclear(desk, search, question):
+    if _is_unclear(desk, question):
         likely = [one / 2 for one in likely]
     return list(zip(hits, likely, strict=True))
 
@@ -164,9 +164,12 @@ def _unknown(desk: Desk, account: Account, where: Filter) -> list[str]:
     ]
 
 
-def _is_unclear(desk: Desk, search: Search, question: Question) -> bool:
-    is_sentence = bool(search.sentence.strip()) and not search.has_both
-    return is_sentence and desk.current.last.scale.is_unclear(question.vector_D)
+def _is_unclear(desk: Desk, question: Question) -> bool:
+    """Whether a question of words alone tells nobody apart, see `Scale.is_unclear`."""
+    sentence = question.sentence
+    return sentence is not None and desk.current.last.scale.is_unclear(
+        sentence, lambda: question.vector_D
+    )
 
 
 def _counted(gallery: Gallery, where: Filter) -> int | None:

@@ -26,9 +26,12 @@ class _Collector:
             ("encoder_busy_seconds", "Seconds in which the encoder worked.", turns.busy_s),
         ):
             yield CounterMetricFamily(f"upperson_serve_{name}", text, value=value)
-        yield GaugeMetricFamily(
-            "upperson_serve_encoder_waiting", "Requests at the encoder.", value=turns.waiting
-        )
+        kept = self._desk.pictures.kept_bytes
+        for name, text, value in (
+            ("encoder_waiting", "Requests at the encoder.", turns.waiting),
+            ("kept_picture_bytes", "Bytes of pictures that are kept ready.", kept),
+        ):
+            yield GaugeMetricFamily(f"upperson_serve_{name}", text, value=value)
 
 
 def server_metrics(desk: "Desk") -> str:

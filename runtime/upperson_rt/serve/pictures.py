@@ -95,6 +95,11 @@ class Pictures:
         )
         self._bytes = 0
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the pictures that are kept in memory."""
+        return self._bytes
+
     def file(self, item: Item) -> Path | None:
         """Return the file of an item's picture, or None if none is kept."""
         return picture_file(item, self._crops_dir)

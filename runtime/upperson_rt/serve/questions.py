@@ -24,6 +24,7 @@ from upperson_rt.serve.problems import ProblemError
 from upperson_rt.serve.scale import ORDINARY
 from upperson_rt.serve.search import Search
 from upperson_rt.serve.turns import Turns
+from upperson_rt.serve.vocabulary import Vocabulary
 
 __all__ = ["Question", "Questions"]
 
@@ -40,8 +41,12 @@ class Question:
     """Of pictures in it, 0 for a sentence to 1 for a picture; what was marked is a picture, too."""
     denied: tuple[Phrase, ...]
     """What its sentence does not want."""
+    sentence: ParsedSentence | None
+    """What is asked in words alone; None where a picture is asked with."""
     is_cut: bool
     """Whether the end of its sentence was cut off."""
+    unfamiliar: Sequence[str]
+    """Words of its sentence that the model hardly can know, see `Vocabulary`."""
     lost: int
     """Marks on items that are not there any more."""
 
@@ -53,6 +58,7 @@ class _Sentence:
     parsed: ParsedSentence
     vector_D: NDArray[np.float32]
     is_cut: bool
+    unfamiliar: Sequence[str]
 
 
 class Questions:
@@ -69,6 +75,7 @@ class Questions:
         self._encoder = encoder
         self._memory = memory
         self._evidence = Evidence(encoder.encode_texts)
+        self._vocabulary = Vocabulary(encoder)
         self._sentences: OrderedDict[str, _Sentence] = OrderedDict()
         self._ordinary_SD: NDArray[np.float32] | None = None
         self._lock = threading.Lock()
@@ -113,7 +120,9 @@ class Questions:
             vector_D=refined(query_D, yes_ND, vectors(search.no)),
             picture_share=1 - (1 - own_share) * (1 - share_of_yes(len(yes_ND))),
             denied=() if sentence is None else sentence.parsed.denied,
+            sentence=None if sentence is None or search.has_both else sentence.parsed,
             is_cut=sentence is not None and sentence.is_cut,
+            unfamiliar=() if sentence is None else sentence.unfamiliar,
             lost=sum(id_ not in marked for id_ in (*search.yes, *search.no)),
         )
 
@@ -216,7 +225,8 @@ class Questions:
         with self.turns.turn():
             # What it denies is no part of what it asks for, as everywhere in the runtime.
             vector_D = self._encoder.encode_texts([parsed.wanted])[0]
-        sentence = _Sentence(parsed, vector_D, is_cut)
+            unfamiliar = self._vocabulary.unfamiliar(text)
+        sentence = _Sentence(parsed, vector_D, is_cut, unfamiliar)
         with self._lock:
             self._sentences[text] = sentence
             while len(self._sentences) > _KEPT_SENTENCES:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.gallery import Gallery
+from upperson_rt.phrases import ParsedSentence
 
 __all__ = ["LIKELY", "ORDINARY", "WORDS", "Scale", "Word"]
 
@@ -135,15 +136,26 @@ class Scale:
         above_N: NDArray[np.float64] = (np.asarray(scores, np.float64) - middle) / spread
         return above_N
 
-    def is_unclear(self, query_D: NDArray[np.float32]) -> bool:
-        """Whether a sentence's scores hardly differ between pictures, beside ordinary ones."""
+    def is_unclear(
+        self, sentence: ParsedSentence, vector: Callable[[], NDArray[np.float32]]
+    ) -> bool:
+        """Whether a sentence's scores hardly differ between pictures, beside ordinary ones.
+
+        Never of one that asks for clothes, colours or the like: nothing is compared for it.
+
+        Args:
+            sentence: What is asked.
+            vector: Returns its (D,) embedding.
+        """
+        if any(phrase.noun != "person" or phrase.colours for phrase in sentence.understood):
+            return False
         sample = self._sample()
         if len(sample.vectors_ND) < _LEAST:
             return False
         if sample.usual_unlike is None:
             spreads_S = (sample.vectors_ND @ self._sentences().T).std(axis=0)
             sample.usual_unlike = float(np.median(spreads_S))
-        unlike = float((sample.vectors_ND @ query_D).std())
+        unlike = float((sample.vectors_ND @ vector()).std())
         return unlike < _UNCLEAR_BELOW * sample.usual_unlike
 
     def _usual(self, share: float) -> tuple[float, float] | None:

@@ -158,7 +158,7 @@ class Database:
             IntegrityError: It is damaged, or some other database.
         """
         if not path.is_file():
-            raise no_gallery(str(path.parent))
+            raise no_gallery(str(path.parent), _near(path.parent))
         if not path.stat().st_size:  # SQLite would take it for new, and remove its log.
             raise IntegrityError(
                 f"{path} is empty: it is damaged, and was left as it is. Restore it from a copy, "
@@ -337,6 +337,17 @@ class Database:
                 connection.close()
             else:
                 self._idle.append((connection, state))
+
+
+def _near(folder: Path) -> str | None:
+    """Return the gallery that lies in a folder, or that the folder lies in; None if none does."""
+    try:
+        inside = [folder / name for name in sorted(os.listdir(folder))]
+    except OSError:
+        return None
+    places = (*inside, folder.absolute().parent)
+    found = (place for place in places if os.path.isfile(place / DATABASE_FILE))
+    return next(map(str, found), None)
 
 
 def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from upperson_rt.gallery import Item
+from upperson_rt.phrases import parse
 from upperson_rt.serve.scale import LIKELY, ORDINARY, WORDS, Scale
 
 D = 64
@@ -125,6 +126,27 @@ def test_there_is_no_word_without_anything_to_compare_with():
     scale._strangers_KD = scale._strangers_KD[:1]
     assert scale.words(1.0, [0.9]) == [""]
     assert scale.words(0.5, []) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "count", "unclear"),
+    [
+        ("asdf", 100, True),
+        ("a person", 100, True),
+        ("no bag", 100, True),  # What is denied tells nobody apart that is asked for.
+        ("asdf", 40, False),  # Too few to say so.
+        ("asdf in a red coat", 100, False),
+        ("somebody in a red coat", 100, False),
+    ],
+)
+def test_a_sentence_that_tells_nobody_apart_is_unclear(sentence, count, unclear):
+    world = World(3)
+    pictures = world.pictures(world.people(count))
+    scale = world.scale(pictures)
+    same = np.linalg.svd(pictures)[2][-1]  # About as near to everybody.
+    assert scale.is_unclear(parse(sentence), lambda: same) is unclear
+    somebody = world.texts(world.people(1))[0]
+    assert not scale.is_unclear(parse(sentence), lambda: somebody)
 
 
 def test_a_gallery_that_grew_is_looked_at_again():

@@ -16,6 +16,7 @@ from upperson_rt.gallery import Filter, Item
 from upperson_rt.phrases import parse
 from upperson_rt.retriever import Retriever
 from upperson_rt.serve import current
+from upperson_rt.serve.scale import Scale
 from upperson_rt.serve.search import Search
 
 START = 1_790_000_000.0
@@ -169,6 +170,20 @@ def test_a_long_sentence_and_strange_words_are_told(reader):
     notes = reader.client.search(sentence="a woman in zebra").json()["notes"]
     assert any("\u201czebra\u201d" in note for note in notes)
     assert not reader.client.search(sentence="a woman in red").json()["notes"]
+
+
+def test_a_sentence_that_tells_nobody_apart_is_told(reader, red_jpeg, monkeypatch):
+    told = "The model hardly tells people apart by this sentence: describe clothes and colours."
+    monkeypatch.setattr(Scale, "is_unclear", lambda self, sentence, vector: "a" in sentence.wanted)
+    found = reader.client.search(sentence="a", limit=3).json()
+    assert told in found["notes"]
+    assert [hit["match"] for hit in found["hits"]] == ["", "", ""]  # Nobody is called a match.
+    assert told in reader.client.get("/?q=a").text
+    assert told not in reader.client.search(sentence="red").json()["notes"]
+    given = reader.client.post("/api/v1/pictures", files={"picture": ("x.jpg", red_jpeg)}).json()
+    both = reader.client.search(sentence="a", picture=given["picture"], limit=1).json()
+    assert told not in both["notes"]  # The picture tells.
+    assert both["hits"][0]["match"]
 
 
 def test_a_camera_that_is_not_there_is_told(guarded):

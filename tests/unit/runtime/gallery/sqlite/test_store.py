@@ -69,6 +69,20 @@ def test_a_gallery_that_cannot_be_made(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_gallery_nearby_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo" / "bundle").mkdir(parents=True)
+    (tmp_path / "demo" / "report.html").touch()
+    open_("demo/gallery").close()
+    with pytest.raises(InputError, match="no gallery at demo, but there is one at demo/gallery"):
+        open_("demo", create=False)
+    (tmp_path / "demo" / "gallery" / "crops").mkdir()
+    with pytest.raises(InputError, match=f"but there is one at {tmp_path}/demo/gallery: name it"):
+        open_("demo/gallery/crops", create=False)
+    with pytest.raises(InputError, match="upperson-rt index"):
+        open_("demo/bundle", create=False)
+
+
 def test_a_creation_happens_completely_or_not_at_all(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -1,0 +1,68 @@
+"""Words that a model has not learned are told, and no others."""
+
+import numpy as np
+import pytest
+
+from upperson.data.vocabulary import clip_tokenizer
+from upperson_rt.serve.vocabulary import Vocabulary
+
+D = 32
+
+
+class TextTower:
+    """Adds up the rows of a sentence's tokens; those of words that it has not learned are zero."""
+
+    def __init__(self, learned=None):
+        self.tokenizer = clip_tokenizer()
+        rng = np.random.default_rng(0)
+        rows = rng.normal(size=(49408, D)).astype(np.float32)
+        self.rows_VD = rows
+        if learned is not None:
+            known = np.unique(self.tokenizer.encode([learned]).input_ids)
+            self.rows_VD = np.zeros_like(rows)
+            self.rows_VD[known] = rows[known]
+        self.places_LD = 0.3 * rng.normal(size=(77, D)).astype(np.float32)
+        self.asked = []
+
+    def encode_texts(self, texts):
+        self.asked += texts
+        ids_NL = self.tokenizer.encode(texts).input_ids
+        rows_NLD = self.rows_VD[ids_NL] + self.places_LD[: ids_NL.shape[1]]
+        summed_ND = (rows_NLD * (ids_NL > 0)[..., None]).sum(axis=1)
+        return summed_ND / np.linalg.norm(summed_ND, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        ("quantum-zebra", ["quantum", "zebra"]),
+        ("a woman in a red coat with a zebra", ["zebra"]),
+        ("a volcano", ["volcano"]),  # Also a word that others are compared with.
+        ("the woman, who is in a red coat without trousers", []),  # Small words tell nothing.
+        ("Please find the woman in trousers", []),
+        ("woman Woman WOMAN zebra", ["zebra"]),
+        ("xqzvbnwk", ["xqzvbnwk"]),  # Three pieces and more: in no vocabulary.
+    ],
+)
+def test_words_that_no_text_had_are_told(sentence, told):
+    tower = TextTower("a woman in a red coat and blue trousers")
+    assert Vocabulary(tower).unfamiliar(sentence) == told
+
+
+@pytest.mark.parametrize("sentence", ["quantum-zebra", "a volcano", "a woman in a red coat"])
+def test_a_model_that_knows_all_words_is_believed(sentence):
+    tower = TextTower()
+    vocabulary = Vocabulary(tower)
+    assert vocabulary.unfamiliar(sentence) == []
+    asked = len(tower.asked)
+    assert vocabulary.unfamiliar("parliament") == []
+    assert len(tower.asked) == asked  # Found out once.
+
+
+def test_a_word_is_looked_at_once():
+    tower = TextTower("red coat")
+    vocabulary = Vocabulary(tower)
+    assert vocabulary.unfamiliar("red zebra") == ["zebra"]
+    asked = len(tower.asked)
+    assert vocabulary.unfamiliar("zebra red") == ["zebra"]
+    assert len(tower.asked) == asked
