@@ -10,12 +10,9 @@ half, a quarter or an eighth of its size, any other picture is refused. All thre
 share `_BUDGET`: who would exceed it waits.
 """
 
-import ctypes
 import errno
-import functools
 import io
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,6 +31,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from upperson_rt import image_memory
 from upperson_rt.arguments import LONGEST_PATH
 from upperson_rt.errors import InputError
+from upperson_rt.heap import keep_little, return_freed
 from upperson_rt.image_memory import MOST_BYTES
 from upperson_rt.printable import shown
 
@@ -103,7 +101,7 @@ def free_pixels(image: Image.Image) -> None:
     size_bytes = image_memory.needed(image.size, image.mode, 0)
     image.close()
     if size_bytes > _WORTH_RETURNING:
-        _return_memory()
+        return_freed()
 
 
 def _reason(error: BaseException) -> str:
@@ -125,7 +123,7 @@ class _Budget:
     def share(self, size_bytes: int) -> Iterator[None]:
         is_second = getattr(self._holding, "any", False)
         if size_bytes > _WORTH_RETURNING:
-            _keep_little()
+            keep_little(_LARGEST_IN_HEAP)
         with self._changed:
             # A second, such as a template that a detector reads, might wait for the first one.
             self._changed.wait_for(lambda: is_second or self._free >= size_bytes)
@@ -136,7 +134,7 @@ class _Budget:
         finally:
             self._holding.any = is_second
             if size_bytes > _WORTH_RETURNING:
-                _return_memory()
+                return_freed()
             with self._changed:
                 self._free += size_bytes
                 self._changed.notify_all()
@@ -144,36 +142,7 @@ class _Budget:
 
 _BUDGET = _Budget(2 * MOST_BYTES)
 _WORTH_RETURNING = 32 << 20
-
-
-_LEFT_BYTES = 4 << 20
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # Of mallopt in malloc.h.
 _LARGEST_IN_HEAP = 32 << 20
-
-
-def _return_memory() -> None:
-    """Give freed memory back: glibc keeps a heap for each thread, whose pictures would add up."""
-    if (libc := _glibc()) is not None:
-        libc.malloc_trim(0)
-
-
-@functools.cache
-def _keep_little() -> None:
-    """Have each heap keep little of what is freed at its end, which `_return_memory` cannot reach.
-
-    glibc lets that grow to 64 MiB for each thread, after the largest that was freed; setting one of
-    its two thresholds stops the growth of both.
-    """
-    if (libc := _glibc()) is not None:
-        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_IN_HEAP)
-        libc.mallopt(_TRIM_THRESHOLD, _LEFT_BYTES)
-
-
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
-    """Return the C library where it is glibc."""
-    found = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return found if hasattr(found, "malloc_trim") else None
 
 
 class _Metered(io.BufferedReader):

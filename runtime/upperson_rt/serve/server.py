@@ -12,6 +12,7 @@ import uvicorn
 from anyio import to_thread
 
 from upperson_rt.errors import InputError
+from upperson_rt.heap import keep_little
 from upperson_rt.printable import get_logger
 from upperson_rt.serve.access import Access
 from upperson_rt.serve.app import make_app
@@ -28,6 +29,8 @@ _THREADS = 12
 """Work on requests at a time; others wait for their turn. More would hold more memory (a heap and a
 connection to the gallery each) and be no quicker. More than wait for the encoder, see `turns`, so
 that pictures are shown meanwhile."""
+_LARGEST_IN_HEAP = 1 << 20
+"""Parts of the search index that grows meanwhile are larger, and made by whichever thread comes."""
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -97,7 +100,8 @@ class Server:
         """Where it answers."""
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Begin to answer; from here on this process gives large blocks back, see `heap`."""
+        keep_little(_LARGEST_IN_HEAP)
         self._thread.start()
 
     def wait(self, timeout_s: float) -> bool:
