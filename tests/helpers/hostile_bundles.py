@@ -215,7 +215,8 @@ def _try_all(sound: Path, backend: str) -> int:
         outcome = f"refused, exit code {said[0]}" if said.startswith(("5 ", "6 ")) else "BAD"
         counts[outcome] += 1
         longest, largest = max(longest, seconds), max(largest, size - usual)
-        print(f"{what:60} {seconds:5.1f} s {(size - usual) >> 20:5d} MiB  {said[:200]!r}")
+        told = said if outcome == "BAD" else said[:200]
+        print(f"{what:60} {seconds:5.1f} s {(size - usual) >> 20:5d} MiB  {told!r}", flush=True)
     print(backend, dict(counts), f"{longest:.1f} s and {largest >> 20} MiB more than sound at most")
     return counts["BAD"]
 

@@ -142,7 +142,10 @@ def clean_boxes(given: Any, width: int, height: int) -> Boxes:
         InputError: Not such rows.
     """
     try:
-        array = np.asarray([] if given is None else given, dtype=np.float64)
+        found = np.asarray([] if given is None else given)
+        if found.dtype.kind in "cmM":  # They would become numbers of another meaning.
+            raise TypeError(f"found {found.dtype}")
+        array = found.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"boxes must be rows of x0, y0, x1, y1[, score]: {one_line(error)}"

@@ -186,6 +186,12 @@ def test_more_rows_than_any_frame_has_are_refused():
         clean_boxes(np.broadcast_to(np.float32(1), (1_000_001, 5)), 8, 8)
 
 
+@pytest.mark.parametrize("kind", [np.complex64, "datetime64[D]", "timedelta64[s]"])
+def test_what_would_become_a_number_of_another_meaning_is_refused(kind):
+    with pytest.raises(InputError, match="boxes must be rows of x0, y0, x1, y1"):
+        clean_boxes(np.ones((2, 4), np.int64).astype(kind), 8, 8)
+
+
 def test_what_a_detector_says_in_its_error_is_told_in_a_thousand_characters(tmp_path, monkeypatch):
     (tmp_path / "talks.py").write_text("def make():\n    raise ValueError('x' * 10**7)")
     monkeypatch.syspath_prepend(tmp_path)
