@@ -24,6 +24,7 @@ DOCUMENTED = (
     "losses --seeds 3 --threads 1",
     "pretraining --seeds 5 --threads 1",
     "loader --workers 2",
+    "ranking --threads 2",
     "tracking --streets 3 --hog",
 )
 """Name and options of every run whose numbers are in docs/benchmarks.md or on a page it names."""

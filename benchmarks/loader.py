@@ -4,6 +4,7 @@ Every contender gives batches of the same pictures and captions to one process, 
 """
 
 import os
+import pickle
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -192,6 +193,7 @@ def measure(
             )
         },
         "moving_ms": _moving_s(pairs[CACHE], sampler) * 1000,
+        "handed_bytes": _handed_bytes(pairs[CACHE]),
     }
 
 
@@ -215,6 +217,13 @@ def _moving_s(pairs: PairDataset, sampler: BatchSampler) -> float:
     for _ in range(3):
         batch.to(cpu, CLIP_STATISTICS)
     return (time.process_time() - started) / 3 / len(batch.labels_N)
+
+
+def _handed_bytes(pairs: PairDataset) -> int:
+    """Return what a worker that is spawned is handed: captions, and where the pictures are."""
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(pairs, protocol=5, buffer_callback=buffers.append)
+    return len(pickled) + sum(buffer.raw().nbytes for buffer in buffers)
 
 
 def _cpu_with_workers() -> float:
@@ -243,6 +252,8 @@ def _show(result: dict[str, Any]) -> None:
         )
     print_table(table)
     typer.echo(f"augmenting and normalising on this CPU: {result['moving_ms']:.3f} ms a picture")
+    pairs = result["pictures"] * result["times"]
+    typer.echo(f"a worker is handed {result['handed_bytes'] / 1e6:.2f} MB for {pairs:,} pairs")
 
 
 if __name__ == "__main__":

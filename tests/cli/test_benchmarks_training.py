@@ -136,6 +136,7 @@ def test_loading_is_timed_with_all_contenders() -> None:
     assert pixels < sizes[loader.FILES] < 2 * pixels
     assert 0 < sizes[loader.CACHE] == sizes[loader.FILES] - pixels
     assert found["moving_ms"] > 0
+    assert 16 * 4 * 5 < found["handed_bytes"] < 16 * 300 + 10_000  # Ids of 16 captions, places.
     table = CliRunner().invoke(loader.app, options)
     assert table.exit_code == 0, table.stderr
     assert all(name in table.stdout for name in loader.CONTENDERS)

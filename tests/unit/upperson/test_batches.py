@@ -1,7 +1,9 @@
 """Batches: who is in them, and what chance does to them."""
 
 import pickle
+import resource
 import shutil
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -149,12 +151,29 @@ def test_a_broken_image_is_the_batch(records: list[Record], tmp_path: Path) -> N
     assert "broken.jpg" in str(found)
 
 
+@pytest.fixture
+def few_open_files() -> Iterator[None]:
+    """Allow as many as ``ulimit -n`` does on most systems."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def with_3000_captions(records: list[Record]) -> list[Record]:
+    return [
+        Record(record.image, record.pid, tuple(f"a man {number}" for number in range(500)))
+        for record in records
+    ]
+
+
+@pytest.mark.usefixtures("few_open_files")
 @pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
 def test_workers_started_in_any_way_give_the_same_batches(
     records: list[Record], start: str
 ) -> None:
     sampler = BatchSampler(12, 5, seed=3)
-    pairs = dataset_of(records)
+    pairs = dataset_of(with_3000_captions(records))
     loader = pair_loader(pairs, sampler, torch.device("cpu"), 2 if start == "fork" else 1)
     loader.multiprocessing_context = start
     for epoch in range(2):  # By the same workers.
@@ -216,11 +235,7 @@ def test_a_data_set_for_workers_is_a_few_arrays_whatever_its_size(
     records: list[Record],
 ) -> None:
     """A tensor for each caption took a file handle each: spawned workers ran out of them."""
-    many = [
-        Record(record.image, record.pid, tuple(f"a man {number}" for number in range(500)))
-        for record in records
-    ]
-    pairs = dataset_of(many)
+    pairs = dataset_of(with_3000_captions(records))
     assert len(pairs) == 3000
     pickled = pickle.dumps(pairs, protocol=5, buffer_callback=(buffers := []).append)
     assert len(pickled) < 4000
