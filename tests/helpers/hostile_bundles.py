@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tests.helpers.hostile_canaries import CANARIES, Change
 from tests.helpers.hostile_graphs import GRAPHS
@@ -163,12 +163,9 @@ def try_bundle(folder: Path, backend: str) -> str:
     return "taken"
 
 
-def in_process(folder: Path, backend: str) -> tuple[str, float, int]:
-    """Return how it ended, seconds, and the most bytes that the process had."""
-    read, write = os.pipe()
-    began = time.monotonic()
-    child = os.fork()
-    if child == 0:
+def _be_a_trial(folder: Path, backend: str, write: int) -> NoReturn:
+    """Try a bundle in a forked process; nothing may lead back to what only the first one does."""
+    try:
         # Where it stands is told a little before its time is up.
         faulthandler.dump_traceback_later(0.9 * WALL_S, file=write)
         for limit, value in (
@@ -179,7 +176,17 @@ def in_process(folder: Path, backend: str) -> tuple[str, float, int]:
             resource.setrlimit(limit, (value, value))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os.write(write, try_bundle(folder, backend).encode("utf-8", "replace")[:4000])
+    finally:
         os._exit(0)
+
+
+def in_process(folder: Path, backend: str) -> tuple[str, float, int]:
+    """Return how it ended, seconds, and the most bytes that the process had."""
+    read, write = os.pipe()
+    began = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        _be_a_trial(folder, backend, write)
     os.close(write)
     content, hangs = b"", False
     with os.fdopen(read, "rb", buffering=0) as file:

@@ -41,6 +41,8 @@ class RtspCamera:
         login: User name and password that it asks for.
         transport: ``tcp``, ``udp`` or ``both``.
         encoding: ``h264`` or ``jpeg``.
+        film: An MP4 of H.264 that everybody who looks sees from its beginning, instead of a drawn
+            picture; nothing of that can be changed.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class RtspCamera:
         transport: str = "both",
         encoding: str = "h264",
         size: str = "320x240",
+        film: Path | None = None,
     ) -> None:
         with socket.socket() as bound:  # The same port after a restart.
             bound.bind(("127.0.0.1", 0))
@@ -56,6 +59,7 @@ class RtspCamera:
         self.path = f"127.0.0.1:{self.port}/stream"
         self.address = f"rtsp://{self.path}"
         self._arguments = [str(self.port), ":".join(login or ()), transport, encoding, size]
+        self._arguments += [str(film)] if film else []
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -137,7 +141,12 @@ _ENCODERS = {
 }
 
 
-def _serve(port: str, login: str, transport: str, encoding: str, size: str) -> None:
+_FILM = "filesrc location={} ! qtdemux ! rtph264pay name=pay0 pt=96 config-interval=-1"
+
+
+def _serve(
+    port: str, login: str, transport: str, encoding: str, size: str, film: str | None = None
+) -> None:
     Gst, Rtsp, Server, GLib = gst()
 
     def caps(text: str) -> Any:
@@ -148,11 +157,12 @@ def _serve(port: str, login: str, transport: str, encoding: str, size: str) -> N
     server.set_address("127.0.0.1")
     server.set_service(port)
     factory = Server.RTSPMediaFactory()
-    factory.set_shared(True)
-    factory.set_launch(
-        f"( videotestsrc is-live=true pattern=ball ! video/x-raw,framerate={_FRAMES_A_SECOND}/1 ! "
-        f"videoscale ! capsfilter name=size ! {_ENCODERS[encoding]} )"
+    factory.set_shared(film is None)
+    drawn = (
+        f"videotestsrc is-live=true pattern=ball ! video/x-raw,framerate={_FRAMES_A_SECOND}/1 ! "
+        f"videoscale ! capsfilter name=size ! {_ENCODERS[encoding]}"
     )
+    factory.set_launch(f"( {_FILM.format(film) if film else drawn} )")
     if transport != "both":
         kinds = {"tcp": Rtsp.RTSPLowerTrans.TCP, "udp": Rtsp.RTSPLowerTrans.UDP}
         factory.set_protocols(kinds[transport])
@@ -186,7 +196,8 @@ def _serve(port: str, login: str, transport: str, encoding: str, size: str) -> N
         probe = Gst.PadProbeType.BUFFER
         pipeline.get_by_name("enc").get_static_pad("src").add_probe(probe, encoded)
 
-    factory.connect("media-configure", configured)
+    if film is None:
+        factory.connect("media-configure", configured)
     if login:
         role = Server.RTSPToken()
         role.set_string("media.factory.role", "viewer")
