@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -46,8 +47,10 @@ _MOST_PEAK_MB = 1500
 """What a process that runs tests should take at most; those that tests start are not in it."""
 
 _STATM, _LIBC = Path("/proc/self/statm"), ctypes.CDLL(None) if os.name == "posix" else None
-_MANY_PAGES = 8000  # 32 MB.
+_MANY_PAGES = 16000  # 64 MB.
+_MANY_MODULES = 50
 _kept_pages = 0  # After memory was given back the last time.
+_kept_modules = 0  # When what was imported was set aside the last time.
 _peak_mb, _peak_test = 0, ""  # The most this process ever took, and the test that took it.
 _peaks: dict[str, tuple[int, str]] = {}  # The same of all workers, by name.
 
@@ -115,8 +118,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.collect()
-    gc.freeze()  # What was imported stays: to look for garbage in it takes half a second each time.
+    _collect_garbage()
 
 
 @pytest.fixture(autouse=True)
@@ -125,10 +127,19 @@ def memory_is_given_back() -> Iterator[None]:
     global _kept_pages
     yield
     if _resident_pages() - _kept_pages > _MANY_PAGES:
-        gc.collect()  # Graphs are cyclic, and hold their weights until somebody looks.
+        _collect_garbage()  # Graphs are cyclic, and hold their weights until somebody looks.
         if hasattr(_LIBC, "malloc_trim"):
             _LIBC.malloc_trim(0)  # glibc's; it takes some 50 ms.
         _kept_pages = _resident_pages()
+
+
+def _collect_garbage() -> None:
+    """Collect, and set aside what imports brought: to look through it takes a second each time."""
+    global _kept_modules
+    gc.collect()
+    if len(sys.modules) - _kept_modules > _MANY_MODULES:
+        gc.freeze()
+        _kept_modules = len(sys.modules)
 
 
 def _resident_pages() -> int:

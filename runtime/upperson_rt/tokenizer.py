@@ -62,9 +62,13 @@ class Tokenizer:
         Raises:
             InputError: The tokenizer does not frame a sentence with these tokens.
         """
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
+        # One that is shared is as it must be: another thread may encode with it at this moment.
+        if tokenizer.truncation is not None:
+            tokenizer.no_truncation()
+        if tokenizer.padding is not None:
+            tokenizer.no_padding()
+        if not tokenizer.encode_special_tokens:
+            tokenizer.encode_special_tokens = True
         frame = tokenizer.encode("").ids
         start = frame[0] if len(frame) == 2 else None
         if (

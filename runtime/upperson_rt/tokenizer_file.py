@@ -10,6 +10,7 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import tokenizers
@@ -84,11 +85,13 @@ _KEYS = {
 _MOST_PARTS = 10
 
 
+@lru_cache(maxsize=2)  # A bundle that is opened again and those of one base need no second one.
 def read_tokenizer(text: str) -> tuple[tokenizers.Tokenizer, int | None]:
     """Build the tokenizer that a `tokenizer.json` describes.
 
     Returns:
-        The tokenizer, without truncation and padding, and the length under `truncation`, if any.
+        The tokenizer, and the length under `truncation`, if any. It is shared, so nobody may change
+        it: it neither cuts nor pads, and special tokens in a sentence are ordinary text.
 
     Raises:
         IntegrityError: It is not JSON, or holds what is not in the table.
@@ -122,6 +125,7 @@ def read_tokenizer(text: str) -> tuple[tokenizers.Tokenizer, int | None]:
             f"{one_line(error)}"
         ) from error
     tokenizer.model = model
+    tokenizer.encode_special_tokens = True
     return tokenizer, _truncation(content.get("truncation"))
 
 

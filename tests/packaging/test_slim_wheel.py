@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.helpers.command_line import ROOT, run_program
 
@@ -33,9 +34,18 @@ def call(*command, cwd, timeout_s=60):
 
 
 @pytest.fixture(scope="module")
-def edge(tmp_path_factory) -> Path:
+def edge(shared_folder) -> Path:
     """The bin folder of a fresh environment with the slim wheel and its extra ``cpu`` only."""
-    folder = tmp_path_factory.mktemp("edge")
+    folder = shared_folder / "edge"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "installed").exists():
+            install(folder)
+            (folder / "installed").touch()
+    return folder / "venv" / "bin"
+
+
+def install(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
     wheels = folder / "wheels"
     call(
         sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
@@ -47,8 +57,8 @@ def edge(tmp_path_factory) -> Path:
     assert wheel.name.endswith("-py3-none-any.whl")
     call(sys.executable, "-m", "venv", folder / "venv", cwd=folder, timeout_s=120)
     python = folder / "venv" / "bin" / "python"
-    call(python, "-m", "pip", "install", "--quiet", f"{wheel}[cpu]", cwd=folder, timeout_s=400)
-    return python.parent
+    quickly = ["--quiet", "--no-compile"]
+    call(python, "-m", "pip", "install", *quickly, f"{wheel}[cpu]", cwd=folder, timeout_s=400)
 
 
 def test_the_environment_holds_no_training_packages(edge, tmp_path):
