@@ -20,6 +20,7 @@ DOCUMENTED = (
     "console -b demo/bundle --rows 100000",
     "marks -b demo/bundle -g demo/gallery --root demo/people",
     "words -b demo/bundle -g demo/gallery --root demo/people",
+    "kernels -b demo/bundle --root demo/people --count 100",
     "likelihood -b demo/bundle -g demo/gallery --root demo/people",
     "losses --seeds 3 --threads 1",
     "pretraining --seeds 5 --threads 1",

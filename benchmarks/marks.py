@@ -74,7 +74,7 @@ def people_of(bundle: Path, gallery: str, root: Path) -> People:
     """
     people = {
         str(record.image.absolute()): record
-        for record in read_dataset("jsonl", _data_set(root))["test"]
+        for record in read_dataset("jsonl", data_set(root))["test"]
     }
     opened_bundle = Bundle.open(bundle, threads=1)
     encoder = opened_bundle.encoder()
@@ -118,7 +118,7 @@ def measured(
     return result
 
 
-def _data_set(root: Path) -> Path:
+def data_set(root: Path) -> Path:
     """Return a data set, which may be the only one in a folder, as `upperson demo` leaves it."""
     below = [path.parent for path in root.glob("*/annotations.jsonl")]
     return below[0] if len(below) == 1 and not (root / "annotations.jsonl").exists() else root
