@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -50,6 +51,7 @@ _MOST_PEAK_MB = 1500
 _STATM, _LIBC = Path("/proc/self/statm"), ctypes.CDLL(None) if os.name == "posix" else None
 _MANY_PAGES = 16000  # 64 MB.
 _MANY_MODULES = 50
+_NO_PARAMETERS = SimpleNamespace(params={})
 _kept_pages = 0  # After memory was given back the last time.
 _kept_modules = 0  # When what was imported was set aside the last time.
 _peak_mb, _peak_test = 0, ""  # The most this process ever took, and the test that took it.
@@ -123,10 +125,13 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def memory_is_given_back() -> Iterator[None]:
+def memory_is_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
     """Return what tests' models took to the system: a worker meets hundreds of them."""
     global _kept_pages
     yield
+    for value in getattr(request.node, "callspec", _NO_PARAMETERS).params.values():
+        if isinstance(value, BaseException):  # It was raised, and holds all that was there then.
+            value.__traceback__ = value.__context__ = None
     if _resident_pages() - _kept_pages > _MANY_PAGES:
         _collect_garbage()  # Graphs are cyclic, and hold their weights until somebody looks.
         if hasattr(_LIBC, "malloc_trim"):
