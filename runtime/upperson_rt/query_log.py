@@ -152,7 +152,7 @@ class QueryLog:
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         if not os.fstat(self._file).st_nlink:
-            raise OSError(errno.ENOENT, "it was removed while it was written to")
+            raise OSError(errno.ENOENT, "it was removed while it was open, start the program again")
         size = os.lseek(self._file, 0, os.SEEK_END)
         chain, between = self._chain, b""
         if size != self._written:  # Others have written, or it is not begun by this object.

@@ -392,3 +392,12 @@ def test_a_damaged_line_is_shown_among_the_others(console):
     assert "garbage &lt;b&gt;" in answer.text
     assert "line 2 is not what was written" in answer.text
     assert '<td class="wide">green</td>' in answer.text
+
+
+def test_a_log_that_was_removed_is_told_and_nothing_is_answered_without_it(console):
+    console.client.search(sentence="red")
+    console.log.unlink()
+    page = console.client.get("/records")
+    assert page.status_code == 503
+    assert "cannot be read: No such file or directory" in page.text
+    assert "it was removed" in problem(console.client.search(sentence="green"), 507)
