@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from upperson_rt.deadline import ending
+from upperson_rt.deadline import ending, http_connection, http_target
 
 __all__ = ["answer_challenge", "reason_of_address", "reason_of_device"]
 
@@ -105,14 +105,14 @@ def _without_login(parts: SplitResult) -> str:
 
 
 def _ask_http(parts: SplitResult, timeout_s: float) -> str | None:
-    known = _credentials(parts)
-    status, headers = _get(parts, timeout_s, None)
+    known, address = _credentials(parts), _without_login(parts)
+    status, headers = _get(address, timeout_s, None)
     if status == 401 and known is not None:
         challenges = headers.get_all("WWW-Authenticate", [])
-        answer = answer_challenge(challenges, known, _without_login(parts), "GET", _target(parts))
+        answer = answer_challenge(challenges, known, address, "GET", http_target(address))
         if answer is None:
             return _OTHER_CREDENTIALS
-        status, headers = _get(parts, timeout_s, answer)
+        status, headers = _get(address, timeout_s, answer)
     kind = headers.get("Content-Type", "")
     if 200 <= status < 300 and kind.startswith(_NO_VIDEO):
         return f"the server answers with {kind.partition(';')[0]}, which is no video"
@@ -121,13 +121,11 @@ def _ask_http(parts: SplitResult, timeout_s: float) -> str | None:
 
 
 def _get(
-    parts: SplitResult, timeout_s: float, authorization: str | None
+    address: str, timeout_s: float, authorization: str | None
 ) -> tuple[int, http.client.HTTPMessage]:
     """Return status and headers of an answer over HTTP."""
-    https = parts.scheme.lower() == "https"
-    kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
-    with closing(kind(parts.hostname or "", parts.port, timeout=timeout_s)) as connection:
-        connection.putrequest("GET", _target(parts))
+    with closing(http_connection(address, timeout_s)) as connection:
+        connection.putrequest("GET", http_target(address))
         if authorization is not None:
             connection.putheader("Authorization", authorization)
         connection.connect()
@@ -135,10 +133,6 @@ def _get(
             connection.endheaders()
             answer = connection.getresponse()
         return answer.status, answer.headers
-
-
-def _target(parts: SplitResult) -> str:
-    return parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
 
 
 def _ask_rtsp(parts: SplitResult, place: str, timeout_s: float) -> str | None:

@@ -20,7 +20,7 @@ from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
 from upperson_rt.camera.reasons import answer_challenge
-from upperson_rt.deadline import LateError, ending
+from upperson_rt.deadline import LateError, ending, http_connection, http_target
 from upperson_rt.errors import InputError
 from upperson_rt.passwords import password_digest
 from upperson_rt.printable import one_line, shortened
@@ -75,7 +75,7 @@ class Caller:
         reply = _post(address, envelope, None)
         digests = [asked for asked in reply.challenges if asked.lower().startswith("digest")]
         if reply.status == 401 and login is not None:  # Some know the digest of HTTP only.
-            target = _target(address)
+            target = http_target(address)
             answer = answer_challenge(digests, login, address, "POST", target)
             if answer is not None:
                 reply = _post(address, envelope, answer)
@@ -107,26 +107,17 @@ def _username_token(user: str, password: str, clock_ahead_s: float) -> str:
 
 def _post(address: str, envelope: bytes, authorization: str | None) -> _Reply:
     """Send a request, without proxies and redirections: the device is on this very network."""
-    parts = urlsplit(address)
-    host = parts.hostname or ""
     headers = {"Content-Type": "application/soap+xml; charset=utf-8", "Connection": "close"}
     if authorization is not None:
         headers["Authorization"] = authorization
-    connection: http.client.HTTPConnection
+    # Cameras sign their own certificates; what is sent is not secret, see above.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        if parts.scheme == "https":
-            # Cameras sign their own certificates; what is sent is not secret, see above.
-            context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            connection = http.client.HTTPSConnection(
-                host, parts.port, timeout=_CALL_S, context=context
-            )
-        else:
-            connection = http.client.HTTPConnection(host, parts.port, timeout=_CALL_S)
-        with closing(connection):
+        with closing(http_connection(address, _CALL_S, context)) as connection:
             connection.connect()
             with ending(connection.sock, _CALL_S):
-                connection.request("POST", _target(address), envelope, headers)
+                connection.request("POST", http_target(address), envelope, headers)
                 answer = connection.getresponse()
                 content = answer.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
@@ -152,10 +143,6 @@ def _is_of(address: str, host: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and parts.hostname == host
-
-
-def _target(address: str) -> str:
-    return urlsplit(address)._replace(scheme="", netloc="", fragment="").geturl() or "/"
 
 
 def _body_of(reply: _Reply, has_login: bool) -> Element:

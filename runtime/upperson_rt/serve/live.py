@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from upperson_rt.deadline import ending
+from upperson_rt.deadline import ending, http_connection, http_target
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.printable import one_line, shortened, shown
@@ -189,13 +189,10 @@ def _fetched(source: str) -> tuple[str, float]:
 
 def _asked(address: str) -> bytes:
     """Return the beginning of what is served at an address, within a second."""
-    parts = urlsplit(address)
-    https = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if https else http.client.HTTPConnection
-    with closing(kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)) as connection:
+    with closing(http_connection(address, _TIMEOUT_S)) as connection:
         connection.connect()
         with ending(connection.sock, _TIMEOUT_S):
-            connection.request("GET", parts._replace(scheme="", netloc="", fragment="").geturl())
+            connection.request("GET", http_target(address))
             answer = connection.getresponse()
             if answer.status != http.HTTPStatus.OK:
                 raise ValueError(f"it answers {answer.status}")

@@ -77,6 +77,20 @@ def test_who_says_a_little_now_and_then_has_its_time(scheme):
         assert cut.wait(10)
 
 
+@pytest.mark.skipif(not socket.has_ipv6, reason="this Python knows no IPv6")
+@pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
+def test_an_address_of_ipv6_has_colons_that_are_no_port(monkeypatch, scheme, port):
+    asked = []
+
+    def connect(place, *arguments, **options):
+        asked.append(place)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert "nothing listens there" in reason_of_address(f"{scheme}://[fe80::1]/x", 1)
+    assert asked == [("fe80::1", port)]
+
+
 def test_nobody_is_sent_elsewhere():
     with http_server() as other:
         to = f"http://127.0.0.1:{other}/".encode()
