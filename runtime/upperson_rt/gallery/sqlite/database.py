@@ -42,7 +42,10 @@ LOCK_TIMEOUT_S = 30.0
 """How long a write waits for that of another process."""
 _WAL_LIMIT_BYTES = 64 << 20
 _MOST_IDLE = 16
-"""Connections that are kept to be used again: each keeps 2 MB of pages."""
+"""Connections that are kept to be used again."""
+_READERS_KB = 512
+"""Pages that each of them keeps. SQLite's 2 MB make searches no quicker: what others write empties
+them, and the system keeps the file."""
 _CHECKPOINT_PAGES = 4096  # SQLite's 1000 costs a disk with slow syncs a quarter of its rate.
 _ADVICE = {
     "locked": f"another process has been writing to it for over {LOCK_TIMEOUT_S:g} s. Nothing was "
@@ -316,7 +319,9 @@ class Database:
                 if opened_at == state:
                     return connection, state
                 connection.close()  # It would not see, or mix, what has been written since.
-        return _connect(self.path, self._mode(state)), state
+        connection = _connect(self.path, self._mode(state))
+        connection.execute(f"PRAGMA cache_size = -{_READERS_KB}")
+        return connection, state
 
     def _mode(self, state: _State) -> str:
         """Return how to open the file, which has a state where it must be read without locks."""

@@ -228,6 +228,8 @@ function begin() {
   }
   const button = $("#more");
   if (button) watchMore(button);
+  const shown = $(".strip [aria-current]")?.parentElement;  // The view that is looked at.
+  if (shown) shown.parentElement.scrollLeft = shown.offsetLeft - shown.parentElement.offsetLeft - shown.offsetWidth;
   live();
 }
 
