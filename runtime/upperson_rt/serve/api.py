@@ -231,7 +231,7 @@ def _watching(routes: APIRouter, desk: Desk, access: Access) -> None:
     @routes.get("/info", tags=["server"], summary="What is served")
     def info(account: Account = viewer) -> InfoOut:
         encoder = desk.encoder
-        index = desk.gallery.info().index if account.cameras is None else None
+        index = desk.current.now().info().index if account.cameras is None else None
         return InfoOut(
             version=__version__,
             model=encoder.fingerprint,

@@ -5,18 +5,42 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from upperson_rt.gallery import CameraInfo, Gallery
+from upperson_rt.gallery import CameraInfo, Gallery, GalleryInfo
 from upperson_rt.serve.pictures import Pictures
 from upperson_rt.serve.scale import Scale
 
 __all__ = ["CurrentGallery", "Opened"]
 
-_CAMERAS_FOR_S = 5.0
+_COUNTS_FOR_S = 5.0
 _COUNTING_SHARE = 200
-"""Counts of cameras are used for so many times the time that counting took: a tenth of a second for
-a million rows."""
+"""Counts are used for so many times the time that counting took: a tenth of a second for the
+cameras of a million rows."""
 _LOOK_FOR_CHANGES_S = 1.0
+_Counts = TypeVar("_Counts")
+
+
+class _Counted(Generic[_Counts]):
+    """Counts that are made anew when they are asked for and have become old."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: tuple[_Counts, float] | None = None
+        """And until when they are used."""
+
+    def now(self, count: Callable[[], _Counts]) -> _Counts:
+        with self._lock:
+            began = time.monotonic()
+            if self._kept is None or began > self._kept[1]:
+                counts = count()
+                now = time.monotonic()
+                until = now + max(_COUNTS_FOR_S, _COUNTING_SHARE * (now - began))
+                self._kept = counts, until
+            return self._kept[0]
+
+    def forget(self) -> None:
+        self._kept = None
 
 
 @dataclass
@@ -27,24 +51,22 @@ class Opened:
     pictures: Pictures
     scale: Scale
     identity: tuple[int, int] | None
-    _cameras: dict[str, CameraInfo] = field(default_factory=dict)
-    _cameras_until: float = float("-inf")
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _cameras: _Counted[dict[str, CameraInfo]] = field(default_factory=_Counted)
+    _info: _Counted[GalleryInfo] = field(default_factory=_Counted)
 
     def cameras(self) -> dict[str, CameraInfo]:
         """Return the cameras as they were some seconds ago at most."""
-        with self._lock:
-            began = time.monotonic()
-            if began > self._cameras_until:
-                self._cameras = self.gallery.by_camera()
-                now = time.monotonic()
-                self._cameras_until = now + max(_CAMERAS_FOR_S, _COUNTING_SHARE * (now - began))
-            return self._cameras
+        return self._cameras.now(lambda: self.gallery.by_camera())
+
+    def info(self) -> GalleryInfo:
+        """Return the gallery at a glance, as it was some seconds ago at most."""
+        return self._info.now(lambda: self.gallery.info())
 
     def has_changed(self) -> None:
         """Forget what may not be there any more: something was deleted."""
         self.pictures.forget()
-        self._cameras_until = float("-inf")
+        self._cameras.forget()
+        self._info.forget()
 
 
 class CurrentGallery:

@@ -115,7 +115,7 @@ def _record_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         return render(
             "records",
             account,
-            info=desk.gallery.info(),
+            info=desk.current.now().info(),
             cameras=list(desk.cameras(account)),
             report=verify_log(desk.log_file) if check or size <= _SOON_BYTES else None,
             megabytes=round(size / 1e6),

@@ -289,25 +289,26 @@ def test_searches_refuse_what_contradicts():
         Search(sentence="x", marks=tuple((n, True) for n in range(101)))
 
 
-def test_counts_of_cameras_that_take_long_are_kept_for_longer(console, monkeypatch):
-    """A million rows take a tenth of a second: not every five seconds."""
+@pytest.mark.parametrize(("what", "of_gallery"), [("cameras", "by_camera"), ("info", "info")])
+def test_counts_that_take_long_are_kept_for_longer(console, monkeypatch, what, of_gallery):
+    """A million rows take a tenth of a second and more: not every five seconds."""
     clock, counted = [1000.0], []
 
-    def by_camera():
+    def count():
         counted.append(clock[0])
         clock[0] += took
         return {}
 
     monkeypatch.setattr(current, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(console.desk.gallery, "by_camera", by_camera)
+    monkeypatch.setattr(console.desk.gallery, of_gallery, count)
     opened = console.desk.current.last
     for took, kept in ((0.001, 5.0), (0.5, 100.0)):  # noqa: B007 - Read above.
         opened.has_changed()
         counted.clear()
-        opened.cameras()
+        getattr(opened, what)()
         clock[0] += kept - 0.1
-        opened.cameras()
+        getattr(opened, what)()
         assert len(counted) == 1
         clock[0] += 0.2
-        opened.cameras()
+        getattr(opened, what)()
         assert len(counted) == 2
