@@ -23,8 +23,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if fuzzing.SECONDS:
         processes = getattr(config, "workerinput", {"workercount": 1})["workercount"]
         fuzzing.share["seconds"] = fuzzing.SECONDS * processes / max(1, len(targets))
-        for item in targets:  # A target that hangs is found, but not one that shrinks a find.
-            item.add_marker(pytest.mark.timeout(120 + 3 * fuzzing.share["seconds"]))
+        # A target that hangs is found, but not one that shrinks a find, or that hardly gets a turn.
+        for item in targets:
+            item.add_marker(pytest.mark.timeout(300 + 3 * fuzzing.share["seconds"]))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

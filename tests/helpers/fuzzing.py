@@ -205,13 +205,17 @@ def fuzz(examples=25, **strategies):
         if not SECONDS:
             few = settings(common, derandomize=True, max_examples=examples)
             return few(given(**strategies)(count))
-        many = settings(common, max_examples=50)(given(**strategies)(count))
+        some = settings(common, max_examples=20)
+        first = some(given(**strategies)(count))
+        phases = [phase for phase in common.phases if phase != Phase.explicit]
+        others = settings(some, phases=phases)(given(**strategies)(count))
 
-        @functools.wraps(many)
+        @functools.wraps(first)
         def until_time_is_up(*fixtures, **named):
             until = time.monotonic() + share["seconds"]
+            first(*fixtures, **named)
             while time.monotonic() < until:
-                many(*fixtures, **named)
+                others(*fixtures, **named)
 
         return until_time_is_up
 
