@@ -2,8 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
+from upperson.data.batches import pad_ids, tokenize
 from upperson.data.vocabulary import clip_tokenizer
+from upperson.model.base import SMALL, load_base
+from upperson.model.encoder import UPPerson
+from upperson.model.parts import PLAIN_CLIP
 from upperson_rt.serve.vocabulary import Vocabulary
 
 D = 32
@@ -66,3 +71,34 @@ def test_a_word_is_looked_at_once():
     asked = len(tower.asked)
     assert vocabulary.unfamiliar("zebra red") == ["zebra"]
     assert len(tower.asked) == asked
+
+
+class ShippedBase:
+    """The small base that ships with the package, which has read captions of drawn people."""
+
+    def __init__(self):
+        self.tokenizer = clip_tokenizer()
+        base = load_base(SMALL, None, (192, 64))
+        self._model = UPPerson(base.clip, PLAIN_CLIP, (192, 64), base.statistics).eval()
+
+    def encode_texts(self, texts):
+        with torch.inference_mode():
+            ids_NL = pad_ids(tokenize(self.tokenizer, texts))
+            return torch.nn.functional.normalize(self._model.encode_text(ids_NL), dim=-1).numpy()
+
+
+def test_the_shipped_base_is_asked_rightly():
+    vocabulary = Vocabulary(ShippedBase())
+    told = {
+        "quantum-zebra": ["quantum", "zebra"],
+        "a boy riding a bicycle": ["riding", "bicycle"],
+        "a woman in a red coat and black trousers": [],
+        "man with a blue jacket": [],
+        "person in a white shirt": [],
+        "young guy wearing a hoodie and sneakers with a backpack": [],
+        "gentleman with grey hair, glasses, a scarf and an umbrella": [],
+        "girl with a ponytail in a striped t-shirt": [],
+        "blond woman in jeans and boots, carrying a handbag": [],
+        "please find the lady in the green dress": [],
+    }
+    assert {sentence: vocabulary.unfamiliar(sentence) for sentence in told} == told
