@@ -4,6 +4,7 @@ Playwright drives the system's Chromium. Without it these tests are skipped, unl
 ``UPPERSON_TEST_BROWSER=required`` makes that a failure.
 """
 
+import base64
 import io
 import os
 import shutil
@@ -194,6 +195,56 @@ def test_a_picture_asks_and_a_slider_mixes(open_page, folder):
     )
     page.get_by_label("Leave the picture out").click()
     page.wait_for_url("**/?q=red")
+
+
+GIVEN = """([name, content]) => {
+  const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
+  const given = new DataTransfer();
+  given.items.add(new File([bytes], "person.png", { type: "image/png" }));
+  const options = { bubbles: true, cancelable: true, dataTransfer: given, clipboardData: given };
+  const kind = name === "paste" ? ClipboardEvent : DragEvent;
+  document.body.dispatchEvent(new kind(name, options));
+}"""
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_picture_is_dropped_anywhere_or_pasted(open_page, folder, way):
+    page = open_page("/?q=coat&camera=gate")
+    content = (folder / "gallery" / "crops" / "blue0.png").read_bytes()
+    page.evaluate(GIVEN, [way, base64.b64encode(content).decode()])
+    page.wait_for_url("**picture=*")
+    page.wait_for_selector("#cards .card")
+    assert "q=coat" in page.url
+    assert "camera=gate" in page.url
+    assert page.locator(".chosen img").count() == 1
+
+
+def test_more_comes_when_the_end_is_near(open_page):
+    page = open_page("/?q=red&by=picture")
+    assert page.locator("#cards .card").count() == 24
+    page.locator("#cards .card").last.scroll_into_view_if_needed()
+    page.wait_for_function("() => document.querySelectorAll('#cards .card').length === 36")
+    found = keys_shown(page)
+    assert len(set(found)) == 36
+    page.get_by_text("That is everybody.").wait_for()
+    assert "cursor" not in page.url
+
+
+SHIFTED = """() => new Promise((done) => {
+  const observer = new PerformanceObserver((seen) => {
+    done(seen.getEntries().reduce((sum, one) => sum + one.value, 0));
+  });
+  observer.observe({ type: "layout-shift", buffered: true });
+  setTimeout(() => done(0), 500);
+})"""
+
+
+def test_nothing_moves_while_a_page_loads(open_page):
+    page = open_page("/")
+    for path in ("/?q=woman+in+a+red+coat", "/people/1?q=red", "/"):
+        page.goto(path if path.startswith("http") else page.evaluate("origin") + path)
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate(SHIFTED) < 0.1, path  # What browsers call good.
 
 
 def test_marks_refine_and_going_back_undoes_them(open_page):

@@ -37,8 +37,11 @@ def ready(work, bundle_and_crops, gallery_of_crops):
     return work
 
 
-def test_it_answers_and_ends_cleanly(ready):
-    with served(ready) as running:
+def test_it_answers_and_ends_cleanly(ready, monkeypatch):
+    (ready / "browser").write_text('#!/bin/sh\necho "$1" > opened\n')
+    (ready / "browser").chmod(0o700)
+    monkeypatch.setenv("BROWSER", str(ready / "browser"))
+    with served(ready, "--open") as running:
         assert running.url.startswith("http://127.0.0.1:")
         assert httpx.get(f"{running.url}/api/v1/health").json() == {"status": "ok"}
         found = httpx.post(
@@ -58,6 +61,7 @@ def test_it_answers_and_ends_cleanly(ready):
     assert verified.exit_code == 0
     assert f"last chain: {chain}" in verified.stdout
     assert not (ready / "gallery" / "gallery.sqlite-wal").exists()
+    assert (ready / "opened").read_text().strip().rstrip("/") == running.url
 
 
 def test_an_open_live_page_does_not_keep_it_from_ending(ready):
