@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upperson_rt.errors import UsageError
+from upperson_rt.printable import shown
 from upperson_rt.strict import suggestion
 
 LOSSES = ("sdm", "asdm", "tal", "itc", "cmpm", "id")
@@ -43,9 +44,9 @@ def loss_names(text: str) -> tuple[str, ...]:
     names = tuple(text.split("+"))
     for name in names:
         if name not in LOSSES:
-            raise UsageError(f"loss '{name}' is unknown: {suggestion(name, LOSSES)}")
+            raise UsageError(f"loss {shown(name)} is unknown: {suggestion(name, LOSSES)}")
     if len(set(names)) < len(names):
-        raise UsageError(f"loss '{text}' names a loss twice: every one counts once")
+        raise UsageError(f"loss {shown(text)} names a loss twice: every one counts once")
     return names
 
 

@@ -197,6 +197,9 @@ model: {lora_rank: 4, prefix_blocks: all}
 @example(content=b"a: !!python/object/apply:os.system [ls]")
 @example(content=b"when: 2026-99-99")
 @example(content=b"seed: !!binary '\xff'")
+@example(content=CONFIG.replace(b"prefix_blocks: all", b"prefix_blocks: " + b"9" * 5000))
+@example(content=CONFIG + b"loss: " + b"9" * 5000)
+@example(content=CONFIG.replace(b"dataset: jsonl", b"dataset: " + b"x" * 10**5))
 def test_settings_of_a_run(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("config") / "config.yaml"
     path.write_bytes(content)

@@ -93,7 +93,7 @@ def test_items(gallery, fields, variant):
     if isinstance(item, Item):
         done = refused_well(gallery.add, [item], VECTORS[5:], variant)
         still_answers(gallery)
-        if done is None:  # Not refused: then it comes back, and goes again.
+        if not isinstance(done, UppersonError):  # Then it comes back, and goes again.
             (found,) = (one for one in gallery.items() if one.key == item.key)
             assert (found.camera, found.track, found.box) == (
                 "gate" if item.key in ("k0",) else item.camera,
@@ -261,7 +261,8 @@ def test_exports_and_logs(
         lines = log.path.read_bytes().decode("ascii").splitlines()
         assert len(lines) <= 1
         refused_well(export_gallery, gallery, log.path.with_suffix(".x"), where)
-        refused_well(export_gallery, gallery, log.path.with_suffix(".y"), None, hits)
+        if not callable(hits):  # What a caller's own function raises is the caller's.
+            refused_well(export_gallery, gallery, log.path.with_suffix(".y"), None, hits)
 
 
 RECORDS = [

@@ -19,7 +19,7 @@ from upperson.data.annotations import (
 from upperson.data.plain_formats import PLAIN_FORMATS, open_plain_format
 from upperson.data.published import PUBLISHED_SETS
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.printable import get_logger, shortened
+from upperson_rt.printable import get_logger, shortened, shown
 from upperson_rt.strict import suggestion
 
 __all__ = [
@@ -98,7 +98,7 @@ def open_dataset(name: str, root: Path) -> AnnotatedSet:
         return PUBLISHED_SETS[lower].open(root)
     if lower in PLAIN_FORMATS:
         return open_plain_format(lower, root)
-    raise UsageError(f"data set format '{name}' is unknown, {suggestion(lower, DATASETS)}")
+    raise UsageError(f"data set format {shown(name)} is unknown, {suggestion(lower, DATASETS)}")
 
 
 def collect_records(

@@ -126,7 +126,7 @@ def base_config(name: str) -> BaseConfig:
         names = [SMALL, *filter(is_known_to_work, open_clip.list_models())]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         raise UsageError(
-            f"base '{name}' is unknown: expected {SMALL}, a ViT CLIP of open_clip, such as "
+            f"base {shown(name)} is unknown: expected {SMALL}, a ViT CLIP of open_clip, such as "
             + ", ".join(near or ["ViT-B-16", "ViT-B-32", "ViT-L-14"])
             + ", or the .json file of its configuration"
         )

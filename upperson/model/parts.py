@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upperson_rt.errors import UsageError
+from upperson_rt.printable import shown
 
 MOST_ROWS = 10_000
 """Prefix rows or rank beyond any use: a typing mistake ends here, not in the allocator."""
@@ -100,7 +101,7 @@ def _block_range(text: str, name: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", text)
     if match is None or int(match[2] or match[1]) < int(match[1]):
         raise UsageError(
-            f"{name} must be 'all' or blocks such as 1-12, counted from 1, found '{text}'"
+            f"{name} must be 'all' or blocks such as 1-12, counted from 1, found {shown(text)}"
         )
     return int(match[1]), int(match[2] or match[1])
 

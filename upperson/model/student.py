@@ -21,6 +21,7 @@ from upperson.model.architecture import image_architecture
 from upperson.model.encoder import ImageEncoder
 from upperson.model.parts import PLAIN_CLIP
 from upperson_rt.errors import UsageError
+from upperson_rt.printable import shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +49,8 @@ def read_size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,4})", text)
     if found is None:
         raise UsageError(
-            f"a student is BLOCKSxWIDTH, such as 6x384 for six blocks of width 384; found '{text}'"
+            "a student is BLOCKSxWIDTH, such as 6x384 for six blocks of width 384; found "
+            f"{shown(text)}"
         )
     return int(found[1]), int(found[2])
 
