@@ -28,7 +28,6 @@ from tests.helpers.command_line import run_program
 os.environ["OMP_NUM_THREADS"] = "1"
 # In bf16, torch keeps a thousand kernels by default, one for each length of captions that it met.
 os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"
-os.environ["MALLOC_ARENA_MAX"] = "2"  # Of workers, which start later: threads come and go in tests.
 os.environ["HF_HUB_OFFLINE"] = "1"  # A test that wants to download something fails at once.
 os.environ["COLUMNS"] = "100"
 for _name in (
