@@ -26,6 +26,7 @@ DOCUMENTED = (
     "pretraining --seeds 5 --threads 1",
     "loader --workers 2",
     "ranking --threads 2",
+    "bases --base MobileCLIP2-B",
     "tracking --streets 3 --hog",
 )
 """Name and options of every run whose numbers are in docs/benchmarks.md or on a page it names."""

@@ -23,7 +23,7 @@ def test_one_is_run_by_name_and_all_without_one():
     assert runner.commands([]) == [line.split() for line in runner.DOCUMENTED]
     assert NAMES == [
         "training", "towers", "gallery", "startup", "console", "marks", "words", "kernels",
-        "likelihood", "losses", "pretraining", "loader", "ranking", "tracking",
+        "likelihood", "losses", "pretraining", "loader", "ranking", "bases", "tracking",
     ]  # fmt: skip
     assert [line[2] for line in runner.commands(["gallery"])] == ["100000", "999000", "1000000"]
     assert runner.commands(["gpu"]) == [["gpu"]]
@@ -61,7 +61,7 @@ def test_what_is_documented_parses_and_is_in_the_documents(line):
     typer.main.get_command(app).make_context(name, options)
     documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     text = "\n".join(path.read_text("utf-8") for path in documents)
-    written = set(re.findall(r"python -m benchmarks\.([a-z]+(?: --?[\w-]+(?: [\w/]+)?)*)", text))
+    written = set(re.findall(r"python -m benchmarks\.([a-z]+(?: --?[\w-]+(?: [\w/-]+)?)*)", text))
     assert re.sub(r"\d{3,}", "N", line) in {re.sub(r"\d{3,}", "N", other) for other in written}
 
 
