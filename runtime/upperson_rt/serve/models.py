@@ -1,12 +1,14 @@
 """Requests and answers of the API."""
 
 import datetime
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -14,6 +16,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
 )
+from pydantic_core import PydanticCustomError
 
 from upperson_rt.gallery import CameraInfo, Filter, Hit, Item, TrackSpan
 from upperson_rt.serve.scale import Word
@@ -51,6 +54,20 @@ Id: TypeAlias = Annotated[
     ),
 ]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+def _written_time(value: object) -> object:
+    """Refuse numbers, which pydantic would take for seconds or milliseconds, by their size."""
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d", value):
+        value = None
+    if not isinstance(value, str | datetime.datetime):
+        raise PydanticCustomError(
+            "moment", "expected a time with its zone, such as 2026-11-26T08:00:00+01:00"
+        )
+    return value
+
+
+_Moment: TypeAlias = Annotated[AwareDatetime, BeforeValidator(_written_time)]
 _MOST_AT_ONCE = 500
 
 
@@ -73,8 +90,8 @@ class FilterIn(_Strict):
     cameras: list[Name] | None = Field(
         None, min_length=1, max_length=100, examples=[["gate", "hall"]]
     )
-    since: AwareDatetime | None = Field(None, examples=["2026-11-26T08:00:00+01:00"])
-    until: AwareDatetime | None = Field(None, description="Exclusive.")
+    since: _Moment | None = Field(None, examples=["2026-11-26T08:00:00+01:00"])
+    until: _Moment | None = Field(None, description="Exclusive.")
     track: Name | None = None
     attributes: dict[Name, StrictStr | StrictBool | StrictInt | StrictFloat] = Field(
         default_factory=dict, max_length=50, examples=[{"floor": 2}]
@@ -110,11 +127,11 @@ class SearchIn(_Strict):
         None, pattern="^[0-9a-f]{32}$", description="Id of a picture sent to /api/v1/pictures."
     )
     like: Id | None = Field(None, description="Id of an item, instead of a picture.")
-    picture_share: float = Field(
+    picture_share: StrictFloat = Field(
         0.5, ge=0, le=1, description="Of the picture, where both are given."
     )
     filter: FilterIn = Field(default_factory=lambda: FilterIn.model_validate({}))
-    by_track: bool = Field(True, description="One hit a track, with its best picture.")
+    by_track: StrictBool = Field(True, description="One hit a track, with its best picture.")
     order: Order = Field("match", description="`time`: the best 200, newest first.")
     yes: list[Id] = Field(
         default_factory=list, max_length=MOST_MARKS, description="Items that are right."
@@ -122,7 +139,7 @@ class SearchIn(_Strict):
     no: list[Id] = Field(
         default_factory=list, max_length=MOST_MARKS, description="Items that are not."
     )
-    limit: int = Field(24, ge=1, le=100, description="Hits a page.")
+    limit: StrictInt = Field(24, ge=1, le=100, description="Hits a page.")
     cursor: str | None = Field(None, max_length=500, description="`next` of the page before.")
 
     def as_search(self) -> Search:
@@ -270,11 +287,11 @@ class DeletedOut(BaseModel):
 class PruneIn(_Strict):
     """Which pictures are too old or too many."""
 
-    older_than: AwareDatetime | None = None
-    keep_newest: int | None = Field(None, ge=0, le=2**31 - 1)
+    older_than: _Moment | None = None
+    keep_newest: StrictInt | None = Field(None, ge=0, le=2**31 - 1)
     camera: Name | None = None
     reason: str = Field("", max_length=500)
-    dry_run: bool = True
+    dry_run: StrictBool = True
 
 
 class InfoOut(BaseModel):

@@ -92,6 +92,30 @@ def test_problems_are_told_for_every_kind_of_request(reader):
     assert "describe the person" in problem(reader.client.search(), 422)
 
 
+@pytest.mark.parametrize(
+    ("path", "asked", "words"),
+    [
+        (
+            "search",
+            {"filter": {"since": 1790000000}},
+            "filter.since: expected a time with",
+        ),
+        ("search", {"filter": {"until": "1790000000"}}, "filter.until: expected a time with"),
+        ("search", {"filter": {"since": "2026-11-26T08:00:00"}}, "should have timezone info"),
+        ("search", {"limit": "3"}, "limit: Input should be a valid integer"),
+        ("search", {"by_track": "yes"}, "by_track: Input should be a valid boolean"),
+        ("prune", {"older_than": -339473}, "older_than: expected a time with its zone, such as"),
+        ("prune", {"keep_newest": True}, "keep_newest: Input should be a valid integer"),
+        ("prune", {"keep_newest": 1, "dry_run": "off"}, "dry_run: Input should be a valid boolean"),
+    ],
+)
+def test_what_is_of_another_type_is_not_made_fit(reader, path, asked, words):
+    """A number would be seconds or milliseconds of unix time, by its size, and *off* no dry run."""
+    sentence = {"sentence": "red"} if path == "search" else {}
+    answer = reader.client.post(f"/api/v1/{path}", json=sentence | asked)
+    assert words in problem(answer, 422)
+
+
 def test_embeddings_are_the_galleries(reader, red_jpeg):
     import base64
 
