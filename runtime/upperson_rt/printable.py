@@ -10,6 +10,8 @@ import datetime
 import logging
 import re
 
+from upperson_rt.errors import UppersonError
+
 __all__ = [
     "code_span",
     "count_of",
@@ -56,10 +58,11 @@ def one_line(message: object) -> str:
 def error_text(error: BaseException) -> str:
     """Return ``ValueError: what it says`` on one line, of an error of anybody's code.
 
-    What it says may be a whole picture; the beginning of that will do.
+    Errors of ours need no name. What others say may be a whole picture; the beginning will do.
     """
     try:
-        text = f"{type(error).__name__}: {one_line(error)}"
+        name = "" if isinstance(error, UppersonError) else f"{type(error).__name__}: "
+        text = f"{name}{one_line(error)}"
     except BaseException:  # Its own __str__ fails, or wants to end the program.
         return f"{type(error).__name__}, which cannot be shown"
     return text if len(text) <= _LONG_ERROR else f"{text[: _LONG_ERROR - 3]}..."
