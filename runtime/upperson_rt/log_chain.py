@@ -50,7 +50,8 @@ class LogReport:
     expected: dict[str, int]
     """The line of each chain that was expected and is there: up to it nothing has changed."""
     problems: list[str]
-    """One line each, a hundred at most; nothing if the log is as it was written."""
+    """One line each; nothing if the log is as it was written. Of its lines a hundred are named, and
+    how many more there are; what is wrong with the whole is told in any case."""
 
 
 def sealed(entry: Mapping[str, Any], chain: str, between: bytes) -> tuple[bytes, str]:
@@ -164,33 +165,33 @@ def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
     except OSError as error:
         raise InputError(f"cannot read the query log {path}: {error.strerror}") from error
     torn += loose.ended(None, problems)
+    of_whole: list[str] = []
     if head is None:
         if lines:
-            problems.add(f"{head_of(path).name} is missing or damaged: lines at the end may be")
+            of_whole.append(f"{head_of(path).name} is missing or damaged: lines at the end may be")
     elif head[0] > offset:
-        problems.add(
+        of_whole.append(
             f"{count_of(head[0] - offset, 'byte')} at the end are missing: lines were removed there"
         )
     elif not head_found and not problems.count:
-        problems.add(f"the log was written anew: {head_of(path).name} knows another one")
-    for one in expected:
-        if one not in found:
-            problems.add(
-                f"no line has the expected chain {one}: the log was written anew, or its end is "
-                "missing"
-            )
+        of_whole.append(f"the log was written anew: {head_of(path).name} knows another one")
+    of_whole += [
+        f"no line has the expected chain {one}: the log was written anew, or its end is missing"
+        for one in expected
+        if one not in found
+    ]
     return LogReport(
         lines=lines,
         unchained=unchained,
         cut_off=torn,
         chain=chain,
         expected=found,
-        problems=problems.told(),
+        problems=problems.told() + of_whole,
     )
 
 
 class _Problems:
-    """What is wrong: the first ones, and how many more there are."""
+    """What is wrong with lines: the first ones, and how many more there are."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -40,7 +40,8 @@ class _Counted(Generic[_Counts]):
             return self._kept[0]
 
     def forget(self) -> None:
-        self._kept = None
+        with self._lock:  # What is being counted at this moment is of before, too.
+            self._kept = None
 
 
 @dataclass

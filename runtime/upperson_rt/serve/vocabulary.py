@@ -40,6 +40,8 @@ class Vocabulary:
             for word, parts in pieces.items()
             if word not in broken and word.lower() not in SMALL_WORDS | _ASKING
         }
+        if len(self._has_learned) + len(whole) > _KEPT:
+            self._has_learned.clear()
         self._learn({word: count for word, count in whole.items() if word not in self._has_learned})
         return [word for word in pieces if word in broken or not self._has_learned.get(word, True)]
 
@@ -48,8 +50,6 @@ class Vocabulary:
         stand_in = self._found_stand_in()
         if stand_in is None or not words:
             return
-        if len(self._has_learned) + len(words) > _KEPT:
-            self._has_learned.clear()
         lengths = sorted(set(words.values()))
         others = [" ".join([stand_in] * length) for length in lengths]
         # All at once: a tower may compute a little otherwise in another batch.

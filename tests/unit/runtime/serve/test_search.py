@@ -3,6 +3,8 @@
 import html
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from types import SimpleNamespace
 from urllib.parse import urlencode
@@ -287,6 +289,27 @@ def test_searches_refuse_what_contradicts():
         Search(picture="0" * 32, like=3)
     with pytest.raises(UsageError, match="100 marks at most"):
         Search(sentence="x", marks=tuple((n, True) for n in range(101)))
+
+
+def test_what_is_counted_while_something_is_deleted_is_forgotten(console, monkeypatch):
+    counts, goes_on = threading.Event(), threading.Event()
+
+    def info():
+        counts.set()
+        assert goes_on.wait(30)
+        return object()
+
+    monkeypatch.setattr(console.desk.gallery, "info", info)
+    opened = console.desk.current.last
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(opened.info)
+        assert counts.wait(30)
+        deleted = pool.submit(opened.has_changed)
+        wait([deleted], timeout=0.2)  # It may wait for the count, or not.
+        goes_on.set()
+        before = first.result(30)
+        deleted.result(30)
+    assert opened.info() is not before
 
 
 @pytest.mark.parametrize(("what", "of_gallery"), [("cameras", "by_camera"), ("info", "info")])

@@ -9,6 +9,7 @@ from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.base import SMALL, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
+from upperson_rt.serve import vocabulary as module
 from upperson_rt.serve.vocabulary import Vocabulary
 
 D = 32
@@ -71,6 +72,13 @@ def test_a_word_is_looked_at_once():
     asked = len(tower.asked)
     assert vocabulary.unfamiliar("zebra red") == ["zebra"]
     assert len(tower.asked) == asked
+
+
+def test_a_sentence_is_told_whole_when_words_are_forgotten(monkeypatch):
+    monkeypatch.setattr(module, "_KEPT", 3)
+    vocabulary = Vocabulary(TextTower("red coat"))
+    assert vocabulary.unfamiliar("red zebra") == ["zebra"]
+    assert vocabulary.unfamiliar("zebra coat bicycle") == ["zebra", "bicycle"]
 
 
 class ShippedBase:
