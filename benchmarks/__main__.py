@@ -39,6 +39,11 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """numpy's threads have no option: they follow this variable, set before numpy is imported."""
 
 
+def names() -> list[str]:
+    """Return the names of all benchmarks."""
+    return [*dict.fromkeys(line.split()[0] for line in DOCUMENTED), *ON_A_GPU]
+
+
 def commands(arguments: list[str]) -> list[list[str]]:
     """Return the names and options to run for the arguments of the process.
 
@@ -49,9 +54,8 @@ def commands(arguments: list[str]) -> list[list[str]]:
     if not arguments:
         return documented
     name, *options = arguments
-    names = [*dict.fromkeys(known for known, *_ in documented), *ON_A_GPU]
-    if name not in names:
-        sys.exit(f"error: no benchmark '{name}': expected one of {', '.join(names)}")
+    if name not in names():
+        sys.exit(f"error: no benchmark '{name}': expected one of {', '.join(names())}")
     if options or name in ON_A_GPU:
         return [arguments]
     return [line for line in documented if line[0] == name]
@@ -59,6 +63,10 @@ def commands(arguments: list[str]) -> list[list[str]]:
 
 def main() -> None:
     """Run the benchmarks; the exit code is that of the first one that failed."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        told = f"Names: {', '.join(names())}. NAME --help tells its options."
+        sys.stdout.write(f"{__doc__}\n{told}\n")
+        return
     wanted, failed = commands(sys.argv[1:]), 0
     if any("demo/bundle" in line for line in wanted) and not Path("demo/bundle").is_dir():
         sys.exit("error: the benchmark of starting needs demo/bundle: run  make demo  first")

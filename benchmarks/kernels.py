@@ -63,6 +63,8 @@ def kernels(
 
 def measured(bundle: Path, root: Path, count: int, emulate: bool = False) -> dict[str, Any]:
     """Return, for each tower and way of running it, cosines to plain arithmetic."""
+    if emulate and shutil.which(_EMULATOR[0]) is None:
+        raise UsageError(f"there is no {_EMULATOR[0]}: apt install qemu-user")
     people = {record.pid: record for record in read_dataset("jsonl", root)["test"]}
     records = list(people.values())[:count]
     with tempfile.TemporaryDirectory() as folder:
@@ -102,8 +104,6 @@ def _in_process(runner: str, asked: Path, **environment: str) -> dict[str, NDArr
 
 
 def _emulated(runner: str, asked: Path) -> dict[str, NDArray[np.float32]]:
-    if shutil.which(_EMULATOR[0]) is None:
-        raise UsageError(f"there is no {_EMULATOR[0]}: apt install qemu-user")
     output = asked.with_name("emulated.npz")
     code = "import sys; from benchmarks.kernel_runs import embed; embed(*sys.argv[1:])"
     interpreter = Path(sys.executable).resolve()  # The emulator starts no link.

@@ -9,11 +9,13 @@ to hold as much as the work ever needed.
 import ctypes
 import functools
 import sys
+import threading
 
 __all__ = ["keep_little", "return_freed"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # Of mallopt in malloc.h.
 _LEFT_BYTES = 4 << 20
+_ASKING = threading.Lock()
 
 
 def return_freed() -> None:
@@ -34,14 +36,15 @@ def keep_little(largest_in_heap: int) -> None:
     Such a block is taken from the system and goes back when it is freed, for the price of its pages
     being cleared each time. Who asks for less than somebody before is heard.
     """
-    before = _Thresholds.largest_in_heap
-    if before is not None and before <= largest_in_heap:
-        return
-    _Thresholds.largest_in_heap = largest_in_heap
-    if (libc := _glibc()) is not None:
-        # Either stops the growth of both.
-        libc.mallopt(_MMAP_THRESHOLD, largest_in_heap)
-        libc.mallopt(_TRIM_THRESHOLD, _LEFT_BYTES)
+    with _ASKING:
+        before = _Thresholds.largest_in_heap
+        if before is not None and before <= largest_in_heap:
+            return
+        _Thresholds.largest_in_heap = largest_in_heap
+        if (libc := _glibc()) is not None:
+            # Either stops the growth of both.
+            libc.mallopt(_MMAP_THRESHOLD, largest_in_heap)
+            libc.mallopt(_TRIM_THRESHOLD, _LEFT_BYTES)
 
 
 @functools.cache

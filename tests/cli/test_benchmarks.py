@@ -32,6 +32,16 @@ def test_one_is_run_by_name_and_all_without_one():
         runner.commands(["galery"])
 
 
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_names_all_and_runs_none(option, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", option])
+    monkeypatch.setattr(runner.subprocess, "run", None)
+    runner.main()
+    told = capsys.readouterr().out
+    assert "python -m benchmarks [NAME [OPTIONS]]" in told
+    assert f"{', '.join(NAMES)}, gpu. NAME --help tells its options." in told
+
+
 def test_the_exit_code_is_the_first_failures(tmp_path, monkeypatch):
     codes = iter((0, 6, 3, *[0] * len(runner.DOCUMENTED)))
     ran = []

@@ -29,8 +29,7 @@ def test_every_way_of_running_is_compared_with_plain(demo_folder, monkeypatch) -
         assert rows["plain, last bits changed"]["min"] != 1.0, "nothing was changed"
 
 
-def test_what_is_not_installed_is_not_emulated(demo_folder, monkeypatch) -> None:
+def test_without_an_emulator_nothing_is_begun(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
-    monkeypatch.setattr(kernels, "_in_process", lambda *arguments, **environment: {})
     with pytest.raises(UsageError, match="there is no qemu-x86_64: apt install qemu-user"):
-        kernels.measured(demo_folder / "bundle", data_set(demo_folder / "people"), 2, emulate=True)
+        kernels.measured(tmp_path / "bundle", tmp_path / "people", 2, emulate=True)

@@ -242,7 +242,7 @@ SHIFTED = """() => new Promise((done) => {
 def test_nothing_moves_while_a_page_loads(open_page):
     page = open_page("/")
     for path in ("/?q=woman+in+a+red+coat", "/people/1?q=red", "/"):
-        page.goto(path if path.startswith("http") else page.evaluate("origin") + path)
+        page.goto(page.evaluate("origin") + path)
         page.wait_for_load_state("networkidle")
         assert page.evaluate(SHIFTED) < 0.1, path  # What browsers call good.
 

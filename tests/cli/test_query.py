@@ -408,7 +408,7 @@ def test_a_sentence_that_tells_nobody_apart_is_noticed(tmp_path, sentence, uncle
 def test_a_sentence_that_tells_nobody_apart_is_told(work, monkeypatch):
     module = sys.modules["upperson_rt.cli.query"]
     monkeypatch.setattr(module, "_is_unclear", lambda sentence, _: sentence == "asdf")
-    line = "warning: the model hardly tells people apart by this sentence: describe clothes and"
+    line = "warning: the model hardly tells people apart by this sentence: name clothes and"
     told = run("query", "asdf", "--json")
     assert line in told.stderr
     assert len(json.loads(told.stdout)["hits"]) > 0

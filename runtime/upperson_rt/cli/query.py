@@ -157,7 +157,7 @@ def query(
         _tell_reading(asked, tokenizer, explained)
     if unclear:
         print_warning(
-            "the model hardly tells people apart by this sentence: describe clothes and colours"
+            "the model hardly tells people apart by this sentence: name clothes and their colours"
         )
     if sheet is not None:
         from upperson_rt.gallery.crops import picture_file

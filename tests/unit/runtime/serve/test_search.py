@@ -175,7 +175,7 @@ def test_a_long_sentence_and_strange_words_are_told(reader):
 
 
 def test_a_sentence_that_tells_nobody_apart_is_told(reader, red_jpeg, monkeypatch):
-    told = "The model hardly tells people apart by this sentence: describe clothes and colours."
+    told = "The model hardly tells people apart by this sentence: name clothes and their colours."
     monkeypatch.setattr(Scale, "is_unclear", lambda self, sentence, vector: "a" in sentence.wanted)
     found = reader.client.search(sentence="a", limit=3).json()
     assert told in found["notes"]

@@ -77,8 +77,9 @@ def test_a_gallery_nearby_is_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no gallery at demo, but there is one at demo/gallery"):
         open_("demo", create=False)
     (tmp_path / "demo" / "gallery" / "crops").mkdir()
-    with pytest.raises(InputError, match=f"but there is one at {tmp_path}/demo/gallery: name it"):
-        open_("demo/gallery/crops", create=False)
+    for wrong in ("crops", "gallery.sqlite", "missing"):
+        with pytest.raises(InputError, match=f"there is one at {tmp_path}/demo/gallery: name it"):
+            open_(f"demo/gallery/{wrong}", create=False)
     with pytest.raises(InputError, match="upperson-rt index"):
         open_("demo/bundle", create=False)
 
