@@ -37,7 +37,7 @@ from upperson.data.transforms import evaluation_transform
 from upperson.model.encoder import UPPerson
 from upperson_rt.agreement import compare_embeds, exchanged_item
 from upperson_rt.backends import open_backend
-from upperson_rt.backends.openvino import same_signal_stack
+from upperson_rt.backends.openvino import import_openvino, same_signal_stack
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json, Threads
 from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
@@ -226,9 +226,7 @@ def openvino_in(
 
     Pictures get a graph for batches of just this size: the runtime has one for eight.
     """
-    import openvino
-
-    core = openvino.Core()
+    core = import_openvino().Core()
     with same_signal_stack():
         model = core.read_model(path)
         if batch.ndim == 4:

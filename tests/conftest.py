@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 from filelock import FileLock
 
+import upperson_rt  # noqa: F401 - Before onnxruntime, which it keeps from telling of itself.
 from tests.helpers.command_line import run_program
 
 # Set before torch is imported: toy models are faster on one thread, and sums always run in the

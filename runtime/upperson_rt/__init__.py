@@ -7,7 +7,8 @@
 
 The names below are imported on first use, so that ``import upperson_rt`` costs nothing and
 works without numpy, Pillow or any inference backend. It sets environment variables, unless the
-user has, so that threads of libraries that are loaded later sleep while they wait.
+user has, so that threads of libraries that are loaded later sleep while they wait, and that
+ONNX Runtime tells its makers nothing.
 """
 
 import os
@@ -50,6 +51,9 @@ if os.environ.keys().isdisjoint(("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCK
         "KMP_BLOCKTIME": "0",
     }
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # numpy's: 2**4 cycles, its least.
+# ONNX Runtime 1.32 otherwise names the device, keeps a database of what it ran in the user's cache
+# folder, and sends it to Microsoft. It looks when it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "AccuracyGateError",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from upperson_rt.backends import auto_order, open_backend
-from upperson_rt.backends.openvino import same_signal_stack
+from upperson_rt.backends.openvino import import_openvino, same_signal_stack
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import BackendError, UppersonError, install_command
 from upperson_rt.gallery import Gallery
@@ -128,8 +128,7 @@ def _openvino() -> Check:
     if version is None or find_spec("openvino") is None:
         return Check("openvino", "ok", version or OPTIONAL)
     try:
-        import openvino
-
+        openvino = import_openvino()
         with same_signal_stack():
             devices = [str(name).lower() for name in openvino.Core().available_devices]
     except (ImportError, RuntimeError) as error:

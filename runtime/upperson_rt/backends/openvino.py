@@ -16,7 +16,9 @@ from upperson_rt.errors import BackendError, missing_extra
 from upperson_rt.machine import processor
 from upperson_rt.printable import one_line, shown
 
-__all__ = ["OpenVinoBackend", "require_device_of_core", "same_signal_stack"]
+__all__ = ["OpenVinoBackend", "import_openvino", "require_device_of_core", "same_signal_stack"]
+
+_TELEMETRY = "openvino_telemetry"
 
 PIECE = 8
 """Pictures that a CPU computes at once, in a graph compiled for just that many. For any other
@@ -57,7 +59,7 @@ class OpenVinoBackend:
         Raises:
             BackendError: The library or the device is missing, or the graph does not load.
         """
-        openvino = _import_openvino()
+        openvino = _openvino()
         with same_signal_stack():
             self._load(openvino, path, device, threads)
         self._lock = threading.Lock()  # A request holds one set of tensors.
@@ -152,17 +154,36 @@ def require_device_of_core(device: str) -> None:
     Raises:
         BackendError: It does not.
     """
-    openvino = _import_openvino()
+    openvino = _openvino()
     with same_signal_stack():
         _require_device(openvino.Core(), device, openvino.__version__.partition("-")[0])
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
+    """Import OpenVINO, which otherwise tells Google Analytics of every import.
+
+    It does so through the package openvino_telemetry, in a forked process that may hang for ever,
+    and does without where that package is missing.
+
+    Raises:
+        ImportError: It is not installed, or cannot be loaded.
+    """
+    is_known = _TELEMETRY in sys.modules
+    if not is_known:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # It cannot be imported now.
     try:
         import openvino
+    finally:
+        if not is_known:
+            sys.modules.pop(_TELEMETRY, None)
+    return openvino
+
+
+def _openvino() -> Any:
+    try:
+        return import_openvino()
     except ImportError as error:
         raise missing_extra("openvino", "cpu", "the backend 'openvino'") from error
-    return openvino
 
 
 def _require_device(core: Any, device: str, version: str) -> None:

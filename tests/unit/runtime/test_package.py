@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 import upperson_rt
+from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.errors import BackendError, install_command, missing_extra
 
 
@@ -68,6 +69,36 @@ def test_threads_are_told_to_sleep_while_they_wait_unless_the_user_chose(own, se
     code = "import json, os, upperson_rt; print(json.dumps(dict(os.environ)))"
     found = json.loads(run_with(code, **own).stdout)
     assert {name: found[name] for name in WAITING if name in found} == own | set_here
+
+
+OPENING = """
+import os, sys
+import upperson_rt
+from upperson_rt.bundle import Bundle
+
+Bundle.open(sys.argv[1], "fp32", sys.argv[2], threads=1).encoder().encode_texts(["red"])
+open_files = {os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")}
+print(*(path for path in open_files if path.startswith(os.environ["HOME"])))
+print(*(name for name in sys.modules if name.startswith("openvino_telemetry")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are told by /proc")
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+def test_libraries_tell_their_makers_nothing(tmp_path, library):
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    bundle, home = make_toy_bundle(tmp_path / "bundle"), tmp_path / "home"
+    home.mkdir()
+    hidden = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "UPPERSON_CACHE", "CI", "TF_BUILD")
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run(
+        [sys.executable, "-c", OPENING, bundle, library],
+        env=env | {"HOME": str(home)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+    assert [path for path in home.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("library", ["faiss", "torch"])
