@@ -106,28 +106,30 @@ def _measured(
         if _start_program("upperson.cli", folder, "data", *video).wait(300):
             raise InputError((folder / "data.err").read_text())
     server = _start(folder, "serve", *common, "--port", "0", "--threads", "1")
-    began = time.monotonic()
-    while (found := re.search(r"console: (\S+)/\n", (folder / "serve.out").read_text())) is None:
-        if server.poll() is not None:
-            raise InputError((folder / "serve.err").read_text())
-        time.sleep(0.01)
-    started_s = time.monotonic() - began
-    idle_mb = _resident_mb(server.pid)
-    first, alone, thumbnails = ask_alone(found[1])
-    pages = open_pages(found[1])
-    before_s = _processor_s(server.pid)
-    added = gallery.count()
-    load = Load(found[1], lambda: (_resident_mb(server.pid), gallery.count() - added))
-    watching = [*common, "street.avi", "--detector", "street.json", "--every", "0"]
-    watcher = _Watcher(folder, watching) if fill else None
+    watcher = None
     try:
+        began = time.monotonic()
+        while (said := re.search(r"console: (\S+)/\n", (folder / "serve.out").read_text())) is None:
+            if server.poll() is not None:
+                raise InputError((folder / "serve.err").read_text())
+            time.sleep(0.01)
+        started_s = time.monotonic() - began
+        idle_mb = _resident_mb(server.pid)
+        first, alone, thumbnails = ask_alone(said[1])
+        pages = open_pages(said[1])
+        before_s = _processor_s(server.pid)
+        added = gallery.count()
+        load = Load(said[1], lambda: (_resident_mb(server.pid), gallery.count() - added))
+        if fill:
+            watching = [*common, "street.avi", "--detector", "street.json", "--every", "0"]
+            watcher = _Watcher(folder, watching)
         asyncio.run(load.go(clients, seconds, watcher.keep_going if watcher else lambda: None))
         processor_s = _processor_s(server.pid) - before_s
     finally:
-        if watcher is not None:
-            watcher.end()
         server.send_signal(signal.SIGTERM)
         code = server.wait(30)
+        if watcher is not None:
+            watcher.end()
     searches, statuses = load.seconds_of("search"), Counter(load.statuses)
     at = [load.samples[(len(load.samples) - 1) * part // 4] for part in _QUARTERS]
     return {

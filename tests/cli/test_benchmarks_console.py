@@ -5,6 +5,7 @@ import json
 from typer.testing import CliRunner
 
 from benchmarks import console
+from upperson_rt.errors import InputError
 
 
 def test_a_server_is_loaded_and_nothing_is_lost(bundle_and_crops):
@@ -24,3 +25,18 @@ def test_a_server_is_loaded_and_nothing_is_lost(bundle_and_crops):
     assert min(memory) > 0
     assert found["rows added until then"] == [0] * 5
     assert found["one client: other pages (ms)"].keys() >= {"a person", "records", "live"}
+
+
+def test_no_server_is_left_behind_by_a_failure(bundle_and_crops, monkeypatch):
+    started, start = [], console._start
+
+    def fails(url):
+        raise InputError(f"nobody asks {url}")
+
+    monkeypatch.setattr(console, "_start", lambda *a: started.append(start(*a)) or started[-1])
+    monkeypatch.setattr(console, "ask_alone", fails)
+    result = CliRunner().invoke(
+        console.app, ["-b", str(bundle_and_crops / "bundle"), "--rows", "6", "--no-fill"]
+    )
+    assert "nobody asks http://127.0.0.1" in result.stderr
+    assert [server.poll() for server in started] == [0]

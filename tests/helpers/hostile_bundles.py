@@ -33,6 +33,8 @@ MEMORY_BYTES = 3 << 30
 PROCESSOR_S = 20
 WALL_S = 300.0
 """Who waits for something takes no processor's time; but other work may leave hardly any."""
+_GRACE_S = 60.0
+"""Until a process is killed that does not even end by itself when its time is up."""
 BACKENDS = ("onnxruntime", "openvino")
 _END = b"\0"
 """Of what a trial says."""
@@ -168,8 +170,8 @@ def try_bundle(folder: Path, backend: str) -> str:
 def _be_a_trial(folder: Path, backend: str, write: int) -> NoReturn:
     """Try a bundle in a forked process; nothing may lead back to what only the first one does."""
     try:
-        # Where it stands is told a little before its time is up.
-        faulthandler.dump_traceback_later(0.9 * WALL_S, file=write)
+        # When its time is up it tells where it stands, and ends with code 1.
+        faulthandler.dump_traceback_later(WALL_S, exit=True, file=write)
         for limit, value in (
             (resource.RLIMIT_AS, MEMORY_BYTES),
             (resource.RLIMIT_CPU, PROCESSOR_S),
@@ -194,7 +196,7 @@ def in_process(folder: Path, backend: str) -> tuple[str, float, int]:
     content, hangs = b"", False
     with os.fdopen(read, "rb", buffering=0) as file:
         while not content.endswith(_END):
-            left_s = max(0.0, began + WALL_S - time.monotonic())
+            left_s = max(0.0, began + WALL_S + _GRACE_S - time.monotonic())
             hangs = not select.select([file], [], [], left_s)[0]
             if hangs or not (more := file.read(1 << 16)):
                 break
@@ -204,7 +206,7 @@ def in_process(folder: Path, backend: str) -> tuple[str, float, int]:
         os.kill(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
     said = content.removesuffix(_END).decode("utf-8", "replace")
-    if hangs:
+    if hangs or (os.WIFEXITED(status) and os.WEXITSTATUS(status)):
         said = f"hung for {WALL_S:g} s: {said}"
     elif status:
         said = f"killed by signal {os.WTERMSIG(status)}"

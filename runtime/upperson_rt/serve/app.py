@@ -162,7 +162,10 @@ def _tell_problems(app: FastAPI, access: Access) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or "request"
-        return told(request, ProblemError(422, f"{place}: {one_line(first['msg'])}"))
+        what = f"{place}: {one_line(first['msg'])}"
+        if first["type"] == "json_invalid":  # The place is a number.
+            what = f"the body is no JSON: {one_line(first['ctx']['error'])} at character {place}"
+        return told(request, ProblemError(422, what))
 
     async def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

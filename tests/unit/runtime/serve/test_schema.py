@@ -116,6 +116,13 @@ def test_what_is_of_another_type_is_not_made_fit(reader, path, asked, words):
     assert words in problem(answer, 422)
 
 
+def test_a_body_that_is_no_json_is_called_so(reader):
+    answer = reader.client.post(
+        "/api/v1/search", content=b'{"sentence": red}', headers={"content-type": "application/json"}
+    )
+    assert problem(answer, 422) == "the body is no JSON: Expecting value at character 13"
+
+
 def test_embeddings_are_the_galleries(reader, red_jpeg):
     import base64
 
