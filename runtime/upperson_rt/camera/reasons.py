@@ -58,8 +58,8 @@ def reason_of_address(address: str, timeout_s: float) -> str | None:
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        return f"the address is malformed ({error})"
+    except ValueError:  # Of which Python tells a part of the address.
+        return "the address is malformed: its host or port cannot be read"
     scheme = parts.scheme.lower()
     if host is None or scheme not in _PORTS:
         return None
@@ -76,7 +76,9 @@ def reason_of_address(address: str, timeout_s: float) -> str | None:
         return f"{place} does not answer"
     except ConnectionRefusedError:
         return f"{place} refuses connections: nothing listens there"
-    except (http.client.InvalidURL, UnicodeError) as error:
+    except http.client.InvalidURL:
+        return "the address is malformed: write %20 for a blank in it"
+    except UnicodeError as error:
         return f"the address is malformed ({error})"
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):

@@ -37,7 +37,7 @@ SourceKind: TypeAlias = Literal["file", "network", "device", "gstreamer"]
 _NAME = re.compile(r"(?<![\w-])[\w-]+=")
 _SECRET = re.compile(r"(?i)pass|pwd|user-?pw|token|secret|auth|api-?key|sig")
 _VALUE = re.compile(r"\"[^\"]*\"|[^&\s/!;,]*")
-_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+_LOGIN = re.compile(r"(?<=://)[^/?#\s]+@")  # Up to the last one: a password may have its own.
 _DEVICE = re.compile(r"/dev/video([0-9]{1,4})|([0-9]{1,4})")
 _OPENING_S = 10.0
 MOST_FRAME_PIXELS = 36_000_000

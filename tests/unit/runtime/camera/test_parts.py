@@ -255,6 +255,8 @@ def test_folder_names_are_safe_and_differ(name):
     ("address", "shown"),
     [
         ("rtsp://admin:s3cret@10.0.0.5:554/ch1", "rtsp://10.0.0.5:554/ch1"),
+        ("rtsp://admin:s3@s3cret@@10.0.0.5/ch1", "rtsp://10.0.0.5/ch1"),
+        ("rtsp://10.0.0.5/ch@1?a=b@c", "rtsp://10.0.0.5/ch@1?a=b@c"),
         ("rtsp://10.0.0.5/user=admin&password=s3cret&channel=1",
          "rtsp://10.0.0.5/user=admin&password=***&channel=1"),
         ("https://cam/live?token=s3cret&x=1", "https://cam/live?token=***&x=1"),
