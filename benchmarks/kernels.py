@@ -32,6 +32,7 @@ from upperson_rt.towers import TOWERS
 NEAR = 0.99995
 _BOUNDS = {"AVX2": "AVX2", "AVX-512": "AVX512_CORE", "VNNI": "AVX512_CORE_VNNI"}
 """What oneDNN may use at most, as OpenVINO's kernels are bounded; floats are float32 then."""
+_HASWELL = "ONNX Runtime, Haswell emulated"
 _EMULATOR = ("qemu-x86_64", "-cpu", "Haswell")
 
 app = new_app("Compare int8 as it is run with plain Q/DQ arithmetic.")
@@ -82,7 +83,7 @@ def measured(bundle: Path, root: Path, count: int, emulate: bool = False) -> dic
         found["plain, last bits changed"] = _in_process("last bits", asked)
         found["ONNX Runtime"] = _in_process("onnxruntime", asked)
         if emulate:
-            found["ONNX Runtime, Haswell emulated"] = _emulated("onnxruntime", asked)
+            found[_HASWELL] = _emulated("onnxruntime", asked)
         for name, bound in _BOUNDS.items():
             found[f"OpenVINO, {name}"] = _in_process("openvino", asked, ONEDNN_MAX_CPU_ISA=bound)
         found["OpenVINO"] = _in_process("openvino", asked)
@@ -92,6 +93,11 @@ def measured(bundle: Path, root: Path, count: int, emulate: bool = False) -> dic
         result[tower] = {name: _agreement(one[tower], plain[tower]) for name, one in found.items()}
         first, *rest = (found[f"OpenVINO, {name}"][tower] for name in _BOUNDS)
         between = [_agreement(other, first) for other in rest]
+        if emulate:
+            here = found["ONNX Runtime"][tower]
+            result[tower]["ONNX Runtime, Haswell to this processor"] = _agreement(
+                found[_HASWELL][tower], here
+            )
         result[tower]["OpenVINO, between these kernels"] = min(between, key=lambda one: one["min"])
     return result
 
