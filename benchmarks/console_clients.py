@@ -48,7 +48,7 @@ def ask_alone(url: str) -> tuple[float, list[float], list[float]]:
 
 
 def open_pages(url: str) -> dict[str, list[int]]:
-    """Return the milliseconds of pages when they are opened first and once more; none is empty."""
+    """Return the milliseconds of pages when they are opened first, and once more."""
     import httpx
 
     took: dict[str, list[int]] = {}
