@@ -329,7 +329,7 @@ def test_phrases_are_weighed(work):
         ("a bag, without a bag", "contradicts itself: with and without bag"),
         ("red red blue coat", ""),
         ("red " * 300, "longer than the model's 12 tokens"),
-        ("zzz", ""),
+        ("zzz", "the model may not know 'zzz': try a plainer word"),
     ],
 )
 def test_odd_sentences_are_answered_with_a_word_on_them(work, sentence, said):
@@ -362,8 +362,21 @@ def test_paraphrases_find_the_same_person(work):
     ],
 )
 def test_a_language_that_the_tokenizer_takes_apart_is_told(sentence, told, capsys):
-    _tell_reading(sentence, clip_tokenizer(), None)
+    _tell_reading(sentence, clip_tokenizer(), None, [])
     assert ("describe the person in English" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ("sentence", "told"),
+    [
+        ("a zebra", "may not know 'zebra', 'quagga': try"),
+        ("красном", "in English"),  # Which says so already.
+    ],
+)
+def test_words_that_the_model_has_not_learned_are_told(sentence, told, capsys):
+    _tell_reading(sentence, clip_tokenizer(), None, ["zebra", "quagga"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
 
 
 class TextsOf16:

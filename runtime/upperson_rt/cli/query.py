@@ -1,5 +1,6 @@
 """`upperson-rt query`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +36,7 @@ from upperson_rt.cli.output import (
     warn_of_pictures_out_of_reach,
 )
 from upperson_rt.errors import UsageError
-from upperson_rt.printable import count_of
+from upperson_rt.printable import count_of, shown
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter, Gallery
@@ -48,6 +49,7 @@ __all__ = ["query"]
 _MOST_TOKENS_PER_LETTER = 0.75
 """English has 0.3, German 0.4, Turkish 0.6; scripts that CLIP's tokenizer takes apart by bytes have
 more than 1."""
+_MOST_WORDS = 5
 
 
 def query(
@@ -144,6 +146,7 @@ def query(
         truncated = isinstance(asked, str) and bool(tokenizer.encode([asked]).truncated)
         hits = retriever.query(asked, k, conditions, by_track, paraphrases=paraphrases)
         unclear = isinstance(asked, str) and _is_unclear(asked, retriever)
+        unknown = _unknown_words(asked, retriever) if isinstance(asked, str) else []
         explained = retriever.explain(asked, hits) if isinstance(asked, str) and explain else None
         total = store.count()
         nothing = "" if hits else _why_nothing(store, total, conditions)
@@ -154,7 +157,7 @@ def query(
             "its end was cut off"
         )
     if isinstance(asked, str):
-        _tell_reading(asked, tokenizer, explained)
+        _tell_reading(asked, tokenizer, explained, unknown)
     if unclear:
         print_warning(
             "the model hardly tells people apart by this sentence: name clothes and their colours"
@@ -248,8 +251,27 @@ def _is_unclear(sentence: str, retriever: "Retriever") -> bool:
     return scale.is_unclear(parsed, lambda: encoder.encode_texts([parsed.wanted])[0])
 
 
-def _tell_reading(sentence: str, tokenizer: "Tokenizer", explained: "Explanation | None") -> None:
-    """Say how a sentence was understood where that is not what its words suggest."""
+def _unknown_words(sentence: str, retriever: "Retriever") -> list[str]:
+    """Return the words that the model hardly can have learned, as the console tells them."""
+    from upperson_rt.serve.vocabulary import Vocabulary
+
+    return Vocabulary(retriever.encoder).unfamiliar(sentence)
+
+
+def _tell_reading(
+    sentence: str,
+    tokenizer: "Tokenizer",
+    explained: "Explanation | None",
+    unknown: Sequence[str],
+) -> None:
+    """Say how a sentence was understood where that is not what its words suggest.
+
+    Args:
+        sentence: What was asked.
+        tokenizer: The model's.
+        explained: What its phrases found, if that was asked for.
+        unknown: Words that the model has not learned.
+    """
     from upperson_rt.phrases import parse
 
     parsed = parse(sentence)
@@ -260,6 +282,9 @@ def _tell_reading(sentence: str, tokenizer: "Tokenizer", explained: "Explanation
             f"the model breaks these {letters} letters into {tokens} pieces: it was hardly trained "
             "on this language; describe the person in English"
         )
+    elif unknown:
+        words = ", ".join(map(shown, unknown[:_MOST_WORDS]))
+        print_warning(f"the model may not know {words}: try a plainer word")
     for contradiction in parsed.contradictions:
         print_warning(f"the sentence contradicts itself: {contradiction}")
     if parsed.denied:
