@@ -147,12 +147,14 @@ def check_source(source: str) -> str:
     """Return a metrics file or address as it is.
 
     Raises:
-        UsageError: It is an address, but not of HTTP, or without a host.
+        UsageError: It is an address, but not of HTTP, without a host, or with a login, which the
+            live page would show and nobody asks for.
     """
     if "://" in source and not _is_http(source):
+        found = "one with a login" if "@" in source else shown(source)
         raise UsageError(
             f"--watch takes a metrics file or an address such as http://127.0.0.1:9095/metrics, "
-            f"found {shown(source)}"
+            f"found {found}"
         )
     return source
 
@@ -160,7 +162,8 @@ def check_source(source: str) -> str:
 def _is_http(address: str) -> bool:
     try:
         parts = urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_whole = bool(parts.hostname) and parts.port != 0 and parts.username is None
+        return parts.scheme in ("http", "https") and is_whole
     except ValueError:
         return False
 

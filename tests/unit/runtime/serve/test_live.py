@@ -163,8 +163,11 @@ def test_addresses_where_nobody_publishes(live_page):
         "http://h:port/",
         "http://h:99999/",
         "file:///etc/passwd",
+        "http://anna:s3cret@h/metrics",
     ],
 )
 def test_an_address_that_cannot_be_asked_is_refused_at_the_start(source):
-    with pytest.raises(UsageError, match="--watch takes a metrics file or an address such as"):
+    told = "--watch takes a metrics file or an address such as"
+    with pytest.raises(UsageError, match=told) as raised:
         check_source(source)
+    assert "s3cret" not in str(raised.value)
