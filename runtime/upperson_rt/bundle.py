@@ -14,7 +14,7 @@ from upperson_rt.backends.fastest import Choice, Contest
 from upperson_rt.canaries import Canaries, CanaryCheck, check_tower
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.files import sha256_of_file
+from upperson_rt.files import folder_near, sha256_of_file
 from upperson_rt.manifest import FileEntry, Manifest, VariantEntry, parse_manifest
 from upperson_rt.onnx_file import check_graph
 from upperson_rt.printable import get_logger, shown
@@ -286,6 +286,10 @@ def read_manifest(root: Path, trust: str | os.PathLike[str] | None = None) -> Ma
     file = root / MANIFEST_FILE
     if not file.is_file():
         problem = f"no {MANIFEST_FILE} in it" if root.is_dir() else "no such folder"
+        if (near := folder_near(root, MANIFEST_FILE)) is not None:
+            raise InputError(
+                f"{root} is not a bundle ({problem}), but {near} is: name that with  --bundle"
+            )
         raise InputError(
             f"{root} is not a bundle ({problem}): expected a folder that  upperson export  has "
             "made, or  upperson demo  to try things out"

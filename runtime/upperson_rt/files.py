@@ -27,6 +27,7 @@ from upperson_rt.locks import lock_until_closed, try_lock
 __all__ = [
     "all_names",
     "cache_folder",
+    "folder_near",
     "make_folder",
     "new_folder",
     "put_in_place",
@@ -180,6 +181,21 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 def all_names(folder: Path) -> list[str]:
     """Return the names in a folder: what is foreign where no older result is known."""
     return [path.name for path in folder.iterdir()]
+
+
+def folder_near(place: Path, name: str) -> str | None:
+    """Return the folder with a file of a name that lies in a place, or around it; None if none is.
+
+    Args:
+        place: A folder, or a file, or missing.
+        name: Of the file that makes a folder what was looked for.
+    """
+    try:
+        inside = [place / found for found in sorted(os.listdir(place))]
+    except OSError:
+        inside = []
+    places = (*inside, place.absolute().parent)
+    return next((str(folder) for folder in places if os.path.isfile(folder / name)), None)
 
 
 def require_place(path: Path, foreign: Foreign = all_names) -> None:

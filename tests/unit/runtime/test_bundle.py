@@ -85,6 +85,14 @@ def test_not_a_bundle(tmp_path):
             Bundle.open(path)
 
 
+def test_a_bundle_nearby_is_named(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (folder / "more").mkdir()
+    for wrong, near in ((".", folder.name), (folder / "more", folder), (folder / "x.json", folder)):
+        with pytest.raises(InputError, match=rf"is not a bundle \(.*\), but {near} is: name that"):
+            Bundle.open(wrong)
+
+
 def test_truncated_manifest(folder):
     path = folder / "bundle.json"
     path.write_bytes(path.read_bytes()[:300])

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from urllib.parse import quote
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
-from upperson_rt.files import make_folder
+from upperson_rt.files import folder_near, make_folder
 from upperson_rt.gallery.protocol import no_gallery
 from upperson_rt.gallery.sqlite.checksums import (
     ROW,
@@ -161,7 +161,7 @@ class Database:
             IntegrityError: It is damaged, or some other database.
         """
         if not path.is_file():
-            raise no_gallery(str(path.parent), _near(path.parent))
+            raise no_gallery(str(path.parent), folder_near(path.parent, DATABASE_FILE))
         if not path.stat().st_size:  # SQLite would take it for new, and remove its log.
             raise IntegrityError(
                 f"{path} is empty: it is damaged, and was left as it is. Restore it from a copy, "
@@ -342,20 +342,6 @@ class Database:
                 connection.close()
             else:
                 self._idle.append((connection, state))
-
-
-def _near(folder: Path) -> str | None:
-    """Return the gallery that lies in a folder, or that the folder lies in; None if none does.
-
-    The folder may be a file, such as the database, or missing.
-    """
-    try:
-        inside = [folder / name for name in sorted(os.listdir(folder))]
-    except OSError:
-        inside = []
-    places = (*inside, folder.absolute().parent)
-    found = (place for place in places if os.path.isfile(place / DATABASE_FILE))
-    return next(map(str, found), None)
 
 
 def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
