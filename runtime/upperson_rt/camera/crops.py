@@ -200,7 +200,5 @@ class CropMaker:
             ok = False
         if not ok:
             height, width = view.image.shape[:2]
-            raise InputError(
-                f"camera {self._camera}: {width} x {height} pixels cannot be written as JPEG"
-            )
+            raise InputError(f"{width} x {height} pixels cannot be written as JPEG")
         return bytes(data)
