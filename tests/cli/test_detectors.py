@@ -120,6 +120,7 @@ def test_index_finds_the_people_in_whole_pictures(work):
     assert "detector: yolox.onnx: yolox (" in result.stderr
     assert "class 0 (it names none; --detector-class sets another)" in result.stderr
     assert "nobody was found in 1 of 2 pictures" in result.stderr
+    assert "2 of 2 people have no time (--time-from exif)" in result.stderr
     assert "wider than high" not in result.stderr
     path = str(work / "scenes" / "two.png")
     found = people_in()

@@ -176,8 +176,9 @@ def index(
     for skipped in report.skipped:
         print_warning(f"skipped: {skipped.reason}")
     if report.timed < report.indexed and time_from != "none":
+        noun = ("picture",) if people is None else ("person", "people")
         print_note(
-            f"{report.indexed - report.timed} of {count_of(report.indexed, 'picture')} "
+            f"{report.indexed - report.timed} of {count_of(report.indexed, *noun)} "
             f"{'has' if report.indexed - report.timed == 1 else 'have'} no time "
             f"(--time-from {time_from}): --since and --until will not find them"
         )
