@@ -157,17 +157,8 @@ class Tokenizer:
         return int(token_lengths(self.encode(texts).input_ids).sum()) if texts else 0
 
     def unfamiliar(self, text: str) -> list[str]:
-        """Return the words of a sentence, each once, that the model hardly can have learned.
-
-        Those that the vocabulary has no entry for, and that are not two of its words either: they
-        are read as three or more pieces.
-        """
-        unknown = getattr(self._tokenizer.model, "unk_token", None)
-        return [
-            word
-            for word, pieces in self.words(text).items()
-            if len(pieces) > 2 or unknown in pieces
-        ]
+        """Return the words of a sentence, each once, that are broken, see `is_broken`."""
+        return [word for word, pieces in self.words(text).items() if self.is_broken(pieces)]
 
     def words(self, text: str) -> dict[str, list[str]]:
         """Return the words of a sentence, each once, with the pieces that each is read as."""
@@ -175,6 +166,15 @@ class Tokenizer:
         return {
             word: self._tokenizer.encode(word, add_special_tokens=False).tokens for word in words
         }
+
+    def is_broken(self, pieces: Sequence[str]) -> bool:
+        """Tell whether a word of `words` is in pieces that the model hardly can have learned from.
+
+        The vocabulary has no entry for it, and it is not two of its words either: it is read as
+        three or more pieces.
+        """
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        return len(pieces) > 2 or unknown in pieces
 
 
 def token_lengths(input_ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:

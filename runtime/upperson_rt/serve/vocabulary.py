@@ -33,8 +33,9 @@ class Vocabulary:
 
     def unfamiliar(self, sentence: str) -> list[str]:
         """Return the words of a sentence, each once, that the model hardly can have learned."""
-        broken = self._encoder.tokenizer.unfamiliar(sentence)
-        pieces = self._encoder.tokenizer.words(sentence)
+        tokenizer = self._encoder.tokenizer
+        pieces = tokenizer.words(sentence)
+        broken = {word for word, parts in pieces.items() if tokenizer.is_broken(parts)}
         whole = {
             word: len(parts)
             for word, parts in pieces.items()
@@ -60,11 +61,11 @@ class Vocabulary:
 
     def _found_stand_in(self) -> str | None:
         if not self._was_looked_for:
+            tokenizer = self._encoder.tokenizer
             single = [
                 word
-                for word in _OF_NOBODY
-                if len(self._encoder.tokenizer.words(word)[word]) == 1
-                and not self._encoder.tokenizer.unfamiliar(word)
+                for word, parts in tokenizer.words(" ".join(_OF_NOBODY)).items()
+                if len(parts) == 1 and not tokenizer.is_broken(parts)
             ]
             if len(single) > 1:
                 embeds_ND = self._encoder.encode_texts(single)
