@@ -4,7 +4,6 @@ The folder decides the tier and with it the time limit of a test. A test that ne
 with its own ``pytest.mark.timeout``.
 """
 
-import ctypes
 import gc
 import json
 import os
@@ -23,6 +22,7 @@ from filelock import FileLock
 
 import upperson_rt  # noqa: F401 - Before onnxruntime, which it keeps from telling of itself.
 from tests.helpers.command_line import run_program
+from upperson_rt.heap import return_freed
 
 # Set before torch is imported: toy models are faster on one thread, and sums always run in the
 # same order.
@@ -48,7 +48,7 @@ TESTS = Path(__file__).parent
 _MOST_PEAK_MB = 1500
 """What a process that runs tests should take at most; those that tests start are not in it."""
 
-_STATM, _LIBC = Path("/proc/self/statm"), ctypes.CDLL(None) if os.name == "posix" else None
+_STATM = Path("/proc/self/statm")
 _MANY_PAGES = 16000  # 64 MB.
 _MANY_MODULES = 50
 _NO_PARAMETERS = SimpleNamespace(params={})
@@ -137,8 +137,7 @@ def memory_is_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
             value.__traceback__ = value.__context__ = None
     if _resident_pages() - _kept_pages > _MANY_PAGES:
         _collect_garbage()  # Graphs are cyclic, and hold their weights until somebody looks.
-        if hasattr(_LIBC, "malloc_trim"):
-            _LIBC.malloc_trim(0)  # glibc's; it takes some 50 ms.
+        return_freed()
         _kept_pages = _resident_pages()
 
 
