@@ -18,7 +18,7 @@ import typer
 
 from benchmarks.random_bases import move_trained, write_weights
 from upperson.data.synthetic import SyntheticSpec, write_dataset
-from upperson_rt.bench.processes import call_in_fresh_process
+from upperson_rt.bench.processes import call_in_fresh_process, child_environment, said_last
 from upperson_rt.bench.start import PROGRAM
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json
@@ -152,7 +152,7 @@ def _command(*words: object) -> Took:
         started = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, *map(str, words)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=child_environment(),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=errors,
@@ -163,7 +163,7 @@ def _command(*words: object) -> Took:
         out.seek(0)
         errors.seek(0)
         if process.returncode:
-            told = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+            told = said_last(errors.read())
             raise BackendError(
                 f"'{' '.join(map(str, words[1:3]))}' ended with code {process.returncode}: "
                 f"{one_line(told)}"

@@ -7,7 +7,6 @@ their last bits: no library can be asked to come closer.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from benchmarks.kernel_runs import embed
 from benchmarks.marks import data_set
 from upperson.data.records import read_dataset
-from upperson_rt.bench.processes import call_in_fresh_process
+from upperson_rt.agreement import compare_embeds
+from upperson_rt.bench.processes import call_in_fresh_process, child_environment, said_last
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import BundleOption, Debug, Json
 from upperson_rt.cli.output import new_table, print_result, print_table
@@ -115,21 +115,21 @@ def _emulated(runner: str, asked: Path) -> dict[str, NDArray[np.float32]]:
     interpreter = Path(sys.executable).resolve()  # The emulator starts no link.
     done = subprocess.run(
         [*_EMULATOR, interpreter, "-W", "ignore", "-c", code, runner, asked, output],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=child_environment(),
         capture_output=True,
         text=True,
     )
     if done.returncode:
-        raise BackendError(f"under {' '.join(_EMULATOR)}: {done.stderr.strip()[-300:]}")
+        raise BackendError(f"under {' '.join(_EMULATOR)}: {said_last(done.stderr)}")
     return dict(np.load(output))
 
 
 def _agreement(found_ND: NDArray[np.float32], plain_ND: NDArray[np.float32]) -> dict[str, float]:
-    cosines_N = (found_ND.astype(np.float64) * plain_ND).sum(axis=1)
+    found = compare_embeds(plain_ND, found_ND)
     return {
-        "min": float(cosines_N.min()),
-        "median": float(np.median(cosines_N)),
-        "below": int((cosines_N <= NEAR).sum()),
+        "min": found.min_cosine,
+        "median": found.median_cosine,
+        "below": int((found.cosine_N <= NEAR).sum()),
     }
 
 

@@ -22,7 +22,14 @@ from upperson_rt.printable import one_line
 if TYPE_CHECKING:
     from upperson_rt.timing import Timing
 
-__all__ = ["call_in_fresh_process", "resident_bytes", "run_python", "time_processes"]
+__all__ = [
+    "call_in_fresh_process",
+    "child_environment",
+    "resident_bytes",
+    "run_python",
+    "said_last",
+    "time_processes",
+]
 
 _STATUS = Path("/proc/self/status")
 _ERRORS: dict[int, type[UppersonError]] = {
@@ -54,9 +61,7 @@ def run_python(
     called: str = "its process",
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Run Python with what this process can import, and return what it prints.
-
-    Queries of that process are not logged: nobody asked them.
+    """Run Python in `child_environment`, and return what it prints.
 
     Args:
         arguments: Of Python.
@@ -66,20 +71,32 @@ def run_python(
     Raises:
         BackendError: The process ended with an error.
     """
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    variables.pop("UPPERSON_QUERY_LOG", None)
     done = subprocess.run(
         [sys.executable, *arguments],
-        env=variables | dict(environment or {}),
+        env=child_environment() | dict(environment or {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         encoding="utf-8",
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise BackendError(f"{called} ended with code {done.returncode}: {last}")
+        raise BackendError(f"{called} ended with code {done.returncode}: {said_last(done.stderr)}")
     return done.stdout
+
+
+def child_environment() -> dict[str, str]:
+    """Return variables for a Python that can import what this process can.
+
+    Its queries are not logged: nobody asked them.
+    """
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    variables.pop("UPPERSON_QUERY_LOG", None)
+    return variables
+
+
+def said_last(errors: str) -> str:
+    """Return the last line that a process wrote to stderr, where the reason stands."""
+    return (errors.strip().splitlines() or ["it said nothing"])[-1]
 
 
 def time_processes(
