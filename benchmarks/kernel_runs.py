@@ -1,11 +1,13 @@
 """The towers of a bundle, run in a process of its own by one library, for `benchmarks.kernels`."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from upperson_rt.backends import open_backend
 from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.bundle import Bundle
 from upperson_rt.encoder import Encoder
+from upperson_rt.errors import BackendError
 from upperson_rt.towers import Backend, Tower
 
 
@@ -21,7 +24,8 @@ def embed(runner: str, asked: str, output: str) -> None:
     """Write the embeddings of both towers into an npz file.
 
     Args:
-        runner: A backend, ``plain``, or ``last bits``: plain with vectors that differ in these.
+        runner: A backend, ``plain``, ``last bits``: plain with vectors that differ in these, or
+            ``exact``: what ONNX Runtime makes of a graph, its int8 products summed in float64.
         asked: JSON with the bundle, and pictures and sentences under the towers' names.
         output: The file.
     """
@@ -31,8 +35,8 @@ def embed(runner: str, asked: str, output: str) -> None:
 
     def backend(tower: Tower) -> Backend:
         path = Path(wanted["bundle"], manifest.variants[variant].file(tower).file)
-        if runner in ("plain", "last bits"):
-            return _Plain(path, changed=runner == "last bits")
+        if runner in _MADE:
+            return NodeByNode(_MADE[runner](path))
         return open_backend(path, runner, "cpu", 1)
 
     encoder = Encoder(manifest, variant, opened.tokenizer, backend)
@@ -40,27 +44,65 @@ def embed(runner: str, asked: str, output: str) -> None:
     np.savez(output, image=images, text=texts)
 
 
-class _Plain:
-    """ONNX Runtime without any of its optimisations: each node by itself, products in float32."""
+class NodeByNode:
+    """A graph in ONNX Runtime without any of its optimisations: each node by itself."""
 
     name, device, version, max_batch = "plain", "cpu", ort.__version__, None
 
-    def __init__(self, path: Path, *, changed: bool) -> None:
-        model = ir.load(path)
-        if changed:
-            _change_last_bits(model)
+    def __init__(self, model: ir.Model) -> None:
+        """Load the graph for one thread of the CPU."""
         options = session_options(ort, 1)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         content = ir.to_proto(model).SerializeToString()
         self._session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph; see `Backend.run`."""
         names = [output.name for output in self._session.get_outputs()]
         return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
 
 
-def _change_last_bits(model: ir.Model) -> None:
+def with_exact_products(path: Path) -> ir.Model:
+    """Return an int8 graph as ONNX Runtime optimises it, int8 products summed in float64.
+
+    All else, the order of each rounding included, is as it would run: what differs between the two
+    is what its kernels for int8 get wrong.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options(ort, 1)
+        options.optimized_model_filepath = str(Path(folder, "optimised.onnx"))
+        ort.InferenceSession(path, options, ["CPUExecutionProvider"])
+        model = ir.from_proto(onnx.load(options.optimized_model_filepath))
+    products = [node for node in model.graph if node.op_type == "MatMulIntegerToFloat"]
+    if not products:
+        raise BackendError(f"ONNX Runtime {ort.__version__} fuses no int8 product of {path}")
+    for product in products:
+        _sum_in_float64(model.graph, product)
+    return model
+
+
+def _sum_in_float64(graph: ir.Graph, product: ir.Node) -> None:
+    """Replace the node: sums of whole numbers below 2**53 are exact in float64."""
+    a, b, a_scale, b_scale, a_zero, b_zero, *bias = product.inputs
+    tape = ir.tape.Tape()
+
+    def whole(value: ir.Value | None, zero: ir.Value | None) -> ir.Value:
+        numbers, zeros = (tape.op("Cast", [x], {"to": ir.DataType.DOUBLE}) for x in (value, zero))
+        return tape.op("Sub", [numbers, zeros])
+
+    sums = tape.op("MatMul", [whole(a, a_zero), whole(b, b_zero)])
+    sums = tape.op("Cast", [sums], {"to": ir.DataType.FLOAT})
+    result = tape.op("Mul", [sums, tape.op("Mul", [a_scale, b_scale])])
+    if bias:
+        result = tape.op("Add", [result, bias[0]])
+    graph.insert_before(product, tape.nodes)
+    ir.convenience.replace_all_uses_with(product.outputs[0], result)
+    graph.remove(product, safe=True)
+
+
+def _with_last_bits_changed(path: Path) -> ir.Model:
     """Change biases and norms by half a last bit, more or less; scales of int8 stay."""
+    model = ir.load(path)
     rng = np.random.default_rng(0)
     for value in model.graph.initializers.values():
         tensor = value.const_value
@@ -70,3 +112,7 @@ def _change_last_bits(model: ir.Model) -> None:
         if tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == 1:
             changed = tensor.numpy() * (1 + 2.0**-24 * rng.standard_normal(tensor.shape.numpy()))
             value.const_value = ir.tensor(changed.astype(np.float32), name=value.name)
+    return model
+
+
+_MADE = {"plain": ir.load, "last bits": _with_last_bits_changed, "exact": with_exact_products}

@@ -1,9 +1,10 @@
-"""int8 towers as each library and its kernels run them, beside plain Q/DQ arithmetic.
+"""int8 towers as each library and its kernels run them, beside exact and plain Q/DQ arithmetic.
 
-Sums of int8 products are whole numbers, the same everywhere, but what stands between them is
-rounded: a value on the border of two steps takes one or the other by its last bit, and all that
-follows moves with it. So plain arithmetic is compared with itself, too, its vectors changed in
-their last bits: no library can be asked to come closer.
+Sums of int8 products are whole numbers, the same everywhere: ONNX Runtime is compared with its own
+graph whose products are exact. What stands between them is rounded, and each library does that in
+its own order: a value on the border of two steps takes one or the other by its last bit, and all
+that follows moves with it. So plain arithmetic, each node by itself, is compared with itself, too,
+its vectors changed in their last bits: no library can be asked to come closer to it.
 """
 
 import json
@@ -82,6 +83,7 @@ def measured(bundle: Path, root: Path, count: int, emulate: bool = False) -> dic
         found = {"plain": _in_process("plain", asked)}
         found["plain, last bits changed"] = _in_process("last bits", asked)
         found["ONNX Runtime"] = _in_process("onnxruntime", asked)
+        exact = _in_process("exact", asked)
         if emulate:
             found[_HASWELL] = _emulated("onnxruntime", asked)
         for name, bound in _BOUNDS.items():
@@ -93,11 +95,9 @@ def measured(bundle: Path, root: Path, count: int, emulate: bool = False) -> dic
         result[tower] = {name: _agreement(one[tower], plain[tower]) for name, one in found.items()}
         first, *rest = (found[f"OpenVINO, {name}"][tower] for name in _BOUNDS)
         between = [_agreement(other, first) for other in rest]
-        if emulate:
-            here = found["ONNX Runtime"][tower]
-            result[tower]["ONNX Runtime, Haswell to this processor"] = _agreement(
-                found[_HASWELL][tower], here
-            )
+        for name in ("ONNX Runtime", _HASWELL) if emulate else ("ONNX Runtime",):
+            agreement = _agreement(found[name][tower], exact[tower])
+            result[tower][f"{name}, to exact products"] = agreement
         result[tower]["OpenVINO, between these kernels"] = min(between, key=lambda one: one["min"])
     return result
 

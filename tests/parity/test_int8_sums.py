@@ -18,6 +18,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from benchmarks.kernel_runs import NodeByNode, with_exact_products
 from tests.helpers.command_line import SOURCES, run_code
 from tests.helpers.toy_graphs import TOWERS, amax_of, min_cosine, run_graph, toy_graph, toy_inputs
 from upperson_export.passes.packed import TransposePacked
@@ -134,6 +135,30 @@ def test_openvino_without_vnni(limited_and_not, tmp_path: Path, monkeypatch, isa
     limited_error, unlimited_error = errors(files[1:], exact)
     assert limited_error < 1e-6
     assert unlimited_error > 0.05, "the processor does not saturate"
+
+
+@pytest.mark.usefixtures("toy_graphs")
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_tower_in_onnxruntime_is_exact(kind, tmp_path: Path) -> None:
+    """Beside its own graph with exact products: all else is rounded in the same order."""
+    graph, inputs = toy_graph(kind), toy_inputs(kind, 64)
+    model = graph.load()
+    linears = [linear.node for linear in graph.linears]
+    QuantizeLinears(linears, amax_of(graph, inputs), PAIR_LIMIT)(model)
+    TransposePacked()(model)
+    ir.save(model, tmp_path / "int8.onnx")
+    exact = with_exact_products(tmp_path / "int8.onnx")
+    products = [node for node in exact.graph if node.op_type == "MatMul" and is_float64(node)]
+    assert len(products) == len(linears)
+    name = exact.graph.inputs[0].name
+    (expected,) = NodeByNode(exact).run({name: inputs}).values()
+    (found,) = OnnxRuntimeBackend(tmp_path / "int8.onnx", threads=1).run({name: inputs}).values()
+    assert min_cosine(found, expected) > 0.99995
+
+
+def is_float64(product: ir.Node) -> bool:
+    made_by = [value.producer() for value in product.inputs]
+    return all(node is not None and node.op_type == "Sub" for node in made_by)
 
 
 @pytest.mark.usefixtures("toy_graphs")
