@@ -270,7 +270,8 @@ class PlainTextTower(PlainTower):
         if mask_LK is None:
             return None
         has_prefix = cast("PlainBlock", block).attention.prefix_k is not None
-        mask = mask_LK[rows]
+        # As an index, the rows of a tensor become GatherND: OpenVINO reads wherever that says.
+        mask = mask_LK[rows] if isinstance(rows, slice) else mask_LK.index_select(0, rows)
         return mask if has_prefix else mask[..., self.prefix_length :]
 
 

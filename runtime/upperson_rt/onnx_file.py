@@ -123,8 +123,9 @@ _Value: TypeAlias = tuple[int, list[int | None]]
 def _check_types(nodes: Iterable[_Node], kinds: dict[str, int]) -> None:
     """Refuse what ends the process with some numbers, unless the types rule those out.
 
-    Whole numbers are not divided: by zero, or the smallest by -1, ends it. GatherND gets places
-    that ArgMax found, no others: OpenVINO reads wherever they say.
+    Whole numbers are not divided: by zero, or the smallest by -1, ends it. GatherND, which text
+    towers of before 27 November 2026 have, gets places that ArgMax found, no others: a library may
+    read wherever they say.
 
     Args:
         nodes: In the order in which they stand; exports write them in that of computing.

@@ -76,6 +76,7 @@ class OpenVinoBackend:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
             model = core.read_model(os.fspath(path))
+            _bound_places(model)
             # Compiling gives an output the names of all that was folded into it.
             self._names = [output.get_any_name() for output in model.outputs]
             if device == "cpu" and int8_sums_saturate() and _may_saturate(model):
@@ -203,6 +204,21 @@ def _runs_in_pieces(device: str, compiled: Any) -> bool:
     return [[size.is_dynamic for size in shape] for shape in shapes] == [
         [True, False, False, False]
     ]
+
+
+def _bound_places(model: Any) -> None:
+    """Let Gather do what GatherND does, which reads wherever an index says; Gather finds zeros.
+
+    Text towers of before 27 November 2026 have one. Only an index of one number is understood.
+    """
+    from openvino import opset8
+
+    for node in model.get_ops():
+        if node.get_type_name() == "GatherND":
+            data, places = node.input_value(0), opset8.squeeze(node.input_value(1), np.int64(-1))
+            axis = int(node.get_attributes()["batch_dims"])
+            bounded = opset8.gather(data, places, np.int64(axis), batch_dims=axis)
+            node.output(0).replace(bounded.output(0))
 
 
 def _is_int8(model: Any) -> bool:

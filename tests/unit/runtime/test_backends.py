@@ -4,7 +4,9 @@ from importlib.util import find_spec
 from unittest.mock import Mock
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.helpers.command_line import run_code
 from tests.helpers.toy_bundle import make_toy_bundle
@@ -43,6 +45,45 @@ def test_outputs_belong_to_the_caller(text_tower, name):
     kept = first.copy()
     backend.run({"input_ids": np.array([[4, 5]], np.int32)})
     np.testing.assert_array_equal(first, kept)
+
+
+def rows_that_argmax_finds(path, batch_dims):
+    """Write a graph that takes from four rows as text towers of before 27 November 2026 did."""
+    rows = np.arange(1, 17, dtype=np.float32).reshape(4, 4)
+    graph = helper.make_graph(
+        [
+            helper.make_node("ArgMax", ["ids"], ["found"], axis=-1, keepdims=0),
+            helper.make_node("Unsqueeze", ["found", "last"], ["places"]),
+            helper.make_node("GatherND", ["rows", "places"], ["taken"], batch_dims=batch_dims),
+        ],
+        "rows",
+        [helper.make_tensor_value_info("ids", TensorProto.INT32, [4, None])],
+        [helper.make_tensor_value_info("taken", TensorProto.FLOAT, [4, 4][batch_dims:])],
+        [numpy_helper.from_array(rows, "rows"), numpy_helper.from_array(np.array([1]), "last")],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return rows
+
+
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_nothing_is_read_beyond_a_tensor(tmp_path, name, batch_dims):
+    rows = rows_that_argmax_finds(tmp_path / "rows.onnx", batch_dims)
+    backend = open_backend(tmp_path / "rows.onnx", name, threads=1)
+    ids = np.zeros((4, 4000), np.int32)
+    for number, place in enumerate((3, 0, 2, 1)):
+        ids[number, place] = 1
+    taken = backend.run({"ids": ids})["taken"]
+    expected = rows[[3, 0, 2, 1]] if batch_dims == 0 else rows[range(4), [3, 0, 2, 1]]
+    np.testing.assert_array_equal(taken, expected)
+    for place in (4, 5, 100, 3999):
+        ids[:] = 0
+        ids[:, place] = 1
+        if name == "openvino":
+            assert not backend.run({"ids": ids})["taken"].any()
+        else:
+            with pytest.raises(BackendError, match="failed"):
+                backend.run({"ids": ids})
 
 
 def test_absent_device_is_an_error_and_nothing_falls_back(text_tower, name):
