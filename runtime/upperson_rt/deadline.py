@@ -1,79 +1,200 @@
 """Connections to strangers that end when their time is up, whatever still comes in.
 
 The time limit of a socket counts from one byte to the next: who sends one now and then could go on
-for ever.
+for ever. Looking up a name knows no limit at all, and each address of a host would get the whole.
 """
 
 import http.client
+import queue
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["LateError", "ending", "http_connection", "http_target"]
+__all__ = ["Limit", "http_target", "http_within", "within"]
 
 
-class LateError(TimeoutError):
-    """The time was up."""
+class Limit:
+    """How long one connection may take, from looking up its host to the last byte."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+        self._connection: socket.socket | None = None
+        self._is_over = threading.Event()
+
+    def left_s(self) -> float:
+        """Return how many seconds are left.
+
+        Raises:
+            TimeoutError: None are.
+        """
+        left_s = self._until - time.monotonic()
+        if left_s <= 0 or self._is_over.is_set():
+            raise TimeoutError
+        return left_s
+
+    def connect(self, host: str, port: int, context: ssl.SSLContext | None = None) -> socket.socket:
+        """Return a connection, which is closed with the limit; it is the only one of it.
+
+        Args:
+            host: A name or a number.
+            port: Of TCP.
+            context: Of TLS, where that is to be spoken.
+
+        Raises:
+            OSError: The host is unknown or cannot be reached, or its certificate is not believed.
+            TimeoutError: The time was up.
+            ValueError: No host can have that name.
+        """
+        found = self._looked_up(host, port)
+        failure = OSError("the host has no address")
+        for number, (family, kind, protocol, _, place) in enumerate(found):
+            try:
+                connection = _connected(
+                    socket.socket(family, kind, protocol),
+                    place,
+                    self.left_s() / (len(found) - number),
+                )
+            except OSError as error:
+                failure = error
+                continue
+            return (
+                self._kept(connection)
+                if context is None
+                else self._wrapped(connection, host, context)
+            )
+        raise failure
+
+    def _looked_up(self, host: str, port: int) -> list[Any]:
+        """Return the addresses of a host; a look-up that takes too long ends by itself, later."""
+        answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            except (OSError, ValueError) as error:
+                answers.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            answer = answers.get(timeout=self.left_s())
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(answer, Exception):
+            raise answer
+        return list(answer)
+
+    def _wrapped(
+        self, connection: socket.socket, host: str, context: ssl.SSLContext
+    ) -> socket.socket:
+        with closing(connection):  # Of which nothing is left once it is wrapped.
+            wrapped = context.wrap_socket(
+                connection, server_hostname=host, do_handshake_on_connect=False
+            )
+        self._kept(wrapped)
+        wrapped.do_handshake()
+        return wrapped
+
+    def _kept(self, connection: socket.socket) -> socket.socket:
+        self._connection = connection  # Before asking what is left: `end` does it the other way.
+        connection.settimeout(self.left_s())
+        return connection
+
+    def end(self) -> None:
+        """Shut the connection: whoever reads from it gets no more."""
+        self._is_over.set()
+        if self._connection is not None:
+            with suppress(OSError):  # It has ended just now.
+                self._connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection; `http.client` may still read from it."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _connected(connection: socket.socket, place: Any, seconds: float) -> socket.socket:
+    try:
+        connection.settimeout(seconds)
+        connection.connect(place)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 @contextmanager
-def ending(connection: socket.socket, seconds: float) -> Iterator[None]:
-    """Shut a connection when its time is up; whoever reads from it then gets no more.
+def within(seconds: float) -> Iterator[Limit]:
+    """Give the time limit of one connection, and end that when the time is up.
 
     Args:
-        connection: It is open; reading may go on after it was closed, as `http.client` does.
         seconds: From now.
 
     Raises:
-        LateError: The time was up.
+        TimeoutError: The time was up.
     """
-    late = threading.Event()
-
-    def shut() -> None:
-        late.set()
-        with suppress(OSError):  # It has ended just now.
-            connection.shutdown(socket.SHUT_RDWR)
-
-    until = time.monotonic() + seconds
-    timer = threading.Timer(seconds, shut)
+    limit = Limit(seconds)
+    timer = threading.Timer(seconds, limit.end)
     timer.daemon = True
     timer.start()
     try:
-        yield
-    except Exception:
-        # The limit from one byte to the next may be as long, and be told before the timer runs.
-        if not late.is_set() and time.monotonic() < until:
-            raise
-        late.set()
+        with closing(limit):
+            yield limit
+        limit.left_s()
+    except Exception as error:
+        try:  # The limit from one byte to the next may be told before the timer runs.
+            limit.left_s()
+        except TimeoutError:
+            raise TimeoutError(f"it does not answer within {seconds:g} s") from error
+        raise
     finally:
         timer.cancel()
-    if late.is_set():
-        raise LateError(f"it does not answer within {seconds:g} s")
 
 
-def http_connection(
-    address: str, timeout_s: float, context: ssl.SSLContext | None = None
-) -> http.client.HTTPConnection:
-    """Return a connection to an address of HTTP, not yet open; it uses no proxy.
+class _Connection(http.client.HTTPConnection):
+    """Of HTTP or, with a context, HTTPS; it opens with its first request."""
+
+    def __init__(
+        self, host: str, port: int | None, limit: Limit, context: ssl.SSLContext | None
+    ) -> None:
+        self.default_port = http.client.HTTP_PORT if context is None else http.client.HTTPS_PORT
+        # The port is always named: IPv6 has colons of its own.
+        super().__init__(host, port or self.default_port)
+        self._limit, self._context = limit, context
+
+    def connect(self) -> None:
+        self.sock = self._limit.connect(self.host, self.port, self._context)
+
+
+@contextmanager
+def http_within(
+    seconds: float, address: str, context: ssl.SSLContext | None = None
+) -> Iterator[http.client.HTTPConnection]:
+    """Give a connection to an address of HTTP, which ends when its time is up; it uses no proxy.
 
     Args:
+        seconds: From now.
         address: With a scheme and a host.
-        timeout_s: From one byte to the next.
-        context: Of TLS, where the address asks for it.
+        context: Of TLS, where the address asks for it; None believes what the system believes.
 
     Raises:
+        TimeoutError: The time was up.
         ValueError: Its port is none.
     """
     parts = urlsplit(address)
-    host = parts.hostname or ""
-    if parts.scheme.lower() == "https":  # The port is always named: IPv6 has colons of its own.
-        port = parts.port or http.client.HTTPS_PORT
-        return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
-    return http.client.HTTPConnection(host, parts.port or http.client.HTTP_PORT, timeout=timeout_s)
+    if parts.scheme.lower() != "https":
+        context = None
+    elif context is None:
+        context = ssl.create_default_context()
+    with (
+        within(seconds) as limit,
+        closing(_Connection(parts.hostname or "", parts.port, limit, context)) as connection,
+    ):
+        yield connection
 
 
 def http_target(address: str) -> str:

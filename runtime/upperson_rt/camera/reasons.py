@@ -11,12 +11,11 @@ import os
 import re
 import socket
 import urllib.request
-from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from upperson_rt.deadline import ending, http_connection, http_target
+from upperson_rt.deadline import http_target, http_within, within
 
 __all__ = ["answer_challenge", "reason_of_address", "reason_of_device"]
 
@@ -51,8 +50,8 @@ def reason_of_device(number: int) -> str:
 def reason_of_address(address: str, timeout_s: float) -> str | None:
     """Return why an address does not open, without its secrets; None if that cannot be told.
 
-    The server is asked once more, and once again with credentials if it wants some; each answer is
-    waited for 3 seconds at most. It sends nobody anywhere else.
+    The server is asked once more, and once again with credentials if it wants some; looking it up,
+    connecting and the answer take 3 seconds at most. It sends nobody anywhere else.
     """
     timeout_s = min(timeout_s, _LONGEST_S)
     try:
@@ -69,7 +68,8 @@ def reason_of_address(address: str, timeout_s: float) -> str | None:
             return _ask_rtsp(parts, place, timeout_s)
         if scheme in ("http", "https"):
             return _ask_http(parts, timeout_s)
-        socket.create_connection((host, port or _PORTS[scheme]), timeout_s).close()
+        with within(timeout_s) as limit:
+            limit.connect(host, port or _PORTS[scheme])
     except socket.gaierror as error:
         return f"the host '{host}' is unknown ({error.strerror})"
     except TimeoutError:
@@ -126,14 +126,10 @@ def _get(
     address: str, timeout_s: float, authorization: str | None
 ) -> tuple[int, http.client.HTTPMessage]:
     """Return status and headers of an answer over HTTP."""
-    with closing(http_connection(address, timeout_s)) as connection:
-        connection.putrequest("GET", http_target(address))
-        if authorization is not None:
-            connection.putheader("Authorization", authorization)
-        connection.connect()
-        with ending(connection.sock, timeout_s):
-            connection.endheaders()
-            answer = connection.getresponse()
+    headers = {} if authorization is None else {"Authorization": authorization}
+    with http_within(timeout_s, address) as connection:
+        connection.request("GET", http_target(address), headers=headers)
+        answer = connection.getresponse()
         return answer.status, answer.headers
 
 
@@ -141,10 +137,8 @@ def _ask_rtsp(parts: SplitResult, place: str, timeout_s: float) -> str | None:
     """Ask for the description of a stream, as a player does first, with credentials if wanted."""
     host, known = parts.hostname or "", _credentials(parts)
     address = _without_login(parts)
-    with (
-        socket.create_connection((host, parts.port or _PORTS["rtsp"]), timeout_s) as connection,
-        ending(connection, timeout_s),
-    ):
+    with within(timeout_s) as limit:
+        connection = limit.connect(host, parts.port or _PORTS["rtsp"])
         head = _describe(connection, address, 1, None)
         if head is not None and head[0] == 401 and known is not None:
             answer = answer_challenge(head[2], known, address, "DESCRIBE", address)

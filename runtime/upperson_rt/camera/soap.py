@@ -11,7 +11,6 @@ import secrets
 import socket
 import ssl
 import time
-from contextlib import closing
 from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -20,7 +19,7 @@ from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
 from upperson_rt.camera.reasons import answer_challenge
-from upperson_rt.deadline import LateError, ending, http_connection, http_target
+from upperson_rt.deadline import http_target, http_within
 from upperson_rt.errors import InputError
 from upperson_rt.passwords import password_digest
 from upperson_rt.printable import one_line, shortened
@@ -114,22 +113,18 @@ def _post(address: str, envelope: bytes, authorization: str | None) -> _Reply:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with closing(http_connection(address, _CALL_S, context)) as connection:
-            connection.connect()
-            with ending(connection.sock, _CALL_S):
-                connection.request("POST", http_target(address), envelope, headers)
-                answer = connection.getresponse()
-                content = answer.read(_MOST_BYTES + 1)
+        with http_within(_CALL_S, address, context) as connection:
+            connection.request("POST", http_target(address), envelope, headers)
+            answer = connection.getresponse()
+            content = answer.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise InputError("its answer is longer than any")
         challenges = answer.headers.get_all("WWW-Authenticate", [])
         return _Reply(answer.status, challenges, content)
     except socket.gaierror as error:
         raise InputError(f"the host is unknown ({error.strerror})") from error
-    except LateError as error:
-        raise InputError(str(error)) from error
     except TimeoutError as error:
-        raise InputError(f"nothing answers at {shortened(address)}") from error
+        raise InputError(str(error)) from error
     except ConnectionRefusedError as error:
         raise InputError(f"nothing listens at {shortened(address)}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:

@@ -6,14 +6,13 @@ import stat
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from upperson_rt.deadline import ending, http_connection, http_target
+from upperson_rt.deadline import http_target, http_within
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.printable import one_line, shortened, shown
@@ -192,14 +191,12 @@ def _fetched(source: str) -> tuple[str, float]:
 
 def _asked(address: str) -> bytes:
     """Return the beginning of what is served at an address, within a second."""
-    with closing(http_connection(address, _TIMEOUT_S)) as connection:
-        connection.connect()
-        with ending(connection.sock, _TIMEOUT_S):
-            connection.request("GET", http_target(address))
-            answer = connection.getresponse()
-            if answer.status != http.HTTPStatus.OK:
-                raise ValueError(f"it answers {answer.status}")
-            return answer.read(_MOST_BYTES + 1)
+    with http_within(_TIMEOUT_S, address) as connection:
+        connection.request("GET", http_target(address))
+        answer = connection.getresponse()
+        if answer.status != http.HTTPStatus.OK:
+            raise ValueError(f"it answers {answer.status}")
+        return answer.read(_MOST_BYTES + 1)
 
 
 def _sums(text: str) -> dict[str, dict[str, float]]:

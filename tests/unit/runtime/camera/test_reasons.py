@@ -20,6 +20,7 @@ from upperson_rt.camera.reasons import reason_of_address, reason_of_device
 from upperson_rt.camera.settings import CameraSettings
 from upperson_rt.camera.source import OpenCVReader, parse_source
 from upperson_rt.camera.stream import StreamReader, open_source
+from upperson_rt.deadline import Limit
 from upperson_rt.errors import BackendError, InputError, UsageError
 
 LOGIN = f"{USER}:{quote(PASSWORD, safe='')}@"
@@ -82,11 +83,11 @@ def test_who_says_a_little_now_and_then_has_its_time(scheme):
 def test_an_address_of_ipv6_has_colons_that_are_no_port(monkeypatch, scheme, port):
     asked = []
 
-    def connect(place, *arguments, **options):
-        asked.append(place)
+    def connect(limit, *place):
+        asked.append(place[:2])
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(Limit, "connect", connect)
     assert "nothing listens there" in reason_of_address(f"{scheme}://[fe80::1]/x", 1)
     assert asked == [("fe80::1", port)]
 
@@ -105,10 +106,10 @@ def test_nobody_there(scheme, monkeypatch):
         assert ask(scheme, port) == refused
 
     def fail(error):
-        def connect(*arguments, **options):
+        def connect(*arguments):
             raise error
 
-        monkeypatch.setattr(socket, "create_connection", connect)
+        monkeypatch.setattr(Limit, "connect", connect)
         return reason_of_address(f"{scheme}://camera.local:5/", 10)
 
     unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
