@@ -1,7 +1,7 @@
-"""int8 is the same numbers on every CPU: those without VNNI, emulated, against exact arithmetic.
+"""int8 is the same numbers on every CPU: those without VNNI against exact arithmetic.
 
 One Linear whose weights and inputs are as large as they get, as the exporter quantizes it with and
-without a limit for pairs of neighbours. Without it the emulated processors saturate, which shows
+without a limit for pairs of neighbours. Without it such processors saturate, which shows
 that they are a test at all.
 """
 
@@ -18,8 +18,9 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from benchmarks import avx2
 from benchmarks.kernel_runs import NodeByNode, with_exact_products
-from tests.helpers.command_line import SOURCES, run_code
+from tests.helpers.command_line import ROOT, SOURCES, run_code
 from tests.helpers.toy_graphs import TOWERS, amax_of, min_cosine, run_graph, toy_graph, toy_inputs
 from upperson_export.passes.packed import TransposePacked
 from upperson_export.passes.quantize_linears import QuantizeLinears
@@ -102,16 +103,22 @@ def errors(files: list[Path], exact: list[np.ndarray], ending: str = ".npy") -> 
     return [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, exact, strict=True)]
 
 
-def test_onnxruntime_on_a_haswell(limited_and_not, tmp_path: Path) -> None:
-    if HASWELL is None:
-        pytest.skip("qemu-x86_64 is not installed: apt install qemu-user")
+def test_onnxruntime_without_vnni(limited_and_not, tmp_path: Path) -> None:
     x, limited, unlimited, exact = limited_and_not
     files = [Path(shutil.copy(file, tmp_path)) for file in (x, limited, unlimited)]
-    packages = [*SOURCES, sysconfig.get_paths()["purelib"]]
     interpreter = Path(sys.executable).resolve()  # The emulator starts no link.
+    command = [str(interpreter), "-W", "ignore", "-c", RUN_ONNXRUNTIME, *map(str, files)]
+    packages = [*SOURCES, sysconfig.get_paths()["purelib"]]
+    if avx2.missing() is None:
+        command = [sys.executable, "-m", "benchmarks.avx2", *command]
+    elif HASWELL is not None:
+        command = [HASWELL, "-cpu", "Haswell", *command]
+    else:
+        pytest.skip(f"{avx2.missing()}, and there is no qemu-x86_64: apt install qemu-user")
     done = subprocess.run(
-        [HASWELL, "-cpu", "Haswell", interpreter, "-W", "ignore", "-c", RUN_ONNXRUNTIME, *files],
+        command,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, packages))},
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=110,
@@ -119,9 +126,31 @@ def test_onnxruntime_on_a_haswell(limited_and_not, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     limited_error, unlimited_error = errors(files[1:], exact)
     assert limited_error < 1e-6
-    assert unlimited_error > 0.05, "the emulated processor does not saturate"
+    assert unlimited_error > 0.05, "the processor does not saturate"
     # The backend computes in float what does not say that it is exact.
     assert max(errors(files[1:], exact, ".ours.npy")) < 1e-6
+
+
+@pytest.mark.skipif(avx2.missing() is not None, reason=str(avx2.missing()))
+def test_libraries_find_a_processor_of_before() -> None:
+    code = """
+import os, signal, subprocess, sys, faulthandler
+import numpy._core._multiarray_umath as numpy, torch
+from upperson_rt.machine import describe_machine
+faulthandler.enable()  # As pytest does.
+sets = describe_machine()["instruction_sets"]
+assert sets["avx2"] and not any(found for name, found in sets.items() if name != "avx2"), sets
+features = numpy.__cpu_features__
+assert features["AVX2"] and not features["AVX512F"], features
+assert torch.backends.cpu.get_cpu_capability() == "AVX2"
+assert sys.argv[1:] == ["a b"]
+child = subprocess.run([sys.executable, "-c", "import ctypes; ctypes.string_at(0)"])
+assert child.returncode == -signal.SIGSEGV, child  # What is wrong still ends a process.
+os._exit(7)
+"""
+    command = [sys.executable, "-m", "benchmarks.avx2", sys.executable, "-c", code, "a b"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 7, done.stderr
 
 
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
