@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson.data.records import Record
+from upperson.evidence_truth import PhraseTruth, auroc, measure_evidence
 from upperson.questions import (
     NOTHING,
     PARTS,
@@ -152,6 +153,9 @@ class AttributeReport:
     """The same questions: the share that wears the red coat. None if there are no such questions.
     """
 
+    evidence: Mapping[str, PhraseTruth]
+    """By attribute, as `measure_evidence` says."""
+
     swapped: SwappedPairs | None
     captions: Mapping[str, CaptionShare]
     r1: float
@@ -180,9 +184,10 @@ def measure_attributes(
         InputError: As for `attribute_columns`.
     """
     columns = attribute_columns(records)
+    evidence = Evidence(embed_texts)
 
     def scores(questions: Sequence[Question]) -> NDArray[np.float32]:
-        return Evidence(embed_texts).scores([question.text for question in questions], image_GE)
+        return evidence.scores([question.text for question in questions], image_GE)
 
     short = {}
     for name, form in SHORT_FORMS.items():
@@ -225,6 +230,7 @@ def measure_attributes(
         )
         if dressed
         else None,
+        evidence=measure_evidence(columns, image_GE, evidence),
         swapped=_measure_swapped(image_GE, columns, embed_texts),
         captions=captions,
         r1=r1,
@@ -297,19 +303,6 @@ def _random_average_precision(right_NG: NDArray[np.bool_]) -> NDArray[np.float64
     rest = (right_NG.sum(axis=1) - 1) * (pictures - harmonic) / max(1, pictures - 1)
     expected: NDArray[np.float64] = (harmonic + rest) / pictures
     return expected
-
-
-def auroc(positive: NDArray[np.floating[Any]], negative: NDArray[np.floating[Any]]) -> float | None:
-    """Return how often a positive is above a negative, in percent; ties count half.
-
-    None if there are none of either.
-    """
-    if not len(positive) or not len(negative):
-        return None
-    ordered = np.sort(negative)
-    below = np.searchsorted(ordered, positive, side="left")
-    not_above = np.searchsorted(ordered, positive, side="right")
-    return _percent((below + not_above) / (2 * len(ordered)))
 
 
 def _measure_captions(

@@ -37,7 +37,8 @@ PARTS = {"gender": "gender", "upper_colour": "colour", "upper": "garment"}
 """What an answer to a short question is right or wrong in: attributes, and names for people."""
 
 _CHILDREN = frozenset({"boy", "girl"})  # Few, and a child's clothes are asked for like an adult's.
-_WORDS = {"hood": "raised hood"}
+WORDS = {"hood": "raised hood"}
+"""What values are called in questions, where another word than their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def short_questions(columns: Columns, form: str) -> list[Question]:
 def thing_questions(columns: Columns, name: str) -> list[Question]:
     """*a person with a backpack*, for every value of an attribute of `THINGS`."""
     return [
-        Question(f"a person with {with_article(_WORDS.get(value, value))}", {name: value}, {})
+        Question(f"a person with {with_article(WORDS.get(value, value))}", {name: value}, {})
         for value in _values(columns, name)
     ]
 
@@ -130,7 +131,7 @@ def negated_questions(columns: Columns, name: str, *, clothed: bool = False) -> 
     """
     questions = []
     for value in _values(columns, name):
-        without = f"without {with_article(_WORDS.get(value, value))}"
+        without = f"without {with_article(WORDS.get(value, value))}"
         if not clothed:
             questions.append(Question(f"a person {without}", {}, {name: value}))
             continue

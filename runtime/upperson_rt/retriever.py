@@ -61,7 +61,7 @@ class Retriever:
             UsageError: One of them is something else.
         """
         check_object(encoder, "an encoder", ("encode_texts", "encode_images", "embed_dim"))
-        check_object(gallery, "a gallery", ("search", "vectors", "vectors_of"))
+        check_object(gallery, "a gallery", ("search", "search_with_vectors", "vectors_of"))
         if log is not None:
             check_object(log, "a query log", ("write",))
         self.encoder = encoder
@@ -275,8 +275,8 @@ def search_without(
 ) -> list[Hit]:
     """Search for one sentence and take off for what it denies.
 
-    A bounded number of candidates is looked at: what is not among them was no good answer to
-    what the sentence asks for.
+    A bounded number of candidates is looked at, which are looked for away from what is denied: what
+    is not among them was no good answer to what the sentence asks for.
 
     Args:
         gallery: Where to look.
@@ -289,17 +289,14 @@ def search_without(
     """
     k = check_count(k, "k")
     candidates = max(k, _CANDIDATES, min(2 * k, _MOST_CANDIDATES))
-    (hits,) = gallery.search(embed_D[None], candidates, where, by_track)
-    vectors = gallery.vectors_of(hits)
-    there = [hit for hit in hits if hit.id in vectors]  # Else it went meanwhile.
-    if not there:
+    hits, images_ND = gallery.search_with_vectors(
+        evidence.away(embed_D, denied), candidates, where, by_track
+    )
+    if not hits:
         return []
-    images_ND = np.stack([vectors[hit.id] for hit in there])
-    against_N = evidence.against(denied, images_ND)
-    rescored = [
-        replace(hit, score=hit.score - float(loss))
-        for hit, loss in zip(there, against_N, strict=True)
-    ]
+    asked_N = (images_ND.astype(np.float64) @ embed_D.astype(np.float64)).astype(np.float32)
+    scores_N = asked_N - evidence.against(denied, images_ND)
+    rescored = [replace(hit, score=float(score)) for hit, score in zip(hits, scores_N, strict=True)]
     rescored.sort(key=lambda hit: (-hit.score, hit.id))
     return rescored[:k]
 

@@ -277,6 +277,13 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
         table.add_row(f'  "{short.example}"', f"{short.map:.1f}", f"{short.map_chance:.1f}", known)
     print_line("")
     print_table(table)
+    weighed = ("phrases", "AUROC", "lowest")
+    table = new_table("evidence of a phrase", *weighed, right=weighed)
+    for truth in report.evidence.values():
+        figures = (f"{truth.auroc:.1f}", f"{truth.least:.1f}")
+        table.add_row(f'  such as "{truth.example}"', str(truth.phrases), *figures)
+    print_line("")
+    print_table(table)
     shared = ("first", "chance", "R@1 lost", "said by", "if said", "chance if said")
     table = new_table("captions", *shared, right=shared)
     for attribute, share in report.captions.items():

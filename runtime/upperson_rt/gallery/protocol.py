@@ -223,6 +223,21 @@ class Gallery(ABC):
             return []
         return self._search(queries_QD, k, where, by_track)
 
+    def search_with_vectors(
+        self,
+        vector: NDArray[np.float32],
+        k: int,
+        where: Filter | None = None,
+        by_track: bool = False,
+    ) -> tuple[list[Hit], NDArray[np.float32]]:
+        """Find the best items for one (D,) query as `search` does, with their (K, D) vectors.
+
+        Items that have left the gallery meanwhile are left out.
+        """
+        k = check_count(k, "k", most=self._most_hits)
+        query_1D = unit_vectors(vector[None], 1, self.embed_dim, self.location)
+        return self._search_with_vectors(query_1D, k, check_filter(where), by_track)
+
     def count(self, where: Filter | None = None) -> int:
         """Return the number of items, or of those that pass a filter."""
         return self._count(check_filter(where))
@@ -239,8 +254,7 @@ class Gallery(ABC):
 
     def vectors_of(self, hits: Sequence[Hit]) -> dict[int, NDArray[np.float32]]:
         """Return (D,) vectors by `Hit.id`, for those of the hits that are still there."""
-        found = self.get([hit.id for hit in check_hits(hits)])
-        return {id_: vector for id_, (_, vector) in found.items()}
+        return self._vectors_of(sorted({hit.id for hit in check_hits(hits)}))
 
     @abstractmethod
     def ids(self, keys: Sequence[str]) -> dict[str, int]:
@@ -373,8 +387,20 @@ class Gallery(ABC):
         self, queries_QD: NDArray[np.float32], k: int, where: Filter, by_track: bool
     ) -> list[list[Hit]]: ...
 
+    def _search_with_vectors(
+        self, query_1D: NDArray[np.float32], k: int, where: Filter, by_track: bool
+    ) -> tuple[list[Hit], NDArray[np.float32]]:
+        (hits,) = self._search(query_1D, k, where, by_track)
+        vectors = self._vectors_of(sorted({hit.id for hit in hits}))
+        there = [hit for hit in hits if hit.id in vectors]
+        found = [vectors[hit.id] for hit in there]
+        return there, np.array(found, np.float32).reshape(len(there), self.embed_dim)
+
     @abstractmethod
     def _get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]: ...
+
+    @abstractmethod
+    def _vectors_of(self, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]: ...
 
     @abstractmethod
     def _count(self, where: Filter) -> int: ...

@@ -23,8 +23,11 @@ __all__ = ["DENIAL_WEIGHT", "Evidence", "Explanation", "weighable"]
 EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 """Embeds T sentences as rows of unit length (T, D)."""
 
-DENIAL_WEIGHT = 0.25
+DENIAL_WEIGHT = 0.3
 """How much of its score, a cosine, a picture can lose at most for what a sentence denies."""
+
+_TURN = 0.5
+"""How much of what a denied thing adds to *a person* is taken from what is asked for."""
 
 _TEMPERATURE = 0.02
 """Of the softmax: the one that models are trained with, ``upperson/losses.py``."""
@@ -106,10 +109,21 @@ class Evidence:
         found: NDArray[np.float32] = np.max(losses, axis=0).astype(np.float32)
         return found
 
+    def away(self, embed_D: NDArray[np.float32], denied: Sequence[Phrase]) -> NDArray[np.float32]:
+        """Turn what is asked for (D,) away from what is denied; both of unit length.
+
+        It is where answers are looked for, not how they are scored.
+        """
+        things_TD = self._texts([describe([one]) for one in denied])
+        more_D = things_TD.mean(axis=0) - self._texts([_PLAIN])[0]
+        turned_D = embed_D - _TURN * more_D
+        away_D: NDArray[np.float32] = (turned_D / np.linalg.norm(turned_D)).astype(np.float32)
+        return away_D
+
     def scores(
         self, sentences: Sequence[str], images_ND: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Return (T, N) scores of pictures for sentences, as `Retriever.query` ranks them."""
+        """Return (T, N) scores of pictures for sentences, by which `Retriever.query` ranks them."""
         parsed = [parse(sentence) for sentence in sentences]
         scores_TN = self._embed_texts([one.wanted for one in parsed]) @ images_ND.T
         for row, one in enumerate(parsed):

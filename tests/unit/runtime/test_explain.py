@@ -5,11 +5,12 @@ import pytest
 
 from tests.helpers.toy_bundle import COLOURS
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.gallery import Item
 from upperson_rt.indexer import index_images
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import DENIAL_WEIGHT, Evidence
 from upperson_rt.phrases.wording import MOST_PARAPHRASES, describe, paraphrases
-from upperson_rt.retriever import Retriever
+from upperson_rt.retriever import Retriever, search_without
 
 COLOURS_IN_ORDER = list(COLOURS)
 
@@ -77,6 +78,33 @@ def test_what_a_sentence_denies_goes_down(retriever):
         [hit.id for hit in coats[:2]],
         [hit.id for hit in denied[:2]],
     ]
+
+
+def test_answers_are_looked_for_away_from_what_is_denied(encoder, gallery):
+    """Thirty pictures are weighed, and forty with a bag look a little more like *a person*."""
+
+    def embed_texts(texts):
+        rows = np.zeros((len(texts), encoder.embed_dim), np.float32)
+        rows[:, 0] = 1
+        rows[:, 1] = [0.5 * any(bag in text for bag in ("bag", "pack", "case")) for text in texts]
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    pictures = np.zeros((80, encoder.embed_dim), np.float32)
+    pictures[:40, :2] = 1, 0.4
+    pictures[40:, [0, 2]] = 1, 0.5
+    pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
+    gallery.add([Item(key=str(number)) for number in range(80)], pictures)
+    evidence = Evidence(embed_texts)
+    asked_D = embed_texts(["a person"])[0]
+    (best,) = gallery.search(asked_D[None], 30)
+    assert all(int(hit.item.key) < 40 for hit in best)
+    denied = parse("a person without a bag").denied
+    assert np.linalg.norm(evidence.away(asked_D, denied)) == pytest.approx(1, abs=1e-6)
+    found = search_without(gallery, evidence, asked_D, denied, 10, None, by_track=False)
+    assert all(int(hit.item.key) >= 40 for hit in found)
+    scores = evidence.scores(["a person without a bag"], pictures)[0]
+    for hit in found:  # Galleries keep float16.
+        assert hit.score == pytest.approx(scores[int(hit.item.key)], abs=1e-3)
 
 
 def test_scores_without_a_gallery_are_those_of_queries(retriever, pictures):

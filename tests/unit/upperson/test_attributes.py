@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from upperson.attributes import AttributeReport, auroc, measure_attributes
+from upperson.attributes import AttributeReport, measure_attributes
 from upperson.data.records import Record
 from upperson.data.synthetic.people import Person, sample_people
+from upperson.evidence_truth import auroc, measure_evidence
 from upperson.questions import (
     THINGS,
     attribute_columns,
@@ -20,6 +21,7 @@ from upperson.questions import (
     thing_questions,
 )
 from upperson_rt.errors import InputError
+from upperson_rt.phrases.evidence import Evidence
 
 VIEWS = 2
 
@@ -273,6 +275,30 @@ def test_the_chance_of_map_is_its_mean_over_all_rankings(records: list[Record]) 
         assert report.short["clothes"].presence_auroc is None
         assert (report.with_thing, report.swapped) == ({}, None)
     assert chance == pytest.approx(np.mean(found))
+
+
+def test_evidence_is_held_against_what_is_true(records: list[Record]) -> None:
+    columns = attribute_columns(records)
+    model = Knowing(records, "gender", "upper", "upper_colour", "bag")
+    found = measure_evidence(columns, model.image_GE, Evidence(model.embed_texts))
+    colours = {name for name in columns if name.endswith("_colour") and name != "hair_colour"}
+    things = {"gender", "upper", "lower", "shoes", "headwear", "bag", "accessory"}
+    assert found.keys() == things | (colours - {"accessory_colour"})
+    for name in ("gender", "upper", "upper_colour", "bag"):
+        assert found[name].auroc > 95, name
+        assert found[name].least <= found[name].auroc
+    assert found["upper"].phrases == len({*columns["upper"]})
+    assert found["bag"].phrases == len({*columns["bag"]} - {"none"})
+    worn = {*zip(columns["upper_colour"], columns["upper"], strict=True)}
+    assert found["upper_colour"].phrases == len(worn)
+    blind = measure_evidence(columns, model.image_GE[:, :1] * 0 + 1, Evidence(_same))
+    assert {truth.auroc for truth in blind.values()} == {50.0}
+    alike = {"upper": np.full(len(records), "coat"), "gender": np.full(len(records), "zzz")}
+    assert measure_evidence(alike, model.image_GE[:, :1], Evidence(_same)) == {}
+
+
+def _same(texts: Sequence[str]) -> NDArray[np.float32]:
+    return np.ones((len(texts), 1), dtype=np.float32)
 
 
 def test_auroc_counts_pairs() -> None:

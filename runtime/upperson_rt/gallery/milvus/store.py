@@ -107,6 +107,11 @@ class MilvusGallery(Gallery):
             for row, vector in zip(found, self._decoded(found), strict=True)
         }
 
+    def _vectors_of(self, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        found = [*self._collection.rows_of(ids, ("vector",))]
+        vectors = self._decoded(found)
+        return {row["id"]: vector for row, vector in zip(found, vectors, strict=True)}
+
     def _items(self, where: Filter) -> Iterator[Item]:
         # Of one state of the gallery from Milvus 2.4 on.
         for row in self._collection.rows(rows.expression_of_filter(where), rows.METADATA):

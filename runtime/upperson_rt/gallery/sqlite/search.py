@@ -71,25 +71,27 @@ def search_items(
     where: Filter,
     by_track: bool,
     make_item: Callable[[Sequence[Any]], Item],
-) -> list[list[Hit]]:
-    """Find the best items for each query, see `Gallery.search`.
+) -> list[tuple[list[Hit], list[bytes]]]:
+    """Find the best items for each query, see `Gallery.search`, with their vectors as stored.
 
     ``make_item`` reads the values of `COLUMNS`.
     """
     found: list[list[Hit]] = []
+    stored: list[list[bytes]] = []
     with _source(database, index, where) as source:
         for start in range(0, len(queries_QD), _QUERIES_AT_A_TIME):
             part = queries_QD[start : start + _QUERIES_AT_A_TIME]
-            found += (
-                [
-                    Hit(id=row[0], score=score, item=make_item(row[_COLUMNS]))
-                    for score, row in ranked
-                ]
-                for ranked in _rank(source, part, k, by_track)
-            )
+            for ranked in _rank(source, part, k, by_track):
+                found.append(
+                    [
+                        Hit(id=row[0], score=score, item=make_item(row[_COLUMNS]))
+                        for score, row in ranked
+                    ]
+                )
+                stored.append([row[_VECTOR] for _, row in ranked])
         if by_track:
             found = with_spans(found, lambda tracks: _spans(source.transaction, tracks, where))
-    return found
+    return list(zip(found, stored, strict=True))
 
 
 @contextmanager

@@ -191,16 +191,23 @@ class SqliteGallery(Gallery):
             return dict(transaction.execute(f"SELECT key, id FROM {source}", values))
 
     def _get(self, ids: Sequence[int]) -> dict[int, tuple[Item, NDArray[np.float32]]]:
-        found = {}
         with self._database.reading() as transaction:
-            transaction.prove_rows()
-            sql = f"SELECT {ROW}, vector, {transaction.checksum} FROM items NOT INDEXED WHERE id IN"
-            sql = f"{sql} (SELECT value FROM json_each(?)) ORDER BY id"
-            rows = transaction.execute(sql, (json.dumps([*ids]),)).fetchall()
-            for row in checked(transaction, rows, self.embed_dim):
-                vector = np.frombuffer(row[-2], STORED).astype(np.float32)
-                found[int(row[0])] = self._item(row[_COLUMNS]), vector
-        return found
+            return {
+                row[0]: (self._item(row[_COLUMNS]), _vector(row))
+                for row in self._rows_of(transaction, ids)
+            }
+
+    def _vectors_of(self, ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+        with self._database.reading() as transaction:
+            return {row[0]: _vector(row) for row in self._rows_of(transaction, ids)}
+
+    def _rows_of(self, transaction: Transaction, ids: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Return those that are there, by id: the values of `ROW`, the vector, the checksum."""
+        transaction.prove_rows()
+        sql = f"SELECT {ROW}, vector, {transaction.checksum} FROM items NOT INDEXED WHERE id IN"
+        sql = f"{sql} (SELECT value FROM json_each(?)) ORDER BY id"
+        rows = transaction.execute(sql, (json.dumps([*ids]),)).fetchall()
+        return checked(transaction, rows, self.embed_dim)
 
     def _items(self, where: Filter) -> Iterator[Item]:
         with self._database.reading() as transaction:
@@ -253,6 +260,18 @@ class SqliteGallery(Gallery):
     def _search(
         self, queries_QD: NDArray[np.float32], k: int, where: Filter, by_track: bool
     ) -> list[list[Hit]]:
+        return [hits for hits, _ in self._found(queries_QD, k, where, by_track)]
+
+    def _search_with_vectors(
+        self, query_1D: NDArray[np.float32], k: int, where: Filter, by_track: bool
+    ) -> tuple[list[Hit], NDArray[np.float32]]:
+        ((hits, stored),) = self._found(query_1D, k, where, by_track)
+        vectors = np.frombuffer(b"".join(stored), STORED).astype(np.float32)
+        return hits, vectors.reshape(len(hits), self.embed_dim)
+
+    def _found(
+        self, queries_QD: NDArray[np.float32], k: int, where: Filter, by_track: bool
+    ) -> list[tuple[list[Hit], list[bytes]]]:
         return search_items(self._database, self._index, queries_QD, k, where, by_track, self._item)
 
     def info(self) -> GalleryInfo:
@@ -346,6 +365,10 @@ class SqliteGallery(Gallery):
 
     def _item(self, columns: Sequence[Any]) -> Item:
         return read_item(item_from_row, columns, self.location)
+
+
+def _vector(row: Sequence[Any]) -> NDArray[np.float32]:
+    return np.frombuffer(row[-2], STORED).astype(np.float32)
 
 
 _Step: TypeAlias = Callable[[Transaction], tuple[str, list[object]]]

@@ -115,6 +115,22 @@ def test_vectors_of_hits(gallery):
         gallery.vectors_of(["0"])
 
 
+@pytest.mark.parametrize("by_track", [False, True])
+def test_a_search_gives_vectors_as_well(gallery, by_track):
+    vectors = some_vectors(20)
+    items = [Item(key=str(n), camera="gate", track=f"t{n // 2}") for n in range(20)]
+    assert gallery.search_with_vectors(unit(0)[0], 3)[1].shape == (0, DIM)
+    gallery.add(items, vectors)
+    where = Filter(camera="gate")
+    hits, found_KD = gallery.search_with_vectors(unit(0)[0], 5, where, by_track)
+    assert hits == gallery.search(unit(0), 5, where, by_track)[0]
+    assert len(hits) == 5
+    known = gallery.vectors_of(hits)
+    np.testing.assert_array_equal(found_KD, np.stack([known[hit.id] for hit in hits]))
+    with pytest.raises(InputError, match=r"expected vectors of shape \(1, "):
+        gallery.search_with_vectors(unit(0)[0][:-1], 5)
+
+
 def test_search_ranks_by_cosine(gallery):
     vectors, queries = some_vectors(300), some_vectors(5, seed=1)
     gallery.add([Item(key=str(n)) for n in range(300)], vectors)
