@@ -1,14 +1,30 @@
-"""Passwords that two sides know: files that hold them, and proof without sending them."""
+"""Passwords that two sides know: where they stand, and proof without sending them."""
 
 import base64
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 
 from upperson_rt.errors import InputError
 
-__all__ = ["password_digest", "require_private"]
+__all__ = ["may_hide_login", "password_digest", "require_private"]
+
+_NUMBER = re.compile(r"(\d{1,3}(\.\d{1,3}){3}|\[[^\]]*\])(:\d*)?")
+"""A host that is no user's name, with its port."""
+
+
+def may_hide_login(address: str) -> bool:
+    """Tell whether an address may have a password that is taken for something else.
+
+    A / ends the host: to whoever reads it, ``rtsp://admin:12/x@camera`` is of a host ``admin``, and
+    a part of a password is its port, the rest its path.
+    """
+    rest = address.partition("://")[2]
+    place = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    is_whole = ":" not in place or _NUMBER.fullmatch(place.rpartition("@")[2]) is not None
+    return not is_whole and "@" in rest[len(place) :]
 
 
 def require_private(path: Path) -> None:

@@ -158,6 +158,8 @@ ADDRESSES = [
 @example(address="x" * 300_000)  # Took hours.
 @example(address="a=b" * 100_000)
 @example(address="pass=" * 50_000)
+@example(address="://a:" * 50_000 + "@")
+@example(address="http://admin:12/pw@host")
 def test_addresses(address):
     found = refused_well(parse_source, address)
     if isinstance(found, Source):

@@ -17,6 +17,7 @@ from upperson_rt.camera.soap import Caller, RefusedError, child_text, named
 from upperson_rt.camera.source import Source, without_secrets
 from upperson_rt.camera.stream import check_address
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.passwords import may_hide_login
 from upperson_rt.printable import shortened, shown
 
 __all__ = ["FoundCamera", "FoundStream", "ask_cameras", "device_at"]
@@ -69,9 +70,10 @@ def device_at(place: str) -> Answer:
     try:
         parts = urlsplit(address)
         host = parts.hostname if parts.port != 0 else None
+        has_login = parts.username is not None or may_hide_login(address)
     except ValueError:
         host = None
-    if host is None or parts.scheme not in ("http", "https") or parts.username is not None:
+    if host is None or parts.scheme not in ("http", "https") or has_login:
         told = "an address with a login" if "@" in place else shown(place)
         raise UsageError(
             f"{told} is no camera's host: expected such as 10.0.0.5, 10.0.0.5:8000 or "

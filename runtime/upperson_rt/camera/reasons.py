@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from upperson_rt.deadline import http_target, http_within, within
+from upperson_rt.passwords import may_hide_login
 
 __all__ = ["answer_challenge", "reason_of_address", "reason_of_device"]
 
@@ -57,6 +58,8 @@ def reason_of_address(address: str, timeout_s: float) -> str | None:
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port
+        if may_hide_login(address):
+            raise ValueError
     except ValueError:  # Of which Python tells a part of the address.
         return "the address is malformed: its host or port cannot be read"
     scheme = parts.scheme.lower()

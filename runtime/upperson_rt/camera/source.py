@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from upperson_rt.arguments import LONGEST_PATH, check_name
 from upperson_rt.camera.reasons import reason_of_device
 from upperson_rt.errors import BackendError, InputError, UsageError, missing_extra
+from upperson_rt.passwords import may_hide_login
 
 __all__ = [
     "MOST_FRAME_PIXELS",
@@ -67,7 +68,7 @@ def quiet_opencv() -> None:
 
 def without_secrets(text: str) -> str:
     """Return an address without user names, passwords and tokens, to be stored and logged."""
-    text = _LOGIN.sub("", text)
+    text = re.sub(r"\S+", _without_login, text)
     parts, at = [], 0
     for name in _NAME.finditer(text):
         if name.start() < at or not _SECRET.search(name[0]):
@@ -76,6 +77,15 @@ def without_secrets(text: str) -> str:
         if (value := _VALUE.match(text, name.end())) is not None:
             at = value.end()
     return "".join([*parts, text[at:]])
+
+
+def _without_login(word: re.Match[str]) -> str:
+    """Leave out what is a login, and what may be one whose password was not escaped."""
+    text, last = word[0], word[0].rfind("@")
+    for found in re.finditer(r"://[^/?#]*", text):
+        if found.end() <= last and may_hide_login(f"{found[0]}/@"):
+            return _LOGIN.sub("", text[: found.start() + 3]) + text[last + 1 :]
+    return _LOGIN.sub("", text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,6 +25,7 @@ from upperson_rt.camera.source import (
     check_frame_size,
 )
 from upperson_rt.errors import InputError, UsageError, missing_extra
+from upperson_rt.passwords import may_hide_login
 
 __all__ = ["StreamReader", "check_address", "open_source", "show_ffmpeg_lines"]
 
@@ -68,6 +69,12 @@ def check_address(source: Source) -> None:
         readable &= parts.hostname is not None or scheme in _WITHOUT_HOST
     except ValueError:
         readable = False
+    if scheme not in _WITHOUT_HOST and may_hide_login(source.address):
+        raise UsageError(
+            f"an address of {scheme}:// has an @ behind its host, or a password that is not "
+            "escaped: write in a password %2F for /, %3F for ?, %23 for # and %40 for @, or put it "
+            "into a file, see --netrc; and elsewhere %40 for @"
+        )
     if not readable:
         # Part of a password may be where the port is.
         named = f"an address of {scheme}://" if "@" in source.address else source.shown

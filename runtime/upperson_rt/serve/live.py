@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from upperson_rt.deadline import http_target, http_within
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item
+from upperson_rt.passwords import may_hide_login
 from upperson_rt.printable import one_line, shortened, shown
 from upperson_rt.serve.accounts import Account
 from upperson_rt.serve.desk import Desk
@@ -161,7 +162,8 @@ def check_source(source: str) -> str:
 def _is_http(address: str) -> bool:
     try:
         parts = urlsplit(address)
-        is_whole = bool(parts.hostname) and parts.port != 0 and parts.username is None
+        is_whole = bool(parts.hostname) and parts.port != 0
+        is_whole &= parts.username is None and not may_hide_login(address)
         return parts.scheme in ("http", "https") and is_whole
     except ValueError:
         return False

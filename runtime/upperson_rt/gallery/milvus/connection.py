@@ -25,6 +25,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from upperson_rt.errors import BackendError, InputError, UppersonError, UsageError, missing_extra
 from upperson_rt.gallery.protocol import no_gallery
+from upperson_rt.passwords import may_hide_login
 
 __all__ = [
     "INDEX_PARAMETERS",
@@ -102,8 +103,12 @@ def parse(location: str) -> MilvusLocation:
     try:
         split = urlsplit(location)
         port = split.port or _DEFAULT_PORT
+        if may_hide_login(location):
+            raise ValueError
     except ValueError as error:
-        raise UsageError(f"malformed address of a gallery ({error}): write  {_EXAMPLE}") from error
+        # Python tells what should be a port, which may be a part of a password.
+        told = "a password wants %2F for / and %40 for @" if "@" in location else error
+        raise UsageError(f"malformed address of a gallery ({told}): write  {_EXAMPLE}") from None
     *folders, collection = unquote(split.path).split("/")[1:] or [""]
     if not _NAME.fullmatch(collection):
         raise UsageError(

@@ -268,7 +268,16 @@ def test_a_device_is_named_by_its_host(place, address):
 
 
 @pytest.mark.parametrize(
-    "place", ["", "rtsp://10.0.0.5/x", "anna:secret@10.0.0.5", "10.0.0.5:port", "http://[::1"]
+    "place",
+    [
+        "",
+        "rtsp://10.0.0.5/x",
+        "anna:secret@10.0.0.5",
+        "10.0.0.5:port",
+        "http://[::1",
+        "anna:12/secret@10.0.0.5",
+        "http://anna:12#secret@10.0.0.5/",
+    ],
 )
 def test_what_is_no_host(place):
     with pytest.raises(UsageError, match="is no camera's host") as raised:

@@ -161,6 +161,8 @@ def test_addresses_that_nobody_can_be_asked_about():
         "http://127.0.0.1:9/\x7f?token=s3cret",
         "http://127.0.0.1:9/\xe4\xf6?token=s3cret",
         "rtsp://anna:s3cret/x@127.0.0.1/y",
+        "rtsp://anna:12/s3cret@127.0.0.1/y",
+        "http://anna:12#s3cret@127.0.0.1/y",
         "rtsp://anna:s3cret\uff0f@127.0.0.1/y",
     ],
 )
@@ -211,12 +213,36 @@ def test_an_unknown_kind_of_address_is_refused_where_opencv_reads_it(address):
 
 @pytest.mark.parametrize(
     "address",
-    ["rtsp:///x", "rtsp://", "rtsp://h:99999/x", "rtsp://anna:se/cret@h/x", "http://[::1"],
+    ["rtsp:///x", "rtsp://", "rtsp://h:99999/x", "rtsp://anna:s[cret@h/x", "http://[::1"],
 )
 def test_an_address_without_a_host_or_port_is_refused_and_not_shown(address):
     with pytest.raises(UsageError, match="has no host or port that can be read") as raised:
         StreamReader.require(parse_source(address))
     assert "cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://admin:12/x@host", "rtsp://admin:12/x@host/y", "rtsps://admin:12?x@host:5/y",
+     "rtsp://admin:12#x@host", "rtsp://admin:ab12/x@host", "rtsp://admin:1@2/x@host",
+     "rtsp://admin:/x@host/y"],
+)  # fmt: skip
+def test_what_may_be_a_password_is_refused_and_not_shown(address):
+    told = "or a password that is not escaped: write in a password %2F for /"
+    with pytest.raises(UsageError, match=told) as raised:
+        StreamReader.require(parse_source(address))
+    assert "12" not in str(raised.value)
+    assert "x@" not in str(raised.value)
+
+
+def test_an_at_behind_a_host_that_is_certain_is_taken():
+    for address in (
+        "rtsp://10.0.0.5:554/user=admin&password=a@b",
+        "rtsp://admin:12%2Fx@[fe80::1]:554/ch@1",
+        "rtsp://camera.local/ch@1",
+        "srt://camera.local:7001?passphrase=a@b",
+    ):
+        StreamReader.require(parse_source(address))
 
 
 def test_a_stream_that_is_sent_here_needs_no_host():

@@ -164,6 +164,7 @@ def test_addresses_where_nobody_publishes(live_page):
         "http://h:99999/",
         "file:///etc/passwd",
         "http://anna:s3cret@h/metrics",
+        "http://anna:12/s3cret@h/metrics",
     ],
 )
 def test_an_address_that_cannot_be_asked_is_refused_at_the_start(source):

@@ -69,3 +69,10 @@ def test_passwords_are_taken_and_never_shown(monkeypatch):
 def test_malformed_locations(location, message):
     with pytest.raises(UsageError, match=message):
         Gallery.open(location)
+
+
+@pytest.mark.parametrize("password", ["12/s3cret", "s3cret/12", "1?s3cret", "#s3cret"])
+def test_a_password_that_is_not_escaped_is_not_shown(password):
+    with pytest.raises(UsageError, match="a password wants %2F for /") as raised:
+        parse(f"milvus://ann:{password}@host/people")
+    assert "s3cret" not in str(raised.value)
