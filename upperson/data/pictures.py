@@ -333,6 +333,8 @@ class _Builder:
         try:
             facts = read_json(self._folder / LIST)
         except InputError as error:
+            if isinstance(error.__cause__, OSError):  # What may not be read may be whole.
+                raise
             raise IntegrityError(
                 f"{self._folder / LIST} is damaged: remove the folder, and the cache is built anew"
             ) from error

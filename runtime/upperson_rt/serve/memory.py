@@ -8,7 +8,6 @@ import re
 import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from upperson_rt.arguments import check_name
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.files import make_folder
+from upperson_rt.gallery.sqlite.checksums import checksum_of_values
 from upperson_rt.printable import one_line
 
 __all__ = ["AskedPicture", "Memory", "Saved"]
@@ -270,5 +270,4 @@ class Memory:
 
 
 def _sum_of(*values: object) -> int:
-    # ascii() tells texts, numbers and NULL apart, the same in every release of Python.
-    return zlib.crc32(ascii(values).encode())
+    return checksum_of_values(values)

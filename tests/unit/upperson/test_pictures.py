@@ -143,6 +143,19 @@ def test_a_list_that_is_none_is_damage(tmp_path: Path, splits: list[list[Path]])
         build(tmp_path, splits, [])
 
 
+def test_a_cache_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, splits: list[list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path, splits, [])
+
+    def refuse(path: Path, **_: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(InputError, match=r"cannot read .*pictures\.json: Permission denied$"):
+        build(tmp_path, splits, [])
+
+
 @pytest.mark.parametrize("call", ["posix_fallocate", "pwrite"])
 def test_a_full_disk_says_what_is_needed_and_the_cache_goes_on(
     tmp_path: Path, splits: list[list[Path]], monkeypatch: pytest.MonkeyPatch, call: str

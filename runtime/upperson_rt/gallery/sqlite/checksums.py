@@ -27,6 +27,7 @@ __all__ = [
     "check_total",
     "check_vector",
     "checksum_of",
+    "checksum_of_values",
     "facet_of",
     "prove_facet",
     "prove_metadata",
@@ -168,6 +169,12 @@ class Sums:
         return cls(**json.loads(stored))
 
 
+def checksum_of_values(values: tuple[object, ...], start: int = 0) -> int:
+    """Return 32 bits of values of a row, going on from others or from 0."""
+    # ascii() tells texts, numbers and NULL apart, the same in every release of Python.
+    return zlib.crc32(ascii(values).encode(), start)
+
+
 def checksum_of(row: Row, vector: bytes) -> int:
     """Return a row's checksum: 31 bits of id and metadata, 32 bits of id and vector."""
     return _of_metadata(row) << _VECTOR_BITS | zlib.crc32(vector, row[0] & 0xFFFFFFFF)
@@ -211,14 +218,10 @@ def check_vector(id_: int, vector: object, checksum: object) -> None:
 
 
 def _of_metadata(row: Row) -> int:
-    # ascii() tells texts, numbers and NULL apart, the same in every release of Python.
-    text = ascii(tuple(row[1:_METADATA])).encode()
-    return zlib.crc32(text, row[0] & 0xFFFFFFFF) & 0x7FFFFFFF
+    return checksum_of_values(tuple(row[1:_METADATA]), row[0] & 0xFFFFFFFF) & 0x7FFFFFFF
 
 
-@lru_cache(maxsize=1024)
-def _text_sum(texts: tuple[object, ...]) -> int:
-    return zlib.crc32(ascii(texts).encode())
+_text_sum = lru_cache(maxsize=1024)(checksum_of_values)
 
 
 def prove_facet(connection: sqlite3.Connection, facet: Facet, sums: Sums) -> None:
@@ -243,7 +246,7 @@ def _sum_of_entries(entries: Iterable[tuple[Any, ...]]) -> int:
                 raise DamageError("entries of an index are not in order")
             if entry[:-2] != texts:
                 texts = entry[:-2]
-                text_sum = crc32(ascii(texts).encode())
+                text_sum = checksum_of_values(texts)
             total += crc32(pack(entry[-2], entry[-1]), text_sum)
             last = entry
     except (TypeError, struct.error) as error:
