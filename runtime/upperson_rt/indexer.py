@@ -19,19 +19,22 @@ from upperson_rt.arguments import (
     check_list,
     check_object,
 )
+from upperson_rt.elsewhere import find_elsewhere
 from upperson_rt.encoder import Encoder, Progress
 from upperson_rt.errors import BackendError, InputError, UppersonError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.records import attributes_as_json, check_new
 from upperson_rt.gallery.shards import SkippedImage, Tally
 from upperson_rt.preprocess import use_image
-from upperson_rt.printable import error_text, shown
+from upperson_rt.printable import error_text, get_logger, shown
 
 if TYPE_CHECKING:
     from upperson_rt.camera import Detector
     from upperson_rt.capture_time import TimeSource
 
 __all__ = ["IndexReport", "SkippedImage", "index_images"]
+
+_LOG = get_logger(__name__)
 
 _USUAL_WORKERS, _MOST_WORKERS = 4, 256
 """Threads that decode; more than a few only wait for the model."""
@@ -178,6 +181,7 @@ def index_images(
         check_choice(given, what, known)
     labels = _Labels(camera, time_from, track_from, attributes or {})
     labels.check()
+    _warn_of_others(gallery, files, labels)
     report = IndexReport()
     done = 0
     with closing(_decoded(encoder, files, labels, batch_size, workers, detector)) as batches:
@@ -202,6 +206,36 @@ def index_images(
             if progress is not None:
                 progress(done, len(files))
     return report
+
+
+def _warn_of_others(
+    gallery: Gallery, files: Sequence[str | os.PathLike[str]], labels: _Labels
+) -> None:
+    """Say so if the pictures are there already under the name of another folder."""
+    from upperson_rt.capture_time import capture_time
+
+    def first_keys(path: str) -> tuple[str, str]:
+        return path, person_key(path, 1)
+
+    def is_like(item: Item, file: Path) -> bool:
+        pairs = (
+            (item.camera, labels.camera),
+            (item.time, capture_time(file, labels.time_from)),
+        )
+        return all(None in pair or pair[0] == pair[1] for pair in pairs)
+
+    there = find_elsewhere(gallery, files, first_keys, is_like)
+    if there is not None:
+        _LOG.warning(
+            "gallery %s has %d of %d of these pictures by the same names in %s, now they are in "
+            "%s: keys are paths, so all are added once more; if they are the same, stop here and "
+            "name them as they were named then, for which a link is enough",
+            gallery.location,
+            there.found,
+            there.asked,
+            there.before,
+            there.now,
+        )
 
 
 def _delete_outdated(gallery: Gallery, usable: Sequence[_Decoded]) -> None:

@@ -11,12 +11,15 @@ import os
 import re
 import socket
 import urllib.request
+from email import message_from_string
+from email.message import Message
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from upperson_rt.deadline import http_target, http_within, within
 from upperson_rt.passwords import may_hide_login
+from upperson_rt.printable import shortened
 
 __all__ = ["answer_challenge", "reason_of_address", "reason_of_device"]
 
@@ -90,13 +93,30 @@ def reason_of_address(address: str, timeout_s: float) -> str | None:
     return None
 
 
-def _refusal(status: int, phrase: str, has_credentials: bool) -> str | None:
+def _refusal(status: int, phrase: str, headers: Message, parts: SplitResult) -> str | None:
     """Return what a status of RTSP or HTTP means; None if it is no refusal."""
-    if status < 400:
+    if status < 300:
         return None
-    meaning = _STATUS.get(status, "it does not say why")
-    meaning = meaning.format(credentials="wrong" if has_credentials else "missing")
+    if status < 400:
+        meaning = _way_on(headers.get("Location"), parts)
+    else:
+        meaning = _STATUS.get(status, "it does not say why")
+        meaning = meaning.format(credentials="missing" if parts.username is None else "wrong")
     return f"the server answers {status} {phrase}: {meaning}".replace(" :", ":")
+
+
+def _way_on(location: str | None, parts: SplitResult) -> str:
+    """Return where a server sends those who ask it, without what may be secret."""
+    if location is None:
+        return "it does not say where to"
+    try:
+        place = urlsplit(urljoin(_without_login(parts), location))._replace(query="", fragment="")
+    except ValueError:
+        return "where it sends to cannot be read"
+    return (
+        f"it sends to {shortened(_without_login(place))}, which does not open either: name that "
+        "address to learn why"
+    )
 
 
 def _credentials(parts: SplitResult) -> tuple[str, str] | None:
@@ -122,7 +142,7 @@ def _ask_http(parts: SplitResult, timeout_s: float) -> str | None:
     if 200 <= status < 300 and kind.startswith(_NO_VIDEO):
         return f"the server answers with {kind.partition(';')[0]}, which is no video"
     phrase = http.client.responses.get(status, "")  # Not the server's own, which may be anything.
-    return _refusal(status, phrase, known is not None)
+    return _refusal(status, phrase, headers, parts)
 
 
 def _get(
@@ -144,19 +164,20 @@ def _ask_rtsp(parts: SplitResult, place: str, timeout_s: float) -> str | None:
         connection = limit.connect(host, parts.port or _PORTS["rtsp"])
         head = _describe(connection, address, 1, None)
         if head is not None and head[0] == 401 and known is not None:
-            answer = answer_challenge(head[2], known, address, "DESCRIBE", address)
+            challenges = head[2].get_all("WWW-Authenticate", [])
+            answer = answer_challenge(challenges, known, address, "DESCRIBE", address)
             if answer is None:
                 return _OTHER_CREDENTIALS
             head = _describe(connection, address, 2, answer)
     if head is None:
         return f"{place} does not speak RTSP"
-    return _refusal(head[0], head[1], known is not None)
+    return _refusal(*head, parts)
 
 
 def _describe(
     connection: socket.socket, address: str, number: int, authorization: str | None
-) -> tuple[int, str, list[str]] | None:
-    """Return status, phrase and challenges; None if the answer is no RTSP."""
+) -> tuple[int, str, Message] | None:
+    """Return status, phrase and headers; None if the answer is no RTSP."""
     lines = [f"DESCRIBE {address} RTSP/1.0", f"CSeq: {number}", "Accept: application/sdp"]
     if authorization is not None:
         lines.append(f"Authorization: {authorization}")
@@ -171,8 +192,7 @@ def _describe(
     status = re.fullmatch(r"RTSP/\d\.\d (\d{3})\s*([\x20-\x7e]*)", head[0])
     if status is None:
         return None
-    challenges = re.findall(r"(?im)^WWW-Authenticate:\s*(.+)$", "\n".join(head[1:]))
-    return int(status[1]), status[2].strip(), challenges
+    return int(status[1]), status[2].strip(), message_from_string("\n".join(head[1:]))
 
 
 def answer_challenge(

@@ -246,6 +246,14 @@ class Gallery(ABC):
         """Yield the items that pass, by id, of one state of the gallery."""
         return self._items(check_filter(where))
 
+    def sample(self, count: int) -> list[Item]:
+        """Return some of the items, at most ``count``, from all over the gallery.
+
+        Raises:
+            UsageError: count is below 1.
+        """
+        return self._sample(check_count(count, "count"))
+
     def vectors(
         self, where: Filter | None = None, batch_size: int = 1024
     ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:
@@ -407,6 +415,9 @@ class Gallery(ABC):
 
     @abstractmethod
     def _items(self, where: Filter) -> Iterator[Item]: ...
+
+    @abstractmethod
+    def _sample(self, count: int) -> list[Item]: ...
 
     @abstractmethod
     def _vectors(

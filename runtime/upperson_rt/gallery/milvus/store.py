@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,9 @@ class MilvusGallery(Gallery):
         # Of one state of the gallery from Milvus 2.4 on.
         for row in self._collection.rows(rows.expression_of_filter(where), rows.METADATA):
             yield self._collection.item(row)
+
+    def _sample(self, count: int) -> list[Item]:
+        return list(islice(self._items(Filter()), count))  # Ids are hashes, so any are a sample.
 
     def _vectors(
         self, where: Filter, batch_size: int

@@ -214,6 +214,21 @@ class SqliteGallery(Gallery):
             for row in self._rows(transaction, where, ROW):
                 yield self._item(row[_COLUMNS])
 
+    def _sample(self, count: int) -> list[Item]:
+        with self._database.reading() as transaction:
+            first, last = transaction.execute("SELECT min(id), max(id) FROM items").fetchone()
+            if first is None:
+                return []
+            sql = f"SELECT {ROW}, {transaction.checksum} FROM items NOT INDEXED WHERE id >= ? "
+            found: dict[int, tuple[Any, ...]] = {}
+            for id_ in np.linspace(first, last, count, dtype=np.int64).tolist():
+                rows = transaction.execute(f"{sql} ORDER BY id LIMIT 1", (id_,))
+                found |= {row[0]: row for row in rows}
+            if transaction.sums is not None:
+                for row in found.values():
+                    check_metadata(row, row[-1])
+            return [self._item(row[_COLUMNS]) for row in found.values()]
+
     def _vectors(
         self, where: Filter, batch_size: int
     ) -> Iterator[tuple[list[Item], NDArray[np.float32]]]:

@@ -92,11 +92,25 @@ def test_an_address_of_ipv6_has_colons_that_are_no_port(monkeypatch, scheme, por
     assert asked == [("fe80::1", port)]
 
 
-def test_nobody_is_sent_elsewhere():
-    with http_server() as other:
-        to = f"http://127.0.0.1:{other}/".encode()
-        with other_server(b"HTTP/1.0 302 Go\r\nLocation: " + to + b"\r\n\r\n") as port:
-            assert ask("http", port) is None, "what it says of the other is not known"
+@pytest.mark.parametrize("scheme", SERVERS)
+def test_who_is_sent_elsewhere_is_told_and_does_not_go(scheme):
+    answer = f"{scheme.upper()}/1.0 302 Found\r\nLocation: %s\r\n\r\n"
+    with no_server() as other:
+        to = f"{scheme}://anna:secret@127.0.0.1:{other}/live?token=abc"
+        with other_server((answer % to).encode()) as port:
+            assert ask(scheme, port) == (
+                f"the server answers 302 Found: it sends to {scheme}://127.0.0.1:{other}/live, "
+                "which does not open either: name that address to learn why"
+            )
+            source = parse_source(f"{scheme}://127.0.0.1:{port}/stream")
+            with pytest.raises(InputError, match=f"302 Found: it sends to .*:{other}/live, which"):
+                StreamReader(source, 10)
+    with other_server((answer % "../login").encode()) as port:
+        assert f"it sends to {scheme}://127.0.0.1:{port}/login, which" in ask(scheme, port)
+    with other_server((answer % "http://[::1/").encode()) as port:
+        assert ask(scheme, port).endswith("302 Found: where it sends to cannot be read")
+    with other_server(answer.encode().replace(b"Location: %s\r\n", b"")) as port:
+        assert ask(scheme, port) == "the server answers 302 Found: it does not say where to"
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "http", "rtmp"])

@@ -99,6 +99,21 @@ def test_an_empty_gallery_answers(gallery):
     assert gallery.info().first_time is None
 
 
+def test_a_sample_is_some_of_the_items(gallery):
+    assert gallery.sample(3) == []
+    gallery.add([Item(key=str(n), camera=f"c{n % 3}") for n in range(50)], some_vectors(50))
+    gallery.delete([str(n) for n in range(10, 40)])
+    there = {item.key: item for item in gallery.items()}
+    for count in (1, 7, 20, 1000):
+        sample = gallery.sample(count)
+        assert 1 <= len(sample) <= count
+        assert {item.key: item for item in sample}.items() <= there.items()
+        assert len({item.key for item in sample}) == len(sample)
+    assert len(gallery.sample(50)) == 20, "each once, where there is room for all"
+    with pytest.raises(UsageError, match="count must be at least 1"):
+        gallery.sample(0)
+
+
 def test_vectors_of_hits(gallery):
     vectors = some_vectors(6)
     gallery.add([Item(key=str(n)) for n in range(6)], vectors)

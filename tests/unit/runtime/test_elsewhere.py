@@ -1,0 +1,84 @@
+"""Pictures that a gallery holds already, under the name of another folder."""
+
+import logging
+import os
+import shutil
+
+import pytest
+
+from upperson_rt.indexer import index_images
+
+LOGGER = "upperson_rt.indexer"
+
+
+@pytest.fixture
+def tracks(tmp_path, pictures):
+    """A folder with numbered pictures of three tracks, as one machine has it."""
+    for number, picture in enumerate(pictures):
+        place = tmp_path / "nas" / "pictures" / f"t{number % 3}" / f"{number // 3:03d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, place)
+    return tmp_path / "nas" / "pictures"
+
+
+def warnings_of(caplog, encoder, gallery, folder, **options):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, LOGGER):
+        index_images(encoder, gallery, sorted(folder.rglob("*.png")), **options)
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER]
+
+
+def test_another_mount_point_is_told_before_it_doubles(encoder, gallery, tracks, caplog, tmp_path):
+    assert warnings_of(caplog, encoder, gallery, tracks) == []
+    assert warnings_of(caplog, encoder, gallery, tracks) == [], "the same again"
+    moved = tmp_path / "srv" / "archive"
+    moved.parent.mkdir()
+    tracks.rename(moved)
+    (said,) = warnings_of(caplog, encoder, gallery, moved)
+    assert f"has 6 of 6 of these pictures by the same names in {tracks}, now they are in" in said
+    assert f"{moved}: keys are paths, so all are added once more" in said
+    assert warnings_of(caplog, encoder, gallery, moved) == [], "now it has both"
+
+
+def test_a_link_to_the_folder_is_another_name_too(encoder, gallery, tracks, caplog, tmp_path):
+    warnings_of(caplog, encoder, gallery, tracks)
+    (tmp_path / "link").symlink_to(tracks)
+    (said,) = warnings_of(caplog, encoder, gallery, tmp_path / "link")
+    assert f"in {tracks}, now they are in {tmp_path / 'link'}:" in said
+
+
+@pytest.mark.parametrize("same", ["names", "camera", "time"])
+def test_other_pictures_of_the_same_names_are_none(
+    same, encoder, gallery, tracks, caplog, tmp_path
+):
+    first = {"camera": "gate", "time_from": "mtime"}
+    assert warnings_of(caplog, encoder, gallery, tracks, **first) == []
+    others = tmp_path / "hall" / "pictures"
+    shutil.copytree(tracks, others)
+    second = dict(first)
+    if same != "names":  # As on another machine, where the first ones are not to be seen.
+        shutil.rmtree(tracks)
+    if same == "camera":
+        second["camera"] = "hall"
+    if same == "time":
+        for picture in others.rglob("*.png"):
+            os.utime(picture, (1e9, 1e9))
+    assert warnings_of(caplog, encoder, gallery, others, **second) == []
+    assert gallery.count() == 12
+
+
+def test_people_found_in_pictures_are_looked_for_as_well(
+    encoder, gallery, tracks, caplog, tmp_path
+):
+    whole = {"detector": lambda frame: [(0, 0, frame.shape[1], frame.shape[0], 0.9)]}
+    warnings_of(caplog, encoder, gallery, tracks, **whole)
+    assert all(item.key.endswith("#person=1") for item in gallery.items())
+    moved = tracks.rename(tmp_path / "moved")
+    (said,) = warnings_of(caplog, encoder, gallery, moved, **whole)
+    assert "has 6 of 6 of these pictures" in said
+
+
+def test_most_pictures_must_be_there(encoder, gallery, tracks, caplog, tmp_path):
+    index_images(encoder, gallery, sorted(tracks.rglob("t0/*.png")))
+    moved = tracks.rename(tmp_path / "moved")
+    assert warnings_of(caplog, encoder, gallery, moved) == []
