@@ -21,6 +21,9 @@ __all__ = ["CropMaker", "Selection", "safe_folder_name", "sharpness"]
 
 _SHARPNESS_HEIGHT_PX = 128
 _LONGEST_NAME = 60
+_LOOK = 0.25
+"""Share of ``every_s`` for which a better view is waited for; longer, and whoever passes quickly is
+gone before a second picture may be taken."""
 _SAME_TIME_S = 1e-6
 """Less is the rounding of sums of frame times."""
 
@@ -39,6 +42,7 @@ def sharpness(image: NDArray[np.uint8]) -> float:
 @dataclass(slots=True)
 class _Window:
     opened: float
+    """When the first view came that is as whole as the best one."""
     best: View | None = None
     seen: float = 0.0
     """When ``best`` was."""
@@ -50,10 +54,11 @@ class _Window:
 class Selection:
     """Keeps the best view of every track, and gives one away every so often.
 
-    A window opens with the first view of a track that passes, closes ``every_s`` later, and the
-    best view in it is chosen. The next window opens no sooner than ``every_s`` after the chosen
-    view, so that no two pictures of a track are closer. A track that ends closes its window early.
-    A track that was seen in fewer than ``min_views`` frames gives nothing.
+    A window opens with the first view of a track that passes, closes a quarter of ``every_s``
+    later, and the best view in it is chosen. As long as all are cut off, it stays open for
+    ``every_s``. The next window opens no sooner than ``every_s`` after the chosen view, so that no
+    two pictures of a track are closer. A track that ends closes its window early. A track that was
+    seen in fewer than ``min_views`` frames gives nothing.
     """
 
     def __init__(self, settings: PipelineSettings, drop: Callable[[str], None]) -> None:
@@ -79,12 +84,13 @@ class Selection:
         if clock < window.next - _SAME_TIME_S:
             self._drop("too_soon")
             return
-        if window.best is None:
-            window.opened, window.best, window.seen = clock, view, clock
-            return
-        if view.rank > window.best.rank:
+        best = window.best
+        if best is None or best.at_border > view.at_border:
+            window.opened = clock
+        if best is None or view.rank > best.rank:
             window.best, window.seen = view, clock
-        self._drop("not_best")
+        if best is not None:
+            self._drop("not_best")
 
     def due(self, clock: float) -> list[View]:
         """Return the views whose windows are over."""
@@ -92,7 +98,8 @@ class Selection:
             view
             for window in self._windows.values()
             if window.sightings >= self.min_views
-            and clock - window.opened >= self.every_s
+            and window.best is not None
+            and clock - window.opened >= self._look_s(window.best) - _SAME_TIME_S
             and (view := self._take(window)) is not None
         ]
 
@@ -116,6 +123,9 @@ class Selection:
             for window in self._windows.values()
             if window.sightings >= self.min_views and (view := self._take(window)) is not None
         ]
+
+    def _look_s(self, best: View) -> float:
+        return self.every_s if best.at_border else _LOOK * self.every_s
 
     def _take(self, window: _Window) -> View | None:
         view, window.best = window.best, None

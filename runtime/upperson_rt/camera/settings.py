@@ -90,7 +90,7 @@ class PipelineSettings:
     """
 
     every_s: float = 2.0
-    """At most one crop of a track in so many seconds, the best one; 0 takes all."""
+    """No two crops of a track are closer than so many seconds; 0 takes all."""
     min_views: int = 2
     """A track seen in fewer frames is taken for a mistake of the detector."""
     lost_after_s: float = 2.0

@@ -131,13 +131,23 @@ def offer(selection, clock, shown):
 
 def test_the_best_view_of_each_window_is_chosen():
     dropped = []
-    selection = Selection(PipelineSettings(every_s=1.0, min_views=2), dropped.append)
-    sharp = [10, 50, 30, 20, 5, 5, 40]
+    selection = Selection(PipelineSettings(every_s=4.0, min_views=2), dropped.append)
+    sharp = [10, 50, 30, 90, 5, 5, 5, 5, 5, 5, 20, 5, 5, 40]
     chosen = [offer(selection, i / 2, view(sharp=s, index=i)) for i, s in enumerate(sharp)]
-    assert chosen == [[], [], [1], [], [], [3], []]
-    assert selection.end("t").index == 6
-    assert dropped == ["not_best"] * 4
+    assert chosen == [[], [], [1], *[[]] * 8, [10], [], []], "within a quarter, then not for four"
     assert selection.end("t") is None
+    assert dropped == ["not_best"] * 2 + ["too_soon"] * 6 + ["not_best"] * 2 + ["too_soon"] * 2
+
+
+@pytest.mark.parametrize("fps", [4.0, 12.5, 25.0])
+def test_who_is_seen_for_longer_than_the_distance_has_two_pictures(fps):
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        selection = Selection(PipelineSettings(every_s=2.0), lambda reason: None)
+        frames = int(2.5 * fps + 2)
+        shown = [view(sharp=random.uniform(20, 900), index=n) for n in range(frames)]
+        chosen = [n for at, one in enumerate(shown) for n in offer(selection, at / fps, one)]
+        assert len(chosen + [one.index for one in selection.end_all()]) == 2
 
 
 @pytest.mark.parametrize("every_s", [0.5, 2.0])
@@ -167,6 +177,16 @@ def test_a_view_that_is_cut_off_loses_but_is_better_than_none():
     offer(selection, 0.1, view(sharp=30, index=1))
     offer(selection, 0.2, view("other", sharp=900, border=True, index=2))
     assert [found.index for found in selection.end_all()] == [1, 2]
+
+
+def test_who_comes_in_is_waited_for():
+    selection = Selection(PipelineSettings(every_s=2.0, min_views=1), lambda reason: None)
+    coming = [*[view(sharp=900, border=True)] * 6, view(index=6), view(sharp=200, index=7)]
+    assert [offer(selection, n / 5, one) for n, one in enumerate(coming)] == [[]] * 8
+    assert offer(selection, 1.7, view(index=8)) == [7], "half a second after the first whole one"
+    for n in range(10):
+        assert offer(selection, n / 5, view("other", border=True, index=n)) == []
+    assert offer(selection, 2.0, view("other", border=True, index=10)) == [0], "there is no other"
 
 
 def test_who_was_seen_once_is_a_mistake():
