@@ -324,7 +324,8 @@ def test_cameras_that_never_give_a_picture_say_why_and_end_with_3(work):
             "it has no such stream: check the path",
             "door": f"cannot open rtsp://127.0.0.1:{port}/stream: 127.0.0.1 port {port} refuses "
             "connections: nothing listens there",
-            "yard": "cannot open /dev/video987: there is no such device: is the camera plugged in?",
+            "yard": "cannot open /dev/video987: there is no such device: plug the camera in, or "
+            "name another",
         }
         try:
             while not all(

@@ -15,14 +15,18 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
+from unittest.mock import patch
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 import upperson_rt
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
 from upperson.data.synthetic.video import Box, Sighting, Street, VideoSpec
-from upperson_rt.camera import Pipeline, open_detector
+from upperson_rt.camera import Pipeline, PipelineSettings, open_detector
+from upperson_rt.camera.frames import Boxes
+from upperson_rt.camera.tracker import Follower, new_tracker
 from upperson_rt.gallery import Gallery, Item
 
 _LEAST_VISIBLE = 0.25
@@ -49,10 +53,40 @@ def write_film(path: Path, spec: VideoSpec) -> Truth:
     return truth
 
 
-def watch(film: Path, bundle: Path, folder: Path, detector: str, seconds: float) -> dict[str, Any]:
-    """Watch a film until the camera has lost it; return what the pipeline counted."""
+class Timed:
+    """A tracker that notes for how long each track was seen."""
+
+    def __init__(self, tracker: Follower) -> None:
+        self._tracker = tracker
+        self.seen: dict[int, tuple[float, float]] = {}
+
+    @property
+    def count(self) -> int:
+        return self._tracker.count
+
+    def update(
+        self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
+    ) -> tuple[list[int], list[int]]:
+        numbers, ended = self._tracker.update(boxes, clock, image)
+        for number in numbers:
+            self.seen[number] = self.seen.get(number, (clock, clock))[0], clock
+        return numbers, ended
+
+    def seconds(self, track: str | None) -> float:
+        """Return for how long a track was seen, by its name in the gallery."""
+        first, last = self.seen[int((track or "").rpartition("-")[2])]
+        return last - first
+
+
+def watch(
+    film: Path, bundle: Path, folder: Path, detector: str, seconds: float
+) -> tuple[dict[str, Any], Timed]:
+    """Watch a film until the camera has lost it; return what the pipeline counted, and tracks."""
     encoder = upperson_rt.open(bundle)
+    settings = PipelineSettings()
+    timed = Timed(new_tracker(settings.tracker, settings.lost_after_s))
     with (
+        patch("upperson_rt.camera.worker.new_tracker", lambda *_: timed),
         rtsp_camera(film=film, transport="tcp") as camera,
         Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as gallery,
         Pipeline(encoder, gallery) as pipeline,
@@ -63,7 +97,7 @@ def watch(film: Path, bundle: Path, folder: Path, detector: str, seconds: float)
             time.sleep(0.1)
         pipeline.stop()
         counts = pipeline.stats().cameras["street"]
-    return {
+    found = {
         "frames read": counts.frames_read,
         "frames searched": counts.frames_processed,
         "frames dropped": dict(counts.frames_dropped),
@@ -72,9 +106,10 @@ def watch(film: Path, bundle: Path, folder: Path, detector: str, seconds: float)
         "tracks": counts.tracks,
         "rows": counts.committed,
     }
+    return found, timed
 
 
-def compare(items: Sequence[Item], truth: Truth, fps: float) -> dict[str, Any]:
+def compare(items: Sequence[Item], truth: Truth, fps: float, timed: Timed) -> dict[str, Any]:
     """Compare rows with a film; when it began is where they fit best."""
     first = min(item.time or 0.0 for item in items)
     starts = np.arange(0.0, _LONGEST_START_S, 1 / fps)
@@ -85,6 +120,7 @@ def compare(items: Sequence[Item], truth: Truth, fps: float) -> dict[str, Any]:
     tracks: dict[str | None, Counter[int | None]] = defaultdict(Counter)
     for item, (person, _) in zip(items, found, strict=True):
         tracks[item.track][person] += 1
+    single = [timed.seconds(track) for track, counts in tracks.items() if counts.total() == 1]
     mostly = [counts.most_common(1)[0][0] for counts in tracks.values()]
     seen = Counter(one.person for frame in truth for one in frame)
     there = {person for person, frames in seen.items() if frames >= fps}
@@ -96,6 +132,9 @@ def compare(items: Sequence[Item], truth: Truth, fps: float) -> dict[str, Any]:
         "tracks with pictures": len(tracks),
         "of nobody": mostly.count(None),
         "of two people": sum(len(set(counts) - {None}) > 1 for counts in tracks.values()),
+        "with one picture": len(single),
+        "seconds they were seen": sorted(round(one, 1) for one in single),
+        "tracks seen for 2.5 s": sum(timed.seconds(track) >= 2.5 for track in tracks),
     }
 
 
@@ -140,10 +179,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         film, folder = Path(name, "street.mp4"), Path(name, "gallery")
         truth = write_film(film, spec)
-        counts = watch(film, options.bundle, folder, options.detector, spec.seconds)
+        counts, timed = watch(film, options.bundle, folder, options.detector, spec.seconds)
         with Gallery.open(folder) as gallery:
             items = list(gallery.items())
-    print(json.dumps(counts | compare(items, truth, spec.fps), indent=1))
+    print(json.dumps(counts | compare(items, truth, spec.fps, timed)))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def reason_of_device(number: int) -> str:
     """Return why the device ``/dev/videoN`` does not open."""
     path = f"/dev/video{number}"
     if not os.path.exists(path):
-        return "there is no such device: is the camera plugged in?"
+        return "there is no such device: plug the camera in, or name another"
     if not os.access(path, os.R_OK | os.W_OK):
         return "it may not be read: add the user to the group that owns it, mostly  video"
     return "it is in use or gives no pictures"

@@ -187,7 +187,7 @@ def test_an_address_that_cannot_be_read_is_told_without_its_secrets(address):
 
 
 def test_devices(monkeypatch, tmp_path):
-    assert reason_of_device(987) == "there is no such device: is the camera plugged in?"
+    assert reason_of_device(987) == "there is no such device: plug the camera in, or name another"
     monkeypatch.setattr(os.path, "exists", lambda path: True)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert reason_of_device(0).startswith("it may not be read: add the user to the group")
