@@ -110,7 +110,10 @@ def _way_on(location: str | None, parts: SplitResult) -> str:
     if location is None:
         return "it does not say where to"
     try:
-        place = urlsplit(urljoin(_without_login(parts), location))._replace(query="", fragment="")
+        address = urljoin(_without_login(parts), location)
+        place = urlsplit(address)._replace(query="", fragment="")
+        if may_hide_login(address):
+            raise ValueError
     except ValueError:
         return "where it sends to cannot be read"
     return (

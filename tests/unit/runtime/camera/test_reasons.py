@@ -107,8 +107,9 @@ def test_who_is_sent_elsewhere_is_told_and_does_not_go(scheme):
                 StreamReader(source, 10)
     with other_server((answer % "../login").encode()) as port:
         assert f"it sends to {scheme}://127.0.0.1:{port}/login, which" in ask(scheme, port)
-    with other_server((answer % "http://[::1/").encode()) as port:
-        assert ask(scheme, port).endswith("302 Found: where it sends to cannot be read")
+    for malformed in ("http://[::1/", "http://anna:12/secret@camera/live"):
+        with other_server((answer % malformed).encode()) as port:
+            assert ask(scheme, port).endswith("302 Found: where it sends to cannot be read")
     with other_server(answer.encode().replace(b"Location: %s\r\n", b"")) as port:
         assert ask(scheme, port) == "the server answers 302 Found: it does not say where to"
 
