@@ -24,6 +24,9 @@ import upperson_rt  # noqa: F401 - Before onnxruntime, which it keeps from telli
 from tests.helpers.command_line import run_program
 from upperson_rt.heap import return_freed
 
+# Hundreds of processes import the same files: one of them compiles each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Set before torch is imported: toy models are faster on one thread, and sums always run in the
 # same order.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -123,7 +126,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in with_demo)
 
 
+def pytest_collection() -> None:
+    gc.disable()  # Imports make much that stays: to look through it again and again takes seconds.
+
+
 def pytest_collection_finish() -> None:
+    gc.enable()
     _collect_garbage()
 
 
@@ -144,8 +152,11 @@ def memory_is_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
 def _collect_garbage() -> None:
     """Collect, and set aside what imports brought: to look through it takes a second each time."""
     global _kept_modules
+    many = len(sys.modules) - _kept_modules > _MANY_MODULES
+    if many:
+        gc.unfreeze()  # What was alive when it was set aside, and is no more, goes.
     gc.collect()
-    if len(sys.modules) - _kept_modules > _MANY_MODULES:
+    if many:
         gc.freeze()
         _kept_modules = len(sys.modules)
 

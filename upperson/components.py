@@ -81,7 +81,7 @@ def build_components(config: TrainConfig) -> Components:
             require_phrases(captions, option)
     image_size = (config.height_px, config.width_px)
     torch.manual_seed(config.seed)
-    base = load_base(config.base, config.pretrained, image_size)
+    base = load_base(config.base, config.pretrained, image_size, draw=True)
     if config.mask_captions and not base.has_clips_vocabulary:
         raise UsageError(
             f"mask_captions needs CLIP's vocabulary, which {base.name} does not have: pass  "

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import gpu, gpu_libraries, gpu_towers
+from benchmarks import gpu, gpu_libraries, gpu_towers, tower_graphs
 from benchmarks.gpu_towers import GRAPHS, REFERENCE
 from benchmarks.random_model import ModelSpec
 from tests.helpers.alone import found_alone
 from tests.helpers.command_line import ROOT
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.toy_bases import write_base
+from tests.helpers.traces import once_in
 from upperson_rt.errors import BackendError
 
 QUICK = {"rounds": 1, "warmup": 4, "steps": 2, "workers": 0}
@@ -47,10 +48,11 @@ def fake_trtexec(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, code:
     return folder / "seen"
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, traces: Path) -> dict[str, Any]:
     """Measure all of it at the smallest size, by functions and stand-ins."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         install_fake_tensorrt(monkeypatch, VERSIONS[-1])
+        monkeypatch.setattr(tower_graphs, "export_onnx", once_in(traces))
         seen = fake_trtexec(folder, monkeypatch, SUMMARY)
         base, _ = write_base(folder / "base", "clip")
         spec = ModelSpec(base=str(base), height_px=48, width_px=32, batch_size=4)
@@ -64,7 +66,7 @@ def measure(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def measured(shared_folder: Path) -> Any:
     """What was measured; that takes more than 1 GB."""
-    return found_alone(shared_folder, measure)
+    return found_alone(shared_folder, measure, shared_folder / "traces")
 
 
 def test_all_contenders_agree_and_are_measured(measured: dict[str, Any]) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import gemm, towers
+from benchmarks import gemm, tower_graphs, towers
 from benchmarks.towers import LITERAL, ORT_FP32, ORT_INT8, PADDED
 from tests.helpers.alone import found_alone
 from tests.helpers.toy_bases import write_base
+from tests.helpers.traces import once_in
 from upperson_rt.errors import IntegrityError
 from upperson_rt.machine import Processor
 from upperson_rt.timing import Timing
@@ -28,17 +29,19 @@ def run(*arguments: str) -> Any:
 pytestmark = pytest.mark.timeout(120, func_only=True)
 
 
-def measured(folder: Path) -> tuple[int, str, str]:
+def measured(folder: Path, traces: Path) -> tuple[int, str, str]:
     """Measure both towers of a toy in this process; return exit code, stdout and stderr."""
     base, _ = write_base(folder / "base", "clip")
-    result = run("--base", str(base), "--height", "48", "--width", "32", *QUICK, "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tower_graphs, "export_onnx", once_in(traces))
+        result = run("--base", str(base), "--height", "48", "--width", "32", *QUICK, "--json")
     return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")
 def printed(shared_folder: Path) -> SimpleNamespace:
     """What the command ended with; two exports and all contenders take 0.6 GB."""
-    code, stdout, stderr = found_alone(shared_folder, measured)
+    code, stdout, stderr = found_alone(shared_folder, measured, shared_folder / "traces")
     return SimpleNamespace(exit_code=code, stdout=stdout, stderr=stderr)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import loader, training
+from benchmarks import loader, training, training_step
 from benchmarks.random_model import ModelSpec
 from benchmarks.training_step import (
     CONTENDERS,
@@ -111,8 +111,13 @@ def test_what_cannot_be_built_is_a_usage_error(arguments: tuple[str, ...], messa
 def test_a_memory_process_that_fails_is_an_error_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(UsageError, match="base 'nothing' is unknown"):
-        peak_extra_bytes(ModelSpec(base="nothing"), LITERAL, 1)
+    def refuse(*_: object, **__: object) -> None:
+        raise UsageError("base 'nothing' is unknown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_step, "call_in_fresh_process", refuse)
+        with pytest.raises(UsageError, match="base 'nothing' is unknown"):
+            peak_extra_bytes(ModelSpec(base="nothing"), LITERAL, 1)
     monkeypatch.setattr("sys.executable", "/bin/false")  # As if it were killed for want of memory.
     with pytest.raises(InputError, match=r"memory of 'literal fp32' .* ended with code 1.* lower"):
         peak_extra_bytes(ModelSpec(), LITERAL, 1)

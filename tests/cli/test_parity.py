@@ -192,8 +192,8 @@ def test_a_backend_that_is_asked_for_and_not_installed_ends_with_5(bundle, monke
 
 
 @pytest.mark.timeout(180, func_only=True)  # It traces both towers, in seconds on a quiet machine.
-def test_a_run_agrees_with_its_folded_towers_and_a_fresh_export(demo_folder):
-    result = run(demo_folder / "run", *SMALL)
+def test_a_run_agrees_with_its_folded_towers_and_a_fresh_export(toy_run):
+    result = run(toy_run, *SMALL)
     assert result.exit_code == 0, result.stderr
     heads = [line for line in result.stdout.splitlines() if line.endswith("max error 1e-05")]
     assert [re.sub(r" \d\S*", "", head) for head in heads] == [

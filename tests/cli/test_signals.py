@@ -242,9 +242,8 @@ def test_a_forked_process_ends_by_sigterm_and_its_parent_does_not(work):
 
 
 @pytest.mark.timeout(180, func_only=True)
-def test_exports_that_are_killed_or_terminated_leave_the_earlier_bundle(
-    demo_folder, copied_run, work
-):
+def test_exports_that_are_killed_or_terminated_leave_the_earlier_bundle(demo_folder, toy_run, work):
+    copied_run = shutil.copytree(toy_run, work / "run")
     shutil.copytree(demo_folder / "bundle", work / "bundle")
     before = snapshot(work)
     killed, left = exporting(work, copied_run)

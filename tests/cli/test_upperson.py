@@ -14,6 +14,7 @@ import upperson_rt.cli
 from tests.helpers.command_line import run_program
 from tests.helpers.frozen_options import APPS, GOLDEN, iter_commands, options_text
 from tests.helpers.invoke import run, run_json, snapshot
+from tests.helpers.traces import as_in
 from upperson.demo_page import STAGES
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
@@ -320,7 +321,8 @@ def test_evaluate_finds_what_the_demo_measured(demo_folder, people):
 
 
 @pytest.mark.timeout(120, func_only=True)
-def test_train_and_export_alone(people, work):
+def test_train_and_export_alone(demo_folder, people, work, monkeypatch):
+    monkeypatch.setattr("upperson_export.forms.export_onnx", as_in(demo_folder / "bundle"))
     trained = run_json("train", "--root", people, "--epochs", 2, "--output", "run")
     assert trained["run"] == "run"
     assert trained["best_epoch"] == 2
@@ -344,13 +346,21 @@ def test_the_demo_runs_again_over_an_earlier_one(demo_folder, work, monkeypatch)
     (folder / "report.html").write_text("old")
     pictures = {path: path.stat().st_mtime_ns for path in (folder / "people").rglob("*.jpg")}
 
+    # Most of a demo's time: neither knows that there was a demo before.
+    def train_as_before(config, output, *_):
+        assert Path(config.root) == people
+        shutil.copytree(demo_folder / "run", output)
+        return SimpleNamespace(test=SimpleNamespace(as_dict=lambda: measured))
+
     def export_as_before(run, output, *_, **__):
-        """Most of a demo's time is its export, which does not know that there was one before."""
         assert (run / "adapter.safetensors").is_file()
         shutil.copytree(demo_folder / "bundle", output)
         report = json.loads((output / "report.json").read_text("utf-8"))
         return SimpleNamespace(as_dict=lambda: report)
 
+    (people,) = Path("demo/people").iterdir()
+    measured = json.loads((demo_folder / "summary.json").read_text("utf-8"))["fine_tuned"]
+    monkeypatch.setattr("upperson.train.train", train_as_before)
     monkeypatch.setattr(import_module("upperson.cli.export_run"), "export_run", export_as_before)
     done = run("demo", "--quick")
     assert done.exit_code == 0, done.stderr

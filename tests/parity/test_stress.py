@@ -5,12 +5,10 @@ is printed (``make test ARGS="-s -n 0 -k stress"``).
 """
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
@@ -19,20 +17,17 @@ from torch import Tensor
 from tests.conftest import QuickDemo
 from tests.helpers.alone import found_alone
 from tests.helpers.stress_models import with_loud_channels, with_prefix_scale, with_stream_outlier
+from tests.helpers.traces import as_in
 from upperson.cli.export_run import calibration_samples, retrieval_split
 from upperson.data.records import read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson.run import load_run
-from upperson_calibration.graph import TowerGraph
 from upperson_calibration.samples import CalibrationSet
 from upperson_export import calibrator, forms, latency
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
-from upperson_export.graphs import described_linears, write_with_weights
 from upperson_export.ladder import RetrievalSplit
-from upperson_export.plain import PlainTower
 from upperson_export.variants import VariantName
-from upperson_rt.towers import Tower
 
 GATE = 0.5
 """Points, as by default: six of the 1,200 queries. On the quick demo's own people it would be less
@@ -59,7 +54,8 @@ def exports(folder: Path, demo: Path) -> dict[str, Any]:
         return load_run(demo / "run").model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forms, "export_onnx", partial(exchanged, demo))
+        # Stressed models differ from the demo's in weights alone; each is compared with its tower.
+        patch.setattr(forms, "export_onnx", as_in(demo / "bundle"))
         patch.setattr(latency.Stopwatch, "measure", lambda *arguments: {})  # How fast is no matter.
         seen = samples(trained(), demo)
         images = normalised(torch.from_numpy(seen.images[:32]))
@@ -81,20 +77,6 @@ def exports(folder: Path, demo: Path) -> dict[str, Any]:
 def reports(quick_demo: QuickDemo, shared_folder: Path) -> Any:
     """What every export reports; together they take 0.8 GB."""
     return found_alone(shared_folder, exports, quick_demo.folder)
-
-
-def exchanged(
-    demo: Path, tower: PlainTower, kind: Tower, path: Path, *, example: Tensor
-) -> TowerGraph:
-    """Take the graphs of the demo's bundle, from which a stressed model differs in weights alone.
-
-    Each is still compared with its own tower; a trace of every model would take most of the time.
-    """
-    file = demo / "bundle" / f"{kind}.fp32.onnx"
-    graph = TowerGraph(kind, file, described_linears(ir.load(file), tower))
-    found = write_with_weights(graph, tower, path)
-    assert found is not None
-    return found
 
 
 def samples(model: Any, demo: Path) -> CalibrationSet:

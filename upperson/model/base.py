@@ -6,6 +6,7 @@ Shapes of the base are never assumed; everything is read from the module open_cl
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import CLIP, CustomTextCLIP
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from upperson.data.transforms import PixelStatistics
 from upperson.data.vocabulary import clip_tokenizer_json, gemma_tokenizer_json
@@ -64,7 +66,13 @@ class Base:
         return Tokenizer.from_json(self.tokenizer_json, context_length)
 
 
-def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | None = None) -> Base:
+def load_base(
+    name: str,
+    pretrained: str | None,
+    image_size: tuple[int, int] | None = None,
+    *,
+    draw: bool = False,
+) -> Base:
     """Build a base in float32 and evaluation mode.
 
     A tag's activation (QuickGELU or GELU) and pixel statistics are those it was trained with. Of a
@@ -81,6 +89,8 @@ def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | N
         image_size: (height_px, width_px) of the person crops. Weights whose positional grid is
             already that of the crops, [1 + rows*columns, D], are accepted with it. It does not
             change weights with the grid of the name: ``UPPerson`` interpolates those.
+        draw: Whether first values are drawn before the weights replace them. What is drawn after
+            a base, such as what a run trains, depends on it.
 
     Raises:
         UsageError: Unknown name or tag, a name without weights, or an architecture that does not
@@ -118,7 +128,8 @@ def load_base(name: str, pretrained: str | None, image_size: tuple[int, int] | N
         model["quick_gelu"] = facts["quick_gelu"]
     if image_size is not None and _has_grid_of_crops(state, model["vision_cfg"], image_size):
         model["vision_cfg"] = model["vision_cfg"] | {"image_size": list(image_size)}
-    clip = _build(config)
+    with nullcontext() if draw else _Undrawn():
+        clip = _build(config)
     _fill(clip, state, path, config.name)
     statistics = pixel_statistics(facts) if facts or not config.statistics else config.statistics
     return Base(
@@ -142,6 +153,18 @@ def build_clip(name: str) -> Any:
 
 def _build(config: BaseConfig) -> Any:
     return (CustomTextCLIP if config.custom_text else CLIP)(**config.model)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves weights of modules that are built without values: to draw them takes most of it."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _require_describable(config: BaseConfig) -> None:

