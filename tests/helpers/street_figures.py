@@ -60,10 +60,6 @@ class Timed:
         self._tracker = tracker
         self.seen: dict[int, tuple[float, float]] = {}
 
-    @property
-    def count(self) -> int:
-        return self._tracker.count
-
     def update(
         self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
     ) -> tuple[list[int], list[int]]:

@@ -74,9 +74,15 @@ class Selection:
         self._drop = drop
         self._windows: dict[str, _Window] = {}
 
-    def saw(self, track: str, clock: float) -> None:
-        """Note that a track is in this frame, whether its view is usable or not."""
-        self._windows.setdefault(track, _Window(clock)).sightings += 1
+    def saw(self, track: str, clock: float) -> bool:
+        """Note that a track is in this frame, whether its view is usable or not.
+
+        Returns:
+            Whether it has been seen often enough now, and had not before.
+        """
+        window = self._windows.setdefault(track, _Window(clock))
+        window.sightings += 1
+        return window.sightings == self.min_views
 
     def offer(self, view: View, clock: float) -> None:
         """Consider a view of a track that was `saw`."""

@@ -25,7 +25,7 @@ _PLAIN = {
     "frames_read": "Frames that came in.",
     "frames_processed": "Frames that were searched for people.",
     "detections": "Boxes that came from the detector or with the frames.",
-    "tracks": "Tracks.",
+    "tracks": "Tracks seen often enough to count.",
     "accepted": "Crops chosen for the encoder.",
     "embedded": "Crops embedded.",
     "committed": "Rows in the gallery.",

@@ -84,12 +84,6 @@ class RoboflowTracker:
         self._first: list[tuple[Boxes, float]] = []
         self._clock = -math.inf
         self._alive: set[int] = set()
-        self._count = 0
-
-    @property
-    def count(self) -> int:
-        """Tracks so far."""
-        return self._count
 
     def update(
         self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
@@ -121,5 +115,4 @@ class RoboflowTracker:
         alive = {track.tracker_id for track in self._tracker.tracks if track.tracker_id >= 0}
         ended = sorted(self._alive - alive)
         self._alive = alive
-        self._count = max(self._count, 1 + max(numbers, default=-1))
         return numbers, ended

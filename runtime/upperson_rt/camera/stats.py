@@ -126,6 +126,7 @@ class CameraStats:
     detections: int
     """Boxes that came from the detector or with the frames."""
     tracks: int
+    """Those that were seen in ``min_views`` frames."""
     accepted: int
     """Crops that were chosen and put in line for the encoder; some may be dropped there."""
     embedded: int

@@ -47,10 +47,6 @@ _LEAVING_SPEED = 0.05
 class Follower(Protocol):
     """What a pipeline needs of a tracker; each camera has one of its own."""
 
-    @property
-    def count(self) -> int:
-        """Tracks so far."""
-
     def update(
         self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
     ) -> tuple[list[int], list[int]]:
@@ -183,7 +179,7 @@ class Tracker:
 
     @property
     def count(self) -> int:
-        """Tracks so far."""
+        """Tracks so far, with those of boxes that were seen once."""
         return self._count
 
     def update(

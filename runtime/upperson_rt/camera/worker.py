@@ -65,7 +65,6 @@ class CameraWorker(Stage):
         self._selection = Selection(shared.settings, self._drop)
         self._idle_s = max(shared.settings.every_s, shared.settings.lost_after_s)
         self._errors = 0
-        self._counted_tracks = 0
         self._flush_wanted = threading.Event()
 
     def flush(self) -> None:
@@ -135,7 +134,8 @@ class CameraWorker(Stage):
             if name is None:
                 self._drop("no_track")
                 continue
-            self._selection.saw(name, frame.clock)
+            if self._selection.saw(name, frame.clock):
+                self._count("tracks")
             self._consider(frame, name, edges.tolist(), float(score))
         self._choose(self._selection.due(frame.clock))
 
@@ -162,14 +162,11 @@ class CameraWorker(Stage):
             names = [f"{run}-{frame.tracks[row]}" for row in boxes.rows]
             return names, self._follow_given(names, frame.clock)
         numbers, gone = self._tracker.update(boxes, frame.clock, frame.image)
-        self._count("tracks", self._tracker.count - self._counted_tracks)
-        self._counted_tracks = self._tracker.count
         names_or_none = [f"{run}-{number}" if number >= 0 else None for number in numbers]
         return names_or_none, [f"{run}-{number}" for number in gone]
 
     def _follow_given(self, names: list[str], clock: float) -> list[str]:
         """Note tracks that somebody else follows; return those not seen for too long."""
-        self._count("tracks", sum(name not in self._given_tracks for name in names))
         self._given_tracks.update(dict.fromkeys(names, clock))
         lost_after_s = self._settings.lost_after_s
         ended = [name for name, seen in self._given_tracks.items() if clock - seen > lost_after_s]

@@ -196,8 +196,10 @@ def test_who_was_seen_once_is_a_mistake():
     assert selection.flush() == []
     assert selection.end("t") is None
     assert dropped == ["seen_once"]
-    selection.saw("two", 0.0)  # Seen, but not good enough to be looked at.
-    assert offer(selection, 0.1, view("two")) == [0]
+    assert not selection.saw("two", 0.0)  # Seen, but not good enough to be looked at.
+    assert selection.saw("two", 0.1), "now it counts"
+    assert not selection.saw("two", 0.2), "once"
+    assert offer(selection, 0.3, view("two")) == [0]
 
 
 def test_a_flush_gives_the_best_so_far_and_keeps_the_pace():

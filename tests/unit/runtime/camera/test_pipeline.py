@@ -277,6 +277,21 @@ def test_wrong_frames_are_refused(encoder, gallery, arguments, error, message):
     assert gallery.count() == 0
 
 
+def test_a_box_that_was_there_once_is_no_track(encoder, gallery):
+    quality = QualityRules(min_sharpness=0)
+    with Pipeline(encoder, gallery, every_s=0, quality=quality) as pipeline:
+        pipeline.add_camera("gate")
+        for index in range(4):
+            ghost = [[230, 40, 290, 220]] if index == 2 else []
+            pipeline.submit("gate", person_frame(), [BOX, *ghost], START + index / 5)
+            pipeline.drain()
+    stats = pipeline.stats()
+    check_sums(stats)
+    assert stats.cameras["gate"].tracks == 1
+    assert stats.cameras["gate"].crops_dropped == {"not_best": 1, "seen_once": 1}
+    assert gallery.count() == 3
+
+
 def test_frames_without_pixels_and_clocks_that_go_back_break_nothing(encoder, gallery):
     times = [START, START + 1, START - 3600, START - 3599, START - 3598]
     with Pipeline(encoder, gallery, every_s=0, max_delay_s=0) as pipeline:
