@@ -249,8 +249,9 @@ def test_saved_files_that_would_unpack_to_more_than_they_are_refused(tmp_path: P
     old.write_bytes(
         b"".join(pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
     )
+    few = b"}" * 100_000 + b"X" + pack("<I", 5_000_000) + b" " * 5_000_000  # Read in a second.
     with old.open("ab") as file:
-        file.write(crowd)
+        file.write(b"\x80\x02(" + few + b"t.")
     repack(plain, tmp_path / "overlap.pth", zipfile.ZIP_STORED)
     overlap(tmp_path / "overlap.pth")
     (tmp_path / "cut.pth").write_bytes(plain.read_bytes()[:-100])
