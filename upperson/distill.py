@@ -1,13 +1,12 @@
 """Distil a run's image tower into a smaller one, top to bottom in one file.
 
-The student sees what the teacher sees, augmented alike, and learns to embed it alike; captions are
-not needed. The text tower stays the teacher's, and so does the space: sentences find the pictures
-of both. What is reported at the end is measured on the files that are left, as in training.
+The student sees what the teacher sees and learns to embed it alike; captions are not needed. The
+text tower stays the teacher's, and so does the space: sentences find the pictures of both. What is
+reported at the end is measured on the files that are left, as in training.
 
 Shapes: N pictures, E embedding width.
 """
 
-import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from upperson.checkpoint import Checkpointer, identity_of
@@ -24,7 +24,7 @@ from upperson.components import start_accelerator
 from upperson.config import TrainConfig, require_settings
 from upperson.data.batches import BatchSampler, PairDataset, pair_loader, usable_workers
 from upperson.data.images import truncated_images
-from upperson.data.pictures import Pictures
+from upperson.data.pictures import Pictures, cached_pictures
 from upperson.data.records import Record, read_dataset
 from upperson.evaluate import evaluate_both
 from upperson.model.encoder import ImageEncoder
@@ -34,6 +34,7 @@ from upperson.ongoing import OngoingRun, TrainResult
 from upperson.run import LAST, Run, load_run, space_of_run
 from upperson.run_writer import RunWriter
 from upperson.step import set_learning_rate
+from upperson.teacher import AskedAtEveryStep, AskedOnce
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.preprocess import iter_image_files
 from upperson_rt.strict import read_fields
@@ -50,7 +51,7 @@ def student_config(
 
     Args:
         teacher_path: Run folder.
-        size: ``BLOCKSxWIDTH``.
+        size: ``BLOCKSxWIDTH`` or ``BLOCKSxWIDTH@HEIGHTxWIDTH``.
         pictures: Files and folders of pictures without captions.
         settings: Fields of TrainConfig to replace.
 
@@ -61,7 +62,10 @@ def student_config(
     require_settings(settings)
     teacher = load_run(teacher_path)
     image_size = (teacher.config.height_px, teacher.config.width_px)
-    build_student(teacher.model.image, read_size(size), image_size)  # Refuses what cannot be.
+    wanted, before = read_size(size), teacher.config.student
+    if wanted.patch_px is None and before is not None:
+        wanted = wanted._replace(patch_px=read_size(before.size).patch_px)
+    build_student(teacher.model.image, wanted, image_size)  # Refuses what cannot be.
     for path in pictures:
         next(iter_image_files([path]))
     brought = teacher_path / str(teacher.config.pretrained)
@@ -72,7 +76,7 @@ def student_config(
             "init_from": None,
             "adam_eps": ADAM_EPS,
             "student": {
-                "size": size,
+                "size": str(wanted),
                 "teacher": str(teacher_path.absolute()),
                 "space": space_of_run(teacher_path, teacher),
                 "pictures": [str(path.absolute()) for path in pictures],
@@ -140,13 +144,18 @@ def _distill(
     model.to(accelerator.device)
     teacher.to(accelerator.device).requires_grad_(False)
     tokenizer = run.base.tokenizer()
-    loader, sampler = _picture_loader(config, splits["train"], tokenizer, accelerator.device)
+    pictures = _pictures_of(config, splits["train"], observer)
+    loader, sampler = _picture_loader(config, pictures, tokenizer, accelerator.device)
+    if accelerator.device.type == "cpu":
+        # Of some tens of tokens the gradients of written-out attention are the faster ones.
+        closing.enter_context(sdpa_kernel(SDPBackend.MATH))
 
     optimizer: Any = torch.optim.AdamW(
         [{"params": list(student.parameters()), "peak_lr": config.lr}],
         lr=config.lr,
         eps=config.adam_eps,
         weight_decay=config.weight_decay,
+        fused=True,
     )
     trained, optimizer = accelerator.prepare(student, optimizer)
     identity = identity_of(config, run.base.sha256, splits)
@@ -170,6 +179,12 @@ def _distill(
     state = ongoing.state
     closing.callback(ongoing.writer.close)
     ongoing.begin()
+    asked: AskedAtEveryStep | AskedOnce = AskedAtEveryStep(teacher, model.statistics)
+    if not config.augment and state.epoch < config.epochs:
+        with accelerator.autocast():
+            asked = AskedOnce(
+                teacher, model.statistics, pictures, config.batch_size, observer.asking
+            )
 
     while state.epoch < config.epochs:
         rate = set_learning_rate(optimizer, state.epoch, config)
@@ -180,11 +195,9 @@ def _distill(
             if isinstance(item, UppersonError):
                 ongoing.save()
                 raise InputError(f"{item}: mend it, then go on with  --resume {run_path}")
-            image_N3HW = item.to(accelerator.device, model.statistics).image_N3HW
             with accelerator.autocast():
-                with torch.no_grad():
-                    target_NE = teacher(image_N3HW)
-                loss = distance(trained(image_N3HW), target_NE)
+                image_N3HW, made_NE = asked.lesson(item, accelerator.device)
+                loss = distance(trained(image_N3HW), made_NE)
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
@@ -211,10 +224,9 @@ def _distill(
     return ongoing.finish("last epoch", measured, facts)
 
 
-def distance(student_NE: Tensor, teacher_NE: Tensor) -> Tensor:
-    """Return the mean of 1 - cosine between what two towers make of the same pictures."""
-    student_NE, teacher_NE = (F.normalize(x.float(), dim=-1) for x in (student_NE, teacher_NE))
-    return (1 - (student_NE * teacher_NE).sum(dim=-1)).mean()
+def distance(student_NE: Tensor, made_NE: Tensor) -> Tensor:
+    """Return the mean of 1 - cosine between a student's features and unit-norm embeddings."""
+    return (1 - (F.normalize(student_NE.float(), dim=-1) * made_NE).sum(dim=-1)).mean()
 
 
 def operations(tower: ImageEncoder, image_size: tuple[int, int]) -> int:
@@ -230,29 +242,38 @@ def _fresh_student(run: Run, config: TrainConfig) -> ImageEncoder:
     torch.manual_seed(config.seed)
     size = read_size(config.student.size)
     student = build_student(run.model.image, size, run.model.image_size)
-    start_from_teacher(student, run.model.image)
+    start_from_teacher(student, run.model.image, run.model.image_size)
     return student.requires_grad_(True)
 
 
-def _picture_loader(
-    config: TrainConfig, records: list[Record], tokenizer: Tokenizer, device: torch.device
-) -> tuple[Any, BatchSampler]:
-    """Load the pictures of the training split and the others; nobody reads their captions."""
+def _pictures_of(config: TrainConfig, records: list[Record], observer: Observer) -> Pictures:
+    """Return the pictures of the training split and the others."""
     assert config.student is not None
     others = [Path(name) for name in config.student.pictures]
     files = [record.image for record in records]
     files += iter_image_files(others) if others else ()
     if not files:
         raise InputError(f"{config.root} has no image in split 'train': add some with  --pictures")
-    sampler = BatchSampler(len(files), config.batch_size, config.seed)
     image_size = (config.height_px, config.width_px)
+    if config.cache is None:
+        return Pictures(files, image_size)
+    (found,) = cached_pictures(
+        Path(config.cache), Path(config.root), [files], image_size, observer.caching
+    )
+    return found
+
+
+def _picture_loader(
+    config: TrainConfig, pictures: Pictures, tokenizer: Tokenizer, device: torch.device
+) -> tuple[Any, BatchSampler]:
+    """Load pictures in batches whose labels are their places; nobody reads the captions."""
+    sampler = BatchSampler(len(pictures), config.batch_size, config.seed)
     pairs = PairDataset(
-        [Record(image=file, pid=0, captions=("a person",)) for file in files],
-        Pictures(files, image_size),
+        [Record(image=Path(), pid=i, captions=("a person",)) for i in range(len(pictures))],
+        pictures,
         tokenizer,
-        augment=config.augment,
+        augment=True,
         mask_captions=False,
     )
-    batch_bytes = min(config.batch_size, len(files)) * math.prod(image_size) * 3
-    workers = usable_workers(config.workers, batch_bytes)
+    workers = usable_workers(config.workers, config.batch_size * pictures.handed_bytes)
     return pair_loader(pairs, sampler, device, workers), sampler

@@ -33,6 +33,9 @@ class Observer:
     def caching(self, done: int, total: int) -> None:
         """So many pictures are in the cache."""
 
+    def asking(self, done: int, total: int) -> None:
+        """A teacher has been asked of so many pictures."""
+
     def expecting(self, step_s: float, steps: int) -> None:
         """Before the first step: how long one should take, loading apart, and how many are left."""
 

@@ -43,9 +43,11 @@ def test_a_student_becomes_a_bundle_in_its_teachers_space(
         (
             ["run", "--student", "8x768"],
             2,
-            "must be smaller than its teacher, of 4 blocks of width",
+            "must be smaller than its teacher, 4x192@16x16: no more blocks",
         ),
         (["run", "--student", "2x100"], 2, "must be a multiple of 64"),
+        (["run", "--student", "4x128@20x16"], 2, "does not divide into patches of 20x16"),
+        (["run", "--student", "4x192@8x8"], 2, "no smaller patches"),
         (["run", "--student", "small"], 2, "a student is BLOCKSxWIDTH"),
         (["run"], 2, "--student missing"),
         (["people", "--student", "1x64"], 3, "expected a run folder"),
@@ -55,6 +57,7 @@ def test_a_student_becomes_a_bundle_in_its_teachers_space(
         (["--resume", "run"], 2, "names no student"),
         (["--resume", "people"], 3, "wants the folder of a student"),
         (["run", "--resume", "run"], 2, "takes everything from the run"),
+        (["--cache", "cache", "--resume", "run"], 2, "takes everything from the run"),
     ],
 )
 def test_what_cannot_be_a_student_is_refused_in_one_line(

@@ -34,6 +34,7 @@ class Recorder:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.cached: list[tuple[int, int]] = []
+        self.asked: list[tuple[int, int]] = []
         self.expected: list[tuple[float, int]] = []
         self.losses: list[float] = []
         self.steps: list[Step] = []
@@ -46,6 +47,10 @@ class Recorder:
     def caching(self, done: int, total: int) -> None:
         """Keep the counts."""
         self.cached.append((done, total))
+
+    def asking(self, done: int, total: int) -> None:
+        """Keep the counts."""
+        self.asked.append((done, total))
 
     def expecting(self, step_s: float, steps: int) -> None:
         """Keep the time."""

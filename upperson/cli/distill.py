@@ -23,8 +23,8 @@ def distill(
         str | None,
         typer.Option(
             "--student",
-            metavar="BLOCKSxWIDTH",
-            help="Its image tower, such as 6x384; a width is a multiple of the teacher's heads.",
+            metavar="BLOCKSxWIDTH[@HEIGHTxWIDTH]",
+            help="Its image tower, such as 6x384, or with larger patches 6x384@32x16.",
             show_default=False,
         ),
     ] = None,
@@ -48,9 +48,18 @@ def distill(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     augment: Annotated[
-        bool, typer.Option("--augment/--no-augment", help="Flip, crop and erase pictures.")
+        bool,
+        typer.Option(
+            "--augment/--no-augment",
+            help="Flip, crop and erase pictures, or only flip them: the teacher is asked once, "
+            "which halves the work.",
+        ),
     ] = True,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps pictures decoded and resized.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     resume: Annotated[
@@ -65,7 +74,7 @@ def distill(
     and exports like any other. Sentences of the teacher's bundle find pictures of the student's
     gallery, and the other way round, where  upperson-rt query --allow-distilled  permits it.
 
-    Example: `upperson distill runs/mine --student 3x128 --output runs/small`
+    Example: `upperson distill runs/mine --student 6x384@32x16 --output runs/small`
     """
     require_extra("train", "distilling")
     from upperson.config import read_config
@@ -73,7 +82,7 @@ def distill(
     from upperson.run import CONFIG
 
     if resume is not None:
-        if teacher or student or output or root or pictures:
+        if teacher or student or output or root or pictures or cache:
             raise UsageError("--resume takes everything from the run: leave the other options out")
         if not (resume / CONFIG).is_file():
             raise InputError(f"--resume wants the folder of a student, found no {CONFIG} in it")
@@ -98,6 +107,7 @@ def distill(
         "precision": precision,
         "augment": augment,
         "workers": workers,
+        "cache": cache and str(cache.absolute()),
         "seed": seed,
     }
     if root is not None:

@@ -81,6 +81,10 @@ class TrainingDisplay(Observer):
         """Show how many pictures are in the cache."""
         self._display.step("decoding pictures into the cache", done, total)
 
+    def asking(self, done: int, total: int) -> None:
+        """Show of how many pictures a teacher has been asked."""
+        self._display.step("asking the teacher", done, total)
+
     def expecting(self, step_s: float, steps: int) -> None:
         """Print how long training should take."""
         self._display.say(f"{expected_time(step_s, steps)}, without loading and evaluation")

@@ -96,6 +96,14 @@ def draw_moves(uniform_NK: NDArray[np.float64], height_px: int, width_px: int) -
     return torch.from_numpy(np.stack(moves_7N, axis=1).astype(np.int32))
 
 
+def flips_only(moves_N7: Tensor) -> Tensor:
+    """Return moves of `draw_moves` of which the flips alone are left."""
+    flips_N7 = torch.zeros_like(moves_N7)
+    flips_N7[:, 0] = moves_N7[:, 0]
+    flips_N7[:, 1:3] = PADDING_PX
+    return flips_N7
+
+
 def prepare_pixels(
     pixels_NHW3: Tensor, moves_N7: Tensor | None, statistics: PixelStatistics
 ) -> Tensor:

@@ -9,20 +9,25 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tests.helpers.toy_clip import IMAGE_SIZE, toy_model
+from tests.helpers.toy_clip import IMAGE_SIZE, normalised, toy_model, toy_pixels
 from tests.helpers.toy_run import Recorder, toy_config
 from upperson.config import TrainConfig, read_config
+from upperson.data.batches import LoadedBatch
+from upperson.data.pictures import Pictures
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.distill import distill, operations, student_config
 from upperson.evaluate import embed_records
 from upperson.model.parts import PLAIN_CLIP
-from upperson.model.student import build_student, start_from_teacher
+from upperson.model.student import StudentSize, build_student, start_from_teacher
 from upperson.observer import Step
 from upperson.run import load_run
+from upperson.teacher import AskedAtEveryStep, AskedOnce
 from upperson.train import train
+from upperson_export.fold import fold_image_tower
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 
 pytestmark = pytest.mark.timeout(120)
@@ -49,7 +54,7 @@ def test_a_piece_as_large_as_the_whole_is_the_whole() -> None:
     image = torch.randn(2, 3, *IMAGE_SIZE)
     with torch.no_grad():
         assert not torch.allclose(other(image), teacher(image), atol=1e-2)
-        start_from_teacher(other, teacher)
+        start_from_teacher(other, teacher, IMAGE_SIZE)
         torch.testing.assert_close(other(image), teacher(image))
 
 
@@ -60,14 +65,14 @@ def test_lora_is_part_of_what_a_student_starts_from() -> None:
     student = toy_model(PLAIN_CLIP, seed=1).image
     image = torch.randn(2, 3, *IMAGE_SIZE)
     with torch.no_grad():
-        start_from_teacher(student, teacher)
+        start_from_teacher(student, teacher, IMAGE_SIZE)
         torch.testing.assert_close(student(image), teacher(image), rtol=1e-4, atol=1e-5)
 
 
 def test_a_narrower_student_holds_pieces_of_its_teacher() -> None:
     teacher = toy_model(PLAIN_CLIP).image
-    student = build_student(teacher, (1, 32), IMAGE_SIZE)
-    start_from_teacher(student, teacher)
+    student = build_student(teacher, StudentSize(1, 32), IMAGE_SIZE)
+    start_from_teacher(student, teacher, IMAGE_SIZE)
     assert len(student.blocks) == 1
     assert student.proj.shape == (32, 24)
     rows = {tuple(row) for row in teacher.proj.tolist()}
@@ -75,13 +80,53 @@ def test_a_narrower_student_holds_pieces_of_its_teacher() -> None:
     assert operations(student, IMAGE_SIZE) < operations(teacher, IMAGE_SIZE) / 3
 
 
+def test_a_larger_patch_starts_as_the_mean_of_those_within() -> None:
+    teacher = toy_model(PLAIN_CLIP).image
+    student = build_student(teacher, StudentSize(2, 64, (48, 16)), IMAGE_SIZE)
+    start_from_teacher(student, teacher, IMAGE_SIZE)
+    image = torch.randn(2, 3, *IMAGE_SIZE)
+    with torch.no_grad():
+        patches, coarse = teacher.stem(image), student.stem(image)
+    torch.testing.assert_close(coarse, patches.mean(dim=2, keepdim=True))
+    rows = teacher.positional_embedding[1:].unflatten(0, (3, 2)).mean(dim=0)
+    torch.testing.assert_close(student.positional_embedding[1:], rows)
+    assert operations(student, IMAGE_SIZE) < operations(teacher, IMAGE_SIZE)
+
+
+def test_a_patch_half_as_large_again_starts_as_two_that_overlap() -> None:
+    teacher = toy_model(PLAIN_CLIP).image
+    student = build_student(teacher, StudentSize(2, 64, (24, 16)), IMAGE_SIZE)
+    start_from_teacher(student, teacher, IMAGE_SIZE)
+    image = torch.randn(2, 3, *IMAGE_SIZE)
+    with torch.no_grad():
+        above, below = (teacher.stem(image[:, :, top : top + 16]) for top in (0, 8))
+        torch.testing.assert_close(student.stem(image)[:, :, :1], (above + below) / 2)
+
+
+@pytest.mark.parametrize("patch", [(16, 16), (24, 16), (48, 32)])
+def test_a_matrix_product_makes_the_patches_of_a_convolution(patch: tuple[int, int]) -> None:
+    teacher = toy_model(PLAIN_CLIP).image
+    student = build_student(teacher, StudentSize(1, 32, patch), IMAGE_SIZE).requires_grad_(True)
+    image = torch.randn(2, 3, *IMAGE_SIZE)
+    made, expected = student.stem(image), F.conv2d(image, student.stem.weight, stride=patch)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(x.square().sum(), student.stem.weight) for x in (made, expected)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ("2x96", "must be smaller than its teacher, of 2 blocks of width 64; found 2x96"),
-        ("3x32", "must be smaller than its teacher, of 2 blocks of width 64; found 3x32"),
+        ("2x96", "must be smaller than its teacher, 2x64@16x16: .*found 2x96@16x16"),
+        ("3x32", "must be smaller than its teacher, 2x64@16x16: .*found 3x32@16x16"),
         ("2x64", "must be smaller than its teacher"),
         ("1x48", "must be a multiple of 32, the size of its teacher's heads; found 48"),
+        ("2x64@8x16", "no smaller patches, .*found 2x64@8x16"),
+        ("2x64@16x16", "must be smaller than its teacher"),
+        ("2x64@20x16", "48x32 .height x width. does not divide into patches of 20x16"),
+        ("1x32@16", "such as .* 6x384@32x16; found '1x32@16'"),
         ("1", "a student is BLOCKSxWIDTH, such as 6x384"),
         ("0x32", "a student is BLOCKSxWIDTH"),
     ],
@@ -140,6 +185,72 @@ def test_a_stopped_student_ends_as_a_whole_one(teacher: Path, tmp_path: Path) ->
     assert recorder.notes == ["resuming at epoch 2, step 1"]
     for name in ("adapter.safetensors", "metrics.csv"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_teacher_that_is_asked_once_says_what_it_says_at_every_step(
+    teacher: Path, mixed: bool
+) -> None:
+    model = load_run(teacher).model
+    device = torch.device("cpu")
+    files = sorted((teacher.parent / "people/images/train").iterdir())
+    pictures = Pictures(files, model.image_size)
+    told: list[tuple[int, int]] = []
+    always = AskedAtEveryStep(model.image, model.statistics)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        once = AskedOnce(
+            model.image, model.statistics, pictures, 5, lambda *done: told.append(done)
+        )
+    assert told == [(5, 12), (10, 12), (12, 12)]
+    places = [7, 0, 7, 11]
+    moves = torch.tensor([[side, 3, 17, 2, 2, 9, 9] for side in (0, 1, 1, 0)], dtype=torch.int32)
+    pixels = torch.from_numpy(pictures.read(places))
+    loaded = LoadedBatch(pixels, moves, torch.zeros(4, 3, dtype=torch.int64), torch.tensor(places))
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        image, made = once.lesson(loaded, device)
+    plain = normalised(model, pixels)
+    torch.testing.assert_close(image, torch.stack([plain[0], *plain[1:3].flip(3), plain[3]]))
+    with torch.no_grad():
+        expected = F.normalize(model.image(image), dim=-1)
+    torch.testing.assert_close(made, expected, rtol=0, atol=2e-2 if mixed else 1e-3)
+    # Augmented, the same pictures are others.
+    image, made = always.lesson(loaded, device)
+    with torch.no_grad():
+        torch.testing.assert_close(made, F.normalize(model.image(image), dim=-1))
+    assert (made * expected).sum(dim=1).max() < 0.9999
+
+
+def test_a_stopped_student_of_flipped_pictures_ends_as_a_whole_one(
+    teacher: Path, tmp_path: Path
+) -> None:
+    config = make_config(teacher, "2x32@24x16", augment=False, cache=str(tmp_path / "cache"))
+    config = replace(config, checkpoint_every=1)
+    recorder = Recorder()
+    distill(config, tmp_path / "whole", recorder)
+    assert recorder.asked == [(8, 12), (12, 12)]
+    with pytest.raises(StoppedError):
+        distill(config, tmp_path / "stopped", StopAt())
+    distill(config, tmp_path / "stopped", Recorder(), resume=True)
+    whole, stopped = (
+        (tmp_path / name / "adapter.safetensors").read_bytes() for name in ("whole", "stopped")
+    )
+    assert stopped == whole
+    assert load_run(tmp_path / "whole").model.image.stem.kernel_size == (24, 16)
+
+    again = student_config(tmp_path / "whole", "1x32", (), SETTINGS)
+    assert again.student is not None
+    assert again.student.size == "1x32@24x16", "patches are the teacher's, not its base's"
+
+
+def test_a_student_folds_into_a_plain_tower() -> None:
+    model = toy_model()
+    student = build_student(model.image, StudentSize(1, 32, (24, 16)), IMAGE_SIZE)
+    start_from_teacher(student, model.image, IMAGE_SIZE)
+    model.image = student
+    pixels = toy_pixels(2)
+    with torch.no_grad():
+        expected = model.encode_image(normalised(model, pixels))
+        torch.testing.assert_close(fold_image_tower(model)(pixels), expected, rtol=0, atol=1e-5)
 
 
 def test_pictures_without_captions_are_learned_from(teacher: Path, tmp_path: Path) -> None:
