@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -119,7 +118,8 @@ class MilvusGallery(Gallery):
             yield self._collection.item(row)
 
     def _sample(self, count: int) -> list[Item]:
-        return list(islice(self._items(Filter()), count))  # Ids are hashes, so any are a sample.
+        page = next(self._collection.pages("", rows.METADATA, count), [])
+        return [self._collection.item(row) for row in page]  # By ids, which are hashes.
 
     def _vectors(
         self, where: Filter, batch_size: int
