@@ -374,7 +374,7 @@ def read_log(work):
         (("rtps://cam/x",), 2, "rtps://cam/x cannot be read: an address begins with rtsp, rtsps,"),
         (("file:///a.mp4",), 2, "file:///a.mp4: name a file by its path"),
         (("rtsp:///x",), 2, "rtsp:///x has no host or port that can be read"),
-        (("rtsp://anna:a/b@cam/x",), 2, "an address of rtsp:// has no host or port"),
+        (("rtsp://anna:a/b@cam/x",), 2, "an address of rtsp:// has an @ behind its host"),
         (("http://[::1/x",), 2, "such as http://10.0.0.5:8554/path"),
         (("street.avi", "street.avi"), 2, "two cameras are called street"),
         (("street.avi", "a=street.avi", "--camera", "b"), 2, "--camera names one source"),
