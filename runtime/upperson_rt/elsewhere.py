@@ -5,9 +5,10 @@ else tells: here their names are compared, as far as a sample goes.
 """
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path, PurePath
 
 from upperson_rt.gallery import Gallery, Item
@@ -17,8 +18,6 @@ __all__ = ["Elsewhere", "find_elsewhere"]
 _SAMPLE = 1000
 _ASKED = 100
 """Pictures that are looked up by the names that they would have."""
-_MOST_OF_A_NAME = 8
-"""Samples of one file name, such as 0001.jpg, that each picture is compared with."""
 _TRIED = 3
 """Pairs of folders that are looked up, likeliest first."""
 
@@ -50,14 +49,17 @@ def find_elsewhere(
         first_keys: Returns keys of which a picture at a path has one, if it is there.
         is_like: Whether all else that an item says suits a picture.
     """
-    samples: defaultdict[str, list[str]] = defaultdict(list)
-    for item in gallery.sample(_SAMPLE):
-        if item.source is not None:
-            samples[os.path.basename(item.source)].append(item.source)
-    folders: Counter[tuple[str, str]] = Counter()
+    sources = [item.source for item in gallery.sample(_SAMPLE) if item.source is not None]
+    known = {end for source in sources for end in _ends(source)}
+    by_end: dict[str, str | os.PathLike[str]] = {}
     for file in files:
-        for source in samples.get(os.path.basename(file), ())[:_MOST_OF_A_NAME]:
-            before, now = _apart(PurePath(source), Path(file).absolute())
+        for end in takewhile(known.__contains__, _ends(os.fspath(file))):
+            by_end.setdefault(end, file)
+    folders: Counter[tuple[str, str]] = Counter()
+    for source in sources:
+        # The last is the longest: of names such as 0001.jpg, that of the same folder.
+        for likest in deque(takewhile(by_end.__contains__, _ends(source)), maxlen=1):
+            before, now = _apart(PurePath(source), Path(by_end[likest]).absolute())
             folders[before, now] += before != now
     if not folders.total():
         return None
@@ -80,6 +82,14 @@ def find_elsewhere(
         if 2 * found > len(asked):
             return Elsewhere(before=before, now=now, found=found, asked=len(asked))
     return None
+
+
+def _ends(path: str) -> Iterator[str]:
+    """Yield a file's name, that with its folder before it, and so on."""
+    at = len(path)
+    while at > 0:
+        at = path.rfind(os.sep, 0, at)
+        yield path[at + 1 :]
 
 
 def _is_other(source: str | None, file: Path) -> bool:

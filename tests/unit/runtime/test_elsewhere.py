@@ -4,8 +4,12 @@ import logging
 import os
 import shutil
 
+import numpy as np
 import pytest
 
+from upperson_rt import elsewhere
+from upperson_rt.elsewhere import Elsewhere, _apart, find_elsewhere
+from upperson_rt.gallery import Item
 from upperson_rt.indexer import index_images
 
 LOGGER = "upperson_rt.indexer"
@@ -82,3 +86,24 @@ def test_most_pictures_must_be_there(encoder, gallery, tracks, caplog, tmp_path)
     index_images(encoder, gallery, sorted(tracks.rglob("t0/*.png")))
     moved = tracks.rename(tmp_path / "moved")
     assert warnings_of(caplog, encoder, gallery, moved) == []
+
+
+def test_names_that_all_folders_have_cost_little(gallery, monkeypatch):
+    """Each item is compared with the file whose folders are most like its own, and no other."""
+    names = [f"t{folder}/{number:03d}.jpg" for folder in range(80) for number in range(25)]
+    items = [Item(key=f"/nas/pictures/{name}", source=f"/nas/pictures/{name}") for name in names]
+    rows = np.zeros((len(items), gallery.embed_dim), np.float32)
+    rows[:, 0] = 1
+    gallery.add(items, rows)
+    compared = []
+
+    def apart(*paths):
+        compared.append(paths)
+        return _apart(*paths)
+
+    monkeypatch.setattr(elsewhere, "_apart", apart)
+    files = [f"/srv/archive/{name}" for name in names]
+    found = find_elsewhere(gallery, files, lambda path: [path], lambda item, file: True)
+    assert found == Elsewhere(before="/nas/pictures", now="/srv/archive", found=100, asked=100)
+    assert 0 < len(compared) <= 1000
+    assert all(source.parts[-2:] == file.parts[-2:] for source, file in compared)
