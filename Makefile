@@ -26,7 +26,7 @@ demo: $(STAMP)  ## Run the whole path on synthetic people into demo/.
 	$(BIN)/upperson demo $(ARGS)
 
 test: $(STAMP)  ## Run all tests.
-	$(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist worksteal --durations=15 --durations-min=1 $(ARGS)
+	$(BIN)/python -m tests.sessions -q -n $(WORKERS) --maxprocesses 4 --dist worksteal --durations=15 --durations-min=1 $(ARGS)
 
 fuzz: $(STAMP)  ## Try odd arguments and damaged files for FUZZ_S=75 seconds; hours find more.
 	UPPERSON_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest -q -n logical --maxprocesses 4 tests/fuzz $(ARGS)
