@@ -1,0 +1,107 @@
+"""Kills commands before each call that syncs a file or changes a name, one call after the other.
+
+    python -m tests.helpers.kills_at_calls train --trials 100
+
+Where `tests.helpers.kills` draws moments at random, most of which fall into computing, this visits
+each step between two states of a folder. The outcomes are the same.
+"""
+
+import argparse
+import os
+import selectors
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import kills
+from tests.helpers.power_loss import build_disk_calls
+
+KINDS = ("export", "import", "train")
+
+
+class CommandAtCalls(kills.Command):
+    """Kills its first process before the first call, the next before the second, and so on."""
+
+    def __init__(self, arguments: tuple[str, ...], rng: np.random.Generator) -> None:
+        self._calls = self._kills = 0
+        super().__init__(arguments, rng)
+        print(f"{arguments[0]} makes {self._calls} calls", file=sys.stderr)
+
+    def run(self, kill: bool = False, arguments: tuple[str, ...] = ()) -> tuple[int, str]:
+        before = None
+        if kill:
+            before = 1 + self._kills % (self._calls + 1)
+            self._kills += 1
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        ):
+            address = str(Path(folder, "calls"))
+            listener.bind(address)
+            listener.listen()
+            child = os.fork()
+            if child == 0:
+                os.environ["DISK_CALLS"] = address
+                kills._become(self._module, arguments or self.arguments)
+            made, status = _answered(listener, child, before)
+        if before is None and not self._calls:
+            self._calls = made
+        return os.waitstatus_to_exitcode(status), Path("log").read_text()
+
+
+def _answered(listener: socket.socket, child: int, before: int | None) -> tuple[int, int]:
+    """Let a process make its calls, but not the one of that number; return how many, and status."""
+    made = 0
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select(timeout=0.01):
+                if key.fileobj is listener:
+                    selector.register(listener.accept()[0], selectors.EVENT_READ)
+                    continue
+                connection = key.fileobj
+                assert isinstance(connection, socket.socket)
+                if not connection.recv(10_000):
+                    selector.unregister(connection)
+                    connection.close()
+                    continue
+                made += 1
+                if made == before:
+                    os.kill(child, signal.SIGKILL)
+                else:
+                    connection.send(b".")
+            if (ended := os.waitpid(child, os.WNOHANG))[0]:
+                return made, ended[1]
+
+
+def main() -> int:
+    """Run trials, print what came of them, and return 1 if anything was lost or wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="+", choices=KINDS)
+    parser.add_argument("--trials", type=int, default=100)
+    options = parser.parse_args()
+    if "LD_PRELOAD" not in os.environ:  # It is read when a process starts.
+        with tempfile.TemporaryDirectory() as folder:
+            library = build_disk_calls(Path(folder))
+            command = [sys.executable, "-m", "tests.helpers.kills_at_calls", *sys.argv[1:]]
+            return os.spawnve(
+                os.P_WAIT, sys.executable, command, os.environ | {"LD_PRELOAD": str(library)}
+            )
+    failed = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kills, "Command", CommandAtCalls)
+        for kind in options.kinds:
+            outcomes = kills.try_kills(kind, options.trials, seed=0)
+            for outcome, count in sorted(outcomes.items()):
+                print(f"{kind}: {count:4d} {outcome}", flush=True)
+                failed |= outcome.startswith(kills.BAD)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
