@@ -211,14 +211,18 @@ def _bound_places(model: Any) -> None:
 
     Text towers of before 27 November 2026 have one. Only an index of one number is understood.
     """
-    from openvino import opset8
-
-    for node in model.get_ops():
-        if node.get_type_name() == "GatherND":
-            data, places = node.input_value(0), opset8.squeeze(node.input_value(1), np.int64(-1))
-            axis = int(node.get_attributes()["batch_dims"])
-            bounded = opset8.gather(data, places, np.int64(axis), batch_dims=axis)
-            node.output(0).replace(bounded.output(0))
+    nodes = [node for node in model.get_ops() if node.get_type_name() == "GatherND"]
+    if not nodes:
+        return
+    try:
+        from openvino import opset8
+    except ImportError:  # Until 2024.6.
+        from openvino.runtime import opset8
+    for node in nodes:
+        data, places = node.input_value(0), opset8.squeeze(node.input_value(1), np.int64(-1))
+        axis = int(node.get_attributes()["batch_dims"])
+        bounded = opset8.gather(data, places, np.int64(axis), batch_dims=axis)
+        node.output(0).replace(bounded.output(0))
 
 
 def _is_int8(model: Any) -> bool:

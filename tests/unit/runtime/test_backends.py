@@ -1,6 +1,7 @@
 import builtins
 import sys
 from importlib.util import find_spec
+from types import ModuleType
 from unittest.mock import Mock
 
 import numpy as np
@@ -84,6 +85,20 @@ def test_nothing_is_read_beyond_a_tensor(tmp_path, name, batch_dims):
         else:
             with pytest.raises(BackendError, match="failed"):
                 backend.run({"ids": ids})
+
+
+def test_opsets_are_found_where_openvino_2024_has_them(tmp_path, monkeypatch):
+    opset8 = pytest.importorskip("openvino.opset8")
+    runtime = ModuleType("openvino.runtime")
+    runtime.opset8 = opset8
+    monkeypatch.delattr("openvino.opset8")
+    monkeypatch.setitem(sys.modules, "openvino.opset8", None)
+    monkeypatch.setitem(sys.modules, "openvino.runtime", runtime)
+    rows = rows_that_argmax_finds(tmp_path / "rows.onnx", 0)
+    taken = open_backend(tmp_path / "rows.onnx", "openvino", threads=1).run(
+        {"ids": np.eye(4, dtype=np.int32)}
+    )["taken"]
+    np.testing.assert_array_equal(taken, rows)
 
 
 def test_absent_device_is_an_error_and_nothing_falls_back(text_tower, name):
