@@ -316,12 +316,12 @@ def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work, m
     assert Bundle.open(work / "bundle").check_canaries()
 
     def stop_at_the_second(name):
-        if "image.int8" in name:
+        if "text.int8" in name:
             raise KeyboardInterrupt
 
     def write(note):
         engines.write_rtx_engines(
-            work / "bundle", ["fp16", "int8-fp16"], "7.5", note=note, progress=lambda *_: None
+            work / "bundle", ["int8-fp16"], "7.5", note=note, progress=lambda *_: None
         )
 
     with pytest.raises(KeyboardInterrupt):
@@ -330,9 +330,10 @@ def test_rtx_engines_and_deepstream_files_come_with_a_bundle(copied_run, work, m
     assert {path.name for path in work.iterdir()} == {"run", "bundle", "bundle.rtx", "nvinfer"}
     write(lambda _: None)
     after = snapshot(work / "bundle.rtx")
-    assert all(after[name] != before[name] for name in before)
-    (work / "bundle.rtx/image.fp16.engine").write_bytes(b"mine")
-    with pytest.raises(InputError, match=r"holds other files as well \(image\.fp16\.engine\)"):
+    assert sorted(after) == ["engines.json", *names[1::2]]
+    assert all(after[name] != before[name] for name in after)
+    (work / "bundle.rtx/image.int8-fp16.engine").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"holds other files as well \(image\.int8-fp16\.engine\)"):
         write(lambda _: None)
 
 
