@@ -149,8 +149,11 @@ class OngoingRun:
         """Load the run as anyone will, in float32, and measure val and test as far as they exist.
 
         The main process reads the files, which no other may see, and tells the others what is in
-        them; all encode a share. Only the main process measures.
+        them; all encode a share. Only the main process measures. Where there is neither, nothing is
+        loaded: the base would be in memory twice for nothing.
         """
+        if not (self.splits["val"] or self.splits["test"]):
+            return {}
         model = load_run(self.path).model if self.main else _untrained(self.config)
         model.to(self.accelerator.device)
         for parameter in model.parameters():
