@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks import literal
 from benchmarks.random_model import ModelSpec, random_base, random_batch, random_model
-from upperson.components import fold_quick_gelu
+from upperson.components import fold_quick_gelu, keep_frozen_matrices_in
 from upperson.losses import same_identity, sdm_loss
 from upperson_rt.bench.processes import call_in_fresh_process, resident_bytes
 from upperson_rt.errors import BackendError, InputError
@@ -58,15 +58,18 @@ class TrainingStep:
         self._model = random_model(spec, clip)
         if not self._literal:
             fold_quick_gelu(self._model)
+            keep_frozen_matrices_in(self._model, "bf16" if self._bf16 else "fp32")
         self._model.checkpoint_activations = contender == OURS_CHECKPOINTED
         self._image_N3HW, self._ids_NL, self._pids_N = random_batch(spec)
-        # As upperson.step builds it: the paper's eps, and biases are not decayed.
+        # The paper's eps, and biases are not decayed.
         named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
         groups = [
             {"params": [p for name, p in named if not name.endswith("bias")], "weight_decay": 4e-5},
             {"params": [p for name, p in named if name.endswith("bias")], "weight_decay": 0.0},
         ]
-        self._optimizer = torch.optim.Adam(groups, lr=_LR, eps=1e-3)
+        # Ours as upperson.step builds it, the literal one as torch does unless told.
+        fused = None if self._literal else True
+        self._optimizer = torch.optim.Adam(groups, lr=_LR, eps=1e-3, fused=fused)
 
     def run(self) -> float:
         """Take one step and return its loss, computed before the update."""

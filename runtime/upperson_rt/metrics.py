@@ -174,7 +174,8 @@ def _rank(
     for start, end in zip(starts, [*starts[1:], len(query)], strict=True):
         scores, right = scores_QG[query[start]], image[start:end]
         own = scores[right]
-        rivals = np.sort(scores[scores >= own.min()])
+        # Taken by their places, which numpy does in half the time that it needs with a mask.
+        rivals = np.sort(scores[np.flatnonzero(scores >= own.min())])
         above = len(rivals) - rivals.searchsorted(own, "right")
         equal = len(rivals) - rivals.searchsorted(own, "left") - above
         ranks[start:end] = above + 1

@@ -8,7 +8,7 @@
 The prefix rows come first, so that the causal mask of the text tower is the ordinary one, aligned
 to the last key, over P + L keys. (Their place does not change the result, only the mask.)
 
-Shapes: N batch, L tokens, D width, H heads, P prefix length.
+Shapes: N batch, L tokens, M rows (N * L), D width, H heads, P prefix length.
 """
 
 from typing import Any
@@ -99,17 +99,17 @@ class Block(nn.Module):
     def _attention(self, u_NQD: Tensor, u_NLD: Tensor, mask: Tensor | None) -> Tensor:
         """Attend from Q tokens to all; queries and keys are projected apart.
 
-        In one product [N, L, 3D] the queries would keep all of it alive for the backward pass.
+        In one product [N, L, 3D] the queries would keep all of it alive for the backward pass, and
+        keys and values be parts of it that are copied.
         """
-        queries = [self.attn.embed_dim]
-        weight_q, weight_kv = self.attn.in_proj_weight.tensor_split(queries)
-        bias_q, bias_kv = self.attn.in_proj_bias.tensor_split(queries)
+        weight_q, weight_k, weight_v = self.attn.in_proj_weight.chunk(3)
+        bias_q, bias_k, bias_v = self.attn.in_proj_bias.chunk(3)
         q_NQD = F.linear(u_NQD, weight_q, bias_q)
-        k_NLD, v_NLD = F.linear(u_NLD, weight_kv, bias_kv).chunk(2, dim=-1)
+        u_MD = u_NLD.flatten(0, 1)
+        k_MD, v_MD = F.linear(u_MD, weight_k, bias_k), F.linear(u_MD, weight_v, bias_v)
         if self.lora is not None:
-            key_update_NLD, value_update_NLD = self.lora(u_NLD)
-            k_NLD = k_NLD + key_update_NLD
-            v_NLD = v_NLD + value_update_NLD
+            k_MD, v_MD = self.lora(u_MD, k_MD, v_MD)
+        k_NLD, v_NLD = k_MD.view(u_NLD.shape), v_MD.view(u_NLD.shape)
         if self.prefix is not None:
             keys_PD, values_PD = self.prefix()
             k_NLD = _prepend(keys_PD, k_NLD)
@@ -142,8 +142,11 @@ def frozen_mlp(mlp: Any, u_NLD: Tensor) -> Tensor:
 
 
 def _normed(x_NLD: Tensor, norm: nn.Module, adapter: LAdapter | None) -> Tensor:
-    normed: Tensor = norm(x_NLD)
-    return normed if adapter is None else normed + adapter(x_NLD)
+    x_MD = x_NLD.flatten(0, 1)
+    normed_MD: Tensor = norm(x_MD)
+    if adapter is not None:
+        normed_MD = adapter(x_MD, normed_MD)
+    return normed_MD.view(x_NLD.shape)
 
 
 def _pick(x_NLD: Tensor, index_N: Tensor) -> Tensor:

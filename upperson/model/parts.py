@@ -6,7 +6,7 @@
 
 Fresh LoRA and L-Adapters add nothing: B and W_up, b_up start at zero.
 
-Shapes: D width, P prefix length, R rank, any leading dimensions "...".
+Shapes: M rows (tokens of all samples), D width, P prefix length, R rank or width of a bottleneck.
 """
 
 import math
@@ -165,18 +165,18 @@ class KVLora(nn.Module):
         self.key = LowRank(width, rank)
         self.value = LowRank(width, rank)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map x [..., D] to the updates of its keys and of its values, [..., D] each.
+    def forward(self, x_MD: Tensor, keys_MD: Tensor, values_MD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values with the updates for x; those given are used up.
 
         Thin products instead of building dW: the gradient of a full [D, D] matrix, as costly as
         training the projection itself, never exists. Both share the first one, and the scales meet
-        its result, so that their gradients need no [..., D] tensor.
+        its result, so that their gradients need no [M, D] tensor.
         """
         down_2RD = torch.cat([self.key.down, self.value.down])
-        key, value = F.linear(x, down_2RD).chunk(2, dim=-1)
+        key_MR, value_MR = F.linear(x_MD, down_2RD).chunk(2, dim=-1)
         return (
-            F.linear(self.key.scale * key, self.key.up),
-            F.linear(self.value.scale * value, self.value.up),
+            _add_product(keys_MD, self.key.scale * key_MR, self.key.up),
+            _add_product(values_MD, self.value.scale * value_MR, self.value.up),
         )
 
 
@@ -198,10 +198,20 @@ class LAdapter(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map the residual stream x [..., D] to what is added to its LayerNorm, [..., D].
+    def forward(self, x_MD: Tensor, normed_MD: Tensor) -> Tensor:
+        """Return the LayerNorm of the residual stream x with what x adds to it; it is used up.
 
-        The scale meets the bottleneck and the bias, so that its gradient needs no [..., D] tensor.
+        The scale meets the bottleneck and the bias, so that its gradient needs no [M, D] tensor.
         """
-        hidden = self.scale * torch.relu(self.down(x))
-        return F.linear(hidden, self.up.weight, self.scale * self.up.bias)
+        hidden_MR = self.scale * torch.relu(self.down(x_MD))
+        return _add_product(normed_MD.add_(self.scale * self.up.bias), hidden_MR, self.up.weight)
+
+
+def _add_product(to_MD: Tensor, x_MR: Tensor, weight_DR: Tensor) -> Tensor:
+    """Return to + x W^T, in the place of the first, which saves a pass over all rows.
+
+    Autocast, which knows no product in place, makes a tensor of its own.
+    """
+    if torch.is_autocast_enabled(to_MD.device.type):
+        return to_MD + F.linear(x_MR, weight_DR)
+    return to_MD.addmm_(x_MR, weight_DR.T)

@@ -63,7 +63,7 @@ def test_the_last_block_computes_the_pooled_token_alone() -> None:
     for tower in (model.image, model.text):
         tower.blocks[-1].ln_2.register_forward_hook(lambda _, __, out: shapes.append(out.shape))
     model(image, ids)
-    assert [tuple(shape) for shape in shapes] == [(2, 1, 64), (2, 1, 48)]
+    assert [tuple(shape) for shape in shapes] == [(2, 64), (2, 48)]
 
 
 @pytest.mark.parametrize("prefix_blocks", ["all", "1"])
