@@ -12,6 +12,7 @@ No query-gallery pair is excluded. Equal scores keep the order of the gallery.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -131,9 +132,12 @@ def per_query_metrics(
     ap = np.empty(len(queries_QD), dtype=np.float64)
     inp = np.empty(len(queries_QD), dtype=np.float64)
     right_images = _right_images(pids_Q, pids_G)
+    if rank is None:
+        at_once = min(chunk_size, len(queries_QD))
+        rank = partial(_rank, np.empty((at_once, len(gallery_GD)), dtype=np.float32))
     for rows in _chunks(len(queries_QD), chunk_size):
         query, image = right_images(rows)
-        ranks = (rank or _rank)(queries_QD[rows], gallery_GD, query, image)
+        ranks = rank(queries_QD[rows], gallery_GD, query, image)
         first_rank[rows], ap[rows], inp[rows] = _reduce_ranks(query, ranks)
     return PerQueryMetrics(first_rank=first_rank, ap=ap, inp=inp)
 
@@ -157,6 +161,7 @@ def _right_images(
 
 
 def _rank(
+    room_NG: NDArray[np.float32],
     queries_QD: NDArray[np.float32],
     gallery_GD: NDArray[np.float32],
     query: NDArray[np.int64],
@@ -167,8 +172,11 @@ def _rank(
     A person has few images, so it is enough to sort the scores that reach the last of them and to
     look the others up there: many times faster than sorting the places of the whole gallery, and
     the same ranks. Where scores are equal, those that stand earlier in the gallery are counted.
+
+    Scores are written to the first rows of ``room_NG``, which one chunk leaves to the next: memory
+    fresh from the system costs half as much time as ranking does.
     """
-    scores_QG = queries_QD @ gallery_GD.T
+    scores_QG = np.matmul(queries_QD, gallery_GD.T, out=room_NG[: len(queries_QD)])
     ranks = np.empty(len(query), dtype=np.int64)
     starts = np.flatnonzero(np.diff(query, prepend=-1))
     for start, end in zip(starts, [*starts[1:], len(query)], strict=True):

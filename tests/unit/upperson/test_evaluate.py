@@ -194,7 +194,7 @@ def test_ranks_of_torch_are_those_of_the_runtime(monkeypatch: pytest.MonkeyPatch
     queries, gallery = (rng.integers(-2, 3, (count, 6)).astype(np.float32) for count in (30, 70))
     query, image = (np.ravel(index) for index in np.indices((30, 70)))
     parts = queries, gallery, query, image
-    expected = metrics._rank(*parts)
+    expected = metrics._rank(np.empty((30, 70), np.float32), *parts)
     scores = queries @ gallery.T
     order = np.argsort(-scores, axis=1, kind="stable")
     np.testing.assert_array_equal(expected, np.argsort(order, axis=1).ravel() + 1)
