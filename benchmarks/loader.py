@@ -23,7 +23,7 @@ from upperson.data.batches import BatchSampler, LoadedBatch, PairDataset, pair_l
 from upperson.data.pictures import Pictures, cached_pictures, pixels_of
 from upperson.data.records import Record, read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
-from upperson.data.transforms import CLIP_STATISTICS
+from upperson.data.transforms import CLIP_STATISTICS, PixelStatistics
 from upperson.data.vocabulary import clip_tokenizer
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json
@@ -105,18 +105,8 @@ class LiteralPairs(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, records: Sequence[Record], image_size: tuple[int, int]) -> None:
         self._records = records
-        mean, std = CLIP_STATISTICS
-        self._transform = v2.Compose(
-            [
-                v2.Resize(image_size),
-                v2.PILToTensor(),
-                v2.RandomHorizontalFlip(),
-                v2.RandomCrop(image_size, padding=10),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(list(mean), list(std)),
-                v2.RandomErasing(scale=(0.02, 0.4), value=list(mean)),
-            ]
-        )
+        augmentation = literal_augmentation(image_size, CLIP_STATISTICS)
+        self._transform = v2.Compose([v2.Resize(image_size), v2.PILToTensor(), augmentation])
 
     def __len__(self) -> int:
         return len(self._records)
@@ -125,6 +115,20 @@ class LiteralPairs(Dataset[tuple[Tensor, Tensor]]):
         """Return a normalised picture, and the number of its caption."""
         with open_image(self._records[index].image) as image:
             return self._transform(image.convert("RGB")), torch.tensor(index)
+
+
+def literal_augmentation(image_size: tuple[int, int], statistics: PixelStatistics) -> v2.Compose:
+    """Return the paper's augmentation by torchvision, for one uint8 picture [3, H, W] at a time."""
+    mean, std = (list(values) for values in statistics)
+    return v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomCrop(image_size, padding=10),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+            v2.RandomErasing(scale=(0.02, 0.4), value=mean),
+        ]
+    )
 
 
 def measure(

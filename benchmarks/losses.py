@@ -5,9 +5,7 @@ of one seed have the same people, the same wrong captions, the same start and th
 """
 
 import json
-import math
 import shutil
-import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import torch
 import typer
 from safetensors.torch import save_file
 
-from benchmarks.runs import finished_run, kept_runs, small_base
+from benchmarks.runs import difference, finished_run, kept_runs, small_base
 from upperson.data.batches import pad_ids, tokenize
 from upperson.data.records import Record, read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
@@ -42,9 +40,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 NOISE_PERCENT = (0, 20, 50)
 ON_SPREAD_BASE = (SDM, "asdm", "tal")
 SPREAD = "spread base"
-
-_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""0.975 quantiles for 1 to 9 degrees of freedom."""
 
 app = new_app("Compare losses under wrong captions.")
 
@@ -193,17 +188,6 @@ def spread_base(folder: Path) -> Path:
         norm.bias.data += shift[:, 0]
     save_file(base.clip.state_dict(), file)
     return file
-
-
-def difference(sdm: list[float], values: list[float]) -> dict[str, float]:
-    """Return the mean of R@1, and of its difference to SDM with half its 95 % interval."""
-    differences = [value - base for value, base in zip(values, sdm, strict=True)]
-    half = _STUDENT_T[len(values) - 2] * statistics.stdev(differences) / math.sqrt(len(values))
-    return {
-        "mean": statistics.fmean(values),
-        "difference": statistics.fmean(differences),
-        "half_interval": half,
-    }
 
 
 def _show(result: dict[str, Any]) -> None:

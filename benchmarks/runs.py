@@ -1,6 +1,8 @@
 """Runs of the demo's recipe that benchmarks compare: made in a folder, read again when finished."""
 
 import json
+import math
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,9 @@ from upperson.observer import Observer
 from upperson.run import CONFIG, RESULTS
 from upperson.train import train
 from upperson_rt.files import scratch_folder
+
+_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""0.975 quantiles for 1 to 9 degrees of freedom."""
 
 
 @contextmanager
@@ -50,3 +55,17 @@ def small_base() -> tuple[Base, UPPerson]:
     image_size = (192, 64)
     base = load_base(SMALL, None, image_size)
     return base, UPPerson(base.clip, PLAIN_CLIP, image_size, base.statistics).eval()
+
+
+def difference(first: list[float], values: list[float]) -> dict[str, float]:
+    """Return the mean of R@1, and of its difference to the first's of the same seeds.
+
+    With it comes half of Student's 95 % interval.
+    """
+    differences = [value - base for value, base in zip(values, first, strict=True)]
+    half = _STUDENT_T[len(values) - 2] * statistics.stdev(differences) / math.sqrt(len(values))
+    return {
+        "mean": statistics.fmean(values),
+        "difference": statistics.fmean(differences),
+        "half_interval": half,
+    }
