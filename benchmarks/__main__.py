@@ -24,6 +24,7 @@ DOCUMENTED = (
     "likelihood -b demo/bundle -g demo/gallery --root demo/people",
     "losses --seeds 3 --threads 1",
     "pretraining --seeds 5 --threads 1",
+    "augmentation --seeds 5 --threads 1",
     "loader --workers 2",
     "ranking --threads 2",
     "bases --base MobileCLIP2-B",

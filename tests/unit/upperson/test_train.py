@@ -75,6 +75,27 @@ def test_a_loaded_run_measures_what_training_reported(run: Path) -> None:
     assert found == pytest.approx(json.loads((run / "results.json").read_text())["test"])
 
 
+def test_a_run_without_val_and_test_loads_its_base_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(toy_config(tmp_path, monkeypatch), epochs=1)
+    file = tmp_path / config.root / "annotations.jsonl"
+    lines = file.read_text("utf-8").splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if json.loads(line)["split"] == "train"))
+    loaded = []
+
+    def load(*arguments: Any) -> Any:
+        loaded.append(arguments)
+        return load_base(*arguments)
+
+    for place in ("components", "run", "ongoing"):
+        monkeypatch.setattr(f"upperson.{place}.load_base", load)
+    result = train(config, tmp_path / "run", Recorder())
+    assert (result.val, result.test) == (None, None)
+    assert len(loaded) == 1
+    assert load_run(tmp_path / "run").config.epochs == 1
+
+
 def test_equal_seeds_give_equal_losses_and_the_loss_falls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
