@@ -163,7 +163,7 @@ def index_images(
 
     batch_size = check_count(batch_size, "batch_size", InputError)
     check_object(encoder, "an encoder", ("encode_pixels", "prepare_image", "variant"))
-    check_object(gallery, "a gallery", ("add", "delete"))
+    check_object(gallery, "a gallery", ("add", "delete", "get", "ids", "sample"))
     if progress is not None:
         check_callable(progress, "progress")
     if detector is not None:

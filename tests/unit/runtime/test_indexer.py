@@ -3,6 +3,7 @@
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -45,6 +46,12 @@ def test_interrupted_indexing_keeps_committed_batches(encoder, gallery, pictures
         index_images(encoder, gallery, pictures, batch_size=2, progress=interrupt)
     assert gallery.count() == 4
     assert gallery.verify() == []
+
+
+def test_what_only_takes_pictures_is_no_gallery(encoder, pictures):
+    writer = SimpleNamespace(add=print, delete=print)
+    with pytest.raises(UsageError, match="expected a gallery"):
+        index_images(encoder, writer, pictures)
 
 
 def test_indexing_reads_times_tracks_and_attributes(encoder, gallery, pictures):

@@ -84,9 +84,9 @@ def test_a_run_without_val_and_test_loads_its_base_once(
     file.write_text("".join(line for line in lines if json.loads(line)["split"] == "train"))
     loaded = []
 
-    def load(*arguments: Any) -> Any:
+    def load(*arguments: Any, **options: Any) -> Any:
         loaded.append(arguments)
-        return load_base(*arguments)
+        return load_base(*arguments, **options)
 
     for place in ("components", "run", "ongoing"):
         monkeypatch.setattr(f"upperson.{place}.load_base", load)
