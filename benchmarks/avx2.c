@@ -9,6 +9,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
@@ -19,7 +20,9 @@ static const unsigned NEWER_EBX = 1u << 16 | 1u << 17 | 1u << 21 | 1u << 26 | 1u
 static const unsigned NEWER_ECX = 1u << 1 | 1u << 6 | 1u << 8 | 1u << 9 | 1u << 10 | 1u << 11 | 1u << 12 | 1u << 14;
 static const unsigned NEWER_EDX = 1u << 2 | 1u << 3 | 1u << 8 | 1u << 22 | 1u << 23 | 1u << 24 | 1u << 25;
 
-static void let_cpuid_run(unsigned long runs) { syscall(SYS_arch_prctl, ARCH_SET_CPUID, runs); }
+static int hides; /* Whether this process is one of Python. */
+
+static long let_cpuid_run(unsigned long runs) { return syscall(SYS_arch_prctl, ARCH_SET_CPUID, runs); }
 
 static int set_handler(int number, const struct sigaction *new, struct sigaction *old) {
     int (*real)(int, const struct sigaction *, struct sigaction *) = dlsym(RTLD_NEXT, "sigaction");
@@ -52,7 +55,7 @@ static void on_fault(int number, siginfo_t *info, void *context) {
 
 /* Python's faulthandler, or a library, would take the signal away. */
 int sigaction(int number, const struct sigaction *new, struct sigaction *old) {
-    if (number == SIGSEGV && new) {
+    if (hides && number == SIGSEGV && new) {
         if (old) memset(old, 0, sizeof *old);
         return 0;
     }
@@ -63,5 +66,9 @@ __attribute__((constructor)) static void begin(void) {
     if (strncmp(program_invocation_short_name, "python", 6)) return;
     struct sigaction ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER};
     set_handler(SIGSEGV, &ours, NULL);
-    let_cpuid_run(0);
+    hides = 1;
+    if (let_cpuid_run(0)) {
+        dprintf(STDERR_FILENO, "error: the system does not let CPUID fail: %s\n", strerror(errno));
+        _exit(1);
+    }
 }

@@ -146,6 +146,8 @@ assert torch.backends.cpu.get_cpu_capability() == "AVX2"
 assert sys.argv[1:] == ["a b"]
 child = subprocess.run([sys.executable, "-c", "import ctypes; ctypes.string_at(0)"])
 assert child.returncode == -signal.SIGSEGV, child  # What is wrong still ends a process.
+other = subprocess.run(["sh", "-c", 'trap "exit 5" SEGV; kill -SEGV $$'])
+assert other.returncode == 5, other  # Of Python alone the signal is taken.
 os._exit(7)
 """
     command = [sys.executable, "-m", "benchmarks.avx2", sys.executable, "-c", code, "a b"]
