@@ -17,7 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+_SOURCE = Path(__file__).with_suffix(".c")
 _NEWER = re.compile(r"\b(avx512\w*|avx_vnni\w*|avx10\w*|amx_\w+|gfni|vaes|vpclmulqdq)\b ?")
+_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 _MOUNT_AND_RUN = 'mount --bind "$0" /proc/cpuinfo && exec "$@"'
 _GLIBC = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512CD,-AVX512DQ"
 
@@ -27,27 +29,26 @@ def missing() -> str | None:
     flags = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
     if "cpuid_fault" not in flags:
         return "the processor, or the system, cannot fault CPUID: see cpuid_fault in /proc/cpuinfo"
-    for program in ("cc", "unshare"):
-        if shutil.which(program) is None:
-            return f"{program} is not installed"
-    if subprocess.run([*_namespace(), "true"], capture_output=True).returncode:
-        return "unshare makes no namespace in which /proc/cpuinfo can be another"
+    mount = [*_NAMESPACE, "mount", "--bind", "/proc/cpuinfo", "/proc/cpuinfo"]
+    for tried, problem in (
+        (["cc", "-fsyntax-only", str(_SOURCE)], "there is no C compiler with its headers"),
+        (mount, "unshare makes no namespace in which /proc/cpuinfo can be another"),
+    ):
+        if shutil.which(tried[0]) is None:
+            return f"{tried[0]} is not installed"
+        if subprocess.run(tried, capture_output=True).returncode:
+            return problem
     return None
 
 
 def run(command: list[str], folder: Path) -> int:
     """Run a command and return its exit code; `folder` takes what it needs meanwhile."""
     library, told = folder / "avx2.so", folder / "cpuinfo"
-    source = Path(__file__).with_suffix(".c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, source], check=True)
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, _SOURCE], check=True)
     told.write_text(_NEWER.sub("", Path("/proc/cpuinfo").read_text()))
     environment = {"LD_PRELOAD": str(library), "GLIBC_TUNABLES": _GLIBC}
-    started = [*_namespace(), "sh", "-c", _MOUNT_AND_RUN, str(told), *command]
+    started = [*_NAMESPACE, "sh", "-c", _MOUNT_AND_RUN, str(told), *command]
     return subprocess.run(started, env=os.environ | environment).returncode
-
-
-def _namespace() -> list[str]:
-    return ["unshare", "--user", "--map-root-user", "--mount"]
 
 
 def main() -> None:

@@ -54,11 +54,8 @@ class Limit:
         failure = OSError("the host has no address")
         for number, (family, kind, protocol, _, place) in enumerate(found):
             try:
-                connection = _connected(
-                    socket.socket(family, kind, protocol),
-                    place,
-                    self.left_s() / (len(found) - number),
-                )
+                left_s = self.left_s() / (len(found) - number)
+                connection = _connected(socket.socket(family, kind, protocol), place, left_s)
             except OSError as error:
                 failure = error
                 continue

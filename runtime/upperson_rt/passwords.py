@@ -19,12 +19,14 @@ def may_hide_login(address: str) -> bool:
     """Tell whether an address may have a password that is taken for something else.
 
     A / ends the host: to whoever reads it, ``rtsp://admin:12/x@camera`` is of a host ``admin``, and
-    a part of a password is its port, the rest its path.
+    a part of a password is its port, the rest its path. So it is with a / in a user's name.
     """
     rest = address.partition("://")[2]
     place = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    is_whole = ":" not in place or _NUMBER.fullmatch(place.rpartition("@")[2]) is not None
-    return not is_whole and "@" in rest[len(place) :]
+    if _NUMBER.fullmatch(place.rpartition("@")[2]):
+        return False
+    behind = rest[len(place) :]
+    return "@" in behind if ":" in place else re.search(r":[^/?#]*@", behind) is not None
 
 
 def require_private(path: Path) -> None:

@@ -27,6 +27,8 @@ _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935, "rt
 """Of the schemes whose servers are reached over TCP."""
 _LONGEST_S = 3.0
 _LONGEST_ANSWER_BYTES = 65536
+_HEADER = re.compile(r"[!-9;-~]+:|[ \t]")
+"""A line of a header, or one that goes on with the line before."""
 _NO_VIDEO = ("text/", "application/json", "image/svg")
 
 _OTHER_CREDENTIALS = "the server wants another proof of who asks than Basic and Digest with MD5"
@@ -195,7 +197,8 @@ def _describe(
     status = re.fullmatch(r"RTSP/\d\.\d (\d{3})\s*([\x20-\x7e]*)", head[0])
     if status is None:
         return None
-    return int(status[1]), status[2].strip(), message_from_string("\n".join(head[1:]))
+    lines = [line for line in head[1:] if _HEADER.match(line)]  # Else all that follow are lost.
+    return int(status[1]), status[2].strip(), message_from_string("\n".join(lines))
 
 
 def answer_challenge(

@@ -83,7 +83,7 @@ def _without_login(word: re.Match[str]) -> str:
     """Leave out what is a login, and what may be one whose password was not escaped."""
     text, last = word[0], word[0].rfind("@")
     for found in re.finditer(r"://[^/?#]*", text):
-        if found.end() <= last and may_hide_login(f"{found[0]}/@"):
+        if found.end() <= last and may_hide_login(text[found.start() :]):
             return _LOGIN.sub("", text[: found.start() + 3]) + text[last + 1 :]
     return _LOGIN.sub("", text)
 

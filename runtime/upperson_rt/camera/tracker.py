@@ -177,11 +177,6 @@ class Tracker:
         self._clock: float | None = None
         self._interval_s = 0.0
 
-    @property
-    def count(self) -> int:
-        """Tracks so far, with those of boxes that were seen once."""
-        return self._count
-
     def update(
         self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
     ) -> tuple[list[int], list[int]]:

@@ -151,7 +151,7 @@ def check_source(source: str) -> str:
             live page would show and nobody asks for.
     """
     if "://" in source and not _is_http(source):
-        found = "one with a login" if "@" in source else shown(source)
+        found = "one that may hold a login (write %40 for @)" if "@" in source else shown(source)
         raise UsageError(
             f"--watch takes a metrics file or an address such as http://127.0.0.1:9095/metrics, "
             f"found {found}"

@@ -198,16 +198,23 @@ class Collection:
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield fields of the rows that pass, by id, at most `size` at a time."""
         size = min(size, MOST_HITS)
-        asked = {"filter": condition or "id >= 0", "output_fields": [*fields, "id"]}
-        first = self._ask("query", **asked, limit=size, **self._read)
+        first = self.some(condition, fields, size)
         if len(first) < size:  # All of it, in one request.
             if first:
                 yield sorted(first, key=lambda row: row["id"])
             return
+        asked = _asked(condition, fields)
         iterator = self._ask("query_iterator", **asked, batch_size=size, **self._timeout)
-        while page := self._insist(lambda _: iterator.next()):
-            yield list(page)
-        iterator.close()
+        try:
+            while page := self._insist(lambda _: iterator.next()):
+                yield list(page)
+        finally:  # Whoever has seen enough goes, too.
+            iterator.close()
+
+    def some(self, condition: str, fields: Sequence[str], count: int) -> list[dict[str, Any]]:
+        """Return fields of at most `count` of the rows that pass, of any, in one request."""
+        asked = _asked(condition, fields)
+        return list(self._ask("query", **asked, limit=min(count, MOST_HITS), **self._read))
 
     def search(
         self, queries_QD: NDArray[np.float32], limit: int, condition: str
@@ -379,3 +386,7 @@ def _make_index(client: Any, location: MilvusLocation) -> None:
     )
     client.create_index(name, parameters, timeout=_LOAD_TIMEOUT_S)
     client.load_collection(name, timeout=_LOAD_TIMEOUT_S)
+
+
+def _asked(condition: str, fields: Sequence[str]) -> dict[str, Any]:
+    return {"filter": condition or "id >= 0", "output_fields": [*fields, "id"]}

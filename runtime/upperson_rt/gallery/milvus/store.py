@@ -118,8 +118,8 @@ class MilvusGallery(Gallery):
             yield self._collection.item(row)
 
     def _sample(self, count: int) -> list[Item]:
-        page = next(self._collection.pages("", rows.METADATA, count), [])
-        return [self._collection.item(row) for row in page]  # By ids, which are hashes.
+        found = self._collection.some("", rows.METADATA, count)
+        return [self._collection.item(row) for row in found]  # Ids are hashes: of all there are.
 
     def _vectors(
         self, where: Filter, batch_size: int

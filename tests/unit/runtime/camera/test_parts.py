@@ -284,6 +284,7 @@ def test_folder_names_are_safe_and_differ(name):
         ("rtsp://admin:1@2/s3cret@cam/ch1", "rtsp://cam/ch1"),
         ("a=rtsp://cam/x!b=rtsp://admin:/s3cret@cam/y c=rtsp://u:s3cret@h",
          "a=rtsp://cam/x!b=rtsp://cam/y c=rtsp://h"),
+        ("rtsp://office/anna:s3cret@10.0.0.5/x", "rtsp://10.0.0.5/x"),
         ("rtsp://10.0.0.5:554/ch@1", "rtsp://10.0.0.5:554/ch@1"),
         ("rtsp://admin:s3cret@[fe80::1]:554/ch@1", "rtsp://[fe80::1]:554/ch@1"),
         ("rtsp://10.0.0.5/user=admin&password=s3cret&channel=1",

@@ -240,7 +240,7 @@ def test_an_address_without_a_host_or_port_is_refused_and_not_shown(address):
     "address",
     ["http://admin:12/x@host", "rtsp://admin:12/x@host/y", "rtsps://admin:12?x@host:5/y",
      "rtsp://admin:12#x@host", "rtsp://admin:ab12/x@host", "rtsp://admin:1@2/x@host",
-     "rtsp://admin:/x@host/y"],
+     "rtsp://admin:/x@host/y", "rtsp://office/anna:12x@10.0.0.5/y"],
 )  # fmt: skip
 def test_what_may_be_a_password_is_refused_and_not_shown(address):
     told = "or a password that is not escaped: write in a password %2F for /"
@@ -255,6 +255,8 @@ def test_an_at_behind_a_host_that_is_certain_is_taken():
         "rtsp://10.0.0.5:554/user=admin&password=a@b",
         "rtsp://admin:12%2Fx@[fe80::1]:554/ch@1",
         "rtsp://camera.local/ch@1",
+        "rtsp://camera.local/1:2/ch@1",
+        "rtsp://10.0.0.5/user:a@b",
         "srt://camera.local:7001?passphrase=a@b",
     ):
         StreamReader.require(parse_source(address))
