@@ -34,7 +34,8 @@ static void on_fault(int number, siginfo_t *info, void *context) {
     const unsigned char *code = (const unsigned char *)registers[REG_RIP];
     if (info->si_code != SI_KERNEL || code[0] != 0x0f || code[1] != 0xa2) {
         struct sigaction fatal = {.sa_handler = SIG_DFL};
-        set_handler(number, &fatal, NULL); /* It fails again, and then for good. */
+        set_handler(number, &fatal, NULL); /* It fails again, and then for good; */
+        if (info->si_code <= 0) raise(number); /* or somebody sent it. */
         return;
     }
     int error = errno;

@@ -19,7 +19,6 @@ from pathlib import Path
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _NEWER = re.compile(r"\b(avx512\w*|avx_vnni\w*|avx10\w*|amx_\w+|gfni|vaes|vpclmulqdq)\b ?")
-_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 _MOUNT_AND_RUN = 'mount --bind "$0" /proc/cpuinfo && exec "$@"'
 _GLIBC = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512CD,-AVX512DQ"
 
@@ -29,7 +28,7 @@ def missing() -> str | None:
     flags = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
     if "cpuid_fault" not in flags:
         return "the processor, or the system, cannot fault CPUID: see cpuid_fault in /proc/cpuinfo"
-    mount = [*_NAMESPACE, "mount", "--bind", "/proc/cpuinfo", "/proc/cpuinfo"]
+    mount = [*_namespace(), "mount", "--bind", "/proc/cpuinfo", "/proc/cpuinfo"]
     for tried, problem in (
         (["cc", "-fsyntax-only", str(_SOURCE)], "there is no C compiler with its headers"),
         (mount, "unshare makes no namespace in which /proc/cpuinfo can be another"),
@@ -43,12 +42,18 @@ def missing() -> str | None:
 
 def run(command: list[str], folder: Path) -> int:
     """Run a command and return its exit code; `folder` takes what it needs meanwhile."""
+    folder.chmod(0o755)  # The command may start processes of other users.
     library, told = folder / "avx2.so", folder / "cpuinfo"
     subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, _SOURCE], check=True)
     told.write_text(_NEWER.sub("", Path("/proc/cpuinfo").read_text()))
     environment = {"LD_PRELOAD": str(library), "GLIBC_TUNABLES": _GLIBC}
-    started = [*_NAMESPACE, "sh", "-c", _MOUNT_AND_RUN, str(told), *command]
+    started = [*_namespace(), "sh", "-c", _MOUNT_AND_RUN, str(told), *command]
     return subprocess.run(started, env=os.environ | environment).returncode
+
+
+def _namespace() -> list[str]:
+    as_root = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    return ["unshare", *as_root, "--mount"]
 
 
 def main() -> None:

@@ -144,8 +144,9 @@ features = numpy.__cpu_features__
 assert features["AVX2"] and not features["AVX512F"], features
 assert torch.backends.cpu.get_cpu_capability() == "AVX2"
 assert sys.argv[1:] == ["a b"]
-child = subprocess.run([sys.executable, "-c", "import ctypes; ctypes.string_at(0)"])
-assert child.returncode == -signal.SIGSEGV, child  # What is wrong still ends a process.
+for wrong in "import ctypes; ctypes.string_at(0)", "import os; os.kill(os.getpid(), 11)":
+    child = subprocess.run([sys.executable, "-c", wrong])
+    assert child.returncode == -signal.SIGSEGV, child  # That still ends a process.
 other = subprocess.run(["sh", "-c", 'trap "exit 5" SEGV; kill -SEGV $$'])
 assert other.returncode == 5, other  # Of Python alone the signal is taken.
 os._exit(7)
