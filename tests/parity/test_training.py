@@ -19,6 +19,7 @@ from tests.helpers.toy_run import Recorder, toy_config
 from upperson.components import keep_frozen_matrices_in, start_accelerator
 from upperson.config import TrainConfig
 from upperson.train import train
+from upperson_rt.machine import Processor
 
 TOLERANCE = 1e-5
 
@@ -151,8 +152,11 @@ def test_frozen_matrices_in_bf16_change_no_bit_of_autocast_training() -> None:
 
 
 def test_bf16_training_follows_fp32_and_saves_float32(
-    config: TrainConfig, one: Trained, tmp_path: Path
+    config: TrainConfig, one: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Without instructions for it a step of the toy is quick all the same.
+    able = Processor("x", frozenset({"avx512_bf16"}))
+    monkeypatch.setattr("upperson.components.processor", lambda: able)
     half = train_here(replace(config, precision="bf16"), tmp_path / "run")
     assert half.losses == pytest.approx(one.losses, rel=0.05)
     assert half.losses != one.losses
