@@ -6,7 +6,7 @@ their pictures is drawn from one distribution in two ways.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -14,8 +14,20 @@ import typer
 from torch import Tensor
 
 from benchmarks.loader import literal_augmentation
-from benchmarks.losses import Size, people_in
-from benchmarks.runs import difference, finished_run, kept_runs
+from benchmarks.runs import (
+    Epochs,
+    Output,
+    People,
+    Seeds,
+    Size,
+    TestPeople,
+    Views,
+    difference,
+    finished_run,
+    kept_runs,
+    people_in,
+    size_line,
+)
 from upperson.data import batches
 from upperson.data.transforms import PixelStatistics, prepare_pixels
 from upperson_rt.cli.app import Command, new_app, run_app
@@ -33,17 +45,12 @@ app = new_app("Compare R@1 after augmentation in batches and a picture at a time
 
 @app.command(cls=Command)
 def augmentation(
-    people: Annotated[int, typer.Option(min=2, help="People to train on.")] = 200,
-    test_people: Annotated[int, typer.Option(min=2, help="People to measure on.")] = 200,
-    views: Annotated[
-        int, typer.Option(min=1, help="Pictures of each, two captions a picture.")
-    ] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 4,
-    seeds: Annotated[int, typer.Option(min=2, max=10, help="Runs of each kind.")] = 5,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Keep the runs here, and go on with those that are there."),
-    ] = None,
+    people: People = 200,
+    test_people: TestPeople = 200,
+    views: Views = 3,
+    epochs: Epochs = 4,
+    seeds: Seeds = 5,
+    output: Output = None,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -101,10 +108,7 @@ def one_at_a_time(
 def _show(result: dict[str, Any]) -> None:
     size = result["size"]
     typer.echo(machine_lines(result["machine"], result["threads"]))
-    typer.echo(
-        f"R@1 on {size['test_people']} unseen people; {size['people']} people x {size['views']} "
-        f"views, {size['epochs']} epochs, {size['seeds']} seeds"
-    )
+    typer.echo(size_line(size))
     columns = ("R@1", "difference", "half of 95 %")
     table = new_table("augmentation", *columns, right=columns)
     for name, cell in result["against_torchvision"].items():

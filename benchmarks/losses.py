@@ -7,19 +7,32 @@ of one seed have the same people, the same wrong captions, the same start and th
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 import typer
 from safetensors.torch import save_file
 
-from benchmarks.runs import difference, finished_run, kept_runs, small_base
+from benchmarks.runs import (
+    Epochs,
+    Output,
+    People,
+    Seeds,
+    Size,
+    TestPeople,
+    Views,
+    difference,
+    finished_run,
+    kept_runs,
+    people_in,
+    size_line,
+    small_base,
+)
 from upperson.data.batches import pad_ids, tokenize
 from upperson.data.records import Record, read_dataset
-from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.transforms import evaluation_transform
 from upperson.data.vocabulary import clip_tokenizer
 from upperson_rt.cli.app import Command, new_app, run_app
@@ -44,29 +57,14 @@ SPREAD = "spread base"
 app = new_app("Compare losses under wrong captions.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """How large a run is."""
-
-    people: int
-    test_people: int
-    views: int
-    epochs: int
-
-
 @app.command(cls=Command)
 def losses(
-    people: Annotated[int, typer.Option(min=2, help="People to train on.")] = 200,
-    test_people: Annotated[int, typer.Option(min=2, help="People to measure on.")] = 200,
-    views: Annotated[
-        int, typer.Option(min=1, help="Pictures of each, two captions a picture.")
-    ] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 4,
-    seeds: Annotated[int, typer.Option(min=2, max=10, help="Runs of each kind.")] = 3,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Keep the runs here, and go on with those that are there."),
-    ] = None,
+    people: People = 200,
+    test_people: TestPeople = 200,
+    views: Views = 3,
+    epochs: Epochs = 4,
+    seeds: Seeds = 3,
+    output: Output = None,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -129,18 +127,6 @@ def _cells(seeds: int) -> Iterator[tuple[int, str, str]]:
             yield seed, SPREAD, variant
 
 
-def people_in(folder: Path, size: Size) -> Path:
-    """Render the people, or find them there."""
-    spec = SyntheticSpec(
-        look="street",
-        train_ids=size.people,
-        val_ids=0,
-        test_ids=size.test_people,
-        views=size.views,
-    )
-    return write_dataset(folder / "people", spec)
-
-
 def wrong_captions(people: Path, percent: int, seed: int) -> Path:
     """Copy a data set with this share of its training captions handed on, each to somebody else."""
     root = people.with_name(f"{people.name}-{percent}-{seed}")
@@ -194,9 +180,8 @@ def _show(result: dict[str, Any]) -> None:
     size = result["size"]
     typer.echo(machine_lines(result["machine"], result["threads"]))
     typer.echo(
-        f"R@1 on {size['test_people']} unseen people; {size['people']} people x {size['views']} "
-        f"views, {size['epochs']} epochs, {size['seeds']} seeds; in brackets the difference to "
-        "sdm and half its 95 % interval over the seeds"
+        f"{size_line(size)}; in brackets the difference to sdm and half its 95 % interval over the "
+        "seeds"
     )
     conditions = tuple(result["against_sdm"])
     table = new_table("loss", *conditions, right=conditions)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.runs import finished_run, kept_runs, small_base
+from benchmarks.runs import Output, TestPeople, finished_run, kept_runs, small_base
 from upperson.data.records import read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import clip_tokenizer
@@ -53,12 +53,10 @@ class Size:
 def pretraining(
     others: Annotated[int, typer.Option(min=2, help="People to pre-train on.")] = 300,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over their pairs.")] = 3,
-    test_people: Annotated[int, typer.Option(min=2, help="People to measure on.")] = 100,
+    test_people: TestPeople = 100,
     views: Annotated[int, typer.Option(min=1, help="Pictures of each, a caption a picture.")] = 2,
     seeds: Annotated[int, typer.Option(min=2, help="Runs of each kind.")] = 5,
-    output: Annotated[
-        Path | None, typer.Option(help="Keep the runs here, and go on with those that are there.")
-    ] = None,
+    output: Output = None,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,

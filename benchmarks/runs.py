@@ -3,12 +3,16 @@
 import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from upperson.config import read_recipe
+from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.losses import TEMPERATURE
 from upperson.model.base import SMALL, Base, load_base
 from upperson.model.encoder import UPPerson
@@ -20,6 +24,46 @@ from upperson_rt.files import scratch_folder
 
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """0.975 quantiles for 1 to 9 degrees of freedom."""
+
+
+People = Annotated[int, typer.Option(min=2, help="People to train on.")]
+TestPeople = Annotated[int, typer.Option(min=2, help="People to measure on.")]
+Views = Annotated[int, typer.Option(min=1, help="Pictures of each, two captions a picture.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the pairs.")]
+Seeds = Annotated[int, typer.Option(min=2, max=10, help="Runs of each kind.")]
+Output = Annotated[
+    Path | None, typer.Option(help="Keep the runs here, and go on with those that are there.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large a run is, and what it is measured on."""
+
+    people: int
+    test_people: int
+    views: int
+    epochs: int
+
+
+def people_in(folder: Path, size: Size) -> Path:
+    """Render the people, or find them there."""
+    spec = SyntheticSpec(
+        look="street",
+        train_ids=size.people,
+        val_ids=0,
+        test_ids=size.test_people,
+        views=size.views,
+    )
+    return write_dataset(folder / "people", spec)
+
+
+def size_line(size: Mapping[str, int]) -> str:
+    """Return what runs of a `Size` and their seeds are measured on, as a line above a table."""
+    return (
+        f"R@1 on {size['test_people']} unseen people; {size['people']} people x {size['views']} "
+        f"views, {size['epochs']} epochs, {size['seeds']} seeds"
+    )
 
 
 @contextmanager

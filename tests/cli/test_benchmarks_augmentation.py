@@ -23,7 +23,7 @@ def trained(monkeypatch):
         (run / RESULTS).write_text(json.dumps({"test": {"R@1": float(len(runs))}}))
 
     monkeypatch.setattr("benchmarks.runs.train", train)
-    monkeypatch.setattr("benchmarks.losses.write_dataset", lambda folder, spec: folder)
+    monkeypatch.setattr("benchmarks.runs.write_dataset", lambda folder, spec: folder)
     return runs
 
 

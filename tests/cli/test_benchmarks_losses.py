@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from benchmarks import losses
+from benchmarks.runs import Size, people_in
 from upperson.config import TrainConfig
 from upperson.model.base import ASSETS
 
@@ -26,8 +27,8 @@ def captions(root: Path) -> dict[tuple[str, int], list[str]]:
 
 
 def test_every_wrong_caption_is_of_somebody_else(tmp_path: Path) -> None:
-    size = losses.Size(people=20, test_people=5, views=2, epochs=1)
-    people = losses.people_in(tmp_path, size)
+    size = Size(people=20, test_people=5, views=2, epochs=1)
+    people = people_in(tmp_path, size)
     right, wrong = captions(people), captions(losses.wrong_captions(people, 50, seed=1))
     assert Counter(chain(*right.values())) == Counter(chain(*wrong.values()))
     kept = 0
