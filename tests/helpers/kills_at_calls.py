@@ -8,7 +8,6 @@ each step between two states of a folder. The outcomes are the same.
 
 import argparse
 import os
-import selectors
 import signal
 import socket
 import sys
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import kills
-from tests.helpers.power_loss import build_disk_calls
+from tests.helpers.power_loss import build_disk_calls, calls_of
 
 KINDS = ("export", "import", "train")
 
@@ -56,27 +55,20 @@ class CommandAtCalls(kills.Command):
 
 def _answered(listener: socket.socket, child: int, before: int | None) -> tuple[int, int]:
     """Let a process make its calls, but not the one of that number; return how many, and status."""
-    made = 0
-    with selectors.DefaultSelector() as selector:
-        selector.register(listener, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select(timeout=0.01):
-                if key.fileobj is listener:
-                    selector.register(listener.accept()[0], selectors.EVENT_READ)
-                    continue
-                connection = key.fileobj
-                assert isinstance(connection, socket.socket)
-                if not connection.recv(10_000):
-                    selector.unregister(connection)
-                    connection.close()
-                    continue
-                made += 1
-                if made == before:
-                    os.kill(child, signal.SIGKILL)
-                else:
-                    connection.send(b".")
-            if (ended := os.waitpid(child, os.WNOHANG))[0]:
-                return made, ended[1]
+    made = status = 0
+
+    def has_ended() -> bool:
+        nonlocal status
+        ended, status = os.waitpid(child, os.WNOHANG)
+        return bool(ended)
+
+    for connection, _ in calls_of(listener, has_ended):
+        made += 1
+        if made == before:
+            os.kill(child, signal.SIGKILL)
+        else:
+            connection.send(b".")
+    return made, status
 
 
 def main() -> int:

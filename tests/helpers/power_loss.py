@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,29 +222,36 @@ def _changed(before: _Names, after: _Names, names: set[str]) -> _Names:
     return {name: inode for name, inode in mixed.items() if name in after or name not in names}
 
 
+def calls_of(
+    listener: socket.socket, is_over: Callable[[], bool]
+) -> Iterator[tuple[socket.socket, bytes]]:
+    """Yield calls of processes, each with the connection where an answer is waited for."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while not is_over():
+            for key, _ in selector.select(timeout=0.01):
+                if key.fileobj is listener:
+                    selector.register(listener.accept()[0], selectors.EVENT_READ)
+                    continue
+                connection = key.fileobj
+                assert isinstance(connection, socket.socket)
+                if message := connection.recv(10_000):
+                    yield connection, message
+                else:
+                    selector.unregister(connection)
+                    connection.close()
+
+
 def _listen(
     listener: socket.socket, disk: _Disk, recording: Recording, ended: threading.Event
 ) -> None:
     """Answer calls until the process has ended."""
     seen: set[frozenset[tuple[str, bytes]]] = set()
-    with selectors.DefaultSelector() as selector:
-        selector.register(listener, selectors.EVENT_READ)
-        while not ended.is_set():
-            for key, _ in selector.select(timeout=0.05):
-                if key.fileobj is listener:
-                    connection, _ = listener.accept()
-                    selector.register(connection, selectors.EVENT_READ)
-                    continue
-                connection = key.fileobj  # type: ignore[assignment]
-                message = connection.recv(10_000)
-                if not message:
-                    selector.unregister(connection)
-                    connection.close()
-                    continue
-                try:
-                    _note(connection, message, disk, recording, seen)
-                finally:
-                    connection.send(b".")
+    for connection, message in calls_of(listener, ended.is_set):
+        try:
+            _note(connection, message, disk, recording, seen)
+        finally:
+            connection.send(b".")
 
 
 def _note(
