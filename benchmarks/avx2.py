@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_suffix(".c")
@@ -23,6 +24,7 @@ _MOUNT_AND_RUN = 'mount --bind "$0" /proc/cpuinfo && exec "$@"'
 _GLIBC = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512CD,-AVX512DQ"
 
 
+@cache
 def missing() -> str | None:
     """Return what this machine lacks for it, or None."""
     flags = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""

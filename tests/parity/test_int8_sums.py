@@ -5,11 +5,9 @@ without a limit for pairs of neighbours. Without it such processors saturate, wh
 that they are a test at all.
 """
 
-import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from onnx import helper
 
 from benchmarks import avx2
 from benchmarks.kernel_runs import NodeByNode, with_exact_products
-from tests.helpers.command_line import ROOT, SOURCES, run_code
+from tests.helpers.command_line import ROOT, run_code
 from tests.helpers.toy_graphs import TOWERS, amax_of, min_cosine, run_graph, toy_graph, toy_inputs
 from upperson_export.passes.packed import TransposePacked
 from upperson_export.passes.quantize_linears import QuantizeLinears
@@ -30,6 +28,7 @@ from upperson_rt.backends import openvino as openvino_backend
 from upperson_rt.backends.onnxruntime import OnnxRuntimeBackend
 from upperson_rt.backends.openvino import OpenVinoBackend
 from upperson_rt.backends.saturation import PAIR_LIMIT, int8_sums_saturate
+from upperson_rt.bench.processes import child_environment
 from upperson_rt.errors import BackendError
 
 INPUTS, OUTPUTS, ROWS = 192, 48, 8
@@ -108,7 +107,6 @@ def test_onnxruntime_without_vnni(limited_and_not, tmp_path: Path) -> None:
     files = [Path(shutil.copy(file, tmp_path)) for file in (x, limited, unlimited)]
     interpreter = Path(sys.executable).resolve()  # The emulator starts no link.
     command = [str(interpreter), "-W", "ignore", "-c", RUN_ONNXRUNTIME, *map(str, files)]
-    packages = [*SOURCES, sysconfig.get_paths()["purelib"]]
     if avx2.missing() is None:
         command = [sys.executable, "-m", "benchmarks.avx2", *command]
     elif HASWELL is not None:
@@ -117,7 +115,7 @@ def test_onnxruntime_without_vnni(limited_and_not, tmp_path: Path) -> None:
         pytest.skip(f"{avx2.missing()}, and there is no qemu-x86_64: apt install qemu-user")
     done = subprocess.run(
         command,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, packages))},
+        env=child_environment(),
         cwd=ROOT,
         capture_output=True,
         text=True,
