@@ -18,8 +18,7 @@ import typer
 
 from benchmarks.random_bases import move_trained, write_weights
 from upperson.data.synthetic import SyntheticSpec, write_dataset
-from upperson_rt.bench.processes import call_in_fresh_process, child_environment, said_last
-from upperson_rt.bench.start import PROGRAM
+from upperson_rt.bench.processes import PROGRAM, call_in_fresh_process, child_environment, said_last
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_result, print_table, show_progress

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.gallery_data import SyntheticPeople, packed_bytes, without_checksums
 from benchmarks.gallery_start import gallery_start
+from upperson_rt.backends.measurement import Timing, time_in_turns
 from upperson_rt.bench.processes import call_in_fresh_process
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json, Threads
@@ -29,7 +30,6 @@ from upperson_rt.cli.output import new_table, print_note, print_result, print_ta
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.machine import describe_machine, machine_lines
-from upperson_rt.timing import Timing, time_in_turns
 
 K = 10
 BATCH_ROWS = 256

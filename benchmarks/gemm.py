@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from upperson_rt.backends.measurement import Timing
 from upperson_rt.machine import processor
-from upperson_rt.timing import Timing
 
 FLOAT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """What CPUs are measured in."""

@@ -27,11 +27,11 @@ from benchmarks.towers import ENOUGH_ROWS, Embeds, flop_of, min_cosine
 from upperson_export.plain import PlainImageTower, PlainTower
 from upperson_export.variants import VARIANTS, VariantName
 from upperson_rt.backends import open_backend
+from upperson_rt.backends.measurement import Timing, time_in_turns
 from upperson_rt.errors import BackendError, IntegrityError
 from upperson_rt.tensorrt.bindings import import_tensorrt, open_gpu
 from upperson_rt.tensorrt.builder import DEFAULT_WORKSPACE_MIB, InputProfile, build_engine
 from upperson_rt.tensorrt.session import EngineSession
-from upperson_rt.timing import Timing, time_in_turns
 from upperson_rt.towers import GRAPH_NAMES, SHORTEST_TEXT, Tower, run_tower
 
 FLOAT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -25,12 +25,12 @@ from upperson.data.records import Record, read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.transforms import CLIP_STATISTICS, PixelStatistics
 from upperson.data.vocabulary import clip_tokenizer
+from upperson_rt.backends.measurement import Timing, time_in_turns
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json
 from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
 from upperson_rt.image_file import open_image
 from upperson_rt.machine import describe_machine, machine_lines
-from upperson_rt.timing import Timing, time_in_turns
 
 LITERAL = "torchvision, a picture at a time"
 FILES = "ours, from files"

@@ -17,7 +17,7 @@ from upperson_rt.cli.output import new_table, print_result, print_table
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
-from upperson_rt.serve.marks import refined
+from upperson_rt.serve.questions import refined
 
 CLICKS = (0, 3, 5, 10)
 WAYS = {"the first right one seen, else the first": True, "from the top": False}

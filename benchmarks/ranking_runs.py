@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.backends.measurement import time_in_turns
 from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
-from upperson_rt.timing import time_in_turns
 
 SORTED = "the gallery sorted for each query"
 OURS = "ours"

@@ -4,8 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from upperson_rt.bench.processes import time_processes
-from upperson_rt.bench.start import PROGRAM
+from upperson_rt.bench.processes import PROGRAM, time_processes
 from upperson_rt.bundle import read_manifest
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import BundleOption, Debug, GalleryOption, Json

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from upperson.model.encoder import UPPerson
-from upperson_calibration.observe import observe
-from upperson_calibration.ranges import estimate
+from upperson_calibration.ranges import estimate, observe
 from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.graphs import build_variant, export_onnx
 from upperson_export.parity import require_parity

@@ -37,13 +37,13 @@ from upperson.data.transforms import evaluation_transform
 from upperson.model.encoder import UPPerson
 from upperson_rt.agreement import compare_embeds, exchanged_item
 from upperson_rt.backends import open_backend
+from upperson_rt.backends.measurement import Timing, time_in_turns
 from upperson_rt.backends.openvino import import_openvino, same_signal_stack
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json, Threads
 from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
 from upperson_rt.errors import IntegrityError
 from upperson_rt.machine import describe_machine, machine_lines
-from upperson_rt.timing import Timing, time_in_turns
 from upperson_rt.towers import Tower, run_tower
 
 Embeds: TypeAlias = NDArray[np.float32]

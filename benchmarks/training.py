@@ -25,12 +25,12 @@ from benchmarks.training_step import (
     TrainingStep,
     peak_extra_bytes,
 )
+from upperson_rt.backends.measurement import Timing, time_in_turns
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json, Threads
 from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
 from upperson_rt.errors import IntegrityError
 from upperson_rt.machine import describe_machine, machine_lines
-from upperson_rt.timing import Timing, time_in_turns
 
 LOSS_TOLERANCE = 1e-4
 CHECKED_STEPS = 5

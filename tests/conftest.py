@@ -22,7 +22,7 @@ from filelock import FileLock
 
 import upperson_rt  # noqa: F401 - Before onnxruntime, which it keeps from telling of itself.
 from tests.helpers.command_line import run_program
-from upperson_rt.heap import return_freed
+from upperson_rt.machine import return_freed
 
 # Hundreds of processes import the same files: one of them compiles each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -14,24 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson.data.records import Record
-from upperson.evidence_truth import PhraseTruth, auroc, measure_evidence
 from upperson.questions import (
     NOTHING,
     PARTS,
     SHORT_FORMS,
     THINGS,
     Columns,
+    PhraseTruth,
     Question,
     attribute_columns,
+    auroc,
     has_all,
+    measure_evidence,
     negated_questions,
     rows_of,
     short_questions,
     thing_questions,
 )
 from upperson_rt.phrases import Kind, parse
-from upperson_rt.phrases.evidence import Evidence
-from upperson_rt.phrases.wording import with_article
+from upperson_rt.phrases.evidence import Evidence, with_article
 
 EmbedTexts: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
 """Embeds N sentences as N rows of unit length [N, E]."""

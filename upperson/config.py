@@ -122,7 +122,7 @@ class TrainConfig:
     shorten_captions: float = 0.0
     """Share of captions that are drawn with a random part of their phrases only, from *red coat*
     to all of them (``upperson/data/rewording.py``). If there are any, a caption counts as right for
-    everybody whose captions say as much (``upperson/data/sayings.py``)."""
+    everybody whose captions say as much (``upperson/data/rewording.py``)."""
 
     wrong_captions: bool = False
     """Keep every image away from a wrong version of its caption, too: another colour, exchanged

@@ -24,7 +24,7 @@ from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.metrics import RetrievalMetrics, per_query_metrics, retrieval_metrics
 from upperson_rt.phrases import parse
-from upperson_rt.phrases.wording import describe
+from upperson_rt.phrases.evidence import describe
 from upperson_rt.tokenizer import Tokenizer
 
 ALL = (0, 1)

@@ -12,12 +12,262 @@ A step is amax / 127, and what lies beyond amax saturates. Ways to choose amax, 
 """
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-from upperson_calibration.observe import Observed
+from upperson_calibration.graph import ObservedBatch, SampleStream, TowerGraph, new_node
+from upperson_rt.encoder import Progress
+from upperson_rt.errors import InputError
+
+# --- Watch the activations of a float32 tower while calibration samples stream through
+#
+# Nothing grows with the number of samples: a tensor leaves its maxima, a histogram of 1 MiB and a
+# fixed number of rows.
+
+KEPT_ROWS = 256
+"""Rows kept of a tensor: enough to compare roundings of its Linear, 9 MB a block of ViT-B/16."""
+
+MOVES_VALUES = (
+    "Concat", "Expand", "Gather", "GatherElements", "Reshape", "Slice", "Split", "Squeeze",
+    "Transpose", "Unsqueeze",
+)  # fmt: skip
+"""Operators whose outputs hold values of their inputs."""
+
+_DROPPED_BITS = 14
+BINS = 1 << (31 - _DROPPED_BITS)
+_CHUNK = 1 << 18  # Values at a time: 2 MB of bin numbers, which stay in the cache.
+
+
+class AbsHistogram:
+    """Counts of |x| in bins that never have to move, 1 MiB whatever is added.
+
+    Bins are the upper bits of a float32: all of its exponent and 9 bits of its mantissa. Each is at
+    most 0.2 % wide, from the smallest value to the largest, so that samples can stream through
+    without knowing the range before; a histogram with equal bins has to guess or to grow.
+    """
+
+    def __init__(self) -> None:
+        self._counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Count finite values of any shape, C-contiguous."""
+        bits = values.reshape(-1).view(np.uint32)
+        for start in range(0, len(bits), _CHUNK):
+            chunk = bits[start : start + _CHUNK] & np.uint32(0x7FFFFFFF)
+            self._counts += np.bincount(chunk >> _DROPPED_BITS, minlength=BINS)
+
+    def bins(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Return lower edges, upper edges and counts of the bins that are not empty, ascending."""
+        used = np.flatnonzero(self._counts)
+        lower, upper = (
+            (edge.astype(np.uint32) << _DROPPED_BITS).view(np.float32).astype(np.float64)
+            for edge in (used, used + 1)
+        )
+        return lower, upper, self._counts[used]
+
+    def in_equal_bins(self, count: int, amax: float) -> NDArray[np.float64]:
+        """Count again in ``count`` equal bins of [0, amax]; a bin's values lie evenly within it."""
+        lower, upper, counts = self.bins()
+        edges = np.concatenate([[0.0], np.stack([lower, upper], axis=1).reshape(-1)])
+        below = np.cumsum(counts)
+        at_edges = np.concatenate([[0], np.stack([below - counts, below], axis=1).reshape(-1)])
+        cumulative = np.interp(np.linspace(0, amax, count + 1), edges, at_edges)
+        cumulative[-1] = below[-1]  # The last bin's upper edge lies beyond the maximum.
+        # Exact zeros sit on the first edge, and belong into the first bin.
+        cumulative[0] = 0
+        return np.diff(cumulative)
+
+
+@dataclass(slots=True)
+class Observed:
+    """What calibration saw of one activation tensor [N, L, C]."""
+
+    histogram: AbsHistogram
+    half_max: NDArray[np.float32]
+    """Largest absolute value by channel, [2, C]: of every other sample, and of the rest."""
+
+    rows: NDArray[np.float32]
+    """A few rows [R, C], drawn evenly over samples."""
+
+    row_half: NDArray[np.int64]
+    """[R] the half, 0 or 1, of each row's sample."""
+
+    @property
+    def channel_max(self) -> NDArray[np.float32]:
+        """Largest absolute value by channel, [C]."""
+        largest: NDArray[np.float32] = self.half_max.max(axis=0)
+        return largest
+
+    @property
+    def amax(self) -> float:
+        """Largest absolute value."""
+        return float(self.channel_max.max())
+
+
+def observe(
+    graph: TowerGraph,
+    inputs: NDArray[Any],
+    *,
+    batch_size: int = 8,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Observed]:
+    """Run a float32 tower over samples and watch what enters its block Linears.
+
+    What a tower computes at padding is left out: it reaches no embedding, so it must not set a
+    range.
+
+    Args:
+        graph: The tower.
+        inputs: uint8 [N, H, W, 3] or zero-padded int32 [N, L].
+        batch_size: Samples run at a time; memory is proportional to it.
+        threads: CPU threads; None lets ONNX Runtime choose.
+        progress: Told after each batch.
+
+    Returns:
+        Observations by the name of the activation tensor, in graph order.
+
+    Raises:
+        InputError: There is no sample, or an activation is not finite.
+    """
+    names = list(dict.fromkeys(linear.activation for linear in graph.linears))
+    stream = SampleStream(
+        graph,
+        inputs,
+        lambda changed: _give_out(changed, names),
+        batch_size=batch_size,
+        threads=threads,
+    )
+    observed: dict[str, Observed] = {}
+    # One row of each sample that is drawn, or several of each where samples are few.
+    rng = np.random.default_rng(0)
+    drawn = np.zeros(len(inputs), np.int64)
+    drawn[rng.permutation(len(inputs))[:KEPT_ROWS]] = -(-KEPT_ROWS // len(inputs))
+    kept = dict.fromkeys(names, 0)
+    for batch in stream.run(names, progress=progress):
+        for name, value_NLC in zip(names, batch.outputs, strict=True):
+            rows_RC, places = _valid_rows(value_NLC, batch)
+            if name not in observed:
+                # At once: small pieces among large passing arrays would fragment the heap.
+                observed[name] = _nothing(rows_RC.shape[1], int(drawn.sum()))
+            seen = observed[name]
+            seen.histogram.add(rows_RC)
+            for sample, own in zip(batch.samples, places, strict=True):
+                own_RC, half = rows_RC[own], sample % 2
+                largest = np.maximum(own_RC.max(axis=0), -own_RC.min(axis=0))
+                np.maximum(seen.half_max[half], largest, out=seen.half_max[half])
+                picked = own_RC[rng.permutation(len(own_RC))[: drawn[sample]]]
+                row = slice(kept[name], kept[name] + len(picked))
+                seen.rows[row], seen.row_half[row] = picked, half
+                kept[name] = row.stop
+            if not np.isfinite(seen.half_max).all():
+                raise InputError(
+                    f"{graph.file.name}: the activation '{name}' is not finite for a calibration "
+                    "sample: the model diverged or its weights are damaged"
+                )
+    for name, seen in observed.items():
+        seen.rows, seen.row_half = seen.rows[: kept[name]], seen.row_half[: kept[name]]
+    return observed
+
+
+def largest_values(
+    graph: TowerGraph,
+    inputs: NDArray[Any],
+    *,
+    batch_size: int = 8,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Return the largest absolute value of each computed float tensor, which float16 has to hold.
+
+    The extremes are taken inside the graph, so memory does not grow with tensors either. Tensors
+    that only move values of others are left out. Padding inside a batch counts: an infinite number
+    in a padded row would spoil the others, too.
+
+    Arguments are those of `observe`.
+
+    Raises:
+        InputError: There is no sample, or a value is not finite.
+    """
+    names: list[str] = []
+    stream = SampleStream(
+        graph,
+        inputs,
+        lambda changed: names.extend(_give_extremes(changed)),
+        batch_size=batch_size,
+        threads=threads,
+    )
+    wanted = [name + end for name in names for end in (_HIGH, _LOW)]
+    largest = np.zeros(len(names))
+    for batch in stream.run(wanted, progress=progress):
+        found = np.abs(batch.outputs).reshape(-1, 2)
+        # NaN passes through maximum, unlike through a comparison.
+        largest = np.maximum(largest, found.max(axis=1))
+    for name, value in zip(names, largest, strict=True):
+        if not np.isfinite(value):
+            raise InputError(f"the tensor '{name}' is not finite: the model diverged")
+    return dict(zip(names, largest.tolist(), strict=True))
+
+
+def _give_out(graph: ir.Graph, names: list[str]) -> None:
+    """Add tensors to the outputs."""
+    values = ir.convenience.create_value_mapping(graph)
+    graph.outputs.extend(values[name] for name in names)
+
+
+_HIGH, _LOW = "/high", "/low"
+
+
+def _give_extremes(graph: ir.Graph) -> list[str]:
+    """Add the extremes of every computed float tensor to the outputs; return the tensors' names."""
+    names = []
+    for node in list(graph):
+        if node.op_type in MOVES_VALUES:
+            continue
+        for value in [value for value in node.outputs if value.dtype == ir.DataType.FLOAT]:
+            names.append(str(value.name))
+            for operator, end in (("ReduceMax", _HIGH), ("ReduceMin", _LOW)):
+                reduce, extreme = new_node(
+                    operator,
+                    [value],
+                    {"keepdims": 0},
+                    name=f"{value.name}{end}",
+                    dtype=value.dtype,
+                    shape=ir.Shape([]),
+                )
+                # Right behind its tensor: at the end of the graph, all tensors would live until it.
+                graph.insert_after(node, reduce)
+                graph.outputs.append(extreme)
+    return names
+
+
+def _nothing(channels: int, rows: int) -> Observed:
+    return Observed(
+        AbsHistogram(),
+        np.zeros((2, channels), np.float32),
+        np.empty((rows, channels), np.float32),
+        np.empty(rows, np.int64),
+    )
+
+
+def _valid_rows(
+    value_NLC: NDArray[np.float32], batch: ObservedBatch
+) -> tuple[NDArray[np.float32], list[slice]]:
+    """Return the rows [R, C] that are no padding, and the places of each sample's among them."""
+    samples, tokens, channels = value_NLC.shape
+    counts = np.full(samples, tokens)
+    rows_RC = value_NLC.reshape(-1, channels)
+    # In the last block a tensor may hold the pooled rows alone, one a sample.
+    if batch.lengths is not None and tokens == batch.inputs.shape[1]:
+        counts = batch.lengths
+        rows_RC = rows_RC[(np.arange(tokens) < counts[:, None]).reshape(-1)]
+    ends = np.cumsum(counts)
+    return rows_RC, list(map(slice, ends - counts, ends))
+
 
 Estimator = Literal[
     "min-max", "percentile-99.9", "percentile-99.99", "percentile-99.999", "entropy", "mse"

@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_calibration.graph import BlockLinear, TowerGraph, array_of
-from upperson_calibration.observe import Observed
-from upperson_calibration.ranges import output_error
+from upperson_calibration.ranges import Observed, output_error
 from upperson_rt.errors import InputError
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)

@@ -17,16 +17,19 @@ from upperson_export.bundle_files import (
     ModelIdentity,
     foreign_to_bundle,
 )
-from upperson_export.calibrator import CalibrationTask, StageProgress
 from upperson_export.fold import TrainedModel, fold_image_tower, fold_text_tower
-from upperson_export.forms import FormEmbeddings, TowerForms
-from upperson_export.graphs import require_one_file
-from upperson_export.half_sums import HalfSums
+from upperson_export.forms import CalibrationTask, FormEmbeddings, StageProgress, TowerForms
+from upperson_export.graphs import HalfSums, require_one_file
 from upperson_export.ladder import MIN_OVERLAP, Ladder, RetrievalSplit
-from upperson_export.latency import Stopwatch
 from upperson_export.lint import lint
 from upperson_export.plain import PlainTower
-from upperson_export.report import CalibrationRecord, ExportReport, SplitSize, VariantReport
+from upperson_export.report import (
+    CalibrationRecord,
+    ExportReport,
+    SplitSize,
+    Stopwatch,
+    VariantReport,
+)
 from upperson_export.variants import EXACT, VARIANTS, VariantName
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import IntegrityError

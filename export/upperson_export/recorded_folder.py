@@ -1,14 +1,18 @@
 """A folder with a record of its files and their hashes, by which an earlier one is known again."""
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from upperson_rt import __version__
 from upperson_rt.files import all_names, new_folder, require_place, sha256_of_file
+from upperson_rt.printable import code_span, show_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +81,37 @@ def _files(folder: Path) -> dict[str, Path]:
         for path in folder.rglob("*")
         if path.is_symlink() or path.is_file()
     }
+
+
+# --- Files from templates: HTML escapes all that it prints, Markdown prints outside names as code
+#
+# Whatever a template prints is printable (`upperson_rt.printable`).
+
+_SHARED = Path(__file__).parent / "templates"
+
+
+def templates(folder: Path = _SHARED) -> jinja2.Environment:
+    """Return the templates of a folder; a name that is missing is an error.
+
+    ``*.html.j2`` escape whatever they print, and may extend ``page.html.j2``, the common look.
+    Other files print names from outside through the filters ``code``, a code span of Markdown, or
+    ``quoted``, a string literal that Python and protobuf's text format both read back unchanged.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, _SHARED]),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        finalize=show_text,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["code"] = code_span
+    environment.filters["quoted"] = _quoted
+    return environment
+
+
+def _quoted(text: str) -> str:
+    # What `show_text` would write as \x85 is one byte to protobuf, and \u0085 a character to both.
+    literal = json.dumps(text, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", literal)

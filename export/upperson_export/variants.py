@@ -10,7 +10,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from upperson_rt.backends.saturation import PAIR_LIMIT
+from upperson_rt.machine import PAIR_LIMIT
 
 if TYPE_CHECKING:
     from onnx_ir.passes import InPlacePass
@@ -133,8 +133,7 @@ def _no_pass(_: Tensors) -> Iterable["InPlacePass"]:
 
 
 def _int8(given: Tensors) -> Iterable["InPlacePass"]:
-    from upperson_export.passes.packed import TransposePacked
-    from upperson_export.passes.quantize_linears import QuantizeLinears
+    from upperson_export.passes.quantize_linears import QuantizeLinears, TransposePacked
 
     return QuantizeLinears(given.linears, given.amax, PAIR_LIMIT), TransposePacked()
 
@@ -147,8 +146,7 @@ def _fp16(given: Tensors) -> Iterable["InPlacePass"]:
 
 def _int8_fp16(given: Tensors) -> Iterable["InPlacePass"]:
     from upperson_export.passes.half import ToHalf
-    from upperson_export.passes.packed import UnpackProjections, unpacked
-    from upperson_export.passes.quantize_linears import QuantizeLinears
+    from upperson_export.passes.quantize_linears import QuantizeLinears, UnpackProjections, unpacked
 
     linears = [part for name in given.linears for part in unpacked(name)]
     return UnpackProjections(), QuantizeLinears(linears, given.amax), ToHalf(given.largest)

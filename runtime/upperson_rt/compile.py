@@ -20,10 +20,10 @@ from upperson_rt.tensorrt.builder import (
     BuildProgress,
     InputProfile,
     build_engine,
+    compare_engine,
     tower_profile,
 )
 from upperson_rt.tensorrt.cache import EngineCache, EngineRecord, Target
-from upperson_rt.tensorrt.compare import compare_engine
 from upperson_rt.tensorrt.cuda import Cuda
 from upperson_rt.tensorrt.session import EngineSession
 from upperson_rt.towers import Backend, Tower, run_tower

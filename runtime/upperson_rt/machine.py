@@ -1,17 +1,37 @@
 """The machine that a measurement ran on: processor, instruction sets, load, system."""
 
+import ctypes
+import functools
 import os
 import platform
+import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from upperson_rt import __version__
 from upperson_rt.printable import count_of
 
-__all__ = ["Processor", "describe_machine", "machine_lines", "processor", "version_of"]
+__all__ = [
+    "EXACT",
+    "INT8_SUMS",
+    "PAIR_LIMIT",
+    "Processor",
+    "describe_machine",
+    "int8_sums_saturate",
+    "keep_little",
+    "largest_pair",
+    "machine_lines",
+    "processor",
+    "return_freed",
+    "version_of",
+]
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -103,3 +123,86 @@ def processor() -> Processor:
                 elif not key and flags:  # The next core, of many.
                     break
     return Processor(name, flags)
+
+
+# --- Memory that was freed goes back to the system, as far as the C library lets it
+#
+# glibc keeps a heap for each thread. What is freed in the middle of one stays there, and so does
+# what is freed at its end, up to twice the largest block that was ever freed. Blocks up to that
+# one, 32 MiB at most, are then taken from heaps, too: where work moves from thread to thread, each
+# heap comes to hold as much as the work ever needed.
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # Of mallopt in malloc.h.
+_LEFT_BYTES = 4 << 20
+_ASKING = threading.Lock()
+
+
+def return_freed() -> None:
+    """Give all back that lies free in any heap; takes some milliseconds."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+class _Thresholds:
+    """What was asked for in this process: the smallest counts."""
+
+    largest_in_heap: int | None = None
+
+
+def keep_little(largest_in_heap: int) -> None:
+    """Have heaps keep little of what is freed at their ends, and no block above so many bytes.
+
+    Such a block is taken from the system and goes back when it is freed, for the price of its pages
+    being cleared each time. Who asks for less than somebody before is heard.
+    """
+    with _ASKING:
+        before = _Thresholds.largest_in_heap
+        if before is not None and before <= largest_in_heap:
+            return
+        _Thresholds.largest_in_heap = largest_in_heap
+        if (libc := _glibc()) is not None:
+            # Either stops the growth of both.
+            libc.mallopt(_MMAP_THRESHOLD, largest_in_heap)
+            libc.mallopt(_TRIM_THRESHOLD, _LEFT_BYTES)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library where it is glibc."""
+    found = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return found if hasattr(found, "malloc_trim") else None
+
+
+# --- Int8 on x86 processors without VNNI: what saturates there, and what cannot
+#
+# They add the products of two neighbouring inputs in saturating 16 bits (``vpmaddubsw``), with
+# activations moved from -128..127 to 0..255. Two int8 weights that add up to 128 at the most stay
+# below 2**15 with any activations (255 * 128 = 32,640), so such a graph is the same on every CPU.
+# The exporter makes int8 for CPUs that way and says so in the file; what does not say so is
+# computed in float where it would saturate, or not at all.
+
+PAIR_LIMIT = 128
+"""The most that the absolute values of two neighbouring weights may add up to."""
+
+INT8_SUMS, EXACT = "int8_sums", "exact"
+"""Key and value in the metadata of an ONNX file whose weights keep `PAIR_LIMIT`."""
+
+_EXACT_SETS = {"avx_vnni", "avx512_vnni", "amx_int8"}
+
+
+def int8_sums_saturate() -> bool:
+    """Whether this processor adds int8 products in 16 bits; False where the system does not tell.
+
+    ARM processors add in 32 bits.
+    """
+    found = processor()
+    return found.is_x86 and found.flags is not None and not found.flags & _EXACT_SETS
+
+
+def largest_pair(w_IO: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the largest sum [out] of two neighbouring inputs' absolute weights [in, out]."""
+    even_IO = np.abs(w_IO.astype(np.float32))
+    if len(even_IO) % 2:
+        even_IO = np.pad(even_IO, ((0, 1), (0, 0)))
+    pairs_O: NDArray[np.float32] = (even_IO[::2] + even_IO[1::2]).max(axis=0)
+    return pairs_O

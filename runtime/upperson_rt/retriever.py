@@ -15,8 +15,13 @@ from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.gallery.records import check_hits
 from upperson_rt.phrases import ParsedSentence, Phrase, parse
-from upperson_rt.phrases.evidence import Evidence, Explanation, weighable
-from upperson_rt.phrases.wording import MOST_PARAPHRASES, paraphrases
+from upperson_rt.phrases.evidence import (
+    MOST_PARAPHRASES,
+    Evidence,
+    Explanation,
+    paraphrases,
+    weighable,
+)
 from upperson_rt.printable import shown
 from upperson_rt.query_log import QueryLog, describe_picture
 

@@ -1,22 +1,275 @@
 """Sentences to token ids, by a `tokenizer.json` of the Hugging Face `tokenizers` library."""
 
+import gc
 import html
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
+from tokenizers import models
 
 from upperson_rt.arguments import check_count, check_list, check_path, check_text
 from upperson_rt.errors import InputError, IntegrityError
-from upperson_rt.printable import shown
-from upperson_rt.tokenizer_file import read_tokenizer
+from upperson_rt.printable import one_line, shown
+from upperson_rt.strict import parse_json
 
-__all__ = ["TokenBatch", "Tokenizer", "token_lengths"]
+__all__ = [
+    "CLEANED",
+    "REPAIRED",
+    "REPLACED",
+    "SPACES",
+    "WORDS",
+    "TokenBatch",
+    "Tokenizer",
+    "read_tokenizer",
+    "token_lengths",
+]
+
+# --- `tokenizer.json`, read as what it may hold rather than as what the library can do
+#
+# The library runs whatever a file describes: replacements inside replacements, patterns that search
+# for years, ids beyond the model's, and some descriptions end the process. So it never gets the
+# file. The file is parsed and compared with a short table of parts, those that exports write, and
+# the tokenizer is put together from them. Their time grows with the length of a sentence and no
+# faster.
+
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""What CLIP's word pattern splits on: contractions, letters, single digits, runs of the rest."""
+
+_QUOTES = {"[\u2018\u2019]": "'", "[\u201c\u201d]": '"'}
+REPLACED = {**_QUOTES, r"\s+": " "}
+"""Patterns and what takes the place of their matches: of what CLIP has ftfy repair, this is what
+people really type or paste; then white space."""
+
+
+def _replaced(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+_LOWERCASE: dict[str, Any] = {"type": "Lowercase"}
+_UNDERSCORES = _replaced({"String": "_"}, " ")
+_PUNCTUATION = _replaced({"Regex": r"[!-/:-@\[-^`{-~]"}, "")
+_WHITE_SPACE = _replaced({"Regex": r"\s+"}, " ")
+_STRIPPED: dict[str, Any] = {"type": "Strip", "strip_left": True, "strip_right": True}
+
+SPACES = _replaced({"String": " "}, "\u2581")
+"""Gemma's vocabulary writes spaces so."""
+
+REPAIRED: list[dict[str, Any]] = [
+    {"type": "NFC"},
+    *(_replaced({"Regex": pattern}, quote) for pattern, quote in _QUOTES.items()),
+]
+"""What stands before it, of what open_clip has ftfy repair."""
+
+CLEANED: dict[str, list[dict[str, Any]]] = {
+    "whitespace": [_WHITE_SPACE, _STRIPPED],
+    "lower": [_WHITE_SPACE, _STRIPPED, _LOWERCASE],
+    "canonicalize": [_UNDERSCORES, _PUNCTUATION, _LOWERCASE, _WHITE_SPACE, _STRIPPED],
+}
+"""What open_clip does to text before Gemma's vocabulary, by its names: no ASCII punctuation in the
+last one."""
+
+# A row for each part that a tokenizer may have, as the library writes it. Another base may need
+# another row: one whose time is linear in the text.
+_NORMALIZERS: list[dict[str, Any]] = [
+    *REPAIRED,
+    *CLEANED["canonicalize"],
+    SPACES,
+]
+_PRE_TOKENIZERS: list[dict[str, Any]] = [
+    {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True},
+    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    {"type": "Whitespace"},
+]
+_BPE = {
+    "dropout": (None,),  # It would split by chance.
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, "", "</w>"),
+    "fuse_unk": (False, True),
+    "byte_fallback": (False, True),
+    "ignore_merges": (False,),
+}
+_KEYS = {
+    "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
+    "post_processor", "decoder", "model",
+}  # fmt: skip
+_MOST_PARTS = 10
+
+
+@lru_cache(maxsize=2)  # A bundle that is opened again and those of one base need no second one.
+def read_tokenizer(text: str) -> tuple[tokenizers.Tokenizer, int | None]:
+    """Build the tokenizer that a `tokenizer.json` describes.
+
+    Returns:
+        The tokenizer, and the length under `truncation`, if any. It is shared, so nobody may change
+        it: it neither cuts nor pads, and special tokens in a sentence are ordinary text.
+
+    Raises:
+        IntegrityError: It is not JSON, or holds what is not in the table.
+    """
+    with _no_collection():
+        try:
+            content = parse_json(text, "tokenizer.json")
+        except InputError as error:
+            raise IntegrityError(str(error)) from error
+        _require(isinstance(content, dict) and content.keys() <= _KEYS, "the keys", content)
+        model = _model(content.get("model"))
+    vocabulary: dict[str, int] = content["model"]["vocab"]
+    frame = _frame(content.get("post_processor"), vocabulary)
+    for token in _list(content.get("added_tokens"), "added_tokens", len(vocabulary)):
+        known = isinstance(token, dict) and isinstance(token.get("content"), str)
+        known = known and token.get("id") == vocabulary.get(token["content"])
+        _require(known, "added_tokens, which the vocabulary must have", token)
+    _require(content.get("padding") is None, "padding", content.get("padding"))
+    parts = {
+        "normalizer": _sequence(content, "normalizer", "normalizers", _NORMALIZERS),
+        "pre_tokenizer": _sequence(content, "pre_tokenizer", "pretokenizers", _PRE_TOKENIZERS),
+        "post_processor": frame,
+    }
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    shell: dict[str, Any] = {"version": "1.0", "added_tokens": [], **parts, "model": empty}
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(shell))
+    except Exception as error:  # The Rust side raises nothing narrower.
+        raise IntegrityError(
+            f"tokenizer.json is not readable by tokenizers {tokenizers.__version__}: "
+            f"{one_line(error)}"
+        ) from error
+    tokenizer.model = model
+    tokenizer.encode_special_tokens = True
+    return tokenizer, _truncation(content.get("truncation"))
+
+
+def _model(content: Any) -> models.Model:
+    """Build the model: BPE, or one token for each word."""
+    kind = content.get("type") if isinstance(content, dict) else None
+    _require(kind in ("BPE", "WordLevel"), "model, BPE or WordLevel,", kind)
+    vocabulary, unknown = content.get("vocab"), content.get("unk_token")
+    # Each id once and none beyond their number: nothing that the model's table lacks comes out.
+    counted = (
+        isinstance(vocabulary, dict)
+        and set(map(type, vocabulary.values())) == {int}
+        and sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    )
+    _require(counted, "model.vocab, tokens with the ids from 0 on,", "others")
+    _require(
+        unknown in vocabulary if isinstance(unknown, str) else unknown is None and kind == "BPE",
+        "model.unk_token, a token of the vocabulary,",
+        unknown,
+    )
+    rest = content.keys() - {"type", "vocab", "unk_token"}
+    try:
+        if kind == "WordLevel":
+            _require(not rest, "model, without further keys,", rest)
+            return models.WordLevel(vocabulary, unk_token=unknown)
+        _require(rest <= {*_BPE, "merges"}, "model, with the keys of BPE,", rest)
+        for name, allowed in _BPE.items():
+            _require(content.get(name) in (None, *allowed), f"model.{name}", content.get(name))
+        merges = content.get("merges")
+        _require(isinstance(merges, list), "model.merges, a list,", merges)
+        # Before tokenizers 0.20 a pair was one string.
+        pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+        options = {
+            "unk_token": unknown,
+            **{
+                name: content.get(name)
+                for name in ("end_of_word_suffix", "fuse_unk", "byte_fallback")
+            },
+        }
+        given = {name: value for name, value in options.items() if value}
+        return models.BPE(vocab=vocabulary, merges=pairs, **given)
+    except IntegrityError:
+        raise
+    except Exception as error:  # The Rust side raises nothing narrower.
+        raise IntegrityError(
+            f"tokenizer.json: the model is not readable by tokenizers {tokenizers.__version__}: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def _frame(content: Any, vocabulary: dict[str, int]) -> dict[str, Any]:
+    """Return the post-processor that puts a token after a sentence and, if any, one before."""
+    try:
+        pieces = content["single"]
+        tokens = [piece["SpecialToken"]["id"] for piece in (*pieces[:-2], pieces[-1])]
+        special = {
+            name: {"id": name, "ids": [vocabulary[name]], "tokens": [name]} for name in tokens
+        }
+        found = content["type"], pieces[-2]["Sequence"]["id"], content["special_tokens"]
+    except (TypeError, LookupError):
+        special, found = {}, ("", "", {})
+    if len(special) not in (1, 2) or found != ("TemplateProcessing", "A", special):
+        raise IntegrityError(
+            "tokenizer.json: the tokenizer must frame a sentence as SOT, tokens, EOT, or as "
+            "tokens, EOT, by its post-processor, with tokens of the vocabulary: export the bundle "
+            "again"
+        )
+    single: list[Any] = [{"SpecialToken": {"id": name, "type_id": 0}} for name in tokens]
+    single.insert(-1, {"Sequence": {"id": "A", "type_id": 0}})
+    pair = [{"Sequence": {"id": name, "type_id": number}} for number, name in enumerate("AB")]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": pair,
+        "special_tokens": special,
+    }
+
+
+def _sequence(
+    content: dict[str, Any], key: str, inner: str, table: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Return a part, or a sequence of them, each of which is in the table."""
+    found = content.get(key)
+    if found is None:
+        return None
+    in_sequence = isinstance(found, dict) and found.get("type") == "Sequence"
+    parts = _list(found.get(inner), f"{key}.{inner}", _MOST_PARTS) if in_sequence else [found]
+    for part in parts:
+        _require(part in table, f"{key}, parts", part)
+    return {"type": "Sequence", inner: [table[table.index(part)] for part in parts]}
+
+
+def _truncation(content: Any) -> int | None:
+    """Return the context length that a file gives."""
+    if content is None:
+        return None
+    length: Any = content.get("max_length") if isinstance(content, dict) else None
+    _require(type(length) is int and 3 <= length <= 4096, "truncation.max_length", length)
+    return int(length)
+
+
+def _list(found: Any, key: str, most: int) -> list[Any]:
+    found = [] if found is None else found
+    _require(isinstance(found, list) and len(found) <= most, f"{key}, a list of {most} at most", "")
+    return list(found)
+
+
+def _require(holds: bool, what: str, found: Any) -> None:
+    if not holds:
+        raise IntegrityError(
+            f"tokenizer.json: expected {what} as exports write it, found {shown(found)}: export "
+            "the bundle again"
+        )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from walking a hundred thousand new tuples again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -101,7 +354,7 @@ class Tokenizer:
         Raises:
             InputError: The file cannot be read.
             IntegrityError: It is not a tokenizer, or one that exports do not write; see
-                `upperson_rt.tokenizer_file`.
+                `upperson_rt.tokenizer`.
         """
         try:
             with open(check_path(path, "a tokenizer"), encoding="utf-8") as file:

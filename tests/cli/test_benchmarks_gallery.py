@@ -47,10 +47,10 @@ def test_an_approximate_index_is_compared_with_itself_and_what_it_misses_is_coun
     tmp_path, monkeypatch
 ):
     """Recall comes from comparing answers: one list of many finds little."""
-    from upperson_rt.gallery.sqlite import ivf
+    from upperson_rt.gallery.sqlite import segments
 
     monkeypatch.setattr("upperson_rt.gallery.sqlite.index.APPROXIMATE_FROM", 1000)
-    monkeypatch.setattr(ivf, "_NPROBES", (1,))
+    monkeypatch.setattr(segments, "_NPROBES", (1,))
     result = run(tmp_path, "--rows", "2000", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

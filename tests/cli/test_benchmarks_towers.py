@@ -15,9 +15,9 @@ from benchmarks.towers import LITERAL, ORT_FP32, ORT_INT8, PADDED
 from tests.helpers.alone import found_alone
 from tests.helpers.toy_bases import write_base
 from tests.helpers.traces import once_in
+from upperson_rt.backends.measurement import Timing
 from upperson_rt.errors import IntegrityError
 from upperson_rt.machine import Processor
-from upperson_rt.timing import Timing
 
 QUICK = ("--batch-size", "3", "--rounds", "1", "--warmup", "0", "--threads", "1")
 

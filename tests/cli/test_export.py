@@ -24,12 +24,12 @@ from tests.helpers.toy_bases import toy_base, write_base
 from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_graphs import FOLD, TOWERS, toy_graph
 from tests.helpers.vit_b16 import int8_gemms
-from upperson.cli import export_base, export_run
+from upperson.cli import export_run
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
-from upperson.trained_encoder import TrainedEncoder
+from upperson.run import TrainedEncoder
 from upperson_export import engines
 from upperson_export.bundle import ExportOptions, foreign_to_bundle
 from upperson_rt.bundle import Bundle
@@ -460,8 +460,8 @@ def test_a_base_is_exported_without_a_run_or_captions_and_answers(people, work, 
 
 def test_a_base_is_measured_by_accuracy_where_there_are_captions(people, work, monkeypatch):
     given = []
-    monkeypatch.setattr(export_base, "export_bundle", lambda *arguments: given.append(arguments))
-    export_base.export_base(
+    monkeypatch.setattr(export_run, "export_bundle", lambda *arguments: given.append(arguments))
+    export_run.export_base(
         "upperson-small", None, (None, None), work / "bundle", ExportOptions(), root=people,
         calib_size=4, progress=lambda *_: None,
     )  # fmt: skip

@@ -33,10 +33,8 @@ from upperson_rt.camera import (
     parse_source,
 )
 from upperson_rt.camera.commit import remove_left_behind
-from upperson_rt.camera.discovery import Answer, read_answer
-from upperson_rt.camera.logins import Logins
-from upperson_rt.camera.onvif import ask_cameras, device_at
-from upperson_rt.camera.source import without_secrets
+from upperson_rt.camera.onvif import Answer, ask_cameras, device_at, read_answer
+from upperson_rt.camera.source import Logins, without_secrets
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
 

@@ -10,9 +10,9 @@ import upperson_rt
 from tests.helpers.fuzzing import damaged_bytes, fuzz, mostly, nested, refused_well, texts, values
 from tests.helpers.toy_bundle import draw_person, make_toy_bundle
 from upperson_rt import Bundle, Filter, Hit, Item, Pipeline, Retriever, Tokenizer
-from upperson_rt.capture_time import capture_time
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
+from upperson_rt.image_file import capture_time
 from upperson_rt.indexer import IndexReport, index_images
 from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
 from upperson_rt.preprocess import iter_image_files, load_image, resize_image

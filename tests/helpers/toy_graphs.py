@@ -25,7 +25,7 @@ from upperson_export.fold import fold_image_tower, fold_text_tower
 from upperson_export.graphs import export_onnx, write_with_weights
 from upperson_export.plain import PlainTower
 from upperson_rt.agreement import compare_embeds
-from upperson_rt.backends.saturation import int8_sums_saturate
+from upperson_rt.machine import int8_sums_saturate
 from upperson_rt.towers import Tower
 
 Array = npt.NDArray[Any]

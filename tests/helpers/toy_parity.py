@@ -14,6 +14,7 @@ from tests.helpers.toy_bundle import (
     draw_person,
     make_toy_tokenizer_json,
 )
+from upperson_export.parity.check import ParityResult, judge
 from upperson_export.parity.comparisons import (
     count_comparisons,
     iter_comparisons,
@@ -21,7 +22,6 @@ from upperson_export.parity.comparisons import (
 )
 from upperson_export.parity.inputs import ParityInputs, compare_pixels, read_inputs
 from upperson_export.parity.subjects import FP32_TOLERANCE, Subject, Tolerance
-from upperson_export.parity.verdict import ParityResult, judge
 from upperson_rt.tokenizer import Tokenizer
 
 COUNT = 11

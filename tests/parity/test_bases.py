@@ -22,8 +22,7 @@ from tests.helpers.toy_bases import (
 from tests.helpers.toy_clip import normalised
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
-from upperson_calibration.observe import observe
-from upperson_calibration.ranges import estimate
+from upperson_calibration.ranges import estimate, observe
 from upperson_calibration.smoothing import choose_smoothing
 from upperson_export.fold import fold_image_tower, fold_text_tower, smooth
 from upperson_export.graphs import build_variant, export_onnx

@@ -20,16 +20,15 @@ from benchmarks import avx2
 from benchmarks.kernel_runs import NodeByNode, with_exact_products
 from tests.helpers.command_line import ROOT, run_code
 from tests.helpers.toy_graphs import TOWERS, amax_of, min_cosine, run_graph, toy_graph, toy_inputs
-from upperson_export.passes.packed import TransposePacked
-from upperson_export.passes.quantize_linears import QuantizeLinears
+from upperson_export.passes.quantize_linears import QuantizeLinears, TransposePacked
 from upperson_export.variants import VARIANTS
 from upperson_rt.backends import onnxruntime as onnxruntime_backend
 from upperson_rt.backends import openvino as openvino_backend
 from upperson_rt.backends.onnxruntime import OnnxRuntimeBackend
 from upperson_rt.backends.openvino import OpenVinoBackend
-from upperson_rt.backends.saturation import PAIR_LIMIT, int8_sums_saturate
 from upperson_rt.bench.processes import child_environment
 from upperson_rt.errors import BackendError
+from upperson_rt.machine import PAIR_LIMIT, int8_sums_saturate
 
 INPUTS, OUTPUTS, ROWS = 192, 48, 8
 HASWELL = shutil.which("qemu-x86_64")

@@ -17,8 +17,7 @@ from tests.helpers.toy_clip import normalised, toy_ids, toy_model, toy_pixels
 from tests.helpers.toy_graphs import graph_of
 from upperson.model.encoder import UPPerson
 from upperson_calibration.graph import TowerGraph
-from upperson_calibration.observe import observe
-from upperson_calibration.ranges import estimate
+from upperson_calibration.ranges import estimate, observe
 from upperson_calibration.sensitivity import rank_by_damage
 from upperson_calibration.smoothing import choose_smoothing
 from upperson_export.fold import fold_image_tower, smooth

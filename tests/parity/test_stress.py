@@ -24,7 +24,7 @@ from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson.run import load_run
 from upperson_calibration.samples import CalibrationSet
-from upperson_export import calibrator, forms, latency
+from upperson_export import forms, report
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.ladder import RetrievalSplit
 from upperson_export.variants import VariantName
@@ -56,7 +56,7 @@ def exports(folder: Path, demo: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         # Stressed models differ from the demo's in weights alone; each is compared with its tower.
         patch.setattr(forms, "export_onnx", as_in(demo / "bundle"))
-        patch.setattr(latency.Stopwatch, "measure", lambda *arguments: {})  # How fast is no matter.
+        patch.setattr(report.Stopwatch, "measure", lambda *arguments: {})  # How fast is no matter.
         seen = samples(trained(), demo)
         images = normalised(torch.from_numpy(seen.images[:32]))
         ids = torch.from_numpy(seen.input_ids[:32]).long()
@@ -69,7 +69,7 @@ def exports(folder: Path, demo: Path) -> dict[str, Any]:
             "beyond float16": export("sound", loud, "fp16"),
         }
         # Without the ranges that decide what stays float32, the graphs overflow.
-        patch.setattr(calibrator, "largest_values", lambda *arguments, **options: {})
+        patch.setattr(forms, "largest_values", lambda *arguments, **options: {})
         return found | {"beyond float16, unranged": export("broken", loud, "fp16")}
 
 

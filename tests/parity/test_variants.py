@@ -32,7 +32,7 @@ from tests.helpers.toy_graphs import (
 )
 from upperson.model.encoder import UPPerson
 from upperson_calibration.graph import TowerGraph
-from upperson_calibration.observe import largest_values
+from upperson_calibration.ranges import largest_values
 from upperson_export.graphs import build_variant, simulate_half
 from upperson_export.passes.half import LIMIT
 from upperson_export.variants import VariantName

@@ -9,8 +9,7 @@ from upperson.cli.evaluate import evaluate
 from upperson.cli.export import export
 from upperson.cli.import_ import import_
 from upperson.cli.parity import parity
-from upperson.cli.serving import serving
-from upperson.cli.sign import sign
+from upperson.cli.serving import serving, sign
 from upperson.cli.train import pretrain_small, train
 from upperson_rt.cli.app import Command, new_app, run_app
 

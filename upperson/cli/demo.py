@@ -106,7 +106,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson.run import load_run
     from upperson.train import train
     from upperson_export.bundle import ExportOptions
-    from upperson_export.rendering import templates
+    from upperson_export.recorded_folder import templates
     from upperson_rt.bundle import Bundle
     from upperson_rt.files import put_in_place, scratch_folder
     from upperson_rt.gallery import Gallery

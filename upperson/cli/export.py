@@ -194,8 +194,7 @@ def export(
         }
     )
     require_extra("export", "export")
-    from upperson.cli.export_base import export_base
-    from upperson.cli.export_run import export_run
+    from upperson.cli.export_run import export_base, export_run
     from upperson.cli.progress import Display
     from upperson_calibration.ranges import ESTIMATORS
     from upperson_export.bundle import ExportOptions, foreign_to_bundle

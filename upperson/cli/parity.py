@@ -22,10 +22,9 @@ from upperson_rt.errors import InputError, IntegrityError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from upperson.trained_encoder import TrainedEncoder
-    from upperson_export.parity.check import ParityOptions
+    from upperson.run import TrainedEncoder
+    from upperson_export.parity.check import Judged, ParityOptions, ParityResult
     from upperson_export.parity.inputs import ParityInputs
-    from upperson_export.parity.verdict import Judged, ParityResult
     from upperson_rt.agreement import Agreement
     from upperson_rt.manifest import Manifest
     from upperson_rt.tokenizer import Tokenizer
@@ -128,8 +127,7 @@ def _check(
     options: "ParityOptions",
     progress: "Callable[[str, int, int], None]",
 ) -> "ParityResult":
-    from upperson.run import load_run
-    from upperson.trained_encoder import TrainedEncoder, read_pixels
+    from upperson.run import TrainedEncoder, load_run, read_pixels
     from upperson_export.parity.check import check_bundle, check_run
     from upperson_export.parity.inputs import compare_pixels
     from upperson_rt.bundle import MANIFEST_FILE, Bundle
@@ -165,8 +163,7 @@ def _check(
 
 def _load_run_of(run: Path, manifest: "Manifest") -> "TrainedEncoder":
     """Load the run that a bundle was exported from; InputError if it is another one."""
-    from upperson.run import ADAPTER, load_run
-    from upperson.trained_encoder import TrainedEncoder
+    from upperson.run import ADAPTER, TrainedEncoder, load_run
     from upperson_rt.files import sha256_of_file
 
     _, base, model = load_run(run)

@@ -8,7 +8,7 @@ What workers get of a data set is a handful of arrays, whatever its size: a Pyth
 tensor for each caption would be copied, and would take a file handle, in every one of them.
 
 Shapes: N batch, H image height, W image width, L tokens of the longest caption in the batch,
-P pairs of a data set, K facts (`upperson.data.sayings`).
+P pairs of a data set, K facts (`upperson.data.rewording`).
 """
 
 import os
@@ -26,8 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from upperson.data.pictures import Pictures, StoredPictures, pixels_of
 from upperson.data.records import Record
-from upperson.data.rewording import shorter, wrong
-from upperson.data.sayings import Sayings
+from upperson.data.rewording import Sayings, shorter, wrong
 from upperson.data.transforms import (
     AUGMENTATION_DRAWS,
     PixelStatistics,

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upperson.data.annotations import (
+    PLAIN_FORMATS,
     SPLITS,
     AnnotatedSet,
     Annotation,
     Attributes,
     Problem,
     Split,
+    open_plain_format,
 )
-from upperson.data.plain_formats import PLAIN_FORMATS, open_plain_format
 from upperson.data.published import PUBLISHED_SETS
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import get_logger, shortened, shown

@@ -26,8 +26,7 @@ from tokenizers.processors import TemplateProcessing
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.printable import shown
 from upperson_rt.strict import read_json
-from upperson_rt.tokenizer import Tokenizer
-from upperson_rt.tokenizer_file import CLEANED, REPAIRED, REPLACED, SPACES, WORDS
+from upperson_rt.tokenizer import CLEANED, REPAIRED, REPLACED, SPACES, WORDS, Tokenizer
 
 PAD, EOS = "<pad>", "<eos>"
 

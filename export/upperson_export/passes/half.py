@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from upperson_calibration.graph import array_of, constant, new_node
-from upperson_calibration.observe import MOVES_VALUES
+from upperson_calibration.ranges import MOVES_VALUES
 from upperson_rt.errors import InputError
 
 LIMIT = 32_752.0
@@ -82,7 +82,7 @@ class ToHalf(ir.passes.InPlacePass):
 
     Args:
         largest: Largest absolute value seen of tensors, by name; see
-            :func:`upperson_calibration.observe.largest_values`. None trusts all computed tensors to
+            :func:`upperson_calibration.ranges.largest_values`. None trusts all computed tensors to
             fit, which a graph with constants beyond float16 is not.
     """
 

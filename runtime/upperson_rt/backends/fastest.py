@@ -22,13 +22,14 @@ from upperson_rt.backends.measurement import (
     Conditions,
     Measured,
     Measurement,
+    Timing,
     measuring_alone,
     read,
+    time_in_turns,
     write,
 )
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.printable import get_logger
-from upperson_rt.timing import Timing, time_in_turns
 from upperson_rt.towers import Backend, run_tower
 
 __all__ = ["Choice", "Contest"]

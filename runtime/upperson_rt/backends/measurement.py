@@ -7,11 +7,14 @@ found, and one that is damaged or was renamed is refused.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
 
 from upperson_rt import __version__
 from upperson_rt.errors import InputError
@@ -29,7 +32,17 @@ from upperson_rt.strict import (
 )
 from upperson_rt.towers import Tower
 
-__all__ = ["BATCH", "Conditions", "Measured", "Measurement", "measuring_alone", "read", "write"]
+__all__ = [
+    "BATCH",
+    "Conditions",
+    "Measured",
+    "Measurement",
+    "Timing",
+    "measuring_alone",
+    "read",
+    "time_in_turns",
+    "write",
+]
 
 Measured: TypeAlias = Literal[Tower, "detector"]
 """What is measured."""
@@ -205,3 +218,85 @@ def _version(backend: str) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- Time contenders in turns, so that whatever else the machine does meets all of them alike
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """The timed runs of one contender; there is at least one."""
+
+    seconds: Sequence[float]
+    """By the wall clock, one a run."""
+    cpu_seconds: Sequence[float] = ()
+    """Processor time, one a run; empty where the system does not tell."""
+
+    def percentile_s(self, percent: float) -> float:
+        """Return a percentile of the runs' wall time, interpolated between runs."""
+        return float(np.percentile(self.seconds, percent))
+
+    @property
+    def median_s(self) -> float:
+        """Median wall time of a run."""
+        return self.percentile_s(50)
+
+    @property
+    def median_cpu_s(self) -> float:
+        """Median processor time of a run, where it was measured."""
+        return float(np.median(self.cpu_seconds))
+
+    def as_dict(self, items: int = 1) -> dict[str, Any]:
+        """Return percentiles, and rates for runs of ``items`` items, as plain values."""
+        return {
+            "runs": len(self.seconds),
+            **{f"p{n}_ms": 1000 * self.percentile_s(n) for n in (50, 90, 99)},
+            "items_per_s": items / self.median_s,
+            "cpu_ms": 1000 * self.median_cpu_s if self.cpu_seconds else None,
+        }
+
+
+def time_in_turns(
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    warmup: int,
+    rounds: int,
+    seconds: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] | None = time.process_time,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Timing]:
+    """Run every contender once a round; each round begins with the next one.
+
+    Args:
+        contenders: What to run, by name.
+        warmup: Rounds before the timed ones.
+        rounds: Timed rounds, at least one.
+        seconds: Go on with more rounds until the timed ones took this long.
+        clock: Wall time in seconds.
+        cpu_clock: Processor time in seconds. The usual one counts all threads of this process, and
+            other processes hardly change it.
+        progress: Told the number of rounds that are over, warm-up included.
+
+    Returns:
+        Timings by name, in the order given.
+    """
+    names = list(contenders)
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
+    done, began = 0, clock()
+    while done < warmup + rounds or clock() - began < seconds:
+        if done == warmup:
+            began = clock()
+        first = done % len(names)
+        for name in names[first:] + names[:first]:
+            started, cpu_started = clock(), cpu_clock() if cpu_clock else 0.0
+            contenders[name]()
+            if done >= warmup:
+                wall[name].append(clock() - started)
+                if cpu_clock:
+                    cpu[name].append(cpu_clock() - cpu_started)
+        done += 1
+        if progress is not None:
+            progress(done)
+    return {name: Timing(seconds=wall[name], cpu_seconds=cpu[name]) for name in names}

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.backends.saturation import PAIR_LIMIT, int8_sums_saturate, largest_pair
 from upperson_rt.errors import BackendError, missing_extra
-from upperson_rt.machine import processor
+from upperson_rt.machine import PAIR_LIMIT, int8_sums_saturate, largest_pair, processor
 from upperson_rt.printable import one_line, shown
 
 __all__ = ["OpenVinoBackend", "import_openvino", "require_device_of_core", "same_signal_stack"]

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.backends import auto_order
-from upperson_rt.bench.start import Startup, measure_startup
+from upperson_rt.backends.measurement import Timing, time_in_turns
+from upperson_rt.bench.processes import Startup, measure_startup
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import BackendError, IntegrityError, UsageError, install_command
 from upperson_rt.manifest import Manifest
 from upperson_rt.strict import suggestion
-from upperson_rt.timing import Timing, time_in_turns
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import Tower, run_tower
 

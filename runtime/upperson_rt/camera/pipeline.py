@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from upperson_rt.arguments import check_callable, check_number, check_object
 from upperson_rt.camera.camera import Camera
 from upperson_rt.camera.commit import CommitStage
+from upperson_rt.camera.crops import EncodedCrops, EncodeStage
 from upperson_rt.camera.detectors import Detector
-from upperson_rt.camera.encode import EncodedCrops, EncodeStage
 from upperson_rt.camera.frames import Crop
 from upperson_rt.camera.queues import BoundedQueue, DropPolicy
 from upperson_rt.camera.settings import CameraSettings, PipelineSettings

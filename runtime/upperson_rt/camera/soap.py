@@ -19,9 +19,8 @@ from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
 from upperson_rt.camera.reasons import answer_challenge
-from upperson_rt.deadline import http_target, http_within
+from upperson_rt.deadline import http_target, http_within, password_digest
 from upperson_rt.errors import InputError
-from upperson_rt.passwords import password_digest
 from upperson_rt.printable import one_line, shortened
 
 __all__ = ["Caller", "RefusedError", "child_text", "named", "parse_xml"]

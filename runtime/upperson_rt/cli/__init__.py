@@ -2,13 +2,13 @@
 
 from typing import NoReturn
 
-from upperson_rt.cli import bench, gallery, query_log
+from upperson_rt.cli import bench, gallery
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.cameras import cameras
 from upperson_rt.cli.compile import compile_engines
 from upperson_rt.cli.doctor import doctor
 from upperson_rt.cli.index import index
-from upperson_rt.cli.query import query
+from upperson_rt.cli.query import log_app, query
 from upperson_rt.cli.serve import serve, token
 from upperson_rt.cli.watch import watch
 
@@ -24,7 +24,7 @@ app.command(cls=Command)(token)
 app.command(cls=Command)(doctor)
 app.command("compile", cls=Command)(compile_engines)
 app.add_typer(gallery.app, name="gallery")
-app.add_typer(query_log.app, name="log")
+app.add_typer(log_app, name="log")
 app.add_typer(bench.app, name="bench")
 
 

@@ -185,7 +185,7 @@ def query(
 
     Example: `upperson-rt bench query -b bundle -g gallery --rounds 20`
     """
-    from upperson_rt.bench.start import time_query
+    from upperson_rt.bench.processes import time_query
 
     opening = open_retriever(
         bundle,

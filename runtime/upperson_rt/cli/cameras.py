@@ -12,8 +12,7 @@ from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import count_of
 
 if TYPE_CHECKING:
-    from upperson_rt.camera.discovery import Answer
-    from upperson_rt.camera.onvif import FoundCamera
+    from upperson_rt.camera.onvif import Answer, FoundCamera
 
 __all__ = ["cameras"]
 
@@ -62,9 +61,8 @@ def cameras(
         raise UsageError("name cameras by their hosts, or let the local network be asked: --search")
     if not search and interface is not None:
         raise UsageError("--interface is for --search")
-    from upperson_rt.camera.discovery import discover
-    from upperson_rt.camera.logins import Logins
-    from upperson_rt.camera.onvif import ask_cameras, device_at
+    from upperson_rt.camera.onvif import ask_cameras, device_at, discover
+    from upperson_rt.camera.source import Logins
 
     known = Logins() if logins is None else Logins.read(logins)
     named = [device_at(host) for host in hosts or []]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upperson_rt.cli.ending import ending_gently
+from upperson_rt.cli.app import ending_gently
 from upperson_rt.cli.options import (
     BackendOption,
     BundleOption,
@@ -26,7 +26,7 @@ from upperson_rt.errors import BackendError, UsageError, missing_extra
 
 if TYPE_CHECKING:
     from upperson_rt.query_log import QueryLog
-    from upperson_rt.serve.access import Access
+    from upperson_rt.serve.accounts import Access
 
 __all__ = ["serve", "token"]
 
@@ -119,14 +119,13 @@ def serve(
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Gallery
     from upperson_rt.query_log import QueryLog
-    from upperson_rt.serve.connections import tls_context
     from upperson_rt.serve.desk import Desk
     from upperson_rt.serve.guard import is_loopback
     from upperson_rt.serve.live import Live, check_source
     from upperson_rt.serve.memory import Memory
     from upperson_rt.serve.onvif.routes import PATH, OnvifRoutes
     from upperson_rt.serve.onvif.security import Users
-    from upperson_rt.serve.server import Server, listening
+    from upperson_rt.serve.server import Server, listening, tls_context
 
     if not is_loopback(host) and token_file is None:
         raise UsageError(
@@ -242,8 +241,7 @@ def _note_chain(log: "QueryLog") -> None:
 
 def _access(token_file: Path | None) -> "Access":
     from upperson_rt.query_log import process_user
-    from upperson_rt.serve.access import Access
-    from upperson_rt.serve.accounts import Account, Accounts
+    from upperson_rt.serve.accounts import Access, Account, Accounts
 
     accounts = None if token_file is None else Accounts(token_file)
     return Access(accounts, Account(name=process_user(), role="admin", logs_in=False))

@@ -1,7 +1,6 @@
 """Sentences about people, taken apart by a small grammar."""
 
 from upperson_rt.phrases.grammar import ParsedSentence, parse
-from upperson_rt.phrases.lexicon import Kind
-from upperson_rt.phrases.phrase import Phrase
+from upperson_rt.phrases.lexicon import Kind, Phrase
 
 __all__ = ["Kind", "ParsedSentence", "Phrase", "parse"]

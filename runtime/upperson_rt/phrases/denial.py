@@ -8,8 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from upperson_rt.phrases.lexicon import BODY_PLACES, DENIALS, POSSESSION_WORDS
-from upperson_rt.phrases.phrase import Span, Token
+from upperson_rt.phrases.lexicon import BODY_PLACES, DENIALS, POSSESSION_WORDS, Span, Token
 
 __all__ = ["deny", "without_denied"]
 

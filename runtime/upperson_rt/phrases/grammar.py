@@ -18,13 +18,16 @@ from upperson_rt.phrases.lexicon import (
     COLOURS,
     DENIALS,
     DETAILS,
+    ENDS,
     MODIFIERS,
     NOUN_OF,
     PATTERNS,
     SMALL_WORDS,
     Kind,
+    Phrase,
+    Span,
+    Token,
 )
-from upperson_rt.phrases.phrase import ENDS, Phrase, Span, Token
 
 __all__ = ["ParsedSentence", "parse"]
 

@@ -6,6 +6,7 @@ the phrase without being known.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "COLOURS",
     "DENIALS",
     "DETAILS",
+    "ENDS",
     "MODIFIERS",
     "NOUNS",
     "NOUN_OF",
@@ -21,6 +23,9 @@ __all__ = [
     "POSSESSION_WORDS",
     "SMALL_WORDS",
     "Kind",
+    "Phrase",
+    "Span",
+    "Token",
 ]
 
 Kind = Literal[
@@ -268,3 +273,52 @@ PATTERNS: Mapping[tuple[str, ...], str] = dict(_written(_PATTERN_WORDS))
 MODIFIERS: frozenset[str] = _MODIFIERS | {
     word for table in (COLOURS, PATTERNS) for words in table for word in words
 }
+
+
+# --- A phrase, and where its words are
+
+ENDS = frozenset(",.;:!?()-\u2013\u2014")
+"""Marks that end a phrase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A part of a sentence that says one thing about a person."""
+
+    kind: Kind
+    text: str
+    """Words that stand alone, such as ``red coat with black buttons``."""
+
+    start: int
+    end: int
+    """Where it comes from: characters of the sentence, the last one exclusive."""
+
+    noun: str = ""
+    """Plain name of the thing, such as ``coat`` for an overcoat; empty for actions and others."""
+
+    colours: tuple[str, ...] = ()
+    """Plain names of its colours."""
+
+    pattern: str = ""
+    """Plain name of its pattern, such as ``striped``."""
+
+    negated: bool = False
+    """Whether the sentence says that it must not be there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A word in lower case or a mark, and its characters in the sentence."""
+
+    word: str
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class Span:
+    """A phrase and its tokens, the last one exclusive."""
+
+    phrase: Phrase
+    first: int
+    last: int

@@ -8,15 +8,28 @@ import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+
+from fastapi import Depends, Request
 
 from upperson_rt.arguments import check_name
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Filter
+from upperson_rt.serve.problems import ProblemError
 from upperson_rt.strict import Constraint, Sha256, read_fields, read_json, require_version
 
-__all__ = ["ROLES", "Account", "Accounts", "Role", "Sessions", "add_token", "read_listed"]
+__all__ = [
+    "COOKIE",
+    "ROLES",
+    "Access",
+    "Account",
+    "Accounts",
+    "Role",
+    "Sessions",
+    "add_token",
+    "read_listed",
+]
 
 T = TypeVar("T")
 Role: TypeAlias = Literal["viewer", "operator", "admin"]
@@ -191,3 +204,50 @@ def read_listed(path: Path, kind: type[T], key: str) -> T:
 
 def _read(path: Path) -> tuple[_Token, ...]:
     return read_listed(path, _TokenFile, "tokens").tokens
+
+
+# --- Who sends a request: by a token, by a session's cookie, or whoever sits at this machine
+
+COOKIE = "upperson_session"
+
+
+class Access:
+    """Tells whose request it is."""
+
+    def __init__(self, accounts: Accounts | None, local: Account) -> None:
+        """Ask for tokens.
+
+        Args:
+            accounts: Those who have one; None asks for none.
+            local: Who it is then.
+        """
+        self.accounts = accounts
+        self.sessions = Sessions()
+        self._local = local
+
+    def find(self, request: Request) -> Account | None:
+        """Return whose request it is, or None for nobody's."""
+        if self.accounts is None:
+            return self._local
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            return self.accounts.of_token(token.strip())
+        value = request.cookies.get(COOKIE)
+        return None if value is None else self.sessions.find(value)
+
+    def needs(self, role: Role) -> Any:
+        """Return the default of a route's account: one that may do what a role may."""
+
+        async def account(request: Request) -> Account:  # No thread is waited for.
+            found = self.find(request)
+            if found is None:
+                raise ProblemError(
+                    401,
+                    "log in, or send a token:  Authorization: Bearer TOKEN",
+                    {"WWW-Authenticate": "Bearer"},
+                )
+            if not found.may(role):
+                raise ProblemError(403, f"this needs the role {role}; {found.name} is {found.role}")
+            return found
+
+        return Depends(account)

@@ -15,11 +15,9 @@ from upperson_rt import __version__
 from upperson_rt.errors import UppersonError, UsageError
 from upperson_rt.gallery import Item
 from upperson_rt.printable import shortened
-from upperson_rt.serve.access import Access
-from upperson_rt.serve.accounts import Account
-from upperson_rt.serve.answers import Answer, answer_of
+from upperson_rt.serve.accounts import Access, Account
+from upperson_rt.serve.answers import Answer, answer_of, write_evidence
 from upperson_rt.serve.desk import Desk, Person, span_of
-from upperson_rt.serve.evidence import write_evidence
 from upperson_rt.serve.models import (
     CameraOut,
     DeletedOut,
@@ -45,10 +43,9 @@ from upperson_rt.serve.models import (
     UsageOut,
     iso,
 )
-from upperson_rt.serve.numbers import server_metrics
 from upperson_rt.serve.pictures import Size
 from upperson_rt.serve.problems import MEDIA_TYPE, ProblemError
-from upperson_rt.serve.rendering import templates
+from upperson_rt.serve.rendering import server_metrics, templates
 from upperson_rt.serve.search import Search
 
 __all__ = ["PICTURE_HEADERS", "api_routes", "notes_of", "picture_response", "zip_response"]

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from upperson_rt import __version__
 from upperson_rt.errors import UppersonError
 from upperson_rt.printable import error_text, get_logger, one_line
-from upperson_rt.serve.access import Access
+from upperson_rt.serve.accounts import Access
 from upperson_rt.serve.api import api_routes
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.guard import Guard, RefusedError

@@ -18,8 +18,8 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
-from upperson_rt.serve.crowd import Crowd, network_of
 from upperson_rt.serve.problems import MEDIA_TYPE, ProblemError
+from upperson_rt.serve.turns import Crowd, network_of
 
 __all__ = ["MOST_BODY_BYTES", "Guard", "RefusedError", "is_loopback"]
 

@@ -11,8 +11,7 @@ from pydantic import Field
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item, TrackSpan
 from upperson_rt.printable import count_of
-from upperson_rt.serve.access import COOKIE, Access
-from upperson_rt.serve.accounts import Account
+from upperson_rt.serve.accounts import COOKIE, Access, Account
 from upperson_rt.serve.answers import answer_of, best_of, match_of
 from upperson_rt.serve.api import PICTURE_HEADERS, notes_of, picture_response, zip_response
 from upperson_rt.serve.desk import Desk, span_of

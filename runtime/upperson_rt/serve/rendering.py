@@ -5,15 +5,27 @@ import hashlib
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.responses import HTMLResponse
 
 from upperson_rt.printable import count_of, local_time, show_text
 from upperson_rt.serve.accounts import Account
 
-__all__ = ["STATIC", "render", "templates"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from upperson_rt.serve.desk import Desk
+
+__all__ = [
+    "STATIC",
+    "render",
+    "server_metrics",
+    "templates",
+]
 
 STATIC = Path(__file__).parent / "static"
 
@@ -85,3 +97,34 @@ def _ago(seconds: float | None) -> str:
         if passed >= length:
             return f"{count_of(int(passed / length), unit)} ago"
     return "just now" if passed > -60 else "in the future"
+
+
+# --- What the server counts, as text for Prometheus
+
+
+class _Collector:
+    def __init__(self, desk: "Desk") -> None:
+        self._desk = desk
+
+    def collect(self) -> "Iterator[CounterMetricFamily | GaugeMetricFamily]":
+        turns = self._desk.questions.turns
+        for name, text, value in (
+            ("searches", "Searches that were answered.", self._desk.searches),
+            ("encoder_turns", "Times the encoder ran for the console.", turns.taken),
+            ("encoder_refusals", "Requests refused because too many waited.", turns.refused),
+            ("encoder_busy_seconds", "Seconds in which the encoder worked.", turns.busy_s),
+        ):
+            yield CounterMetricFamily(f"upperson_serve_{name}", text, value=value)
+        kept = self._desk.pictures.kept_bytes
+        for name, text, value in (
+            ("encoder_waiting", "Requests at the encoder.", turns.waiting),
+            ("kept_picture_bytes", "Bytes of pictures that are kept ready.", kept),
+        ):
+            yield GaugeMetricFamily(f"upperson_serve_{name}", text, value=value)
+
+
+def server_metrics(desk: "Desk") -> str:
+    """Return the metrics of a desk."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(desk))
+    return generate_latest(registry).decode()

@@ -15,8 +15,7 @@ from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
 from upperson_rt.log_chain import verify_log
 from upperson_rt.printable import local_time, shown
-from upperson_rt.serve.access import Access
-from upperson_rt.serve.accounts import Account
+from upperson_rt.serve.accounts import Access, Account
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.live import Live
 from upperson_rt.serve.problems import ProblemError

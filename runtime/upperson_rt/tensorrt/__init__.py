@@ -2,8 +2,7 @@
 
 bindings.py   the `tensorrt` package, loaded only where it can work
 cuda.py       memory, streams and graphs through the driver's own library
-builder.py    ONNX file to engine, with what TensorRT 10.3 and 11 have in common
-compare.py    an engine against ONNX Runtime
+builder.py    ONNX file to engine, with what TensorRT 10.3 and 11 have in common; its comparison
 cache.py      engine files and what is known about them
 session.py    runs an engine
 

@@ -23,8 +23,7 @@ from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.files import cache_folder, make_folder, remove_unfinished, write_atomically
 from upperson_rt.locks import lock_or_wait
 from upperson_rt.strict import Count, Positive, read_fields, read_json, require_version
-from upperson_rt.tensorrt.builder import InputProfile
-from upperson_rt.tensorrt.compare import Comparison
+from upperson_rt.tensorrt.builder import Comparison, InputProfile
 from upperson_rt.tensorrt.cuda import Cuda
 
 __all__ = ["EngineCache", "EngineRecord", "Target"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tests.helpers.toy_clip import toy_ids, toy_model, toy_pixels
 from tests.helpers.toy_graphs import FOLD, toy_graph
 from upperson_calibration.graph import BlockLinear, TowerGraph, array_of
-from upperson_calibration.observe import KEPT_ROWS, observe
+from upperson_calibration.ranges import KEPT_ROWS, observe
 from upperson_rt.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("toy_graphs")

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from upperson_calibration.observe import AbsHistogram, Observed
 from upperson_calibration.ranges import (
     ESTIMATORS,
     LEVELS,
+    AbsHistogram,
     Estimator,
+    Observed,
     amax_of,
     estimate,
     output_error,

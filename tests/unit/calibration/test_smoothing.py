@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from upperson_calibration.graph import BlockLinear, TowerGraph
-from upperson_calibration.observe import AbsHistogram, Observed
+from upperson_calibration.ranges import AbsHistogram, Observed
 from upperson_calibration.smoothing import STEPS_PER_OCTAVE, choose_smoothing
 
 WIDTH = 32

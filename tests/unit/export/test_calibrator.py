@@ -6,8 +6,8 @@ import pytest
 from tests.helpers.toy_graphs import toy_graph, toy_inputs
 from upperson_calibration.calibration_file import Calibration, Samples
 from upperson_calibration.samples import CalibrationSet
-from upperson_export import calibrator as module
-from upperson_export.calibrator import CalibrationTask, TowerCalibrator
+from upperson_export import forms as module
+from upperson_export.forms import CalibrationTask, TowerCalibrator
 from upperson_rt.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("toy_graphs")

@@ -11,8 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.helpers.toy_graphs import TOWERS, Array, amax_of, min_cosine, toy_graph, toy_inputs
-from upperson_export.graphs import build_variant, open_simulated
-from upperson_export.half_sums import with_safe_sums
+from upperson_export.graphs import build_variant, open_simulated, with_safe_sums
 from upperson_export.lint import lint
 from upperson_export.passes.half import SUM_OF, FloatSums, half_products
 from upperson_export.variants import VariantName

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from upperson_export.lint import Finding, lint
-from upperson_rt.backends.saturation import EXACT, INT8_SUMS
+from upperson_rt.machine import EXACT, INT8_SUMS
 
 
 def findings_of(proto: onnx.ModelProto) -> list[Finding]:

@@ -11,9 +11,8 @@ from markdown_it.token import Token
 
 from upperson_calibration.calibration_file import SampleHashes, Samples
 from upperson_calibration.sensitivity import LayerDamage
-from upperson_export.half_sums import HalfSums
+from upperson_export.graphs import HalfSums
 from upperson_export.ladder import Accuracy, Compared, Drop, Measured
-from upperson_export.latency import Conditions, TowerTime
 from upperson_export.pages import (
     accuracy_table,
     float_linear_table,
@@ -21,7 +20,14 @@ from upperson_export.pages import (
     model_card,
     report_html,
 )
-from upperson_export.report import CalibrationRecord, ExportReport, SplitSize, VariantReport
+from upperson_export.report import (
+    CalibrationRecord,
+    Conditions,
+    ExportReport,
+    SplitSize,
+    TowerTime,
+    VariantReport,
+)
 from upperson_export.variants import SIMULATED
 from upperson_rt.manifest import (
     NO_ADAPTER,

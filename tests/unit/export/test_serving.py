@@ -20,10 +20,15 @@ from tests.helpers import toy_bundle
 from tests.helpers.toy_bundle import file_entry, make_toy_bundle, replace_in_bundle
 from tests.helpers.toy_clip import toy_pixels
 from tests.helpers.toy_graphs import proto_of, toy_graph
-from upperson_export.serving import write_deepstream, write_triton
-from upperson_export.serving.deepstream import BATCH_SIZE, CONFIG, planar_float_input
-from upperson_export.serving.folder import RECORD
-from upperson_export.serving.triton import LENGTH_STEP
+from upperson_export.serving import (
+    BATCH_SIZE,
+    CONFIG,
+    LENGTH_STEP,
+    RECORD,
+    planar_float_input,
+    write_deepstream,
+    write_triton,
+)
 from upperson_rt.bundle import read_manifest
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.manifest import parse_manifest, space_fingerprint
@@ -504,8 +509,8 @@ def test_a_failed_write_leaves_nothing(bundle, tmp_path, write, monkeypatch):
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("upperson_export.serving.triton.write_serving_record", full_disk)
-    monkeypatch.setattr("upperson_export.serving.deepstream.write_serving_record", full_disk)
+    monkeypatch.setattr("upperson_export.serving.write_serving_record", full_disk)
+    monkeypatch.setattr("upperson_export.serving.write_serving_record", full_disk)
     with pytest.raises(InputError, match="No space left on device; free some space"):
         write(bundle, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before

@@ -7,10 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from upperson_rt import elsewhere
-from upperson_rt.elsewhere import Elsewhere, _apart, find_elsewhere
+from upperson_rt import indexer
 from upperson_rt.gallery import Item
-from upperson_rt.indexer import index_images
+from upperson_rt.indexer import Elsewhere, _apart, find_elsewhere, index_images
 
 LOGGER = "upperson_rt.indexer"
 
@@ -101,7 +100,7 @@ def test_names_that_all_folders_have_cost_little(gallery, monkeypatch):
         compared.append(paths)
         return _apart(*paths)
 
-    monkeypatch.setattr(elsewhere, "_apart", apart)
+    monkeypatch.setattr(indexer, "_apart", apart)
     files = [f"/srv/archive/{name}" for name in names]
     found = find_elsewhere(gallery, files, lambda path: [path], lambda item, file: True)
     assert found == Elsewhere(before="/nas/pictures", now="/srv/archive", found=100, asked=100)

@@ -8,8 +8,13 @@ from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Item
 from upperson_rt.indexer import index_images
 from upperson_rt.phrases import parse
-from upperson_rt.phrases.evidence import DENIAL_WEIGHT, Evidence
-from upperson_rt.phrases.wording import MOST_PARAPHRASES, describe, paraphrases
+from upperson_rt.phrases.evidence import (
+    DENIAL_WEIGHT,
+    MOST_PARAPHRASES,
+    Evidence,
+    describe,
+    paraphrases,
+)
 from upperson_rt.retriever import Retriever, search_without
 
 COLOURS_IN_ORDER = list(COLOURS)

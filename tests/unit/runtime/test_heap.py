@@ -11,7 +11,7 @@ PROGRAM = """
 import sys, threading
 from pathlib import Path
 import numpy as np
-from upperson_rt.heap import keep_little
+from upperson_rt.machine import keep_little
 
 if sys.argv[1] == "little":
     keep_little(32 << 20)

@@ -16,9 +16,8 @@ import pytest
 from PIL import Image
 
 from upperson_rt import image_file
-from upperson_rt.capture_time import capture_time
 from upperson_rt.errors import InputError
-from upperson_rt.image_file import MOST_BYTES, open_image
+from upperson_rt.image_file import MOST_BYTES, capture_time, open_image
 from upperson_rt.preprocess import load_image, prepare_image
 
 MEGABYTE = 1_000_000

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from upperson_rt import image_file, preprocess
-from upperson_rt.capture_time import capture_time
 from upperson_rt.errors import InputError
+from upperson_rt.image_file import capture_time
 from upperson_rt.preprocess import iter_image_files, load_image, prepare_image, resize_image
 
 

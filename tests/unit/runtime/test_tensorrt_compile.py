@@ -11,9 +11,8 @@ from upperson_rt.bundle import Bundle
 from upperson_rt.canaries import Canaries
 from upperson_rt.compile import compile_bundle
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
-from upperson_rt.tensorrt.builder import InputProfile, tower_profile
+from upperson_rt.tensorrt.builder import InputProfile, compare_engine, tower_profile
 from upperson_rt.tensorrt.cache import EngineCache
-from upperson_rt.tensorrt.compare import compare_engine
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 import pytest
 
-from upperson_rt.timing import Timing, time_in_turns
+from upperson_rt.backends.measurement import Timing, time_in_turns
 
 
 def test_percentiles_are_interpolated_and_rates_follow_the_median():

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from upperson.attributes import AttributeReport, measure_attributes
 from upperson.data.records import Record
 from upperson.data.synthetic.people import Person, sample_people
-from upperson.evidence_truth import auroc, measure_evidence
 from upperson.questions import (
     THINGS,
     attribute_columns,
+    auroc,
+    measure_evidence,
     negated_questions,
     short_questions,
     thing_questions,

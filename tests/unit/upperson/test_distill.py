@@ -19,13 +19,12 @@ from upperson.data.batches import LoadedBatch
 from upperson.data.pictures import Pictures
 from upperson.data.records import read_dataset
 from upperson.data.vocabulary import clip_tokenizer
-from upperson.distill import distill, operations, student_config
+from upperson.distill import AskedAtEveryStep, AskedOnce, distill, operations, student_config
 from upperson.evaluate import embed_records
 from upperson.model.parts import PLAIN_CLIP
 from upperson.model.student import StudentSize, build_student, start_from_teacher
 from upperson.observer import Step
 from upperson.run import load_run
-from upperson.teacher import AskedAtEveryStep, AskedOnce
 from upperson.train import train
 from upperson_export.fold import fold_image_tower
 from upperson_rt.errors import InputError, IntegrityError, UsageError

@@ -8,7 +8,7 @@ import yaml
 
 from upperson.config import TrainConfig
 from upperson.model.parts import UPPersonConfig
-from upperson.model_card import model_card
+from upperson.run_writer import model_card
 
 VAL = {"R@1": 61.234, "R@5": 82.345, "R@10": 90.456, "mAP": 55.567, "mINP": 33.678}
 TEST = {"R@1": 58.111, "R@5": 80.222, "R@10": 88.333, "mAP": 52.444, "mINP": 31.555}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from upperson.data.sayings import Sayings
+from upperson.data.rewording import Sayings
 from upperson.losses import asdm_loss, sdm_loss, tal_loss
 
 CAPTIONS = (

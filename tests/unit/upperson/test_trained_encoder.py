@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.toy_bundle import draw_person
 from tests.helpers.toy_clip import toy_model
-from upperson.trained_encoder import TrainedEncoder, read_pixels
+from upperson.run import TrainedEncoder, read_pixels
 from upperson_rt.preprocess import load_image, resize_image
 
 

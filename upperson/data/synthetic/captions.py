@@ -17,7 +17,7 @@ from upperson.data.synthetic.people import (
     Value,
 )
 from upperson.data.synthetic.sampling import chance, choose
-from upperson_rt.phrases.wording import with_article
+from upperson_rt.phrases.evidence import with_article
 
 _Structure = Literal["list", "phrase", "sentences"]
 

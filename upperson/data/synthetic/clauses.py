@@ -24,7 +24,7 @@ from upperson.data.synthetic.people import (
     Words,
 )
 from upperson.data.synthetic.sampling import chance, choose
-from upperson_rt.phrases.wording import with_article
+from upperson_rt.phrases.evidence import with_article
 
 Topic = Literal[
     "upper", "lower", "shoes", "bag", "hair", "headwear", "glasses", "umbrella", "phone", "scarf"

@@ -17,8 +17,7 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from upperson.data.annotations import SPLITS, Split
-from upperson.data.plain_formats import annotations_file
+from upperson.data.annotations import SPLITS, Split, annotations_file
 from upperson.data.synthetic.captions import describe
 from upperson.data.synthetic.look import LOOKS, Camera
 from upperson.data.synthetic.people import Person, sample_people

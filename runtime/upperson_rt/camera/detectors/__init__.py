@@ -10,10 +10,8 @@
 ``pixels``        a frame as a network's input
 """
 
-from upperson_rt.camera.detectors.boxes_file import BoxesFile
-from upperson_rt.camera.detectors.hog import HogDetector
 from upperson_rt.camera.detectors.layouts import LAYOUTS
-from upperson_rt.camera.detectors.naming import open_detector
+from upperson_rt.camera.detectors.naming import BoxesFile, HogDetector, open_detector
 from upperson_rt.camera.detectors.onnx_file import OnnxDetector
 from upperson_rt.camera.detectors.protocol import BatchDetector, Detector, Turns
 

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from upperson_rt.backends import installed_backends, open_backend
 from upperson_rt.backends.fastest import Choice, Contest
-from upperson_rt.camera.detectors.graph import Graph, literal, read_graph
-from upperson_rt.camera.detectors.pixels import Fit
-from upperson_rt.camera.detectors.recognise import recognise
+from upperson_rt.camera.detectors.graph import Graph, literal, read_graph, recognise
+from upperson_rt.camera.detectors.layouts import Fit
 from upperson_rt.camera.source import import_cv2
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.files import sha256_of_file

@@ -5,14 +5,19 @@ that the indexes of SQLite, which filters are answered from, name the right ones
 would tell neither.
 """
 
+import errno
 import json
+import os
 import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeAlias
+
+from upperson_rt.errors import InputError
 
 __all__ = [
     "COLUMNS",
@@ -32,6 +37,8 @@ __all__ = [
     "prove_facet",
     "prove_metadata",
     "prove_rows",
+    "read_mark",
+    "write_mark",
 ]
 
 COLUMNS = "key, source, camera, time, track, box, crop, attributes"
@@ -302,3 +309,42 @@ def prove_metadata(rows: Iterable[tuple[Any, ...]], sums: Sums) -> Iterator[tupl
         total += row[-1]
         yield row
     check_total(count, total, sums)
+
+
+# --- A file beside SQLite's log that says how many transactions the log has to hold
+
+
+def write_mark(path: Path, identity: str, commits: int) -> None:
+    """Note beside the log how many transactions it has to hold, see `Database._check_mark`.
+
+    Written after the log was synced, so it never says too much. It may say too little: nothing is
+    lost then but the notice of a loss.
+
+    Raises:
+        InputError: The disk turned read-only, and may have kept nothing of what it said was synced.
+    """
+    text = f"{identity} {commits:020d}"
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, f"{text} {zlib.crc32(text.encode()):08x}\n".encode())
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            raise InputError(
+                f"the disk of gallery {path.parent} turned read-only while it was written to, and "
+                "the last change may be lost: check the disk, then repeat it"
+            ) from error
+
+
+def read_mark(path: Path) -> tuple[str, int] | None:
+    """Return the gallery's identity and its transactions; None where nothing was noted."""
+    try:
+        text, _, checksum = path.read_bytes().decode("ascii", "replace").rpartition(" ")
+    except OSError:
+        return None
+    if checksum != f"{zlib.crc32(text.encode()):08x}\n":
+        return None
+    identity, _, commits = text.partition(" ")
+    return identity, int(commits)

@@ -29,8 +29,9 @@ from upperson_rt.gallery.sqlite.checksums import (
     prove_facet,
     prove_metadata,
     prove_rows,
+    read_mark,
+    write_mark,
 )
-from upperson_rt.gallery.sqlite.mark import read_mark, write_mark
 from upperson_rt.gallery.sqlite.schema import GUARD, SqliteMeta, create, read_meta, read_sums
 from upperson_rt.locks import locked_folder
 from upperson_rt.printable import one_line

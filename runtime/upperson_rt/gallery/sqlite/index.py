@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from upperson_rt.errors import InputError
 from upperson_rt.gallery.records import IndexInfo
-from upperson_rt.gallery.sqlite import ivf
 from upperson_rt.gallery.sqlite.checksums import DamageError
 from upperson_rt.gallery.sqlite.database import Transaction
 from upperson_rt.gallery.sqlite.index_file import (
@@ -35,9 +34,11 @@ from upperson_rt.gallery.sqlite.segments import (
     Candidates,
     Segment,
     Tail,
+    TrainedLists,
     flat_index,
     merge_flat,
     stored_rows,
+    train_lists,
 )
 from upperson_rt.printable import get_logger
 
@@ -360,7 +361,9 @@ class SearchIndex:
             raise DamageError(f"{count} pictures were stored, {done} or more are found")
         return Segment(ids=ids, checksums=checksums, index=index)
 
-    def _train(self, transaction: Transaction, count: int) -> tuple[ivf.Trained, NDArray[np.int64]]:
+    def _train(
+        self, transaction: Transaction, count: int
+    ) -> tuple[TrainedLists, NDArray[np.int64]]:
         """Return an approximate index, and the checksum of each of its rows."""
         _LOG.warning(
             "making the search index of %d pictures in %s: this takes a while",
@@ -379,7 +382,7 @@ class SearchIndex:
                 checksums.append(of_rows)
                 yield ids, stored.astype(np.float32)
 
-        return ivf.train(count, self.embed_dim, sample, blocks), np.concatenate(checksums)
+        return train_lists(count, self.embed_dim, sample, blocks), np.concatenate(checksums)
 
     def _saved(self, segment: Segment, stamp: Stamp) -> Segment:
         """Write the file; an approximate index is then read from there, without its copy here."""

@@ -16,7 +16,7 @@ from upperson_rt.camera.frames import MOST_BOXES, SteadyClock, View, clean_boxes
 from upperson_rt.camera.queues import BoundedQueue, check_policy
 from upperson_rt.camera.source import without_secrets
 from upperson_rt.camera.stats import Durations, Ledger
-from upperson_rt.cli.log import JsonFormatter
+from upperson_rt.cli.app import JsonFormatter
 from upperson_rt.errors import BackendError, InputError, UsageError
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from upperson_rt.camera import PipelineSettings
-from upperson_rt.camera.colours import COLOURS, colours_of
 from upperson_rt.camera.frames import clean_boxes
-from upperson_rt.camera.tracker import TRACKERS, Tracker, new_tracker
+from upperson_rt.camera.tracker import COLOURS, TRACKERS, Tracker, colours_of, new_tracker
 from upperson_rt.errors import BackendError, UsageError, install_command
 
 SIZE = (1000, 500)

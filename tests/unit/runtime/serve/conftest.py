@@ -13,8 +13,7 @@ from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.query_log import QueryLog
-from upperson_rt.serve.access import Access
-from upperson_rt.serve.accounts import Account, Accounts, add_token
+from upperson_rt.serve.accounts import Access, Account, Accounts, add_token
 from upperson_rt.serve.app import make_app
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.memory import Memory

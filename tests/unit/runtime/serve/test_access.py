@@ -7,8 +7,7 @@ import pytest
 
 from tests.helpers.console import ODD, Client, problem
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.serve.access import COOKIE
-from upperson_rt.serve.accounts import Accounts, add_token
+from upperson_rt.serve.accounts import COOKIE, Accounts, add_token
 
 
 def first_id(console, key):

@@ -13,10 +13,8 @@ import pytest
 
 from tests.helpers.certificate import written
 from upperson_rt.errors import InputError
-from upperson_rt.serve.access import COOKIE, Access
-from upperson_rt.serve.accounts import Account, Accounts
-from upperson_rt.serve.connections import Connection, tls_context
-from upperson_rt.serve.server import Server, listening
+from upperson_rt.serve.accounts import COOKIE, Access, Account, Accounts
+from upperson_rt.serve.server import Connection, Server, listening, tls_context
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sockets of POSIX")
 

@@ -10,8 +10,7 @@ import pytest
 from tests.helpers.console import Client
 from tests.helpers.small_servers import dripping_server, http_server, no_server, other_server
 from upperson_rt.errors import UsageError
-from upperson_rt.serve.access import Access
-from upperson_rt.serve.accounts import Account
+from upperson_rt.serve.accounts import Access, Account
 from upperson_rt.serve.app import make_app
 from upperson_rt.serve.live import Live, check_source
 

@@ -16,7 +16,7 @@ from upperson_rt.gallery import Gallery, Item
 from upperson_rt.log_chain import verify_log
 from upperson_rt.printable import local_time
 from upperson_rt.serve import side_pages
-from upperson_rt.serve.marks import refined
+from upperson_rt.serve.questions import refined
 from upperson_rt.serve.search import Search
 
 

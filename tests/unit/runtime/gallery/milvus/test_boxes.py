@@ -7,7 +7,7 @@ import pytest
 from tests.helpers import boxes
 from tests.helpers.boxes import Box
 from tests.helpers.gallery_places import some_vectors
-from upperson_rt.camera.others import OtherWriters
+from upperson_rt.camera.commit import OtherWriters
 from upperson_rt.camera.stats import Ledger
 from upperson_rt.gallery import Filter, Gallery, Item
 

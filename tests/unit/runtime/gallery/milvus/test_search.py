@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from upperson_rt.gallery import Hit, Item
-from upperson_rt.gallery.milvus import search
+from upperson_rt.gallery.milvus import store
 
 QUERY = np.ones((1, 1), np.float32)
 
@@ -39,7 +39,7 @@ def some_hits(count, scores, tracks):
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     """The most that one request may return."""
-    monkeypatch.setattr(search, "MOST_HITS", 64)
+    monkeypatch.setattr(store, "MOST_HITS", 64)
 
 
 @pytest.mark.parametrize("scores", [1, 3, 40])
@@ -47,7 +47,7 @@ def few(monkeypatch):
 def test_ties_are_ordered_by_id(scores, k):
     hits = some_hits(60, scores, 5)
     expected = sorted(hits, key=lambda hit: (-hit.score, hit.id))
-    assert search.best_rows(Contrary(hits), QUERY, k, "") == [expected[:k]]
+    assert store.best_rows(Contrary(hits), QUERY, k, "") == [expected[:k]]
 
 
 @pytest.mark.parametrize("scores", [10, 40])
@@ -61,4 +61,4 @@ def test_the_best_of_each_track(scores, tracks, k):
         if hit.item.track not in seen:
             expected.append(hit)
             seen.add(hit.item.track)
-    assert search.best_of_each_track(Contrary(hits), QUERY, k, "") == expected[:k]
+    assert store.best_of_each_track(Contrary(hits), QUERY, k, "") == expected[:k]

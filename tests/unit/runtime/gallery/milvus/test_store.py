@@ -11,7 +11,7 @@ from tests.helpers.command_line import run_code
 from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, unit
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.milvus import collection, rows, search
+from upperson_rt.gallery.milvus import collection, rows, store
 from upperson_rt.gallery.milvus.collection import MOST_HITS
 from upperson_rt.gallery.milvus.connection import TOKEN_VARIABLE
 
@@ -103,7 +103,7 @@ def test_pages_join_up(gallery, monkeypatch):
 
 
 def test_tracks_longer_than_a_search_may_return(gallery, monkeypatch):
-    for module in (search, collection):
+    for module in (store, collection):
         monkeypatch.setattr(module, "MOST_HITS", 8)
     near = [Item(key=f"n{n}", camera="a", track='lo"ng') for n in range(20)]
     same = [Item(key=f"s{n}", track="same") for n in range(20)]

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.sqlite import index, ivf, search, segments
+from upperson_rt.gallery.sqlite import index, search, segments
 from upperson_rt.gallery.sqlite import rows as stored
 
 
@@ -348,7 +348,7 @@ def test_the_approximate_index_measures_itself(folder, monkeypatch):
 def test_a_filter_that_passes_far_items_only_gets_them_all(folder, monkeypatch, by_track):
     """They lie in lists that a search for this query does not look into."""
     monkeypatch.setattr(index, "APPROXIMATE_FROM", 3000)
-    monkeypatch.setattr(ivf, "_NPROBES", (1,))
+    monkeypatch.setattr(segments, "_NPROBES", (1,))
     monkeypatch.setattr(search, "_FROM_SQL", 10)
     rows = np.tile(np.eye(2, DIM, dtype=np.float32), (1500, 1)) + 0.3 * some_vectors(3000, 3)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -371,7 +371,7 @@ def test_filtered_searches_look_into_more_lists(folder, monkeypatch, cameras, le
     """The best that pass are spread over more lists than the best of all: in 4, 6.2 of them."""
     monkeypatch.setattr(index, "APPROXIMATE_FROM", 3000)
     monkeypatch.setattr(search, "_FROM_SQL", 10)
-    monkeypatch.setattr(ivf, "_NPROBES", (4,))
+    monkeypatch.setattr(segments, "_NPROBES", (4,))
     groups = some_vectors(400, 2, 32)
     rows = groups[np.arange(6000) // 15] + 0.8 * some_vectors(6000, 3, 32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -387,15 +387,15 @@ def test_filtered_searches_look_into_more_lists(folder, monkeypatch, cameras, le
 
 def test_recall_is_that_of_the_lists_looked_into(monkeypatch):
     """Measured against numpy on the same queries."""
-    monkeypatch.setattr(ivf, "_NPROBES", (1,))
+    monkeypatch.setattr(segments, "_NPROBES", (1,))
     rows = some_vectors(3000, 1, 32)
 
     def blocks():
         yield np.arange(0, 1000), rows[:1000]
         yield np.arange(1000, 3000), rows[1000:]
 
-    trained = ivf.train(3000, 32, lambda most: rows[:most], blocks)
-    queries, others = ivf._held_out(rows[: trained.nlist * 50 + 200])
+    trained = segments.train_lists(3000, 32, lambda most: rows[:most], blocks)
+    queries, others = segments._held_out(rows[: trained.nlist * 50 + 200])
     assert len(others) == min(3000, trained.nlist * 50 + 200) - len(queries)
     assert np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
     best = np.argsort(-(queries @ rows.T), axis=1)[:, :10]
@@ -453,7 +453,7 @@ def test_what_killed_processes_left_is_cleared_away(folder, small):
 
 
 def test_searches_go_on_during_a_rebuild(folder, approximate, monkeypatch):
-    train, found = ivf.train, []
+    train, found = segments.train_lists, []
     new, near = some_vectors(1, 77), some_vectors(2, 77)
     with open_(folder) as gallery:
         gallery.add(items(0, 600), some_vectors(600))
@@ -467,7 +467,7 @@ def test_searches_go_on_during_a_rebuild(folder, approximate, monkeypatch):
             thread.join(20)
             return train(*arguments)
 
-        monkeypatch.setattr(ivf, "train", slow)
+        monkeypatch.setattr(index, "train_lists", slow)
         gallery.rebuild()
         assert found == [truth(gallery, new, 1)]
         # What happened meanwhile is followed afterwards.

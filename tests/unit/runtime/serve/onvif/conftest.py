@@ -21,8 +21,7 @@ from tests.helpers.console import START
 from tests.unit.runtime.serve.conftest import strangers
 from upperson_rt.gallery import Gallery
 from upperson_rt.query_log import QueryLog
-from upperson_rt.serve.access import Access
-from upperson_rt.serve.accounts import Account, Accounts, add_token
+from upperson_rt.serve.accounts import Access, Account, Accounts, add_token
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.live import Live
 from upperson_rt.serve.memory import Memory
