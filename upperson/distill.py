@@ -126,6 +126,9 @@ class AskedOnce:
         return batch.image_N3HW, self._made_2PE[flipped_N, batch.labels_N].float()
 
 
+# --- Distil a run's image tower into a smaller one, top to bottom in one file
+
+
 ADAM_EPS = 1e-8
 """All weights of a student are trained from a rough start: no reason for the large one of parts."""
 

@@ -1,4 +1,4 @@
-"""Questions made of attributes: what could be asked about people of whom the truth is known.
+"""Questions made of attributes, and the truth that answers and evidence are held against.
 
 A picture's truth is its record's ``attributes``.
 

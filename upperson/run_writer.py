@@ -1,4 +1,4 @@
-"""Writes a run folder while training goes on (``upperson/run.py`` says what is in it)."""
+"""Writes a run folder and its model card during training; `upperson.run` says what is in it."""
 
 import csv
 import io
@@ -122,6 +122,9 @@ def _parts(config: TrainConfig) -> list[str]:
             f"L-Adapter of width / {model.adapter_reduction}, blocks {model.adapter_blocks}"
         )
     return parts
+
+
+# --- Writes a run folder while training goes on (``upperson/run.py`` says what is in it)
 
 
 class RunWriter:

@@ -1,4 +1,4 @@
-"""Symmetric int8: the largest absolute value it should still represent, and what rounding costs.
+"""Ranges of int8: activations are watched, then the largest value to represent is chosen.
 
 A step is amax / 127, and what lies beyond amax saturates. Ways to choose amax, from a histogram of
 |x|:
@@ -267,6 +267,9 @@ def _valid_rows(
         rows_RC = rows_RC[(np.arange(tokens) < counts[:, None]).reshape(-1)]
     ends = np.cumsum(counts)
     return rows_RC, list(map(slice, ends - counts, ends))
+
+
+# --- Symmetric int8: the largest absolute value it should still represent, and what rounding costs
 
 
 Estimator = Literal[

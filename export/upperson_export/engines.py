@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from upperson_export.recorded_folder import RecordedFolder
+from upperson_export.made_files import RecordedFolder
 from upperson_export.variants import VARIANTS
 from upperson_rt.bundle import read_manifest
 from upperson_rt.compile import compile_bundle

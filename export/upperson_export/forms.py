@@ -1,4 +1,4 @@
-"""The towers in every form that the ladder may try: built once, embedded once, when asked for.
+"""The towers in every form that the ladder may try, and the calibration that some of them need.
 
 A rung says how a tower is made: ``plain`` int8, ``smoothed``, ``mixed-1/n`` (smoothed, with that
 share of the Linears, the most harmful ones, left in float), or the name of a float variant.
@@ -201,6 +201,9 @@ class TowerCalibrator:
             backend = open_backend(self._graph("plain").file, "onnxruntime")
             self._embeds = run_tower(backend, self.tower, self._few)
         return self._embeds
+
+
+# --- The towers in every form that the ladder may try: built once, embedded once, when asked for
 
 
 _PARITY_INPUTS = 17

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from upperson_export.ladder import Accuracy, Compared, Measured
-from upperson_export.recorded_folder import templates
+from upperson_export.made_files import templates
 from upperson_export.report import CalibrationRecord, ExportReport
 from upperson_export.variants import SIMULATED, VARIANTS
 from upperson_rt.manifest import NO_ADAPTER, Manifest

@@ -1,4 +1,4 @@
-"""What an export found: the content of a bundle's ``report.json``."""
+"""What an export found and measured: the content of a bundle's ``report.json``."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -107,6 +107,9 @@ class Stopwatch:
             caption_tokens=self._inputs["text"].shape[1],
             repeats=REPEATS,
         )
+
+
+# --- What an export found: the content of a bundle's ``report.json``
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""A server's folder: made from one variant of a bundle whose graphs keep their contract."""
+"""Folders for inference servers, DeepStream and Triton, made from a variant of a finished bundle."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import onnx
 import onnx_ir as ir
 
-from upperson_export.recorded_folder import RecordedFolder, templates
+from upperson_export.made_files import RecordedFolder, templates
 from upperson_export.variants import VARIANTS
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.errors import IntegrityError, UsageError

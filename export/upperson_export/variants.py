@@ -133,7 +133,7 @@ def _no_pass(_: Tensors) -> Iterable["InPlacePass"]:
 
 
 def _int8(given: Tensors) -> Iterable["InPlacePass"]:
-    from upperson_export.passes.quantize_linears import QuantizeLinears, TransposePacked
+    from upperson_export.passes.linears import QuantizeLinears, TransposePacked
 
     return QuantizeLinears(given.linears, given.amax, PAIR_LIMIT), TransposePacked()
 
@@ -146,7 +146,7 @@ def _fp16(given: Tensors) -> Iterable["InPlacePass"]:
 
 def _int8_fp16(given: Tensors) -> Iterable["InPlacePass"]:
     from upperson_export.passes.half import ToHalf
-    from upperson_export.passes.quantize_linears import QuantizeLinears, UnpackProjections, unpacked
+    from upperson_export.passes.linears import QuantizeLinears, UnpackProjections, unpacked
 
     linears = [part for name in given.linears for part in unpacked(name)]
     return UnpackProjections(), QuantizeLinears(linears, given.amax), ToHalf(given.largest)

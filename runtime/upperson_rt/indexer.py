@@ -139,6 +139,9 @@ def _apart(source: PurePath, file: PurePath) -> tuple[str, str]:
     return str(PurePath(*one[: len(one) - same])), str(PurePath(*other[: len(other) - same]))
 
 
+# --- Pictures from files into a gallery, a committed batch at a time
+
+
 _LOG = get_logger(__name__)
 
 _USUAL_WORKERS, _MOST_WORKERS = 4, 256

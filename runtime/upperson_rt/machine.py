@@ -1,4 +1,4 @@
-"""The machine that a measurement ran on: processor, instruction sets, load, system."""
+"""This machine: processor, instruction sets, load, memory that is freed, and how int8 adds here."""
 
 import ctypes
 import functools

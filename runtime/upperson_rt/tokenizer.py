@@ -272,6 +272,9 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
+# --- Sentences to token ids, by a `tokenizer.json` of the Hugging Face `tokenizers` library
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """Token ids of a batch of sentences."""

@@ -29,7 +29,7 @@ def test_a_student_becomes_a_bundle_in_its_teachers_space(
         identities.append(identity)
         raise InputError("far enough")
 
-    monkeypatch.setattr("upperson.cli.export_run.export_bundle", export_bundle)
+    monkeypatch.setattr("upperson.cli.exportable.export_bundle", export_bundle)
     exported = run("export", "small", "--output", "bundle", "--no-gate", "--calib-size", 8)
     assert exported.exit_code == 3, exported.stderr
     (student,) = identities

@@ -24,7 +24,7 @@ from tests.helpers.toy_bases import toy_base, write_base
 from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_graphs import FOLD, TOWERS, toy_graph
 from tests.helpers.vit_b16 import int8_gemms
-from upperson.cli import export_run
+from upperson.cli import exportable
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
@@ -85,7 +85,7 @@ def ungated(towers_are_traced_once, toy_run, tmp_path_factory):
 def worked(monkeypatch):
     """The runs that were loaded, which every export begins with."""
     loaded = []
-    monkeypatch.setattr("upperson.cli.export_run.load_run", loaded.append)
+    monkeypatch.setattr("upperson.cli.exportable.load_run", loaded.append)
     return loaded
 
 
@@ -243,11 +243,11 @@ def test_pictures_of_a_folder_come_with_captions_from_elsewhere(
     copied_run, people, work, monkeypatch
 ):
     given = []
-    monkeypatch.setattr(export_run, "export_bundle", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr(exportable, "export_bundle", lambda *arguments: given.append(arguments))
     (work / "crops").mkdir()
     for image in sorted(people.rglob("*.jpg"))[:3]:
         shutil.copy(image, work / "crops")
-    export_run.export_run(
+    exportable.export_run(
         copied_run, work / "bundle", ExportOptions(), calib_size=8, calib_data=work / "crops",
         progress=lambda *_: None,
     )  # fmt: skip
@@ -460,8 +460,8 @@ def test_a_base_is_exported_without_a_run_or_captions_and_answers(people, work, 
 
 def test_a_base_is_measured_by_accuracy_where_there_are_captions(people, work, monkeypatch):
     given = []
-    monkeypatch.setattr(export_run, "export_bundle", lambda *arguments: given.append(arguments))
-    export_run.export_base(
+    monkeypatch.setattr(exportable, "export_bundle", lambda *arguments: given.append(arguments))
+    exportable.export_base(
         "upperson-small", None, (None, None), work / "bundle", ExportOptions(), root=people,
         calib_size=4, progress=lambda *_: None,
     )  # fmt: skip

@@ -361,7 +361,7 @@ def test_the_demo_runs_again_over_an_earlier_one(demo_folder, work, monkeypatch)
     (people,) = Path("demo/people").iterdir()
     measured = json.loads((demo_folder / "summary.json").read_text("utf-8"))["fine_tuned"]
     monkeypatch.setattr("upperson.train.train", train_as_before)
-    monkeypatch.setattr(import_module("upperson.cli.export_run"), "export_run", export_as_before)
+    monkeypatch.setattr(import_module("upperson.cli.exportable"), "export_run", export_as_before)
     done = run("demo", "--quick")
     assert done.exit_code == 0, done.stderr
     table = {line[:24].rstrip(): line[24:].split() for line in done.stdout.splitlines()}

@@ -22,7 +22,7 @@ from benchmarks.gpu_libraries import (
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_graphs import export_exchanged
-from upperson.cli.export_run import calibration_samples
+from upperson.cli.exportable import calibration_samples
 from upperson.data.records import read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json

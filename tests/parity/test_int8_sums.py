@@ -20,7 +20,7 @@ from benchmarks import avx2
 from benchmarks.kernel_runs import NodeByNode, with_exact_products
 from tests.helpers.command_line import ROOT, run_code
 from tests.helpers.toy_graphs import TOWERS, amax_of, min_cosine, run_graph, toy_graph, toy_inputs
-from upperson_export.passes.quantize_linears import QuantizeLinears, TransposePacked
+from upperson_export.passes.linears import QuantizeLinears, TransposePacked
 from upperson_export.variants import VARIANTS
 from upperson_rt.backends import onnxruntime as onnxruntime_backend
 from upperson_rt.backends import openvino as openvino_backend

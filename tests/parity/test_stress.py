@@ -18,7 +18,7 @@ from tests.conftest import QuickDemo
 from tests.helpers.alone import found_alone
 from tests.helpers.stress_models import with_loud_channels, with_prefix_scale, with_stream_outlier
 from tests.helpers.traces import as_in
-from upperson.cli.export_run import calibration_samples, retrieval_split
+from upperson.cli.exportable import calibration_samples, retrieval_split
 from upperson.data.records import read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json

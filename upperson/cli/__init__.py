@@ -7,9 +7,9 @@ from upperson.cli.demo import demo
 from upperson.cli.distill import distill
 from upperson.cli.evaluate import evaluate
 from upperson.cli.export import export
+from upperson.cli.finished import serving, sign
 from upperson.cli.import_ import import_
 from upperson.cli.parity import parity
-from upperson.cli.serving import serving, sign
 from upperson.cli.train import pretrain_small, train
 from upperson_rt.cli.app import Command, new_app, run_app
 

@@ -93,7 +93,7 @@ def demo(
 def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]:
     """Run all stages and return the summary; ``output`` changes only at the end."""
     from upperson.attributes import measure_attributes
-    from upperson.cli.export_run import export_run
+    from upperson.cli.exportable import export_run
     from upperson.cli.progress import TrainingDisplay
     from upperson.config import read_recipe
     from upperson.data.records import read_dataset
@@ -106,7 +106,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson.run import load_run
     from upperson.train import train
     from upperson_export.bundle import ExportOptions
-    from upperson_export.recorded_folder import templates
+    from upperson_export.made_files import templates
     from upperson_rt.bundle import Bundle
     from upperson_rt.files import put_in_place, scratch_folder
     from upperson_rt.gallery import Gallery

@@ -194,7 +194,7 @@ def export(
         }
     )
     require_extra("export", "export")
-    from upperson.cli.export_run import export_base, export_run
+    from upperson.cli.exportable import export_base, export_run
     from upperson.cli.progress import Display
     from upperson_calibration.ranges import ESTIMATORS
     from upperson_export.bundle import ExportOptions, foreign_to_bundle

@@ -1,4 +1,4 @@
-"""What every annotation format is read into, and the checks that all formats share.
+"""What every annotation format is read into, checks that all share, and the two plain formats.
 
 A format is read as a stream of `Annotation` and `Problem`, so that one and the same code serves the
 strict reader, which refuses the first error, and the check, which lists them all.

@@ -1,4 +1,4 @@
-"""Captions in other words for training: shorter ones that stay true, and ones that are wrong.
+"""Captions for training: in other words, shorter or wrong ones, and of whom else one is true.
 
 Both come from the phrases that `upperson_rt.phrases` reads; a caption in which it reads none stays
 as it is.

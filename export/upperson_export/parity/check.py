@@ -1,4 +1,4 @@
-"""The three checks: of a file as it is written, of a run, and of a bundle."""
+"""The three checks, of a file as it is written, of a run and of a bundle, and their verdict."""
 
 import math
 import tempfile
@@ -285,6 +285,9 @@ def _round_up(value: float) -> float:
 def _round_down(value: float) -> float:
     """Return the next lower value with four digits behind the point."""
     return (math.ceil(value * 10_000) - 1) / 10_000
+
+
+# --- The three checks: of a file as it is written, of a run, and of a bundle
 
 
 @torch.no_grad()

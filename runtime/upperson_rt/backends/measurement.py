@@ -1,4 +1,4 @@
-"""How long each backend takes for a tower on this machine, kept in the user's cache folder.
+"""How long each backend takes for a tower on this machine: timed in turns, kept in a cache folder.
 
 The file names everything that the times depend on; where anything of it has changed it is no longer
 found, and one that is damaged or was renamed is refused.

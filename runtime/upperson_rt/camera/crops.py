@@ -1,4 +1,4 @@
-"""From the views of a track to crops: the best one of every few seconds, ready to be embedded."""
+"""From the views of a track to crops, the best one of every few seconds, and their embeddings."""
 
 import datetime
 import hashlib

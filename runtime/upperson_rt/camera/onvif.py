@@ -1,4 +1,4 @@
-"""Asks ONVIF cameras for the addresses of their streams."""
+"""Finds ONVIF cameras on the local network, and asks them for the addresses of their streams."""
 
 import datetime
 import ipaddress
@@ -18,9 +18,9 @@ from xml.sax.saxutils import escape, quoteattr
 from upperson_rt.camera.soap import Caller, RefusedError, child_text, named, parse_xml
 from upperson_rt.camera.source import Logins, Source, without_secrets
 from upperson_rt.camera.stream import check_address
-from upperson_rt.deadline import may_hide_login
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import shortened, shown
+from upperson_rt.remote import may_hide_login
 
 __all__ = [
     "Answer",
@@ -177,6 +177,9 @@ def _scope(scopes: list[str], key: str) -> str | None:
     prefix = f"{_SCOPE}{key}/"
     values = [scope[len(prefix) :] for scope in scopes if scope.lower().startswith(prefix)]
     return unquote(values[0]) if values else None
+
+
+# --- Asks ONVIF cameras for the addresses of their streams
 
 
 _DEVICE = "http://www.onvif.org/ver10/device/wsdl"

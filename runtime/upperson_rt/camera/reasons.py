@@ -17,8 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from upperson_rt.deadline import http_target, http_within, may_hide_login, within
 from upperson_rt.printable import shortened
+from upperson_rt.remote import http_target, http_within, may_hide_login, within
 
 __all__ = ["answer_challenge", "reason_of_address", "reason_of_device"]
 

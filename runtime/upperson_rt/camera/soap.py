@@ -19,9 +19,9 @@ from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
 from upperson_rt.camera.reasons import answer_challenge
-from upperson_rt.deadline import http_target, http_within, password_digest
 from upperson_rt.errors import InputError
 from upperson_rt.printable import one_line, shortened
+from upperson_rt.remote import http_target, http_within, password_digest
 
 __all__ = ["Caller", "RefusedError", "child_text", "named", "parse_xml"]
 

@@ -1,4 +1,4 @@
-"""Where pictures come from, and what OpenCV reads of it: files, devices, GStreamer pipelines."""
+"""Where pictures come from, what OpenCV reads of it (files, devices, GStreamer), and logins."""
 
 import netrc
 import os
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from upperson_rt.arguments import LONGEST_PATH, check_name
 from upperson_rt.camera.reasons import reason_of_device
-from upperson_rt.deadline import may_hide_login, require_private
 from upperson_rt.errors import BackendError, InputError, UsageError, missing_extra
+from upperson_rt.remote import may_hide_login, require_private
 
 __all__ = [
     "MOST_FRAME_PIXELS",

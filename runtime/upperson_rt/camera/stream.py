@@ -24,8 +24,8 @@ from upperson_rt.camera.source import (
     Source,
     check_frame_size,
 )
-from upperson_rt.deadline import may_hide_login
 from upperson_rt.errors import InputError, UsageError, missing_extra
+from upperson_rt.remote import may_hide_login
 
 __all__ = ["StreamReader", "check_address", "open_source", "show_ffmpeg_lines"]
 

@@ -173,6 +173,9 @@ def colours_of(image: NDArray[np.uint8], edges: NDArray[np.int64]) -> NDArray[np
     return found
 
 
+# --- Tracks: which boxes of a camera belong to one person crossing its view
+
+
 TrackerName: TypeAlias = Literal["upperson", "bytetrack", "ocsort", "botsort"]
 """Our own `Tracker`, and those of the package ``trackers``."""
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)

@@ -1,4 +1,4 @@
-"""How commands end: errors become one line and an exit code. Shared by both command lines.
+"""How commands end, and what they log: errors become one line and an exit code, for both programs.
 
     app = new_app("Find a person's pictures from a sentence.", "upperson-rt")
 
@@ -249,6 +249,9 @@ def logging_to_stderr(as_json: bool) -> Iterator[None]:
         if as_json:
             stack.enter_context(messages_to(get_logger("upperson_rt.cli")))
         yield
+
+
+# --- How commands end: errors become one line and an exit code. Shared by both command lines
 
 
 class Command(TyperCommand):

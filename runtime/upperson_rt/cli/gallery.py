@@ -109,6 +109,9 @@ def merge(
     print_line(f"proof: read back, it has each of the {rows} of the shards once, and no other")
 
 
+# --- `upperson-rt gallery ...`
+
+
 app = new_app("Look into a gallery, and look after it.")
 
 

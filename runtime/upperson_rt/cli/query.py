@@ -1,4 +1,4 @@
-"""`upperson-rt query`."""
+"""`upperson-rt query`, and `upperson-rt log` over the log of queries."""
 
 import re
 from collections.abc import Sequence

@@ -136,6 +136,9 @@ def _reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
 
 
+# --- `upperson-rt watch`
+
+
 _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 _REDRAW_S = 0.5
 _TELL_S = 10.0

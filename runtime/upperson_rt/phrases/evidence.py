@@ -1,4 +1,4 @@
-"""What speaks for a phrase in a picture, from the two towers alone.
+"""What speaks for a phrase in a picture, from the two towers alone, and phrases as sentences.
 
 A cosine says nothing by itself. Here a phrase competes against what could stand in its place: a red
 coat against coats of other colours and other red garments, a backpack against other bags and none.
@@ -148,6 +148,9 @@ def _orders(things: Sequence[Phrase]) -> list[list[Phrase]]:
 
 def _and(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+# --- What speaks for a phrase in a picture, from the two towers alone
 
 
 EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]

@@ -1,4 +1,4 @@
-"""Who may do what: tokens, which are stored hashed, roles, and the sessions of browsers."""
+"""Who asks and may do what: tokens, which are stored hashed, roles, and sessions of browsers."""
 
 import hashlib
 import hmac

@@ -1,4 +1,4 @@
-"""What a search is answered with: its hits, a word for each, and what there is to say about them.
+"""What a search is answered with: hits, a word for each, what there is to say, and a zip of it.
 
 Who asked is in the log before anything is shown; `compared` alone leaves that to whoever shows it.
 """

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from upperson_rt.deadline import http_target, http_within, may_hide_login
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.printable import one_line, shortened, shown
+from upperson_rt.remote import http_target, http_within, may_hide_login
 from upperson_rt.serve.accounts import Account
 from upperson_rt.serve.desk import Desk
 

@@ -83,6 +83,9 @@ def _of_unit_length(vector_D: NDArray[np.float64]) -> NDArray[np.float64]:
     return vector_D / length if length > 1e-12 else vector_D
 
 
+# --- From a search to the vector that is looked for: sentence, picture, both, and what was marked
+
+
 _KEPT_SENTENCES = 2000
 
 

@@ -167,6 +167,9 @@ def _check_pem(given: str, file: Path, what: str, mark: bytes) -> None:
         )
 
 
+# --- The server process: opens everything, listens, and ends without losing anything
+
+
 _END_WITHIN_S = 4
 """What is being answered may take so long when the server ends."""
 _THREADS = 12

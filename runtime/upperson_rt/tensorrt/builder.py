@@ -1,4 +1,4 @@
-"""From an ONNX file to an engine, with what TensorRT 10.3 to 11 have in common.
+"""From an ONNX file to an engine, with what TensorRT 10.3 to 11 have in common, and a comparison.
 
 Networks are strongly typed: the precision of every operation is the one written in the graph.
 There are no precision flags and no calibrators, which TensorRT 11 no longer has.

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from tests.helpers.toy_graphs import TOWERS, producers, proto_of, toy_graph
 from upperson_export.graphs import build_variant
 from upperson_export.lint import lint
-from upperson_export.passes.quantize_linears import unpacked
+from upperson_export.passes.linears import unpacked
 from upperson_export.variants import VariantName
 from upperson_rt.errors import InputError
 from upperson_rt.machine import PAIR_LIMIT, largest_pair

@@ -7,7 +7,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from tests.helpers.toy_graphs import run_graph
-from upperson_export.passes.quantize_linears import QuantizeLinears
+from upperson_export.passes.linears import QuantizeLinears
 from upperson_rt.errors import InputError
 from upperson_rt.machine import EXACT, INT8_SUMS, PAIR_LIMIT, largest_pair
 

@@ -8,7 +8,7 @@ from onnx import numpy_helper, parser
 
 from tests.helpers.toy_graphs import run_graph
 from upperson_export.passes.after_export import NameByModule, ShapeAfterCast
-from upperson_export.passes.quantize_linears import TransposePacked, UnpackProjections, unpacked
+from upperson_export.passes.linears import TransposePacked, UnpackProjections, unpacked
 
 HEADER = '<ir_version: 9, opset_import: ["" : 19]>'
 

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from tests.helpers.command_line import run_code
 from upperson_rt import log_chain
-from upperson_rt.cli.query import app
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Hit, Item
 from upperson_rt.log_chain import verify_log
@@ -232,7 +231,7 @@ def test_a_line_that_is_not_chained_shows_at_the_end_too(tmp_path, added, goes_o
         write_some(path, 2)
     (problem,) = verify_log(path).problems
     assert problem.startswith("line 4 is not what was written")
-    done = CliRunner().invoke(app, ["verify", str(path)])
+    done = CliRunner().invoke(log_app, ["verify", str(path)])
     assert done.exit_code == 6
 
 
@@ -245,7 +244,7 @@ def test_a_last_line_that_a_crash_cut_off_is_told_as_such(tmp_path, length):
             file.write(WHOLE[:length])
         report = verify_log(path)
         assert (report.unchained, report.cut_off, report.problems) == (0, count, [])
-        assert "cut off by a full disk" in CliRunner().invoke(app, ["verify", str(path)]).output
+        assert "cut off by a full disk" in CliRunner().invoke(log_app, ["verify", str(path)]).output
         write_some(path, 2)
         report = verify_log(path)
         assert (report.unchained, report.cut_off, report.problems) == (0, count, [])

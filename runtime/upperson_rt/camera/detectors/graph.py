@@ -1,4 +1,4 @@
-"""What an ONNX file takes and gives, by what it says about itself and what it answers once."""
+"""What an ONNX file takes and gives, and which layout it has, by its words and its answers."""
 
 import ast
 from collections.abc import Mapping, Sequence

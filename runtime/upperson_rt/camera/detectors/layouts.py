@@ -1,6 +1,6 @@
 """The layouts of detectors: what goes in, which outputs come out, and what they mean.
 
-A layout is a row of `LAYOUTS`. Which one a file has is told in ``recognise``.
+A layout is a row of `LAYOUTS`. Which one a file has is told in ``graph``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -111,6 +111,9 @@ class Pixels:
             frame, inner, interpolation=cv2.INTER_LINEAR
         )
         return padded, Fit(scale, scale, left, top)
+
+
+# --- The layouts of detectors: what goes in, which outputs come out, and what they mean
 
 
 Arrays: TypeAlias = Sequence[NDArray[np.float32]]

@@ -1,4 +1,4 @@
-"""Detectors by what they are called on a command line."""
+"""Detectors by what they are called on a command line, with the two that need no ONNX file."""
 
 import importlib
 import json
@@ -104,6 +104,9 @@ class BoxesFile:
             "boxes from a file belong to the frames of one video, by their number: try them with  "
             "upperson-rt watch VIDEO --detector FILE.json"
         )
+
+
+# --- Names
 
 
 _ENTRY = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")

@@ -112,6 +112,9 @@ def spans_of(
     }
 
 
+# --- The gallery in Milvus: items to rows of its collection and back
+
+
 class MilvusGallery(Gallery):
     """Items and their embeddings in a collection of a Milvus server; a context manager.
 

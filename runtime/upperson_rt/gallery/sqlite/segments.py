@@ -1,4 +1,4 @@
-"""Parts of the search index: faiss indexes that do not change, and a growing tail beside them.
+"""Parts of the search index: faiss indexes, exact or approximate, and a growing tail beside them.
 
 Shapes: Q queries, N rows, K candidates, D dimensions.
 """

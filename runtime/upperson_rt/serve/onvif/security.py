@@ -24,10 +24,10 @@ from typing import Annotated
 from urllib.request import parse_http_list, parse_keqv_list
 from xml.etree.ElementTree import Element
 
-from upperson_rt.deadline import password_digest, require_private
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import write_atomically
 from upperson_rt.printable import shown
+from upperson_rt.remote import password_digest, require_private
 from upperson_rt.serve.accounts import Account, read_listed
 from upperson_rt.serve.onvif.soap import WSSE, WSU, FaultError, child, unix_time
 from upperson_rt.strict import Constraint

@@ -10,8 +10,8 @@ from tests.helpers.onvif_device import MATCH, onvif_device, responder
 from tests.helpers.small_servers import dripping_server, no_server, other_server
 from upperson_rt.camera.onvif import Answer, ask_cameras, device_at, discover
 from upperson_rt.camera.source import Logins, parse_source
-from upperson_rt.deadline import password_digest
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.remote import password_digest
 
 LOGIN = ("anna", "s:e/c<ret&1")
 STREAMS = {"main": "rtsp://127.0.0.1:8554/main", "sub": "rtsp://127.0.0.1:8554/sub?channel=2"}

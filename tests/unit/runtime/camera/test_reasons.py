@@ -20,8 +20,8 @@ from upperson_rt.camera.reasons import reason_of_address, reason_of_device
 from upperson_rt.camera.settings import CameraSettings
 from upperson_rt.camera.source import OpenCVReader, parse_source
 from upperson_rt.camera.stream import StreamReader, open_source
-from upperson_rt.deadline import Limit
 from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_rt.remote import Limit
 
 LOGIN = f"{USER}:{quote(PASSWORD, safe='')}@"
 SERVERS = {"rtsp": rtsp_server, "http": http_server}

@@ -1,4 +1,4 @@
-"""Connections to strangers that end when their time is up, whatever still comes in.
+"""Talking to other machines: connections that end when their time is up, and passwords.
 
 The time limit of a socket counts from one byte to the next: who sends one now and then could go on
 for ever. Looking up a name knows no limit at all, and each address of a host would get the whole.

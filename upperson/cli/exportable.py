@@ -1,4 +1,4 @@
-"""A run as an export takes it: its model, a split to measure on, and samples that set ranges."""
+"""What an export takes: a run or a base with a split to measure on and samples that set ranges."""
 
 import tempfile
 from collections.abc import Sequence

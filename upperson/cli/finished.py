@@ -1,4 +1,4 @@
-"""``upperson serving``."""
+"""What is done with finished bundles: ``upperson serving`` and ``upperson sign``."""
 
 from collections.abc import Callable
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""INT8 by explicit Q/DQ pairs around Linears."""
+"""Passes over Linears: INT8 by explicit Q/DQ pairs, and packed queries, keys and values."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""A folder with a record of its files and their hashes, by which an earlier one is known again."""
+"""Files made from templates, in a folder with a record by which an earlier one is known again."""
 
 import json
 import re

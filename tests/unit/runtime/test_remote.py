@@ -8,8 +8,8 @@ from contextlib import ExitStack, closing, contextmanager
 import pytest
 
 from tests.helpers.small_servers import dripping_server, no_server, other_server
-from upperson_rt import deadline
-from upperson_rt.deadline import http_within, within
+from upperson_rt import remote
+from upperson_rt.remote import http_within, within
 
 LATE = r"it does not answer within 0\.2 s"
 
@@ -96,7 +96,7 @@ def test_connecting_is_within_the_limit(scheme):
 def test_what_came_before_is_no_longer_left(monkeypatch):
     """Looking up, connecting and reading share the time; none of them gets all of it again."""
     now = [0.0]
-    monkeypatch.setattr(deadline.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
     looked_up = socket.getaddrinfo
 
     def slowly(*arguments, **options):
