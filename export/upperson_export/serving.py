@@ -1,4 +1,4 @@
-"""Folders for inference servers, DeepStream and Triton, made from a variant of a finished bundle."""
+"""Folders for inference servers, DeepStream and Triton, from one variant of a finished bundle."""
 
 import re
 import shutil

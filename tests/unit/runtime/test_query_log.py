@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tests.helpers.command_line import run_code
 from upperson_rt import log_chain
+from upperson_rt.cli.query import log_app
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Hit, Item
 from upperson_rt.log_chain import verify_log
