@@ -77,10 +77,11 @@ import time
 from pathlib import Path
 from typing import Annotated
 import typer
-from upperson_rt.cli import ending
+from importlib import import_module
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.files import new_folder
 
+ending = import_module("upperson_rt.cli.app")
 ending._GRACE_S = 0.1
 app = new_app("Work in native code.", "test")
 
