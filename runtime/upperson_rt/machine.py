@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from upperson_rt import __version__
 from upperson_rt.printable import count_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "EXACT",
@@ -199,8 +200,10 @@ def int8_sums_saturate() -> bool:
     return found.is_x86 and found.flags is not None and not found.flags & _EXACT_SETS
 
 
-def largest_pair(w_IO: NDArray[Any]) -> NDArray[np.float32]:
+def largest_pair(w_IO: "NDArray[Any]") -> "NDArray[np.float32]":
     """Return the largest sum [out] of two neighbouring inputs' absolute weights [in, out]."""
+    import numpy as np  # Here: command lines start without it.
+
     even_IO = np.abs(w_IO.astype(np.float32))
     if len(even_IO) % 2:
         even_IO = np.pad(even_IO, ((0, 1), (0, 0)))
