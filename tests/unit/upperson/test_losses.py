@@ -89,6 +89,22 @@ def test_tal_keeps_a_margin_to_the_soft_maximum_of_other_people(
     assert tal_loss(image, text, SAME).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_tal_takes_the_weights_of_right_items_for_constants(
+    features: tuple[Tensor, Tensor],
+) -> None:
+    image, text = (F.normalize(x, dim=-1).requires_grad_() for x in features)
+    expected = image.new_zeros(())
+    for queries, gallery in ((text, image), (image, text)):
+        for i, query in enumerate(queries):
+            cosines, same = gallery @ query, LABELS[i] == LABELS
+            positive = (cosines[same].detach() / 0.015).softmax(0) @ cosines[same]
+            negative = 0.015 * (cosines[~same] / 0.015).logsumexp(0)
+            expected = expected + (0.1 - positive + negative).clamp(min=0)
+    found_2 = torch.autograd.grad(tal_loss(image, text, SAME), (image, text))
+    expected_2 = torch.autograd.grad(expected, (image, text))
+    torch.testing.assert_close(found_2, expected_2, rtol=1e-4, atol=1e-5)
+
+
 def test_a_batch_of_one_person_gives_no_loss_and_no_gradient() -> None:
     image = F.normalize(torch.randn(3, 6), dim=-1).requires_grad_()
     for loss in (tal_loss, asdm_loss):
