@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from upperson_calibration.ranges import (
+    DEFAULT_ESTIMATOR,
     ESTIMATORS,
     LEVELS,
     AbsHistogram,
@@ -68,6 +69,13 @@ def test_percentiles_agree_with_numpy(percent: str) -> None:
     found = amax_of(observed(values), f"percentile-{percent}")  # type: ignore[arg-type]
     assert found == pytest.approx(np.percentile(np.abs(values), float(percent)), rel=0.02)
     assert (np.abs(values) <= found).mean() >= float(percent) / 100, "more saturate"
+
+
+def test_unless_told_otherwise_one_value_in_a_hundred_thousand_saturates() -> None:
+    assert DEFAULT_ESTIMATOR == "percentile-99.999"
+    values = normal(2_000_000)
+    beyond = int((np.abs(values) > amax_of(observed(values), DEFAULT_ESTIMATOR)).sum())
+    assert 10 < beyond <= 20
 
 
 @pytest.mark.parametrize(
