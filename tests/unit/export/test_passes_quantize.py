@@ -80,6 +80,31 @@ def test_weights_are_int8_with_a_scale_per_output_channel(proto: onnx.ModelProto
             assert not array.any()
 
 
+@pytest.mark.parametrize("pair_limit", [None, PAIR_LIMIT])
+def test_a_channel_of_tiny_weights_keeps_their_signs(pair_limit: int | None) -> None:
+    """Where float16 is coarse, a scale that is not rounded up would have int8 overflow."""
+    smallest = float(np.finfo(np.float16).smallest_subnormal)
+    steps = np.linspace(1.05, 8, 100)
+    weight = np.outer([1, 0, -1, 0.5], 127 * smallest * steps).astype(np.float32)
+    proto = parser.parse_model("""<ir_version: 9, opset_import: ["" : 19]>
+    g (float[N, 4] x) => (float[N, 100] y) { y = MatMul(x, w) }""")
+    proto.graph.node[0].name = "y"
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    model = ir.from_proto(proto)
+    QuantizeLinears(["y"], {"x": 1.0}, pair_limit)(model)
+    values = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
+    rounded, scale = values["w.int8"].astype(np.float32), values["w.scale"]
+    assert (np.sign(rounded) == np.sign(weight)).all()
+    assert (np.abs(rounded * scale - weight) <= 0.501 * scale).all()
+
+
+def test_a_range_is_never_cut_where_its_scale_is_rounded(proto: onnx.ModelProto) -> None:
+    for amax in np.geomspace(1e-4, 1e4, 200):
+        constants = quantized(proto, {"u": float(amax)}, "kv").graph.initializer
+        (scale,) = (numpy_helper.to_array(item) for item in constants if item.name == "u.scale")
+        assert amax * (1 - 1e-6) <= 127 * scale <= amax * 1.001 + 127 * 6e-8
+
+
 def test_the_result_is_close_and_values_beyond_the_range_are_clipped(
     proto: onnx.ModelProto,
 ) -> None:
