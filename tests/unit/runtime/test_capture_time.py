@@ -30,6 +30,8 @@ def picture(path, **tags):
         ({"original": "2026:11:24 14:00:05", "offset": "+00:00"}, UTC),
         ({"original": "2026:11:24 14:00:05", "offset": "-05:30"}, UTC + 5.5 * 3600),
         ({"original": "2026:11:24 14:00:05", "offset": "", "fraction": "250"}, LOCAL + 0.25),
+        ({"original": "2026:11:24 14:00:05", "fraction": "5"}, LOCAL + 0.5),
+        ({"original": "2026:11:24 14:00:05", "fraction": "03"}, LOCAL + 0.03),
         ({"original": "2026:11:24 14:00:05", "fraction": "x"}, LOCAL),
         ({"original": "0000:00:00 00:00:00"}, None),
         ({"original": "2026:13:24 14:00:05"}, None),
