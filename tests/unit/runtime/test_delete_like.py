@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.toy_bundle import COLOURS, draw_person
 from upperson_rt.errors import InputError, UsageError
@@ -58,6 +59,16 @@ def test_what_looks_alike_goes_after_a_dry_run_that_tells(encoder, gallery, tmp_
     with pytest.raises(InputError, match="cannot write the query log"):
         retriever.delete_like(tmp_path / "hall.png", -1.0)
     assert gallery.count() == len(COLOURS) + 4 - len(alike)
+
+
+def test_colours_of_a_frame_are_read_in_the_order_that_is_named(encoder, gallery, tmp_path):
+    retriever = Retriever(encoder, gallery)
+    with Image.open(tmp_path / "red.png") as picture:
+        frame = np.asarray(picture.convert("RGB"))[..., ::-1]
+    expected = retriever.delete_like(tmp_path / "red.png", 0.99, dry_run=True)
+    assert str(tmp_path / "red.png") in {hit.item.source for hit in expected}
+    assert retriever.delete_like(frame, 0.99, dry_run=True, channels="bgr") == expected
+    assert retriever.delete_like(frame, 0.99, dry_run=True) != expected
 
 
 def test_scores_out_of_range_are_refused(encoder, gallery, tmp_path):
