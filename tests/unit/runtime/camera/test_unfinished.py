@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.helpers.command_line import run_code
@@ -71,6 +72,27 @@ def test_the_note_of_a_process_that_lives_is_respected(encoder, gallery):
         assert picture.is_file()
     note.close()
     assert files(gallery) == [picture], "a picture that no note names is somebody else's"
+
+
+def test_pictures_of_a_process_killed_right_behind_its_commit_stay(encoder, gallery):
+    """Its note names them still, the last one with the very end of the note's period."""
+    gallery.crops_dir.mkdir()
+    items = [
+        Item(key=name, camera="gate", time=1e9 + number / 8, crop=f"{name}.jpg")
+        for number, name in enumerate("abc")
+    ]
+    for item in items:
+        (gallery.crops_dir / item.crop).write_bytes(b"x")
+    note = UnfinishedNote(gallery.crops_dir, "killed")
+    path = gallery.crops_dir / ".unfinished-killed.json"
+    with note.kept(items):
+        content = path.read_bytes()
+        gallery.add(items, np.eye(len(items), encoder.embed_dim, dtype=np.float32))
+    note.close()
+    path.write_bytes(content)
+    with Pipeline(encoder, gallery):
+        pass
+    assert files(gallery) == [gallery.crops_dir / item.crop for item in items]
 
 
 @pytest.mark.parametrize("writable", [True, False], ids=["unlink fails", "all fails"])
