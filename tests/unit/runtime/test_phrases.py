@@ -146,6 +146,14 @@ def test_contradictions_are_told():
     assert parse("a woman. The lady carries a bag").contradictions == ()
 
 
+@pytest.mark.parametrize("denying", ["without a", "with no", "not wearing a"])
+def test_what_is_denied_twice_may_be_there(denying):
+    phrases = parse(f"a man {denying} coat that is not red").phrases
+    assert [(phrase.text, phrase.negated) for phrase in phrases[1:]] == [
+        ("coat", True), ("red coat", False),
+    ]  # fmt: skip
+
+
 def test_long_sentences_cost_no_more_than_their_length(monkeypatch):
     looks = 0
     look = grammar._Parser._noun_at
