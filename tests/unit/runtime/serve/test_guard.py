@@ -107,6 +107,22 @@ def test_strangers_whose_bodies_never_end_keep_nobody_out(guarded, own):
         assert "others came before" in json.loads(body)["detail"]
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_what_fails_gives_its_place_back(known):
+    async def broken(scope, receive, send):
+        raise RuntimeError("broken")
+
+    guard = Guard(broken, knows=lambda scope: known)
+
+    async def ask_often():
+        for _ in range(100):
+            with pytest.raises(RuntimeError, match="broken"):
+                await answered(guard, "GET", "/search", more=False)
+
+    asyncio.run(ask_often())
+    assert guard.refused == len(guard._known) == len(guard._strangers) == 0
+
+
 def test_whoever_waits_longest_in_the_busiest_network_gives_way():
     gone = []
     crowd = Crowd(4)
