@@ -39,6 +39,8 @@ _CUT: dict[Upper, tuple[float, float, float]] = {
 _SHOULDER_Y = 0.19
 _HIP_Y, _KNEE_Y, _ANKLE_Y, _SOLE_Y = 0.49, 0.72, 0.94, 0.995
 _LEG_X = 0.05
+_THICKNESS = {True: 0.86, False: 1.08}
+"""Of a woman's and of a man's neck and arms."""
 _SOLES = {"sneakers": 0.016, "boots": 0.01, "sandals": 0.016, "leather shoes": 0.007}
 _WORN_DENIM = (226, 232, 240)
 
@@ -58,7 +60,8 @@ def draw_upper(sketch: Sketch) -> None:
     for side in behind:
         _draw_arm(sketch, stencil, side, shade(colour, 0.78))
     trunk = pose.outline(_rings(person, pose))
-    neck = pose.outline(((0.1, 0.034, 0.034), (0.18, 0.04, 0.036)))
+    thick = _THICKNESS[person.is_female]
+    neck = pose.outline((Ring(0.1, 0.034 * thick, 0.034 * thick), Ring(0.18, 0.04 * thick, 0.036)))
     if person.upper == "hoodie" and person.headwear != "hood":
         x, y = pose.screen(0.0, 0.158, -0.035)
         across, down = 0.07 * pose.scale, 0.036 * pose.scale
@@ -66,7 +69,7 @@ def draw_upper(sketch: Sketch) -> None:
     draw.polygon(trunk, fill=colour)
     draw.polygon(neck, fill=shade(SKIN[person.skin], 0.88))
     if person.upper == "sweater":
-        collar = pose.outline(((0.128, 0.05, 0.046), (0.182, 0.062, 0.056)))
+        collar = pose.outline((Ring(0.128, 0.05, 0.046), Ring(0.182, 0.062, 0.056)))
         draw.polygon(collar, fill=shade(colour, 0.8))
     if stencil is not None:
         stencil.polygon(trunk, fill=255)
@@ -87,22 +90,24 @@ def hand_position(sketch: Sketch, side: int) -> Point:
 
 def _rings(person: Person, pose: Pose) -> list[Ring]:
     hem, loose, flare = _CUT[person.upper]
-    female = person.is_female
-    # Loose cloth hides a waist less than in life: in a crop of 40 pixels nothing else tells a woman
-    # in a coat, seen from behind, from a man.
-    shoulder = 0.097 if female else 0.121
-    waist = 0.07 if female else 0.092
-    hip = 0.104 if female else 0.094
+    # Loose cloth hides a waist less than in life, and a profile too: in a crop of 40 pixels nothing
+    # else tells a woman in a coat, seen from behind or from the side, from a man.
+    if person.is_female:
+        shoulder = Ring(_SHOULDER_Y, 0.097, 0.055)
+        chest, waist = Ring(0.27, 0.089, 0.074, 0.022), Ring(0.41, 0.07, 0.05)
+        hip = Ring(min(hem, 0.5), 0.104, 0.082, -0.014)
+    else:
+        shoulder = Ring(_SHOULDER_Y, 0.121, 0.062)
+        chest, waist = Ring(0.27, 0.113, 0.077), Ring(0.41, 0.092, 0.077, 0.006)
+        hip = Ring(min(hem, 0.5), 0.094, 0.071)
     stride = abs(pose.stride) * 0.2 if hem > 0.6 else 0.0
-    rings: list[Ring] = [
-        (0.152, 0.045, 0.04),
-        (_SHOULDER_Y, shoulder + loose, 0.058 + loose),
-        (0.27, shoulder - 0.008 + loose, 0.072 + loose),
-        (0.41, waist + loose, 0.066 + loose),
-        (min(hem, 0.5), hip + loose, 0.076 + loose),
-    ]
+    rings = [Ring(0.152, 0.045, 0.04)]
+    for ring in (shoulder, chest, waist, hip):
+        wide, deep = ring.half_width + loose, ring.half_depth + loose
+        rings.append(ring._replace(half_width=wide, half_depth=deep))
     if hem > 0.52:
-        rings.append((hem, hip + loose + flare, 0.076 + loose + flare + stride))
+        wide, deep = hip.half_width + loose + flare, 0.076 + loose + flare + stride
+        rings.append(Ring(hem, wide, deep))
     return rings
 
 
@@ -134,20 +139,23 @@ def _draw_arm(sketch: Sketch, stencil: ImageDraw.ImageDraw | None, side: int, cl
     start, elbow, hand = _arm(sketch, side)
     unit = sketch.pose.scale
     loose = 0.5 * _CUT[person.upper][1]
+    thick = _THICKNESS[person.is_female] * unit
     skin = shade(SKIN[person.skin], 0.94)
     draw_disc(sketch.draw, hand, 0.022 * unit, skin)
     if person.sleeves == "long":
         # The sleeve ends above the hand.
         cuff = along(hand, elbow, 0.14)
         joints = [start, elbow, cuff]
-        radii = [(0.034 + loose) * unit, (0.029 + loose) * unit, (0.023 + loose) * unit]
+        radii = [(0.034 + loose) * thick, (0.029 + loose) * thick, (0.023 + loose) * thick]
         draw_limb(sketch.draw, joints, radii, cloth)
         if person.upper in {"sweater", "hoodie"}:
             draw_limb(sketch.draw, [cuff, cuff], [radii[2], radii[2]], shade(cloth, 0.72))
     else:
-        sketch.limb([start, elbow, hand], [0.026, 0.024, 0.018], skin)
+        draw_limb(
+            sketch.draw, [start, elbow, hand], [0.026 * thick, 0.024 * thick, 0.018 * thick], skin
+        )
         joints = [start, along(start, elbow, 0.72)]
-        radii = [0.037 * unit, 0.037 * unit]
+        radii = [0.037 * thick, 0.037 * thick]
         draw_limb(sketch.draw, joints, radii, cloth)
     if stencil is not None:
         draw_limb(stencil, joints, radii, 255)
@@ -264,7 +272,7 @@ def draw_legs(sketch: Sketch) -> None:
     if person.lower == "skirt" and person.lower_colour is not None:
         colour = COLOURS[person.lower_colour].rgb
         spread = abs(pose.stride) * 0.25
-        rings = ((0.42, 0.085, 0.065), (0.5, 0.11, 0.09), (0.69, 0.13, 0.1 + spread))
+        rings = (Ring(0.42, 0.085, 0.065), Ring(0.5, 0.11, 0.09), Ring(0.69, 0.13, 0.1 + spread))
         sketch.draw.polygon(pose.outline(rings), fill=colour)
         # Pleats tell a skirt from shorts.
         half = pose.half_width(0.12, 0.1)

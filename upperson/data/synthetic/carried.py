@@ -1,7 +1,7 @@
 """Things a person carries: bags, an umbrella, a phone."""
 
 from upperson.data.synthetic.body import hand_position
-from upperson.data.synthetic.drawing import Sketch, contrast, draw_disc, shade
+from upperson.data.synthetic.drawing import Ring, Sketch, contrast, draw_disc, shade
 from upperson.data.synthetic.people import COLOURS, Rgb
 
 
@@ -64,10 +64,10 @@ def _draw_backpack(sketch: Sketch, colour: Rgb) -> None:
     pose = sketch.pose
     centre = -0.105 * pose.heading
     rings = (
-        (0.17, 0.06, 0.03),
-        (0.195, 0.096, 0.055),
-        (0.4, 0.112, 0.066),
-        (0.43, 0.098, 0.055),
+        Ring(0.17, 0.06, 0.03),
+        Ring(0.195, 0.096, 0.055),
+        Ring(0.4, 0.112, 0.066),
+        Ring(0.43, 0.098, 0.055),
     )
     sketch.draw.polygon(pose.outline(rings, centre), fill=colour)
     mark = contrast(colour, 0.4)

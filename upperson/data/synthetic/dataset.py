@@ -19,13 +19,13 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from upperson.data.annotations import SPLITS, Split, annotations_file
 from upperson.data.synthetic.captions import describe
-from upperson.data.synthetic.look import LOOKS, Camera
+from upperson.data.synthetic.look import LOOKS
 from upperson.data.synthetic.people import Person, sample_people
-from upperson.data.synthetic.scene import render_person
+from upperson.data.synthetic.scene import encode_jpeg, render_person
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import all_names, new_folder
 
-FORMAT = 2
+FORMAT = 3
 """Rises whenever pictures, captions or attributes change, so that no stale set is reused."""
 
 _DOCUMENT = "dataset.json"
@@ -183,21 +183,7 @@ def _views(
                 describe(person, look, _stream(spec, split, pid, view, _CAPTION, number))
                 for number in range(spec.captions_per_image)
             ]
-            yield _View(pid, person, view, camera.name, _encode(image, camera), captions)
-
-
-def _encode(image: Image.Image, camera: Camera) -> bytes:
-    buffer = io.BytesIO()
-    # Every setting is written out, so that a change of Pillow's defaults changes no bytes.
-    image.save(
-        buffer,
-        format="JPEG",
-        quality=camera.jpeg_quality,
-        subsampling="4:2:0",
-        optimize=False,
-        progressive=False,
-    )
-    return buffer.getvalue()
+            yield _View(pid, person, view, camera.name, encode_jpeg(image, camera), captions)
 
 
 def _document(spec: SyntheticSpec) -> dict[str, object]:

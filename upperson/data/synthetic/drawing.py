@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,8 +14,15 @@ from upperson.data.synthetic.sampling import between, chance
 
 Point = tuple[float, float]
 
-Ring = tuple[float, float, float]
-"""A slice through the trunk: height ``y``, half width and half depth, in body heights."""
+
+class Ring(NamedTuple):
+    """A slice through the trunk, an ellipse, in body heights."""
+
+    y: float
+    half_width: float
+    half_depth: float
+    forward: float = 0.0
+    """How far its middle is in front of the body's axis."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,10 +85,13 @@ class Pose:
 
         ``lean`` displaces the whole stack sideways, in body heights.
         """
-        halves = [(y, self.half_width(lateral, depth)) for y, lateral, depth in rings]
-        left = [self.flat(lean - half, y) for y, half in halves]
-        right = [self.flat(lean + half, y) for y, half in reversed(halves)]
-        return left + right
+        left, right = [], []
+        for ring in rings:
+            middle = lean + ring.forward * self.heading
+            half = self.half_width(ring.half_width, ring.half_depth)
+            left.append(self.flat(middle - half, ring.y))
+            right.append(self.flat(middle + half, ring.y))
+        return left + right[::-1]
 
     @property
     def facing(self) -> float:

@@ -267,6 +267,7 @@ def anywhere(rng: np.random.Generator) -> Look:
         resolution=(resolution, resolution),
         noise=between(rng, (1.0, 6.0)),
         tilt=(tilt, tilt + 0.02),
+        jpeg_quality=int(rng.integers(40, 93)),
     )
     return Look(
         name="anywhere",

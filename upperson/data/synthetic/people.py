@@ -208,7 +208,7 @@ VARIANT_FIELDS: Mapping[str, float] = {
 #: What is hard to see is what look-alikes teach, so they differ in it more often.
 _LOOK_ALIKE_FIELDS: Mapping[str, float] = {
     **VARIANT_FIELDS,
-    "gender": 24,
+    "gender": 40,
     "upper": 24,
     "lower": 12,
     "bag": 16,

@@ -1,5 +1,7 @@
 """One picture: a person in a scene, lit, partly hidden and photographed."""
 
+import io
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -33,7 +35,7 @@ def render_person(
 ) -> Image.Image:
     """Return one view of a person as an RGB image; equal generators give equal pixels.
 
-    JPEG artefacts are not part of it; they come with the encoding at `Camera.jpeg_quality`.
+    JPEG artefacts are not part of it; they come with `encode_jpeg`.
 
     Args:
         person: Who is seen.
@@ -61,6 +63,21 @@ def render_person(
     if chance(rng, look.occluders):
         draw_occluder(scene, rng)
     return photograph(scene, camera, look.light_jitter, rng)
+
+
+def encode_jpeg(image: Image.Image, camera: Camera) -> bytes:
+    """Return a picture as a JPEG file of the camera's quality."""
+    buffer = io.BytesIO()
+    # Every setting is written out, so that a change of Pillow's defaults changes no bytes.
+    image.save(
+        buffer,
+        format="JPEG",
+        quality=camera.jpeg_quality,
+        subsampling="4:2:0",
+        optimize=False,
+        progressive=False,
+    )
+    return buffer.getvalue()
 
 
 def draw_body(person: Person, pose: Pose) -> Image.Image:
