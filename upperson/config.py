@@ -121,12 +121,17 @@ class TrainConfig:
 
     shorten_captions: float = 0.0
     """Share of captions that are drawn with a random part of their phrases only, from *red coat*
-    to all of them (``upperson/data/rewording.py``). If there are any, a caption counts as right for
-    everybody whose captions say as much (``upperson/data/rewording.py``)."""
+    to all of them. If there are any, a caption counts as right for everybody whose captions say as
+    much (``upperson/data/rewording.py`` does both)."""
 
     wrong_captions: bool = False
     """Keep every image away from a wrong version of its caption, too: another colour, exchanged
     colours, another thing, or one that is denied. For captions that the grammar reads."""
+
+    kept_share: float = 1.0
+    """Share of what LoRA and L-Adapters add to the base that is kept when a model is measured and
+    saved; training itself goes on with all of it. Below 1 a model is between the base and its
+    fine-tuned version, which keeps more of what the base knew (WiSE-FT, arXiv 2109.01903)."""
 
     precision: MixedPrecision = "fp32"
     """bf16 and fp16 run the towers in autocast and keep the frozen matrices in that type. Trained
@@ -186,6 +191,8 @@ class TrainConfig:
             raise UsageError(
                 f"shorten_captions is a share from 0 to 1, found {self.shorten_captions}"
             )
+        if not 0 < self.kept_share <= 1:
+            raise UsageError(f"kept_share is above 0 and at most 1, found {self.kept_share}")
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"weight_decay must be 0 or more, found {self.weight_decay}")
         if self.warmup_epochs > self.epochs:

@@ -222,7 +222,8 @@ def _train(
         last = epoch + 1 == config.epochs
         embeds = None
         if selecting is not None and ((epoch + 1) % config.eval_every == 0 or last):
-            with accelerator.autocast(), _uncompiled(config):
+            keeping = model.keeping(config.kept_share)
+            with accelerator.autocast(), _uncompiled(config), keeping:
                 embeds = embed_records(
                     model,
                     tokenizer,
@@ -241,7 +242,9 @@ def _train(
             row |= {f"{selecting} {name}": value for name, value in metrics.as_dict().items()}
             r1 = metrics.r1
         if main and (last if selecting is None else r1 is not None and r1 > state.best_r1):
-            run.keep_best(model.trained_state(), r1)
+            with model.keeping(config.kept_share):
+                best = model.trained_state()
+            run.keep_best(best, r1)
         run.end_epoch(row)
         accelerator.wait_for_everyone()
 

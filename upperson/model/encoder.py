@@ -3,7 +3,8 @@
 Shapes: N batch, H image height, W image width, L tokens, P prefix length, D width, E embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from upperson.model.architecture import (
     text_architecture,
 )
 from upperson.model.block import TRAINED_PARTS, Block
-from upperson.model.parts import UPPersonConfig
+from upperson.model.parts import LAdapter, LowRank, UPPersonConfig
 from upperson_rt.errors import UsageError
 
 
@@ -180,6 +181,26 @@ class UPPerson(nn.Module):
     def encode_text(self, ids_NL: Tensor) -> Tensor:
         """Encode token ids [N, L] to unit-norm float32 [N, E]."""
         return F.normalize(self.text(ids_NL).float(), dim=-1)
+
+    @contextmanager
+    def keeping(self, share: float) -> Iterator[None]:
+        """For a while, keep only a share of what LoRA and L-Adapters add to the base.
+
+        What they add is linear in their scales, so a share of those is a share of it: a model on
+        the line from the base to its fine-tuned version (WiSE-FT, arXiv 2109.01903). Prefixes stay
+        as they are. Afterwards the scales are to the bit what they were.
+        """
+        scales = [
+            module.scale for module in self.modules() if isinstance(module, LowRank | LAdapter)
+        ]
+        whole = [scale.detach().clone() for scale in scales]
+        for scale in scales:
+            scale.detach().mul_(share)
+        try:
+            yield
+        finally:
+            for scale, before in zip(scales, whole, strict=True):
+                scale.detach().copy_(before)
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return copies of the trained tensors by name, on the CPU: what a run saves."""

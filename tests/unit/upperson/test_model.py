@@ -12,7 +12,7 @@ from upperson.model.encoder import (
     interpolate_positions,
     patch_grid,
 )
-from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
+from upperson.model.parts import PLAIN_CLIP, KVLora, LAdapter, UPPersonConfig
 from upperson_rt.errors import UsageError
 
 
@@ -55,6 +55,30 @@ def test_only_trained_tensors_are_saved_and_training_moves_only_them() -> None:
         any(part in name for part in ("prefix", "lora", "adapter_attn", "adapter_mlp"))
         for name in state
     )
+
+
+def test_a_share_of_the_parts_adds_so_much_of_what_they_add() -> None:
+    model = toy_model()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("up", "up.weight", "up.bias", ".scale")):
+            torch.nn.init.normal_(parameter, std=0.3)
+    lora = next(part for part in model.modules() if isinstance(part, KVLora))
+    adapter = next(part for part in model.modules() if isinstance(part, LAdapter))
+    x_ND = torch.randn(5, lora.key.down.shape[1])
+
+    def added() -> list[torch.Tensor]:
+        keys, values = lora(x_ND, torch.zeros_like(x_ND), torch.zeros_like(x_ND))
+        return [keys, values, adapter(x_ND, torch.zeros_like(x_ND))]
+
+    before, whole = model.trained_state(), added()
+    with torch.no_grad(), model.keeping(0.25):
+        for found, all_of_it in zip(added(), whole, strict=True):
+            torch.testing.assert_close(found, all_of_it / 4)
+        kept = model.trained_state()
+    for name, tensor in model.trained_state().items():
+        assert torch.equal(tensor, before[name])
+        scaled = name.endswith(".scale") and "prefix" not in name
+        assert torch.equal(kept[name], tensor / 4 if scaled else tensor)
 
 
 def test_interpolation_keeps_the_class_row_and_is_bilinear() -> None:

@@ -108,6 +108,24 @@ def test_equal_seeds_give_equal_losses_and_the_loss_falls(
     assert sum(first.losses[-steps:]) < sum(first.losses[:steps])
 
 
+def test_what_is_kept_is_a_share_and_training_goes_on_with_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, monkeypatch, epochs=1, warmup_epochs=0, lr=3e-3)
+    whole, half = Recorder(), Recorder()
+    train(config, tmp_path / "whole", whole)
+    train(replace(config, kept_share=0.5), tmp_path / "half", half)
+    assert whole.losses == half.losses
+    kept = load_file(tmp_path / "half/adapter.safetensors")
+    for name, tensor in load_file(tmp_path / "whole/adapter.safetensors").items():
+        scaled = name.endswith(".scale") and "prefix" not in name
+        assert torch.equal(kept[name], tensor / 2 if scaled else tensor)
+    _, _, model = load_run(tmp_path / "half")
+    records = read_dataset("jsonl", Path(config.root))["test"]
+    found = evaluate(model, clip_tokenizer(), records).as_dict()
+    assert found == pytest.approx(json.loads((tmp_path / "half/results.json").read_text())["test"])
+
+
 def test_training_changes_no_frozen_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path, monkeypatch)
     before = load_base("toy", config.pretrained).sha256
