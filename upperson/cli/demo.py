@@ -131,6 +131,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
         read_recipe("synthetic", {"root": str(people), "epochs": size.epochs}),
         shorten_captions=0.5,
         wrong_captions=True,
+        kept_share=0.5,
         eval_every=size.epochs,  # So few people of val would choose an epoch by chance.
     )
     tokenizer = clip_tokenizer()

@@ -24,6 +24,7 @@ from upperson.pretrain import (
     _Heads,
     _is_true,
     pretrain_small,
+    second_stage,
 )
 
 TINY = PretrainConfig(people=8, views=1, steps=2, batch_size=8, warmup_steps=1)
@@ -41,6 +42,26 @@ def test_a_base_is_written_and_loads(tmp_path: Path) -> None:
     assert 20 < int(known_V.sum()) < 300
     assert not known_V[ids[2]]
     assert load_base("upperson-small", str(path)).clip.text_projection.shape == (128, 128)
+
+
+def test_a_second_stage_goes_on_from_a_file_and_forgets_no_word(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    list(pretrain_small(dataclasses.replace(TINY, seed=1), first))
+    stage = dataclasses.replace(
+        second_stage(first), people=8, views=1, steps=2, batch_size=8, warmup_steps=1, lr=1e-5
+    )
+    losses = [loss for _, loss in pretrain_small(stage, second)]
+    before, after = load_file(first), load_file(second)
+    assert all(math.isfinite(loss) for loss in losses)
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        assert float((tensor.float() - before[name].float()).abs().max()) < 0.01 or name in {
+            "logit_scale"
+        }
+    assert after["logit_scale"].float().exp() == pytest.approx(100, rel=2e-3)
+    known_V = [state["token_embedding.weight"].any(dim=1) for state in (before, after)]
+    assert not (known_V[0] & ~known_V[1]).any()
+    assert (known_V[1] & ~known_V[0]).any()  # Other people, other words.
 
 
 def test_texts_are_true_of_whom_they_hold_for() -> None:
@@ -73,7 +94,7 @@ def test_the_loss_is_zero_at_best_and_counts_every_true_pair() -> None:
 
 
 def test_heads_learn_only_from_what_a_text_says() -> None:
-    heads = _Heads(4, [2, 3])
+    heads = _Heads(4, [2, 3], [3.0, 1.0])
     unit_NE = torch.eye(4)[:2]
     values_NA = torch.tensor([[1, -1], [0, -1]])
     assert heads.loss(unit_NE, values_NA).isfinite()
