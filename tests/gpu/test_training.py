@@ -73,7 +73,7 @@ def test_the_loss_falls_as_on_the_cpu(trained: Trained, on_cpu: list[float]) -> 
     assert len(trained.losses) == len(on_cpu) == STEPS
     assert sum(trained.losses[-2:]) < 0.9 * sum(trained.losses[:2])
     # Rounding grows from step to step; fp16 may leave out some until its loss has the right scale.
-    steps, tolerance = {"fp32": (STEPS, 1e-3), "bf16": (5, 0.05), "fp16": (1, 0.05)}[
+    steps, tolerance = {"fp32": (STEPS, 1e-3), "bf16": (3, 0.01), "fp16": (1, 0.05)}[
         trained.config.precision
     ]
     assert trained.losses[:steps] == pytest.approx(on_cpu[:steps], rel=tolerance)
