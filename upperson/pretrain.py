@@ -1,6 +1,7 @@
-"""Pre-train the small CLIP that ships with the package, from random weights.
+"""Pre-train the small CLIP that ships with the package, in two stages.
 
-    upperson pretrain-small --output upperson/assets/upperson-small.safetensors
+    upperson pretrain-small --output first.safetensors
+    upperson pretrain-small --start first.safetensors --output upperson-small.safetensors
 
 It sees synthetic people in the studio and *anywhere*: by cameras, framings and streets drawn anew
 for each picture. Fine-tuning on the *street* look transfers such a frozen CLIP to five cameras it

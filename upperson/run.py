@@ -31,7 +31,7 @@ from upperson.data.batches import pad_ids, tokenize
 from upperson.data.pictures import Pictures
 from upperson.data.transforms import prepare_pixels
 from upperson.data.vocabulary import clip_tokenizer
-from upperson.model.base import Base, load_base
+from upperson.model.base import SMALL, Base, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
 from upperson.model.student import build_student, read_size
@@ -88,10 +88,14 @@ def load_run(path: Path) -> Run:
             size = read_size(config.student.size)
             model.image = build_student(model.image, size, image_size).requires_grad_(True)
     if trained_on.get("sha256") != base.sha256:
+        if base.name == SMALL and config.pretrained is None:
+            what = "that base ships with another version: use that one, or train the run anew"
+        else:
+            what = f"put the original weights at the path in its {CONFIG}"
         raise IntegrityError(
             f"{path} was trained on base '{trained_on.get('name')}' with weights "
             f"{str(trained_on.get('sha256'))[:12]}, found '{base.name}' with "
-            f"{base.sha256[:12]}: put the original weights at the path in its {CONFIG}"
+            f"{base.sha256[:12]}: {what}"
         )
     _fill(model, state, adapter)
     return Run(config, base, model.eval())

@@ -186,6 +186,8 @@ def pretrain_small(
     Example: `upperson pretrain-small --start first.safetensors --output upperson-small.safetensors`
     """
     require_extra("train", "pre-training")
+    if output.suffix != ".safetensors" or not output.parent.is_dir():
+        raise UsageError(f"--output wants a .safetensors file in a folder that is there: {output}")
     from upperson import pretrain
     from upperson.cli.progress import Display
 

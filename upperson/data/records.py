@@ -1,6 +1,6 @@
 """Annotated person crops as plain records, and the reader of every data set.
 
-The formats are in `published` and `plain_formats`; what their entries must satisfy together is
+The formats are in `published` and `annotations`; what their entries must satisfy together is
 here.
 """
 

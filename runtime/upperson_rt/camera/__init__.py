@@ -3,25 +3,24 @@
 The files in the order in which a frame comes by them:
 
 ``settings``    what pipeline and cameras are told, checked once
-``source``      what can be read, and what OpenCV reads of it; ``stream`` reads from networks
+``source``      what can be read, and what OpenCV reads of it; ``stream`` reads from networks;
+                names and passwords by host, from a file
 ``capture``     the thread that reads a source, and opens a lost one again
 ``frames``      what travels: frames, boxes, views of people, crops
 ``camera``      where the frames of a camera come in and get number and time
 ``worker``      the thread of a camera, which does the next three
 ``detectors``   who is in the frame
-``tracker``     which boxes are one person; ``roboflow`` has others tell
-``crops``       which view of a person is best, and what is kept of it
+``tracker``     which boxes are one person, by our own tracker or by others
+``crops``       which view of a person is best, what is kept of it, and its embedding
 ``queues``      what lies between threads, bounded, and what a stage is
-``encode``      crops to embeddings, for all cameras
 ``commit``      pictures to disk, rows to the gallery
 ``stats``       what came in, went out and was dropped; ``prometheus`` publishes it
 ``pipeline``    all of them together
 
 And before any of that, for `upperson-rt cameras`:
 
-``discovery``   which cameras the local network has; ``onvif`` which streams they have, ``soap`` how
-                they are asked
-``logins``      names and passwords by host, from a file
+``onvif``       which cameras the local network has and which streams they have; ``soap`` how they
+                are asked
 """
 
 from upperson_rt.camera.detectors import (

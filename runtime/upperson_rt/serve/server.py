@@ -221,7 +221,7 @@ class Server:
             place: See `listening`; whoever made it closes it.
             names: By which the server is called.
             live: Reads what cameras do.
-            tls: See `connections.tls_context`.
+            tls: See `tls_context`.
             onvif: Answers searches by ONVIF.
         """
         self._place = place
@@ -247,7 +247,7 @@ class Server:
         """Where it answers."""
 
     def start(self) -> None:
-        """Begin to answer; from here on this process gives large blocks back, see `heap`."""
+        """Begin to answer; from here on this process gives large blocks back."""
         keep_little(_LARGEST_IN_HEAP)
         self._thread.start()
 

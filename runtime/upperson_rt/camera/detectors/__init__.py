@@ -1,13 +1,12 @@
 """Detectors: who is in a frame.
 
 ``protocol``      what a detector is, and how cameras share one
-``naming``        detectors by what they are called on a command line
-``hog``           OpenCV's own; ``boxes_file`` boxes that are known beforehand
-``onnx_file``     networks in ONNX files, made of the next four
-``graph``         what a file takes and gives
-``recognise``     which layout it has
+``naming``        detectors by what they are called on a command line: OpenCV's own, boxes that are
+                  known beforehand, any other
+``onnx_file``     networks in ONNX files, made of the next two
+``graph``         what a file takes and gives, and which layout it has
 ``layouts``       the layouts: what goes in and what comes out
-``pixels``        a frame as a network's input
+``look``          what a detector finds in one picture
 """
 
 from upperson_rt.camera.detectors.layouts import LAYOUTS
