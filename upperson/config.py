@@ -193,6 +193,8 @@ class TrainConfig:
             )
         if not 0 < self.kept_share <= 1:
             raise UsageError(f"kept_share is above 0 and at most 1, found {self.kept_share}")
+        if self.kept_share < 1 and not (self.model.lora_rank or self.model.adapter_reduction):
+            raise UsageError("kept_share is a share of LoRA and L-Adapters: this model has none")
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"weight_decay must be 0 or more, found {self.weight_decay}")
         if self.warmup_epochs > self.epochs:

@@ -126,7 +126,7 @@ class AskedOnce:
         return batch.image_N3HW, self._made_2PE[flipped_N, batch.labels_N].float()
 
 
-# --- Distil a run's image tower into a smaller one, top to bottom in one file
+# --- Distilling
 
 
 ADAM_EPS = 1e-8
@@ -163,6 +163,7 @@ def student_config(
         | settings
         | {
             "init_from": None,
+            "kept_share": 1.0,  # The text tower comes as its teacher saved it.
             "adam_eps": ADAM_EPS,
             "student": {
                 "size": str(wanted),

@@ -45,7 +45,11 @@ _NOBODYS = -2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
-    """How a base is made; the defaults are the first of the two stages of the shipped file."""
+    """How a base is made; the defaults are the first of the shipped file's two stages.
+
+    That stage saw people as they were drawn before format 3, without profiles: made anew it gives
+    another file.
+    """
 
     start: Path | None = None
     """A base to go on from, or None for random weights."""
@@ -59,11 +63,15 @@ class PretrainConfig:
     jpeg: bool = False
     """Whether pictures have been through a JPEG file, as those of cameras have."""
 
+    gender_pairs: float | None = None
+    """How often the two of a pair differ in their gender, if not as often as usually."""
+
     steps: int = 6000
     batch_size: int = 128
     lr: float = 1.5e-3
     head_lr: float = 1.5e-3
-    """Of the classifiers of attributes, which are new in every stage; without a warm-up."""
+    """Of the classifiers of attributes, which are new in every stage. Over a base they begin at
+    once, and end at 0 in a straight line."""
 
     warmup_steps: int = 200
     weight_decay: float = 0.05
@@ -87,6 +95,7 @@ def second_stage(start: Path) -> PretrainConfig:
         people=12_000,
         views=4,
         jpeg=True,
+        gender_pairs=40,
         steps=1500,
         lr=2e-4,
         head_lr=4e-3,
@@ -108,7 +117,8 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
     torch.manual_seed(config.seed)
     clip = build_clip(SMALL) if config.start is None else load_base(SMALL, str(config.start)).clip
     rng = np.random.default_rng(config.seed)
-    people = sample_look_alikes(config.people, rng)
+    often = {} if config.gender_pairs is None else {"gender": config.gender_pairs}
+    people = sample_look_alikes(config.people, rng, **often)
     pixels = _render(people, config, rng)
     attributes = _Attributes(people)
     rng = np.random.default_rng(config.seed)
@@ -129,7 +139,9 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
     for step in range(config.steps):
         towers, classifiers = optimizer.param_groups
         towers["lr"] = config.lr * _warmup_cosine(step, config)
-        classifiers["lr"] = config.head_lr * (1 - step / config.steps)
+        straight = config.start is not None
+        share = 1 - step / config.steps if straight else _warmup_cosine(step, config)
+        classifiers["lr"] = config.head_lr * share
         with torch.no_grad():
             clip.logit_scale.fill_(math.log(_logit_scale(step, config)))
         first = 2 * rng.choice(len(people) // 2, config.batch_size // 2, replace=False)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -15,6 +16,8 @@ from tests.helpers.command_line import run_program
 from tests.helpers.frozen_options import APPS, GOLDEN, iter_commands, options_text
 from tests.helpers.invoke import run, run_json, snapshot
 from tests.helpers.traces import as_in
+from upperson import pretrain
+from upperson.config import read_config
 from upperson.demo_page import STAGES
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
@@ -92,6 +95,8 @@ def test_options_are_frozen():
         (["data", "synthesize", "holiday"], 3, "holiday exists and is not a synthetic data set"),
         (["data", "synthesize", "new", "--look", "beach"], 2, "beach"),
         (["data", "synthesize", "new", "--views", "0"], 2, "Invalid value for '--views'"),
+        (["pretrain-small", "--output", "base.txt"], 2, "--output wants a .safetensors file"),
+        (["pretrain-small", "--output", "no/base.safetensors"], 2, "in a folder that is there"),
     ],
 )
 def test_errors_are_one_line_and_a_code(somebodys, arguments, code, message):
@@ -244,6 +249,26 @@ def test_the_demo_writes_its_parts_and_nothing_else(quick_demo):
     summary = json.loads(quick_demo.stdout)
     assert summary == json.loads((quick_demo.folder / "summary.json").read_text("utf-8"))
     check_summary(summary)
+
+
+def test_the_demo_keeps_short_questions_and_half_of_what_it_trains(demo_folder):
+    config = read_config(demo_folder / "run/config.yaml")
+    assert (config.shorten_captions, config.wrong_captions, config.kept_share) == (0.5, True, 0.5)
+
+
+def test_a_start_makes_it_the_second_stage(work, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        pretrain, "pretrain_small", lambda *words: given.append(words) or [(0, 1.0)]
+    )
+    start, output = work / "first.safetensors", work / "base.safetensors"
+    for more in ((), ("--start", start), ("--start", start, "--steps", 7)):
+        assert run("pretrain-small", "--output", output, *more).exit_code == 0
+    second = pretrain.second_stage(start)
+    assert [config for config, _ in given] == [
+        pretrain.PretrainConfig(), second, dataclasses.replace(second, steps=7),
+    ]  # fmt: skip
+    assert {path for _, path in given} == {output}
 
 
 def test_the_demo_shows_progress(quick_demo):

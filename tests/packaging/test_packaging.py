@@ -122,7 +122,7 @@ def test_every_package_is_typed():
 
 def test_the_small_base_is_there_and_small():
     weights = ROOT / BASE
-    assert weights.is_file(), f"{BASE} is missing: make it with  upperson pretrain-small"
+    assert weights.is_file(), f"{BASE} is missing: make it as upperson/pretrain.py says"
     # git packs with zlib, too.
     assert len(zlib.compress(weights.read_bytes(), level=6)) <= MOST_BASE_BYTES
 

@@ -166,13 +166,9 @@ def _answer(task: str) -> None:
     sys.stdout.write(f"{json.dumps(answer)}\n")
 
 
-if __name__ == "__main__":
-    _answer(sys.argv[1])
-
-
 # --- What a fresh process costs: until both towers are ready, and until a question is answered
 #
-# This is what such a process imports: nothing heavy before its clock runs.
+# Such a process imports this file: nothing heavy before its clock runs.
 
 PROGRAM = ("-c", "from upperson_rt.cli import main; main()")
 """Arguments of Python that make it ``upperson-rt``."""
@@ -279,3 +275,7 @@ def time_query(
         progress=progress,
     )
     return processes | running
+
+
+if __name__ == "__main__":
+    _answer(sys.argv[1])

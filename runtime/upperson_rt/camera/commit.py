@@ -40,11 +40,6 @@ __all__ = [
 
 # --- Notices that another process adds pictures of a camera of the same name, as a second box may
 
-# --- The thread that saves the pictures of crops and commits their rows, and leaves no half behind
-
-
-_log = get_logger(__name__)
-
 _LOOK_EVERY_S = 60.0
 
 
@@ -99,6 +94,8 @@ class OtherWriters:
                     extra={"event": "added_by_others", "camera": camera},
                 )
 
+
+# --- The thread that saves the pictures of crops and commits their rows, and leaves no half behind
 
 _log = get_logger(__name__)
 

@@ -6,7 +6,7 @@ which no name can be rebound to; what another site's page sends is refused by it
 Sec-Fetch-Site, except for following a link; and answers carry a policy that lets no other site show
 or read them. Who has no token has a small body, little time and places of its own, so that
 strangers do not keep out those who have one; and among strangers whoever is waited for the longest
-gives way (`crowd`), so that somebody can log in whoever else is there.
+gives way (`turns`), so that somebody can log in whoever else is there.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 Nothing is asked for by path: an item of the gallery names its file, and what does not decode as a
 picture is not shown. Nothing is sent as it lies on the disk, with one exception: an export (see
-`evidence`) has the files themselves, byte for byte, so that their hashes prove something.
+`answers`) has the files themselves, byte for byte, so that their hashes prove something.
 """
 
 import hashlib

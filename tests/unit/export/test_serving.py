@@ -510,7 +510,6 @@ def test_a_failed_write_leaves_nothing(bundle, tmp_path, write, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("upperson_export.serving.write_serving_record", full_disk)
-    monkeypatch.setattr("upperson_export.serving.write_serving_record", full_disk)
     with pytest.raises(InputError, match="No space left on device; free some space"):
         write(bundle, tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before

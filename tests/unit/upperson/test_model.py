@@ -75,6 +75,8 @@ def test_a_share_of_the_parts_adds_so_much_of_what_they_add() -> None:
         for found, all_of_it in zip(added(), whole, strict=True):
             torch.testing.assert_close(found, all_of_it / 4)
         kept = model.trained_state()
+    with pytest.raises(KeyboardInterrupt), model.keeping(0.3):
+        raise KeyboardInterrupt
     for name, tensor in model.trained_state().items():
         assert torch.equal(tensor, before[name])
         scaled = name.endswith(".scale") and "prefix" not in name

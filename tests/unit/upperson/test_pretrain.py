@@ -4,6 +4,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ from upperson.pretrain import (
     _contrastive,
     _Heads,
     _is_true,
+    _logit_scale,
+    _render,
     pretrain_small,
     second_stage,
 )
@@ -103,6 +106,36 @@ def test_heads_learn_only_from_what_a_text_says() -> None:
     assert grad is not None
     assert grad[:2].any()
     assert not grad[2:].any()
+
+
+def test_an_attribute_counts_by_its_weight() -> None:
+    attributes = _Attributes(sample_look_alikes(10, generator(1)))
+    weights = attributes.weights(3.0)
+    assert (max(weights), sorted(weights)[-2], len(weights)) == (3.0, 1.0, len(attributes.sizes))
+    heads = _Heads(4, [2, 3], [3.0, 1.0])
+    unit_NE, values_NA = (
+        F.normalize(torch.randn(5, 4), dim=1),
+        torch.tensor([[1, 2]] * 4 + [[0, -1]]),
+    )
+    logits = heads._linear(unit_NE * heads._log_scale.exp())
+    first = F.cross_entropy(logits[:, :2], values_NA[:, 0], reduction="sum")
+    second = F.cross_entropy(logits[:4, 2:], values_NA[:4, 1], reduction="sum")
+    torch.testing.assert_close(heads.loss(unit_NE, values_NA), (3 * first + second) / (3 * 5 + 4))
+
+
+def test_jpeg_files_leave_their_traces() -> None:
+    people = sample_look_alikes(2, generator(1))
+    plain, files = (
+        _render(people, dataclasses.replace(TINY, jpeg=jpeg), generator(2)).astype(int)
+        for jpeg in (False, True)
+    )
+    assert 0 < np.abs(plain - files).mean() < 12
+
+
+def test_a_second_stage_keeps_the_final_scale(tmp_path: Path) -> None:
+    config = second_stage(tmp_path / "first.safetensors")
+    assert _logit_scale(0, config) == pytest.approx(100)
+    assert _logit_scale(0, TINY) == pytest.approx(1 / 0.07)
 
 
 def test_pictures_seen_again_look_otherwise_but_alike() -> None:

@@ -479,6 +479,17 @@ def test_a_profile_tells_a_gender(people: list[Person], yaw: float, upper: Upper
         widths = [np.ptp(trunk[np.abs(trunk[:, 1] - (10 + 380 * y)) < 3, 0]) for y in (0.27, 0.41)]
         return float(widths[1] / widths[0])
 
+    def bust(gender: Gender) -> float:
+        """How far the middle of the chest is in front of that of the waist."""
+        person = dataclasses.replace(somebody, gender=gender)
+        trunk = np.array(pose.outline(_rings(person, pose)))
+        chest, waist = (
+            trunk[np.abs(trunk[:, 1] - (10 + 380 * y)) < 3, 0].mean() for y in (0.27, 0.41)
+        )
+        return float((chest - waist) * math.sin(yaw))
+
+    assert bust("woman") > 5
+    assert bust("man") < 0
     assert slimness("woman") < 0.87
     assert slimness("man") - slimness("woman") > 0.1
 

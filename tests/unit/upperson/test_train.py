@@ -123,7 +123,14 @@ def test_what_is_kept_is_a_share_and_training_goes_on_with_all_of_it(
     _, _, model = load_run(tmp_path / "half")
     records = read_dataset("jsonl", Path(config.root))["test"]
     found = evaluate(model, clip_tokenizer(), records).as_dict()
-    assert found == pytest.approx(json.loads((tmp_path / "half/results.json").read_text())["test"])
+    results = json.loads((tmp_path / "half/results.json").read_text())
+    assert found == pytest.approx(results["test"])
+    # The epoch is chosen by what is kept of it: what is saved has the R@1 that it was chosen for.
+    (row,) = csv.DictReader((tmp_path / "half/metrics.csv").read_text("utf-8").splitlines())
+    for name, value in results["val"].items():
+        assert float(row[f"val {name}"]) == pytest.approx(value)
+    (other,) = csv.DictReader((tmp_path / "whole/metrics.csv").read_text("utf-8").splitlines())
+    assert any(row[f"val {name}"] != other[f"val {name}"] for name in results["val"])
 
 
 def test_training_changes_no_frozen_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

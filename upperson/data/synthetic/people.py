@@ -208,7 +208,7 @@ VARIANT_FIELDS: Mapping[str, float] = {
 #: What is hard to see is what look-alikes teach, so they differ in it more often.
 _LOOK_ALIKE_FIELDS: Mapping[str, float] = {
     **VARIANT_FIELDS,
-    "gender": 40,
+    "gender": 24,
     "upper": 24,
     "lower": 12,
     "bag": 16,
@@ -325,19 +325,22 @@ def sample_people(
     return [people[index] for index in rng.permutation(count)]
 
 
-def sample_look_alikes(count: int, rng: np.random.Generator) -> list[Person]:
+def sample_look_alikes(
+    count: int, rng: np.random.Generator, gender: float = _LOOK_ALIKE_FIELDS["gender"]
+) -> list[Person]:
     """Sample pairs of people who differ in one attribute: the first with the second, and so on.
 
     Args:
         count: How many people, an even number.
         rng: The random generator.
+        gender: How often a pair differs in that, beside the other attributes (166 together).
     """
     people: list[Person] = []
     while len(people) < count:
         person = _sample_person(rng)
         people.append(person)
         while True:
-            variant = _vary(person, rng, _LOOK_ALIKE_FIELDS)
+            variant = _vary(person, rng, {**_LOOK_ALIKE_FIELDS, "gender": gender})
             if is_consistent(variant) and variant != person:
                 people.append(variant)
                 break
