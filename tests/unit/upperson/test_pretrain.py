@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.helpers.alone import alone
 from tests.unit.upperson.test_synthetic import generator
 from upperson.data.batches import tokenize
 from upperson.data.synthetic.captions import Caption
@@ -47,6 +48,7 @@ def test_a_base_is_written_and_loads(tmp_path: Path) -> None:
     assert load_base("upperson-small", str(path)).clip.text_projection.shape == (128, 128)
 
 
+@alone
 def test_a_second_stage_goes_on_from_a_file_and_forgets_no_word(tmp_path: Path) -> None:
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     list(pretrain_small(dataclasses.replace(TINY, seed=1), first))
