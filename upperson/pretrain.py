@@ -63,8 +63,8 @@ class PretrainConfig:
     jpeg: bool = False
     """Whether pictures have been through a JPEG file, as those of cameras have."""
 
-    gender_pairs: float | None = None
-    """How often the two of a pair differ in their gender, if not as often as usually."""
+    gender_pairs: float = 24
+    """How often the two of a pair differ in their gender: of `sample_look_alikes`."""
 
     steps: int = 6000
     batch_size: int = 128
@@ -117,8 +117,7 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
     torch.manual_seed(config.seed)
     clip = build_clip(SMALL) if config.start is None else load_base(SMALL, str(config.start)).clip
     rng = np.random.default_rng(config.seed)
-    often = {} if config.gender_pairs is None else {"gender": config.gender_pairs}
-    people = sample_look_alikes(config.people, rng, **often)
+    people = sample_look_alikes(config.people, rng, config.gender_pairs)
     pixels = _render(people, config, rng)
     attributes = _Attributes(people)
     rng = np.random.default_rng(config.seed)
@@ -139,9 +138,10 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
     for step in range(config.steps):
         towers, classifiers = optimizer.param_groups
         towers["lr"] = config.lr * _warmup_cosine(step, config)
-        straight = config.start is not None
-        share = 1 - step / config.steps if straight else _warmup_cosine(step, config)
-        classifiers["lr"] = config.head_lr * share
+        straight = 1 - step / config.steps
+        classifiers["lr"] = config.head_lr * (
+            straight if config.start else _warmup_cosine(step, config)
+        )
         with torch.no_grad():
             clip.logit_scale.fill_(math.log(_logit_scale(step, config)))
         first = 2 * rng.choice(len(people) // 2, config.batch_size // 2, replace=False)

@@ -208,7 +208,6 @@ VARIANT_FIELDS: Mapping[str, float] = {
 #: What is hard to see is what look-alikes teach, so they differ in it more often.
 _LOOK_ALIKE_FIELDS: Mapping[str, float] = {
     **VARIANT_FIELDS,
-    "gender": 24,
     "upper": 24,
     "lower": 12,
     "bag": 16,
@@ -325,15 +324,13 @@ def sample_people(
     return [people[index] for index in rng.permutation(count)]
 
 
-def sample_look_alikes(
-    count: int, rng: np.random.Generator, gender: float = _LOOK_ALIKE_FIELDS["gender"]
-) -> list[Person]:
+def sample_look_alikes(count: int, rng: np.random.Generator, gender: float = 24) -> list[Person]:
     """Sample pairs of people who differ in one attribute: the first with the second, and so on.
 
     Args:
         count: How many people, an even number.
         rng: The random generator.
-        gender: How often a pair differs in that, beside the other attributes (166 together).
+        gender: How often a pair differs in that, beside the other attributes (154 together).
     """
     people: list[Person] = []
     while len(people) < count:
