@@ -78,7 +78,7 @@ class RecentWrites:
 
     Before it replaces an item, a gallery has to read it. A read that sees all writes waits for the
     server's next clock tick, 0.2 s or more; one that may miss the last 5 s does not wait. This is
-    what it may miss.
+    what it may miss, if only this process writes.
     """
 
     def __init__(self, seconds: float = 20.0) -> None:
@@ -124,6 +124,7 @@ class Collection:
         """Held by whoever reads in order to write."""
         self._name = location.collection
         self._recent = RecentWrites()
+        self._has_waited = False
         self._timeout = {"timeout": location.options.timeout_s}
         self._read = {
             "consistency_level": location.options.consistency.capitalize(),
@@ -263,7 +264,8 @@ class Collection:
     def known(self, ids: Sequence[int]) -> dict[int, Known]:
         """Return which of these rows are there, with what a row that replaces them keeps.
 
-        Without waiting: what others have written in the last moments may be missing.
+        The first call waits for what others wrote or deleted before. Later ones do not wait: what
+        others do meanwhile may be missing for some moments.
         """
         known: dict[int, Known] = {}
         for start in range(0, len(ids), _AT_A_TIME):
@@ -271,9 +273,10 @@ class Collection:
                 "query",
                 filter=expression_of_ids(ids[start : start + _AT_A_TIME]),
                 output_fields=["id", "key", "camera", "added"],
-                consistency_level="Bounded",
+                consistency_level="Bounded" if self._has_waited else "Strong",
                 **self._timeout,
             )
+            self._has_waited = True
             known |= {row["id"]: Known(row["key"], row["camera"], row["added"]) for row in found}
         self._recent.update(known, ids)
         return known

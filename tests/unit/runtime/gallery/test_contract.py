@@ -212,6 +212,21 @@ def test_what_was_deleted_leaves_no_trace(gallery):
     assert list(gallery.items()) == [Item(key="a")]
 
 
+def test_what_others_did_before_it_was_opened_is_known(place):
+    """Ten times: a Milvus server that is asked not to wait is seldom late."""
+    location = place.empty()
+    for n in range(10):
+        deleted, kept = f"deleted{n}", f"kept{n}"
+        with place.open(location) as other:
+            other.add([Item(key=key, camera="gate") for key in (deleted, kept)], unit(0, 1))
+            other.delete([deleted])
+        with place.open(location) as opened:
+            assert opened.add([Item(key=deleted), Item(key=kept)], unit(0, 1)) == [kept]
+            assert opened.delete([deleted]) == 1
+    with place.open(location) as opened:
+        assert {item.camera for item in opened.items()} == {"gate"}
+
+
 @pytest.fixture
 def filtered(gallery):
     gallery.add(
