@@ -19,6 +19,7 @@ DOCUMENTED = (
     "startup -b demo/bundle -g demo/gallery --rounds 10",
     "console -b demo/bundle --rows 100000",
     "marks -b demo/bundle -g demo/gallery --root demo/people",
+    "asking -b demo/bundle -g demo/gallery --root demo/people",
     "words -b demo/bundle -g demo/gallery --root demo/people",
     "kernels -b demo/bundle --root demo/people --count 100",
     "likelihood -b demo/bundle -g demo/gallery --root demo/people",

@@ -8,7 +8,7 @@ Shapes: G pictures, N questions, Q captions, E embedding width. Shares are perce
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +32,7 @@ from upperson.questions import (
     thing_questions,
 )
 from upperson_rt.phrases import Kind, parse
-from upperson_rt.phrases.evidence import Evidence, with_article
-
-EmbedTexts: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Embeds N sentences as N rows of unit length [N, E]."""
+from upperson_rt.phrases.evidence import EmbedTexts, Evidence, with_article
 
 _FIRST = 10
 _UNSAID = frozenset({"skin"})

@@ -3,7 +3,7 @@
 Shapes: Q captions, G images, E embedding width, N batch, H image height, W image width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.metrics import RetrievalMetrics, per_query_metrics, retrieval_metrics
 from upperson_rt.phrases import parse
-from upperson_rt.phrases.evidence import describe
+from upperson_rt.phrases.evidence import EmbedTexts, describe
 from upperson_rt.tokenizer import Tokenizer
 
 ALL = (0, 1)
@@ -280,7 +280,7 @@ class LengthResult(NamedTuple):
 def measure_by_length(
     records: Sequence[Record],
     image_GE: npt.NDArray[np.float32],
-    embed_texts: Callable[[Sequence[str]], npt.NDArray[np.float32]],
+    embed_texts: EmbedTexts,
 ) -> dict[str, LengthResult]:
     """Measure short and long questions that are made of the same captions.
 

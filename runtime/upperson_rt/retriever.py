@@ -19,7 +19,7 @@ from upperson_rt.phrases.evidence import (
     MOST_PARAPHRASES,
     Evidence,
     Explanation,
-    paraphrases,
+    embed_wordings,
     weighable,
 )
 from upperson_rt.printable import shown
@@ -246,22 +246,14 @@ class Retriever:
     ) -> NDArray[np.float32]:
         """Return (Q, D); each tower runs once, and only if it is needed."""
         embeds = np.empty((len(queries), self.encoder.embed_dim), dtype=np.float32)
-        texts = {
-            i: paraphrases(sentence, count)
-            for i, sentence in enumerate(parsed)
-            if sentence is not None
-        }
+        texts = {i: sentence for i, sentence in enumerate(parsed) if sentence is not None}
         images: dict[int, ImageSource] = {
             i: query for i, query in enumerate(queries) if not isinstance(query, str)
         }
         if texts:
-            all_TD = self.encoder.encode_texts(
-                [one for wordings in texts.values() for one in wordings]
+            embeds[list(texts)] = embed_wordings(
+                self.encoder.encode_texts, list(texts.values()), count
             )
-            ends = np.cumsum([len(wordings) for wordings in texts.values()])
-            for i, own_TD in zip(texts, np.split(all_TD, ends[:-1]), strict=True):
-                mean_D = own_TD.mean(axis=0)
-                embeds[i] = mean_D / np.linalg.norm(mean_D)
         if images:
             embeds[list(images)] = self.encoder.encode_images(
                 list(images.values()), channels=channels

@@ -22,9 +22,9 @@ NAMES = list(dict.fromkeys(name for name, *_ in runner.commands([])))
 def test_one_is_run_by_name_and_all_without_one():
     assert runner.commands([]) == [line.split() for line in runner.DOCUMENTED]
     assert NAMES == [
-        "training", "towers", "gallery", "startup", "console", "marks", "words", "kernels",
-        "likelihood", "losses", "pretraining", "augmentation", "loader", "ranking", "bases",
-        "tracking",
+        "training", "towers", "gallery", "startup", "console", "marks", "asking", "words",
+        "kernels", "likelihood", "losses", "pretraining", "augmentation", "loader", "ranking",
+        "bases", "tracking",
     ]  # fmt: skip
     assert [line[2] for line in runner.commands(["gallery"])] == ["100000", "999000", "1000000"]
     assert runner.commands(["gpu"]) == [["gpu"]]

@@ -100,7 +100,7 @@ def query(
             min=1,
             max=16,
             metavar="N",
-            help="Wordings of the sentence to average, 1 to 16; more find a little better.",
+            help="Wordings of the sentence whose embeddings are averaged, 1 to 16.",
         ),
     ] = 1,
     allow_distilled: Annotated[

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +24,19 @@ __all__ = [
     "DENIAL_WEIGHT",
     "MOST_PARAPHRASES",
     "Alternatives",
+    "EmbedTexts",
     "Evidence",
     "Explanation",
     "describe",
+    "embed_wordings",
     "paraphrases",
     "say_thing",
     "weighable",
     "with_article",
 ]
+
+EmbedTexts: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Embeds T sentences as rows of unit length (T, D)."""
 
 # --- Sentences made of phrases: other ways to say the same
 
@@ -140,6 +146,18 @@ def paraphrases(parsed: ParsedSentence, count: int) -> list[str]:
     return list(found)
 
 
+def embed_wordings(
+    embed_texts: EmbedTexts, sentences: Sequence[ParsedSentence], count: int
+) -> NDArray[np.float32]:
+    """Embed sentences (Q, D), each as the mean of up to `count` wordings, of unit length."""
+    wordings = [paraphrases(sentence, count) for sentence in sentences]
+    all_TD = embed_texts([text for own in wordings for text in own])
+    ends = np.cumsum([len(own) for own in wordings])
+    means_QD = np.stack([own_TD.mean(axis=0) for own_TD in np.split(all_TD, ends[:-1])])
+    unit_QD: NDArray[np.float32] = means_QD / np.linalg.norm(means_QD, axis=1, keepdims=True)
+    return unit_QD
+
+
 def _orders(things: Sequence[Phrase]) -> list[list[Phrase]]:
     """Return up to four orders, the sentence's own first."""
     turned = [[*things[turn:], *things[:turn]] for turn in range(min(2, len(things)))]
@@ -152,9 +170,6 @@ def _and(parts: Sequence[str]) -> str:
 
 # --- What speaks for a phrase in a picture, from the two towers alone
 
-
-EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Embeds T sentences as rows of unit length (T, D)."""
 
 DENIAL_WEIGHT = 0.3
 """How much of its score, a cosine, a picture can lose at most for what a sentence denies."""
