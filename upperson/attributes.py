@@ -1,7 +1,7 @@
 """Does a model understand the words? Its answers to `questions`, held against the truth.
 
-Every function is pure: it takes embeddings of
-pictures and a function that embeds sentences, whatever either comes from.
+Every function is pure: it takes embeddings of pictures and a function that embeds sentences,
+whatever either comes from.
 
 Shapes: G pictures, N questions, Q captions, E embedding width. Shares are percent.
 """

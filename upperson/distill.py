@@ -8,7 +8,6 @@ Shapes: N pictures, E embedding width.
 """
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +41,7 @@ from upperson.ongoing import OngoingRun, TrainResult
 from upperson.run import LAST, Run, load_run, space_of_run
 from upperson.run_writer import RunWriter
 from upperson.step import set_learning_rate
+from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, IntegrityError, UppersonError, UsageError
 from upperson_rt.preprocess import iter_image_files
 from upperson_rt.strict import read_fields
@@ -54,8 +54,6 @@ from upperson_rt.tokenizer import Tokenizer
 # saved.
 #
 # Shapes: P pictures, N of a batch, E embedding width.
-
-Progress = Callable[[int, int], None]
 
 
 class AskedAtEveryStep:

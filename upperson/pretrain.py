@@ -37,6 +37,7 @@ from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.base import SMALL, build_clip, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
+from upperson_rt.encoder import Progress
 from upperson_rt.files import write_atomically
 
 _ANY = -1
@@ -107,8 +108,12 @@ def second_stage(start: Path) -> PretrainConfig:
     )
 
 
-def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, float]]:
+def pretrain_small(
+    config: PretrainConfig, output: Path, rendering: Progress | None = None
+) -> Iterator[tuple[int, float]]:
     """Train and write the base, yielding (step, contrastive loss) as it goes.
+
+    Before the first step all people are rendered, which `rendering` is told of.
 
     Every step draws pairs of people, one picture of each, and for each person a fresh caption and a
     fresh short question. The file is written after the last step: float16, embedding rows of tokens
@@ -118,7 +123,7 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
     clip = build_clip(SMALL) if config.start is None else load_base(SMALL, str(config.start)).clip
     rng = np.random.default_rng(config.seed)
     people = sample_look_alikes(config.people, rng, config.gender_pairs)
-    pixels = _render(people, config, rng)
+    pixels = _render(people, config, rng, rendering)
     attributes = _Attributes(people)
     rng = np.random.default_rng(config.seed)
     model = UPPerson(clip, PLAIN_CLIP, image_size=clip.visual.image_size)
@@ -180,12 +185,15 @@ def pretrain_small(config: PretrainConfig, output: Path) -> Iterator[tuple[int, 
 
 
 def _render(
-    people: list[Person], config: PretrainConfig, rng: np.random.Generator
+    people: list[Person],
+    config: PretrainConfig,
+    rng: np.random.Generator,
+    progress: Progress | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Render every person's pictures, uint8 [people, views, H, W, 3]."""
     width, height = SOURCE.width[0], SOURCE.height[0]
     pixels = np.empty((len(people), config.views, height, width, 3), np.uint8)
-    for person, pictures in zip(people, pixels, strict=True):
+    for number, (person, pictures) in enumerate(zip(people, pixels, strict=True), 1):
         for picture in pictures:
             look = SOURCE if chance(rng, 0.2) else anywhere(rng)
             camera = look.cameras[int(rng.integers(len(look.cameras)))]
@@ -193,6 +201,8 @@ def _render(
             if config.jpeg:
                 image = JpegImageFile(io.BytesIO(encode_jpeg(image, camera)))
             picture[:] = image.resize((width, height), Image.Resampling.BILINEAR)
+        if progress is not None:
+            progress(number, len(people))
     return pixels
 
 

@@ -66,7 +66,7 @@ def attribute_columns(records: Sequence[Record]) -> Columns:
         if record.attributes is None:
             raise InputError(
                 f"{record.image} has no attributes: put  attributes  into each line of "
-                "annotations.jsonl, or render the synthetic set anew"
+                "annotations.jsonl; a synthetic set of before has them when it is rendered anew"
             )
     columns: dict[str, NDArray[np.str_]] = {}
     for name in ATTRIBUTE_KINDS:

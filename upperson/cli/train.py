@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,7 +196,8 @@ def pretrain_small(
     if steps is not None:
         config = replace(config, steps=steps)
     with Display() as display:
-        for step, loss in pretrain.pretrain_small(config, output):
+        rendering = partial(display.update, "rendering people")
+        for step, loss in pretrain.pretrain_small(config, output, rendering):
             display.update("pre-training", step + 1, config.steps, f"loss {loss:.3f}")
     if as_json:
         print_json({"file": str(output), "steps": config.steps})

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from upperson.data.images import truncated_images
+from upperson_rt.encoder import Progress
 from upperson_rt.errors import InputError, IntegrityError, UppersonError
 from upperson_rt.files import make_folder, remove_unfinished, write_atomically
 from upperson_rt.locks import lock_until_closed
@@ -46,9 +47,6 @@ STAMPS = "stamps.i64"
 _FORMAT = 1
 _PUT_ON_DISK_BYTES = 64 << 20
 """Pictures are put on disk, and stamped, by so many bytes."""
-
-Progress = Callable[[int, int], None]
-"""Is told how many pictures of how many are done."""
 
 
 class Pictures:

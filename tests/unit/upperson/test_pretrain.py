@@ -36,7 +36,9 @@ TINY = PretrainConfig(people=8, views=1, steps=2, batch_size=8, warmup_steps=1)
 
 def test_a_base_is_written_and_loads(tmp_path: Path) -> None:
     path = tmp_path / "base.safetensors"
-    losses = [loss for _, loss in pretrain_small(TINY, path)]
+    rendered: list[tuple[int, int]] = []
+    losses = [loss for _, loss in pretrain_small(TINY, path, lambda *of: rendered.append(of))]
+    assert rendered == [(person, 8) for person in range(1, 9)]
     assert len(losses) == 2
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     embedding_VD = load_file(path)["token_embedding.weight"]
