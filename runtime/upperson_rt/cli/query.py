@@ -295,6 +295,9 @@ def _tell_reading(
         print_warning(f"the model may not know {words}: try a plainer word")
     for contradiction in parsed.contradictions:
         print_warning(f"the sentence contradicts itself: {contradiction}")
+    for phrase in parsed.unjoined:
+        colours = " and ".join(phrase.colours)
+        print_note(f"'{phrase.text}' counts as one {phrase.noun}, {colours} at once")
     if parsed.denied:
         print_note("must not be there: " + ", ".join(phrase.text for phrase in parsed.denied))
     if explained is not None and not explained.phrases:

@@ -73,6 +73,12 @@ class ParsedSentence:
             if phrase.negated and (phrase.colours or phrase.noun not in asked)
         )
 
+    @property
+    def unjoined(self) -> tuple[Phrase, ...]:
+        """Phrases with colours side by side, such as *red blue coat*: both at once, or a slip."""
+        plain = (phrase for phrase in self.phrases if phrase.noun and not phrase.pattern)
+        return tuple(phrase for phrase in plain if _has_unjoined_colours(phrase.text))
+
 
 def parse(sentence: str) -> ParsedSentence:
     """Find the phrases of an English sentence about a person.
@@ -398,6 +404,12 @@ def _contradictions(phrases: Sequence[Phrase]) -> tuple[str, ...]:
         if phrase.negated and phrase.noun in asked and not phrase.colours
     ]
     return tuple(dict.fromkeys(found))
+
+
+def _has_unjoined_colours(text: str) -> bool:
+    words = text.lower().split()
+    ways = [words[start : start + 2] for start in range(len(words) - 1)]
+    return any(len(set(_named(pair, COLOURS))) == 2 for pair in ways)
 
 
 def _asked_nouns(phrases: Sequence[Phrase]) -> set[str]:

@@ -146,6 +146,25 @@ def test_contradictions_are_told():
     assert parse("a woman. The lady carries a bag").contradictions == ()
 
 
+@pytest.mark.parametrize(
+    ("sentence", "unjoined"),
+    [
+        ("red red blue coat", ["red red blue coat"]),
+        ("a red coat that is blue", ["red blue coat"]),
+        ("a coat, red blue", []),
+        ("woman in a red and blue coat", []),
+        ("red, blue and white coat", []),
+        ("blue-green coat", []),
+        ("black white striped shirt", []),
+        ("dark blue coat", []),
+        ("navy blue coat", []),
+        ("red coat, blue coat", []),
+    ],
+)
+def test_colours_side_by_side_are_told(sentence, unjoined):
+    assert [phrase.text for phrase in parse(sentence).unjoined] == unjoined
+
+
 @pytest.mark.parametrize("denying", ["without a", "with no", "not wearing a"])
 def test_what_is_denied_twice_may_be_there(denying):
     phrases = parse(f"a man {denying} coat that is not red").phrases
