@@ -293,6 +293,8 @@ def draw_curves(rows: list[dict[str, float]]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(rows) == 1:  # Around one number it would still choose fractions.
+            axes.set_xticks([rows[0]["epoch"]])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
