@@ -198,6 +198,8 @@ def expected_step_s(model: UPPerson, config: TrainConfig, *, length: int, pairs:
     while seconds < _WORTH_MENTIONING_S and count < piece:
         count = min(2 * count, piece)
         seconds = _pass_seconds(model, config, length, count)
+        if seconds >= _WORTH_MENTIONING_S:  # So few pairs, or somebody was in the way.
+            seconds = min(seconds, _pass_seconds(model, config, length, count))
     return (seconds or _pass_seconds(model, config, length, count)) / count * pairs
 
 

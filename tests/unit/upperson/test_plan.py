@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from tests.helpers.toy_clip import IMAGE_SIZE, toy_clip, toy_model
+from upperson import plan as planning
 from upperson.cli.train import plan_tables
 from upperson.components import Components
 from upperson.config import TrainConfig
@@ -21,7 +22,14 @@ from upperson.losses import Objective
 from upperson.model.base import Base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP, UPPersonConfig
-from upperson.plan import Plan, count_parts, count_tokens, measure_activations, plan
+from upperson.plan import (
+    Plan,
+    count_parts,
+    count_tokens,
+    expected_step_s,
+    measure_activations,
+    plan,
+)
 
 CONFIG = TrainConfig(root="people", base="toy", epochs=4, warmup_epochs=1, batch_size=8)
 
@@ -209,3 +217,30 @@ def test_the_tables_hold_the_plans_numbers_and_fit_100_columns() -> None:
     assert f"{found.memory.total_bytes / 2**20:,.1f}" in text
     assert "estimate" in text
     assert json.loads(json.dumps(found.as_dict()))["memory"]["total_bytes"] > 0
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("disturbed", [None, 2, 3, 7])
+def test_a_step_is_expected_to_take_what_it_takes_though_others_interfere_once(
+    monkeypatch, disturbed, accumulate
+):
+    """A pair takes 10 ms; the first pass, and one of the others, 2 s more."""
+    asked = []
+
+    def passed(model, config, length, pairs):
+        asked.append(pairs)
+        return 0.01 * pairs + 2.0 * (len(asked) in (1, disturbed))
+
+    monkeypatch.setattr(planning, "_pass_seconds", passed)
+    config = TrainConfig(root="people", accumulate=accumulate)
+    expected = expected_step_s(toy_model(), config, length=9, pairs=128)
+    assert expected == pytest.approx(1.28)
+    assert max(asked) == 32
+
+
+def test_a_large_tower_is_measured_with_few_pairs(monkeypatch):
+    asked = []
+    monkeypatch.setattr(planning, "_pass_seconds", lambda *of: asked.append(of[-1]) or of[-1] * 1.5)
+    config = TrainConfig(root="people")
+    assert expected_step_s(toy_model(), config, length=9, pairs=128) == pytest.approx(192)
+    assert asked == [1, 2, 2]
