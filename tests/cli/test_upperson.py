@@ -265,10 +265,10 @@ def test_a_start_makes_it_the_second_stage(work, monkeypatch):
     for more in ((), ("--start", start), ("--start", start, "--steps", 7)):
         assert run("pretrain-small", "--output", output, *more).exit_code == 0
     second = pretrain.second_stage(start)
-    assert [config for config, _ in given] == [
+    assert [config for config, _, _ in given] == [
         pretrain.PretrainConfig(), second, dataclasses.replace(second, steps=7),
     ]  # fmt: skip
-    assert {path for _, path in given} == {output}
+    assert {path for _, path, _ in given} == {output}
 
 
 def test_the_demo_shows_progress(quick_demo):
