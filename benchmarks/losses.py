@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from benchmarks.runs import (
     finished_run,
     kept_runs,
     people_in,
+    r1_of,
     size_line,
     small_base,
 )
@@ -64,6 +65,13 @@ def losses(
     views: Views = 3,
     epochs: Epochs = 4,
     seeds: Seeds = 3,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Small base to train over, from upperson pretrain-small.",
+            show_default="the shipped one",
+        ),
+    ] = None,
     output: Output = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -73,19 +81,24 @@ def losses(
 
     The spread base is the small one with the mean of its features taken away, so that cosines are
     as far apart as in a CLIP that was trained with a low logit scale. The interval is Student's, of
-    the differences to SDM over the seeds.
+    the differences to SDM over the seeds. "none" is the base, frozen.
 
     Example: `python -m benchmarks.losses --seeds 3 --output losses`
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     size = Size(people=people, test_people=test_people, views=views, epochs=epochs)
     with kept_runs(output, "losses") as folder:
-        found = measure(folder, size, seeds)
+        found = measure(folder, size, seeds, weights)
+        bases = {name: _base_of(folder, name, weights) for name in found}
+        frozen = {
+            name: r1_of(small_base(base)[1], folder / "people") for name, base in bases.items()
+        }
     result = {
         "benchmark": "losses",
         "size": asdict(size) | {"seeds": seeds},
         "machine": describe_machine("torch", "open_clip_torch"),
         "threads": torch.get_num_threads(),
+        "frozen_r1": frozen,
         "test_r1": found,
         "against_sdm": {
             condition: {name: difference(runs[SDM], values) for name, values in runs.items()}
@@ -95,7 +108,9 @@ def losses(
     print_result(result, as_json, _show)
 
 
-def measure(folder: Path, size: Size, seeds: int) -> dict[str, dict[str, list[float]]]:
+def measure(
+    folder: Path, size: Size, seeds: int, weights: Path | None = None
+) -> dict[str, dict[str, list[float]]]:
     """Return R@1 on the test split by condition, variant and seed; finished runs are read."""
     cells = list(_cells(seeds))
     found: dict[str, dict[str, list[float]]] = {}
@@ -103,18 +118,26 @@ def measure(folder: Path, size: Size, seeds: int) -> dict[str, dict[str, list[fl
         for number, (seed, condition, variant) in enumerate(cells):
             progress(f"{condition}, {variant}, seed {seed}", number, len(cells))
             run = folder / "runs" / f"{condition}, {variant}, seed {seed}"
-            results = finished_run(run, _settings(folder, size, seed, condition, variant))
+            settings = _settings(folder, size, seed, condition, variant, weights)
+            results = finished_run(run, settings)
             found.setdefault(condition, {}).setdefault(variant, []).append(results["test"]["R@1"])
     return found
 
 
-def _settings(folder: Path, size: Size, seed: int, condition: str, variant: str) -> dict[str, Any]:
+def _settings(
+    folder: Path, size: Size, seed: int, condition: str, variant: str, weights: Path | None
+) -> dict[str, Any]:
     """Return what is other than in the recipe; the people are rendered, or found."""
     noise = 0 if condition == SPREAD else int(condition.split()[0])
     people = wrong_captions(people_in(folder, size), noise, seed)
-    own = {"pretrained": str(spread_base(folder))} if condition == SPREAD else {}
+    base = _base_of(folder, condition, weights)
+    own = {} if base is None else {"pretrained": str(base.absolute())}
     shared = {"root": str(people.absolute()), "epochs": size.epochs, "seed": seed}
     return {**shared, **VARIANTS[variant], **own}
+
+
+def _base_of(folder: Path, condition: str, weights: Path | None) -> Path | None:
+    return spread_base(folder, weights) if condition == SPREAD else weights
 
 
 def _cells(seeds: int) -> Iterator[tuple[int, str, str]]:
@@ -152,12 +175,12 @@ def wrong_captions(people: Path, percent: int, seed: int) -> Path:
 
 
 @torch.inference_mode()
-def spread_base(folder: Path) -> Path:
-    """Write the small base with the mean of its features on the people taken away, or find it."""
+def spread_base(folder: Path, weights: Path | None = None) -> Path:
+    """Write a small base with the mean of its features on the people taken away, or find it."""
     file = folder / "spread.safetensors"
     if file.is_file():
         return file
-    base, model = small_base()
+    base, model = small_base(weights)
     records: list[Record] = read_dataset("jsonl", folder / "people")["train"][:200]
     transform = evaluation_transform(base.statistics)
     pixels = [
@@ -185,6 +208,7 @@ def _show(result: dict[str, Any]) -> None:
     )
     conditions = tuple(result["against_sdm"])
     table = new_table("loss", *conditions, right=conditions)
+    table.add_row("none", *(f"{r1:.2f}" for r1 in result["frozen_r1"].values()))
     for name in VARIANTS:
         cells = [runs.get(name) for runs in result["against_sdm"].values()]
         table.add_row(name, *(_cell(name, cell) for cell in cells))

@@ -15,12 +15,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.runs import Output, TestPeople, finished_run, kept_runs, small_base
-from upperson.data.records import read_dataset
+from benchmarks.runs import Output, TestPeople, finished_run, kept_runs, r1_of, small_base
 from upperson.data.synthetic import SyntheticSpec, write_dataset
-from upperson.data.vocabulary import clip_tokenizer
-from upperson.evaluate import evaluate
-from upperson.model.encoder import UPPerson
 from upperson.run import load_run
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json, Threads
@@ -131,7 +127,7 @@ def _zero_shot(folder: Path, people: Path) -> float:
     """Return R@1 of the base on the test split."""
     file = folder / "zero_shot.json"
     if not file.is_file():
-        write_atomically(file, json.dumps(_r1(small_base()[1], people)))
+        write_atomically(file, json.dumps(r1_of(small_base()[1], people)))
     return float(json.loads(file.read_text("utf-8")))
 
 
@@ -139,13 +135,8 @@ def _measured(run: Path, people: Path) -> float:
     """Return R@1 of a run on the test split of other people than it was trained on."""
     file = run / "on_street.json"
     if not file.is_file():
-        write_atomically(file, json.dumps(_r1(load_run(run).model, people)))
+        write_atomically(file, json.dumps(r1_of(load_run(run).model, people)))
     return float(json.loads(file.read_text("utf-8")))
-
-
-def _r1(model: UPPerson, people: Path) -> float:
-    records = read_dataset("jsonl", people)["test"]
-    return evaluate(model, clip_tokenizer(model.text.context_length), records).r1
 
 
 def _show(result: dict[str, Any]) -> None:

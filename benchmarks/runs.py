@@ -11,8 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from upperson.config import read_recipe
+from upperson.config import read_config, read_recipe
+from upperson.data.records import read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
+from upperson.data.vocabulary import clip_tokenizer
+from upperson.evaluate import evaluate
 from upperson.losses import TEMPERATURE
 from upperson.model.base import SMALL, Base, load_base
 from upperson.model.encoder import UPPerson
@@ -20,6 +23,7 @@ from upperson.model.parts import PLAIN_CLIP
 from upperson.observer import Observer
 from upperson.run import CONFIG, RESULTS
 from upperson.train import train
+from upperson_rt.errors import InputError
 from upperson_rt.files import scratch_folder
 
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -86,19 +90,31 @@ def finished_run(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     Args:
         run: Its folder.
         settings: What is other than in the demo's recipe, and than ``_TEACHING``.
+
+    Raises:
+        InputError: The folder has a run with other settings.
     """
+    config = read_recipe("synthetic", _TEACHING | settings)
+    made = read_config(run / CONFIG) if (run / CONFIG).is_file() else config
+    if made != config:
+        raise InputError(f"{run} was made with other options: pass another folder with  --output")
     if not (run / RESULTS).is_file():
-        config = read_recipe("synthetic", _TEACHING | settings)
         train(config, run, Observer(), device="cpu", resume=(run / CONFIG).is_file())
     found: dict[str, Any] = json.loads((run / RESULTS).read_text("utf-8"))
     return found
 
 
-def small_base() -> tuple[Base, UPPerson]:
+def small_base(weights: Path | None = None) -> tuple[Base, UPPerson]:
     """Return the small base, and the model it is without trained parts, for the recipe's crops."""
     image_size = (192, 64)
-    base = load_base(SMALL, None, image_size)
+    base = load_base(SMALL, None if weights is None else str(weights), image_size)
     return base, UPPerson(base.clip, PLAIN_CLIP, image_size, base.statistics).eval()
+
+
+def r1_of(model: UPPerson, people: Path) -> float:
+    """Return R@1 of a model on the test split of a data set."""
+    records = read_dataset("jsonl", people)["test"]
+    return evaluate(model, clip_tokenizer(model.text.context_length), records).r1
 
 
 def difference(first: list[float], values: list[float]) -> dict[str, float]:
