@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from upperson.data.records import Record
 from upperson.questions import (
+    ANY,
     NOTHING,
     PARTS,
     SHORT_FORMS,
@@ -142,14 +143,15 @@ class AttributeReport:
     questions of an attribute is called ``all``."""
 
     without_thing: Mapping[str, Mapping[str, Share]]
-    """*a person without a backpack*: the share that has it nevertheless."""
+    """*a person without a backpack*: the share that has it nevertheless; ``any`` is *without a
+    bag*, and not in the mean."""
 
     clothed_without: Mapping[str, Mapping[str, Share]]
     """*a person in a red coat without a backpack*: likewise."""
 
-    clothed: Share | None
-    """The same questions: the share that wears the red coat. None if there are no such questions.
-    """
+    clothed: Mapping[str, Share]
+    """Those questions, but for *without a bag*: who ``wears it``, and who is ``all as asked``; and
+    the same ``without the denial``, for *a person in a red coat*. Empty if there are none."""
 
     evidence: Mapping[str, PhraseTruth]
     """By attribute, as `measure_evidence` says."""
@@ -204,30 +206,31 @@ def measure_attributes(
                 by_value.setdefault(value, []).append(question)
             has_NG, order_NG = [], []
             for value, questions in by_value.items():
-                has_NG.append(np.tile(columns[name] == value, (len(questions), 1)))
-                order_NG.append(_order(scores(questions)))
-                found.setdefault(name, {})[value] = _share(has_NG[-1], order_NG[-1])
+                has_G = has_all(columns, {name: value})
+                answers = np.tile(has_G, (len(questions), 1)), _order(scores(questions))
+                found.setdefault(name, {})[value] = _share(*answers)
+                if value != ANY:
+                    has_NG.append(answers[0])
+                    order_NG.append(answers[1])
             if by_value:
                 found[name]["all"] = _share(np.concatenate(has_NG), np.concatenate(order_NG))
         return found
 
-    def clothed(name: str) -> list[Question]:
-        return negated_questions(columns, name, clothed=True)
+    def denied(name: str, clothed: bool) -> list[Question]:
+        return [
+            question
+            for anything in (False, True)
+            for question in negated_questions(columns, name, clothed=clothed, anything=anything)
+        ]
 
-    dressed = [question for name in THINGS for question in clothed(name)]
     r1, captions = _measure_captions(records, text_QE, image_GE, columns)
     return AttributeReport(
         pictures=len(image_GE),
         short=short,
         with_thing=shares(lambda name: thing_questions(columns, name), forbidden=False),
-        without_thing=shares(lambda name: negated_questions(columns, name), forbidden=True),
-        clothed_without=shares(clothed, forbidden=True),
-        clothed=_share(
-            np.stack([has_all(columns, question.wanted) for question in dressed]),
-            _order(scores(dressed)),
-        )
-        if dressed
-        else None,
+        without_thing=shares(lambda name: denied(name, clothed=False), forbidden=True),
+        clothed_without=shares(lambda name: denied(name, clothed=True), forbidden=True),
+        clothed=_measure_clothed(columns, image_GE, evidence),
         evidence=measure_evidence(columns, image_GE, evidence),
         swapped=_measure_swapped(image_GE, columns, embed_texts),
         captions=captions,
@@ -254,6 +257,29 @@ def _share(has_NG: NDArray[np.bool_], order_NG: NDArray[np.int64]) -> Share:
 
 def _percent(values: NDArray[Any]) -> float:
     return 100.0 * float(values.mean())
+
+
+def _measure_clothed(
+    columns: Columns, image_GE: NDArray[np.float32], evidence: Evidence
+) -> dict[str, Share]:
+    """Tell what a denial costs and brings: *a person in a red coat* with and without one."""
+    asked = [
+        question for name in THINGS for question in negated_questions(columns, name, clothed=True)
+    ]
+    if not asked:
+        return {}
+    wears_NG = np.stack([has_all(columns, question.wanted) for question in asked])
+    right_NG = wears_NG & ~np.stack([has_all(columns, question.forbidden) for question in asked])
+    texts = [question.text for question in asked]
+    found = {}
+    for asking, sentences in (
+        ("", texts),
+        (" without the denial", [parse(t).wanted for t in texts]),
+    ):
+        order_NG = _order(evidence.scores(sentences, image_GE))
+        for what, has_NG in (("wears it", wears_NG), ("all as asked", right_NG)):
+            found[f"{what}{asking}"] = _share(has_NG, order_NG)
+    return found
 
 
 def _measure_short(

@@ -25,6 +25,9 @@ Columns: TypeAlias = Mapping[str, NDArray[np.str_]]
 NOTHING = "none"
 """The value where there is no such thing."""
 
+ANY = "any"
+"""In questions: every value but `NOTHING`."""
+
 SHORT_FORMS: Mapping[str, str] = {
     "clothes": "{upper_colour} {upper}",
     "person": "{gender} in {upper_colour} {upper}",
@@ -33,6 +36,9 @@ SHORT_FORMS: Mapping[str, str] = {
 
 THINGS = ("bag", "headwear", "accessory")
 """Attributes that are asked for by *a person with a backpack*, and refused by *without*."""
+
+ANY_WORDS = {"bag": "bag", "headwear": "headwear"}
+"""What any value of an attribute of `THINGS` is called."""
 
 PARTS = {"gender": "gender", "upper_colour": "colour", "upper": "garment"}
 """What an answer to a short question is right or wrong in: attributes, and names for people."""
@@ -52,7 +58,7 @@ class Question:
     """Values by attribute; all must hold."""
 
     forbidden: Mapping[str, str]
-    """Values by attribute; none may hold."""
+    """Values by attribute, or `ANY`; none may hold."""
 
 
 def attribute_columns(records: Sequence[Record]) -> Columns:
@@ -121,7 +127,9 @@ def thing_questions(columns: Columns, name: str) -> list[Question]:
     ]
 
 
-def negated_questions(columns: Columns, name: str, *, clothed: bool = False) -> list[Question]:
+def negated_questions(
+    columns: Columns, name: str, *, clothed: bool = False, anything: bool = False
+) -> list[Question]:
     """*a person without a backpack*, for every value of an attribute of `THINGS`.
 
     Args:
@@ -129,16 +137,25 @@ def negated_questions(columns: Columns, name: str, *, clothed: bool = False) -> 
         name: The attribute.
         clothed: Ask for *a person in a red coat without a backpack* instead, for all that somebody
             wears without the thing and somebody with it.
+        anything: Ask for *without a bag* instead, where the attribute has such a word.
     """
     questions = []
-    for value in _values(columns, name):
-        without = f"without {with_article(WORDS.get(value, value))}"
+    values = _values(columns, name)
+    if anything:
+        values = [ANY] if values and name in ANY_WORDS else []
+    for value in values:
+        word = ANY_WORDS[name] if anything else WORDS.get(value, value)
+        without = f"without {with_article(word)}"
         if not clothed:
             questions.append(Question(f"a person {without}", {}, {name: value}))
             continue
-        dressed = rows_of(columns, ["upper_colour", "upper", name])
-        having = {row[:2] for row in dressed if row[2] == value}
-        for colour, upper in sorted(having & {row[:2] for row in dressed if row[2] != value}):
+        clothes, has_G = (
+            rows_of(columns, ["upper_colour", "upper"]),
+            has_all(columns, {name: value}),
+        )
+        having = {row for row, has in zip(clothes, has_G, strict=True) if has}
+        lacking = {row for row, has in zip(clothes, has_G, strict=True) if not has}
+        for colour, upper in sorted(having & lacking):
             wanted = {"upper_colour": colour, "upper": upper}
             text = f"a person in {with_article(f'{colour} {upper}')} {without}"
             questions.append(Question(text, wanted, {name: value}))
@@ -157,9 +174,12 @@ def rows_of(columns: Columns, names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def has_all(columns: Columns, values: Mapping[str, str]) -> NDArray[np.bool_]:
-    """Return which pictures [G] have all of some values."""
+    """Return which pictures [G] have all of some values; `ANY` is every one but `NOTHING`."""
     right_G: NDArray[np.bool_] = np.logical_and.reduce(
-        [columns[name] == value for name, value in values.items()]
+        [
+            columns[name] != NOTHING if value == ANY else columns[name] == value
+            for name, value in values.items()
+        ]
     )
     return right_G
 
@@ -205,32 +225,52 @@ def measure_evidence(
 
     Returns:
         By attribute: a thing (``upper``: *coat*), and its colour (``upper_colour``: *red coat*,
-        among all pictures). What nobody has, or everybody, is left out.
+        among all pictures); ``any bag`` and ``any headwear``, ``hair_colour`` and ``glasses``.
+        What nobody has, or everybody, is left out.
     """
     found = {}
-    for thing in _THINGS:
-        colour = _COLOUR_OF.get(thing)
-        for names in ((thing,), *(((colour, thing),) if colour else ())):
-            truth = _truth(names, columns, image_GE, evidence)
-            if truth is not None:
-                found[names[0]] = truth
+    for name, said in _said(columns).items():
+        truth = _truth(said, columns, image_GE, evidence)
+        if truth is not None:
+            found[name] = truth
     return found
 
 
+def _said(columns: Columns) -> dict[str, list[tuple[str, dict[str, str]]]]:
+    """Return phrases and the values that make them true, by what they are about."""
+    said: dict[str, list[tuple[str, dict[str, str]]]] = {}
+    for thing in _THINGS:
+        colour = _COLOUR_OF.get(thing)
+        for names in ((thing,), *(((colour, thing),) if colour else ())):
+            if not set(names) <= columns.keys():
+                continue
+            for values in sorted({*rows_of(columns, names)}):
+                if NOTHING not in values:
+                    text = " ".join(WORDS.get(value, value) for value in values)
+                    row = dict(zip(names, values, strict=True))
+                    said.setdefault(names[0], []).append((text, row))
+        if thing in ANY_WORDS and thing in columns:
+            said[f"any {thing}"] = [(ANY_WORDS[thing], {thing: ANY})]
+    said["hair_colour"] = [
+        (f"{value} hair", {"hair_colour": value}) for value in _values(columns, "hair_colour")
+    ]
+    if "glasses" in columns:
+        said["glasses"] = [("glasses", {"glasses": str(True)})]
+    return said
+
+
 def _truth(
-    names: Sequence[str],
+    said: Sequence[tuple[str, Mapping[str, str]]],
     columns: Columns,
     image_GE: NDArray[np.float32],
     evidence: Evidence,
 ) -> PhraseTruth | None:
-    if not set(names) <= columns.keys():
-        return None
     phrases: list[Phrase] = []
     aurocs: list[float] = []
-    for values in sorted({*rows_of(columns, names)}):
-        phrase = _phrase(values)
-        right_G = has_all(columns, dict(zip(names, values, strict=True)))
-        if phrase is None or right_G.all():
+    for text, values in said:
+        phrase = _phrase(text)
+        right_G = has_all(columns, values)
+        if phrase is None or right_G.all() or not right_G.any():
             continue
         evidence_G = evidence.of(phrase, image_GE)
         found = auroc(evidence_G[right_G], evidence_G[~right_G])
@@ -247,11 +287,9 @@ def _truth(
     )
 
 
-def _phrase(values: Sequence[str]) -> Phrase | None:
+def _phrase(text: str) -> Phrase | None:
     """Return what says a thing, with its colour before it; None if the grammar reads otherwise."""
-    if NOTHING in values:
-        return None
-    phrases = parse(" ".join(WORDS.get(value, value) for value in values)).phrases
+    phrases = parse(text).phrases
     return phrases[0] if len(phrases) == 1 and phrases[0].noun else None
 
 

@@ -36,8 +36,8 @@ Query: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 """A `str` is always a sentence; a `Path`, a Pillow image or an array as for `encode_images` is a
 picture."""
 
-_CANDIDATES = 30
-"""Pictures that a sentence with a denial looks at, at least: up to 15 hits do not depend on k."""
+_CANDIDATES = 40
+"""Pictures that a sentence with a denial looks at, at least: up to 20 hits do not depend on k."""
 _MOST_CANDIDATES = 4000
 
 QueryT = TypeVar("QueryT", bound=Query)
@@ -293,9 +293,8 @@ def search_without(
         return []
     asked_N = (images_ND.astype(np.float64) @ embed_D.astype(np.float64)).astype(np.float32)
     scores_N = asked_N - evidence.against(denied, images_ND)
-    rescored = [replace(hit, score=float(score)) for hit, score in zip(hits, scores_N, strict=True)]
-    rescored.sort(key=lambda hit: (-hit.score, hit.id))
-    return rescored[:k]
+    best = sorted(range(len(hits)), key=lambda row: (-scores_N[row], hits[row].id))[:k]
+    return [replace(hits[row], score=float(scores_N[row])) for row in best]
 
 
 def find_alike(

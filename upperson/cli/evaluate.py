@@ -267,8 +267,9 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
         for attribute, shares in things.items():
             named = {f"{attribute}: {value}": share for value, share in shares.items()}
             _add_shares(table, named, wanted=things is report.with_thing)
-    if report.clothed is not None:
-        _add_shares(table, {"wears what was asked for": report.clothed})
+    if report.clothed:
+        table.add_row("the same questions, and without what they deny")
+        _add_shares(table, report.clothed)
     print_line("")
     print_table(table)
     ranked = ("mAP", "chance", "AUROC")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.phrases.grammar import ParsedSentence, parse
-from upperson_rt.phrases.lexicon import Kind, Phrase
+from upperson_rt.phrases.lexicon import KINDS_OF, Kind, Phrase
 
 __all__ = [
     "ALTERNATIVES",
@@ -181,6 +181,7 @@ _TEMPERATURE = 0.02
 """Of the softmax: the one that models are trained with, ``upperson/losses.py``."""
 
 _MOST_TEXTS = 4096  # Kept: 2 MB at 128 dimensions, and every contrast of every kind.
+_MOST_CONTRASTS = 64  # Of them, as matrices: as much again.
 
 _PLAIN = "a person"
 
@@ -206,6 +207,10 @@ class _Contrast:
         self.agrees.append(agrees)
 
 
+_Embedded: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+"""Texts of a contrast (T, D), the logarithms of their weights, and 1 for those that agree (T,)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
     """The phrases of a sentence, and what speaks for each in every hit."""
@@ -229,6 +234,7 @@ class Evidence:
         """Use a text tower, as `Encoder.encode_texts`."""
         self._embed_texts = embed_texts
         self._kept: dict[str, NDArray[np.float32]] = {}
+        self._contrasts: dict[tuple[object, ...], _Embedded] = {}
 
     def of(self, phrase: Phrase, images_ND: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (N,) how much speaks for a phrase in each picture, 0 to 1.
@@ -239,30 +245,36 @@ class Evidence:
             phrase: Of a parsed sentence.
             images_ND: Embeddings of pictures, of unit length.
         """
-        contrast = _contrast(replace(phrase, start=0, end=0, negated=False))
-        logits_NT = images_ND @ self._texts(contrast.texts).T / _TEMPERATURE
-        logits_NT = logits_NT + np.log(np.array(contrast.weights, dtype=np.float32))
-        shares_NT = np.exp(logits_NT - logits_NT.max(axis=1, keepdims=True))
-        agrees_T = np.array(contrast.agrees)
-        evidence: NDArray[np.float32] = (
-            shares_NT[:, agrees_T].sum(axis=1) / shares_NT.sum(axis=1)
-        ).astype(np.float32)
+        texts_TD, log_weights_T, agrees_T = self._embedded(phrase)
+        # Cosines over the temperature: 50 at most, whose exponential float32 holds.
+        shares_NT = np.exp(images_ND @ texts_TD.T / _TEMPERATURE + log_weights_T)
+        evidence: NDArray[np.float32] = shares_NT @ agrees_T / shares_NT.sum(axis=1)
         return evidence
 
     def against(
         self, denied: Sequence[Phrase], images_ND: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """Return (N,) what pictures lose of their scores for what a sentence denies."""
-        losses = [DENIAL_WEIGHT * self.of(phrase, images_ND) for phrase in denied]
+        losses = [DENIAL_WEIGHT * self._denied(phrase, images_ND) for phrase in denied]
         found: NDArray[np.float32] = np.max(losses, axis=0).astype(np.float32)
         return found
+
+    def _denied(self, phrase: Phrase, images_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (N,) evidence; of any bag the mean of its own and of the likeliest kind of bag.
+
+        One kind is told from the others better than all from none, but all speak against nobody.
+        """
+        own_N = self.of(phrase, images_ND)
+        kinds = [self.of(kind, images_ND) for kind in _kinds_of(phrase)]
+        return (own_N + np.max(kinds, axis=0)) / 2 if kinds else own_N
 
     def away(self, embed_D: NDArray[np.float32], denied: Sequence[Phrase]) -> NDArray[np.float32]:
         """Turn what is asked for (D,) away from what is denied; both of unit length.
 
         It is where answers are looked for, not how they are scored.
         """
-        things_TD = self._texts([describe([one]) for one in denied])
+        things = [kind for phrase in denied for kind in _kinds_of(phrase) or [phrase]]
+        things_TD = self._texts([describe([thing]) for thing in things])
         more_D = things_TD.mean(axis=0) - self._texts([_PLAIN])[0]
         turned_D = embed_D - _TURN * more_D
         away_D: NDArray[np.float32] = (turned_D / np.linalg.norm(turned_D)).astype(np.float32)
@@ -279,6 +291,20 @@ class Evidence:
                 scores_TN[row] -= self.against(one.denied, images_ND)
         return scores_TN
 
+    def _embedded(self, phrase: Phrase) -> _Embedded:
+        same = phrase.kind, phrase.text, phrase.noun, phrase.colours
+        if (found := self._contrasts.get(same)) is None:
+            contrast = _contrast(replace(phrase, start=0, end=0, negated=False))
+            weights_T = np.array(contrast.weights, dtype=np.float32)
+            found = (
+                self._texts(contrast.texts),
+                np.log(weights_T),
+                np.array(contrast.agrees, np.float32),
+            )
+            kept = self._contrasts if len(self._contrasts) < _MOST_CONTRASTS else {}
+            self._contrasts = kept | {same: found}
+        return found
+
     def _texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         kept = self._kept if len(self._kept) + len(texts) <= _MOST_TEXTS else {}
         new = [text for text in dict.fromkeys(texts) if text not in kept]
@@ -286,6 +312,16 @@ class Evidence:
             kept.update(zip(new, self._embed_texts(new), strict=True))
         self._kept = kept
         return np.stack([kept[text] for text in texts])
+
+
+def _kinds_of(phrase: Phrase) -> list[Phrase]:
+    """Return *red backpack*, *red handbag* and so on of a *red bag*, nothing of a *backpack*."""
+    if phrase.noun not in KINDS_OF:
+        return []
+    return [
+        replace(phrase, text=" ".join([*phrase.colours, noun]), noun=noun)
+        for noun in ALTERNATIVES[phrase.kind].nouns
+    ]
 
 
 @lru_cache(maxsize=256)
@@ -303,7 +339,8 @@ def _contrast(phrase: Phrase) -> _Contrast:
         for colour in colours:
             words = f"{colour} {noun}".strip()
             text = describe([Phrase(phrase.kind, words, 0, 0, noun)])
-            agrees = style in ("", noun) and (not phrase.colours or colour in phrase.colours)
+            is_one = style in ("", noun) or noun in KINDS_OF.get(phrase.noun, ())
+            agrees = is_one and (not phrase.colours or colour in phrase.colours)
             contrast.add(text, (0.2 if noun in _RARE else 1.0) / len(colours), agrees)
     if own not in contrast.texts:
         agreeing = sum(
@@ -312,8 +349,8 @@ def _contrast(phrase: Phrase) -> _Contrast:
             if agrees
         )
         contrast.add(own, agreeing or 1.0, True)
-    if kind.optional:
-        contrast.add(_PLAIN, 1.0, False)
+    if kind.optional:  # Nothing weighs as much as what the phrase may be.
+        contrast.add(_PLAIN, float(len(kind.nouns)) if phrase.noun in KINDS_OF else 1.0, False)
     return contrast
 
 

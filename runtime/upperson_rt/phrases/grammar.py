@@ -19,6 +19,7 @@ from upperson_rt.phrases.lexicon import (
     DENIALS,
     DETAILS,
     ENDS,
+    KINDS_OF,
     MODIFIERS,
     NOUN_OF,
     PATTERNS,
@@ -39,6 +40,9 @@ _MOST_BEFORE = 10
 _BREAKS = ENDS | SMALL_WORDS | ACTIONS | (DETAILS - MODIFIERS)
 _JOINS = frozenset({"and", "&", "/", ","})
 _DETAIL_WORDS = frozenset({"with", "without", "featuring", "and"})
+_CARRYING = frozenset({"carrying", "carries", "carry", "holding", "holds", "hold"})
+_BAG_PLACES = frozenset({"head", "hand", "hands", "back", "shoulder", "shoulders", "arm", "arms"})
+"""Where *nothing* says that there is no bag, or no headwear."""
 _COPULAS = frozenset({"is", "are", "was", "were"})
 _TOWARDS = frozenset({"from", "to", "towards", "toward", "at", "facing"})
 
@@ -129,6 +133,10 @@ class _Parser:
     def _things(self) -> Iterator[Span]:
         at = 0
         while at < len(self.words):
+            if size := self._nothing_at(at):
+                yield self._nothing(at, at + size)
+                at += size
+                continue
             size, kind, noun = self._noun_at(at)
             if not size or (size == 1 and self._is_detail(at)):
                 at += 1
@@ -166,6 +174,32 @@ class _Parser:
             negated,
         )
         return self._span(phrase, first, last)
+
+    def _nothing_at(self, at: int) -> int:
+        """Return how many tokens *carrying nothing*, *nothing on her head* or *bareheaded* has."""
+        if self.words[at] == "bareheaded":
+            return 1
+        if self.words[at : at + 2] == ["empty", "handed"]:
+            return 2
+        first = at + (self.words[at] in _CARRYING)
+        end = self._place_end(first + 1)
+        place, word = self.words[first + 1 : end], self.words[first : first + 1]
+        denied = not DENIALS.isdisjoint(self.words[max(0, at - 5) : at])
+        if word not in (["nothing"], ["anything"] if denied else ["nothing"]):
+            return 0
+        if self.words[end : end + 1] in (["but"], ["except"]):  # *Nothing but a red bag*.
+            return 0
+        is_said = not _BAG_PLACES.isdisjoint(place) if place else first > at or denied
+        return end - at if is_said else 0
+
+    def _nothing(self, first: int, last: int) -> Span:
+        """Take having nothing for having no bag, or no headwear where it is of the head."""
+        of_head = not {"head", "bareheaded"}.isdisjoint(self.words[first:last])
+        kind: Kind = "headwear" if of_head else "carried"
+        noun = "headwear" if of_head else "bag"
+        # *Without anything* is denied by its first word.
+        negated = "anything" not in self.words[first:last]
+        return self._thing(kind, noun, noun, (), first, last, negated)
 
     def _noun_at(self, at: int) -> tuple[int, Kind, str]:
         """Return how many tokens a noun has, or 0, with its kind and plain name."""
@@ -300,10 +334,15 @@ class _Parser:
 
     def _skip_place(self, at: int) -> int:
         """Mark *over her left shoulder* as said, and return what comes next."""
+        end = self._place_end(at)
+        self.used[at:end] = [True] * (end - at)
+        return end
+
+    def _place_end(self, at: int) -> int:
+        """Return where *over her left shoulder* ends, the same token if there is no such place."""
         if at < len(self.words) and self.words[at] in ("over", "on", "in", "around", "across"):
             end = self._while_in(at + 1, BODY_PLACES | {"her", "his", "their", "the", "one"})
             if self.words[end - 1] in BODY_PLACES and not self._noun_at(end - 1)[0]:
-                self.used[at:end] = [True] * (end - at)
                 return end
         return at
 
@@ -413,4 +452,5 @@ def _has_unjoined_colours(text: str) -> bool:
 
 
 def _asked_nouns(phrases: Sequence[Phrase]) -> set[str]:
-    return {phrase.noun for phrase in phrases if phrase.noun and not phrase.negated}
+    nouns = {phrase.noun for phrase in phrases if phrase.noun and not phrase.negated}
+    return nouns | {name for name, kinds in KINDS_OF.items() if not nouns.isdisjoint(kinds)}

@@ -16,6 +16,7 @@ __all__ = [
     "DENIALS",
     "DETAILS",
     "ENDS",
+    "KINDS_OF",
     "MODIFIERS",
     "NOUNS",
     "NOUN_OF",
@@ -99,6 +100,7 @@ NOUNS: Mapping[Kind, Mapping[str, str]] = {
         "hat": "hat, sun hat, fedora",
         "hood": "raised hood, hood up",
         "helmet": "helmet",
+        "headwear": "headwear, headgear",
         "headband": "headband, hair band, bandana, headscarf, head scarf",
     },
     "hair": {
@@ -132,9 +134,12 @@ NOUNS: Mapping[Kind, Mapping[str, str]] = {
         "handbag": "handbag, hand bag, purse, clutch, pocketbook",
         "shoulder bag": "shoulder bag, messenger bag, satchel, crossbody bag, sling bag, "
         "cross body bag",
-        "suitcase": "suitcase, luggage, rolling suitcase, trolley case, trolley",
-        "bag": "bag, tote, tote bag, shopping bag, plastic bag, paper bag, duffel bag, gym bag, "
-        "pouch",
+        "suitcase": "suitcase, rolling suitcase, trolley case, trolley",
+        "bag": "bag, baggage, luggage",
+        "tote bag": "tote, tote bag",
+        "shopping bag": "shopping bag, plastic bag, paper bag",
+        "duffel bag": "duffel bag, gym bag, sports bag",
+        "pouch": "pouch",
         "briefcase": "briefcase",
         "umbrella": "umbrella, parasol",
         "phone": "phone, cell phone, mobile phone, cellphone, smartphone, mobile, smart phone, "
@@ -153,6 +158,13 @@ NOUNS: Mapping[Kind, Mapping[str, str]] = {
     },
 }
 """By kind: the plain name of a thing, and how people write it."""
+
+KINDS_OF: Mapping[str, tuple[str, ...]] = {
+    "bag": ("backpack", "handbag", "shoulder bag", "suitcase", "briefcase", "tote bag",
+            "shopping bag", "duffel bag", "pouch"),
+    "headwear": ("cap", "beanie", "hat", "hood", "helmet"),
+}  # fmt: skip
+"""Plain names of things that are one of several: who has a backpack has a bag."""
 
 _COLOUR_WORDS: Mapping[str, str] = {
     "black": "black, jet black, pitch black",
