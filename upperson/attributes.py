@@ -189,12 +189,6 @@ def measure_attributes(
     def scores(questions: Sequence[Question]) -> NDArray[np.float32]:
         return evidence.scores([question.text for question in questions], image_GE)
 
-    short = {}
-    for name, form in SHORT_FORMS.items():
-        questions = short_questions(columns, form)
-        if any(has_all(columns, question.wanted).any() for question in questions):
-            short[name] = _measure_short(questions, columns, scores(questions))
-
     def shares(
         make: Callable[[str], list[Question]], *, forbidden: bool
     ) -> dict[str, dict[str, Share]]:
@@ -226,7 +220,7 @@ def measure_attributes(
     r1, captions = _measure_captions(records, text_QE, image_GE, columns)
     return AttributeReport(
         pictures=len(image_GE),
-        short=short,
+        short=_short_by_form(columns, scores),
         with_thing=shares(lambda name: thing_questions(columns, name), forbidden=False),
         without_thing=shares(lambda name: denied(name, clothed=False), forbidden=True),
         clothed_without=shares(lambda name: denied(name, clothed=True), forbidden=True),
@@ -236,6 +230,32 @@ def measure_attributes(
         captions=captions,
         r1=r1,
     )
+
+
+def measure_short(
+    records: Sequence[Record], image_GE: NDArray[np.float32], embed_texts: EmbedTexts
+) -> dict[str, ShortQuestions]:
+    """Ask the short questions alone, by name of the form; the rest is as for `measure_attributes`.
+
+    Raises:
+        InputError: As for `attribute_columns`.
+    """
+    evidence = Evidence(embed_texts)
+    return _short_by_form(
+        attribute_columns(records),
+        lambda questions: evidence.scores([question.text for question in questions], image_GE),
+    )
+
+
+def _short_by_form(
+    columns: Columns, scores: Callable[[Sequence[Question]], NDArray[np.float32]]
+) -> dict[str, ShortQuestions]:
+    found = {}
+    for name, form in SHORT_FORMS.items():
+        questions = short_questions(columns, form)
+        if any(has_all(columns, question.wanted).any() for question in questions):
+            found[name] = _measure_short(questions, columns, scores(questions))
+    return found
 
 
 def _order(scores_NG: NDArray[np.float32]) -> NDArray[np.int64]:

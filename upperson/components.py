@@ -20,7 +20,7 @@ from upperson.data.batches import identity_labels
 from upperson.data.check import require_published_counts
 from upperson.data.images import require_images
 from upperson.data.records import Record, Split, read_dataset
-from upperson.data.rewording import require_phrases
+from upperson.data.rewording import Rewording, require_phrases
 from upperson.losses import Objective, loss_names
 from upperson.model.base import Base, load_base
 from upperson.model.block import QUICK_GELU_SLOPE
@@ -53,6 +53,9 @@ class Components:
     objective: Objective
     tokenizer: Tokenizer
 
+    notes: tuple[str, ...] = ()
+    """What people should know of the data, a line each."""
+
 
 def build_components(config: TrainConfig) -> Components:
     """Read the data and build the model.
@@ -76,9 +79,8 @@ def build_components(config: TrainConfig) -> Components:
     if config.select_on == "test" and not splits["test"]:
         raise InputError(f"{config.root} has no image in split 'test' to select on")
     captions = [caption for record in splits["train"] for caption in record.captions]
-    for option in ("shorten_captions", "wrong_captions"):
-        if getattr(config, option):
-            require_phrases(captions, option)
+    rewordings: tuple[Rewording, ...] = ("shorten_captions", "wrong_captions")
+    read = [require_phrases(captions, option) for option in rewordings if getattr(config, option)]
     image_size = (config.height_px, config.width_px)
     torch.manual_seed(config.seed)
     base = load_base(config.base, config.pretrained, image_size, draw=True)
@@ -94,7 +96,8 @@ def build_components(config: TrainConfig) -> Components:
     keep_frozen_matrices_in(model, config.precision)
     identities = len(identity_labels(splits["train"]))
     objective = Objective(loss_names(config.loss), model.embed_dim, identities, config.temperature)
-    return Components(splits, base, model, objective, tokenizer)
+    notes = tuple(line for line in read if line)
+    return Components(splits, base, model, objective, tokenizer, notes)
 
 
 def choose_device(device: str) -> torch.device:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from upperson.attributes import AttributeReport
+from upperson.attributes import AttributeReport, ShortQuestions
 from upperson.data.records import Record
 from upperson_rt import __version__
 from upperson_rt.preprocess import load_image
@@ -111,13 +111,14 @@ def render_page(
         queries=queries,
         words=_data_url(draw_words(words), "png"),
         asked=words["fine_tuned"].short["person"],
+        int8=summary["short_questions"]["onnx_int8"],
         quick=quick,
     )
 
 
-def short_questions(words: Mapping[str, AttributeReport]) -> dict[str, dict[str, float]]:
-    """Return in what the first picture is right, in percent, by model; and by chance."""
-    found = {key: report.short["person"].parts for key, report in words.items()}
+def short_questions(asked: Mapping[str, ShortQuestions]) -> dict[str, dict[str, float]]:
+    """Return in what the first picture is right, in percent, by key of `STAGES`; and by chance."""
+    found = {key: answers.parts for key, answers in asked.items()}
     parts = next(iter(found.values()))
     return {key: {part: shares[part].top1 for part in parts} for key, shares in found.items()} | {
         "chance": {part: share.chance for part, share in parts.items()}

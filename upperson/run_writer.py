@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from upperson.config import TrainConfig
 from upperson.data.records import Record, Split
 from upperson.evaluate import Evaluation
+from upperson.losses import TEMPERATURE
 from upperson.model.base import Base
 from upperson.plan import count_split
 from upperson.run import ADAPTER, CARD, CONFIG, CURVES, METRICS_CSV, RESULTS, pack_adapter
@@ -58,6 +59,7 @@ def model_card(config: TrainConfig, results: dict[str, Any]) -> str:
         # Names only: a card is passed on, and folders of the machine it was made on are not.
         weights=Path(config.pretrained or "").name,
         data=_data_name(config),
+        temperature=None if config.temperature == TEMPERATURE else config.temperature,
         start=Path(config.init_from or "").name,
         metrics=metrics,
         rows=[

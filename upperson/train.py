@@ -148,6 +148,8 @@ def _train(
         started=started,
     )
     if main:
+        for line in components.notes:
+            observer.note(line)
         _tell_cut_captions(splits, tokenizer, observer)
     if resume:
         run.resume()

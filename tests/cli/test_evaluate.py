@@ -115,7 +115,9 @@ def test_words_are_measured_where_the_truth_is_known(demo_folder, people, evalua
     assert list(found) == (["run"] if target == "run" else variants)
     records = read_dataset("jsonl", people)["test"]
     women = np.mean([record.attributes["gender"] == "woman" for record in records])
-    for report in found.values():
+    measured = {"run": "fine_tuned", "int8": "onnx_int8"}
+    assert {"run", "int8"} & found.keys()
+    for name, report in found.items():
         asked = report["short"]["person"]
         assert 0 < asked["present"] < asked["asked"]
         assert list(asked["parts"]) == ["gender", "colour", "garment", "all"]
@@ -124,8 +126,9 @@ def test_words_are_measured_where_the_truth_is_known(demo_folder, people, evalua
         summary = json.loads((demo_folder / "summary.json").read_text("utf-8"))["short_questions"]
         for part, share in asked["parts"].items():
             assert share["chance"] == pytest.approx(summary["chance"][part])
-            if target == "run":
-                assert share["top1"] == pytest.approx(summary["fine_tuned"][part], abs=ONE_QUESTION)
+            if name in measured:
+                expected = summary[measured[name]][part]
+                assert share["top1"] == pytest.approx(expected, abs=ONE_QUESTION)
     plain = evaluated(target)
     for name, report in found.items():
         assert report["r1"] == pytest.approx(plain[name]["text_to_image"]["R@1"])

@@ -341,6 +341,33 @@ def test_odd_sentences_are_answered_with_a_word_on_them(work, sentence, said):
     assert said or ("warning" not in done.stderr and "counts" not in done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("sentence", "unknown", "told"),
+    [
+        ("the of and", [], True),
+        ("the of and", ["of"], False),
+        ("一个穿红色外套的女人", [], False),  # Nor has it a phrase.
+        ("a person", [], False),
+        ("adidas", [], False),
+        ("no bag", [], False),
+    ],
+)
+def test_a_sentence_without_a_phrase_is_told_without_being_explained(
+    sentence, unknown, told, capsys
+):
+    _tell_reading(sentence, clip_tokenizer(), None, unknown)
+    line = "no phrase of the sentence was understood: it counts as a whole"
+    assert (line in capsys.readouterr().err.splitlines()) == told
+
+
+def test_a_query_without_a_phrase_is_answered_with_that_line(work):
+    done = run("query", "a and the", "-k", 2)
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) == 3
+    assert "no phrase of the sentence was understood: it counts as a whole" in done.stderr
+    assert "no phrase" not in run("query", "red coat", "-k", 2).stderr
+
+
 def test_pictures_have_no_phrases(work):
     for option in (["--explain"], ["--paraphrases", 4]):
         done = run("query", "--image", "crops/p0/red.png", *option)

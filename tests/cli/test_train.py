@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(people: Path, work: Path) 
     assert parts["classifier"] == (128 + 1) * 8
     assert sum(parts.values()) == plan["trained"]
     assert list(work.iterdir()) == []
+
+
+def test_a_dry_run_tells_of_captions_that_stay_as_they_are(people: Path, work: Path) -> None:
+    copy = shutil.copytree(people, work / "copy")
+    lines = (copy / "annotations.jsonl").read_text("utf-8").splitlines()
+    rest = [json.dumps(json.loads(line) | {"caption": "somebody"}) for line in lines[1:]]
+    (copy / "annotations.jsonl").write_text("\n".join([lines[0], *rest]), "utf-8")
+    options = ("--dry-run", "--set", "shorten_captions=0.5")
+    result = run("train", "--root", copy, *options)
+    assert result.exit_code == 0, result.stderr
+    line = "note: shorten_captions leaves most captions as they are: only 1 of 32 are captions in"
+    assert line in result.stderr
+    assert "shorten_captions" not in run("train", "--root", people, *options).stderr
 
 
 @pytest.mark.timeout(120, func_only=True)

@@ -234,7 +234,7 @@ def check_summary(summary):
     for name in METRICS:  # Folding and export change nothing.
         assert abs(summary["onnx_fp32"][name] - summary["fine_tuned"][name]) <= ONE_QUERY
     words = summary["short_questions"]
-    assert list(words) == ["zero_shot", "fine_tuned", "chance"]
+    assert list(words) == ["zero_shot", "fine_tuned", "onnx_int8", "chance"]
     for shares in words.values():
         assert list(shares) == ["gender", "colour", "garment", "all"]
         assert 0 <= shares["all"] <= min(shares.values()) <= 100
@@ -289,6 +289,12 @@ def test_the_report_is_one_file(demo_folder):
     for model in MODELS:
         assert f"{summary[model]['mAP']:.2f}" in html
     assert "Which words it understands" in html
+    words = summary["short_questions"]["onnx_int8"]
+    told = ", ".join(f"{part} {value:.2f} %" for part, value in words.items())
+    caption = (
+        "The bars are those of the base and of the run in fp32; short questions to the exported"
+    )
+    assert f"{caption} int8 bundle: {told}." in " ".join(html.split())
 
 
 def test_the_answer_is_a_picture(demo_folder):
@@ -389,14 +395,14 @@ def test_the_demo_runs_again_over_an_earlier_one(demo_folder, work, monkeypatch)
     monkeypatch.setattr(import_module("upperson.cli.exportable"), "export_run", export_as_before)
     done = run("demo", "--quick")
     assert done.exit_code == 0, done.stderr
-    table = {line[:24].rstrip(): line[24:].split() for line in done.stdout.splitlines()}
-    assert [len(table[name]) for name in STAGES.values()] == [5] * 4
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     check_summary(summary)
-    for model, shares in summary["short_questions"].items():
-        shown = [f"{value:.2f}" for value in shares.values()]
-        row = [model.replace("_", "-"), *shown]
-        assert row in [line.split() for line in done.stdout.splitlines()]
+    rows = [line.split() for line in done.stdout.splitlines()]
+    measured_by = {model: summary[model] for model in MODELS}
+    for table in (measured_by, summary["short_questions"]):
+        for model, values in table.items():
+            shown = [f"{value:.2f}" for value in values.values()]
+            assert [*STAGES.get(model, model).split(), *shown] in rows
     assert "Find a person by a sentence" in (folder / "report.html").read_text("utf-8")
     assert {path: path.stat().st_mtime_ns for path in pictures} == pictures  # Rendered once.
     assert {path.name for path in folder.iterdir()} == {*PARTS, "notes.txt"}

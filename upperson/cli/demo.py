@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +17,12 @@ from upperson_rt.cli.output import backend_line, new_table, print_json, print_li
 from upperson_rt.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from upperson.cli.progress import Display
+    from upperson.data.records import Record
+    from upperson_rt.gallery import Gallery
 
 QUESTION = "woman in red coat"
 SUMMARY = "summary.json"
@@ -77,7 +82,7 @@ def demo(
     words = summary["short_questions"]
     table = new_table("short questions, R@1", *words["chance"], right=tuple(words["chance"]))
     for key, shares in words.items():
-        table.add_row(key.replace("_", "-"), *(f"{value:.2f}" for value in shares.values()))
+        table.add_row(STAGES.get(key, key), *(f"{value:.2f}" for value in shares.values()))
     print_table(table)
     if quick:
         print_line("a quick demo: these numbers mean nothing")
@@ -92,7 +97,7 @@ def demo(
 
 def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]:
     """Run all stages and return the summary; ``output`` changes only at the end."""
-    from upperson.attributes import measure_attributes
+    from upperson.attributes import measure_attributes, measure_short
     from upperson.cli.exportable import export_run
     from upperson.cli.progress import TrainingDisplay
     from upperson.config import read_recipe
@@ -159,7 +164,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
                 calib_size=size.calib_size,
                 progress=display.update,
             ).as_dict()["variants"]
-        bundle = Bundle.open(building / "bundle")
+        bundle = Bundle.open(building / "bundle", "int8")
         encoder = bundle.encoder()
         with (
             stage("index"),
@@ -178,6 +183,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
         ):
             hits = Retriever(encoder, gallery).query(QUESTION, k=10)
             save_sheet(building / "answer.png", QUESTION, hits)
+            int8_GE = _vectors_of(gallery, test)
         assert result.test is not None  # the demo's data set has a test split
         summary: dict[str, Any] = {
             "zero_shot": zero_shot.as_dict(),
@@ -199,7 +205,9 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
                     test, *after, partial(embed_texts, tuned, tokenizer)
                 ),
             }
-            summary["short_questions"] = short_questions(words)
+            asked = {key: report.short["person"] for key, report in words.items()}
+            asked["onnx_int8"] = measure_short(test, int8_GE, encoder.encode_texts)["person"]
+            summary["short_questions"] = short_questions(asked)
             html = render_page(
                 summary,
                 templates(TEMPLATES),
@@ -215,6 +223,18 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
         for part in PARTS:
             put_in_place(building / part, output / part)
     return summary
+
+
+def _vectors_of(gallery: "Gallery", records: "Sequence[Record]") -> "NDArray[np.float32]":
+    """Return what a gallery has of the pictures of records, in their order."""
+    import numpy as np
+
+    found = {
+        item.source: vector_E
+        for items, vectors_NE in gallery.vectors()
+        for item, vector_E in zip(items, vectors_NE, strict=True)
+    }
+    return np.stack([found[str(record.image.absolute())] for record in records])
 
 
 def _render_people(folder: Path, size: DemoSize, display: "Display") -> Path:

@@ -340,6 +340,8 @@ def _dry_run(config: "TrainConfig", device: str, as_json: bool) -> None:
     planned = plan(config, components, processes=processes)
     if not _is_main_process():
         return
+    for line in components.notes:
+        print_note(f"note: {line}")
     if (pairs := planned.splits["train"].captions) < config.batch_size:
         print_warning(
             f"a batch of {config.batch_size} is more than the {pairs} pairs of the training split: "

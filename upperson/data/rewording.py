@@ -7,6 +7,7 @@ as it is.
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,7 @@ _Edit = tuple[int, int, str]
 
 def shorter(caption: str, rng: np.random.Generator) -> str:
     """Say a random part of what a caption says: *red coat*, *woman in red coat*, or more."""
-    phrases = [phrase for phrase in parse(caption).understood if phrase.kind != "action"]
+    phrases = _understood(caption)
     things = [phrase for phrase in phrases if phrase.kind != "person"]
     if not things:
         return caption
@@ -69,7 +70,7 @@ def wrong(caption: str, rng: np.random.Generator) -> str:
     The change is another colour, exchanged colours, another thing of the same kind, a thing that is
     denied (*without a backpack*), or a person of the other gender.
     """
-    things = [phrase for phrase in parse(caption).understood if phrase.kind != "action"]
+    things = _understood(caption)
     for way in rng.permutation(len(_WAYS)):
         edits = _WAYS[way](caption, things, rng)
         if edits:
@@ -77,18 +78,55 @@ def wrong(caption: str, rng: np.random.Generator) -> str:
     return caption
 
 
-def require_phrases(captions: Sequence[str], option: str) -> None:
-    """Refuse an option that rewords captions where the grammar reads none of them.
+Rewording = Literal["shorten_captions", "wrong_captions"]
+"""Options of a recipe that reword captions."""
+
+
+def require_phrases(captions: Sequence[str], option: Rewording) -> str:
+    """Refuse an option that rewords captions where it could reword none of them.
+
+    Returns:
+        A line about the captions that stay as they are, if those are more than half; else nothing.
 
     Raises:
-        InputError: No phrase in any of a thousand of them.
+        InputError: Of a thousand of them none can be reworded.
     """
     sample = captions[:: max(1, len(captions) // _SAMPLE)]
-    if not any(phrase.noun for caption in sample for phrase in parse(caption).understood):
+    usable = sum(map(_CAN_BE_REWORDED[option], sample))
+    needed = _NEEDED[option]
+    if not usable:
         raise InputError(
-            f"{option} needs captions in which the grammar reads phrases such as 'red coat'; of "
-            f"{len(sample)} captions it reads none: they must be English, or switch {option} off"
+            f"{option} needs captions {needed}; of {len(sample)} captions it finds none: they must "
+            f"be English and say what people wear or carry, or switch {option} off"
         )
+    if 2 * usable >= len(sample):
+        return ""
+    return (
+        f"{option} leaves most captions as they are: only {usable} of {len(sample)} are captions "
+        f"{needed}"
+    )
+
+
+def _understood(caption: str) -> list[Phrase]:
+    return [phrase for phrase in parse(caption).understood if phrase.kind != "action"]
+
+
+def _says_a_thing(caption: str) -> bool:
+    return any(phrase.kind != "person" for phrase in _understood(caption))
+
+
+def _can_be_wrong(caption: str) -> bool:
+    return wrong(caption, np.random.default_rng(0)) != caption
+
+
+_CAN_BE_REWORDED: dict[Rewording, Callable[[str], bool]] = {
+    "shorten_captions": _says_a_thing,
+    "wrong_captions": _can_be_wrong,
+}
+_NEEDED: dict[Rewording, str] = {
+    "shorten_captions": "in which the grammar reads a thing, such as 'red coat'",
+    "wrong_captions": "of which the grammar can say something wrong, such as 'woman in red coat'",
+}
 
 
 def _recolour(caption: str, things: Sequence[Phrase], rng: np.random.Generator) -> list[_Edit]:

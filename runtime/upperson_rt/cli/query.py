@@ -285,7 +285,8 @@ def _tell_reading(
     parsed = parse(sentence)
     letters = sum(letter.isalnum() for letter in sentence)
     tokens = len(tokenizer.encode([sentence]).input_ids[0]) - 2
-    if letters > 2 and tokens > _MOST_TOKENS_PER_LETTER * letters:
+    is_foreign = letters > 2 and tokens > _MOST_TOKENS_PER_LETTER * letters
+    if is_foreign:
         print_warning(
             f"the model breaks these {letters} letters into {tokens} pieces: it was hardly trained "
             "on this language; describe the person in English"
@@ -300,7 +301,11 @@ def _tell_reading(
         print_note(f"'{phrase.text}' counts as one {phrase.noun}, {colours} at once")
     if parsed.denied:
         print_note("must not be there: " + ", ".join(phrase.text for phrase in parsed.denied))
-    if explained is not None and not explained.phrases:
+    if explained is None:
+        is_whole = not (parsed.phrases or is_foreign or unknown)  # Those lines say more.
+    else:
+        is_whole = not explained.phrases  # And no column of phrases is there.
+    if is_whole:
         print_note("no phrase of the sentence was understood: it counts as a whole")
 
 

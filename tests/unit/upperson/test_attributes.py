@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from upperson.attributes import AttributeReport, measure_attributes
+from upperson.attributes import AttributeReport, measure_attributes, measure_short
 from upperson.data.records import Record
 from upperson.data.synthetic.people import Person, sample_people
 from upperson.questions import (
@@ -118,6 +118,8 @@ def test_a_model_that_knows_the_words_is_right(records: list[Record]) -> None:
     report = measure(Knowing(records, "gender", "upper", "upper_colour", *THINGS), records)
     short = report.short["person"]
     assert short.asked == 13 * 12
+    model = Knowing(records, "gender", "upper", "upper_colour", *THINGS)
+    assert measure_short(records, model.image_GE, model.embed_texts) == report.short
     assert 0 < short.present < short.asked
     assert {share.top1 for share in short.parts.values()} == {100.0}
     assert short.map == short.presence_auroc == 100.0

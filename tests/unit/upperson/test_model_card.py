@@ -1,6 +1,7 @@
 """The model card: every number comes from the run, and nothing of the machine is in it."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,6 +115,26 @@ def test_it_says_what_chose_the_epoch(selected_on: str, words: str) -> None:
     assert words in card
     assert ("optimistic" in card) == (selected_on == "test")
     assert "best by R@1" not in card
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"temperature": 0.0137}, "Loss sdm+id at temperature 0.0137; Adam"),
+        ({"shorten_captions": 0.43}, "masking on, 0.43 of the captions shortened, precision bf16"),
+        ({"wrong_captions": True}, "masking on, wrong captions on, precision bf16"),
+        ({"leave_out_noisy": True}, "noisy pairs left out after the warm-up, precision bf16"),
+        ({"kept_share": 0.61}, "- Kept: 0.61 of what LoRA and L-Adapters add to the base"),
+    ],
+)
+def test_it_says_what_is_other_than_the_default(setting: dict[str, Any], words: str) -> None:
+    plain = model_card(CONFIG, RESULTS)
+    card = model_card(replace(CONFIG, **setting), RESULTS)
+    assert words in card
+    assert words not in plain
+    assert "\n\n\n" not in card
+    # What is told is told in one line, and nothing else changes.
+    assert len(set(card.splitlines()) - set(plain.splitlines())) == 1
 
 
 def test_missing_results_leave_gaps_not_words() -> None:

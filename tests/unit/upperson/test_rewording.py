@@ -78,6 +78,27 @@ def test_what_the_grammar_does_not_read_stays(caption):
 
 
 def test_an_option_that_would_do_nothing_is_refused():
-    require_phrases(["zzz"] * 10 + [RED], "shorten_captions")
-    with pytest.raises(InputError, match=r"wrong_captions needs captions .* of 1000 captions it"):
-        require_phrases(["Frau im roten Mantel"] * 1000, "wrong_captions")
+    for option in ("shorten_captions", "wrong_captions"):
+        for caption in ("Frau im roten Mantel", "somebody over there again", "a person walking"):
+            message = (
+                rf"{option} needs captions .* of 1000 captions it finds none.* switch {option} off"
+            )
+            with pytest.raises(InputError, match=message):
+                require_phrases([caption] * 1000, option)
+
+
+def test_each_option_needs_what_it_rewords():
+    # A woman can be called a man, and nothing of her can be left out.
+    assert require_phrases(["a woman over there"], "wrong_captions") == ""
+    with pytest.raises(InputError, match="reads a thing, such as 'red coat'"):
+        require_phrases(["a woman over there"], "shorten_captions")
+    # Nothing is known that could stand in the place of a watch, but it can be denied.
+    assert require_phrases(["somebody with a watch"], "shorten_captions") == ""
+    assert require_phrases(["somebody with a watch"], "wrong_captions") == ""
+
+
+@pytest.mark.parametrize("option", ["shorten_captions", "wrong_captions"])
+def test_it_is_told_where_most_captions_stay(option):
+    assert require_phrases(["somebody"] * 5 + [RED] * 5, option) == ""
+    line = require_phrases(["somebody"] * 6 + [RED] * 4, option)
+    assert line.startswith(f"{option} leaves most captions as they are: only 4 of 10 are captions ")

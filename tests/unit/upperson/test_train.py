@@ -156,6 +156,39 @@ def test_captions_that_are_cut_are_counted(tmp_path: Path, monkeypatch: pytest.M
     ]
 
 
+def test_captions_that_cannot_be_reworded_are_told_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(
+        tmp_path, monkeypatch, epochs=1, warmup_epochs=0, shorten_captions=0.5, wrong_captions=True
+    )
+    annotations = Path(config.root) / "annotations.jsonl"
+    entries = [json.loads(line) for line in annotations.read_text("utf-8").splitlines()]
+
+    def write(*captions: str) -> None:
+        lines = [
+            json.dumps(entry | {"caption": captions[number % len(captions)]})
+            for number, entry in enumerate(entries)
+        ]
+        annotations.write_text("\n".join(lines), "utf-8")
+
+    recorder = Recorder()
+    write("somebody", "somebody over there again", "a woman in a red coat")
+    train(config, tmp_path / "run", recorder)
+    assert [note.partition(":")[0] for note in recorder.notes] == [
+        "shorten_captions leaves most captions as they are",
+        "wrong_captions leaves most captions as they are",
+    ]
+    write("somebody over there again")
+    for option, changes in (
+        ("shorten", {"wrong_captions": False}),
+        ("wrong", {"shorten_captions": 0.0}),
+    ):
+        with pytest.raises(InputError, match=f"{option}_captions needs captions"):
+            train(replace(config, **changes), tmp_path / "other", Recorder())
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_starts_from_another(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
