@@ -74,7 +74,7 @@ ALTERNATIVES: Mapping[Kind, Alternatives] = {
 
 _STYLES = ("phrase", "list", "sentence", "there")
 _NO_PLURAL = ("ss", "us", "is")
-_UNCOUNTED = frozenset({"hair", "luggage", "footwear", "bald"})
+_UNCOUNTED = frozenset({"hair", "luggage", "baggage", "headwear", "headgear", "footwear", "bald"})
 
 
 def with_article(words: str) -> str:
@@ -201,6 +201,11 @@ class _Contrast:
     weights: list[float] = field(default_factory=list)
     agrees: list[bool] = field(default_factory=list)
 
+    @property
+    def agreeing(self) -> float:
+        """The weight of what the phrase is true of."""
+        return sum(w for w, agrees in zip(self.weights, self.agrees, strict=True) if agrees)
+
     def add(self, text: str, weight: float, agrees: bool) -> None:
         self.texts.append(text)
         self.weights.append(weight)
@@ -246,8 +251,8 @@ class Evidence:
             images_ND: Embeddings of pictures, of unit length.
         """
         texts_TD, log_weights_T, agrees_T = self._embedded(phrase)
-        # Cosines over the temperature: 50 at most, whose exponential float32 holds.
-        shares_NT = np.exp(images_ND @ texts_TD.T / _TEMPERATURE + log_weights_T)
+        logits_NT = images_ND @ texts_TD.T / _TEMPERATURE + log_weights_T
+        shares_NT = np.exp(logits_NT - logits_NT.max(axis=1, keepdims=True))
         evidence: NDArray[np.float32] = shares_NT @ agrees_T / shares_NT.sum(axis=1)
         return evidence
 
@@ -343,14 +348,9 @@ def _contrast(phrase: Phrase) -> _Contrast:
             agrees = is_one and (not phrase.colours or colour in phrase.colours)
             contrast.add(text, (0.2 if noun in _RARE else 1.0) / len(colours), agrees)
     if own not in contrast.texts:
-        agreeing = sum(
-            weight
-            for weight, agrees in zip(contrast.weights, contrast.agrees, strict=True)
-            if agrees
-        )
-        contrast.add(own, agreeing or 1.0, True)
-    if kind.optional:  # Nothing weighs as much as what the phrase may be.
-        contrast.add(_PLAIN, float(len(kind.nouns)) if phrase.noun in KINDS_OF else 1.0, False)
+        contrast.add(own, contrast.agreeing or 1.0, True)
+    if kind.optional:  # Of one kind among several; any bag or none has even odds.
+        contrast.add(_PLAIN, contrast.agreeing if phrase.noun in KINDS_OF else 1.0, False)
     return contrast
 
 

@@ -85,8 +85,54 @@ def test_what_a_sentence_denies_goes_down(retriever):
     ]
 
 
+THINGS = ("backpack", "handbag", "shoulder bag", "suitcase", "cap", "beanie", "hat")
+
+
+def _knows_things(texts):
+    """Embed a text as a person, with a place in the space for each thing it names."""
+    rows = np.zeros((len(texts), 1 + len(THINGS)), np.float32)
+    rows[:, 0] = 1
+    for row, text in zip(rows, texts, strict=True):
+        row[1:] = [0.5 * (text.endswith(thing)) for thing in THINGS]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("word", "kinds"), [("bag", THINGS[:4]), ("luggage", THINGS[:4]), ("headwear", THINGS[4:])]
+)
+def test_any_bag_is_each_kind_of_bag_and_nothing_else(word, kinds):
+    evidence = Evidence(_knows_things)
+    pictures = _knows_things(["nobody", *THINGS])
+    (phrase,) = parse(f"without {word}").denied
+    weighed = dict(zip(["nobody", *THINGS], evidence.of(phrase, pictures), strict=True))
+    lost = dict(zip(weighed, evidence.against([phrase], pictures), strict=True))
+    others = weighed.keys() - {*kinds}
+    assert min(weighed[kind] for kind in kinds) > 0.9 > 0.55 > max(weighed[one] for one in others)
+    assert min(lost[kind] for kind in kinds) > 0.9 * DENIAL_WEIGHT
+    assert max(lost[one] for one in others) < 0.5 * DENIAL_WEIGHT
+    backpack = parse("without a backpack").denied
+    alone = evidence.against(backpack, pictures)
+    assert alone[2:].max() < 0.5 * DENIAL_WEIGHT < alone[1]
+
+
+def test_a_contrast_is_embedded_once_and_few_are_kept():
+    asked = []
+    evidence = Evidence(lambda texts: asked.extend(texts) or _knows_things(texts))
+    pictures = _knows_things(THINGS)
+    first = evidence.of(parse("a cap").phrases[-1], pictures)
+    known = len(asked)
+    for sentence in ("a cap", "with a cap on his head", "without a cap"):
+        (cap,) = (phrase for phrase in parse(sentence).phrases if phrase.noun == "cap")
+        np.testing.assert_array_equal(evidence.of(cap, pictures), first)
+    assert len(asked) == known
+    for number in range(200):
+        evidence.of(parse(f"a number{number} cap").phrases[-1], pictures)
+    assert len(evidence._contrasts) <= 64
+    np.testing.assert_array_equal(evidence.of(parse("a cap").phrases[-1], pictures), first)
+
+
 def test_answers_are_looked_for_away_from_what_is_denied(encoder, gallery):
-    """Thirty pictures are weighed, and forty with a bag look a little more like *a person*."""
+    """Forty pictures are weighed, and fifty with a bag look a little more like *a person*."""
 
     def embed_texts(texts):
         rows = np.zeros((len(texts), encoder.embed_dim), np.float32)
@@ -94,19 +140,19 @@ def test_answers_are_looked_for_away_from_what_is_denied(encoder, gallery):
         rows[:, 1] = [0.5 * any(bag in text for bag in ("bag", "pack", "case")) for text in texts]
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    pictures = np.zeros((80, encoder.embed_dim), np.float32)
-    pictures[:40, :2] = 1, 0.4
-    pictures[40:, [0, 2]] = 1, 0.5
+    pictures = np.zeros((90, encoder.embed_dim), np.float32)
+    pictures[:50, :2] = 1, 0.4
+    pictures[50:, [0, 2]] = 1, 0.5
     pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
-    gallery.add([Item(key=str(number)) for number in range(80)], pictures)
+    gallery.add([Item(key=str(number)) for number in range(90)], pictures)
     evidence = Evidence(embed_texts)
     asked_D = embed_texts(["a person"])[0]
-    (best,) = gallery.search(asked_D[None], 30)
-    assert all(int(hit.item.key) < 40 for hit in best)
+    (best,) = gallery.search(asked_D[None], 40)
+    assert all(int(hit.item.key) < 50 for hit in best)
     denied = parse("a person without a bag").denied
     assert np.linalg.norm(evidence.away(asked_D, denied)) == pytest.approx(1, abs=1e-6)
     found = search_without(gallery, evidence, asked_D, denied, 10, None, by_track=False)
-    assert all(int(hit.item.key) >= 40 for hit in found)
+    assert all(int(hit.item.key) >= 50 for hit in found)
     scores = evidence.scores(["a person without a bag"], pictures)[0]
     for hit in found:  # Galleries keep float16.
         assert hit.score == pytest.approx(scores[int(hit.item.key)], abs=1e-3)

@@ -112,6 +112,16 @@ def test_a_phrase_says_what_it_is_about():
         ("not a man", ["man"], "a person"),
         ("He is not only wearing a cap", [], "He is not only wearing a cap"),
         ("his face is not visible", [], "his face is not visible"),
+        ("a person carrying nothing", ["bag"], "a person"),
+        ("a man without anything", ["bag"], "a man"),
+        ("She holds nothing in her hands.", ["bag"], "a person"),
+        ("empty-handed woman in a red coat", ["bag"], "woman in a red coat"),
+        ("woman with nothing on her head, red coat", ["headwear"], "woman, red coat"),
+        ("a bareheaded man", ["headwear"], "a man"),
+        ("nothing special, a red coat", [], "nothing special, a red coat"),
+        ("wearing nothing on her feet", [], "wearing nothing on her feet"),
+        ("carrying nothing but a red bag", [], "carrying nothing but a red bag"),
+        ("no luggage", ["luggage"], "a person"),
         ("a woman in a red coat", [], "a woman in a red coat"),
     ],
 )
@@ -140,6 +150,9 @@ def test_contradictions_are_told():
     both = parse("a woman with a backpack without a backpack")
     assert both.contradictions == ("with and without backpack",)
     assert both.denied == (), "what is asked for is not denied"
+    kind = parse("a woman with a backpack but no bag")
+    assert (kind.contradictions, kind.denied) == (("with and without bag",), ())
+    assert [phrase.text for phrase in parse("a bag but no backpack").denied] == ["backpack"]
     red = parse("a red bag that is not blue")
     assert (red.contradictions, [phrase.text for phrase in red.denied]) == ((), ["blue bag"])
     assert parse("a man with a red bag, no blue bag").contradictions == ()

@@ -16,6 +16,7 @@ from upperson.questions import (
     THINGS,
     attribute_columns,
     auroc,
+    has_all,
     measure_evidence,
     negated_questions,
     short_questions,
@@ -111,6 +112,23 @@ def test_things_are_asked_for_and_refused(records: list[Record], people: list[Pe
         assert question.text.startswith("a person in a")
 
 
+def test_any_bag_is_refused_in_one_question(records: list[Record]) -> None:
+    columns = attribute_columns(records)
+    (bag,) = negated_questions(columns, "bag", anything=True)
+    assert (bag.text, bag.forbidden) == ("a person without a bag", {"bag": "any"})
+    (hat,) = negated_questions(columns, "headwear", anything=True)
+    assert hat.text == "a person without headwear"
+    assert negated_questions(columns, "accessory", anything=True) == []
+    clothed = negated_questions(columns, "bag", clothed=True, anything=True)
+    assert len(clothed) == len({question.text for question in clothed}) > 5
+    for question in clothed:
+        wearing = has_all(columns, question.wanted)
+        has_bag = has_all(columns, {"bag": "any"})
+        assert (wearing & has_bag).any()
+        assert (wearing & ~has_bag).any()
+        assert (has_bag == (columns["bag"] != "none")).all()
+
+
 # --- Measuring
 
 
@@ -127,8 +145,10 @@ def test_a_model_that_knows_the_words_is_right(records: list[Record]) -> None:
     assert short.parts["all"].at10_most < 100
     for values in report.with_thing.values():
         assert all(share.at10 == share.at10_most for share in values.values())
-    assert report.clothed is not None
-    assert report.clothed.top1 == 100, "what is denied takes nothing from what is asked for"
+    assert report.clothed["wears it"].top1 == 100, "what is denied takes nothing from what is asked"
+    assert report.clothed["all as asked"].top1 == 100
+    assert report.clothed["wears it without the denial"].top1 == 100
+    assert report.clothed["all as asked without the denial"].top1 < 100
     # What is denied is weighed and goes down, though the model takes no notice of "without".
     for name, values in report.without_thing.items():
         assert values["all"].at10 == 0
@@ -286,7 +306,10 @@ def test_evidence_is_held_against_what_is_true(records: list[Record]) -> None:
     found = measure_evidence(columns, model.image_GE, Evidence(model.embed_texts))
     colours = {name for name in columns if name.endswith("_colour") and name != "hair_colour"}
     things = {"gender", "upper", "lower", "shoes", "headwear", "bag", "accessory"}
-    assert found.keys() == things | (colours - {"accessory_colour"})
+    others = {"any bag", "any headwear", "glasses", "hair_colour"}
+    assert found.keys() == things | (colours - {"accessory_colour"}) | others
+    assert found["any bag"].auroc > 95
+    assert [found[name].phrases for name in sorted(others)] == [1, 1, 1, 5]
     for name in ("gender", "upper", "upper_colour", "bag"):
         assert found[name].auroc > 95, name
         assert found[name].least <= found[name].auroc
