@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from upperson.attributes import AttributeReport, ShortQuestions
+from upperson.attributes import AttributeReport, Share, ShortQuestions
 from upperson.data.records import Record
+from upperson.questions import ANY
 from upperson_rt import __version__
 from upperson_rt.preprocess import load_image
 
@@ -137,11 +138,11 @@ def draw_words(words: Mapping[str, AttributeReport]) -> bytes:
         {part: [parts[part].top1 for parts in short] for part in short[0]},
         {part: share.chance for part, share in short[0].items()},
     )
-    things = {
-        f"{word} {label}": [getattr(report, f"{word}_thing")[name]["all"] for report in reports]
-        for name, label in _THINGS.items()
-        for word in ("with", "without")
-    }
+    things: dict[str, list[Share]] = {}
+    for name, label in _THINGS.items():
+        things[f"with {label}"] = [report.with_thing[name]["all"] for report in reports]
+        refused = [report.without_thing[name] for report in reports]
+        things[f"without {label}"] = [shares.get(ANY, shares["all"]) for shares in refused]
     _draw_bars(
         axes[1],
         "Things, asked for and refused:\nof the first ten pictures have it",
