@@ -108,7 +108,7 @@ class Retriever:
         """Find the k best pictures.
 
         What a sentence denies (*without a bag*, *no hat*, *not wearing glasses*) is left out of its
-        embedding; a picture loses up to `DENIAL_WEIGHT` of its score for what speaks for that.
+        embedding; a picture loses up to `MOST_DENIED` of its score for what speaks for that.
 
         Args:
             query: A sentence or a picture, or a list of them, which may be mixed. A `str` is

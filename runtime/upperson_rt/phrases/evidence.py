@@ -21,7 +21,7 @@ from upperson_rt.phrases.lexicon import KINDS_OF, Kind, Phrase
 
 __all__ = [
     "ALTERNATIVES",
-    "DENIAL_WEIGHT",
+    "MOST_DENIED",
     "MOST_PARAPHRASES",
     "Alternatives",
     "EmbedTexts",
@@ -171,8 +171,11 @@ def _and(parts: Sequence[str]) -> str:
 # --- What speaks for a phrase in a picture, from the two towers alone
 
 
-DENIAL_WEIGHT = 0.3
+MOST_DENIED = 0.36
 """How much of its score, a cosine, a picture can lose at most for what a sentence denies."""
+
+_UNHEARD = 0.1
+"""Evidence that costs nothing: pictures in which nothing is carried have as much for a backpack."""
 
 _TURN = 0.5
 """How much of what a denied thing adds to *a person* is taken from what is asked for."""
@@ -260,9 +263,10 @@ class Evidence:
         self, denied: Sequence[Phrase], images_ND: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """Return (N,) what pictures lose of their scores for what a sentence denies."""
-        losses = [DENIAL_WEIGHT * self._denied(phrase, images_ND) for phrase in denied]
-        found: NDArray[np.float32] = np.max(losses, axis=0).astype(np.float32)
-        return found
+        evidence_N = np.max([self._denied(phrase, images_ND) for phrase in denied], axis=0)
+        heard_N = np.maximum(evidence_N - _UNHEARD, 0) / (1 - _UNHEARD)
+        lost_N: NDArray[np.float32] = (MOST_DENIED * heard_N).astype(np.float32)
+        return lost_N
 
     def _denied(self, phrase: Phrase, images_ND: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (N,) evidence; of any bag the mean of its own and of the likeliest kind of bag.

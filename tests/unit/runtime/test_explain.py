@@ -9,7 +9,7 @@ from upperson_rt.gallery import Item
 from upperson_rt.indexer import index_images
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import (
-    DENIAL_WEIGHT,
+    MOST_DENIED,
     MOST_PARAPHRASES,
     Evidence,
     describe,
@@ -70,7 +70,7 @@ def test_what_a_sentence_denies_goes_down(retriever):
     denied = retriever.query("a coat that is not red", k=everything)
     asked = {hit.id: hit.score for hit in retriever.query("a coat", k=everything)}
     for hit in denied:
-        assert asked[hit.id] - DENIAL_WEIGHT - 1e-6 <= hit.score <= asked[hit.id] + 1e-6
+        assert asked[hit.id] - MOST_DENIED - 1e-6 <= hit.score <= asked[hit.id] + 1e-6
     lost = {_colour(hit): asked[hit.id] - hit.score for hit in denied}
     assert max(lost, key=lost.get) == "red"
     assert [hit.score for hit in denied] == sorted((hit.score for hit in denied), reverse=True)
@@ -108,11 +108,11 @@ def test_any_bag_is_each_kind_of_bag_and_nothing_else(word, kinds):
     lost = dict(zip(weighed, evidence.against([phrase], pictures), strict=True))
     others = weighed.keys() - {*kinds}
     assert min(weighed[kind] for kind in kinds) > 0.9 > 0.55 > max(weighed[one] for one in others)
-    assert min(lost[kind] for kind in kinds) > 0.9 * DENIAL_WEIGHT
-    assert max(lost[one] for one in others) < 0.5 * DENIAL_WEIGHT
+    assert min(lost[kind] for kind in kinds) > 0.9 * MOST_DENIED
+    assert max(lost[one] for one in others) < 0.5 * MOST_DENIED
     backpack = parse("without a backpack").denied
     alone = evidence.against(backpack, pictures)
-    assert alone[2:].max() < 0.5 * DENIAL_WEIGHT < alone[1]
+    assert alone[2:].max() < 0.5 * MOST_DENIED < alone[1]
 
 
 def test_a_contrast_is_embedded_once_and_few_are_kept():
