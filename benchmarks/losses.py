@@ -132,7 +132,12 @@ def _settings(
     people = wrong_captions(people_in(folder, size), noise, seed)
     base = _base_of(folder, condition, weights)
     own = {} if base is None else {"pretrained": str(base.absolute())}
-    shared = {"root": str(people.absolute()), "epochs": size.epochs, "seed": seed}
+    shared = {
+        "root": str(people.absolute()),
+        "epochs": size.epochs,
+        "warmup_epochs": min(1, size.epochs - 1),  # Noisy pairs are left out after it.
+        "seed": seed,
+    }
     return {**shared, **VARIANTS[variant], **own}
 
 

@@ -205,8 +205,8 @@ class TrainConfig:
         if self.leave_out_noisy and self.student is None and self.warmup_epochs >= self.epochs:
             raise UsageError(
                 f"leave_out_noisy begins after the warm-up, and warmup_epochs "
-                f"({self.warmup_epochs}) leaves none of {self.epochs} epochs: train longer, pass  "
-                f"--set warmup_epochs={self.epochs - 1}  or less, or switch leave_out_noisy off"
+                f"({self.warmup_epochs}) leaves none of the epochs ({self.epochs}): train longer, "
+                f"pass  --set warmup_epochs={self.epochs - 1},  or switch leave_out_noisy off"
             )
         loss_names(self.loss)
         if self.batch_size < 2:
