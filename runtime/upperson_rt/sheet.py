@@ -151,7 +151,11 @@ def _bars(explanation: Explanation | None, hits: int) -> list[list[_Bar]]:
     phrases = explanation.phrases[:_MOST_BARS]
     return [
         [
-            (f"no {phrase.text}" if phrase.negated else phrase.text, float(value), phrase.negated)
+            (
+                f"{phrase.text} (denied)" if phrase.negated else phrase.text,
+                float(value),
+                phrase.negated,
+            )
             for phrase, value in zip(phrases, row, strict=False)
         ]
         for row in explanation.evidence_HP

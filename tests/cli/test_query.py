@@ -311,7 +311,7 @@ def test_phrases_are_weighed(work):
 
     done = run("query", sentence, "-k", 2, "--explain", "--sheet", "found.png")
     header, first = done.stdout.splitlines()[:2]
-    assert ' "woman"  "red coat"  no "blue coat"  picture' in header
+    assert ' "woman"  "red coat"  "blue coat" denied  picture' in header
     assert first.split()[0] == "1"
     assert "must not be there: blue coat" in done.stderr
     with Image.open("found.png") as explained:

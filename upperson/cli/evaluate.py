@@ -303,6 +303,9 @@ def _print_attributes(name: str, report: "AttributeReport") -> None:
             f"true colours above exchanged ones {report.swapped.right:.1f} (chance 50.0), "
             f"{report.swapped.pictures} pictures"
         )
+    print_line(
+        "all in percent; docs/training.md, Which words are understood, says what each row is"
+    )
 
 
 def _add_shares(table: PlainTable, shares: "Mapping[str, Share]", *, wanted: bool = True) -> None:

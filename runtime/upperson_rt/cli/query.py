@@ -120,7 +120,8 @@ def query(
 ) -> None:
     """Find the pictures that a sentence describes, best match first.
 
-    Scores are cosines; compare them within one query only. Those of --image are higher than those
+    Scores are cosines, less what speaks for something that the sentence denies; compare them within
+    one query only. Those of --image are higher than those
     of sentences. "without a ...", "no ..." and "not wearing a ..." lower the score of what has it.
 
     Example: `upperson-rt query "woman in red coat" -k 5 --camera gate --since 24h`
@@ -312,7 +313,9 @@ def _tell_reading(
 def _columns_of(explained: "Explanation | None") -> dict[str, list[str]]:
     if explained is None:
         return {}
-    names = [f'{"no " if phrase.negated else ""}"{phrase.text}"' for phrase in explained.phrases]
+    names = [
+        f'"{phrase.text}"{" denied" if phrase.negated else ""}' for phrase in explained.phrases
+    ]
     cells = [["" if x != x else f"{x:.2f}" for x in row] for row in explained.evidence_HP.T]
     return dict(zip(names, cells, strict=True))
 

@@ -177,7 +177,7 @@ class _Parser:
 
     def _nothing_at(self, at: int) -> int:
         """Return how many tokens *carrying nothing*, *nothing on her head* or *bareheaded* has."""
-        if self.words[at] == "bareheaded":
+        if self.words[at] in ("bareheaded", "hatless", "bagless"):
             return 1
         if self.words[at : at + 2] == ["empty", "handed"]:
             return 2
@@ -194,7 +194,7 @@ class _Parser:
 
     def _nothing(self, first: int, last: int) -> Span:
         """Take having nothing for having no bag, or no headwear where it is of the head."""
-        of_head = not {"head", "bareheaded"}.isdisjoint(self.words[first:last])
+        of_head = not {"head", "bareheaded", "hatless"}.isdisjoint(self.words[first:last])
         kind: Kind = "headwear" if of_head else "carried"
         noun = "headwear" if of_head else "bag"
         # *Without anything* is denied by its first word.

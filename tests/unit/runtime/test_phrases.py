@@ -118,6 +118,8 @@ def test_a_phrase_says_what_it_is_about():
         ("empty-handed woman in a red coat", ["bag"], "woman in a red coat"),
         ("woman with nothing on her head, red coat", ["headwear"], "woman, red coat"),
         ("a bareheaded man", ["headwear"], "a man"),
+        ("a bagless man", ["bag"], "a man"),
+        ("a hatless man", ["headwear"], "a man"),
         ("nothing special, a red coat", [], "nothing special, a red coat"),
         ("wearing nothing on her feet", [], "wearing nothing on her feet"),
         ("carrying nothing but a red bag", [], "carrying nothing but a red bag"),
