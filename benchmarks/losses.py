@@ -39,6 +39,7 @@ from upperson.data.vocabulary import clip_tokenizer
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug, Json, Threads
 from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
+from upperson_rt.errors import UsageError
 from upperson_rt.files import scratch_folder
 from upperson_rt.machine import describe_machine, machine_lines
 from upperson_rt.preprocess import prepare_image
@@ -86,6 +87,10 @@ def losses(
     Example: `python -m benchmarks.losses --seeds 3 --output losses`
     """
     torch.set_num_threads(threads or torch.get_num_threads())
+    if weights is not None and not weights.is_file():
+        raise UsageError(
+            f"--weights wants a file from  upperson pretrain-small, found no {weights}"
+        )
     size = Size(people=people, test_people=test_people, views=views, epochs=epochs)
     with kept_runs(output, "losses") as folder:
         found = measure(folder, size, seeds, weights)

@@ -206,7 +206,7 @@ def measure_attributes(
                 if value != ANY:
                     has_NG.append(answers[0])
                     order_NG.append(answers[1])
-            if by_value:
+            if has_NG:
                 found[name]["all"] = _share(np.concatenate(has_NG), np.concatenate(order_NG))
         return found
 

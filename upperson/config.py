@@ -202,12 +202,6 @@ class TrainConfig:
                 f"warmup_epochs ({self.warmup_epochs}) must be at most epochs ({self.epochs}): "
                 "set it in the recipe, or with  --set warmup_epochs=N"
             )
-        if self.leave_out_noisy and self.student is None and self.warmup_epochs >= self.epochs:
-            raise UsageError(
-                f"leave_out_noisy begins after the warm-up, and warmup_epochs "
-                f"({self.warmup_epochs}) leaves none of the epochs ({self.epochs}): train longer, "
-                f"pass  --set warmup_epochs={self.epochs - 1},  or switch leave_out_noisy off"
-            )
         loss_names(self.loss)
         if self.batch_size < 2:
             raise UsageError("batch_size must be at least 2 for a contrastive loss, found 1")

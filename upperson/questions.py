@@ -25,7 +25,7 @@ Columns: TypeAlias = Mapping[str, NDArray[np.str_]]
 NOTHING = "none"
 """The value where there is no such thing."""
 
-ANY = "any"
+ANY = "any of them"
 """In questions: every value but `NOTHING`."""
 
 SHORT_FORMS: Mapping[str, str] = {
@@ -143,16 +143,16 @@ def negated_questions(
     values = _values(columns, name)
     if anything:
         values = [ANY] if values and name in ANY_WORDS else []
+    if clothed and not {"upper_colour", "upper"} <= columns.keys():
+        return []
     for value in values:
         word = ANY_WORDS[name] if anything else WORDS.get(value, value)
         without = f"without {with_article(word)}"
         if not clothed:
             questions.append(Question(f"a person {without}", {}, {name: value}))
             continue
-        clothes, has_G = (
-            rows_of(columns, ["upper_colour", "upper"]),
-            has_all(columns, {name: value}),
-        )
+        clothes = rows_of(columns, ["upper_colour", "upper"])
+        has_G = has_all(columns, {name: value})
         having = {row for row, has in zip(clothes, has_G, strict=True) if has}
         lacking = {row for row, has in zip(clothes, has_G, strict=True) if not has}
         for colour, upper in sorted(having & lacking):

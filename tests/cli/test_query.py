@@ -327,7 +327,7 @@ def test_phrases_are_weighed(work):
         ("the of and a", "no phrase of the sentence was understood: it counts as a whole"),
         ("a man and a woman", "contradicts itself: man and woman"),
         ("a bag, without a bag", "contradicts itself: with and without bag"),
-        ("red red blue coat", "'red red blue coat' counts as one coat, red and blue at once"),
+        ("red red blue coat", "'red red blue coat' counts as one coat, red or blue"),
         ("red and blue coat", ""),
         ("red " * 300, "longer than the model's 12 tokens"),
         ("zzz", "the model may not know 'zzz': try a plainer word"),

@@ -298,8 +298,7 @@ def _tell_reading(
     for contradiction in parsed.contradictions:
         print_warning(f"the sentence contradicts itself: {contradiction}")
     for phrase in parsed.unjoined:
-        colours = " and ".join(phrase.colours)
-        print_note(f"'{phrase.text}' counts as one {phrase.noun}, {colours} at once")
+        print_note(f"'{phrase.text}' counts as one {phrase.noun}, {' or '.join(phrase.colours)}")
     if parsed.denied:
         print_note("must not be there: " + ", ".join(phrase.text for phrase in parsed.denied))
     if explained is None:

@@ -40,9 +40,10 @@ _MOST_BEFORE = 10
 _BREAKS = ENDS | SMALL_WORDS | ACTIONS | (DETAILS - MODIFIERS)
 _JOINS = frozenset({"and", "&", "/", ","})
 _DETAIL_WORDS = frozenset({"with", "without", "featuring", "and"})
-_CARRYING = frozenset({"carrying", "carries", "carry", "holding", "holds", "hold"})
-_BAG_PLACES = frozenset({"head", "hand", "hands", "back", "shoulder", "shoulders", "arm", "arms"})
-"""Where *nothing* says that there is no bag, or no headwear."""
+_CARRYING = frozenset({"carrying", "carries", "carry"})
+_WITHOUT = frozenset({"bareheaded", "hatless", "bagless"})
+_GOES_ON = frozenset({"but", "except", "besides", "apart", "other", "else", "only", "or"})
+"""After *carrying nothing*: there is something after all."""
 _COPULAS = frozenset({"is", "are", "was", "were"})
 _TOWARDS = frozenset({"from", "to", "towards", "toward", "at", "facing"})
 
@@ -79,8 +80,8 @@ class ParsedSentence:
 
     @property
     def unjoined(self) -> tuple[Phrase, ...]:
-        """Phrases with colours side by side, such as *red blue coat*: both at once, or a slip."""
-        plain = (phrase for phrase in self.phrases if phrase.noun and not phrase.pattern)
+        """Asked phrases with colours side by side, such as *red blue coat*: both, or a slip."""
+        plain = (phrase for phrase in self.understood if phrase.noun and not phrase.pattern)
         return tuple(phrase for phrase in plain if _has_unjoined_colours(phrase.text))
 
 
@@ -176,21 +177,23 @@ class _Parser:
         return self._span(phrase, first, last)
 
     def _nothing_at(self, at: int) -> int:
-        """Return how many tokens *carrying nothing*, *nothing on her head* or *bareheaded* has."""
-        if self.words[at] in ("bareheaded", "hatless", "bagless"):
-            return 1
-        if self.words[at : at + 2] == ["empty", "handed"]:
-            return 2
-        first = at + (self.words[at] in _CARRYING)
+        """Return how many tokens *carrying nothing*, *nothing on her head* or *bareheaded* has.
+
+        Only where no bag, or no headwear, is what it says: hands may be empty below a backpack.
+        """
+        word, before = self.words[at], self.words[max(0, at - 1) : at]
+        if word in _WITHOUT or self.words[at : at + 2] == ["empty", "handed"]:
+            return 0 if before and before[0] in DENIALS else 1 + (word == "empty")
+        first = at + (word in _CARRYING)
         end = self._place_end(first + 1)
-        place, word = self.words[first + 1 : end], self.words[first : first + 1]
-        denied = not DENIALS.isdisjoint(self.words[max(0, at - 5) : at])
-        if word not in (["nothing"], ["anything"] if denied else ["nothing"]):
+        place = self.words[first + 1 : end]
+        denied = bool(before) and before[0] in DENIALS
+        if self.words[first : first + 1] != ["anything" if denied else "nothing"]:
             return 0
-        if self.words[end : end + 1] in (["but"], ["except"]):  # *Nothing but a red bag*.
-            return 0
-        is_said = not _BAG_PLACES.isdisjoint(place) if place else first > at or denied
-        return end - at if is_said else 0
+        after = self.words[end : end + 2]
+        goes_on = not self._phrase_ends(end) or not _GOES_ON.isdisjoint(after)
+        is_said = place[-1:] == ["head"] if place else first > at or denied
+        return end - at if is_said and not goes_on else 0
 
     def _nothing(self, first: int, last: int) -> Span:
         """Take having nothing for having no bag, or no headwear where it is of the head."""

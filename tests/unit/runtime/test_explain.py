@@ -115,6 +115,28 @@ def test_any_bag_is_each_kind_of_bag_and_nothing_else(word, kinds):
     assert alone[2:].max() < 0.5 * MOST_DENIED < alone[1]
 
 
+def test_little_evidence_counts_for_a_coloured_thing_alone():
+    """A red backpack has so many competitors that little speaks for it even where there is one."""
+
+    def embed_texts(texts):
+        rows = np.zeros((len(texts), 3), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            row[:] = 1, "backpack" in text, 0.2 * text.endswith("red backpack")
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    evidence = Evidence(embed_texts)
+    picture = np.array([[1, 0.12, 0.02]], np.float32)
+    picture /= np.linalg.norm(picture)
+    (plain,) = parse("without a backpack").denied
+    (red,) = parse("without a red backpack").denied
+    for phrase in (plain, red):
+        assert 0 < evidence.of(phrase, picture) < 0.1
+    assert evidence.against([plain], picture) == 0
+    assert evidence.against([red], picture) == pytest.approx(
+        MOST_DENIED * evidence.of(red, picture)
+    )
+
+
 def test_a_contrast_is_embedded_once_and_few_are_kept():
     asked = []
     evidence = Evidence(lambda texts: asked.extend(texts) or _knows_things(texts))

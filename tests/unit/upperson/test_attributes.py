@@ -13,6 +13,7 @@ from upperson.attributes import AttributeReport, measure_attributes, measure_sho
 from upperson.data.records import Record
 from upperson.data.synthetic.people import Person, sample_people
 from upperson.questions import (
+    ANY,
     THINGS,
     attribute_columns,
     auroc,
@@ -115,7 +116,7 @@ def test_things_are_asked_for_and_refused(records: list[Record], people: list[Pe
 def test_any_bag_is_refused_in_one_question(records: list[Record]) -> None:
     columns = attribute_columns(records)
     (bag,) = negated_questions(columns, "bag", anything=True)
-    assert (bag.text, bag.forbidden) == ("a person without a bag", {"bag": "any"})
+    assert (bag.text, bag.forbidden) == ("a person without a bag", {"bag": ANY})
     (hat,) = negated_questions(columns, "headwear", anything=True)
     assert hat.text == "a person without headwear"
     assert negated_questions(columns, "accessory", anything=True) == []
@@ -123,10 +124,22 @@ def test_any_bag_is_refused_in_one_question(records: list[Record]) -> None:
     assert len(clothed) == len({question.text for question in clothed}) > 5
     for question in clothed:
         wearing = has_all(columns, question.wanted)
-        has_bag = has_all(columns, {"bag": "any"})
+        has_bag = has_all(columns, {"bag": ANY})
         assert (wearing & has_bag).any()
         assert (wearing & ~has_bag).any()
         assert (has_bag == (columns["bag"] != "none")).all()
+
+
+def test_sets_without_clothes_are_asked_what_they_can_be(records: list[Record]) -> None:
+    bare = [
+        dataclasses.replace(record, attributes={"bag": (record.attributes or {})["bag"]})
+        for record in records
+    ]
+    report = measure(Knowing(bare, "bag"), bare)
+    assert report.clothed == {}
+    assert report.clothed_without == {}
+    assert set(report.without_thing["bag"]) > {ANY, "all", "backpack"}
+    assert report.without_thing["bag"][ANY].at10 == 0
 
 
 # --- Measuring

@@ -407,6 +407,16 @@ def test_every_setting_reaches_the_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert [bool(row["val R@1"]) for row in rows] == [False, True, True]
 
 
+def test_noisy_pairs_cannot_be_left_out_in_the_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, monkeypatch, epochs=2, warmup_epochs=2, leave_out_noisy=True)
+    message = r"none of the epochs \(2\): .* warmup_epochs=1,  or switch leave_out"
+    with pytest.raises(UsageError, match=message):
+        build_components(config)
+    build_components(replace(config, warmup_epochs=1))
+
+
 def test_set_up_keeps_frozen_matrices_in_half_and_recomputes_activations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
