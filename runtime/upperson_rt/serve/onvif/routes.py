@@ -75,8 +75,9 @@ class OnvifRoutes:
     async def _answered(self, request: Request) -> bytes:
         content, account = bytearray(), None
         is_large = is_whole = False
+        blocks = request.stream()
         try:
-            async for block in request.stream():
+            async for block in blocks:
                 content += block
                 if not is_large and len(content) > _MOST_STRANGE_BYTES:
                     account = self._sender(request, header_of(content))
@@ -92,7 +93,7 @@ class OnvifRoutes:
             return message(await self._run(request, header, asked, account))
         except FaultError:
             if not is_whole:  # Clients read an answer only after all was sent.
-                async for _ in request.stream():
+                async for _ in blocks:
                     pass
             raise
         finally:

@@ -4,6 +4,7 @@ import asyncio
 import tracemalloc
 
 import pytest
+from starlette.requests import Request
 
 from tests.helpers.console import START
 from tests.unit.runtime.serve.onvif.conftest import NAMESPACES, security
@@ -111,6 +112,28 @@ def test_a_stranger_sends_little(shared, envelope):
         assert "ter:NotAuthorized" in answer.text
     status, answer = post(shared, envelope(shared, large))
     assert (status, "only a picture" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_stranger_is_refused_in_however_many_blocks_it_comes(shared, blocks):
+    """The last block may be the one that is too much: nothing is left to read then."""
+    content = whole(f"<tse:X>{'A' * 200_000}</tse:X>").encode()
+    size = -(-len(content) // blocks)
+    parts = [content[start : start + size] for start in range(0, len(content), size)]
+    messages = [
+        {"type": "http.request", "body": part, "more_body": number < blocks}
+        for number, part in enumerate(parts, 1)
+    ]
+    left = iter(messages)
+
+    async def receive():
+        return next(left)
+
+    scope = {"type": "http", "method": "POST", "path": "/onvif/search_service", "headers": []}
+    answer = asyncio.run(shared.routes._service(Request(scope, receive)))
+    assert answer.status_code in (400, 401)
+    assert b"ter:NotAuthorized" in answer.body
+    assert list(left) == [], "clients read an answer only after all was sent"
 
 
 def test_nobody_sends_more_than_a_picture_can_be(shared, envelope):
