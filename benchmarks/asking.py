@@ -3,13 +3,12 @@
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from benchmarks.marks import people_of
+from benchmarks.marks import Root, people_of
 from upperson.evaluate import measure_by_length
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import BundleOption, Debug, GalleryOption, Json
@@ -33,7 +32,7 @@ app = new_app("Measure wordings and denials.")
 def asking(
     bundle: BundleOption,
     gallery: GalleryOption,
-    root: Annotated[Path, typer.Option("--root", help="Data set that was indexed, or its folder.")],
+    root: Root,
     queries: Annotated[int, typer.Option("--queries", min=1, help="Captions to time.")] = 300,
     as_json: Json = False,
     debug: Debug = False,

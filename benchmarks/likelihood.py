@@ -6,14 +6,12 @@ about one half of the people and measured with those about the other half; all a
 
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
 
-from benchmarks.marks import People, people_of
+from benchmarks.marks import People, Root, people_of
 from benchmarks.words import scale_of
 from upperson.questions import SHORT_FORMS, attribute_columns, has_all, short_questions
 from upperson_rt.cli.app import Command, new_app, run_app
@@ -48,7 +46,7 @@ class _Asked:
 def likelihood(
     bundle: BundleOption,
     gallery: GalleryOption,
-    root: Annotated[Path, typer.Option("--root", help="Data set that was indexed, or its folder.")],
+    root: Root,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

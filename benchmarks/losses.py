@@ -95,15 +95,13 @@ def losses(
     with kept_runs(output, "losses") as folder:
         found = measure(folder, size, seeds, weights)
         bases = {name: _base_of(folder, name, weights) for name in found}
-        frozen = {
-            name: r1_of(small_base(base)[1], folder / "people") for name, base in bases.items()
-        }
+        r1 = {base: r1_of(small_base(base)[1], folder / "people") for base in {*bases.values()}}
     result = {
         "benchmark": "losses",
         "size": asdict(size) | {"seeds": seeds},
         "machine": describe_machine("torch", "open_clip_torch"),
         "threads": torch.get_num_threads(),
-        "frozen_r1": frozen,
+        "frozen_r1": {name: r1[base] for name, base in bases.items()},
         "test_r1": found,
         "against_sdm": {
             condition: {name: difference(runs[SDM], values) for name, values in runs.items()}

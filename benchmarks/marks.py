@@ -27,6 +27,8 @@ _SHOWN = 20
 Vectors: TypeAlias = NDArray[np.float32]
 Rule: TypeAlias = Callable[[Vectors, Vectors, Vectors], Vectors]
 
+Root = Annotated[Path, typer.Option("--root", help="Data set that was indexed, or its folder.")]
+
 app = new_app("Measure marks on results.")
 
 
@@ -34,7 +36,7 @@ app = new_app("Measure marks on results.")
 def marks(
     bundle: BundleOption,
     gallery: GalleryOption,
-    root: Annotated[Path, typer.Option("--root", help="Data set that was indexed, or its folder.")],
+    root: Root,
     queries: Annotated[int, typer.Option("--queries", min=1, help="Captions to ask.")] = 400,
     wrong: Annotated[
         float, typer.Option("--wrong", min=0.0, max=1.0, help="Share of wrong clicks.")

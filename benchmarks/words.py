@@ -4,14 +4,13 @@ In galleries of each size: a word that is made of a gallery alone misleads in a 
 """
 
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from benchmarks.marks import People, people_of
+from benchmarks.marks import People, Root, people_of
 from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import BundleOption, Debug, GalleryOption, Json
 from upperson_rt.cli.output import new_table, print_result, print_table
@@ -30,7 +29,7 @@ app = new_app("Measure the word for a match.")
 def words(
     bundle: BundleOption,
     gallery: GalleryOption,
-    root: Annotated[Path, typer.Option("--root", help="Data set that was indexed, or its folder.")],
+    root: Root,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Galleries of each size.")] = 200,
     as_json: Json = False,
     debug: Debug = False,

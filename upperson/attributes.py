@@ -143,7 +143,7 @@ class AttributeReport:
     questions of an attribute is called ``all``."""
 
     without_thing: Mapping[str, Mapping[str, Share]]
-    """*a person without a backpack*: the share that has it nevertheless; ``any`` is *without a
+    """*a person without a backpack*: the share that has it nevertheless; `ANY` is *without a
     bag*, and not in the mean."""
 
     clothed_without: Mapping[str, Mapping[str, Share]]
@@ -220,7 +220,7 @@ def measure_attributes(
     r1, captions = _measure_captions(records, text_QE, image_GE, columns)
     return AttributeReport(
         pictures=len(image_GE),
-        short=_short_by_form(columns, scores),
+        short=_short_by_form(columns, image_GE, evidence),
         with_thing=shares(lambda name: thing_questions(columns, name), forbidden=False),
         without_thing=shares(lambda name: denied(name, clothed=False), forbidden=True),
         clothed_without=shares(lambda name: denied(name, clothed=True), forbidden=True),
@@ -240,21 +240,18 @@ def measure_short(
     Raises:
         InputError: As for `attribute_columns`.
     """
-    evidence = Evidence(embed_texts)
-    return _short_by_form(
-        attribute_columns(records),
-        lambda questions: evidence.scores([question.text for question in questions], image_GE),
-    )
+    return _short_by_form(attribute_columns(records), image_GE, Evidence(embed_texts))
 
 
 def _short_by_form(
-    columns: Columns, scores: Callable[[Sequence[Question]], NDArray[np.float32]]
+    columns: Columns, image_GE: NDArray[np.float32], evidence: Evidence
 ) -> dict[str, ShortQuestions]:
     found = {}
     for name, form in SHORT_FORMS.items():
         questions = short_questions(columns, form)
         if any(has_all(columns, question.wanted).any() for question in questions):
-            found[name] = _measure_short(questions, columns, scores(questions))
+            scores_NG = evidence.scores([question.text for question in questions], image_GE)
+            found[name] = _measure_short(questions, columns, scores_NG)
     return found
 
 

@@ -70,6 +70,12 @@ def build_components(config: TrainConfig) -> Components:
         )
     if config.model.is_plain:
         raise UsageError("no part is trained: set prefix_length, lora_rank or adapter_reduction")
+    if config.leave_out_noisy and config.warmup_epochs >= config.epochs:
+        raise UsageError(
+            f"leave_out_noisy begins after the warm-up, and warmup_epochs ({config.warmup_epochs}) "
+            f"leaves none of the epochs ({config.epochs}): train longer, pass  --set warmup_epochs="
+            f"{config.epochs - 1},  or switch leave_out_noisy off"
+        )
     splits = read_dataset(config.dataset, Path(config.root))
     if not splits["train"]:
         raise InputError(f"{config.root} has no image in split 'train': check 'split' in its lines")
@@ -78,12 +84,6 @@ def build_components(config: TrainConfig) -> Components:
         require_published_counts(config.dataset, Path(config.root), splits)
     if config.select_on == "test" and not splits["test"]:
         raise InputError(f"{config.root} has no image in split 'test' to select on")
-    if config.leave_out_noisy and config.student is None and config.warmup_epochs >= config.epochs:
-        raise UsageError(
-            f"leave_out_noisy begins after the warm-up, and warmup_epochs ({config.warmup_epochs}) "
-            f"leaves none of the epochs ({config.epochs}): train longer, pass  --set warmup_epochs="
-            f"{config.epochs - 1},  or switch leave_out_noisy off"
-        )
     captions = [caption for record in splits["train"] for caption in record.captions]
     rewordings: tuple[Rewording, ...] = ("shorten_captions", "wrong_captions")
     read = [require_phrases(captions, option) for option in rewordings if getattr(config, option)]

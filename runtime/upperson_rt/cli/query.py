@@ -121,8 +121,8 @@ def query(
     """Find the pictures that a sentence describes, best match first.
 
     Scores are cosines, less what speaks for something that the sentence denies; compare them within
-    one query only. Those of --image are higher than those
-    of sentences. "without a ...", "no ..." and "not wearing a ..." lower the score of what has it.
+    one query only. Those of --image are higher than those of sentences. "without a ...", "no ..."
+    and "not wearing a ..." lower the score of what has it.
 
     Example: `upperson-rt query "woman in red coat" -k 5 --camera gate --since 24h`
     """

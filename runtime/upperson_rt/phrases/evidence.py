@@ -9,7 +9,6 @@ Shapes: N pictures, D dimensions, T texts.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import product
 from typing import TypeAlias
 
@@ -307,7 +306,7 @@ class Evidence:
     def _embedded(self, phrase: Phrase) -> _Embedded:
         same = phrase.kind, phrase.text, phrase.noun, phrase.colours
         if (found := self._contrasts.get(same)) is None:
-            contrast = _contrast(replace(phrase, start=0, end=0, negated=False))
+            contrast = _contrast(phrase)
             weights_T = np.array(contrast.weights, dtype=np.float32)
             found = (
                 self._texts(contrast.texts),
@@ -328,7 +327,7 @@ class Evidence:
 
 
 def _kinds_of(phrase: Phrase) -> list[Phrase]:
-    """Return *red backpack*, *red handbag* and so on of a *red bag*, nothing of a *backpack*."""
+    """Return the usual kinds, *red backpack* and so on, of a *red bag*; none of a *backpack*."""
     if phrase.noun not in KINDS_OF:
         return []
     return [
@@ -337,7 +336,6 @@ def _kinds_of(phrase: Phrase) -> list[Phrase]:
     ]
 
 
-@lru_cache(maxsize=256)
 def _contrast(phrase: Phrase) -> _Contrast:
     alone = phrase.noun in _ALONE
     kind = ALTERNATIVES.get(phrase.kind, Alternatives()) if not alone else Alternatives()

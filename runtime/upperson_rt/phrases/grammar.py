@@ -8,7 +8,7 @@ works word by word in linear time and never fails; what it does not know stays w
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 from upperson_rt.arguments import check_text
 from upperson_rt.phrases.denial import deny, without_denied
@@ -181,13 +181,13 @@ class _Parser:
 
         Only where no bag, or no headwear, is what it says: hands may be empty below a backpack.
         """
-        word, before = self.words[at], self.words[max(0, at - 1) : at]
+        word = self.words[at]
+        denied = not DENIALS.isdisjoint(self.words[max(0, at - 1) : at])
         if word in _WITHOUT or self.words[at : at + 2] == ["empty", "handed"]:
-            return 0 if before and before[0] in DENIALS else 1 + (word == "empty")
+            return 0 if denied else 1 + (word == "empty")
         first = at + (word in _CARRYING)
         end = self._place_end(first + 1)
         place = self.words[first + 1 : end]
-        denied = bool(before) and before[0] in DENIALS
         if self.words[first : first + 1] != ["anything" if denied else "nothing"]:
             return 0
         after = self.words[end : end + 2]
@@ -449,9 +449,8 @@ def _contradictions(phrases: Sequence[Phrase]) -> tuple[str, ...]:
 
 
 def _has_unjoined_colours(text: str) -> bool:
-    words = text.lower().split()
-    ways = [words[start : start + 2] for start in range(len(words) - 1)]
-    return any(len(set(_named(pair, COLOURS))) == 2 for pair in ways)
+    pairs = pairwise(text.lower().split())
+    return any(len(set(_named(pair, COLOURS))) == 2 for pair in pairs)
 
 
 def _asked_nouns(phrases: Sequence[Phrase]) -> set[str]:
