@@ -66,11 +66,15 @@ class _TooLargeError(Exception):
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
+def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[ImageFile]:
     """Open a picture file; it is decoded when its pixels are asked for, in the calling thread.
 
     A JPEG may already be set to a smaller size. Waits while pictures of other threads take the
     memory; a thread that has one open does not wait for a second.
+
+    Args:
+        path: The file.
+        content: What was read from it; without, it is opened.
 
     Raises:
         InputError: The file is missing, is no picture of a format of `IMAGE_SUFFIXES`, has a
@@ -88,7 +92,8 @@ def open_image(path: str | os.PathLike[str]) -> Iterator[ImageFile]:
             stack.enter_context(_BUDGET.share(size_bytes))
 
         with naming_image(name):
-            file = stack.enter_context(_Metered(io.FileIO(name)))
+            raw = io.FileIO(name) if content is None else io.BytesIO(content)
+            file = stack.enter_context(_Metered(raw))
             image = _opener(file.peek(16)[:16])(file, take)
             stack.callback(image.close)
         yield image

@@ -88,7 +88,10 @@ def prepare_image(
 
 
 def use_image(
-    source: ImageSource, use: Callable[[NDArray[np.uint8]], T], channels: Channels = "rgb"
+    source: ImageSource,
+    use: Callable[[NDArray[np.uint8]], T],
+    channels: Channels = "rgb",
+    content: bytes | None = None,
 ) -> T:
     """Call a function with a picture, and return what it returns.
 
@@ -99,6 +102,7 @@ def use_image(
         source: See `load_image`.
         use: Gets the picture as uint8 RGB [H, W, 3]; must not keep it.
         channels: See `load_image`.
+        content: What was read from the file, which is not opened again.
 
     Raises:
         InputError: See `load_image`.
@@ -111,7 +115,7 @@ def use_image(
     if isinstance(source, Image.Image):
         return use(_decode(source, "the given image"))
     if isinstance(source, str | os.PathLike):
-        with open_image(source) as image:
+        with open_image(source, content) as image:
             return use(_decode_and_close(image, os.fspath(source)))
     raise InputError(
         f"expected a picture: a file name, a Pillow image or a uint8 array, found "

@@ -12,13 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from upperson_rt.arguments import check_count, check_path
-from upperson_rt.errors import InputError
+from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Hit, Item
-from upperson_rt.gallery.crops import picture_file
+from upperson_rt.gallery.crops import picture_file, use_picture
 from upperson_rt.gallery.records import check_hits
 from upperson_rt.phrases.evidence import Explanation
-from upperson_rt.preprocess import load_image
 from upperson_rt.printable import count_of, local_time, printable
 
 __all__ = ["draw_sheet", "save_sheet"]
@@ -232,7 +231,9 @@ def _picture(item: Item, crops_dir: Path | None) -> Image.Image | str:
         and (file == (crops_dir / item.crop).absolute())
     )
     try:
-        pixels = load_image(file)
+        pixels = use_picture(file, np.ascontiguousarray)
+    except IntegrityError:
+        return "picture\nwas altered"
     except InputError:
         return "picture is\nunreadable"  # Told in the tile: the other hits are worth seeing.
     if item.box is not None and not saved:

@@ -181,6 +181,8 @@ def test_rebuild_and_verify(work, monkeypatch):
     assert "exact, 6 pictures" in result.stdout
     assert run_json("rebuild")["index"]["rows"] == 6
     assert run_json("verify")["ok"]
+    assert run_json("verify")["crops_without_hash"] == 4
+    assert "content of 4 crops cannot be checked" in run("verify").stderr
     (work / "gallery" / "crops" / "b.jpg").unlink()
     result = run("verify")
     assert result.exit_code == 6

@@ -20,6 +20,7 @@ from upperson_rt.camera.stats import Ledger
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
+from upperson_rt.gallery.crops import name_with_hash
 
 __all__ = [
     "CropMaker",
@@ -196,8 +197,8 @@ class CropMaker:
             jpeg = self._jpeg(view, self._jpeg_quality)
             local = stamp.astimezone()
             unique = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-            file = f"{local:%H%M%S}-{local.microsecond // 1000:03d}-{unique}.jpg"
-            name = f"{self._folder}/{local:%Y-%m-%d}/{file}"
+            stem = f"{local:%H%M%S}-{local.microsecond // 1000:03d}-{unique}"
+            name = f"{self._folder}/{local:%Y-%m-%d}/{name_with_hash(stem, jpeg)}"
         attributes = {"frame": view.index, "sharpness": round(view.sharpness, 1)}
         if view.score is not None:
             attributes["score"] = round(view.score, 4)

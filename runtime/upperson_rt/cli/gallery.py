@@ -157,21 +157,37 @@ app.command(cls=Command)(merge)
 def verify(
     gallery: GalleryOption = default_gallery, as_json: Json = False, debug: Debug = False
 ) -> None:
-    """Read a whole gallery and check it; exit code 6 if anything is wrong.
+    """Read a whole gallery and check it, crops included; exit code 6 if anything is wrong.
 
     Example: `upperson-rt gallery verify -g gallery`
     """
     from upperson_rt.gallery import Gallery
+    from upperson_rt.gallery.crops import has_hash
 
+    unchecked = None  # A damaged gallery may not give its items.
     with Gallery.open(gallery) as store:
         problems = store.verify()
         items = store.count()
+        if not problems:
+            crops = (item.crop for item in store.items())
+            unchecked = sum(crop is not None and not has_hash(crop) for crop in crops)
     if as_json:
         print_json(
-            {"gallery": str(gallery), "items": items, "ok": not problems, "problems": problems}
+            {
+                "gallery": str(gallery),
+                "items": items,
+                "ok": not problems,
+                "problems": problems,
+                "crops_without_hash": unchecked,
+            }
         )
     elif not problems:
         print_line(f"gallery '{gallery}' is sound: {count_of(items, 'picture')}")
+        if unchecked:
+            print_note(
+                f"the content of {count_of(unchecked, 'crop')} cannot be checked: an older release "
+                "or another program saved it, without a hash in its name"
+            )
     if problems:
         for problem in problems:
             print_note(problem)

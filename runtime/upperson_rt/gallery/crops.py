@@ -1,19 +1,100 @@
-"""Pictures kept in a folder beside the items that name them; nothing outside is ever touched."""
+"""Pictures kept in a folder beside the items that name them; nothing outside is ever touched.
 
+The name of a crop's file has the first 128 bits of the SHA-256 of its content. It stands in the
+row of the crop, which has a checksum of its own, so a file that is not what was saved is found.
+"""
+
+import hashlib
 import os
+import re
+import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery.records import Item
+from upperson_rt.preprocess import use_image
 from upperson_rt.printable import get_logger
 
-__all__ = ["crop_path", "old_files", "picture_file", "remove_crops"]
+__all__ = [
+    "crop_path",
+    "has_hash",
+    "name_with_hash",
+    "old_files",
+    "picture_file",
+    "read_crop",
+    "remove_crops",
+    "use_picture",
+]
+
+T = TypeVar("T")
 
 _LOG = get_logger(__name__)
 
 _UNNAMED_YET_S = 3600.0
 """A crop is saved before its item is; a younger file may be one of those."""
+
+_HASH = re.compile(r"\.sha256-([0-9a-f]{32})\.jpg\Z")
+_MOST_BYTES = 64 << 20
+"""A crop of 16,384 x 16,384 pixels takes less; a sparse file of terabytes is not read through."""
+
+
+def name_with_hash(stem: str, content: bytes) -> str:
+    """Return the name of the JPEG file of a crop, which has the hash of its content."""
+    return f"{stem}.sha256-{_digits(content)}.jpg"
+
+
+def has_hash(crop: str) -> bool:
+    """Whether the name of a crop has a hash; those of other programs and old releases do not."""
+    return _HASH.search(crop) is not None
+
+
+def read_crop(file: Path) -> bytes | None:
+    """Read a crop and compare it with the hash in its name; None if the name has no hash.
+
+    Raises:
+        IntegrityError: It is not what was saved, or it is a link.
+        InputError: It cannot be read.
+    """
+    named = _HASH.search(file.name)
+    if named is None:
+        return None
+    altered = IntegrityError(
+        f"the crop {file} was altered: its content has another hash than its name. Restore it "
+        "from a copy, or delete its item"
+    )
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        if file.is_symlink():
+            raise altered
+        with open(os.open(file, flags | getattr(os, "O_BINARY", 0)), "rb") as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise altered
+            content = opened.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read the crop {file}: {error.strerror}") from error
+    if _digits(content) != named[1]:
+        raise altered
+    return content
+
+
+def use_picture(file: Path, use: Callable[[NDArray[np.uint8]], T]) -> T:
+    """Call a function with the pixels of a `picture_file`, see `use_image`; a crop is checked.
+
+    Raises:
+        IntegrityError: See `read_crop`.
+        InputError: It is no picture any more, or cannot be read.
+    """
+    return use_image(file, use, content=read_crop(file))
+
+
+def _digits(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def crop_path(folder: Path, crop: str) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any
 from upperson_rt.arguments import check_callable
 from upperson_rt.errors import InputError
 from upperson_rt.files import all_names, new_folder
+from upperson_rt.gallery.crops import picture_file, read_crop
 from upperson_rt.gallery.protocol import Gallery
 from upperson_rt.gallery.records import Filter, Item
 
@@ -44,7 +45,7 @@ def export_gallery(
 
     ``vectors.npy`` is (N, D) float32; row n belongs to line n of ``items.csv`` (after its header)
     and of ``items.parquet``, which is written where pyarrow is installed. ``gallery.json`` says
-    where they are from.
+    where they are from. Crops stay where they are; each that is there is checked.
 
     Args:
         gallery: What to export; it may be added to meanwhile.
@@ -54,7 +55,7 @@ def export_gallery(
 
     Raises:
         InputError: The folder holds something else, or cannot be written to.
-        IntegrityError: The gallery is damaged.
+        IntegrityError: The gallery is damaged, or a crop was altered.
     """
     if progress is not None:
         check_callable(progress, "progress")
@@ -69,6 +70,7 @@ def export_gallery(
             table.writerow(_COLUMNS)
             parquet = _parquet_writer(temporary / _PARQUET, stack)
             for items, rows in gallery.vectors(where):
+                _check_crops(items, gallery.crops_dir)
                 vectors.write(rows.astype("<f4").tobytes())
                 values = [_values(item) for item in items]
                 table.writerows(values)
@@ -89,6 +91,12 @@ def export_gallery(
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
     return Exported(done, sorted(folder.iterdir()))
+
+
+def _check_crops(items: Sequence[Item], crops_dir: Path | None) -> None:
+    for item in items:
+        if item.crop is not None and (file := picture_file(item, crops_dir)) is not None:
+            read_crop(file)
 
 
 def _values(item: Item) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ import jinja2
 from upperson_rt import __version__
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
+from upperson_rt.gallery.crops import read_crop
 from upperson_rt.serve.accounts import Account
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.models import ItemOut
@@ -226,6 +227,7 @@ def write_evidence(
 
     Raises:
         ProblemError: There is no room for it.
+        IntegrityError: A crop was altered.
     """
     exported = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     hashes: dict[str, str] = {}
@@ -294,4 +296,7 @@ def _content(pictures: Pictures, item: Item) -> bytes | None:
         made = pictures.jpeg(item, "thumb")  # Refuses what does not decode.
     except InputError:
         return None
-    return None if made is None else file.read_bytes()
+    if made is None:
+        return None
+    crop = read_crop(file)  # Again: the picture may have been in memory.
+    return file.read_bytes() if crop is None else crop

@@ -21,7 +21,7 @@ from PIL import Image
 
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
-from upperson_rt.gallery.crops import picture_file
+from upperson_rt.gallery.crops import picture_file, use_picture
 from upperson_rt.preprocess import use_image
 
 __all__ = ["Pictures", "Size", "Upload", "as_jpeg", "read_upload"]
@@ -116,6 +116,7 @@ class Pictures:
 
         Raises:
             InputError: The file is no picture any more.
+            IntegrityError: It is a crop that was altered.
         """
         file = self.frame(item) if size == "frame" else self.file(item)
         if file is None:
@@ -130,7 +131,7 @@ class Pictures:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         box = item.box if item.crop is None and size != "frame" else None
-        return self._keep(key, use_image(file, _cut(box, size)))
+        return self._keep(key, use_picture(file, _cut(box, size)))
 
     def forget(self) -> None:
         """Forget what was kept: something was deleted."""

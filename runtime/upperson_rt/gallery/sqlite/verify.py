@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from upperson_rt.errors import InputError
-from upperson_rt.gallery.crops import crop_path, old_files
+from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.gallery.crops import crop_path, old_files, read_crop
 from upperson_rt.gallery.sqlite.checksums import (
     FACETS,
     ROW,
@@ -107,7 +107,7 @@ def _problems_of_rows(transaction: Transaction, embed_dim: int, crops_dir: Path)
         name = f"item {str(row[1]).encode('utf-8', 'replace').decode()}"
         problems = [
             vector_problem(vector, embed_dim),
-            _malformed(row) or _missing_crop(row, crops_dir),
+            _malformed(row) or _problem_of_crop(row, crops_dir),
         ]
         if transaction.sums is not None:
             altered = _altered(row, vector, checksum)
@@ -166,11 +166,18 @@ def _malformed(row: Sequence[Any]) -> str | None:
     return None
 
 
-def _missing_crop(row: Sequence[Any], crops_dir: Path) -> str | None:
+def _problem_of_crop(row: Sequence[Any], crops_dir: Path) -> str | None:
     crop = row[7]
-    path = None if crop is None else crop_path(crops_dir, crop)
-    missing = crop is not None and (path is None or not os.path.isfile(path))
-    return f"its crop {shortened(crop)} is missing" if missing else None
+    if crop is None:
+        return None
+    path = crop_path(crops_dir, crop)
+    if path is None or not os.path.isfile(path):
+        return f"its crop {shortened(crop)} is missing"
+    try:
+        read_crop(path)
+    except UppersonError as error:
+        return str(error)
+    return None
 
 
 @contextmanager

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from tests.helpers.console import BASE, ODD, problem
-from tests.helpers.toy_bundle import make_toy_bundle
+from tests.helpers.gallery_places import some_vectors
+from tests.helpers.toy_bundle import draw_person, make_toy_bundle
 from upperson_rt.bundle import open_encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.crops import name_with_hash
 from upperson_rt.log_chain import verify_log
 from upperson_rt.serve.guard import MOST_BODY_BYTES
 
@@ -302,6 +304,18 @@ def test_an_export_of_a_damaged_picture_goes_without_it(console):
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert sorted(archive.namelist()) == ["index.html", "items.json", "manifest.json"]
     assert "cannot read image" in problem(console.client.get(f"/api/v1/items/{id_}/picture"), 422)
+
+
+def test_an_altered_crop_is_neither_shown_nor_exported(console):
+    gallery, name = console.desk.gallery, name_with_hash("hashed", b"another picture")
+    draw_person(gallery.crops_dir / "drawn.png", "red").rename(gallery.crops_dir / name)
+    gallery.add([Item(key="hashed", crop=name)], some_vectors(1, dim=gallery.embed_dim))
+    (id_,) = gallery.ids(["hashed"]).values()
+    for size in ("thumb", "view"):
+        answer = console.client.get(f"/api/v1/items/{id_}/picture?size={size}")
+        assert "was altered" in problem(answer, 503)
+    answer = console.client.post("/api/v1/export", json={"ids": [str(id_)]})
+    assert "was altered" in problem(answer, 503)
 
 
 def test_an_export_without_room_is_told(console, monkeypatch):
