@@ -21,6 +21,7 @@ from upperson.model.base import SMALL
 from upperson.model.parts import UPPersonConfig
 from upperson.model.student import StudentConfig
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.files import read_bounded
 from upperson_rt.printable import one_line
 from upperson_rt.strict import read_fields, require_values, suggestion
 
@@ -278,6 +279,9 @@ def settings_from(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from error
 
 
+_MOST_BYTES = 1 << 20
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1, but with 1e-3 a number, as in YAML 1.2."""
 
@@ -289,8 +293,8 @@ _Loader.add_implicit_resolver(
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text("utf-8"), _Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        content = yaml.load(read_bounded(path, _MOST_BYTES).decode("utf-8"), _Loader)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, found {type(content).__name__}")

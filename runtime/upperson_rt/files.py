@@ -31,6 +31,7 @@ __all__ = [
     "make_folder",
     "new_folder",
     "put_in_place",
+    "read_bounded",
     "remove_unfinished",
     "require_place",
     "require_writable",
@@ -176,6 +177,25 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_bounded(path: str | os.PathLike[str], most_bytes: int) -> bytes:
+    """Read a whole file that must not be longer: a sparse one may name more than the memory has.
+
+    Raises:
+        InputError: It cannot be read, or is longer.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(most_bytes + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
+    if len(content) > most_bytes:
+        raise InputError(
+            f"{os.fspath(path)} has more than {most_bytes >> 20} MiB, the most that is read from a "
+            "file of its kind: choose another file"
+        )
+    return content
 
 
 def all_names(folder: Path) -> list[str]:

@@ -14,12 +14,12 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
-from upperson_rt.errors import IntegrityError
+from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.manifest import Manifest
-from upperson_rt.printable import printable, shown
+from upperson_rt.printable import one_line, printable, shown
 from upperson_rt.towers import GRAPH_NAMES, Tower
 
-__all__ = ["check_graph"]
+__all__ = ["check_graph", "require_no_loops"]
 
 _DOMAINS = ("", "ai.onnx")
 _EXTERNAL = 1
@@ -61,6 +61,9 @@ _MOST_FIELDS = 1_000_000
 """ViT-L/14 has some 40,000."""
 
 _MOST_AXES = 16
+
+_MOST_LEVELS = 16
+"""Graphs inside each other."""
 
 _Message: TypeAlias = tuple[int, int]
 """Where a message, text or array begins and ends in the file."""
@@ -114,6 +117,29 @@ def check_graph(path: str | os.PathLike[str], tower: Tower, manifest: Manifest) 
             f"{os.fspath(path)} is not a graph that exports write: {error}. Do not use this bundle "
             "unless you trust where it came from"
         ) from error
+
+
+def require_no_loops(path: str | os.PathLike[str]) -> None:
+    """Refuse a detector that may run for ever.
+
+    An operator that has a graph of its own may repeat it; If alone does not.
+
+    Raises:
+        InputError: It has Loop, Scan or another operator of the kind, or cannot be read.
+    """
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            operator = next(_Reader(data).repeating(), None)
+    except (_UnusableGraphError, OSError, ValueError) as error:
+        raise InputError(
+            f"cannot load the detector {os.fspath(path)}: no file in ONNX format: {one_line(error)}"
+        ) from error
+    if operator is not None:
+        raise InputError(
+            f"the detector {os.fspath(path)} has the operator {shown(operator)}, which may repeat "
+            "a graph for ever: export the network without loops, such as those of non-maximum "
+            "suppression"
+        )
 
 
 _Value: TypeAlias = tuple[int, list[int | None]]
@@ -220,6 +246,30 @@ class _Reader:
                     raise _UnusableGraphError("it has sparse tensors in it")
         _check_types(nodes, kinds)
         return {name: inputs[name] for name in inputs if name not in constants}, outputs
+
+    def repeating(self) -> Iterator[str]:
+        """Yield operators, other than If, that have a graph inside; look at nothing else."""
+        for field, value in self._fields((0, len(self._data))):
+            if field in (7, 25):  # The graph, or a function.
+                yield from self._repeating(_message(value), 1 if field == 7 else 7, _MOST_LEVELS)
+
+    def _repeating(self, graph: _Message, nodes: int, levels: int) -> Iterator[str]:
+        if levels == 0:
+            raise _UnusableGraphError(f"it has more than {_MOST_LEVELS} graphs inside each other")
+        for field, value in self._fields(graph):
+            if field != nodes:
+                continue
+            operators, inside = list[str](), list[_Message]()
+            for part, content in self._fields(_message(value)):
+                if part == 4:
+                    operators.append(self._text(_message(content)))
+                elif part == 5:
+                    attribute = self._fields(_message(content))
+                    inside += [_message(found) for kind, found in attribute if kind in (6, 11)]
+            if inside and operators != ["If"]:
+                yield ", ".join(operators)
+            for message in inside:
+                yield from self._repeating(message, 1, levels - 1)
 
     def _node(self, message: _Message) -> "_Node":
         """Check a node, and return what its types follow from."""

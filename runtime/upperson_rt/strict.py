@@ -15,10 +15,10 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from upperson_rt.errors import InputError, UppersonError
+from upperson_rt.files import read_bounded
 from upperson_rt.printable import shortened, shown
 
 __all__ = [
@@ -36,6 +36,8 @@ __all__ = [
 
 T = TypeVar("T")
 _MOST_NAMES = 100
+_MOST_JSON_BYTES = 64 << 20
+"""The largest that is known is the tokenizer of SigLIP 2, 34 MB."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file in UTF-8.
 
     Raises:
-        InputError: It cannot be read, or is no JSON; NaN, Infinity and a key that is there twice
-            are none.
+        InputError: It cannot be read, has more than 64 MiB, or is no JSON; NaN, Infinity and a key
+            that is there twice are none.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
+        text = read_bounded(path, _MOST_JSON_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read {os.fspath(path)}: no text in UTF-8") from error
     return parse_json(text, os.fspath(path))

@@ -7,6 +7,7 @@ strict reader, which refuses the first error, and the check, which lists them al
 import csv
 import difflib
 import io
+import itertools
 import json
 import math
 import re
@@ -17,6 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 from upperson_rt.errors import InputError
+from upperson_rt.files import read_bounded
+
+MOST_BYTES = 256 << 20
+"""Of a file that is read as a whole; half a million captions with their paths take 100 MB."""
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -282,6 +287,7 @@ PLAIN_FORMATS = ("jsonl", "csv")
 
 _REQUIRED: dict[str, type] = {"image": str, "pid": int, "caption": str}
 _OPTIONAL: dict[str, type] = {"split": str, "camera": str}
+_LONGEST_LINE = 1 << 20
 _INTEGER = re.compile(r"-?[0-9]{1,100}")
 
 
@@ -317,9 +323,17 @@ def open_plain_format(name: str, root: Path) -> AnnotatedSet:
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number in itertools.count(1):
+            where, line = f"{path}, line {number}", file.readline(_LONGEST_LINE + 1)
+            if not line:
+                return
+            if len(line) > _LONGEST_LINE:
+                raise InputError(
+                    f"{where}: longer than {_LONGEST_LINE >> 20} MiB: expected one JSON object a "
+                    "line, each with one caption"
+                )
             if line.strip():
-                yield f"{path}, line {number}", line
+                yield where, line
 
 
 def _parse(where: str, line: bytes) -> Annotation:
@@ -340,7 +354,7 @@ def _annotation(where: str, entry: object, optional: Mapping[str, type] = _OPTIO
 
 
 def _read_csv(path: Path) -> Iterator[Annotation | Problem]:
-    content = path.read_bytes()
+    content = read_bounded(path, MOST_BYTES)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

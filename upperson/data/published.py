@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from upperson.data.annotations import (
+    MOST_BYTES,
     SPLITS,
     AnnotatedSet,
     Annotation,
@@ -57,6 +58,7 @@ from upperson.data.annotations import (
     parse_each,
 )
 from upperson_rt.errors import InputError
+from upperson_rt.files import read_bounded
 
 _DROPPED = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 _DIGITS = re.compile(r"[0-9]{1,19}")
@@ -293,7 +295,7 @@ def _find_folder(
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     """Return the entries of a JSON list with their places, as ``FILE, record [INDEX]`` from 0."""
-    content = decode_json(path.read_bytes(), f"{path}: ")
+    content = decode_json(read_bounded(path, MOST_BYTES), f"{path}: ")
     if not isinstance(content, list):
         raise InputError(
             f"{path}: expected a list with one object a record, found {type(content).__name__}"

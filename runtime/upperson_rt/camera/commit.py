@@ -105,6 +105,7 @@ _T = TypeVar("_T")
 _STEP_S = 0.1
 _WRITERS = 8
 _PREFIX = ".unfinished-"
+_MOST_NOTE_BYTES = 16 << 20
 
 
 class CommitStage(Stage):
@@ -368,7 +369,7 @@ def remove_left_behind(gallery: Gallery, crops_dir: Path) -> None:
         with file:
             if not try_lock(file.fileno()):
                 continue  # Its process lives, or nobody can tell.
-            content = file.read()
+            content = file.read(_MOST_NOTE_BYTES)
             # Half a note was never acted upon: its pictures were not begun.
             if content.endswith(b"}"):
                 try:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from upperson_rt.backends.onnxruntime import session_options
 from upperson_rt.camera.detectors.layouts import LAYOUTS, TARGET_SIZES, Layout, grid
 from upperson_rt.errors import InputError, UsageError, missing_extra
+from upperson_rt.onnx_file import require_no_loops
 from upperson_rt.printable import error_text, one_line, shown
 from upperson_rt.strict import suggestion
 from upperson_rt.towers import Backend
@@ -99,7 +100,7 @@ def read_graph(path: Path) -> Graph:
     """Read a file, and run it once.
 
     Raises:
-        InputError: No ONNX file that takes pictures, or it does not run.
+        InputError: No ONNX file that takes pictures, or it has loops, or does not run.
         BackendError: onnxruntime is missing.
     """
     try:
@@ -108,6 +109,7 @@ def read_graph(path: Path) -> Graph:
         raise missing_extra("onnxruntime", "cpu", "a detector in an ONNX file") from error
     if not path.is_file():
         raise InputError(f"no detector file {path}: docs/detectors.md names some to take")
+    require_no_loops(path)
     options = session_options(onnxruntime, None)
     # It runs once here: what optimizing takes would not be won back.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

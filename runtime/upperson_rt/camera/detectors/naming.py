@@ -13,6 +13,7 @@ from upperson_rt.camera.detectors.onnx_file import OnnxDetector
 from upperson_rt.camera.detectors.protocol import Detector, anybodys_code, batch_of
 from upperson_rt.camera.source import import_cv2
 from upperson_rt.errors import InputError, UsageError
+from upperson_rt.files import read_bounded
 from upperson_rt.printable import error_text, shortened, shown
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
 
 # --- OpenCV's own detector
 
+_MOST_BYTES = 256 << 20
+"""Of a file of boxes: those of a day."""
 _SHRINK = (0.2, 0.08)
 """Margins that HOG was trained with, to each side, as shares of width and height."""
 
@@ -86,9 +89,9 @@ class BoxesFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            frames = json.loads(path.read_text("utf-8"))["frames"]
+            frames = json.loads(read_bounded(path, _MOST_BYTES))["frames"]
             self._frames = [[person["box"] for person in frame] for frame in frames]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"cannot read boxes from {path} ({type(error).__name__}: {error}): expected the "
                 "JSON file that  upperson data synthesize-video  writes beside a video"
