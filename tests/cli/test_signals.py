@@ -151,6 +151,53 @@ run_app(importing if sys.argv[1] == "import" else app, "test")
 """
 
 
+CALLBACK = """
+import os
+import sys
+import time
+import weakref
+from pathlib import Path
+from upperson_rt.cli.app import Command, new_app, run_app
+from upperson_rt.files import new_folder
+
+class Thing:
+    pass
+
+def lose(_):
+    os.kill(os.getpid(), int(sys.argv[1]))
+    for _ in range(1000):
+        pass
+
+app = new_app("Lose a signal.")
+
+@app.command(cls=Command)
+def lost(number: int) -> None:
+    with new_folder(Path("out")):
+        thing = Thing()
+        seen = weakref.ref(thing, lose)
+        del thing
+        time.sleep(60)
+
+run_app(app, "test")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")]
+)
+def test_a_signal_that_comes_in_a_callback_is_not_lost(work, number, said):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", CALLBACK, str(int(number))],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"error: {said}\n")
+    assert list(work.iterdir()) == []
+
+
 def start_native(*command):
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", NATIVE, *map(str, command)],

@@ -60,6 +60,8 @@ __all__ = [
 
 _GRACE_S = 5.0
 """How long a command may clean up; service managers wait ten seconds and more."""
+_AGAIN_S = 0.01
+"""After which a signal that was lost is sent again; the callback that lost it is over then."""
 _LATE = f"it did not end by itself within {_GRACE_S:g} s"
 _AT_ONCE = "a second signal ended it at once, and what was not finished is lost"
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -94,6 +96,7 @@ def how_it_ended(error: KeyboardInterrupt) -> tuple[str, int]:
 def listen() -> None:
     """Have SIGTERM end this process as Ctrl-C does, and both in time, whatever it is doing."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _unraisable
     if sys.platform == "win32":  # Pipes cannot be told of signals there.
         return
     reading, writing = os.pipe()
@@ -161,6 +164,23 @@ def _leave(code: int) -> NoReturn:
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A second one would cut the cleaning up short.
     raise _Terminated
+
+
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """Send a signal again that came in a callback which no error leaves, as of a weak reference.
+
+    It would be lost otherwise, but for a traceback. Exports run many such callbacks.
+    """
+    if not isinstance(found.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(found)
+        return
+    number = signal.SIGINT
+    if isinstance(found.exc_value, _Terminated):
+        number = signal.SIGTERM
+        signal.signal(number, _terminate)
+    again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def _watch(reading: int) -> None:
