@@ -22,7 +22,6 @@ from upperson.model.parts import UPPersonConfig
 from upperson.model.student import StudentConfig
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import read_bounded
-from upperson_rt.printable import one_line
 from upperson_rt.strict import read_fields, require_values, suggestion
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -295,10 +294,19 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(read_bounded(path, _MOST_BYTES).decode("utf-8"), _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML: {one_line(error)}") from error
+        raise InputError(f"{path} cannot be read as YAML: {_problem(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, found {type(content).__name__}")
     return content
+
+
+def _problem(error: Exception) -> str:
+    """Say where a file is wrong, without a word of it: it may be a link to a secret."""
+    if isinstance(error, UnicodeDecodeError):
+        return "no text in UTF-8"
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark) is not None:
+        return f"{error.context or 'not valid'} at line {mark.line + 1}, column {mark.column + 1}"
+    return f"{type(error).__name__} in it"
 
 
 def _replace(content: dict[str, Any], setting: str) -> None:

@@ -316,11 +316,24 @@ _OPENERS: dict[tuple[bytes, ...], Callable[[_Metered, _Take], ImageFile]] = {
 """By how a file begins."""
 
 
+_OTHER_KINDS = {
+    b"%PDF": "a PDF",
+    b"<": "HTML, SVG or other XML",
+    b"PK\3\4": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"ftyp": "HEIC, AVIF or a video",
+}
+"""What people have instead. Messages show no byte of a file: it may be a link to a secret."""
+
+
 def _opener(start: bytes) -> Callable[[_Metered, _Take], ImageFile]:
     for beginnings, opener in _OPENERS.items():
         if start.startswith(beginnings):
             return opener
-    found = f"a file that begins with {start!r}" if start else "an empty file"
+    kinds = (
+        kind for mark, kind in _OTHER_KINDS.items() if mark in (start[: len(mark)], start[4:8])
+    )
+    found = next(kinds, "another kind of file") if start else "an empty file"
     raise InputError(
         f"not an image of a known format: expected BMP, GIF, JPEG, PNG, PPM, TIFF or WebP, found "
         f"{found}"

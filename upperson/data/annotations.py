@@ -364,9 +364,12 @@ def _read_csv(path: Path) -> Iterator[Annotation | Problem]:
     where, first = next(rows, (f"{path}, line 1", []))
     header = [] if isinstance(first, csv.Error) else [cell.strip() for cell in first]
     if not set(_REQUIRED) <= set(header) or len(set(header)) < len(header):
+        # No word of the file, which may be a link to a secret.
+        missing = [name for name in _REQUIRED if name not in header]
+        found = f"{len(header)}, without {', '.join(missing)}" if missing else "one of them twice"
         raise InputError(
             f"{where}: expected a header with the columns image,pid,caption[,split,camera], each "
-            f"once and separated by commas, found {cut(','.join(header)) or 'none'}"
+            f"once and separated by commas, found {found}"
         )
     return parse_each(rows, partial(_parse_row, header=header))
 

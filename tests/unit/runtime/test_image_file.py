@@ -182,10 +182,9 @@ def test_no_program_is_started_whatever_a_file_is_called(tmp_path, monkeypatch):
             load_image(path)
         assert "\n" not in str(caught.value)
         if not content.startswith(b"RIFF"):
-            assert str(caught.value) == (
-                f"cannot read image {path}: not an image of a known format: expected BMP, GIF, "
-                f"JPEG, PNG, PPM, TIFF or WebP, found a file that begins with {content[:16]!r}"
-            )
+            found = str(caught.value).partition("TIFF or WebP, found ")[2]
+            known = {b"%PDF": "a PDF", b"<svg": "HTML, SVG or other XML"}
+            assert found == known.get(content[:4], "another kind of file")
         else:
             assert "it is a video, not a picture:  upperson-rt watch" in str(caught.value)
         assert capture_time(path) is None

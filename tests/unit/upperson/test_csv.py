@@ -61,8 +61,8 @@ def test_quoted_captions_keep_commas_quotes_and_line_breaks(tmp_path: Path) -> N
     ("text", "message"),
     [
         ("", "line 1: expected a header with the columns image,pid,caption"),
-        ("a.jpg,7,a man\n", "line 1: expected a header .* found a.jpg,7,a man"),
-        ("image;pid;caption\na.jpg;7;a man\n", "separated by commas, found image;pid;caption"),
+        ("a.jpg,7,a man\n", "line 1: expected a header .* found 3, without image, pid, caption"),
+        ("image;pid;caption\na.jpg;7;a man\n", "separated by commas, found 1, without image"),
         ("image,pid,caption,pid\na.jpg,7,a man,7\n", "each once"),
         (HEADER + "a.jpg,7,a man\n", "line 2: expected 5 cells as in the header, found 3"),
         (HEADER + "a.jpg,7,a man, in red,train,c\n", "expected 5 cells .* found 6: a caption with"),
