@@ -54,13 +54,17 @@ def open_store(
         allow_distilled: See `Gallery.open`.
     """
     from upperson_rt.bundle import Bundle
+    from upperson_rt.files import remove_leftovers
     from upperson_rt.gallery import Gallery
+    from upperson_rt.gallery.sqlite.database import DATABASE_FILE
 
     opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
     manifest = opened.manifest
     dim = manifest.model.embed_dim
     if create:
         opened.backend(tower)  # No gallery is made for a model that does not run,
+        if "://" not in gallery:
+            remove_leftovers(Path(gallery, DATABASE_FILE))
     with Gallery.open(
         gallery, manifest.fingerprint, dim, create=create, allow_distilled=allow_distilled
     ) as store:

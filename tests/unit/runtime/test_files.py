@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.command_line import environment
 from upperson_rt import files
 from upperson_rt.errors import InputError
-from upperson_rt.files import new_folder, require_place, write_atomically
+from upperson_rt.files import new_folder, remove_leftovers, require_place, write_atomically
 
 FILLING = """
 import sys
@@ -22,6 +22,18 @@ with new_folder(sys.argv[1], lambda _: []) as folder:
     (folder / "half").write_text("half")
     print(folder.name, flush=True)
     sys.stdin.read()
+"""
+WRITING = """
+import os, sys
+from pathlib import Path
+from upperson_rt.files import write_atomically
+
+def wait(handle):
+    print("written", flush=True)
+    sys.stdin.read()
+
+os.fsync = wait
+write_atomically(Path(sys.argv[1]), "half")
 """
 SWAPPING = """
 import os, sys
@@ -291,3 +303,54 @@ def test_threads_that_write_at_once_do_not_change_the_permissions_of_what_comes_
 
 def read_masks(_):
     return {files._umask() for _ in range(5000)}
+
+
+@contextmanager
+def writing(path):
+    """Give a process in the middle of writing a file."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITING, path],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "written\n"
+        yield process
+        process.kill()
+
+
+def test_the_next_write_removes_what_a_killed_one_left_and_no_other(tmp_path):
+    path = tmp_path / "watch.prom"
+    with writing(path) as killed:
+        killed.kill()
+        killed.wait()
+    (left,) = tmp_path.iterdir()
+    with writing(path):
+        (living,) = set(tmp_path.iterdir()) - {left}
+        others = [".watch.prom.abc", ".watch.prom.abcdefgh.txt", ".other.prom.abcdefgh"]
+        for name in others:
+            (tmp_path / name).touch()
+        (tmp_path / ".watch.prom.abcd_link").symlink_to(tmp_path / others[0])
+        os.mkfifo(tmp_path / ".watch.prom.abcd_fif")
+        write_atomically(path, "whole")
+        assert path.read_text() == "whole"
+        expected = {"watch.prom", living.name, *others, ".watch.prom.abcd_link"}
+        assert {found.name for found in tmp_path.iterdir()} == expected
+
+
+def test_threads_that_write_one_file_do_not_sweep_each_other(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: write_atomically(tmp_path / "a", f"{n:0>9999}"), range(200)))
+    assert names(tmp_path) == ["a"]
+    assert len((tmp_path / "a").read_text()) == 9999
+
+
+def test_a_folder_that_was_left_goes_after_an_hour(tmp_path):
+    for name in ("abcdefgh", "12345678"):
+        (tmp_path / f".gallery.sqlite.{name}").mkdir()
+        (tmp_path / f".gallery.sqlite.{name}" / "gallery.sqlite").touch()
+    os.utime(tmp_path / ".gallery.sqlite.abcdefgh", (1e9, 1e9))
+    remove_leftovers(tmp_path / "gallery.sqlite")
+    assert [path.name for path in tmp_path.iterdir()] == [".gallery.sqlite.12345678"]
+    remove_leftovers(tmp_path / "missing" / "gallery.sqlite")
