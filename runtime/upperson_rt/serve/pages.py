@@ -235,7 +235,7 @@ def _login_pages(routes: APIRouter, access: Access) -> None:
         answer = _see(_local_path(next))
         answer.set_cookie(
             COOKIE,
-            access.sessions.begin(account),
+            access.sessions.begin(token.strip()),
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Response
+from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -72,7 +72,7 @@ def _live_pages(routes: APIRouter, desk: Desk, access: Access, live: Live) -> No
         return render("live", account, **values(account))
 
     @routes.get("/live/events")
-    async def events(account: Account = viewer) -> Response:
+    async def events(request: Request, account: Account = viewer) -> Response:
         if len(streams) >= _MOST_STREAMS:
             raise ProblemError(
                 429, "too many live pages are open: close some", {"Retry-After": "30"}
@@ -93,6 +93,8 @@ def _live_pages(routes: APIRouter, desk: Desk, access: Access, live: Live) -> No
                     if waited < _RENEWED_S:
                         continue
                     waited = 0.0
+                    if access.find(request) != account:
+                        break  # The token was revoked or changed, or has expired.
                     yield await run_in_threadpool(part)
             finally:
                 streams.discard(token)
