@@ -183,6 +183,8 @@ def serve(
 
 def _note_chain(log: "QueryLog") -> None:
     """Say the last chain where a service manager keeps it, out of reach of this user."""
+    if log.problem:
+        print_warning(log.problem)
     print_note(f"query log {log.path}: last chain {log.last_chain() or 'none'}")
 
 

@@ -77,7 +77,7 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
                     values["empty"] = _nothing(desk, account, search)
         elif problem is None and not desk.count(account, search.where):
             values["empty"] = _nothing(desk, account, search)
-        return render("search", account, status, **values)
+        return render("search", account, status, log_problem=desk.log_problem, **values)
 
     @routes.post("/picture")
     def give(

@@ -368,7 +368,7 @@ def test_a_dry_run_of_a_deletion_is_in_the_log(console):
 
 def test_a_long_log_is_read_through_when_somebody_asks(console, monkeypatch):
     console.client.search(sentence="red")
-    monkeypatch.setattr(side_pages, "_SOON_BYTES", 10)
+    monkeypatch.setattr(side_pages, "SOON_BYTES", 10)
     read = []
     monkeypatch.setattr(
         side_pages, "verify_log", lambda path: read.append(path) or verify_log(path)
