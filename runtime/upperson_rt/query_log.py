@@ -281,7 +281,7 @@ class QueryLog:
             self._size = self._end = 0
             self._chain = self._last_known
         self._append({**entry, "details": details, **previous, **self._open_break()})
-        _LOG.warning("%s: %s", self.problem, reason)
+        _LOG.warning("the query log %s is not continued: %s", self.path, reason)
 
     def _open_break(self) -> dict[str, str]:
         return {"unacknowledged": self._since} if self._since else {}
