@@ -5,6 +5,7 @@ Lines vouch for each other, see `log_chain`.
 
 import datetime
 import errno
+import glob
 import hashlib
 import itertools
 import os
@@ -189,6 +190,7 @@ class QueryLog:
                                 yield
                                 return
                             reason, aside = broken, self._set_aside()
+                            self._chain = ""  # What others begin meanwhile is continued.
                     self._close()
         except OSError as error:
             self._size = -1
@@ -239,7 +241,7 @@ class QueryLog:
         with open(os.dup(self._file), "rb") as file:
             scan.read(file, size, start)
         problems = scan.problems()
-        if expected - scan.found.keys():
+        if expected - scan.found.keys() and not self._is_set_aside():
             problems.append("the log is not the one that this process wrote to")
         self._last_known = (head and head[1]) or self._chain or scan.chain or self._last_known
         if problems:
@@ -247,6 +249,14 @@ class QueryLog:
         self._since = scan.unacknowledged
         self._settle(scan, size, head)
         return ""
+
+    def _is_set_aside(self) -> bool:
+        """Return whether another process has set aside the log that this one wrote to."""
+        for path in self.path.parent.glob(f"{glob.escape(self.path.name)}.broken-*"):
+            with open(path, "rb") as file:
+                if any(self._chain.encode() in line for line in file):
+                    return True
+        return False
 
     def _settle(self, scan: Scan, size: int, head: Head | None) -> None:
         """Go on where a sound log ends; finish what a crash left undone."""

@@ -333,17 +333,12 @@ def test_a_damaged_file_beside_the_log_is_told(tmp_path, content):
     assert problem.startswith("log.head is ")
 
 
-OLD_LOGS = [(way, is_open) for way in WAYS for is_open in (False, True)]
+_WAYS = [(way, is_open) for way in WAYS for is_open in (False, True)]
 
 
-@pytest.mark.parametrize(
-    ("way", "is_open"), [*OLD_LOGS, *((way, True) for way in ONLY_OPEN)], ids=str
-)
+@pytest.mark.parametrize(("way", "is_open"), [*_WAYS, *((way, True) for way in ONLY_OPEN)], ids=str)
 def test_a_manipulated_log_is_never_continued_unseen(tmp_path, way, is_open):
-    for seed in (1, 2):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        assert problem_of(folder, way, is_open, random.Random(seed)) == ""
+    assert problem_of(tmp_path, way, is_open, random.Random(1)) == ""
 
 
 def test_a_log_that_was_cut_goes_on_in_a_new_file_until_that_is_acknowledged(tmp_path):
@@ -420,3 +415,21 @@ def test_a_log_that_was_moved_with_its_head_continues_none_but_the_open_one(tmp_
     assert verify_log(tmp_path / "log.broken-1").problems == []
     assert lines_of(path)[-1]["sentence"] == "green"
     log.close()
+
+
+def test_several_open_logs_agree_on_the_new_file(tmp_path):
+    path = tmp_path / "log"
+    logs = [QueryLog(path, user=f"user {number}") for number in range(4)]
+    for number in range(5):
+        for log in logs:
+            log.write(f"{log.user}, {number}.", [], k=1)
+        if number == 1:
+            path.rename(tmp_path / "log.moved")
+    broken = sorted(tmp_path.glob("log.broken-*[0-9]"))
+    assert len(broken) < len(logs)
+    text = "".join(one.read_text() for one in (*broken, path, tmp_path / "log.moved"))
+    for number in range(5):
+        assert all(f"{log.user}, {number}." in text for log in logs)
+    assert path.read_text().count("sentence") >= 8  # None breaks again after the first round.
+    for log in logs:
+        log.close()
