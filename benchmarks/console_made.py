@@ -10,7 +10,7 @@ from PIL import Image
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.log_chain import head_of, sealed, write_head
+from upperson_rt.log_chain import sealed, write_head
 
 _AT_A_TIME = 10_000
 _PICTURES = 200
@@ -72,5 +72,4 @@ def write_log(path: Path, lines: int) -> None:
             line, chain = sealed(entry, chain, b"")
             file.write(line)
         size = file.tell()
-    with open(head_of(path), "wb") as file:
-        write_head(file.fileno(), size, chain)
+    write_head(path, size, chain)

@@ -12,7 +12,7 @@ import numpy as np
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.backends.openvino import import_openvino, same_signal_stack
 from upperson_rt.bundle import Bundle
-from upperson_rt.errors import BackendError, UppersonError, install_command
+from upperson_rt.errors import BackendError, IntegrityError, UppersonError, install_command
 from upperson_rt.gallery import Gallery
 from upperson_rt.installed import (
     OPTIONAL,
@@ -22,6 +22,7 @@ from upperson_rt.installed import (
     installed_checks,
     version_of,
 )
+from upperson_rt.log_chain import verify_log
 from upperson_rt.printable import count_of, one_line
 from upperson_rt.signature import named_key
 from upperson_rt.tensorrt.cuda import probe_cuda_driver
@@ -45,8 +46,9 @@ def diagnose(
     backend: str = "auto",
     device: str = "cpu",
     trust: Path | None = None,
+    query_log: Path | None = None,
 ) -> list[Check]:
-    """Check the installation, and a bundle and a gallery where given.
+    """Check the installation, and a bundle, a gallery and a query log where given.
 
     Args:
         bundle: Folder of a bundle: hashes, then canaries on the backend that really runs.
@@ -55,6 +57,7 @@ def diagnose(
         backend: See `open_backend`.
         device: See `open_backend`.
         trust: Public key that must have signed the bundle; see `Bundle.open`.
+        query_log: File of a query log: its lines are as they were written.
     """
     checks = [*installed_checks(), *_backends(), _driver(), *_device(backend, device)]
     fingerprint = None
@@ -63,7 +66,19 @@ def diagnose(
         checks += bundle_checks
     if gallery is not None:
         checks.append(_gallery(gallery, fingerprint))
+    if query_log is not None:
+        checks.append(_query_log(query_log))
     return checks
+
+
+def _query_log(path: Path) -> Check:
+    try:
+        report = verify_log(path)
+    except UppersonError as error:
+        return fail_from_error("query log", error)
+    if report.problems:
+        return fail_from_error("query log", IntegrityError(report.problems[0]))
+    return Check("query log", "ok", f"{count_of(report.lines, 'line')} as they were written")
 
 
 def _backends() -> list[Check]:

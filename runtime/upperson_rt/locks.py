@@ -49,11 +49,11 @@ def try_lock(handle: int) -> bool:
 
 
 @contextmanager
-def locked(file: int) -> Iterator[None]:
-    """Keep other processes that lock the same file waiting meanwhile."""
+def locked(file: int) -> Iterator[bool]:
+    """Keep other processes that lock the same file waiting meanwhile; False where none can be."""
     held = lock_until_closed(file, wait=True)
     try:
-        yield
+        yield held
     finally:
         if held:
             import fcntl
@@ -62,15 +62,15 @@ def locked(file: int) -> Iterator[None]:
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[bool]:
     """Do the same with a folder; what was renamed in it meanwhile is on disk at the end."""
     if sys.platform == "win32":  # Folders cannot be opened there.
-        yield
+        yield False
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with locked(descriptor):
-            yield
+        with locked(descriptor) as held:
+            yield held
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

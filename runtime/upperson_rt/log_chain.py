@@ -5,12 +5,20 @@ of the line before, of whatever lies between the two (lines of older releases, o
 or a crash cut off), and of the line itself up to there. So a line that was changed, removed or
 added shows. Lines of older releases stand before the first chained one only; a line that follows
 one that was cut off says so, in ``"cut_off"``.
-How long the log was and its last chain also stand in a file beside it: lines that were cut off at
-its end show, too. Whoever may write both files can make them anew as a whole. Against that a chain
-is noted where he cannot write, and expected later: everything up to its line is as it was then. No
-key is used: a process that writes the log would have it, and so would whoever took that over.
+How long the log was and its last chain also stand in a file beside it, its head: lines that were
+cut off at its end show, too. A crash may leave the head one line behind, never more.
+
+A log that does not match its head, or was changed, is not continued. The next line goes into a new
+file, whose first line has the last known chain in ``"previous"`` and is chained to it. This line
+and those that follow have ``"unacknowledged"``, the time of the break, until one of the action
+``acknowledge``.
+
+Whoever may write both files can make them anew as a whole. Against that a chain is noted where he
+cannot write, and expected later: everything up to its line is as it was then. No key is used: a
+process that writes the log would have it, and so would whoever took that over.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -18,18 +26,41 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 from upperson_rt.errors import InputError
 from upperson_rt.printable import count_of
 
-__all__ = ["LogReport", "cut_off", "head_of", "read_end", "sealed", "verify_log", "write_head"]
+__all__ = [
+    "SOON_BYTES",
+    "Head",
+    "LogReport",
+    "Scan",
+    "cut_off",
+    "head_of",
+    "read_head",
+    "sealed",
+    "unacknowledged",
+    "verify_log",
+    "write_head",
+]
+
+Head: TypeAlias = tuple[int, str]
+"""Where the last chained line ends, and its chain."""
+
+SOON_BYTES = 8 << 20
+"""A log up to so long is read through when it is opened or shown."""
 
 _SEALED = re.compile(rb'(.*), "chain": "([0-9a-f]{64})"\}')
 _HEAD = re.compile(rb"([0-9]{20}) ([0-9a-f]{64})\n")
 _HEAD_BYTES = 20 + 1 + 64 + 1
+_SEAL = re.compile(
+    rb'(?:, "unacknowledged": "([0-9T:.+-]{1,40})")?(?:, "cut_off": [0-9]+)?'
+    rb', "chain": "([0-9a-f]{64})"}\n\Z'
+)
+_SEAL_BYTES = 200
+"""Longer than what `_SEAL` matches."""
 _BEGIN = b'{"time": "'
-_BLOCK_BYTES = 1 << 20
 _LONGEST_LINE = 64 << 20
 """Nothing that is written is longer; a damaged log may have no line ends at all."""
 _MOST_PROBLEMS = 100
@@ -47,6 +78,10 @@ class LogReport:
     """Beginnings of lines that a full disk or a crash cut off: what they say was never shown."""
     chain: str
     """The last hash, which stands for the whole log; empty without a chained line."""
+    previous: str
+    """The chain of the broken log that this one continues; empty if it continues none."""
+    unacknowledged: str
+    """Since when a break of the log has not been acknowledged, ISO 8601; empty without one."""
     expected: dict[str, int]
     """The line of each chain that was expected and is there: up to it nothing has changed."""
     problems: list[str]
@@ -81,30 +116,12 @@ def cut_off(between: bytes) -> dict[str, int]:
     return {"cut_off": len(between) - between.rfind(b"\n") - 1}
 
 
-def read_end(file: int, size: int, start: int = 0, chain: str = "") -> tuple[str, bytes]:
-    """Return the last chain of an open log, and what lies behind it.
-
-    Args:
-        file: The open file.
-        size: Where the log ends.
-        start: Where to stop looking, the beginning of a line.
-        chain: That of what lies before ``start``.
-    """
-    step = _BLOCK_BYTES
-    while True:
-        place = max(start, size - step)
-        end = _read(file, place, size - place)
-        newline = end.rfind(b"\n")
-        while newline >= 0:
-            before = end.rfind(b"\n", 0, newline)
-            if before < 0 and place > start:
-                break  # The line begins further ahead.
-            if match := _SEALED.fullmatch(end, before + 1, newline):
-                return match[2].decode(), end[newline + 1 :]
-            newline = before
-        if place == start:
-            return chain, end
-        step *= 4  # What was read is read again, a third of it all at most.
+def unacknowledged(path: Path, since: str) -> str:
+    """Return what to say of a break that has not been acknowledged."""
+    return (
+        f"the query log {path} was cut, changed or removed: since {since} it goes on in a new "
+        f"file. Compare it with {path.name}.broken-*, then run  upperson-rt log acknowledge {path}"
+    )
 
 
 def head_of(path: Path) -> Path:
@@ -112,10 +129,40 @@ def head_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.head")
 
 
-def write_head(file: int, size: int, chain: str) -> None:
-    """Say how long a log is, always in as many bytes; the log itself is on disk by then."""
-    os.lseek(file, 0, os.SEEK_SET)
-    os.write(file, f"{size:020d} {chain}\n".encode())
+def write_head(path: Path, size: int, chain: str) -> None:
+    """Write the head of a log and put it on disk; the log itself is on disk by then.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    place = head_of(path)
+    if place.exists() and not place.is_file():
+        raise OSError(errno.EINVAL, f"{place} is not a regular file")
+    file = os.open(place, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        left = f"{size:020d} {chain}\n".encode()  # As many bytes as before.
+        while left:
+            left = left[os.write(file, left) :]
+        if os.fstat(file).st_size != _HEAD_BYTES:
+            os.ftruncate(file, _HEAD_BYTES)
+        getattr(os, "fdatasync", os.fsync)(file)
+    finally:
+        os.close(file)
+
+
+def read_head(path: Path) -> Head | None:
+    """Return the head of a log, (0, "") before its first line; None if it is missing or damaged."""
+    place = head_of(path)
+    try:
+        if not place.is_file():
+            return None
+        content = place.read_bytes()[: _HEAD_BYTES + 1]
+    except OSError:
+        return None
+    match = _HEAD.fullmatch(content)
+    if match is None:
+        return None if content else (0, "")
+    return int(match[1]), match[2].decode()
 
 
 def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
@@ -128,66 +175,164 @@ def verify_log(path: Path, expected: Collection[str] = ()) -> LogReport:
     Raises:
         InputError: It cannot be read.
     """
-    lines = unchained = offset = torn = number = 0
-    chain, hashed = "", _begun("")
-    problems = _Problems()
-    found: dict[str, int] = {}
-    loose = _Loose()
-    head = _read_head(path)
-    head_found = False
     try:
         with open(path, "rb") as file:
-            while line := file.readline(_LONGEST_LINE):
-                number += 1
-                offset += len(line)
-                match = _SEALED.fullmatch(line.removesuffix(b"\n"))
-                if match is None:
-                    hashed.update(line)
-                    if lines:
-                        loose.add(number, line)
-                    else:
-                        unchained += 1
-                    continue
-                torn += loose.ended(match[1], problems)
-                loose = _Loose()
-                lines += 1
-                chain = match[2].decode()
-                hashed.update(match[1])
-                if hashed.hexdigest() != chain:
-                    problems.add(
-                        f"line {number} is not what was written, or what stands before it is not: "
-                        "something was changed, removed or added there"
-                    )
-                hashed = _begun(chain)
-                if chain in expected:
-                    found[chain] = number
-                head_found = head_found or head == (offset, chain)
+            head, size = _read_both(path, file)
+            scan = Scan(path, head, expected)
+            scan.read(file, size)
+    except FileNotFoundError as error:
+        head = read_head(path)
+        if head is None or not head[0]:
+            raise InputError(f"cannot read the query log {path}: {error.strerror}") from error
+        scan = Scan(path, head, expected)
     except OSError as error:
         raise InputError(f"cannot read the query log {path}: {error.strerror}") from error
-    torn += loose.ended(None, problems)
-    of_whole: list[str] = []
-    if head is None:
-        if lines:
-            of_whole.append(f"{head_of(path).name} is missing or damaged: lines at the end may be")
-    elif head[0] > offset:
-        of_whole.append(
-            f"{count_of(head[0] - offset, 'byte')} at the end are missing: lines were removed there"
-        )
-    elif not head_found and not problems.count:
-        of_whole.append(f"the log was written anew: {head_of(path).name} knows another one")
-    of_whole += [
+    problems = scan.problems()
+    if scan.unacknowledged:
+        problems.append(unacknowledged(path, scan.unacknowledged))
+    problems += [
         f"no line has the expected chain {one}: the log was written anew, or its end is missing"
         for one in expected
-        if one not in found
+        if one not in scan.found
     ]
     return LogReport(
-        lines=lines,
-        unchained=unchained,
-        cut_off=torn,
-        chain=chain,
-        expected=found,
-        problems=problems.told() + of_whole,
+        lines=scan.lines,
+        unchained=scan.unchained,
+        cut_off=scan.torn,
+        chain=scan.chain,
+        previous=scan.previous,
+        unacknowledged=scan.unacknowledged,
+        expected=scan.found,
+        problems=problems,
     )
+
+
+def _read_both(path: Path, file: BinaryIO) -> tuple[Head | None, int]:
+    """Return head and size of one moment: a line at most is between them."""
+    while True:
+        head, size = read_head(path), os.fstat(file.fileno()).st_size
+        if read_head(path) == head:
+            return head, size
+
+
+class Scan:
+    """Reads a log, or its end, and compares it with its head."""
+
+    def __init__(self, path: Path, head: Head | None, expected: Collection[str] = ()) -> None:
+        """Expect a head, and chains.
+
+        Args:
+            path: The log, for messages.
+            head: What `read_head` returns.
+            expected: Chains to look for.
+        """
+        self.lines = self.unchained = self.torn = 0
+        self.end = 0
+        """Where the last chained line ends."""
+        self.chain = self.previous = self.unacknowledged = ""
+        self.found: dict[str, int] = {}
+        self._path, self._head, self._expected = path, head, expected
+        self._size = 0
+        self._behind: int | None = None
+        """Lines after the one that the head knows; None before that one."""
+        self._problems = _Problems()
+
+    def read(self, file: BinaryIO, size: int, start: Head = (0, "")) -> None:
+        """Read a log from a chained line on.
+
+        Args:
+            file: The log.
+            size: Where to stop.
+            start: Where a line ends, and its chain.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        self.end, self.chain = start
+        self._size = size
+        self._behind = 0 if self._head == start else None
+        if start[0]:
+            self._read_seal(file)
+        file.seek(self.end)
+        hashed, loose, number, offset, last = _begun(self.chain), _Loose(), 0, self.end, b""
+        while line := file.readline(min(_LONGEST_LINE, size - offset)):
+            number += 1
+            offset += len(line)
+            match = _SEALED.fullmatch(line.removesuffix(b"\n"))
+            if match is None:
+                hashed.update(line)
+                if self.lines or start[0]:
+                    loose.add(number, line)
+                else:
+                    self.unchained += 1
+                continue
+            if offset == len(line):
+                hashed = self._follow(match[1])
+            self.torn += loose.ended(match[1], self._problems)
+            loose = _Loose()
+            hashed.update(match[1])
+            self._add(number, match[2].decode(), hashed.hexdigest(), offset)
+            hashed = _begun(self.chain)
+            last = line.removesuffix(b"\n")
+        if last and (seal := _SEAL.search(last[-_SEAL_BYTES:] + b"\n")):
+            self.unacknowledged = (seal[1] or b"").decode()
+        self.torn += loose.ended(None, self._problems)
+
+    def problems(self) -> list[str]:
+        """Return one line for each thing that is wrong."""
+        head, name = self._head, head_of(self._path).name
+        of_whole: list[str] = []
+        if head is None:
+            if self.chain or head_of(self._path).exists():
+                of_whole.append(f"{name} is missing or damaged: lines at the end may be")
+        elif head[0] > self._size:
+            missing = count_of(head[0] - self._size, "byte")
+            of_whole.append(f"{missing} at the end are missing: lines were removed there")
+        elif self._behind is None and not self._problems.count:
+            of_whole.append(f"the log was written anew: {name} knows another one")
+        elif self._behind is not None and self._behind > 1:
+            of_whole.append(f"{name} is of an older log, {self._behind} lines behind")
+        return self._problems.told() + of_whole
+
+    def _read_seal(self, file: BinaryIO) -> None:
+        """Compare what ends where reading starts with the chain that is expected there."""
+        place = max(0, self.end - _SEAL_BYTES)
+        file.seek(place)
+        seal = _SEAL.search(file.read(self.end - place))
+        if seal is None or seal[2].decode() != self.chain:
+            self._problems.add(f"no line with the chain {self.chain} ends where it did")
+        elif seal[1]:
+            self.unacknowledged = seal[1].decode()
+
+    def _follow(self, body: bytes) -> "hashlib._Hash":
+        """Return the hash of what follows the log that a first line continues, if it does."""
+        try:
+            entry = json.loads(body + b"}")
+        except (ValueError, RecursionError):
+            entry = None
+        previous = entry.get("previous") if isinstance(entry, dict) else None
+        if isinstance(previous, str) and re.fullmatch("[0-9a-f]{64}", previous):
+            self.previous = previous
+            if previous in self._expected:
+                self.found[previous] = 1
+            if self._head is not None and self._head[1] == previous:
+                self._behind = 0
+        return _begun(self.previous)
+
+    def _add(self, number: int, chain: str, hashed: str, end: int) -> None:
+        self.lines += 1
+        self.chain, self.end = chain, end
+        if hashed != chain:
+            self._problems.add(
+                f"line {number} is not what was written, or what stands before it is not: "
+                "something was changed, removed or added there"
+            )
+        if chain in self._expected:
+            self.found[chain] = number
+        if self._head == (end, chain):
+            self._behind = 0
+        elif self._behind is not None:
+            self._behind += 1
 
 
 class _Problems:
@@ -256,20 +401,3 @@ def _is_beginning(line: bytes) -> bool:
 def _begun(chain: str) -> "hashlib._Hash":
     """Return the hash of what follows a line with a chain."""
     return hashlib.sha256(chain.encode() + b"\n")
-
-
-def _read(file: int, place: int, size: int) -> bytes:
-    os.lseek(file, place, os.SEEK_SET)
-    found = b""
-    while len(found) < size and (more := os.read(file, size - len(found))):
-        found += more
-    return found
-
-
-def _read_head(path: Path) -> tuple[int, str] | None:
-    try:
-        with open(head_of(path), "rb") as file:
-            match = _HEAD.fullmatch(file.read(_HEAD_BYTES + 1))
-    except OSError:
-        return None
-    return None if match is None else (int(match[1]), match[2].decode())

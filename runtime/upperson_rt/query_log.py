@@ -5,10 +5,14 @@ Lines vouch for each other, see `log_chain`.
 
 import datetime
 import errno
+import glob
 import hashlib
+import itertools
 import os
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +25,18 @@ from upperson_rt.files import sync_folder
 from upperson_rt.gallery.protocol import check_filter
 from upperson_rt.gallery.records import check_hits
 from upperson_rt.locks import locked
-from upperson_rt.log_chain import cut_off, head_of, read_end, sealed, write_head
-from upperson_rt.printable import shown
+from upperson_rt.log_chain import (
+    SOON_BYTES,
+    Head,
+    Scan,
+    cut_off,
+    head_of,
+    read_head,
+    sealed,
+    unacknowledged,
+    write_head,
+)
+from upperson_rt.printable import get_logger, shown
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter, Hit
@@ -30,15 +44,21 @@ if TYPE_CHECKING:
 
 __all__ = ["QueryLog", "describe_picture", "process_user"]
 
+_LOG = get_logger(__name__)
+
 
 class QueryLog:
     """Appends to a file that only its owner may read. Safe to use from several threads.
 
     Every line is flushed to disk before the query returns. Several processes may write to one
     file, and a line that a full disk cut off does not spoil the next one. Each line is chained to
-    the one before, so that one that was changed or removed shows (`log_chain.verify_log`). Nothing
-    here keeps the owner of the file from writing all of it anew: send the lines, or the last chain,
-    elsewhere for that.
+    the one before, so that one that was changed or removed shows (`log_chain.verify_log`).
+
+    A log that was cut, changed, replaced or removed is not continued, also while it is open. It is
+    kept as ``NAME.broken-1`` (or a later number), a new file begins, and `problem` says so until
+    `acknowledge`. A file of up to 8 MB is read through when it is opened, of a longer one the end.
+    Nothing here keeps the owner of the files from writing all of them anew: send the lines, or the
+    last chain, elsewhere for that.
     """
 
     def __init__(self, path: str | os.PathLike[str], user: str | None = None) -> None:
@@ -55,18 +75,20 @@ class QueryLog:
         self.path = Path(check_path(path, "the query log"))
         self.user = process_user() if user is None else check_text(user, "the user of a query log")
         self._lock = threading.Lock()
-        self._written, self._chain = 0, ""
-        """Where the log ended after the last line of this object, and the chain of that line."""
-        if self.path.exists() and not self.path.is_file():
-            raise InputError(f"cannot write the query log {self.path}: not a regular file")
-        try:
-            is_new = not self.path.exists()
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            if is_new:
-                sync_folder(self.path.parent)
-            self._head = os.open(head_of(self.path), os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise self._error(error) from error
+        self._file = -1
+        self._size, self._end, self._chain = -1, 0, ""
+        """Of the file, where its last chained line ends, and the chain of that; -1: not read."""
+        self._changed = 0
+        self._last_known, self._since = "", ""
+        """The chain that a new file continues, and the time of a break that is open."""
+        self._owner: tuple[int, int] | None = None
+        with self._current():
+            pass
+
+    @property
+    def problem(self) -> str:
+        """What to say of a break of the log that has not been acknowledged; empty without one."""
+        return unacknowledged(self.path, self._since) if self._since else ""
 
     def write(
         self,
@@ -101,10 +123,9 @@ class QueryLog:
         if not isinstance(query, str | Mapping):
             raise InputError(f"expected a sentence or describe_picture(), found {shown(query)}")
         conditions = asdict(check_filter(where))
+        asking = self.user if user is None else check_text(user, "the user of a query log")
         entry: dict[str, Any] = {
-            "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
-            "user": self.user if user is None else check_text(user, "the user of a query log"),
-            "action": action,
+            **_begin(asking, action),
             **({"sentence": query} if isinstance(query, str) else {"picture": dict(query)}),
             "filter": {name: value for name, value in conditions.items() if value},
             "k": k,
@@ -113,11 +134,22 @@ class QueryLog:
             "ids": [hit.id for hit in check_hits(hits)],
             **({} if details is None else {"details": dict(details)}),
         }
-        try:
-            with self._lock, locked(self._opened()):
-                self._append(entry)
-        except OSError as error:
-            raise self._error(error) from error
+        with self._current():
+            self._append({**entry, **self._open_break()})
+
+    def acknowledge(self, reason: str = "") -> None:
+        """Write a line that ends what `problem` says.
+
+        Args:
+            reason: Why, for the log.
+
+        Raises:
+            InputError: The line cannot be written.
+        """
+        with self._current():
+            entry = _begin(self.user, "acknowledge")
+            self._append({**entry, "details": {"since": self._since, "reason": reason}})
+            self._since = ""
 
     def last_chain(self) -> str:
         """Return what stands for the whole log now, see `log_chain`; empty for a new one.
@@ -125,19 +157,15 @@ class QueryLog:
         Raises:
             InputError: The log cannot be read.
         """
-        try:
-            with self._lock, locked(self._opened()):
-                return read_end(self._file, os.lseek(self._file, 0, os.SEEK_END))[0]
-        except OSError as error:
-            raise self._error(error) from error
+        with self._current():
+            return self._chain
 
     def close(self) -> None:
         """Close the file; the object cannot be used afterwards. May be called again."""
         with self._lock:
             if self._file >= 0:
                 os.close(self._file)
-                os.close(self._head)
-            self._file = -1
+            self._file = -2
 
     def __enter__(self) -> "QueryLog":
         return self
@@ -145,41 +173,186 @@ class QueryLog:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _opened(self) -> int:
-        if self._file < 0:
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Lock the log as its head and this object know it, or a new one in its place."""
+        reason = aside = ""
+        try:
+            with self._lock:
+                while True:
+                    self._open()
+                    with locked(self._file):
+                        if self._is_in_place():
+                            broken = self._read()
+                            if not broken or not os.fstat(self._file).st_size:
+                                if broken or reason:
+                                    self._begin_anew(reason or broken, aside)
+                                yield
+                                return
+                            reason, aside = broken, self._set_aside()
+                            self._chain = ""  # What others begin meanwhile is continued.
+                    self._close()
+        except OSError as error:
+            self._size = -1
+            raise self._error(error) from error
+
+    def _open(self) -> None:
+        if self._file == -2:
             raise OSError(errno.EBADF, "it has been closed")
-        return self._file
+        if self._file >= 0:
+            return
+        is_new = not self.path.exists()
+        if not is_new and not self.path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file")
+        self._owner = _owner_of(self.path) or _owner_of(head_of(self.path)) or self._owner
+        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        self._size = -1
+        if is_new:
+            head = os.open(head_of(self.path), os.O_RDWR | os.O_CREAT, 0o600)
+            for file in (self._file, head):
+                _give(file, self._owner)
+            os.close(head)
+            sync_folder(self.path.parent)
+
+    def _close(self) -> None:
+        os.close(self._file)
+        self._file = -1
+
+    def _is_in_place(self) -> bool:
+        """Return whether the open file is still the one at the path."""
+        try:
+            return os.path.samestat(os.fstat(self._file), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _read(self) -> str:
+        """Read what is new in the file; return why it cannot be continued, empty if it can."""
+        found, head = os.fstat(self._file), read_head(self.path)
+        size, known = found.st_size, (self._end, self._chain)
+        if (size, found.st_ctime_ns, head) == (self._size, self._changed, known):
+            return ""
+        start: Head = (0, "")
+        expected = {self._chain} - {""}
+        if 0 <= self._size < size:  # Others have written.
+            start, expected = known, set()
+        elif size > SOON_BYTES and head and head[0] <= size and expected <= {head[1]}:
+            start, expected = head, set()
+        scan = Scan(self.path, head, expected)
+        with open(os.dup(self._file), "rb") as file:
+            scan.read(file, size, start)
+        problems = scan.problems()
+        if expected - scan.found.keys() and not self._is_set_aside():
+            problems.append("the log is not the one that this process wrote to")
+        self._last_known = (head and head[1]) or self._chain or scan.chain or self._last_known
+        if problems:
+            return problems[0]
+        self._since = scan.unacknowledged
+        self._settle(scan, size, head)
+        return ""
+
+    def _is_set_aside(self) -> bool:
+        """Return whether another process has set aside the log that this one wrote to."""
+        for path in self.path.parent.glob(f"{glob.escape(self.path.name)}.broken-*"):
+            with open(path, "rb") as file:
+                if any(self._chain.encode() in line for line in file):
+                    return True
+        return False
+
+    def _settle(self, scan: Scan, size: int, head: Head | None) -> None:
+        """Go on where a sound log ends; finish what a crash left undone."""
+        end = scan.end
+        if 0 < size == end and _read_from(self._file, size - 1, size) != b"\n":
+            end = size = size + self._put(b"\n")
+        if scan.chain and head != (end, scan.chain):
+            write_head(self.path, end, scan.chain)
+        self._size, self._end, self._chain = size, end, scan.chain
+        self._changed = os.fstat(self._file).st_ctime_ns
+
+    def _set_aside(self) -> str:
+        """Rename a broken log, and copy its head beside it; return the new name."""
+        names = (self.path.with_name(f"{self.path.name}.broken-{n}") for n in itertools.count(1))
+        place = next(name for name in names if not any(map(os.path.lexists, (name, head_of(name)))))
+        head = head_of(self.path)
+        if head.is_file():
+            copy = os.open(head_of(place), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(copy, "wb") as file:
+                file.write(head.read_bytes())
+        os.rename(self.path, place)
+        sync_folder(self.path.parent)
+        return place.name
+
+    def _begin_anew(self, reason: str, aside: str) -> None:
+        """Write the line of a break, the first one of an empty file."""
+        entry = _begin(process_user(), "break")
+        self._since = entry["time"]
+        details = {"reason": reason, "set_aside": aside}
+        previous = {} if os.fstat(self._file).st_size else {"previous": self._last_known}
+        if previous:
+            self._size = self._end = 0
+            self._chain = self._last_known
+        self._append({**entry, "details": details, **previous, **self._open_break()})
+        _LOG.warning("the query log %s is not continued: %s", self.path, reason)
+
+    def _open_break(self) -> dict[str, str]:
+        return {"unacknowledged": self._since} if self._since else {}
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        if not os.fstat(self._file).st_nlink:
-            raise OSError(errno.ENOENT, "it was removed while it was open, start the program again")
-        size = os.lseek(self._file, 0, os.SEEK_END)
-        chain, between = self._chain, b""
-        if size != self._written:  # Others have written, or it is not begun by this object.
-            known = (self._written, chain) if size > self._written else (0, "")
-            chain, between = read_end(self._file, size, *known)
+        between = _read_from(self._file, self._end, self._size)
         torn = between and not between.endswith(b"\n")
         if torn:
             entry = {**entry, **cut_off(between)}
             between += b"\n"
         try:
-            line, chain = sealed(entry, chain, between)
+            line, chain = sealed(entry, self._chain, between)
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"cannot write such a line into a query log: {error}") from error
-        if torn:
-            line = b"\n" + line
-        end = size + len(line)
-        while line:
-            line = line[os.write(self._file, line) :]
+        end = self._size + self._put(b"\n" + line if torn else line)
+        write_head(self.path, end, chain)
+        self._size = self._end = end
+        self._chain, self._changed = chain, os.fstat(self._file).st_ctime_ns
+
+    def _put(self, line: bytes) -> int:
+        """Append bytes and flush them to disk; return how many."""
+        left = line
+        while left:
+            left = left[os.write(self._file, left) :]
         os.fsync(self._file)
-        write_head(self._head, end, chain)
-        self._written, self._chain = end, chain
+        return len(line)
 
     def _error(self, error: OSError) -> InputError:
         return InputError(
             f"cannot write the query log {self.path}: {error.strerror or error}; no query is "
             "answered without it"
         )
+
+
+def _begin(user: str, action: str) -> dict[str, str]:
+    """Return what each line begins with."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {"time": now.isoformat(timespec="milliseconds"), "user": user, "action": action}
+
+
+def _read_from(file: int, start: int, end: int) -> bytes:
+    os.lseek(file, start, os.SEEK_SET)
+    found = b""
+    while more := os.read(file, end - start - len(found)):
+        found += more
+    return found
+
+
+def _owner_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_uid, found.st_gid
+
+
+def _give(file: int, owner: tuple[int, int] | None) -> None:
+    """Let a new file belong to the owner of the one before, where that is allowed."""
+    if owner is not None and sys.platform != "win32":
+        with suppress(OSError):
+            os.fchown(file, *owner)
 
 
 def describe_picture(source: "ImageSource") -> dict[str, str]:

@@ -200,6 +200,33 @@ def test_a_log_is_verified(work):
     assert run_rt("log", "verify", "none").exit_code == 3
 
 
+def test_a_log_that_was_cut_is_told_by_every_command_until_it_is_acknowledged(ready):
+    query = ("query", "red coat", "--query-log", "log")
+    for _ in range(3):
+        assert run_rt(*query).exit_code == 0
+    lines = (ready / "log").read_bytes().splitlines(keepends=True)
+    (ready / "log").write_bytes(b"".join(lines[:1]))
+    assert run_rt("log", "verify", "log").exit_code == 6
+    done = run_rt(*query)  # Answered and logged, in a new file.
+    assert done.exit_code == 0
+    assert "warning: the query log log was cut" in done.stderr
+    assert (ready / "log.broken-1").read_bytes() == lines[0]
+    assert run_rt("log", "verify", "log").exit_code == 6
+    assert run_rt("doctor", "--query-log", "log").exit_code == 6
+    with served(ready, "--query-log", "log") as running:
+        assert "log acknowledge" in httpx.get(f"{running.url}/api/v1/info").json()["log_problem"]
+    assert "was cut" in (ready / "serve.out.err").read_text()
+    done = run_rt("log", "acknowledge", "log", "--reason", "a test")
+    assert "acknowledged" in done.stdout
+    entry = json.loads((ready / "log").read_text().splitlines()[-1])
+    assert (entry["user"], entry["details"]["reason"]) == (process_user(), "a test")
+    assert run_rt("log", "verify", "log").exit_code == 0
+    assert run_rt(*query).stderr.count("warning: the query log") == 0
+    assert "nothing to acknowledge" in run_rt("log", "acknowledge", "log").stdout
+    assert run_rt("log", "acknowledge", "none").exit_code == 3
+    assert not (ready / "none").exists()
+
+
 def test_a_log_is_compared_with_a_chain_that_was_noted(work):
     with QueryLog(work / "log", user="ann") as log:
         log.write("one", [], k=1)

@@ -9,7 +9,8 @@ from upperson_rt.cli.compile import compile_engines
 from upperson_rt.cli.doctor import doctor
 from upperson_rt.cli.index import index
 from upperson_rt.cli.query import log_app, query
-from upperson_rt.cli.serve import serve, token
+from upperson_rt.cli.serve import serve
+from upperson_rt.cli.token import token
 from upperson_rt.cli.watch import watch
 
 __all__ = ["app", "main"]

@@ -27,6 +27,7 @@ from upperson_rt.cli.output import new_table, print_json, print_note, print_tabl
 
 __all__ = ["doctor"]
 
+_CONSOLE_LOG = Path("console/query.log")
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -34,6 +35,16 @@ def doctor(
     bundle: OptionalBundleOption = None,
     trust: TrustOption = None,
     gallery: OptionalGalleryOption = None,
+    query_log: Annotated[
+        Path | None,
+        typer.Option(
+            "--query-log",
+            envvar="UPPERSON_QUERY_LOG",
+            metavar="FILE",
+            help="Query log whose lines are verified.",
+            show_default="console/query.log if it is there",
+        ),
+    ] = None,
     variant: VariantOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "cpu",
@@ -85,15 +96,18 @@ def doctor(
     if sheet is not None:
         require_sheet(sheet)
     from upperson_rt.doctor import diagnose
+    from upperson_rt.log_chain import head_of
 
     if bundle is None and default_bundle.exists():
         bundle = default_bundle
     if gallery is None and Path(default_gallery).exists():
         gallery = default_gallery
+    if query_log is None and (head_of(_CONSOLE_LOG).exists() or _CONSOLE_LOG.exists()):
+        query_log = _CONSOLE_LOG
     for name, given in {"bundle": bundle, "gallery": gallery}.items():
         if given is None:
             print_note(f"no {name} here to check: name one with  --{name} FOLDER")
-    checks = diagnose(bundle, gallery, variant, backend, device, trust)
+    checks = diagnose(bundle, gallery, variant, backend, device, trust, query_log)
     if detector is not None:
         from upperson_rt.camera.detectors.look import check_detector
 

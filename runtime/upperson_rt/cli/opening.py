@@ -106,6 +106,8 @@ def open_retriever(
             allow_distilled=allow_distilled,
         ) as (opened, running, store),
     ):
+        if log is not None and log.problem:
+            print_warning(log.problem)
         yield opened, running, Retriever(opened.encoder(), store, log)
 
 

@@ -40,7 +40,7 @@ from upperson_rt.cli.output import (
     print_warning,
     warn_of_pictures_out_of_reach,
 )
-from upperson_rt.errors import IntegrityError, UsageError
+from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.printable import count_of, shown
 
 if TYPE_CHECKING:
@@ -411,6 +411,8 @@ def verify(
             )
             total = report.lines + report.unchained
             print_line(f"{count_of(total, 'line')} as they were written{rest}")
+        if report.previous:
+            print_line(f"it continues a broken log, whose last known chain is {report.previous}")
         if report.cut_off:
             print_line(f"{count_of(report.cut_off, 'line')} cut off by a full disk or a crash")
         for number in report.expected.values():
@@ -418,3 +420,32 @@ def verify(
         print_line(f"last chain: {report.chain or 'none'}")
     if report.problems:
         raise IntegrityError(f"{file} is not as it was written: {report.problems[0]}")
+
+
+@log_app.command(cls=Command)
+def acknowledge(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Query log.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the log.")] = "",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Acknowledge that a log was cut, changed or removed, and goes on in a new file.
+
+    The log gets a line with time, user and reason. Warnings end, and what was broken stays beside
+    the log as FILE.broken-1. Run it as the user who writes the log.
+
+    Example: `upperson-rt log acknowledge console/query.log --reason "disk was full"`
+    """
+    from upperson_rt.log_chain import head_of
+    from upperson_rt.query_log import QueryLog
+
+    if not file.exists() and not head_of(file).exists():
+        raise InputError(f"there is no query log {file}: name another file")
+    with QueryLog(file) as log:
+        problem = log.problem
+        if problem:
+            log.acknowledge(reason)
+    if as_json:
+        print_json({"file": str(file), "acknowledged": problem or None})
+    else:
+        print_line(f"acknowledged: {problem}" if problem else f"nothing to acknowledge in {file}")

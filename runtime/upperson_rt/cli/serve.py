@@ -1,4 +1,4 @@
-"""`upperson-rt serve` and `upperson-rt token`."""
+"""`upperson-rt serve`."""
 
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from upperson_rt.query_log import QueryLog
     from upperson_rt.serve.accounts import Access
 
-__all__ = ["serve", "token"]
+__all__ = ["serve"]
 
 _PORT = 8480
 
@@ -181,61 +181,10 @@ def serve(
                 raise BackendError("the server ended by itself; its log says why")
 
 
-def token(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Token file; made if need be.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Who it is for; stands in the log.")],
-    role: Annotated[
-        str,
-        typer.Option(
-            "--role",
-            help="viewer (search), operator (also mark and export), admin (also delete and prune).",
-        ),
-    ] = "viewer",
-    camera: Annotated[
-        list[str] | None,
-        typer.Option("--camera", help="A viewer sees only this camera; may be given again."),
-    ] = None,
-    onvif: Annotated[
-        bool,
-        typer.Option(
-            "--onvif",
-            help="Make a password for the ONVIF search instead, in a file of its own, where it is "
-            "kept as it is: ONVIF cannot do with a hash.",
-        ),
-    ] = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Make a token for the console, and print it: it is stored hashed and never shown again.
-
-    An earlier one of the same name stops to work when the server is started anew.
-
-    Example: `upperson-rt token tokens.json anna --role operator`
-    """
-    from upperson_rt.arguments import check_choice
-    from upperson_rt.serve.accounts import ROLES, add_token
-
-    check_choice(role, "--role", ROLES)
-    cameras = tuple(camera) if camera else None
-    if onvif and role != "viewer":
-        raise UsageError(f"by ONVIF one can only search: leave --role {role} out")
-    if onvif:
-        from upperson_rt.serve.onvif.security import add_user
-
-        made = add_user(file, name, cameras)
-    else:
-        made = add_token(file, name, ROLES[ROLES.index(role)], cameras)
-    if as_json:
-        shown = None if cameras is None else list(cameras)
-        print_json({"name": name, "role": role, "cameras": shown, "file": str(file), "token": made})
-        return
-    what = "ONVIF password" if onvif else "token"
-    print_note(f"the {what} of {name}, {role}, in {file}; keep it, it is not shown again:")
-    print_line(made)
-
-
 def _note_chain(log: "QueryLog") -> None:
     """Say the last chain where a service manager keeps it, out of reach of this user."""
+    if log.problem:
+        print_warning(log.problem)
     print_note(f"query log {log.path}: last chain {log.last_chain() or 'none'}")
 
 

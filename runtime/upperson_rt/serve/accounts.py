@@ -2,22 +2,28 @@
 
 import hashlib
 import hmac
-import json
 import secrets
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from fastapi import Depends, Request
 
 from upperson_rt.arguments import check_name
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.files import write_atomically
 from upperson_rt.gallery import Filter
+from upperson_rt.serve.credentials import (
+    Credential,
+    Followed,
+    change_listed,
+    put,
+    read_listed,
+    revoke,
+)
 from upperson_rt.serve.problems import ProblemError
-from upperson_rt.strict import Constraint, Sha256, read_fields, read_json, require_version
+from upperson_rt.strict import Sha256
 
 __all__ = [
     "COOKIE",
@@ -28,17 +34,14 @@ __all__ = [
     "Role",
     "Sessions",
     "add_token",
-    "read_listed",
+    "read_tokens",
+    "revoke_token",
 ]
 
-T = TypeVar("T")
 Role: TypeAlias = Literal["viewer", "operator", "admin"]
 """Each may do what those before may: search; mark and export; delete and prune."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
-_VERSION = 1
-_KINDS = {"tokens": ("tokens of the console", ""), "onvif_users": ("ONVIF users", " --onvif")}
-"""By the key of its list: what a file holds, and how  upperson-rt token  is told to write it."""
 _SESSION_S = 12 * 3600.0
 _MOST_SESSIONS = 1000
 
@@ -76,26 +79,22 @@ class Account:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Token:
+class Token(Credential):
     """A line of a token file."""
 
-    name: str
     role: Role
     sha256: Sha256
     """Of the token. It is random and long, so one round of a fast hash is enough."""
-    cameras: Annotated[
-        tuple[str, ...], Constraint(lambda names: bool(names), "at least one camera")
-    ] | None = None  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class _TokenFile:
     schema_version: int
-    tokens: tuple[_Token, ...]
+    tokens: tuple[Token, ...]
 
 
 class Accounts:
-    """Those whom a token file names."""
+    """Those whom a token file names, as it is now: a change counts from the next request on."""
 
     def __init__(self, path: Path) -> None:
         """Read a token file, as `add_token` writes it.
@@ -103,17 +102,20 @@ class Accounts:
         Raises:
             InputError: It cannot be read, is malformed, or names nobody.
         """
-        self._tokens = _read(path)
-        if not self._tokens:
+        if not read_tokens(path):
             raise InputError(
                 f"{path} names nobody: add somebody with  upperson-rt token {path} NAME"
             )
+        self._tokens = Followed(path, read_tokens)
 
     def of_token(self, token: str) -> Account | None:
         """Return whose token it is; takes as long for a wrong one as for any other."""
-        digest = _digest(token)
+        return self.of_digest(digest_of(token))
+
+    def of_digest(self, digest: str) -> Account | None:
+        """Return whose token has a SHA-256, as long as the file has it and it has not expired."""
         found = None
-        for known in self._tokens:
+        for known in self._tokens.entries():
             if hmac.compare_digest(known.sha256, digest):
                 found = known
         if found is None:
@@ -121,10 +123,23 @@ class Accounts:
         return Account(name=found.name, role=found.role, cameras=found.cameras)
 
 
-def add_token(path: Path, name: str, role: Role, cameras: tuple[str, ...] | None) -> str:
-    """Put somebody into a token file, which is made if need be, and return the new token.
+def add_token(
+    path: Path,
+    name: str,
+    role: Role,
+    cameras: tuple[str, ...] | None,
+    lasts_s: float | None = None,
+) -> str:
+    """Put an account into a token file, made if need be, and return the new token.
 
     An earlier token of the same name is replaced. The token itself is not stored.
+
+    Args:
+        path: The file.
+        name: Of the account.
+        role: What it may do.
+        cameras: What a viewer may see; None for all.
+        lasts_s: Seconds until the token expires; None for never.
 
     Raises:
         InputError: The file is malformed or cannot be written.
@@ -133,23 +148,49 @@ def add_token(path: Path, name: str, role: Role, cameras: tuple[str, ...] | None
     check_name(name, "the name of an account", UsageError)
     if cameras is not None and role != "viewer":
         raise UsageError(f"an {role} sees all cameras: leave --camera out, or make it a viewer")
-    token = secrets.token_urlsafe(32)
-    others = tuple(known for known in _read(path) if known.name != name) if path.exists() else ()
-    made = _Token(name=name, role=role, sha256=_digest(token), cameras=cameras)
-    content = asdict(_TokenFile(schema_version=_VERSION, tokens=(*others, made)))
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
+    token, now = secrets.token_urlsafe(32), time.time()
+    made = Token(
+        name=name,
+        role=role,
+        sha256=digest_of(token),
+        cameras=cameras,
+        created=now,
+        expires=None if lasts_s is None else now + lasts_s,
+    )
+    change_listed(path, read_tokens, "tokens", lambda known: put(known, made))
     return token
 
 
+def revoke_token(path: Path, name: str) -> None:
+    """Remove an account from a token file.
+
+    Raises:
+        InputError: The file is malformed or cannot be written, or has no such account.
+    """
+    change_listed(path, read_tokens, "tokens", lambda known: revoke(known, name, path))
+
+
+def read_tokens(path: Path) -> tuple[Token, ...]:
+    """Read a token file.
+
+    Raises:
+        InputError: It cannot be read, or is malformed.
+    """
+    return read_listed(path, _TokenFile, "tokens").tokens
+
+
 class Sessions:
-    """Browsers that are logged in. They are kept in memory: a restart logs everybody out."""
+    """Browsers that are logged in. They are kept in memory: a restart logs everybody out.
+
+    A session stands for its token, and ends with that.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[Account, float]] = {}
+        self._known: dict[str, tuple[str, float]] = {}
 
-    def begin(self, account: Account) -> str:
-        """Return the value of a new session's cookie."""
+    def begin(self, token: str) -> str:
+        """Return the value of the cookie of a new session with a token."""
         value = secrets.token_urlsafe(32)
         with self._lock:
             now = time.monotonic()
@@ -158,52 +199,24 @@ class Sessions:
             }
             while len(self._known) >= _MOST_SESSIONS:
                 del self._known[next(iter(self._known))]
-            self._known[_digest(value)] = account, now + _SESSION_S
+            self._known[digest_of(value)] = digest_of(token), now + _SESSION_S
         return value
 
-    def find(self, value: str) -> Account | None:
-        """Return whose session it is, as long as it lasts."""
+    def find(self, value: str) -> str | None:
+        """Return the SHA-256 of a session's token, as long as the session lasts."""
         with self._lock:
-            account, until = self._known.get(_digest(value), (None, 0.0))
-        return account if until > time.monotonic() else None
+            token, until = self._known.get(digest_of(value), (None, 0.0))
+        return token if until > time.monotonic() else None
 
     def end(self, value: str) -> None:
         """Forget a session."""
         with self._lock:
-            self._known.pop(_digest(value), None)
+            self._known.pop(digest_of(value), None)
 
 
-def _digest(text: str) -> str:
+def digest_of(text: str) -> str:
+    """Return the SHA-256 of a token."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def read_listed(path: Path, kind: type[T], key: str) -> T:
-    """Read a file that lists who may do what.
-
-    Args:
-        path: The file.
-        kind: What it holds.
-        key: Of `_KINDS`, where the list stands in it.
-
-    Raises:
-        InputError: It cannot be read, is malformed, or lists something else.
-    """
-    what, option = _KINDS[key]
-    expected = f"expected {what}, as  upperson-rt token FILE NAME{option}  writes them"
-    try:
-        content = read_json(path)
-    except InputError as error:
-        raise InputError(str(error) if not path.is_file() else f"{error}; {expected}") from error
-    if not isinstance(content, dict) or key not in content:
-        others = [other for other in _KINDS if isinstance(content, dict) and other in content]
-        found = _KINDS[others[0]][0] if others else "something else"
-        raise InputError(f"{path} holds {found}, {expected}: name another file")
-    require_version(content, str(path), (_VERSION,), "update upperson-rt")
-    return read_fields(kind, content, str(path))
-
-
-def _read(path: Path) -> tuple[_Token, ...]:
-    return read_listed(path, _TokenFile, "tokens").tokens
 
 
 # --- Who sends a request: by a token, by a session's cookie, or whoever sits at this machine
@@ -233,7 +246,8 @@ class Access:
         if kind.lower() == "bearer":
             return self.accounts.of_token(token.strip())
         value = request.cookies.get(COOKIE)
-        return None if value is None else self.sessions.find(value)
+        digest = None if value is None else self.sessions.find(value)
+        return None if digest is None else self.accounts.of_digest(digest)
 
     def needs(self, role: Role) -> Any:
         """Return the default of a route's account: one that may do what a role may."""

@@ -240,6 +240,7 @@ def _watching(routes: APIRouter, desk: Desk, access: Access) -> None:
             index="" if index is None else index.kind,
             user=account.name,
             role=account.role,
+            log_problem=desk.log_problem,
         )
 
     @routes.get("/health", tags=["server"], summary="Whether the server answers")

@@ -99,6 +99,11 @@ class Desk:
         return self._log.path
 
     @property
+    def log_problem(self) -> str:
+        """What to say of a break of the query log that is not acknowledged; empty without one."""
+        return self._log.problem
+
+    @property
     def pictures(self) -> Pictures:
         """Pictures of the gallery."""
         return self.current.last.pictures

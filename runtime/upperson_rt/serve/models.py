@@ -305,6 +305,9 @@ class InfoOut(BaseModel):
     index: str
     user: str
     role: str
+    log_problem: str = Field(
+        description="Why the query log goes on in a new file, until that is acknowledged."
+    )
 
 
 class HealthOut(BaseModel):

@@ -77,7 +77,7 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
                     values["empty"] = _nothing(desk, account, search)
         elif problem is None and not desk.count(account, search.where):
             values["empty"] = _nothing(desk, account, search)
-        return render("search", account, status, **values)
+        return render("search", account, status, log_problem=desk.log_problem, **values)
 
     @routes.post("/picture")
     def give(
@@ -235,7 +235,7 @@ def _login_pages(routes: APIRouter, access: Access) -> None:
         answer = _see(_local_path(next))
         answer.set_cookie(
             COOKIE,
-            access.sessions.begin(account),
+            access.sessions.begin(token.strip()),
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",

@@ -116,9 +116,11 @@ class _Collector:
         ):
             yield CounterMetricFamily(f"upperson_serve_{name}", text, value=value)
         kept = self._desk.pictures.kept_bytes
+        broken = int(bool(self._desk.log_problem))
         for name, text, value in (
             ("encoder_waiting", "Requests at the encoder.", turns.waiting),
             ("kept_picture_bytes", "Bytes of pictures that are kept ready.", kept),
+            ("log_broken", "1 while a break of the query log is not acknowledged.", broken),
         ):
             yield GaugeMetricFamily(f"upperson_serve_{name}", text, value=value)
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Response
+from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
-from upperson_rt.log_chain import verify_log
+from upperson_rt.log_chain import SOON_BYTES, verify_log
 from upperson_rt.printable import local_time, shown
 from upperson_rt.serve.accounts import Access, Account
 from upperson_rt.serve.desk import Desk
@@ -30,8 +30,6 @@ _LOOKED_S = 0.5
 _MOST_STREAMS = 20
 _LINES = 50
 _TAIL_BYTES = 256 << 10
-_SOON_BYTES = 8 << 20
-"""A log up to so long is read through for each page; a longer one when somebody asks for it."""
 
 
 def side_routes(desk: Desk, access: Access, live: Live) -> APIRouter:
@@ -72,7 +70,7 @@ def _live_pages(routes: APIRouter, desk: Desk, access: Access, live: Live) -> No
         return render("live", account, **values(account))
 
     @routes.get("/live/events")
-    async def events(account: Account = viewer) -> Response:
+    async def events(request: Request, account: Account = viewer) -> Response:
         if len(streams) >= _MOST_STREAMS:
             raise ProblemError(
                 429, "too many live pages are open: close some", {"Retry-After": "30"}
@@ -93,6 +91,8 @@ def _live_pages(routes: APIRouter, desk: Desk, access: Access, live: Live) -> No
                     if waited < _RENEWED_S:
                         continue
                     waited = 0.0
+                    if access.find(request) != account:
+                        break  # The token was revoked or changed, or has expired.
                     yield await run_in_threadpool(part)
             finally:
                 streams.discard(token)
@@ -116,8 +116,9 @@ def _record_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
             account,
             info=desk.current.now().info(),
             cameras=list(desk.cameras(account)),
-            report=verify_log(desk.log_file) if check or size <= _SOON_BYTES else None,
+            report=verify_log(desk.log_file) if check or size <= SOON_BYTES else None,
             megabytes=round(size / 1e6),
+            log_problem=desk.log_problem,
             lines=lines,
             **given,
         )

@@ -13,6 +13,7 @@ from upperson_rt.doctor import diagnose
 from upperson_rt.errors import BackendError, install_command
 from upperson_rt.gallery import Gallery
 from upperson_rt.manifest import parse_manifest
+from upperson_rt.query_log import QueryLog
 from upperson_rt.tensorrt.cuda import CudaDriver
 
 
@@ -338,3 +339,13 @@ def test_the_driver(monkeypatch, driver, gpu_package, status, detail):
     monkeypatch.setattr(doctor, "probe_cuda_driver", lambda: driver)
     found = by_name(diagnose())["NVIDIA driver"]
     assert (found.status, found.detail[: len(detail)]) == (status, detail)
+
+
+def test_a_query_log_is_verified(tmp_path):
+    with QueryLog(tmp_path / "log") as log:
+        log.write("red", [], k=1)
+    assert by_name(diagnose(query_log=tmp_path / "log"))["query log"].status == "ok"
+    (tmp_path / "log").unlink()
+    assert by_name(diagnose(query_log=tmp_path / "log"))["query log"].exit_code == 6
+    (tmp_path / "log.head").unlink()
+    assert by_name(diagnose(query_log=tmp_path / "log"))["query log"].exit_code == 3

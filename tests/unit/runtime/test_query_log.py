@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.helpers.command_line import run_code
-from upperson_rt import log_chain
+from tests.helpers.log_manipulations import ONLY_OPEN, WAYS, problem_of
+from upperson_rt import query_log
 from upperson_rt.cli.query import log_app
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Hit, Item
@@ -228,9 +230,11 @@ def test_a_line_that_is_not_chained_shows_at_the_end_too(tmp_path, added, goes_o
     write_some(path, 3)
     with open(path, "ab") as file:
         file.write(added)
-    if goes_on:
+    if goes_on:  # In a new file.
         write_some(path, 2)
-    (problem,) = verify_log(path).problems
+        assert verify_log(path).lines == 3
+        assert len(verify_log(path).problems) == 1
+    (problem,) = verify_log(tmp_path / "log.broken-1" if goes_on else path).problems
     assert problem.startswith("line 4 is not what was written")
     done = CliRunner().invoke(log_app, ["verify", str(path)])
     assert done.exit_code == 6
@@ -299,16 +303,16 @@ def test_a_log_of_a_million_strange_lines_is_told_in_a_hundred_and_in_time(tmp_p
     (tmp_path / "log.head").unlink()
     last_two = verify_log(path, ["0" * 64]).problems[101:]  # They are not among the more.
     assert [problem.split()[0] for problem in last_two] == ["log.head", "no"]
-    with QueryLog(path) as log:  # What follows vouches for all of them.
+    with QueryLog(path) as log:
         log.write("more", [], k=1)
     last = path.read_bytes().splitlines()[-1]
     assert verify_log(path).chain == json.loads(last)["chain"]
 
 
-@pytest.mark.parametrize("block", [1, 7, 100, 300, 1000])
-def test_the_last_chain_is_found_however_much_is_read_at_a_time(tmp_path, monkeypatch, block):
+@pytest.mark.parametrize("soon", [0, 500, 1 << 20])
+def test_a_log_goes_on_whether_it_is_read_through_or_not(tmp_path, monkeypatch, soon):
     path = tmp_path / "log"
-    monkeypatch.setattr(log_chain, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(query_log, "SOON_BYTES", soon)
     path.write_bytes(b'{"user": "old"}\n' * 5)
     for count in range(4):
         write_some(path, 1, user=f"{count}" * 50 * count)
@@ -326,17 +330,106 @@ def test_a_damaged_file_beside_the_log_is_told(tmp_path, content):
     head = tmp_path / "log.head"
     head.unlink() if content is None else head.write_bytes(content)
     (problem,) = verify_log(path).problems
-    assert problem.startswith("log.head is missing or damaged")
+    assert problem.startswith("log.head is ")
 
 
-def test_a_log_that_was_removed_is_not_written_to(tmp_path):
+_WAYS = [(way, is_open) for way in WAYS for is_open in (False, True)]
+
+
+@pytest.mark.parametrize(("way", "is_open"), [*_WAYS, *((way, True) for way in ONLY_OPEN)], ids=str)
+def test_a_manipulated_log_is_never_continued_unseen(tmp_path, way, is_open):
+    assert problem_of(tmp_path, way, is_open, random.Random(1)) == ""
+
+
+def test_a_log_that_was_cut_goes_on_in_a_new_file_until_that_is_acknowledged(tmp_path):
+    path = tmp_path / "log"
+    write_some(path)
+    chain, cut = verify_log(path).chain, path.read_bytes()[:-300]
+    path.write_bytes(cut)
+    write_some(path, 1)
+    assert (tmp_path / "log.broken-1").read_bytes() == cut
+    assert "at the end are missing" in verify_log(tmp_path / "log.broken-1").problems[0]
+    first, line = lines_of(path)
+    assert (first["action"], first["previous"], line["sentence"]) == ("break", chain, "sentence 0")
+    assert first["details"]["set_aside"] == "log.broken-1"
+    report = verify_log(path, [chain])
+    assert (report.previous, report.unacknowledged) == (chain, first["time"])
+    assert (report.expected, len(report.problems)) == ({chain: 1}, 1)
+    with QueryLog(path, user="eve") as log:
+        assert log.problem
+        log.acknowledge("the disk was full")
+        assert not log.problem
+    write_some(path, 1)
+    assert verify_log(path).problems == []
+    said = lines_of(path)[2]
+    assert (said["user"], said["action"]) == ("eve", "acknowledge")
+    assert said["details"] == {"since": first["time"], "reason": "the disk was full"}
+
+
+@pytest.mark.parametrize("fails", ["os.rename", "sync_folder", "QueryLog._put", "write_head"])
+def test_a_break_that_is_interrupted_is_found_again(tmp_path, monkeypatch, fails):
+    path = tmp_path / "log"
+    write_some(path, 3)
+    path.write_bytes(path.read_bytes()[:-9])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"upperson_rt.query_log.{fails}", full)
+        with pytest.raises(InputError, match="No space left"):
+            QueryLog(path)
+    assert verify_log(path).problems
+    write_some(path, 1)
+    assert len(verify_log(path).problems) == 1
+    assert lines_of(path)[-1]["sentence"] == "sentence 0"
+
+
+def test_a_head_that_a_crash_left_behind_is_caught_up(tmp_path, monkeypatch):
     path = tmp_path / "log"
     log = QueryLog(path)
     log.write("red", HITS, k=1)
-    path.rename(tmp_path / "log.1")  # As programs do that turn logs over.
-    log.write("red", HITS, k=1)
-    assert len(lines_of(tmp_path / "log.1")) == 2
-    (tmp_path / "log.1").unlink()
-    with pytest.raises(InputError, match=r"it was removed.*no query is answered without it"):
-        log.write("red", HITS, k=1)
+    head = (tmp_path / "log.head").read_bytes()
+    log.write("green", HITS, k=1)
     log.close()
+    (tmp_path / "log.head").write_bytes(head)
+    path.write_bytes(path.read_bytes()[:-1])  # Its line end is missing, too.
+    assert verify_log(path).problems == []
+    write_some(path, 1)
+    report = verify_log(path)
+    assert (report.lines, report.previous, report.problems) == (3, "", [])
+
+
+def test_a_log_that_was_moved_with_its_head_continues_none_but_the_open_one(tmp_path):
+    path = tmp_path / "log"
+    log = QueryLog(path)
+    log.write("red", HITS, k=1)
+    for name in ("log", "log.head"):
+        (tmp_path / name).rename(tmp_path / name.replace("log", "log-2026"))
+    with QueryLog(path) as other:
+        other.write("blue", HITS, k=1)
+        assert not other.problem
+    log.write("green", HITS, k=1)  # It knows of "red".
+    assert log.problem
+    assert verify_log(tmp_path / "log-2026").problems == []
+    assert verify_log(tmp_path / "log.broken-1").problems == []
+    assert lines_of(path)[-1]["sentence"] == "green"
+    log.close()
+
+
+def test_several_open_logs_agree_on_the_new_file(tmp_path):
+    path = tmp_path / "log"
+    logs = [QueryLog(path, user=f"user {number}") for number in range(4)]
+    for number in range(5):
+        for log in logs:
+            log.write(f"{log.user}, {number}.", [], k=1)
+        if number == 1:
+            path.rename(tmp_path / "log.moved")
+    broken = sorted(tmp_path.glob("log.broken-*[0-9]"))
+    assert len(broken) < len(logs)
+    text = "".join(one.read_text() for one in (*broken, path, tmp_path / "log.moved"))
+    for number in range(5):
+        assert all(f"{log.user}, {number}." in text for log in logs)
+    assert path.read_text().count("sentence") >= 8  # None breaks again after the first round.
+    for log in logs:
+        log.close()

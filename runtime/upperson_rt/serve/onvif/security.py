@@ -13,28 +13,33 @@ import base64
 import binascii
 import hashlib
 import hmac
-import json
 import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 from urllib.request import parse_http_list, parse_keqv_list
 from xml.etree.ElementTree import Element
 
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.files import write_atomically
 from upperson_rt.printable import shown
 from upperson_rt.remote import password_digest, require_private
-from upperson_rt.serve.accounts import Account, read_listed
+from upperson_rt.serve.accounts import Account
+from upperson_rt.serve.credentials import (
+    Credential,
+    Followed,
+    change_listed,
+    put,
+    read_listed,
+    revoke,
+)
 from upperson_rt.serve.onvif.soap import WSSE, WSU, FaultError, child, unix_time
 from upperson_rt.strict import Constraint
 
-__all__ = ["Authentication", "StrangerError", "Users", "add_user"]
+__all__ = ["Authentication", "StrangerError", "Users", "add_user", "read_users", "revoke_user"]
 
-_VERSION = 1
 _REALM = "UP-Person Edge"
 _WITHIN_S = 300.0
 """Clocks may differ by so much, and a challenge is good for so long."""
@@ -52,22 +57,20 @@ _HASHES = {"SHA-256": hashlib.sha256, "MD5": hashlib.md5}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _User:
-    name: str
+class User(Credential):
+    """A line of a file of ONVIF users."""
+
     password: Annotated[str, Constraint(lambda text: len(text) >= 16, "at least 16 letters")]
-    cameras: Annotated[
-        tuple[str, ...], Constraint(lambda names: bool(names), "at least one camera")
-    ] | None = None  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class _UserFile:
     schema_version: int
-    onvif_users: tuple[_User, ...]
+    onvif_users: tuple[User, ...]
 
 
 class Users:
-    """Those whom a file of ONVIF users names."""
+    """Those whom a file of ONVIF users names, as it is now."""
 
     def __init__(self, path: Path) -> None:
         """Read a file, as `add_user` writes it.
@@ -75,32 +78,41 @@ class Users:
         Raises:
             InputError: It cannot be read, is malformed, names nobody, or others may read it.
         """
-        users = _read(path)
-        if not users:
+        if not read_users(path):
             raise InputError(
                 f"{path} names nobody: add somebody with  upperson-rt token {path} NAME --onvif"
             )
-        require_private(path)
-        self._users = {user.name: user for user in users}
+        self._users = Followed(path, _read_private)
         self._nobody = secrets.token_urlsafe(18)
 
     def password(self, name: str) -> str:
         """Return somebody's password; of a name that is not known one that nobody has."""
-        user = self._users.get(name)
+        user = self._find(name)
         return self._nobody if user is None else user.password
 
     def account(self, name: str) -> Account | None:
         """Return who has a name."""
-        user = self._users.get(name)
+        user = self._find(name)
         if user is None:
             return None
         return Account(name=user.name, role="viewer", cameras=user.cameras)
 
+    def _find(self, name: str) -> User | None:
+        return {user.name: user for user in self._users.entries()}.get(name)
 
-def add_user(path: Path, name: str, cameras: tuple[str, ...] | None) -> str:
+
+def add_user(
+    path: Path, name: str, cameras: tuple[str, ...] | None, lasts_s: float | None = None
+) -> str:
     """Put somebody into a file of ONVIF users, made if need be, and return the new password.
 
     An earlier password of the same name is replaced.
+
+    Args:
+        path: The file.
+        name: Of the user.
+        cameras: What the user may see; None for all.
+        lasts_s: Seconds until the password expires; None for never.
 
     Raises:
         InputError: The file is malformed or cannot be written.
@@ -111,12 +123,22 @@ def add_user(path: Path, name: str, cameras: tuple[str, ...] | None) -> str:
             "the name of an ONVIF user has 1 to 64 letters a-z, digits and ._@-, found "
             f"{shown(name)}"
         )
-    password = secrets.token_urlsafe(18)
-    others = tuple(user for user in _read(path) if user.name != name) if path.exists() else ()
-    made = _User(name=name, password=password, cameras=cameras)
-    content = asdict(_UserFile(schema_version=_VERSION, onvif_users=(*others, made)))
-    write_atomically(path, json.dumps(content, indent=2) + "\n", private=True)
+    password, now = secrets.token_urlsafe(18), time.time()
+    expires = None if lasts_s is None else now + lasts_s
+    made = User(name=name, password=password, cameras=cameras, created=now, expires=expires)
+    change_listed(path, read_users, "onvif_users", lambda known: put(known, made), private=True)
     return password
+
+
+def revoke_user(path: Path, name: str) -> None:
+    """Remove somebody from a file of ONVIF users.
+
+    Raises:
+        InputError: The file is malformed or cannot be written, or has no such user.
+    """
+    change_listed(
+        path, read_users, "onvif_users", lambda known: revoke(known, name, path), private=True
+    )
 
 
 class StrangerError(FaultError):
@@ -249,5 +271,15 @@ def _text(parent: Element, namespace: str, name: str) -> str:
     return "" if found is None else (found.text or "").strip()
 
 
-def _read(path: Path) -> tuple[_User, ...]:
+def read_users(path: Path) -> tuple[User, ...]:
+    """Read a file of ONVIF users.
+
+    Raises:
+        InputError: It cannot be read, or is malformed.
+    """
     return read_listed(path, _UserFile, "onvif_users").onvif_users
+
+
+def _read_private(path: Path) -> tuple[User, ...]:
+    require_private(path)
+    return read_users(path)

@@ -31,7 +31,7 @@ def test_a_new_token_replaces_the_one_before(guarded):
     ("content", "message"),
     [
         ('{"schema_version": 1, "tokens": []}', "names nobody"),
-        ('{"schema_version": 2, "tokens": []}', "update upperson-rt"),
+        ('{"schema_version": 3, "tokens": []}', "update upperson-rt"),
         (
             '{"schema_version": 1, "tokens": [{"name": "a", "role": "boss", "sha256": "%s"}]}'
             % ("0" * 64),

@@ -15,6 +15,7 @@ from tests.helpers.toy_bundle import COLOURS, draw_person
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.log_chain import verify_log
 from upperson_rt.printable import local_time
+from upperson_rt.query_log import QueryLog
 from upperson_rt.serve import side_pages
 from upperson_rt.serve.questions import refined
 from upperson_rt.serve.search import Search
@@ -368,7 +369,7 @@ def test_a_dry_run_of_a_deletion_is_in_the_log(console):
 
 def test_a_long_log_is_read_through_when_somebody_asks(console, monkeypatch):
     console.client.search(sentence="red")
-    monkeypatch.setattr(side_pages, "_SOON_BYTES", 10)
+    monkeypatch.setattr(side_pages, "SOON_BYTES", 10)
     read = []
     monkeypatch.setattr(
         side_pages, "verify_log", lambda path: read.append(path) or verify_log(path)
@@ -382,10 +383,9 @@ def test_a_long_log_is_read_through_when_somebody_asks(console, monkeypatch):
 
 
 def test_a_damaged_line_is_shown_among_the_others(console):
-    console.client.get("/?q=red")
+    console.client.get("/?q=green")
     with open(console.log, "ab") as file:
         file.write(b"garbage <b>\n[1]\n")
-    console.client.get("/?q=green")
     answer = console.client.get("/records")
     assert answer.status_code == 200
     assert answer.text.count("<td>damaged</td>") == 2
@@ -394,10 +394,28 @@ def test_a_damaged_line_is_shown_among_the_others(console):
     assert '<td class="wide">green</td>' in answer.text
 
 
-def test_a_log_that_was_removed_is_told_and_nothing_is_answered_without_it(console):
-    console.client.search(sentence="red")
-    console.log.unlink()
-    page = console.client.get("/records")
-    assert page.status_code == 503
-    assert "cannot be read: No such file or directory" in page.text
-    assert "it was removed" in problem(console.client.search(sentence="green"), 507)
+@pytest.mark.parametrize("way", ["removed", "cut", "replaced"])
+def test_a_log_that_was_manipulated_goes_on_in_a_new_file_and_the_console_says_so(console, way):
+    for sentence in ("red", "blue"):
+        console.client.search(sentence=sentence)
+    content = console.log.read_bytes()
+    if way != "cut":
+        console.log.unlink()
+    if way != "removed":
+        console.log.write_bytes(content[: content.index(b"\n") + 1])
+    else:
+        assert console.client.get("/records").status_code == 503
+    assert 'role="alert"' not in console.client.get("/").text
+    assert console.client.search(sentence="green").status_code == 200
+    first, line = map(json.loads, console.log.read_text().splitlines())
+    assert (first["action"], line["sentence"]) == ("break", "green")
+    for page in ("/", "/?q=green", "/records"):
+        assert "The query log was cut, changed or removed" in console.client.get(page).text
+    assert "log acknowledge" in console.client.get("/api/v1/info").json()["log_problem"]
+    assert "upperson_serve_log_broken 1.0" in console.client.get("/api/v1/metrics").text
+    with QueryLog(console.log, user="eve") as log:  # Another process acknowledges it.
+        log.acknowledge()
+    console.client.search(sentence="green")
+    assert console.client.get("/api/v1/info").json()["log_problem"] == ""
+    assert "The query log was cut" not in console.client.get("/records").text
+    assert verify_log(console.log).problems == []

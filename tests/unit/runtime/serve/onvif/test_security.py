@@ -314,7 +314,7 @@ def test_a_name_is_one_that_every_client_sends(tmp_path, name):
     ("content", "words"),
     [
         ('{"schema_version": 1, "onvif_users": []}', "names nobody"),
-        ('{"schema_version": 2, "onvif_users": []}', "update upperson-rt"),
+        ('{"schema_version": 3, "onvif_users": []}', "update upperson-rt"),
         (
             '{"schema_version": 1, "tokens": []}',
             "tokens of the console, expected ONVIF users",

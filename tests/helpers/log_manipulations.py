@@ -1,0 +1,214 @@
+"""Manipulates query logs at random, goes on writing, and looks at what `verify_log` says.
+
+    python -m tests.helpers.log_manipulations --trials 500 --seed 0
+
+Each trial writes a log, perhaps keeps it open, changes log or head, and writes more through the
+real writer. Until the break is acknowledged the log must not verify, what was written before must
+be in some file as it was, and each later line must be there. Anything else counts as `BAD`.
+"""
+
+import argparse
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from upperson_rt.errors import InputError
+from upperson_rt.log_chain import head_of, verify_log
+from upperson_rt.query_log import QueryLog
+
+_LINES = 8
+
+
+class Trial:
+    """A log in a folder, with older copies of log and head after each line."""
+
+    def __init__(self, folder: Path, random_: random.Random) -> None:
+        """Write some lines and keep the log open."""
+        self.path, self.random = folder / "log", random_
+        self.logs: list[bytes] = [b""]
+        self.heads: list[bytes] = [b""]
+        self.log = QueryLog(self.path, user="ann")
+        for number in range(self.random.randint(2, _LINES)):
+            self.log.write(f"before {number}", [], k=1)
+            self.logs.append(self.path.read_bytes())
+            self.heads.append(head_of(self.path).read_bytes())
+
+    @property
+    def lines(self) -> list[bytes]:
+        """The lines of the log before it is manipulated."""
+        return self.logs[-1].splitlines(keepends=True)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name("beside")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def _cut(trial: Trial) -> None:
+    trial.path.write_bytes(trial.logs[-1][: trial.random.randrange(len(trial.logs[-1]))])
+
+
+def _empty(trial: Trial) -> None:
+    trial.path.write_bytes(b"")
+
+
+def _remove(trial: Trial) -> None:
+    trial.path.unlink()
+
+
+def _older_copy(trial: Trial) -> None:
+    content = trial.logs[trial.random.randrange(len(trial.logs) - 1)]
+    trial.random.choice([_replace, Path.write_bytes])(trial.path, content)
+
+
+def _swap(trial: Trial) -> None:
+    lines = trial.lines
+    one, other = trial.random.sample(range(len(lines)), 2)
+    lines[one], lines[other] = lines[other], lines[one]
+    trial.path.write_bytes(b"".join(lines))
+
+
+def _drop(trial: Trial) -> None:
+    lines = trial.lines
+    del lines[trial.random.randrange(len(lines))]
+    trial.path.write_bytes(b"".join(lines))
+
+
+def _edit(trial: Trial) -> None:
+    content = bytearray(trial.logs[-1])
+    content[trial.random.randrange(len(content))] ^= 1 << trial.random.randrange(7)
+    trial.random.choice([_replace, Path.write_bytes])(trial.path, bytes(content))
+
+
+def _add(trial: Trial) -> None:
+    with open(trial.path, "ab") as file:
+        file.write(trial.random.choice([b"\n", b"garbage\n", trial.lines[0], trial.lines[-1]]))
+
+
+def _head_older(trial: Trial) -> None:
+    """Two lines behind at least: one line behind is what a crash leaves, and nothing is lost."""
+    head_of(trial.path).write_bytes(trial.heads[trial.random.randrange(len(trial.heads) - 2)])
+
+
+def _head_newer(trial: Trial) -> None:
+    size = len(trial.logs[-1]) + trial.random.randint(1, 300)
+    chain = trial.heads[-1].split()[1].decode()
+    head_of(trial.path).write_text(f"{size:020d} {chain}\n")
+
+
+def _head_edited(trial: Trial) -> None:
+    content = bytearray(trial.heads[-1])
+    content[trial.random.randrange(len(content))] ^= 1 << trial.random.randrange(7)
+    head_of(trial.path).write_bytes(bytes(content))
+
+
+def _head_removed(trial: Trial) -> None:
+    head_of(trial.path).unlink()
+
+
+def _both_older(trial: Trial) -> None:
+    """Only a process that has the log open can know."""
+    number = trial.random.randrange(len(trial.logs) - 1)
+    trial.path.write_bytes(trial.logs[number])
+    head_of(trial.path).write_bytes(trial.heads[number])
+
+
+def _both_removed(trial: Trial) -> None:
+    trial.path.unlink()
+    head_of(trial.path).unlink()
+
+
+WAYS: dict[str, Callable[[Trial], None]] = {
+    "cut": _cut,
+    "emptied": _empty,
+    "removed": _remove,
+    "older copy": _older_copy,
+    "lines swapped": _swap,
+    "line dropped": _drop,
+    "byte edited": _edit,
+    "line added": _add,
+    "head older": _head_older,
+    "head newer": _head_newer,
+    "head edited": _head_edited,
+    "head removed": _head_removed,
+}
+ONLY_OPEN: dict[str, Callable[[Trial], None]] = {
+    "both older": _both_older,
+    "both removed": _both_removed,
+}
+"""Found by the process that has the log open alone."""
+
+
+def problem_of(folder: Path, way: str, is_open: bool, random_: random.Random) -> str:
+    """Manipulate a log in an empty folder; return what is wrong afterwards, empty if nothing is."""
+    trial = Trial(folder, random_)
+    if not is_open:
+        trial.log.close()
+    (WAYS | ONLY_OPEN)[way](trial)
+    left = [path.read_bytes() for path in (trial.path,) if path.exists()]
+    if way in WAYS and not _is_told(trial.path):
+        return "sound before the next line"
+    count = random_.randint(1, 3)
+    for number in range(count):
+        log = trial.log if is_open else QueryLog(trial.path, user="bob")
+        log.write(f"after {number}", [], k=1)
+        if not log.problem:
+            return "the writer does not say so"
+        if not is_open or random_.random() < 0.3:
+            log.close()
+            trial.log, is_open = log, False
+        if not _is_told(trial.path):
+            return "sound after the next line"
+    trial.log.close()
+    files = [path.read_bytes() for path in sorted(folder.glob("log*"))]
+    if not all(content in files or not content for content in left):
+        return "what was left is gone"
+    after = trial.path.read_bytes()
+    if not all(f"after {number}".encode() in after for number in range(count)):
+        return "a later line is missing"
+    with QueryLog(trial.path, user="eve") as log:
+        log.acknowledge("checked")
+        log.write("more", [], k=1)
+        if log.problem:
+            return "it is not acknowledged"
+    report = verify_log(trial.path)
+    return "not sound when acknowledged" if report.problems or report.lines != count + 3 else ""
+
+
+def _is_told(path: Path) -> bool:
+    try:
+        return bool(verify_log(path).problems)
+    except InputError:  # It is not there, and its head says nothing.
+        return True
+
+
+def main() -> None:
+    """Run trials and print how each kind ended."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    random_, ends = random.Random(arguments.seed), Counter[str]()
+    for number in range(arguments.trials):
+        is_open = random_.random() < 0.5
+        way = random_.choice([*WAYS, *(ONLY_OPEN if is_open else ())])
+        folder = Path(tempfile.mkdtemp())
+        try:
+            problem = problem_of(folder, way, is_open, random_)
+        finally:
+            shutil.rmtree(folder)
+        ends[
+            f"{way}, {'open' if is_open else 'closed'}: {(problem and 'BAD ' + problem) or 'ok'}"
+        ] += 1
+        if problem:
+            print(f"trial {number}: {way}, {'open' if is_open else 'closed'}: {problem}")
+    for name, count in sorted(ends.items()):
+        print(f"{count:5d}  {name}")
+
+
+if __name__ == "__main__":
+    main()
