@@ -21,7 +21,7 @@ from upperson_rt.gallery.sqlite.checksums import (
     checksum_of,
     prove_facet,
 )
-from upperson_rt.gallery.sqlite.database import Transaction
+from upperson_rt.gallery.sqlite.database import Transaction, structural_problems
 from upperson_rt.gallery.sqlite.rows import (
     item_from_row,
     unnamed_crops,
@@ -31,7 +31,7 @@ from upperson_rt.gallery.sqlite.rows import (
 from upperson_rt.gallery.sqlite.schema import upgrade
 from upperson_rt.printable import shortened
 
-__all__ = ["add_checksums", "problems_of", "stray_crops", "structural_problems"]
+__all__ = ["add_checksums", "check_unsummed", "problems_of", "stray_crops"]
 
 _FILES_AT_A_TIME = 10_000
 _ROWS_AT_A_TIME = 4096
@@ -39,7 +39,7 @@ _ROWS_AT_A_TIME = 4096
 
 def problems_of(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
     """Yield what is wrong, a line each; errors are SQLite's own where it cannot be read."""
-    yield from structural_problems(transaction, "integrity_check")
+    yield from structural_problems(transaction.connection, "integrity_check")
     with _any_text(transaction.connection):
         yield from _problems_of_rows(transaction, embed_dim, crops_dir)
         if transaction.sums is not None:
@@ -55,13 +55,6 @@ def problems_of(transaction: Transaction, embed_dim: int, crops_dir: Path) -> It
         )
 
 
-def structural_problems(transaction: Transaction, pragma: str) -> Iterator[str]:
-    """Yield what SQLite itself finds wrong: ``quick_check`` looks at everything but its indexes."""
-    for (line,) in transaction.execute(f"PRAGMA {pragma}"):
-        if line != "ok":
-            yield f"SQLite: {line}"
-
-
 def stray_crops(
     transaction: Transaction, folder: Path, before: float = float("inf")
 ) -> Iterator[str]:
@@ -71,17 +64,41 @@ def stray_crops(
         yield from unnamed_crops(transaction, part)
 
 
+def check_unsummed(transaction: Transaction, embed_dim: int) -> None:
+    """Check a gallery that was made before there were checksums, if it is one.
+
+    Raises:
+        DamageError: Something is wrong with it.
+    """
+    if transaction.sums is None:
+        for problem in structural_problems(transaction.connection, "integrity_check"):
+            raise DamageError(problem)
+        for _ in _with_checksums(transaction, embed_dim):
+            pass
+
+
 def add_checksums(transaction: Transaction, embed_dim: int) -> Sums:
     """Check a gallery that was made before there were checksums, and give it those.
 
     Raises:
         DamageError: Something is wrong with it.
     """
-    for problem in structural_problems(transaction, "integrity_check"):
-        raise DamageError(problem)
+    check_unsummed(transaction, embed_dim)
     seq, last_id = version_of(transaction)
     upgrade(transaction.connection)
-    sums, done = Sums(seq=seq, last_id=last_id), 0
+    sums = Sums(seq=seq, last_id=last_id)
+    for rows in _with_checksums(transaction, embed_dim):
+        sums.add(rows)
+        transaction.connection.executemany(
+            "UPDATE items SET checksum = ? WHERE id = ?", ((row[-1], row[0]) for row in rows)
+        )
+        sums.last_id = max(sums.last_id, rows[-1][0])
+    return sums
+
+
+def _with_checksums(transaction: Transaction, embed_dim: int) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield the rows of a gallery without checksums, some at a time, each with its checksum."""
+    done = 0
     sql = f"SELECT {ROW}, vector FROM items NOT INDEXED WHERE id > ? ORDER BY id LIMIT ?"
     while rows := transaction.execute(sql, (done, _ROWS_AT_A_TIME)).fetchall():
         taken = []
@@ -90,13 +107,8 @@ def add_checksums(transaction: Transaction, embed_dim: int) -> Sums:
             if wrong is not None:
                 raise DamageError(f"the picture with id {row[0]}: {wrong}")
             taken.append((*row, checksum_of(row, vector)))
-        sums.add(taken)
-        transaction.connection.executemany(
-            "UPDATE items SET checksum = ? WHERE id = ?", ((row[-1], row[0]) for row in taken)
-        )
+        yield taken
         done = rows[-1][0]
-    sums.last_id = max(sums.last_id, done)
-    return sums
 
 
 def _problems_of_rows(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
@@ -142,6 +154,8 @@ def _problems_of_indexes(transaction: Transaction, sums: Sums) -> Iterator[str]:
     ).fetchone()
     if (last or 0) != sums.seq or (count and count != last - first + 1):
         yield "the log of changes is not what it should be"
+    elif (problem := transaction.changes_problem()) is not None:
+        yield problem
 
 
 def _problem(check: Callable[..., None], *arguments: object) -> str | None:
