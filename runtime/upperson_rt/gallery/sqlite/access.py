@@ -25,15 +25,17 @@ from urllib.parse import quote
 from upperson_rt.errors import InputError
 from upperson_rt.gallery.sqlite.pages import Log, read_log
 from upperson_rt.gallery.sqlite.schema import GUARD
-from upperson_rt.locks import lock_until_closed, share_lock
+from upperson_rt.locks import lock_until_closed
 
 __all__ = [
     "LOCK_TIMEOUT_S",
     "MAIN_FILE_ONLY",
+    "Beside",
     "Lease",
     "State",
     "alone",
     "connect",
+    "connect_locked",
     "lease",
     "log_of",
     "raw_file",
@@ -50,6 +52,18 @@ _WAL_LIMIT_BYTES = 64 << 20
 _READERS_KB = 512
 """Pages that each reader keeps. SQLite's 2 MB make searches no quicker: what others write empties
 them, and the system keeps the file."""
+_SMALL = f"PRAGMA cache_size = -{_READERS_KB}"
+_SETTINGS = {
+    "rw": (
+        "PRAGMA synchronous = FULL",
+        "PRAGMA secure_delete = ON",  # What was deleted is overwritten.
+        f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}",
+    ),
+    "ro": (_SMALL,),
+    MAIN_FILE_ONLY: (_SMALL,),
+    # First of all: it then keeps its index of the log in memory.
+    _WITH_LOG: ("PRAGMA locking_mode = EXCLUSIVE", _SMALL),
+}
 _SETTLED_S = 0.1
 """A file that changed later may change again within the same time stamp."""
 _LOCK_BYTES = (120, 9)
@@ -92,16 +106,32 @@ def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
         if isinstance(connection, _Locking):
             connection.place = place
             _with_locks[place] += 1
-    if mode == _WITH_LOG:  # First of all: it then keeps its index of the log in memory.
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-    if mode == "rw":
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA secure_delete = ON")  # What was deleted is overwritten.
-        connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
-    else:
-        connection.execute(f"PRAGMA cache_size = -{_READERS_KB}")
-    connection.create_function("attribute_equals", 3, _attribute_equals, deterministic=True)
-    connection.create_function(GUARD, 0, lambda: None)
+    try:
+        for statement in _SETTINGS[mode]:
+            connection.execute(statement)
+        connection.create_function("attribute_equals", 3, _attribute_equals, deterministic=True)
+        connection.create_function(GUARD, 0, lambda: None)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_locked(path: Path, mode: str) -> sqlite3.Connection:
+    """Open a database file with SQLite's locks, while `Beside.put_back` removes nothing of it."""
+    folder = _open_folder(path.parent)
+    try:
+        if folder is not None:
+            lock_until_closed(folder, wait=True, share=True)
+        connection = connect(path, mode)
+        try:
+            connection.execute("PRAGMA schema_version")  # Opens the log.
+        except BaseException:
+            connection.close()
+            raise
+    finally:
+        if folder is not None:
+            os.close(folder)
     return connection
 
 
@@ -152,6 +182,42 @@ def _state_of(found: os.stat_result) -> _FileState:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+class Beside:
+    """What lies beside a file that no process has open, to be put back as it was."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._folder = path.parent.stat()
+        log, shared = self._places
+        with _guard:
+            self._log = log.stat() if log.exists() else None
+            self._shared = shared.stat() if shared.exists() else None
+            self._content = b"" if self._shared is None else shared.read_bytes()
+
+    @property
+    def _places(self) -> tuple[Path, Path]:
+        return log_of(self._path), Path(f"{self._path}-shm")
+
+    def put_back(self) -> None:
+        """Undo what a connection did that has changed nothing: see `alone`, which must be held."""
+        log, shared = self._places
+        with _guard, suppress(OSError):
+            if _is_open_elsewhere(self._path):
+                return
+            if self._log is None and log.exists() and read_log(log) is None:
+                log.unlink()
+            elif self._log is not None and self._log.st_size < log.stat().st_size:
+                os.truncate(log, self._log.st_size)  # Pages of no complete transaction.
+            if self._shared is None:
+                shared.unlink(missing_ok=True)
+            else:
+                shared.write_bytes(self._content)
+            looks = (self._log, self._shared, self._folder)
+            for place, look in zip((log, shared, self._path.parent), looks, strict=True):
+                if look is not None:
+                    os.utime(place, ns=(look.st_atime_ns, look.st_mtime_ns))
+
+
 @dataclass
 class Lease:
     """How a file may be read for a while."""
@@ -199,7 +265,7 @@ def lease(path: Path, known: Lease | None = None) -> Lease:
     folder = _open_folder(path.parent)
     try:
         if folder is not None:
-            share_lock(folder)
+            lock_until_closed(folder, share=True)
         if not _is_open_elsewhere(path):
             state = State.of(path)
             if known is not None and known.state == state and state.is_settled:

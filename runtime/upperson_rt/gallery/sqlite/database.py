@@ -10,7 +10,7 @@ import re
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +21,11 @@ from upperson_rt.gallery.protocol import no_gallery
 from upperson_rt.gallery.sqlite.access import (
     LOCK_TIMEOUT_S,
     MAIN_FILE_ONLY,
+    Beside,
     Lease,
     alone,
     connect,
+    connect_locked,
     lease,
     log_of,
     raw_file,
@@ -279,22 +281,21 @@ class Database:
             held.end()
 
     @contextmanager
-    def writing(
-        self, rehearse: Callable[[Transaction], object] = lambda transaction: None
-    ) -> Iterator[Transaction]:
+    def writing(self) -> Iterator[Transaction]:
         """Give a transaction that is committed at the end, and rolled back on any error.
 
-        What it adds and removes must be in its sums by then.
-
-        Args:
-            rehearse: Reads what the transaction is going to read. The first write of a process
-                does that before: damage that it meets leaves all files as they are.
+        What it adds and removes must be in its sums by then. If the first one of a process meets
+        damage, all files are left as they were.
         """
         with self._write_lock, _translated(self.path):
-            writer = self._writer or self._open_writer(rehearse)
-            writer.execute("BEGIN IMMEDIATE")
+            beside = None
+            if self._writer is None:
+                beside = self._open_writer()
+            writer = self._writer
+            assert writer is not None
             before = self._about
             try:
+                writer.execute("BEGIN IMMEDIATE")
                 transaction = self._begun(writer)
                 yield transaction
                 sums = transaction.sums
@@ -302,6 +303,8 @@ class Database:
                     _check_changes(transaction)
                     sums.commits += 1
                     self._about.write_sums(writer, sums)
+                if beside is not None:
+                    self._remove_mark_of_another()
                 with alone(self.path) as is_alone:
                     pages = _CHECKPOINT_PAGES if is_alone else 0
                     writer.execute(f"PRAGMA wal_autocheckpoint = {pages}")
@@ -310,16 +313,18 @@ class Database:
                     write_mark(self._mark, self.meta.identity, sums.commits)
             except BaseException as error:
                 self._about = before
-                self._damaged = self._damaged or _is_damage(error)
                 if writer.in_transaction:
                     writer.execute("ROLLBACK")
+                if _is_damage(error):
+                    self._damaged = True
+                    self._close_writer(writer, beside)
                 raise
 
-    def _open_writer(self, rehearse: Callable[[Transaction], object]) -> sqlite3.Connection:
-        """Open the connection that writes, if what it is going to rely on is sound.
+    def _open_writer(self) -> Beside | None:
+        """Open the connection that writes; return what it may change beside the file.
 
         Raises:
-            DamageError: It is not; nothing was changed.
+            DamageError: What every change relies on is damaged; nothing was changed.
         """
         if self._closed:
             raise UsageError(f"gallery {self.path.parent} has been closed")
@@ -331,13 +336,18 @@ class Database:
                     raise DamageError(problem)
             if transaction.sums is not None:
                 _check_changes(transaction)
-            rehearse(transaction)
+        if self.read_only:
+            self._writer = connect(self.path, MAIN_FILE_ONLY)
+            return None
+        beside = None if held.state is None else Beside(self.path)
+        self._writer = connect_locked(self.path, "rw")
+        return beside
+
+    def _remove_mark_of_another(self) -> None:
         acknowledged = read_mark(self._mark)
         if acknowledged is not None and acknowledged[0] != self.meta.identity:
             with suppress(OSError):  # Left behind by what was replaced.
                 self._mark.unlink()
-        self._writer = connect(self.path, MAIN_FILE_ONLY if self.read_only else "rw")
-        return self._writer
 
     def _is_free_list_sound(self, connection: sqlite3.Connection, held: Lease) -> bool:
         """Tell whether new pages may be taken; where it is false that is not certain."""
@@ -355,16 +365,19 @@ class Database:
             self._idle.clear()
             if self._writer is not None:
                 self._close_writer(self._writer)
-                self._writer = None
 
-    def _close_writer(self, writer: sqlite3.Connection) -> None:
-        with alone(self.path) as is_alone, ExitStack() as stack:
-            if self._damaged or not is_alone:
-                # Its lock keeps SQLite from a checkpoint, for which it is read-only itself.
-                with suppress(sqlite3.Error):
-                    guard = stack.enter_context(closing(connect(self.path, "ro")))
-                    guard.execute("PRAGMA schema_version").fetchone()
-            writer.close()
+    def _close_writer(self, writer: sqlite3.Connection, beside: Beside | None = None) -> None:
+        with alone(self.path) as is_alone:
+            with ExitStack() as stack:
+                if self._damaged or not is_alone:
+                    # Its lock keeps SQLite from a checkpoint, for which it is read-only itself.
+                    with suppress(sqlite3.Error):
+                        guard = stack.enter_context(closing(connect(self.path, "ro")))
+                        guard.execute("PRAGMA schema_version").fetchone()
+                writer.close()
+                self._writer = None
+            if beside is not None and is_alone:
+                beside.put_back()
         if not (self.read_only or self._damaged or log_of(self.path).exists()):
             with suppress(OSError):  # Without a log it says nothing that the database does not.
                 self._mark.unlink(missing_ok=True)
@@ -456,7 +469,7 @@ class Database:
                     return connection, held
                 connection.close()  # It would not see, or mix, what has been written since.
         try:
-            return connect(self.path, held.mode), held
+            return (connect_locked if held.state is None else connect)(self.path, held.mode), held
         except BaseException:
             held.end()
             raise

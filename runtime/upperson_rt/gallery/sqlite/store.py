@@ -53,7 +53,6 @@ from upperson_rt.gallery.sqlite.rows import (
 from upperson_rt.gallery.sqlite.search import search_items
 from upperson_rt.gallery.sqlite.verify import (
     add_checksums,
-    check_unsummed,
     problems_of,
     stray_crops,
 )
@@ -109,13 +108,15 @@ class SqliteGallery(Gallery):
     def _add(
         self, items: Sequence[Item], vectors_ND: NDArray[np.float32], variant: str | None
     ) -> list[str]:
-        keys = [item.key for item in items]
-        with self._writing(lambda transaction: _to_replace(transaction, keys)) as (
-            transaction,
-            sums,
-        ):
-            replaced = _to_replace(transaction, keys)
-            sums.remove([*replaced.values()])
+        with self._writing() as (transaction, sums):
+            source, keys = has_key(transaction, [item.key for item in items])
+            sql = f"SELECT {ROW}, checksum FROM {source}"
+            replaced = {row[1]: row for row in transaction.execute(sql, keys)}
+            for row in replaced.values():
+                check_metadata(row, row[-1])
+            if replaced:
+                transaction.prove_rows()
+                sums.remove([*replaced.values()])
             rows: dict[str, tuple[Any, ...]] = {}
             for item, vector in zip(items, vectors_ND.astype(STORED), strict=True):
                 earlier = rows.get(item.key) or replaced.get(item.key)
@@ -140,20 +141,9 @@ class SqliteGallery(Gallery):
         return [*replaced]
 
     @contextmanager
-    def _writing(
-        self, rehearse: Callable[[Transaction], object] = lambda transaction: None
-    ) -> Iterator[tuple[Transaction, Sums]]:
-        """Give a transaction and its sums, which the caller keeps right; makes them if need be.
-
-        ``rehearse`` reads what is going to be read, see `Database.writing`.
-        """
-
-        def check(transaction: Transaction) -> None:
-            check_unsummed(transaction, self.embed_dim)
-            if transaction.sums is not None:
-                rehearse(transaction)
-
-        with self._database.writing(check) as transaction:
+    def _writing(self) -> Iterator[tuple[Transaction, Sums]]:
+        """Give a transaction and its sums, which the caller keeps right; makes them if need be."""
+        with self._database.writing() as transaction:
             if transaction.sums is None:
                 _LOG.warning("giving gallery %s checksums: this takes a while", self.path)
                 transaction.sums = add_checksums(transaction, self.embed_dim)
@@ -184,14 +174,7 @@ class SqliteGallery(Gallery):
     def _delete(self, *steps: "_Step") -> int:
         """Delete what each step names in turn, in one transaction, then the crops."""
         crops: list[str | None] = []
-
-        def rehearse(transaction: Transaction) -> None:
-            for step in steps:
-                for _ in _to_remove(transaction, *step(transaction)):
-                    pass
-            indexed(transaction, "crop")
-
-        with self._writing(rehearse) as (transaction, sums):
+        with self._writing() as (transaction, sums):
             for step in steps:
                 crops += _remove(transaction, sums, *step(transaction))
             named = [crop for crop in crops if crop is not None]
@@ -421,39 +404,17 @@ def _oldest(transaction: Transaction, scope: Filter, keep_newest: int) -> tuple[
     return f"{source} ORDER BY time, id LIMIT ?", [*values, max(0, count - keep_newest)]
 
 
-def _to_replace(transaction: Transaction, keys: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """Return the rows that have these keys now, as they were written."""
-    source, values = has_key(transaction, keys)
-    sql = f"SELECT {ROW}, checksum FROM {source}"
-    replaced = {row[1]: row for row in transaction.execute(sql, values)}
-    for row in replaced.values():
-        check_metadata(row, row[-1])
-    if replaced:
-        transaction.prove_rows()
-    if any(row[_CROP] is not None for row in replaced.values()):
-        indexed(transaction, "crop")
-    return replaced
-
-
-def _to_remove(
-    transaction: Transaction, source: str, values: list[object]
-) -> Iterator[list[tuple[Any, ...]]]:
-    """Yield rows that are as they were written, some at a time."""
-    transaction.prove_rows()
-    cursor = transaction.execute(f"SELECT {ROW}, checksum FROM {source}", values)
-    while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
-        for row in rows:
-            check_metadata(row, row[-1])
-        yield rows
-
-
 def _remove(
     transaction: Transaction, sums: Sums, source: str, values: list[object]
 ) -> list[str | None]:
     """Delete rows that are as they were written; return the crop of each."""
     ids: list[int] = []
     crops: list[str | None] = []
-    for rows in _to_remove(transaction, source, values):
+    transaction.prove_rows()
+    cursor = transaction.execute(f"SELECT {ROW}, checksum FROM {source}", values)
+    while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
+        for row in rows:
+            check_metadata(row, row[-1])
         sums.remove(rows)
         ids += [row[0] for row in rows]
         crops += [row[_CROP] for row in rows]

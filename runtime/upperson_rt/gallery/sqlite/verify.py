@@ -31,7 +31,7 @@ from upperson_rt.gallery.sqlite.rows import (
 from upperson_rt.gallery.sqlite.schema import upgrade
 from upperson_rt.printable import shortened
 
-__all__ = ["add_checksums", "check_unsummed", "problems_of", "stray_crops"]
+__all__ = ["add_checksums", "problems_of", "stray_crops"]
 
 _FILES_AT_A_TIME = 10_000
 _ROWS_AT_A_TIME = 4096
@@ -64,41 +64,17 @@ def stray_crops(
         yield from unnamed_crops(transaction, part)
 
 
-def check_unsummed(transaction: Transaction, embed_dim: int) -> None:
-    """Check a gallery that was made before there were checksums, if it is one.
-
-    Raises:
-        DamageError: Something is wrong with it.
-    """
-    if transaction.sums is None:
-        for problem in structural_problems(transaction.connection, "integrity_check"):
-            raise DamageError(problem)
-        for _ in _with_checksums(transaction, embed_dim):
-            pass
-
-
 def add_checksums(transaction: Transaction, embed_dim: int) -> Sums:
     """Check a gallery that was made before there were checksums, and give it those.
 
     Raises:
         DamageError: Something is wrong with it.
     """
-    check_unsummed(transaction, embed_dim)
+    for problem in structural_problems(transaction.connection, "integrity_check"):
+        raise DamageError(problem)
     seq, last_id = version_of(transaction)
     upgrade(transaction.connection)
-    sums = Sums(seq=seq, last_id=last_id)
-    for rows in _with_checksums(transaction, embed_dim):
-        sums.add(rows)
-        transaction.connection.executemany(
-            "UPDATE items SET checksum = ? WHERE id = ?", ((row[-1], row[0]) for row in rows)
-        )
-        sums.last_id = max(sums.last_id, rows[-1][0])
-    return sums
-
-
-def _with_checksums(transaction: Transaction, embed_dim: int) -> Iterator[list[tuple[Any, ...]]]:
-    """Yield the rows of a gallery without checksums, some at a time, each with its checksum."""
-    done = 0
+    sums, done = Sums(seq=seq, last_id=last_id), 0
     sql = f"SELECT {ROW}, vector FROM items NOT INDEXED WHERE id > ? ORDER BY id LIMIT ?"
     while rows := transaction.execute(sql, (done, _ROWS_AT_A_TIME)).fetchall():
         taken = []
@@ -107,8 +83,13 @@ def _with_checksums(transaction: Transaction, embed_dim: int) -> Iterator[list[t
             if wrong is not None:
                 raise DamageError(f"the picture with id {row[0]}: {wrong}")
             taken.append((*row, checksum_of(row, vector)))
-        yield taken
+        sums.add(taken)
+        transaction.connection.executemany(
+            "UPDATE items SET checksum = ? WHERE id = ?", ((row[-1], row[0]) for row in taken)
+        )
         done = rows[-1][0]
+    sums.last_id = max(sums.last_id, done)
+    return sums
 
 
 def _problems_of_rows(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
