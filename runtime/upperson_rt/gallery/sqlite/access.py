@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
+from weakref import WeakSet
 
 from upperson_rt.errors import InputError
 from upperson_rt.gallery.sqlite.pages import Log, read_log
@@ -77,13 +78,29 @@ _with_locks: Counter[str] = Counter()
 """Connections of this process that have locks, by file."""
 
 
-class _Locking(sqlite3.Connection):
-    """A connection that has SQLite's locks, and is counted."""
+class _Connection(sqlite3.Connection):
+    """A connection that is closed when it says so, and counted while it has SQLite's locks."""
 
-    place: str | None = None
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.place: str | None = None
+        self._cursors = WeakSet[sqlite3.Cursor]()
+        super().__init__(*arguments, **options)
+
+    def execute(self, sql: str, values: Any = (), /) -> sqlite3.Cursor:
+        return self._followed().execute(sql, values)
+
+    def executemany(self, sql: str, rows: Any, /) -> sqlite3.Cursor:
+        return self._followed().executemany(sql, rows)
+
+    def _followed(self) -> sqlite3.Cursor:
+        cursor = self.cursor()
+        self._cursors.add(cursor)
+        return cursor
 
     def close(self) -> None:
         with _guard:
+            for cursor in self._cursors:  # One that an error keeps would put the end off.
+                cursor.close()
             super().close()
             if self.place is not None:
                 _with_locks[self.place] -= 1
@@ -92,8 +109,6 @@ class _Locking(sqlite3.Connection):
 
 def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
     """Open a database file; ``mode`` is that of SQLite's URIs."""
-    has_locks = mode in ("rw", "ro")
-    place = os.path.realpath(path)
     with _guard:
         connection = sqlite3.connect(
             f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}",
@@ -101,11 +116,11 @@ def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
             timeout=LOCK_TIMEOUT_S,
             isolation_level=None,  # Transactions are written out.
             check_same_thread=False,  # One thread at a time: `Database` sees to it.
-            factory=_Locking if has_locks else sqlite3.Connection,
+            factory=_Connection,
         )
-        if isinstance(connection, _Locking):
-            connection.place = place
-            _with_locks[place] += 1
+        if mode in ("rw", "ro"):
+            connection.place = os.path.realpath(path)
+            _with_locks[connection.place] += 1
     try:
         for statement in _SETTINGS[mode]:
             connection.execute(statement)

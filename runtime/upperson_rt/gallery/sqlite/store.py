@@ -43,6 +43,7 @@ from upperson_rt.gallery.sqlite.rows import (
     STORED,
     checked,
     has_key,
+    ids_where,
     indexed,
     item_from_row,
     passing,
@@ -133,7 +134,9 @@ class SqliteGallery(Gallery):
             write = transaction.connection.executemany
             write(ADD, (row for key, row in rows.items() if key not in replaced))
             if replaced:
-                write(REPLACE, ((*rows[key][1:], rows[key][0]) for key in replaced))
+                again = ((*rows[key][1:], rows[key][0]) for key in replaced)
+                if write(REPLACE, again).rowcount != len(replaced):
+                    raise DamageError("pictures that an index names are missing")
             crops = [row[_CROP] for row in replaced.values() if row[_CROP] is not None]
             unused = unnamed_crops(transaction, crops) if crops else []
             trim_log(transaction)
@@ -209,10 +212,22 @@ class SqliteGallery(Gallery):
     def _rows_of(self, transaction: Transaction, ids: Sequence[int]) -> list[tuple[Any, ...]]:
         """Return those that are there, by id: the values of `ROW`, the vector, the checksum."""
         transaction.prove_rows()
-        sql = f"SELECT {ROW}, vector, {transaction.checksum} FROM items NOT INDEXED WHERE id IN"
-        sql = f"{sql} (SELECT value FROM json_each(?)) ORDER BY id"
-        rows = transaction.execute(sql, (json.dumps([*ids]),)).fetchall()
+        rows = self._with_ids(transaction, ids, f"{ROW}, vector")
         return checked(transaction, rows, self.embed_dim)
+
+    def _with_ids(
+        self, transaction: Transaction, ids: Sequence[int], columns: str
+    ) -> list[tuple[Any, ...]]:
+        """Return columns and the checksum of those that are there, by id."""
+        values = (json.dumps([*ids]),)
+        among = "IN (SELECT value FROM json_each(?))"
+        sql = f"SELECT {columns}, {transaction.checksum} FROM items NOT INDEXED WHERE id {among}"
+        rows = transaction.execute(f"{sql} ORDER BY id", values).fetchall()
+        if len(rows) < len(ids):  # Found by none of SQLite's ways to them (+), they are not there.
+            sql = f"SELECT count(*) FROM items NOT INDEXED WHERE +id {among}"
+            if transaction.execute(sql, values).fetchone() != (len(rows),):
+                raise DamageError("pictures are not found by their ids")
+        return rows
 
     def _items(self, where: Filter) -> Iterator[Item]:
         with self._database.reading() as transaction:
@@ -222,18 +237,17 @@ class SqliteGallery(Gallery):
     def _sample(self, count: int) -> list[Item]:
         with self._database.reading() as transaction:
             transaction.prove_rows()
-            first, last = transaction.execute("SELECT min(id), max(id) FROM items").fetchone()
-            if first is None:
+            ids = ids_where(transaction)
+            if not len(ids):
                 return []
-            sql = f"SELECT {ROW}, {transaction.checksum} FROM items NOT INDEXED WHERE id >= ? "
-            found: dict[int, tuple[Any, ...]] = {}
-            for id_ in np.linspace(first, last, count, dtype=np.int64).tolist():
-                rows = transaction.execute(f"{sql} ORDER BY id LIMIT 1", (id_,))
-                found |= {row[0]: row for row in rows}
+            chosen = np.unique(ids[np.linspace(0, len(ids) - 1, count, dtype=np.int64)])
+            rows = self._with_ids(transaction, chosen.tolist(), ROW)
+            if len(rows) != len(chosen):
+                raise DamageError("pictures are not found by their ids")
             if transaction.sums is not None:
-                for row in found.values():
+                for row in rows:
                     check_metadata(row, row[-1])
-            return [self._item(row[_COLUMNS]) for row in found.values()]
+            return [self._item(row[_COLUMNS]) for row in rows]
 
     def _vectors(
         self, where: Filter, batch_size: int
