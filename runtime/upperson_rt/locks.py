@@ -12,8 +12,13 @@ from pathlib import Path
 __all__ = ["lock_or_wait", "lock_until_closed", "locked", "locked_folder", "try_lock"]
 
 
-def lock_until_closed(handle: int, *, wait: bool = False) -> bool:
+def lock_until_closed(handle: int, *, wait: bool = False, share: bool = False) -> bool:
     """Lock an open file or folder until it is closed; return False where the system has no locks.
+
+    Args:
+        handle: Of the file or folder.
+        wait: Wait for another process that has the lock.
+        share: Lock it beside others that share it.
 
     Raises:
         BlockingIOError: Another process has the lock, and ``wait`` is false.
@@ -23,7 +28,8 @@ def lock_until_closed(handle: int, *, wait: bool = False) -> bool:
     import fcntl
 
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_SH if share else fcntl.LOCK_EX
+        fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise
     except OSError:

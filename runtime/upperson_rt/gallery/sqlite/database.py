@@ -5,23 +5,33 @@ transaction leaves sums over all rows, see `checksums`; how many transactions th
 in a file beside the log, so that a log that lost some is not believed.
 """
 
-import json
 import os
 import re
 import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
-from urllib.parse import quote
 
 from upperson_rt.errors import InputError, IntegrityError, UsageError
 from upperson_rt.files import folder_near, make_folder
 from upperson_rt.gallery.protocol import no_gallery
+from upperson_rt.gallery.sqlite.access import (
+    LOCK_TIMEOUT_S,
+    MAIN_FILE_ONLY,
+    Beside,
+    Lease,
+    alone,
+    connect,
+    connect_locked,
+    lease,
+    log_of,
+    raw_file,
+)
 from upperson_rt.gallery.sqlite.checksums import (
+    FACETS,
     ROW,
     DamageError,
     Facet,
@@ -32,21 +42,23 @@ from upperson_rt.gallery.sqlite.checksums import (
     read_mark,
     write_mark,
 )
-from upperson_rt.gallery.sqlite.schema import GUARD, SqliteMeta, create, read_meta, read_sums
+from upperson_rt.gallery.sqlite.pages import Log, is_free_list_sound
+from upperson_rt.gallery.sqlite.schema import (
+    SqliteMeta,
+    Vouched,
+    create,
+    first_commit_of,
+    read_meta,
+    read_sums,
+)
 from upperson_rt.locks import locked_folder
 from upperson_rt.printable import one_line
 
-__all__ = ["DATABASE_FILE", "Database", "Transaction", "make"]
+__all__ = ["DATABASE_FILE", "Database", "Transaction", "make", "structural_problems"]
 
 DATABASE_FILE = "gallery.sqlite"
-LOCK_TIMEOUT_S = 30.0
-"""How long a write waits for that of another process."""
-_WAL_LIMIT_BYTES = 64 << 20
 _MOST_IDLE = 16
 """Connections that are kept to be used again."""
-_READERS_KB = 512
-"""Pages that each of them keeps. SQLite's 2 MB make searches no quicker: what others write empties
-them, and the system keeps the file."""
 _CHECKPOINT_PAGES = 4096  # SQLite's 1000 costs a disk with slow syncs a quarter of its rate.
 _ADVICE = {
     "locked": f"another process has been writing to it for over {LOCK_TIMEOUT_S:g} s. Nothing was "
@@ -58,34 +70,64 @@ _ADVICE = {
     "disk I/O error": "nothing was changed: check the disk's space, quota and health",
     "unable to open": "check the permissions of the folder",
 }
-_UNLOCKED = "ro&immutable=1"
 _DAMAGED = re.compile(
     "decode|malformed|no such (column|table|index|function)|syntax error|unsupported file format|"
     "no query solution"
 )
 """Errors of statements that are right: a text is not UTF-8, or a definition was altered."""
-_State: TypeAlias = tuple[int, int, int] | None
 
 
 def make(file: Path, fingerprint: str, embed_dim: int) -> None:
     """Make a gallery's database, completely or not at all; one that is there is left alone.
 
     Raises:
-        InputError: It cannot be made.
+        InputError: It cannot be made; folders that were made for it are gone again.
     """
+    missing = [place for place in (file.parent, *file.parent.parents) if not place.exists()]
     try:
         make_folder(file.parent)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as name:
             temporary = Path(name, file.name)
             temporary.touch()
-            with _translated(temporary), closing(_connect(temporary)) as connection:
-                connection.execute("PRAGMA journal_mode = WAL")
-                create(connection, fingerprint, embed_dim)
+            with _translated(file):
+                _fill(temporary, fingerprint, embed_dim)
             with locked_folder(file.parent):
                 if not file.exists():  # Else another process was faster.
-                    os.rename(temporary, file)
+                    temporary.rename(file)
     except OSError as error:
+        _remove_empty(missing)
         raise InputError(f"cannot make gallery {file.parent}: {error.strerror}") from error
+    except BaseException:
+        _remove_empty(missing)
+        raise
+
+
+def _fill(file: Path, fingerprint: str, embed_dim: int) -> None:
+    """Make the tables in an empty file, and read them back.
+
+    Without a log until everything is in the file: a full disk fails a checkpoint without a word.
+    """
+    with closing(connect(file)) as connection:
+        create(connection, fingerprint, embed_dim)
+        if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            raise sqlite3.OperationalError("disk I/O error: no log can be kept")
+    with closing(connect(file, MAIN_FILE_ONLY)) as connection:
+        read_sums(connection, file, read_meta(connection, file))
+        for problem in structural_problems(connection, "quick_check"):
+            raise sqlite3.OperationalError(f"disk I/O error: {problem}")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def structural_problems(connection: sqlite3.Connection, pragma: str) -> Iterator[str]:
+    """Yield what SQLite itself finds wrong: ``quick_check`` looks at everything but its indexes."""
+    for (line,) in connection.execute(f"PRAGMA {pragma}"):
+        if line != "ok":
+            yield f"SQLite: {line}"
 
 
 def _is_writable(path: Path) -> bool:
@@ -111,6 +153,14 @@ class Transaction:
     def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
         """Run a statement."""
         return self.connection.execute(sql, values)
+
+    def changes_problem(self) -> str | None:
+        """Say what is wrong with the number that SQLite keeps for the log of changes, or None."""
+        sql = "SELECT seq FROM sqlite_sequence WHERE name = 'changes'"
+        (found,) = self.execute(sql).fetchone() or (0,)
+        if self.sums is not None and found != self.sums.seq:
+            return "the log of changes is not what it should be"
+        return None
 
     def count(self) -> int:
         """Return the number of items."""
@@ -150,6 +200,16 @@ class Transaction:
                 pass
             self.proven.add("items")
 
+    def prove_all(self) -> None:
+        """Make sure once of everything that searches rely on beside the vectors.
+
+        Raises:
+            DamageError: Something was altered.
+        """
+        self.prove_items()
+        for facet in FACETS:
+            self.prove(facet)
+
 
 class Database:
     """Transactions on one file; those that read run beside the one that writes."""
@@ -171,22 +231,17 @@ class Database:
         self.path = path
         self.read_only = not _is_writable(path)
         self._mark = path.with_name(f"{path.name}-mark")
-        with _translated(path):
-            acknowledged = read_mark(self._mark)
-            if acknowledged is not None:
-                self._check_mark(*acknowledged)
-            self._writer = _connect(path, self._mode(_unlocked_state(path)))
-            try:
-                # Sums vouch for what it says.
-                self._about, _ = read_sums(self._writer, path, read_meta(self._writer, path))
-            except BaseException:
-                self._writer.close()
-                raise
-        self._write_lock = threading.Lock()
+        self._write_lock = threading.RLock()
         self._pool_lock = threading.Lock()
-        self._idle: list[tuple[sqlite3.Connection, _State]] = []
+        self._idle: list[tuple[sqlite3.Connection, Lease]] = []
         self._closed = False
+        self._damaged = False
+        """Whether damage was found: a log is not checkpointed into it."""
+        self._writer: sqlite3.Connection | None = None
+        """Made for the first write: until then nothing is changed."""
         self._proven: set[str] = set()
+        with _translated(path):
+            self._about = self._admit()
 
     @property
     def meta(self) -> SqliteMeta:
@@ -201,55 +256,129 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """Give a transaction that sees the state of now to its end."""
-        with _translated(self.path):
-            connection, state = self._take()
+        with _translated(self.path), self._leased() as (connection, _):
+            yield self._begun(connection)
+
+    @contextmanager
+    def _leased(self) -> Iterator[tuple[sqlite3.Connection, Lease]]:
+        """Give a connection in a transaction that reads, and how it reads."""
+        connection, held = self._take()
+        try:
             try:
                 connection.execute("BEGIN DEFERRED")
-                yield self._begun(connection)
-                self._check_unchanged(state)
+                yield connection, held
+                held.check()
                 connection.execute("ROLLBACK")
             except BaseException as error:
                 # A statement that is kept alive by the error would keep its snapshot, too.
                 connection.close()
-                if isinstance(error, sqlite3.Error | IntegrityError):
-                    self._check_unchanged(state)
+                if _is_damage(error):
+                    held.check()
+                    self._damaged = True
                 raise
-            self._give_back(connection, state)
+            self._give_back(connection, held)
+        finally:
+            held.end()
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
         """Give a transaction that is committed at the end, and rolled back on any error.
 
-        What it adds and removes must be in its sums by then.
+        What it adds and removes must be in its sums by then. If the first one of a process meets
+        damage, all files are left as they were.
         """
         with self._write_lock, _translated(self.path):
-            self._writer.execute("BEGIN IMMEDIATE")
+            beside = None
+            if self._writer is None:
+                beside = self._open_writer()
+            writer = self._writer
+            assert writer is not None
             before = self._about
             try:
-                transaction = self._begun(self._writer)
+                writer.execute("BEGIN IMMEDIATE")
+                transaction = self._begun(writer)
                 yield transaction
                 sums = transaction.sums
                 if sums is not None:
-                    self._check_log(sums)
+                    _check_changes(transaction)
                     sums.commits += 1
-                    self._about.write_sums(self._writer, sums)
-                self._writer.execute("COMMIT")
+                    self._about.write_sums(writer, sums)
+                if beside is not None:
+                    self._remove_mark_of_another()
+                with alone(self.path) as is_alone:
+                    pages = _CHECKPOINT_PAGES if is_alone else 0
+                    writer.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+                    writer.execute("COMMIT")
                 if sums is not None:
                     write_mark(self._mark, self.meta.identity, sums.commits)
-            except BaseException:
+            except BaseException as error:
                 self._about = before
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
+                if writer.in_transaction:
+                    writer.execute("ROLLBACK")
+                if _is_damage(error):
+                    self._damaged = True
+                    self._close_writer(writer, beside)
                 raise
+
+    def _open_writer(self) -> Beside | None:
+        """Open the connection that writes; return what it may change beside the file.
+
+        Raises:
+            DamageError: What every change relies on is damaged; nothing was changed.
+        """
+        if self._closed:
+            raise UsageError(f"gallery {self.path.parent} has been closed")
+        self._about = self._admit()
+        with self._leased() as (connection, held):
+            transaction = self._begun(connection)
+            if not self._is_free_list_sound(connection, held):
+                for problem in structural_problems(connection, "quick_check"):
+                    raise DamageError(problem)
+            if transaction.sums is not None:
+                _check_changes(transaction)
+        if self.read_only:
+            self._writer = connect(self.path, MAIN_FILE_ONLY)
+            return None
+        beside = None if held.state is None else Beside(self.path)
+        self._writer = connect_locked(self.path, "rw")
+        return beside
+
+    def _remove_mark_of_another(self) -> None:
+        acknowledged = read_mark(self._mark)
+        if acknowledged is not None and acknowledged[0] != self.meta.identity:
+            with suppress(OSError):  # Left behind by what was replaced.
+                self._mark.unlink()
+
+    def _is_free_list_sound(self, connection: sqlite3.Connection, held: Lease) -> bool:
+        """Tell whether new pages may be taken; where it is false that is not certain."""
+        if held.state is None:
+            return bool(connection.execute("PRAGMA freelist_count").fetchone() == (0,))
+        with raw_file(self.path) as handle:
+            return handle is not None and is_free_list_sound(handle, held.log)
 
     def close(self) -> None:
         """Close all connections."""
         with self._write_lock, self._pool_lock:
             self._closed = True
-            for connection, _ in (*self._idle, (self._writer, None)):
+            for connection, _ in self._idle:
                 connection.close()
             self._idle.clear()
-        if not self.read_only and not _log_of(self.path).exists():
+            if self._writer is not None:
+                self._close_writer(self._writer)
+
+    def _close_writer(self, writer: sqlite3.Connection, beside: Beside | None = None) -> None:
+        with alone(self.path) as is_alone:
+            with ExitStack() as stack:
+                if self._damaged or not is_alone:
+                    # Its lock keeps SQLite from a checkpoint, for which it is read-only itself.
+                    with suppress(sqlite3.Error):
+                        guard = stack.enter_context(closing(connect(self.path, "ro")))
+                        guard.execute("PRAGMA schema_version").fetchone()
+                writer.close()
+                self._writer = None
+            if beside is not None and is_alone:
+                beside.put_back()
+        if not (self.read_only or self._damaged or log_of(self.path).exists()):
             with suppress(OSError):  # Without a log it says nothing that the database does not.
                 self._mark.unlink(missing_ok=True)
 
@@ -265,130 +394,107 @@ class Database:
         """Read again what the gallery says about itself."""
         self._about = read_meta(connection, self.path)
 
-    def _check_log(self, sums: Sums) -> None:
-        """Check that the triggers kept the log of changes, which has a count of its own."""
-        sql = "SELECT seq FROM sqlite_sequence WHERE name = 'changes'"
-        found = self._writer.execute(sql).fetchone() or (0,)
-        if found[0] != sums.seq:
-            raise DamageError("the log of changes is not what it should be")
+    def _admit(self) -> Vouched:
+        """Read what the gallery says about itself, if its files belong together.
 
-    def _check_mark(self, identity: str, commits: int) -> None:
-        """Check that the log is this gallery's, and has all transactions that were acknowledged.
-
-        Not with a connection that writes: it would cut the log when it is closed.
+        Raises:
+            DamageError: They do not, or one was altered.
         """
-        log = _log_of(self.path)
-        while True:
-            state = _unlocked_state(self.path)
-            has_log = log.exists() and log.stat().st_size > 0
-            with closing(_connect(self.path, "ro" if state is None else _UNLOCKED)) as connection:
-                try:
-                    connection.execute("BEGIN DEFERRED")  # Both of one state.
-                    said = read_meta(connection, self.path)
-                    about, sums = read_sums(connection, self.path, said)
-                except sqlite3.Error:
-                    if state == _unlocked_state(self.path):
-                        raise
-                    continue  # Another process began or ended meanwhile.
-            if state == _unlocked_state(self.path):
-                break
-        if about.meta.identity != identity:
-            if has_log:
+        acknowledged = read_mark(self._mark)
+        with self._leased() as (connection, held):
+            about, sums = read_sums(connection, self.path, read_meta(connection, self.path))
+            if held.state is not None:
+                self._check_journal()
+            if held.log is not None:
+                self._check_log(held.log, about, sums, connection)
+            if acknowledged is not None and (held.state is None or held.log is not None):
+                self._check_identity(about, acknowledged[0])
+            if acknowledged is not None and acknowledged[0] == about.meta.identity:
+                self._check_commits(0 if sums is None else sums.commits, acknowledged[1])
+        return about
+
+    def _check_journal(self) -> None:
+        """Check that there is no journal of another kind: SQLite would undo with it, and write."""
+        journal = self.path.with_name(f"{self.path.name}-journal")
+        with suppress(FileNotFoundError):
+            if journal.stat().st_size:
                 raise DamageError(
-                    "its log is of another gallery, or it was replaced beside a log: put back what "
-                    f"belongs together ({self._mark.name} is of gallery {identity})"
+                    f"{journal.name} lies beside it, which is of another database: remove that"
                 )
-            if not self.read_only:
-                with suppress(OSError):  # Left behind by what was replaced.
-                    self._mark.unlink()
-            return
-        found = 0 if sums is None else sums.commits
-        if found < commits:
+
+    def _check_identity(self, about: Vouched, identity: str) -> None:
+        """Check that a log is of the gallery that another file is of."""
+        if about.meta.identity != identity:
             raise DamageError(
-                f"it has {found} of {commits} acknowledged transactions, its log is damaged or lost"
-                f" or it was replaced by an earlier copy: to go on with what is left remove "
+                "its log is of another gallery, or it was replaced beside a log: put back what "
+                f"belongs together ({about.meta.identity} and {identity})"
+            )
+
+    def _check_log(
+        self, log: Log, about: Vouched, sums: Sums | None, connection: sqlite3.Connection
+    ) -> None:
+        """Check that a log goes on from the file, of which some may have been checkpointed."""
+        with closing(connect(self.path, MAIN_FILE_ONLY)) as alone_in_file:
+            try:
+                file_about = read_meta(alone_in_file, self.path)
+                _, file_sums = read_sums(alone_in_file, self.path, file_about)
+            except (sqlite3.Error, InputError, IntegrityError):
+                return  # A checkpoint under way was killed: the log has the rest.
+        self._check_identity(about, file_about.meta.identity)
+        if sums is None or file_sums is None:
+            return
+        first = first_commit_of(log, connection, about)
+        if file_sums.commits > sums.commits or (first or 0) > file_sums.commits + 1:
+            raise DamageError(
+                f"its log has the transactions {first} to {sums.commits}, the file ends at "
+                f"{file_sums.commits}: they are of different times, put back what belongs together"
+            )
+
+    def _check_commits(self, found: int, acknowledged: int) -> None:
+        if found < acknowledged:
+            raise DamageError(
+                f"it has {found} of {acknowledged} acknowledged transactions, its log is damaged or"
+                " lost or it was replaced by an earlier copy: to go on with what is left remove "
                 f"{self._mark.name}"
             )
 
-    def _take(self) -> tuple[sqlite3.Connection, _State]:
+    def _take(self) -> tuple[sqlite3.Connection, Lease]:
         with self._pool_lock:
             if self._closed:
                 raise UsageError(f"gallery {self.path.parent} has been closed")
-            state = _unlocked_state(self.path) if self.read_only else None
+            held = lease(self.path, self._idle[-1][1] if self._idle else None)
             while self._idle:
-                connection, opened_at = self._idle.pop()
-                if opened_at == state:
-                    return connection, state
+                connection, before = self._idle.pop()
+                if before.state == held.state:
+                    return connection, held
                 connection.close()  # It would not see, or mix, what has been written since.
-        connection = _connect(self.path, self._mode(state))
-        connection.execute(f"PRAGMA cache_size = -{_READERS_KB}")
-        return connection, state
+        try:
+            return (connect_locked if held.state is None else connect)(self.path, held.mode), held
+        except BaseException:
+            held.end()
+            raise
 
-    def _mode(self, state: _State) -> str:
-        """Return how to open the file, which has a state where it must be read without locks."""
-        if not self.read_only:
-            return "rw"
-        return "ro" if state is None else _UNLOCKED
-
-    def _check_unchanged(self, state: _State) -> None:
-        if state is not None and _unlocked_state(self.path) != state:
-            raise InputError(
-                f"gallery {self.path} was written to while it was read; this user cannot write to "
-                "the folder, so it was read without locks: try again"
-            )
-
-    def _give_back(self, connection: sqlite3.Connection, state: _State) -> None:
+    def _give_back(self, connection: sqlite3.Connection, held: Lease) -> None:
+        is_reusable = held.state is None or held.state.is_settled
         with self._pool_lock:
-            if self._closed or len(self._idle) >= _MOST_IDLE:
+            if self._closed or len(self._idle) >= _MOST_IDLE or not is_reusable:
                 connection.close()
             else:
-                self._idle.append((connection, state))
+                self._idle.append((connection, held))
 
 
-def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}",
-        uri=True,
-        timeout=LOCK_TIMEOUT_S,
-        isolation_level=None,  # Transactions are written out.
-        check_same_thread=False,  # One thread at a time: `Database` sees to it.
+def _check_changes(transaction: Transaction) -> None:
+    """Check that the triggers kept the log of changes, which has a count of its own."""
+    if (problem := transaction.changes_problem()) is not None:
+        raise DamageError(problem)
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Tell whether an error says that what was read is damaged."""
+    return isinstance(error, sqlite3.Error | IntegrityError | UnicodeDecodeError) and not (
+        isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError)
+        and not _DAMAGED.search(str(error))
     )
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA secure_delete = ON")  # What was deleted is overwritten.
-    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
-    connection.create_function("attribute_equals", 3, _attribute_equals, deterministic=True)
-    connection.create_function(GUARD, 0, lambda: None)
-    return connection
-
-
-def _attribute_equals(attributes: str, key: str, value: str) -> bool:
-    """Tell whether a row's attributes have this value under this key; both values are JSON.
-
-    The key never becomes part of a statement or of a JSON path, so it may be anything.
-    """
-    wanted = json.loads(value)
-    try:
-        found = json.loads(attributes).get(key)
-    except (ValueError, AttributeError):  # Damaged: `Gallery.verify` tells.
-        return False
-    return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)
-
-
-def _unlocked_state(path: Path) -> _State:
-    """Return what tells whether a file that is read without locks has changed; None with locks.
-
-    Locks are kept beside the log. Without one nobody writes, and where the folder cannot be written
-    to none can be made.
-    """
-    if _log_of(path).exists():
-        return None
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _log_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}-wal")
 
 
 @contextmanager
@@ -404,7 +510,7 @@ def _translated(path: Path) -> Iterator[None]:
             "upperson-rt gallery verify, restore it from a copy, or index again into another folder"
         ) from error
     except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's own words quote what it read.
-        if not isinstance(error, sqlite3.OperationalError) or _DAMAGED.search(str(error)):
+        if _is_damage(error):
             raise IntegrityError(
                 f"gallery {path} is damaged or not a gallery ({one_line(error)}); it was left as "
                 "it is: restore it from a copy, or index again into another folder"

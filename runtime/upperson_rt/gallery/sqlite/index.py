@@ -299,11 +299,13 @@ class SearchIndex:
         count = transaction.count()
         approximate = self._is_approximate(count)
         if count < _SEAL_ROWS and not approximate:
-            if self._writable:
+            empty = Snapshot(0, 0, (), Tail(self.embed_dim))
+            followed = self._follow(transaction, empty, np.empty(0, np.int64))
+            if self._writable and self.path.exists():
+                transaction.prove_all()
                 with suppress(OSError):  # An earlier, larger one; it does no harm either.
                     self.path.unlink(missing_ok=True)
-            empty = Snapshot(0, 0, (), Tail(self.embed_dim))
-            return self._sound(transaction, self._follow(transaction, empty, np.empty(0, np.int64)))
+            return self._sound(transaction, followed)
         facts: dict[str, Any] = {"kind": "exact"}
         if approximate:
             trained, checksums = self._train(transaction, count)
@@ -335,7 +337,10 @@ class SearchIndex:
             **facts,
         )
         snapshot = Snapshot(seq, last_id, (segment,), Tail(self.embed_dim), stamp)
-        segment = self._saved(self._sound(transaction, snapshot).segments[0], stamp)
+        sound = self._sound(transaction, snapshot)
+        if self._writable:  # A search that is refused leaves the file of the index alone.
+            transaction.prove_all()
+        segment = self._saved(sound.segments[0], stamp)
         return replace(snapshot, segments=(segment,))
 
     def _sound(self, transaction: Transaction, snapshot: Snapshot) -> Snapshot:

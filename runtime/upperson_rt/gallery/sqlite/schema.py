@@ -4,14 +4,25 @@ import re
 import sqlite3
 import uuid
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from upperson_rt.errors import IntegrityError
 from upperson_rt.gallery.protocol import Meta, check_schema_version, made_now
 from upperson_rt.gallery.sqlite.checksums import DamageError, Sums
+from upperson_rt.gallery.sqlite.pages import Log
 
-__all__ = ["GUARD", "SqliteMeta", "Vouched", "create", "read_meta", "read_sums", "upgrade"]
+__all__ = [
+    "GUARD",
+    "SqliteMeta",
+    "Vouched",
+    "create",
+    "first_commit_of",
+    "read_meta",
+    "read_sums",
+    "upgrade",
+]
 
 SCHEMA_VERSION = 3
 _WITHOUT_CHECKSUMS = 2
@@ -186,6 +197,17 @@ def read_sums(
     if row is None:
         raise DamageError("its sums are missing")
     return known, Sums.from_text(row[0], known.checksum)
+
+
+def first_commit_of(log: Log, connection: sqlite3.Connection, about: Vouched) -> int | None:
+    """Return the number of the first transaction in a log; None if that cannot be found."""
+    ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'meta'")
+    if root not in log.first:
+        return None
+    for text in re.findall(rb"[0-9a-f]{8} \{[^{}]*\}", log.page(log.first[root])):
+        with suppress(DamageError):
+            return Sums.from_text(text.decode("ascii", "replace"), about.checksum).commits
+    return None
 
 
 def _version(connection: sqlite3.Connection, rows: dict[str, str], path: Path) -> int:

@@ -29,7 +29,13 @@ from upperson_rt.gallery.sqlite.checksums import (
     checksum_of,
     prove_metadata,
 )
-from upperson_rt.gallery.sqlite.database import DATABASE_FILE, Database, Transaction, make
+from upperson_rt.gallery.sqlite.database import (
+    DATABASE_FILE,
+    Database,
+    Transaction,
+    make,
+    structural_problems,
+)
 from upperson_rt.gallery.sqlite.index import SearchIndex
 from upperson_rt.gallery.sqlite.rows import (
     ADD,
@@ -37,6 +43,7 @@ from upperson_rt.gallery.sqlite.rows import (
     STORED,
     checked,
     has_key,
+    ids_where,
     indexed,
     item_from_row,
     passing,
@@ -49,7 +56,6 @@ from upperson_rt.gallery.sqlite.verify import (
     add_checksums,
     problems_of,
     stray_crops,
-    structural_problems,
 )
 from upperson_rt.printable import get_logger
 
@@ -128,7 +134,9 @@ class SqliteGallery(Gallery):
             write = transaction.connection.executemany
             write(ADD, (row for key, row in rows.items() if key not in replaced))
             if replaced:
-                write(REPLACE, ((*rows[key][1:], rows[key][0]) for key in replaced))
+                again = ((*rows[key][1:], rows[key][0]) for key in replaced)
+                if write(REPLACE, again).rowcount != len(replaced):
+                    raise DamageError("pictures that an index names are missing")
             crops = [row[_CROP] for row in replaced.values() if row[_CROP] is not None]
             unused = unnamed_crops(transaction, crops) if crops else []
             trim_log(transaction)
@@ -204,10 +212,22 @@ class SqliteGallery(Gallery):
     def _rows_of(self, transaction: Transaction, ids: Sequence[int]) -> list[tuple[Any, ...]]:
         """Return those that are there, by id: the values of `ROW`, the vector, the checksum."""
         transaction.prove_rows()
-        sql = f"SELECT {ROW}, vector, {transaction.checksum} FROM items NOT INDEXED WHERE id IN"
-        sql = f"{sql} (SELECT value FROM json_each(?)) ORDER BY id"
-        rows = transaction.execute(sql, (json.dumps([*ids]),)).fetchall()
+        rows = self._with_ids(transaction, ids, f"{ROW}, vector")
         return checked(transaction, rows, self.embed_dim)
+
+    def _with_ids(
+        self, transaction: Transaction, ids: Sequence[int], columns: str
+    ) -> list[tuple[Any, ...]]:
+        """Return columns and the checksum of those that are there, by id."""
+        values = (json.dumps([*ids]),)
+        among = "IN (SELECT value FROM json_each(?))"
+        sql = f"SELECT {columns}, {transaction.checksum} FROM items NOT INDEXED WHERE id {among}"
+        rows = transaction.execute(f"{sql} ORDER BY id", values).fetchall()
+        if len(rows) < len(ids):  # Found by none of SQLite's ways to them (+), they are not there.
+            sql = f"SELECT count(*) FROM items NOT INDEXED WHERE +id {among}"
+            if transaction.execute(sql, values).fetchone() != (len(rows),):
+                raise DamageError("pictures are not found by their ids")
+        return rows
 
     def _items(self, where: Filter) -> Iterator[Item]:
         with self._database.reading() as transaction:
@@ -216,18 +236,18 @@ class SqliteGallery(Gallery):
 
     def _sample(self, count: int) -> list[Item]:
         with self._database.reading() as transaction:
-            first, last = transaction.execute("SELECT min(id), max(id) FROM items").fetchone()
-            if first is None:
+            transaction.prove_rows()
+            ids = ids_where(transaction)
+            if not len(ids):
                 return []
-            sql = f"SELECT {ROW}, {transaction.checksum} FROM items NOT INDEXED WHERE id >= ? "
-            found: dict[int, tuple[Any, ...]] = {}
-            for id_ in np.linspace(first, last, count, dtype=np.int64).tolist():
-                rows = transaction.execute(f"{sql} ORDER BY id LIMIT 1", (id_,))
-                found |= {row[0]: row for row in rows}
+            chosen = np.unique(ids[np.linspace(0, len(ids) - 1, count, dtype=np.int64)])
+            rows = self._with_ids(transaction, chosen.tolist(), ROW)
+            if len(rows) != len(chosen):
+                raise DamageError("pictures are not found by their ids")
             if transaction.sums is not None:
-                for row in found.values():
+                for row in rows:
                     check_metadata(row, row[-1])
-            return [self._item(row[_COLUMNS]) for row in found.values()]
+            return [self._item(row[_COLUMNS]) for row in rows]
 
     def _vectors(
         self, where: Filter, batch_size: int
@@ -336,7 +356,7 @@ class SqliteGallery(Gallery):
 
     def check(self) -> None:
         with self._database.reading() as transaction:
-            for problem in structural_problems(transaction, "quick_check"):
+            for problem in structural_problems(transaction.connection, "quick_check"):
                 raise DamageError(problem)
             transaction.prove_rows()
             for facet in FACETS:

@@ -21,7 +21,7 @@ from upperson_rt.gallery.sqlite.checksums import (
     checksum_of,
     prove_facet,
 )
-from upperson_rt.gallery.sqlite.database import Transaction
+from upperson_rt.gallery.sqlite.database import Transaction, structural_problems
 from upperson_rt.gallery.sqlite.rows import (
     item_from_row,
     unnamed_crops,
@@ -31,7 +31,7 @@ from upperson_rt.gallery.sqlite.rows import (
 from upperson_rt.gallery.sqlite.schema import upgrade
 from upperson_rt.printable import shortened
 
-__all__ = ["add_checksums", "problems_of", "stray_crops", "structural_problems"]
+__all__ = ["add_checksums", "problems_of", "stray_crops"]
 
 _FILES_AT_A_TIME = 10_000
 _ROWS_AT_A_TIME = 4096
@@ -39,7 +39,7 @@ _ROWS_AT_A_TIME = 4096
 
 def problems_of(transaction: Transaction, embed_dim: int, crops_dir: Path) -> Iterator[str]:
     """Yield what is wrong, a line each; errors are SQLite's own where it cannot be read."""
-    yield from structural_problems(transaction, "integrity_check")
+    yield from structural_problems(transaction.connection, "integrity_check")
     with _any_text(transaction.connection):
         yield from _problems_of_rows(transaction, embed_dim, crops_dir)
         if transaction.sums is not None:
@@ -53,13 +53,6 @@ def problems_of(transaction: Transaction, embed_dim: int, crops_dir: Path) -> It
             f"{len(strays)} files in {crops_dir} belong to no item, such as {strays[0]}: "
             "upperson-rt gallery prune --older-than removes old ones"
         )
-
-
-def structural_problems(transaction: Transaction, pragma: str) -> Iterator[str]:
-    """Yield what SQLite itself finds wrong: ``quick_check`` looks at everything but its indexes."""
-    for (line,) in transaction.execute(f"PRAGMA {pragma}"):
-        if line != "ok":
-            yield f"SQLite: {line}"
 
 
 def stray_crops(
@@ -77,7 +70,7 @@ def add_checksums(transaction: Transaction, embed_dim: int) -> Sums:
     Raises:
         DamageError: Something is wrong with it.
     """
-    for problem in structural_problems(transaction, "integrity_check"):
+    for problem in structural_problems(transaction.connection, "integrity_check"):
         raise DamageError(problem)
     seq, last_id = version_of(transaction)
     upgrade(transaction.connection)
@@ -142,6 +135,8 @@ def _problems_of_indexes(transaction: Transaction, sums: Sums) -> Iterator[str]:
     ).fetchone()
     if (last or 0) != sums.seq or (count and count != last - first + 1):
         yield "the log of changes is not what it should be"
+    elif (problem := transaction.changes_problem()) is not None:
+        yield problem
 
 
 def _problem(check: Callable[..., None], *arguments: object) -> str | None:

@@ -13,7 +13,7 @@ from tests.helpers.fake_camera import BOX, FakeOpener, check_sums, person_frame,
 from upperson_rt.camera import CaptureRules, Pipeline, QualityRules, Source
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.sqlite import database
+from upperson_rt.gallery.sqlite import access, database
 
 START = 1_800_000_000.0
 LIVE = Source(address="rtsp://cam", kind="network")
@@ -157,7 +157,7 @@ def test_a_database_locked_for_a_while_costs_nothing(encoder, gallery):
 
 
 def test_a_database_that_stays_locked_stops_the_pipeline(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(database, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(access, "LOCK_TIMEOUT_S", 0.05)
     folder = tmp_path / "locked"
     with Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as gallery:
         with closing(

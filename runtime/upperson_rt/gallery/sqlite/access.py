@@ -1,0 +1,378 @@
+"""How the file of a gallery is opened: as SQLite does, or without a trace.
+
+SQLite makes files beside the database to read it, and whoever closes it last checkpoints the log
+and removes it, whatever the log is. So where no process has a gallery open, it is read without
+SQLite's locks: nothing is made, changed or removed. Instead the folder is locked (`flock`), shared
+by all who read so; what changes the file, a checkpoint, needs that lock alone. Where a process has
+the gallery open, it is read with SQLite's locks.
+"""
+
+import json
+import os
+import sqlite3
+import struct
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import quote
+from weakref import WeakSet
+
+from upperson_rt.errors import InputError
+from upperson_rt.gallery.sqlite.pages import Log, read_log
+from upperson_rt.gallery.sqlite.schema import GUARD
+from upperson_rt.locks import lock_until_closed
+
+__all__ = [
+    "LOCK_TIMEOUT_S",
+    "MAIN_FILE_ONLY",
+    "Beside",
+    "Lease",
+    "State",
+    "alone",
+    "connect",
+    "connect_locked",
+    "lease",
+    "log_of",
+    "raw_file",
+]
+
+LOCK_TIMEOUT_S = 30.0
+"""How long a write waits for that of another process."""
+MAIN_FILE_ONLY = "ro&immutable=1"
+"""Reads the database file without its log and without locks."""
+_WITH_LOG = f"ro&vfs={'win32' if sys.platform == 'win32' else 'unix'}-none"
+"""Reads file and log without locks; the log must hold a transaction, see `Log`, else SQLite removes
+it when the connection is closed."""
+_WAL_LIMIT_BYTES = 64 << 20
+_READERS_KB = 512
+"""Pages that each reader keeps. SQLite's 2 MB make searches no quicker: what others write empties
+them, and the system keeps the file."""
+_SMALL = f"PRAGMA cache_size = -{_READERS_KB}"
+_SETTINGS = {
+    "rw": (
+        "PRAGMA synchronous = FULL",
+        "PRAGMA secure_delete = ON",  # What was deleted is overwritten.
+        f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}",
+    ),
+    "ro": (_SMALL,),
+    MAIN_FILE_ONLY: (_SMALL,),
+    # First of all: it then keeps its index of the log in memory.
+    _WITH_LOG: ("PRAGMA locking_mode = EXCLUSIVE", _SMALL),
+}
+_SETTLED_S = 0.1
+"""A file that changed later may change again within the same time stamp."""
+_LOCK_BYTES = (120, 9)
+"""Place and number of the locks in ``-shm``, the last of which each process holds that has it."""
+_FileState: TypeAlias = tuple[int, int, int]
+
+_guard = threading.RLock()
+"""Held while connections with locks are counted, and while a file with locks is opened and closed
+otherwise: closing it ends all locks that this process has on it."""
+_with_locks: Counter[str] = Counter()
+"""Connections of this process that have locks, by file."""
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that is closed when it says so, and counted while it has SQLite's locks."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.place: str | None = None
+        self._cursors = WeakSet[sqlite3.Cursor]()
+        super().__init__(*arguments, **options)
+
+    def execute(self, sql: str, values: Any = (), /) -> sqlite3.Cursor:
+        return self._followed().execute(sql, values)
+
+    def executemany(self, sql: str, rows: Any, /) -> sqlite3.Cursor:
+        return self._followed().executemany(sql, rows)
+
+    def _followed(self) -> sqlite3.Cursor:
+        cursor = self.cursor()
+        self._cursors.add(cursor)
+        return cursor
+
+    def close(self) -> None:
+        with _guard:
+            for cursor in self._cursors:  # One that an error keeps would put the end off.
+                cursor.close()
+            super().close()
+            if self.place is not None:
+                _with_locks[self.place] -= 1
+                self.place = None
+
+
+def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
+    """Open a database file; ``mode`` is that of SQLite's URIs."""
+    with _guard:
+        connection = sqlite3.connect(
+            f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}",
+            uri=True,
+            timeout=LOCK_TIMEOUT_S,
+            isolation_level=None,  # Transactions are written out.
+            check_same_thread=False,  # One thread at a time: `Database` sees to it.
+            factory=_Connection,
+        )
+        if mode in ("rw", "ro"):
+            connection.place = os.path.realpath(path)
+            _with_locks[connection.place] += 1
+    try:
+        for statement in _SETTINGS[mode]:
+            connection.execute(statement)
+        connection.create_function("attribute_equals", 3, _attribute_equals, deterministic=True)
+        connection.create_function(GUARD, 0, lambda: None)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_locked(path: Path, mode: str) -> sqlite3.Connection:
+    """Open a database file with SQLite's locks, while `Beside.put_back` removes nothing of it."""
+    folder = _open_folder(path.parent)
+    try:
+        if folder is not None:
+            lock_until_closed(folder, wait=True, share=True)
+        connection = connect(path, mode)
+        try:
+            connection.execute("PRAGMA schema_version")  # Opens the log.
+        except BaseException:
+            connection.close()
+            raise
+    finally:
+        if folder is not None:
+            os.close(folder)
+    return connection
+
+
+def log_of(path: Path) -> Path:
+    """Return the place of SQLite's log."""
+    return path.with_name(f"{path.name}-wal")
+
+
+@dataclass(frozen=True)
+class State:
+    """What tells whether files that are read without locks have changed."""
+
+    file: _FileState
+    log: _FileState | None
+    """None without a log, and for an empty one."""
+    log_header: bytes
+    """Changes when the log begins anew."""
+
+    @classmethod
+    def of(cls, path: Path) -> "State":
+        """Return the state of now."""
+        try:
+            with open(log_of(path), "rb") as file:
+                log, header = _state_of(os.fstat(file.fileno())), file.read(32)
+        except FileNotFoundError:
+            log, header = None, b""
+        return cls(_state_of(path.stat()), log if header else None, header)
+
+    def holds_for(self, later: "State") -> bool:
+        """Whether what was read since is right; a log that another process began does no harm."""
+        if self.log is None:
+            return self.file == later.file
+        return (
+            (self.file, self.log_header) == (later.file, later.log_header)
+            and later.log is not None
+            and self.log[0] == later.log[0]
+            and self.log[1] <= later.log[1]
+        )
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether another change would show."""
+        newest = max(self.file[2], self.log[2] if self.log else 0)
+        return time.time_ns() - newest > _SETTLED_S * 1e9
+
+
+def _state_of(found: os.stat_result) -> _FileState:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+class Beside:
+    """What lies beside a file that no process has open, to be put back as it was."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._folder = path.parent.stat()
+        log, shared = self._places
+        with _guard:
+            self._log = log.stat() if log.exists() else None
+            self._shared = shared.stat() if shared.exists() else None
+            self._content = b"" if self._shared is None else shared.read_bytes()
+
+    @property
+    def _places(self) -> tuple[Path, Path]:
+        return log_of(self._path), Path(f"{self._path}-shm")
+
+    def put_back(self) -> None:
+        """Undo what a connection did that has changed nothing: see `alone`, which must be held."""
+        log, shared = self._places
+        with _guard, suppress(OSError):
+            if _is_open_elsewhere(self._path):
+                return
+            if self._log is None and log.exists() and read_log(log) is None:
+                log.unlink()
+            elif self._log is not None and self._log.st_size < log.stat().st_size:
+                os.truncate(log, self._log.st_size)  # Pages of no complete transaction.
+            if self._shared is None:
+                shared.unlink(missing_ok=True)
+            else:
+                shared.write_bytes(self._content)
+            looks = (self._log, self._shared, self._folder)
+            for place, look in zip((log, shared, self._path.parent), looks, strict=True):
+                if look is not None:
+                    os.utime(place, ns=(look.st_atime_ns, look.st_mtime_ns))
+
+
+@dataclass
+class Lease:
+    """How a file may be read for a while."""
+
+    path: Path
+    state: State | None
+    """Of files that are read without locks; None with SQLite's locks."""
+    log: Log | None = None
+    """What is read of the log without locks; None where there is nothing."""
+    _folder: int | None = None
+
+    @property
+    def mode(self) -> str:
+        """For `connect`."""
+        if self.state is None:
+            return "ro"
+        return MAIN_FILE_ONLY if self.log is None else _WITH_LOG
+
+    def check(self) -> None:
+        """Check that nothing was changed.
+
+        Raises:
+            InputError: Something was.
+        """
+        if self.state is not None and not self.state.holds_for(State.of(self.path)):
+            raise InputError(
+                f"gallery {self.path} was written to by a program without locks while it was read: "
+                "try again"
+            )
+
+    def end(self) -> None:
+        """Let others change the file."""
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
+
+
+def lease(path: Path, known: Lease | None = None) -> Lease:
+    """Find out how a file is to be read, and keep it as it is until the end of that.
+
+    Args:
+        path: The database file.
+        known: An earlier answer, whose log is not read again if it is the same.
+    """
+    folder = _open_folder(path.parent)
+    try:
+        if folder is not None:
+            lock_until_closed(folder, share=True)
+        if not _is_open_elsewhere(path):
+            state = State.of(path)
+            if known is not None and known.state == state and state.is_settled:
+                log = known.log
+            else:
+                log = None if state.log is None else read_log(log_of(path))
+            found, folder = Lease(path, state, log, folder), None
+            return found
+    except BlockingIOError:  # A process is writing.
+        pass
+    finally:
+        if folder is not None:
+            os.close(folder)
+    return Lease(path, None)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[bool]:
+    """Say whether the file may be changed: until the end no process reads it without locks."""
+    folder = _open_folder(path.parent)
+    try:
+        is_alone = True
+        if folder is not None:
+            try:
+                lock_until_closed(folder)
+            except BlockingIOError:
+                is_alone = False
+        yield is_alone
+    finally:
+        if folder is not None:
+            os.close(folder)
+
+
+@contextmanager
+def raw_file(path: Path) -> Iterator[int | None]:
+    """Open the database file beside SQLite; None if this process has locks on it to lose."""
+    with _guard:
+        if _with_locks[os.path.realpath(path)]:
+            yield None
+            return
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+
+def _open_folder(folder: Path) -> int | None:
+    with suppress(OSError):  # Not on Windows, nor without the right to list it.
+        return os.open(folder, os.O_RDONLY)
+    return None
+
+
+def _is_open_elsewhere(path: Path) -> bool:
+    """Tell whether a connection, of this process or another, has the file open with locks."""
+    with _guard:
+        if _with_locks[os.path.realpath(path)]:
+            return True
+        try:
+            handle = os.open(f"{path}-shm", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        try:
+            return _is_locked(handle)
+        finally:
+            os.close(handle)
+
+
+def _is_locked(handle: int) -> bool:
+    """Tell whether another process has one of SQLite's locks; nothing is locked for that."""
+    if sys.platform != "linux":  # Elsewhere the structure is another.
+        return True
+    import fcntl
+
+    question = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, *_LOCK_BYTES, 0)
+    try:
+        answer = fcntl.fcntl(handle, fcntl.F_GETLK, question)
+    except OSError:
+        return True
+    return bool(struct.unpack("hhqqi", answer)[0] != fcntl.F_UNLCK)
+
+
+def _attribute_equals(attributes: str, key: str, value: str) -> bool:
+    """Tell whether a row's attributes have this value under this key; both values are JSON.
+
+    The key never becomes part of a statement or of a JSON path, so it may be anything.
+    """
+    wanted = json.loads(value)
+    try:
+        found = json.loads(attributes).get(key)
+    except (ValueError, AttributeError):  # Damaged: `Gallery.verify` tells.
+        return False
+    return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)

@@ -1,0 +1,307 @@
+"""What is read or refused stays as it is: contents, names and times of a gallery's files."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from tests.helpers.command_line import SOURCES
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors, sql
+from tests.helpers.gallery_untouched import look_of
+from upperson_rt.errors import IntegrityError
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.gallery.sqlite import index
+from upperson_rt.gallery.sqlite.pages import read_log
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, SOURCES))}
+PREFIX = """
+import os, sys, signal, resource
+from pathlib import Path
+from tests.helpers.gallery_places import DIM, FINGERPRINT, some_vectors
+from tests.helpers.gallery_untouched import look_of
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Gallery, Item
+folder = Path(sys.argv[1])
+"""
+
+
+def run(code, *arguments):
+    command = [sys.executable, "-c", PREFIX + code, *map(str, arguments)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def items(count, start=0):
+    return [
+        Item(key=f"k{i}", camera=f"c{i % 3}", time=float(i)) for i in range(start, start + count)
+    ]
+
+
+def made(folder, count=300):
+    with Gallery.open(folder, FINGERPRINT, DIM, create=True) as gallery:
+        gallery.add(items(count), some_vectors(count))
+    return folder
+
+
+@pytest.fixture
+def closed(tmp_path):
+    return made(tmp_path / "closed")
+
+
+KILLED = """
+gallery = Gallery.open(folder, FINGERPRINT, DIM, create=True)
+for number in range(6):
+    gallery.add([Item(key=f"{number}-{i}") for i in range(20)], some_vectors(20, number))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """The folder of a gallery whose process was killed after six additions of 20 pictures."""
+    folder = made(tmp_path / "killed", 20)
+    assert run(KILLED, folder).returncode == -signal.SIGKILL
+    return folder
+
+
+@pytest.mark.timeout(180)
+def test_no_refusal_changes_a_file():
+    """Logs of others, older and newer ones, damage of each kind; reading, and what would write."""
+    command = [sys.executable, "-m", "tests.helpers.gallery_untouched", "--trials=13"]
+    done = subprocess.run(
+        [*command, "--uses=2", "--rows=250"],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("place", ["closed", "killed"])
+def test_reading_changes_no_file(place, request):
+    folder = request.getfixturevalue(place)
+    before = look_of(folder)
+    with Gallery.open(folder, FINGERPRINT, DIM) as gallery:
+        count = gallery.count()
+        assert len(gallery.search(some_vectors(1), 10**6)[0]) == count
+        assert gallery.verify() == []
+        gallery.info()
+    assert look_of(folder) == before
+
+
+@pytest.mark.parametrize("use", ["read", "add"])
+def test_a_log_of_another_gallery_without_a_mark_is_refused(closed, killed, use):
+    shutil.copy(killed / "gallery.sqlite-wal", closed)
+    before = look_of(closed)
+    with pytest.raises(IntegrityError, match="log is of another gallery"):  # noqa: SIM117
+        with Gallery.open(closed) as gallery:
+            gallery.info() if use == "read" else gallery.add(items(1), some_vectors(1))
+    assert look_of(closed) == before
+    (closed / "gallery.sqlite-wal").unlink()
+    with Gallery.open(closed) as gallery:
+        assert gallery.verify() == []
+
+
+def test_an_earlier_log_of_the_same_gallery_is_refused(killed):
+    log = (killed / "gallery.sqlite-wal").read_bytes()
+    with Gallery.open(killed) as gallery:
+        gallery.add(items(9, 100), some_vectors(9))
+    (killed / "gallery.sqlite-wal").write_bytes(log)
+    before = look_of(killed)
+    with pytest.raises(IntegrityError):
+        Gallery.open(killed)
+    assert look_of(killed) == before
+
+
+def test_the_log_outlives_a_damaged_file(killed):
+    """Rows that a copy of the file and the log hold together are not lost."""
+    path = killed / "gallery.sqlite"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:4096] + bytes(len(sound) - 4096))
+    before = look_of(killed)
+    for use in (lambda gallery: gallery.verify(), lambda gallery: gallery.delete(["1-1"])):
+        with pytest.raises(IntegrityError), Gallery.open(killed) as gallery:  # noqa: PT012
+            problems = use(gallery)
+            if problems:
+                raise IntegrityError(problems[0])
+        assert look_of(killed) == before
+    path.write_bytes(sound)
+    with Gallery.open(killed) as gallery:
+        assert gallery.count() == 140
+        assert gallery.verify() == []
+
+
+def test_damage_that_a_later_change_meets_keeps_the_log(closed):
+    sql(closed, "UPDATE items SET source = 'other' WHERE key = 'k1'")
+    with Gallery.open(closed) as gallery:
+        gallery.add(items(1, 1000), some_vectors(1))
+        with pytest.raises(IntegrityError):
+            gallery.delete(["k1"])
+        assert gallery.count() == 301
+    assert (closed / "gallery.sqlite-wal").stat().st_size > 0
+    with Gallery.open(closed) as gallery:
+        assert gallery.count() == 301
+
+
+def test_a_free_page_that_is_in_use_takes_no_change(closed):
+    with Gallery.open(closed) as gallery:
+        gallery.prune(keep_newest=50)
+    path = closed / "gallery.sqlite"
+    sound = path.read_bytes()
+    trunk, count = struct.unpack_from(">II", sound, 32)
+    assert count > 3
+    content = bytearray(sound)
+    struct.pack_into(">I", content, (trunk - 1) * 4096 + 8, 2)
+    path.write_bytes(content)
+    before = look_of(closed)
+    with Gallery.open(closed) as gallery:
+        assert len(gallery.search(some_vectors(1), 99)[0]) == 50
+        for change in (
+            lambda: gallery.add(items(100, 1000), some_vectors(100)),
+            lambda: gallery.delete(["k299"]),
+        ):
+            with pytest.raises(IntegrityError):
+                change()
+    assert look_of(closed) == before
+    path.write_bytes(sound)
+    with Gallery.open(closed) as gallery:
+        gallery.add(items(100, 1000), some_vectors(100))
+        assert gallery.verify() == []
+
+
+def test_free_pages_of_another_program_are_no_damage(closed):
+    """Only galleries overwrite what they delete."""
+    with closing(sqlite3.connect(closed / "gallery.sqlite")) as other:
+        other.execute("CREATE TABLE large AS SELECT hex(zeroblob(90000)) AS x")
+        other.execute("DROP TABLE large")
+        other.commit()
+    with Gallery.open(closed) as gallery:
+        gallery.add(items(100, 1000), some_vectors(100))
+        assert gallery.verify() == []
+
+
+def test_a_refused_search_leaves_the_file_of_the_index(closed, monkeypatch):
+    monkeypatch.setattr(index, "_SEAL_ROWS", 64)
+    sql(closed, "UPDATE items SET source = 'other' WHERE key = 'k1'")
+    before = look_of(closed)
+    with pytest.raises(IntegrityError), Gallery.open(closed) as gallery:
+        gallery.search(some_vectors(1), 300)
+    assert look_of(closed) == before
+
+
+def test_pages_in_each_others_place_give_no_sample(closed):
+    path = closed / "gallery.sqlite"
+    content = path.read_bytes()
+    pages = [content[start : start + 4096] for start in range(0, len(content), 4096)]
+    leaves = [n for n, page in enumerate(pages) if page[0] == 13 and b"c1" in page]
+    first, second = leaves[1], leaves[-2]
+    pages[first], pages[second] = pages[second], pages[first]
+    path.write_bytes(b"".join(pages))
+    with Gallery.open(closed) as gallery:
+        for use in (lambda: gallery.sample(40), lambda: gallery.get(range(1, 300))):
+            with pytest.raises(IntegrityError):
+                use()
+
+
+def test_verify_finds_the_number_that_changes_are_refused_for(closed):
+    with Gallery.open(closed) as gallery:
+        gallery.delete(["k1"])
+    sql(closed, "UPDATE sqlite_sequence SET seq = 0 WHERE name = 'changes'")
+    with Gallery.open(closed) as gallery:
+        with pytest.raises(IntegrityError):
+            gallery.add(items(1, 1000), some_vectors(1))
+        assert len(gallery.verify()) == 1
+
+
+# Beside others
+
+
+def test_a_long_reading_sees_one_state_while_others_write_and_close(closed):
+    with Gallery.open(closed) as reader:
+        batches = reader.vectors(batch_size=10)
+        next(batches)
+        for number in range(3):
+            with Gallery.open(closed) as writer:
+                writer.add(items(50, 1000 * (number + 1)), some_vectors(50, number))
+                writer.delete([f"k{number}", f"k{200 + number}"])
+        assert sum(len(found) for found, _ in batches) == 290
+        assert reader.count() == 300 + 150 - 6
+    with Gallery.open(closed) as gallery:
+        gallery.add(items(1, 9000), some_vectors(1))
+    assert sorted(path.name for path in closed.iterdir()) == ["gallery.sqlite"]
+    with Gallery.open(closed) as gallery:
+        assert gallery.count() == 445
+        assert gallery.verify() == []
+
+
+def test_a_log_is_read_as_sqlite_reads_it(killed, tmp_path):
+    content = (killed / "gallery.sqlite-wal").read_bytes()
+    rng = np.random.default_rng(5)
+    damaged = [content, b"", content[:31], content[:32], content + bytes(5000)]
+    for at in rng.integers(0, len(content), 12).tolist():
+        damaged += [content[:at], content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]]
+    damaged += [content[:at] + b"\xff" + content[at + 1 :] for at in (0, 3, 8, 17, 27, 40)]
+    for number, log in enumerate(damaged):
+        folder = tmp_path / f"copy{number}"
+        folder.mkdir()
+        shutil.copy(killed / "gallery.sqlite", folder)
+        (folder / "gallery.sqlite-wal").write_bytes(log)
+        found = read_log(folder / "gallery.sqlite-wal")
+        with closing(sqlite3.connect(folder / "gallery.sqlite")) as connection:
+            _, frames, _ = connection.execute("PRAGMA wal_checkpoint").fetchone()
+        place = 0 if found is None else max(found.last.values()) + 4096
+        assert place == (32 + frames * 4120 if frames > 0 else 0)
+
+
+# Full disks: no file may grow.
+
+FULL = """
+made(folder)
+before = look_of(folder)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+with Gallery.open(folder) as gallery:
+    assert len(gallery.search(some_vectors(1), 999)[0]) == 300
+    assert gallery.verify() == []
+    try:
+        gallery.add([Item(key="new")], some_vectors(1))
+    except InputError:
+        pass
+    else:
+        raise AssertionError("a full disk took a picture")
+with Gallery.open(folder) as gallery:
+    assert gallery.count() == 300
+"""
+
+
+def test_a_full_disk_can_be_read(tmp_path):
+    code = "from tests.unit.runtime.gallery.sqlite.test_untouched import made\n" + FULL
+    done = run(code, tmp_path / "g")
+    assert done.returncode == 0, done.stderr
+
+
+FILLING = """
+made = 0
+for limit in range(0, 150_000, 4096):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        Gallery.open(folder / "a" / "b", FINGERPRINT, DIM, create=True).close()
+    except InputError:
+        assert not list(folder.iterdir()), (limit, list(folder.rglob("*")))
+    else:
+        made += 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        with Gallery.open(folder / "a" / "b") as gallery:
+            assert gallery.verify() == []
+        for path in ("a/b/gallery.sqlite", "a/b", "a"):
+            (folder / path).unlink() if "." in path else (folder / path).rmdir()
+assert made
+"""
+
+
+def test_a_disk_that_fills_up_keeps_no_half_made_gallery(tmp_path):
+    done = run(FILLING, tmp_path)
+    assert done.returncode == 0, done.stderr
