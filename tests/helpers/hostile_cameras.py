@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,20 @@ def tcp_server(
                     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                     context.load_cert_chain(*certificate)
                     connection = context.wrap_socket(connection, server_side=True)
-                if reply("", 0):  # It speaks first.
-                    requests.append(b"")
-                    connection.sendall(reply("", 0))
-                    return
-                self._answer(connection)
+                with closing(connection):
+                    if reply("", 0):  # It speaks first.
+                        requests.append(b"")
+                        connection.sendall(reply("", 0))
+                    else:
+                        self._answer(connection)
 
         def _answer(self, connection: socket.socket) -> None:
             pending = b""
             while received := connection.recv(4096):
                 pending += received
+                if pending[:1] == b"\x03":  # RTMP.
+                    requests.append(pending)
+                    return
                 while b"\r\n\r\n" in pending:
                     head, _, pending = pending.partition(b"\r\n\r\n")
                     requests.append(head)
@@ -152,22 +156,21 @@ def tried(
     scheme: str,
     reply: Reply,
     there: Elsewhere,
-    certificate: tuple[Path, Path] | None = None,
-    **more: Any,
+    opening_s: float = OPENING_S,
 ) -> Outcome:
     """Open a camera with a login as `watch` does, read one picture, and say what came of it."""
-    with tcp_server(reply, certificate=certificate) as (port, _):
+    with tcp_server(reply) as (port, _):
         source = parse_source(f"{scheme}://{LOGIN}@127.0.0.1:{port}/live/stream.m3u8")
-        return opened(Source(address=source.address, kind="network", **more), there)
+        return opened(source, there, opening_s)
 
 
-def opened(source: Source, there: Elsewhere) -> Outcome:
+def opened(source: Source, there: Elsewhere, opening_s: float = OPENING_S) -> Outcome:
     """Open a source, read one picture, and say what came of it."""
     there.arrived.clear()
     there.at_own_host.clear()
     error, picture = None, None
     try:
-        reader = open_source(source, OPENING_S)
+        reader = open_source(source, opening_s)
         try:
             picture = reader.read()
         finally:

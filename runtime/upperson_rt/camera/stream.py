@@ -149,24 +149,29 @@ class StreamReader(Reader):
         """
         if source.kind != "network":
             raise UsageError(f"{source.shown} is no network stream: open it with OpenCVReader")
-        self._av = av = _import_av()
+        self._av = _import_av()
         self._source = source
         self._timeout_s = timeout_s
         self._web: WebReader | None = None
         self._relay: Relay | None = None
+        self._container: Any = None
+        self._frames: list[Any] = []
+        try:
+            self._open_first()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_first(self) -> None:
+        source = self._source
         try:
             self._container = self._open()
         except RefusedAddressError as error:
             raise InputError(f"cannot open {source.shown}: {error}") from None
-        except (OSError, ValueError, http.client.HTTPException, av.FFmpegError) as error:
+        except (OSError, ValueError, http.client.HTTPException, self._av.FFmpegError) as error:
             # Not as its cause: PyAV's error holds the address, with the password.
-            raise InputError(_why_not(source, timeout_s, error)) from None
-        try:
-            self._packets = self._first_stream()
-        except BaseException:
-            self.close()
-            raise
-        self._frames: list[Any] = []
+            raise InputError(_why_not(source, self._timeout_s, error)) from None
+        self._packets = self._first_stream()
 
     def _open(self) -> Any:
         scheme = urlsplit(self._source.address).scheme
@@ -286,9 +291,9 @@ class StreamReader(Reader):
 
     def close(self) -> None:
         """Close the stream."""
-        self._container.close()
-        if self._relay is not None:
-            self._relay.close()
+        for opened in (self._container, self._web, self._relay):  # FFmpeg says goodbye by these.
+            if opened is not None:
+                opened.close()
 
 
 def _tls_options(source: Source) -> dict[str, str]:

@@ -4,6 +4,7 @@ FFmpeg would follow redirects and playlists to any host, and what it believes of
 depends on the library that it was built with.
 """
 
+import errno
 import http.client
 import io
 import ssl
@@ -27,41 +28,44 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class _WebFile:
-    """One answer over HTTP as a file that FFmpeg reads; the part from ``start`` to ``end``."""
+    """One answer over HTTP as a file that FFmpeg reads, up to the offset ``end``."""
 
     def __init__(self, web: "WebReader", address: str, start: int = 0, end: int | None = None):
-        self._web, self._end, self._at = web, end, start
+        self._web, self._end = web, end
+        self._at = self._next = start
+        """Where FFmpeg is, and where the answer is."""
         self._address, self._response = web.get(address, start, end)
         self.name = without_login(urlsplit(self._address))
         """What FFmpeg takes relative addresses of a playlist for relative to."""
         self.kind = self._response.headers.get_content_type()
+        length = self._response.length
+        self._size = None if length is None else start + length
 
     def read(self, size: int) -> bytes:
         """Return what is there, at most ``size`` bytes; nothing at the end or after a failure."""
         try:
             self._web.check_time()
+            if self._at != self._next:
+                self.close()
+                self._address, self._response = self._web.get(self._address, self._at, self._end)
+                self._next = self._at
             content = self._response.read1(size)
-        except (OSError, http.client.HTTPException) as error:
+        except (RefusedAddressError, OSError, http.client.HTTPException) as error:
             self._web.problem = error
             return b""
-        self._at += len(content)
+        self._next += len(content)
+        self._at = self._next
         return content
 
     def seekable(self) -> bool:
         """Whether the server gives parts of it."""
-        return self._response.headers.get("Accept-Ranges") == "bytes"
+        return self._size is not None and self._response.headers.get("Accept-Ranges") == "bytes"
 
-    def seek(self, offset: int, whence: int) -> int:
-        """Ask for the rest from an offset on."""
-        if whence == 1:
-            offset += self._at
-        elif whence != 0:
-            raise OSError("the length is not known")
-        if offset != self._at:
-            self._response.close()
-            self._address, self._response = self._web.get(self._address, offset, self._end)
-            self._at = offset
-        return offset
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Have the next `read` begin elsewhere."""
+        begin = {io.SEEK_CUR: self._at, io.SEEK_END: self._size or 0}.get(whence, 0)
+        self._at = begin + offset
+        return self._at
 
     def tell(self) -> int:
         """Return the offset of the next byte."""
@@ -69,7 +73,7 @@ class _WebFile:
 
     def close(self) -> None:
         """Close the connection."""
-        self._response.close()
+        self._web.end(self._response)
 
 
 class WebReader:
@@ -83,6 +87,7 @@ class WebReader:
     def __init__(self, source: Source, timeout_s: float) -> None:
         self._source = source
         self.problem: Exception | None = None
+        self._responses: set[http.client.HTTPResponse] = set()
         self._context: ssl.SSLContext | None = None
         self._until = 0.0
         self._timeout_s = timeout_s
@@ -100,8 +105,18 @@ class WebReader:
         """
         left_s = self._until - time.monotonic()
         if left_s <= 0:
-            raise TimeoutError
+            raise TimeoutError(errno.ETIMEDOUT, f"nothing came within {self._timeout_s:g} s")
         return left_s
+
+    def end(self, response: http.client.HTTPResponse) -> None:
+        """Close an answer."""
+        response.close()
+        self._responses.discard(response)
+
+    def close(self) -> None:
+        """Close all answers."""
+        for response in list(self._responses):
+            self.end(response)
 
     def open(self) -> "_WebFile":
         """Open the camera's own address; raises what `get` raises."""
@@ -132,10 +147,10 @@ class WebReader:
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or location is None:
                 if not 200 <= response.status < 300 or (start and response.status != 206):
-                    response.close()
+                    self.end(response)
                     raise OSError(0, f"the server answers {response.status}")
                 return address, response
-            response.close()
+            self.end(response)
             base = without_login(urlsplit(address))
             address = target_of(self._source.address, location, base, self._source.access)
         raise RefusedAddressError(f"it sends on more than {MOST_REDIRECTS} times")
@@ -154,7 +169,7 @@ class WebReader:
             challenges = response.headers.get_all("WWW-Authenticate", [])
             answer = answer_challenge(challenges, login, plain, "GET", target)
             if answer is not None:
-                response.close()
+                self.end(response)
                 response = self._get_once(address, headers | {"Authorization": answer})
         return response
 
@@ -164,4 +179,7 @@ class WebReader:
         with opening_within(self.check_time()) as limit:
             connection = http_connection(limit, address, self._context)
             connection.request("GET", http_target(address), headers=headers)
-            return connection.getresponse()
+            response = connection.getresponse()
+            limit.close()  # The answer keeps the socket until it is closed, too.
+        self._responses.add(response)
+        return response
