@@ -1,9 +1,10 @@
 """What a camera's stream may open: its own host, whose certificate is verified, and no other."""
 
 import ssl
+import string
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from upperson_rt.errors import InputError
 from upperson_rt.printable import get_logger, shortened
@@ -14,6 +15,7 @@ __all__ = [
     "USUAL_ACCESS",
     "Access",
     "RefusedAddressError",
+    "escaped",
     "place_of",
     "target_of",
     "without_login",
@@ -77,6 +79,13 @@ USUAL_ACCESS = Access()
 def place_of(parts: SplitResult) -> tuple[str, int]:
     """Return host and port of an address."""
     return parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0)
+
+
+def escaped(address: str) -> str:
+    """Return an address with escapes for blanks and letters that no request may have."""
+    parts = urlsplit(address)
+    path, query = (quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
+    return parts._replace(path=path, query=query, fragment="").geturl()
 
 
 def without_login(parts: SplitResult) -> str:

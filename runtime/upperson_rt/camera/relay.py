@@ -14,14 +14,14 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
-from upperson_rt.camera.access import Access, place_of, without_login
+from upperson_rt.camera.access import Access, escaped, place_of, without_login
 from upperson_rt.camera.reasons import answer_challenge
 from upperson_rt.remote import opening_within
 
 __all__ = ["Relay"]
 
 _CHUNK_BYTES = 65536
-_MOST_MESSAGE_BYTES = 2**20
+_LONGEST_HEAD_BYTES = 2**14
 _PACKET = 0x24
 """The first byte of a packet between messages: ``$``, channel, and length in two bytes."""
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
@@ -53,6 +53,8 @@ class _Units:
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._wanted = 0
+        """With fewer bytes nothing more is complete."""
 
     def add(self, received: bytes) -> "Iterator[bytes | _Message]":
         """Yield what is complete.
@@ -62,7 +64,9 @@ class _Units:
         """
         buffer = self._buffer
         buffer += received
-        start = at = 0
+        if len(buffer) < self._wanted:
+            return
+        self._wanted = start = at = 0
         while at < len(buffer):
             if buffer[at] == _PACKET:
                 if len(buffer) < at + 4:
@@ -78,35 +82,36 @@ class _Units:
             if buffer[at] in b"\r\n":
                 start = at = at + 1
                 continue
-            found = _message(buffer, at)
-            if found is None:
+            message, end = _message(buffer, at)
+            if message is None:
+                self._wanted = end - start
                 break
-            message, start = found
-            at = start
+            start = at = end
             yield message
         if at > start:
             yield bytes(buffer[start:at])
         del buffer[:at]
 
 
-def _message(buffer: bytearray, at: int) -> tuple[_Message, int] | None:
-    """Return the message at a place and where it ends; None if it is not complete."""
-    if len(buffer) - at > _MOST_MESSAGE_BYTES:
-        raise ValueError("a message is too long")
+def _message(buffer: bytearray, at: int) -> tuple[_Message | None, int]:
+    """Return the message at a place, None if it is not complete, and where it ends at least."""
     end = _HEAD_END.search(buffer, at)
     if end is None:
-        return None
+        if len(buffer) - at > _LONGEST_HEAD_BYTES:
+            raise ValueError("a message is too long")
+        return None, at
     first, *lines = re.split(r"\r?\n", buffer[at : end.start()].decode("latin-1"))
     if _STATUS.fullmatch(first) is None and _REQUEST.fullmatch(first) is None:
         raise ValueError("no message begins so")
-    fields = tuple(field.groups() for line in lines if (field := _FIELD.fullmatch(line)))
+    found_fields = filter(None, map(_FIELD.fullmatch, lines))
+    fields = tuple((field[1], field[2]) for field in found_fields)
     found = _Message(first, fields, b"")
     lengths = set(found.values("content-length")) or {"0"}
-    if len(lengths) > 1 or not (length := lengths.pop()).isdecimal() or len(length) > 6:
+    if len(lengths) > 1 or re.fullmatch("[0-9]{1,6}", length := lengths.pop()) is None:
         raise ValueError("a message has no clear length")
     stop = end.end() + int(length)
     if len(buffer) < stop:
-        return None
+        return None, stop
     return replace(found, body=bytes(buffer[end.end() : stop])), stop
 
 
@@ -130,7 +135,7 @@ class Relay:
             OSError: The host is unknown or cannot be reached, or its certificate is not trusted.
             ValueError: No host can have that name.
         """
-        parts = urlsplit(address)
+        parts = urlsplit(escaped(address))
         self._login = (
             None
             if parts.username is None

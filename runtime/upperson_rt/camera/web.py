@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from upperson_rt.camera.access import (
     MOST_REDIRECTS,
     RefusedAddressError,
+    escaped,
     target_of,
     without_login,
 )
@@ -143,6 +144,7 @@ class WebReader:
             OSError: The host cannot be reached, refuses, or its certificate is not trusted.
         """
         for _ in range(MOST_REDIRECTS + 1):
+            address = escaped(address)
             response = self._get_with_login(address, start, end)
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or location is None:

@@ -16,7 +16,7 @@ from tests.helpers.onvif_device import onvif_device
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
 from upperson_rt.camera.access import Access, RefusedAddressError, target_of
 from upperson_rt.camera.onvif import ask_cameras, device_at
-from upperson_rt.camera.relay import Relay
+from upperson_rt.camera.relay import Relay, _Units
 from upperson_rt.camera.source import Logins, OpenCVReader, parse_source
 from upperson_rt.camera.stream import StreamReader
 from upperson_rt.errors import InputError
@@ -278,3 +278,18 @@ def test_a_redirect_of_rtsp_to_the_cameras_own_place_is_followed_with_its_login(
         moved = hostile.rtsp("302 Found", f"Location: {camera.address}")
         with hostile.tcp_server(hostile.rtsp_steps({"DESCRIBE": moved}, False)) as (port, _):
             assert read_one(f"rtsp://127.0.0.1:{port}/x").shape == (240, 320, 3)
+
+
+def test_a_relay_passes_each_byte_on_however_it_is_cut():
+    parts = [
+        b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nContent-Length: 300\r\n\r\n" + b"x" * 300,
+        b"$\x00\x00\x05abcde" + b"$\x01\x00\x00" + b"$\x00\x01\x00" + b"y" * 256,
+        b"RTSP/1.0 404 Not Found\r\n\r\n",
+        b"OPTIONS * RTSP/1.0\r\nCSeq: 2\r\n\r\n",
+    ]
+    for step in (1, 3, 50, 10_000):
+        units, content, passed = _Units(), b"".join(parts), b""
+        for begin in range(0, len(content), step):
+            for unit in units.add(content[begin : begin + step]):
+                passed += unit if isinstance(unit, bytes) else unit.encoded()
+        assert passed == content
