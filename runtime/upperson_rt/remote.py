@@ -25,9 +25,11 @@ from upperson_rt.errors import InputError
 
 __all__ = [
     "Limit",
+    "http_connection",
     "http_target",
     "http_within",
     "may_hide_login",
+    "opening_within",
     "password_digest",
     "require_private",
     "within",
@@ -141,8 +143,8 @@ def _connected(connection: socket.socket, place: Any, seconds: float) -> socket.
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[Limit]:
-    """Give the time limit of one connection, and end that when the time is up.
+def opening_within(seconds: float) -> Iterator[Limit]:
+    """Give the time limit of opening one connection; what was opened stays open, unless it fails.
 
     Args:
         seconds: From now.
@@ -155,17 +157,32 @@ def within(seconds: float) -> Iterator[Limit]:
     timer.daemon = True
     timer.start()
     try:
-        with closing(limit):
-            yield limit
+        yield limit
         limit.left_s()
-    except Exception as error:
-        try:  # The limit from one byte to the next may be told before the timer runs.
-            limit.left_s()
-        except TimeoutError:
-            raise TimeoutError(f"it does not answer within {seconds:g} s") from error
+    except BaseException as error:
+        limit.close()
+        if isinstance(error, Exception):
+            try:  # The limit from one byte to the next may be told before the timer runs.
+                limit.left_s()
+            except TimeoutError:
+                raise TimeoutError(f"it does not answer within {seconds:g} s") from error
         raise
     finally:
         timer.cancel()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[Limit]:
+    """Give the time limit of one connection, and end that when the time is up.
+
+    Args:
+        seconds: From now.
+
+    Raises:
+        TimeoutError: The time was up.
+    """
+    with opening_within(seconds) as limit, closing(limit):
+        yield limit
 
 
 class _Connection(http.client.HTTPConnection):
@@ -198,16 +215,20 @@ def http_within(
         TimeoutError: The time was up.
         ValueError: Its port is none.
     """
+    with within(seconds) as limit, closing(http_connection(limit, address, context)) as connection:
+        yield connection
+
+
+def http_connection(
+    limit: Limit, address: str, context: ssl.SSLContext | None = None
+) -> http.client.HTTPConnection:
+    """Return a connection to an address of HTTP within a limit; see `http_within`."""
     parts = urlsplit(address)
     if parts.scheme.lower() != "https":
         context = None
     elif context is None:
         context = ssl.create_default_context()
-    with (
-        within(seconds) as limit,
-        closing(_Connection(parts.hostname or "", parts.port, limit, context)) as connection,
-    ):
-        yield connection
+    return _Connection(parts.hostname or "", parts.port, limit, context)
 
 
 def http_target(address: str) -> str:

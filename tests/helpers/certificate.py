@@ -1,4 +1,4 @@
-"""A certificate for 127.0.0.1 that signs itself."""
+"""A certificate that signs itself, by default for 127.0.0.1."""
 
 import datetime
 import ipaddress
@@ -8,9 +8,17 @@ import pytest
 
 
 def written(
-    folder: Path, bits: int | None = 2048, password: bytes | None = None, name: str = "key"
+    folder: Path,
+    bits: int | None = 2048,
+    password: bytes | None = None,
+    name: str = "key",
+    host: str = "127.0.0.1",
+    days: int = 1,
 ) -> tuple[Path, Path]:
-    """Return the files of a new certificate and its key, RSA of so many bits or P-256 for None."""
+    """Return the files of a new certificate and its key, RSA of so many bits or P-256 for None.
+
+    It ends after so many days, in the past if they are negative.
+    """
     x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -28,10 +36,10 @@ def written(
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - datetime.timedelta(days=9))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), False
         )
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
         .sign(key, hashes.SHA256())

@@ -5,6 +5,7 @@ The files in the order in which a frame comes by them:
 ``settings``    what pipeline and cameras are told, checked once
 ``source``      what can be read, and what OpenCV reads of it; ``stream`` reads from networks;
                 names and passwords by host, from a file
+``access``      which hosts and certificates a stream may have; ``web`` and ``relay`` see to it
 ``capture``     the thread that reads a source, and opens a lost one again
 ``frames``      what travels: frames, boxes, views of people, crops
 ``camera``      where the frames of a camera come in and get number and time
@@ -23,6 +24,7 @@ And before any of that, for `upperson-rt cameras`:
                 are asked
 """
 
+from upperson_rt.camera.access import Access
 from upperson_rt.camera.detectors import (
     BatchDetector,
     BoxesFile,
@@ -38,6 +40,7 @@ from upperson_rt.camera.stats import CameraStats, Latency, PipelineStats
 from upperson_rt.camera.stream import StreamReader, open_source
 
 __all__ = [
+    "Access",
     "BatchDetector",
     "BoxesFile",
     "CameraStats",

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape, quoteattr
 
+from upperson_rt.camera.access import USUAL_ACCESS, Access
 from upperson_rt.camera.soap import Caller, RefusedError, child_text, named, parse_xml
 from upperson_rt.camera.source import Logins, Source, without_secrets
 from upperson_rt.camera.stream import check_address
@@ -244,18 +245,35 @@ def device_at(place: str) -> Answer:
     return Answer(host=host, address=address, name=None, hardware=None)
 
 
-def ask_cameras(answers: Sequence[Answer], logins: Logins) -> list[FoundCamera]:
+def ask_cameras(
+    answers: Sequence[Answer],
+    logins: Logins,
+    access: Access = USUAL_ACCESS,
+    insecure: frozenset[str] = frozenset(),
+) -> list[FoundCamera]:
     """Ask devices for their streams, several at a time; each has some seconds for each question.
 
     Args:
         answers: Devices, see `discover` and `device_at`.
         logins: User names and passwords by host.
+        access: Certificates that are trusted, and hosts besides a device's own that may have its
+            streams.
+        insecure: Hosts of which any certificate is accepted.
 
     Returns:
         A camera for each device, in the same order.
     """
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        found = list(pool.map(lambda answer: _ask(answer, logins.of(answer.host)), answers))
+        found = list(
+            pool.map(
+                lambda answer: _ask(
+                    answer,
+                    logins.of(answer.host),
+                    replace(access, insecure=answer.host in insecure),
+                ),
+                answers,
+            )
+        )
     often = Counter(camera.name for camera in found)
     return [
         camera
@@ -270,7 +288,7 @@ def place(answer: Answer) -> str:
     return answer.address or f"http://{answer.host}"
 
 
-def _ask(answer: Answer, login: tuple[str, str] | None) -> FoundCamera:
+def _ask(answer: Answer, login: tuple[str, str] | None, access: Access) -> FoundCamera:
     camera = FoundCamera(
         host=answer.host,
         name=_as_name(answer.name or answer.host),
@@ -281,7 +299,7 @@ def _ask(answer: Answer, login: tuple[str, str] | None) -> FoundCamera:
     )
     if answer.address is None:
         return replace(camera, problem="it names no address of its own")
-    caller = Caller(answer.host, login)
+    caller = Caller(answer.host, login, access)
     try:
         caller.clock_ahead_s = _clock_ahead_s(caller, answer.address)
         namespace, media = _media_service(caller, answer.address)
@@ -382,7 +400,7 @@ def _stream(caller: Caller, media: str, namespace: str, profile: Element) -> Fou
     width, height = _number(encoder, "Width"), _number(encoder, "Height")
     return FoundStream(
         profile=child_text(profile, "Name") or token,
-        address=_watchable(address),
+        address=_watchable(address, caller),
         width=None if width is None else int(width),
         height=None if height is None else int(height),
         encoding=child_text(encoder, "Encoding"),
@@ -390,14 +408,14 @@ def _stream(caller: Caller, media: str, namespace: str, profile: Element) -> Fou
     )
 
 
-def _watchable(address: str) -> str:
+def _watchable(address: str, caller: Caller) -> str:
     """Return the address of a stream without logins.
 
     It ends on a command line of `watch`, which also reads files and pipelines: from a device it is
     taken as nothing but a stream's.
 
     Raises:
-        InputError: It is something else.
+        InputError: It is something else, or at a host that is neither the device's nor allowed.
     """
     if not re.fullmatch(r"[a-z]{3,5}://[\x21-\x7e]{1,2000}", address) or "!" in address:
         told = shortened(without_secrets(address))
@@ -407,6 +425,12 @@ def _watchable(address: str) -> str:
         check_address(source)
     except UsageError as error:
         raise InputError(f"its stream has an address that cannot be read: {error}") from error
+    host = urlsplit(address).hostname
+    if host != caller.host and host not in caller.access.allowed_hosts:
+        raise InputError(
+            f"its stream is at another host, {shortened(host or 'none')}: if that is right, name "
+            "it with --allow-host"
+        )
     return source.shown
 
 

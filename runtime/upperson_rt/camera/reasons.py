@@ -10,6 +10,7 @@ import http.client
 import os
 import re
 import socket
+import ssl
 import urllib.request
 from email import message_from_string
 from email.message import Message
@@ -17,13 +18,12 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from upperson_rt.printable import shortened
+from upperson_rt.camera.access import PORTS, USUAL_ACCESS, Access, place_of, without_login
+from upperson_rt.printable import one_line, shortened
 from upperson_rt.remote import http_target, http_within, may_hide_login, within
 
 __all__ = ["answer_challenge", "reason_of_address", "reason_of_device"]
 
-_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935, "rtmps": 443}
-"""Of the schemes whose servers are reached over TCP."""
 _LONGEST_S = 3.0
 _LONGEST_ANSWER_BYTES = 65536
 _HEADER = re.compile(r"[!-9;-~]+:|[ \t]")
@@ -52,7 +52,7 @@ def reason_of_device(number: int) -> str:
     return "it is in use or gives no pictures"
 
 
-def reason_of_address(address: str, timeout_s: float) -> str | None:
+def reason_of_address(address: str, timeout_s: float, access: Access = USUAL_ACCESS) -> str | None:
     """Return why an address does not open, without its secrets; None if that cannot be told.
 
     The server is asked once more, and once again with credentials if it wants some; looking it up,
@@ -67,22 +67,28 @@ def reason_of_address(address: str, timeout_s: float) -> str | None:
     except ValueError:  # Of which Python tells a part of the address.
         return "the address is malformed: its host or port cannot be read"
     scheme = parts.scheme.lower()
-    if host is None or scheme not in _PORTS:
+    if host is None or scheme not in PORTS:
         return None
-    place = f"{host} port {port or _PORTS[scheme]}"
+    place = f"{host} port {port or PORTS[scheme]}"
+    context = access.context() if scheme.endswith("s") else None
     try:
-        if scheme == "rtsp":
-            return _ask_rtsp(parts, place, timeout_s)
+        if scheme in ("rtsp", "rtsps"):
+            return _ask_rtsp(parts, place, timeout_s, context)
         if scheme in ("http", "https"):
-            return _ask_http(parts, timeout_s)
+            return _ask_http(parts, timeout_s, context)
         with within(timeout_s) as limit:
-            limit.connect(host, port or _PORTS[scheme])
+            limit.connect(host, port or PORTS[scheme], context)
     except socket.gaierror as error:
         return f"the host '{host}' is unknown ({error.strerror})"
     except TimeoutError:
         return f"{place} does not answer"
     except ConnectionRefusedError:
         return f"{place} refuses connections: nothing listens there"
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"the certificate of {place} is not trusted ({one_line(error.verify_message)}): name "
+            "the file of its authority with --ca, or accept any of this camera with --insecure"
+        )
     except http.client.InvalidURL:
         return "the address is malformed: write %20 for a blank in it"
     except UnicodeError as error:
@@ -111,14 +117,14 @@ def _way_on(location: str | None, parts: SplitResult) -> str:
     if location is None:
         return "it does not say where to"
     try:
-        address = urljoin(_without_login(parts), location)
+        address = urljoin(without_login(parts), location)
         place = urlsplit(address)._replace(query="", fragment="")
         if may_hide_login(address):
             raise ValueError
     except ValueError:
         return "where it sends to cannot be read"
     return (
-        f"it sends to {shortened(_without_login(place))}, which does not open either: name that "
+        f"it sends to {shortened(without_login(place))}, which does not open either: name that "
         "address to learn why"
     )
 
@@ -129,19 +135,15 @@ def _credentials(parts: SplitResult) -> tuple[str, str] | None:
     return unquote(parts.username), unquote(parts.password or "")
 
 
-def _without_login(parts: SplitResult) -> str:
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _ask_http(parts: SplitResult, timeout_s: float) -> str | None:
-    known, address = _credentials(parts), _without_login(parts)
-    status, headers = _get(address, timeout_s, None)
+def _ask_http(parts: SplitResult, timeout_s: float, context: ssl.SSLContext | None) -> str | None:
+    known, address = _credentials(parts), without_login(parts)
+    status, headers = _get(address, timeout_s, None, context)
     if status == 401 and known is not None:
         challenges = headers.get_all("WWW-Authenticate", [])
         answer = answer_challenge(challenges, known, address, "GET", http_target(address))
         if answer is None:
             return _OTHER_CREDENTIALS
-        status, headers = _get(address, timeout_s, answer)
+        status, headers = _get(address, timeout_s, answer, context)
     kind = headers.get("Content-Type", "")
     if 200 <= status < 300 and kind.startswith(_NO_VIDEO):
         return f"the server answers with {kind.partition(';')[0]}, which is no video"
@@ -150,22 +152,24 @@ def _ask_http(parts: SplitResult, timeout_s: float) -> str | None:
 
 
 def _get(
-    address: str, timeout_s: float, authorization: str | None
+    address: str, timeout_s: float, authorization: str | None, context: ssl.SSLContext | None
 ) -> tuple[int, http.client.HTTPMessage]:
     """Return status and headers of an answer over HTTP."""
     headers = {} if authorization is None else {"Authorization": authorization}
-    with http_within(timeout_s, address) as connection:
+    with http_within(timeout_s, address, context) as connection:
         connection.request("GET", http_target(address), headers=headers)
         answer = connection.getresponse()
         return answer.status, answer.headers
 
 
-def _ask_rtsp(parts: SplitResult, place: str, timeout_s: float) -> str | None:
+def _ask_rtsp(
+    parts: SplitResult, place: str, timeout_s: float, context: ssl.SSLContext | None
+) -> str | None:
     """Ask for the description of a stream, as a player does first, with credentials if wanted."""
-    host, known = parts.hostname or "", _credentials(parts)
-    address = _without_login(parts)
+    known = _credentials(parts)
+    address = without_login(parts)
     with within(timeout_s) as limit:
-        connection = limit.connect(host, parts.port or _PORTS["rtsp"])
+        connection = limit.connect(*place_of(parts), context)
         head = _describe(connection, address, 1, None)
         if head is not None and head[0] == 401 and known is not None:
             challenges = head[2].get_all("WWW-Authenticate", [])

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 from xml.sax.saxutils import escape
 
+from upperson_rt.camera.access import USUAL_ACCESS, Access
 from upperson_rt.camera.reasons import answer_challenge
 from upperson_rt.errors import InputError
 from upperson_rt.printable import one_line, shortened
@@ -43,10 +44,13 @@ class Caller:
     Args:
         host: The only host that is asked.
         login: User name and password.
+        access: Which certificates are trusted.
     """
 
-    def __init__(self, host: str, login: tuple[str, str] | None) -> None:
-        self.host = host
+    def __init__(
+        self, host: str, login: tuple[str, str] | None, access: Access = USUAL_ACCESS
+    ) -> None:
+        self.host, self.access = host, access
         self._login = login
         self._until = time.monotonic() + _CALLS_S
         self.clock_ahead_s = 0.0
@@ -70,13 +74,13 @@ class Caller:
             f'<?xml version="1.0" encoding="utf-8"?><s:Envelope xmlns:s="{_SOAP}">'
             f"<s:Header>{token}</s:Header><s:Body>{body}</s:Body></s:Envelope>"
         ).encode()
-        reply = _post(address, envelope, None)
+        reply = _post(address, envelope, None, self.access)
         digests = [asked for asked in reply.challenges if asked.lower().startswith("digest")]
         if reply.status == 401 and login is not None:  # Some know the digest of HTTP only.
             target = http_target(address)
             answer = answer_challenge(digests, login, address, "POST", target)
             if answer is not None:
-                reply = _post(address, envelope, answer)
+                reply = _post(address, envelope, answer, self.access)
         return _body_of(reply, login is not None)
 
 
@@ -103,14 +107,13 @@ def _username_token(user: str, password: str, clock_ahead_s: float) -> str:
     )
 
 
-def _post(address: str, envelope: bytes, authorization: str | None) -> _Reply:
+def _post(address: str, envelope: bytes, authorization: str | None, access: Access) -> _Reply:
     """Send a request, without proxies and redirections: the device is on this very network."""
     headers = {"Content-Type": "application/soap+xml; charset=utf-8", "Connection": "close"}
     if authorization is not None:
         headers["Authorization"] = authorization
-    # Cameras sign their own certificates; what is sent is not secret, see above.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    parts = urlsplit(address)
+    context = access.context(f"https://{parts.hostname}") if parts.scheme == "https" else None
     try:
         with http_within(_CALL_S, address, context) as connection:
             connection.request("POST", http_target(address), envelope, headers)
@@ -124,6 +127,11 @@ def _post(address: str, envelope: bytes, authorization: str | None) -> _Reply:
         raise InputError(f"the host is unknown ({error.strerror})") from error
     except TimeoutError as error:
         raise InputError(str(error)) from error
+    except ssl.SSLCertVerificationError as error:
+        raise InputError(
+            f"its certificate is not trusted ({one_line(error.verify_message)}): name the file of "
+            "its authority with --ca, or accept any of this host with --insecure"
+        ) from error
     except ConnectionRefusedError as error:
         raise InputError(f"nothing listens at {shortened(address)}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upperson_rt.arguments import LONGEST_PATH, check_name
+from upperson_rt.camera.access import USUAL_ACCESS, Access
 from upperson_rt.camera.reasons import reason_of_device
 from upperson_rt.errors import BackendError, InputError, UsageError, missing_extra
 from upperson_rt.remote import may_hide_login, require_private
@@ -97,6 +98,8 @@ class Source:
     address: str
     """What is opened; may hold a password."""
     kind: SourceKind
+    access: Access = USUAL_ACCESS
+    """Which hosts and certificates a network stream may have; others have none."""
 
     @property
     def is_live(self) -> bool:
@@ -217,6 +220,7 @@ class OpenCVReader(Reader):
         elif source.kind == "gstreamer":
             capture = cv2.VideoCapture(source.address, cv2.CAP_GSTREAMER)
         else:
+            _refuse_playlist(source)
             capture = cv2.VideoCapture(source.address)
         if not capture.isOpened():
             capture.release()
@@ -257,6 +261,17 @@ class OpenCVReader(Reader):
     def close(self) -> None:
         """Close the source."""
         self._capture.release()
+
+
+def _refuse_playlist(source: Source) -> None:
+    """Refuse a file that names other files, which FFmpeg would open."""
+    try:
+        with open(source.address, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return  # Opening it says why.
+    if head.startswith((b"#EXTM3U", b"ffconcat")):
+        raise InputError(f"{source.shown} is a playlist, expected a video: name the videos in it")
 
 
 def _why_not(source: Source) -> str:

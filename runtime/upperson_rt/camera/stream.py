@@ -7,7 +7,9 @@ be, by older versions with stripes, and nobody can tell
 """
 
 import errno
+import http.client
 import os
+import ssl
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +18,14 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from upperson_rt.camera.access import (
+    MOST_REDIRECTS,
+    RefusedAddressError,
+    target_of,
+    without_login,
+)
 from upperson_rt.camera.reasons import reason_of_address
+from upperson_rt.camera.relay import Relay
 from upperson_rt.camera.source import (
     MOST_FRAME_PIXELS,
     OpenCVReader,
@@ -24,6 +33,7 @@ from upperson_rt.camera.source import (
     Source,
     check_frame_size,
 )
+from upperson_rt.camera.web import WebReader
 from upperson_rt.errors import InputError, UsageError, missing_extra
 from upperson_rt.remote import may_hide_login
 
@@ -35,7 +45,22 @@ _WITHOUT_HOST = ("rtp", "srt", "tcp", "udp")
 _MOST_PIXELS = {"max_pixels": str(MOST_FRAME_PIXELS)}
 """Has the decoder refuse larger pictures before it takes memory for them."""
 _MOST_THREADS = 4
+_FORMATS = (
+    "asf,av1,avi,flv,h264,hevc,ivf,jpeg_pipe,live_flv,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,"
+    "mpjpeg,nut,obu,ogg,rtp,rtsp,vvc"
+)
+"""What a stream may be: nothing that names other streams, but for RTSP and what `_WEB` adds."""
+_PROTOCOLS = {"rtp": "rtp,udp", "rtmp": "rtmp,tcp", "rtmps": "rtmps,rtmp,tls,tcp"}
+"""What FFmpeg opens of a stream; of others the one that they begin with."""
+_WEB = {
+    "protocol_whitelist": "none",  # It opens nothing by itself, see `WebReader`.
+    "format_whitelist": f"{_FORMATS},aac,hls,mp3,webvtt",
+}
+_HLS = {"http_persistent": "0", "http_multiple": "0"}
+_FORMAT_OF = (("mpegurl", "hls"), ("multipart/x-mixed-replace", "mpjpeg"))
+"""By what a server calls it."""
 _RTSP = {
+    "protocol_whitelist": "rtp,udp,tcp",
     # TCP first, which loses nothing; UDP where a camera offers nothing else.
     "rtsp_flags": "prefer_tcp",
     "allowed_media_types": "video",
@@ -124,23 +149,77 @@ class StreamReader(Reader):
         """
         if source.kind != "network":
             raise UsageError(f"{source.shown} is no network stream: open it with OpenCVReader")
-        self._av = av = _import_av()
+        self._av = _import_av()
         self._source = source
         self._timeout_s = timeout_s
-        options = _MOST_PIXELS | (_RTSP if source.address.lower().startswith("rtsp") else {})
-        try:
-            self._container = av.open(
-                source.address, options=options, timeout=(timeout_s, timeout_s)
-            )
-        except (OSError, ValueError, av.FFmpegError) as error:
-            # Not as its cause: PyAV's error holds the address, with the password.
-            raise InputError(_why_not(source, timeout_s, error)) from None
-        try:
-            self._packets = self._first_stream()
-        except BaseException:
-            self._container.close()
-            raise
+        self._web: WebReader | None = None
+        self._relay: Relay | None = None
+        self._container: Any = None
         self._frames: list[Any] = []
+        try:
+            self._open_first()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_first(self) -> None:
+        source = self._source
+        try:
+            self._container = self._open()
+        except RefusedAddressError as error:
+            raise InputError(f"cannot open {source.shown}: {error}") from None
+        except (OSError, ValueError, http.client.HTTPException, self._av.FFmpegError) as error:
+            # Not as its cause: PyAV's error holds the address, with the password.
+            raise InputError(_why_not(source, self._timeout_s, error)) from None
+        self._packets = self._first_stream()
+
+    def _open(self) -> Any:
+        scheme = urlsplit(self._source.address).scheme
+        if scheme in ("http", "https"):
+            return self._open_web()
+        if scheme in ("rtsp", "rtsps"):
+            return self._open_rtsp()
+        protocols = {"protocol_whitelist": _PROTOCOLS.get(scheme, scheme)}
+        if scheme == "rtmps":
+            protocols |= _tls_options(self._source)
+        return self._open_with(self._source.address, protocols)
+
+    def _open_with(self, file: Any, options: dict[str, str], **more: Any) -> Any:
+        options = _MOST_PIXELS | {"format_whitelist": _FORMATS} | options
+        limits = (self._timeout_s, self._timeout_s)
+        return self._av.open(file, options=options, timeout=limits, **more)
+
+    def _open_web(self) -> Any:
+        web = self._web = WebReader(self._source, self._timeout_s)
+        file = web.open()
+        kind = next((name for part, name in _FORMAT_OF if part in file.kind), None)
+        options = _WEB | (_HLS if kind == "hls" else {})
+        try:
+            container = self._open_with(file, options, io_open=web.io_open, format=kind)
+        except self._av.FFmpegError as error:
+            raise web.problem or error from None
+        if isinstance(web.problem, RefusedAddressError):
+            container.close()
+            raise web.problem
+        return container
+
+    def _open_rtsp(self) -> Any:
+        """Open a stream at the camera, or where it sends us to, if it may."""
+        source, until = self._source, time.monotonic() + self._timeout_s
+        address = source.address
+        for _ in range(MOST_REDIRECTS + 1):
+            left_s = max(0.1, until - time.monotonic())
+            relay = self._relay = Relay(address, source.access, left_s)
+            transports = "tcp" if urlsplit(address).scheme == "rtsps" else "tcp+udp"
+            try:
+                return self._open_with(relay.address, _RTSP | {"rtsp_transport": transports})
+            except self._av.FFmpegError:
+                relay.close()
+                if not relay.location:
+                    raise
+            base = without_login(urlsplit(address))
+            address = target_of(source.address, relay.location, base, source.access)
+        raise RefusedAddressError(f"it sends on more than {MOST_REDIRECTS} times")
 
     def _first_stream(self) -> Iterator[Any]:
         if not self._container.streams.video:
@@ -175,13 +254,10 @@ class StreamReader(Reader):
             InputError: The connection broke.
         """
         until = time.monotonic() + self._timeout_s
+        if self._web is not None:
+            self._web.start_time()
         while not self._frames:
-            try:
-                packet = next(self._packets, None)
-            except self._av.FFmpegError as error:
-                if isinstance(error, self._av.error.ExitError) or error.errno == errno.EIO:
-                    return None  # Its time was up, or it ended without saying so.
-                raise InputError(f"{self._source.shown} broke off: {error.strerror}") from None
+            packet = self._next_packet()
             if packet is None or time.monotonic() > until:  # A camera may send and show nothing.
                 return None
             try:
@@ -194,9 +270,39 @@ class StreamReader(Reader):
         picture: NDArray[np.uint8] = frame.to_ndarray(format="bgr24")
         return picture
 
+    def _next_packet(self) -> Any:
+        """Return the next packet; None where none came."""
+        packet, error = None, None
+        try:
+            packet = next(self._packets, None)
+        except self._av.FFmpegError as raised:
+            error = raised
+        problem = None if self._web is None else self._web.problem
+        if isinstance(problem, RefusedAddressError):
+            raise InputError(f"{self._source.shown} broke off: {problem}")
+        error = problem or error
+        if packet is not None or error is None:
+            return packet
+        ended = TimeoutError, self._av.error.ExitError
+        if isinstance(error, ended) or getattr(error, "errno", None) == errno.EIO:
+            return None  # Its time was up, or it ended without saying so.
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise InputError(f"{self._source.shown} broke off: {reason}")
+
     def close(self) -> None:
         """Close the stream."""
-        self._container.close()
+        for opened in (self._container, self._web, self._relay):  # FFmpeg says goodbye by these.
+            if opened is not None:
+                opened.close()
+
+
+def _tls_options(source: Source) -> dict[str, str]:
+    """Return how FFmpeg verifies a certificate; for RTMP only, others have TLS of Python."""
+    access = source.access
+    access.context(without_login(urlsplit(source.address)))  # Checks the file, and logs.
+    authorities = access.ca_file or ssl.get_default_verify_paths().cafile
+    options = {"tls_verify": "0" if access.insecure else "1"}
+    return options if authorities is None else options | {"ca_file": str(authorities)}
 
 
 def _nothing() -> NDArray[np.uint8]:
@@ -204,7 +310,7 @@ def _nothing() -> NDArray[np.uint8]:
 
 
 def _why_not(source: Source, timeout_s: float, error: Exception) -> str:
-    reason = reason_of_address(source.address, timeout_s)
+    reason = reason_of_address(source.address, timeout_s, source.access)
     if reason is None and getattr(error, "errno", None) == errno.EPERM:  # FFmpeg's bare -1.
         reason = "what it answers is not understood"
     if reason is None:

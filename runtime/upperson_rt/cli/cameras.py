@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upperson_rt.cli.options import Debug, Json, NetrcOption
+from upperson_rt.cli.options import AllowHostOption, CaOption, Debug, Json, NetrcOption
 from upperson_rt.cli.output import print_columns, print_json, print_note, print_warning
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.printable import count_of
@@ -45,6 +45,16 @@ def cameras(
         typer.Option("--timeout", min=0.5, max=60, help="Seconds to wait for answers to --search."),
     ] = 3.0,
     logins: NetrcOption = None,
+    ca: CaOption = None,
+    insecure: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--insecure",
+            metavar="HOST",
+            help="Accept any certificate of this host; each connection is logged. Repeatable.",
+        ),
+    ] = None,
+    allow_host: AllowHostOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -61,6 +71,7 @@ def cameras(
         raise UsageError("name cameras by their hosts, or let the local network be asked: --search")
     if not search and interface is not None:
         raise UsageError("--interface is for --search")
+    from upperson_rt.camera.access import Access
     from upperson_rt.camera.onvif import ask_cameras, device_at, discover
     from upperson_rt.camera.source import Logins
 
@@ -81,7 +92,12 @@ def cameras(
             "this machine, with ONVIF and its discovery turned on; --interface chooses the "
             "network, and a camera that is named is asked directly"
         )
-    found = ask_cameras(answers, known)
+    found = ask_cameras(
+        answers,
+        known,
+        Access(ca_file=ca, allowed_hosts=frozenset(allow_host or ())),
+        frozenset(insecure or ()),
+    )
     if as_json:
         print_json({"cameras": [asdict(camera) for camera in found]})
     else:

@@ -14,9 +14,11 @@ import typer
 from upperson_rt.errors import InputError, UsageError
 
 __all__ = [
+    "AllowHostOption",
     "Attributes",
     "BackendOption",
     "BundleOption",
+    "CaOption",
     "Cameras",
     "Debug",
     "DetectorClass",
@@ -24,6 +26,7 @@ __all__ = [
     "DetectorScore",
     "DeviceOption",
     "GalleryOption",
+    "InsecureOption",
     "Json",
     "NetrcOption",
     "OptionalBundleOption",
@@ -264,6 +267,32 @@ NetrcOption: TypeAlias = Annotated[
         metavar="FILE",
         help="Names and passwords of cameras, by host: lines such as  machine 10.0.0.5 login "
         "viewer password secret",
+    ),
+]
+CaOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        metavar="FILE",
+        help="Certificates in PEM that https:// and rtsps:// cameras are verified by, besides "
+        "those of the system.",
+    ),
+]
+InsecureOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--insecure",
+        metavar="CAMERA",
+        help="Accept any certificate of this camera; each connection is logged. Repeatable.",
+    ),
+]
+AllowHostOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        metavar="HOST",
+        help="Another host that cameras may send to, by redirects, playlists and addresses of "
+        "streams; it gets no login. Repeatable.",
     ),
 ]
 DetectorLayout: TypeAlias = Annotated[

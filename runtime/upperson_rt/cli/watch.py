@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +14,17 @@ import typer
 from upperson_rt.cli.app import ending_gently, leave_open
 from upperson_rt.cli.opening import open_announced, open_store
 from upperson_rt.cli.options import (
+    AllowHostOption,
     BackendOption,
     BundleOption,
+    CaOption,
     Debug,
     DetectorClass,
     DetectorLayout,
     DetectorScore,
     DeviceOption,
     GalleryOption,
+    InsecureOption,
     Json,
     NetrcOption,
     Threads,
@@ -39,7 +43,7 @@ from upperson_rt.cli.output import (
     print_note,
 )
 from upperson_rt.errors import InputError, UppersonError, UsageError
-from upperson_rt.printable import count_of, local_time
+from upperson_rt.printable import count_of, local_time, shortened
 
 if TYPE_CHECKING:
     from upperson_rt.camera import Pipeline, PipelineStats, Source
@@ -159,6 +163,9 @@ def watch(
     trust: TrustOption = None,
     gallery: GalleryOption = default_gallery,
     logins: NetrcOption = None,
+    ca: CaOption = None,
+    insecure: InsecureOption = None,
+    allow_host: AllowHostOption = None,
     camera: Annotated[
         str | None,
         typer.Option("--camera", help="Name of the camera, if there is one source."),
@@ -250,7 +257,7 @@ def watch(
 
     Example: `upperson-rt watch gate=rtsp://10.0.0.5/stream hall=/dev/video0 --detector yolo.onnx`
     """
-    named = _named_sources(sources, camera, logins)
+    named = _with_access(_named_sources(sources, camera, logins), ca, insecure, allow_host)
     from upperson_rt.camera import (
         CaptureRules,
         Pipeline,
@@ -357,6 +364,32 @@ def _named_sources(
             raise UsageError(f"two cameras are called {name}: write  NAME=SOURCE  for each")
         named[name] = known.given_to(source)
     return named
+
+
+def _with_access(
+    named: "dict[str, Source]",
+    ca: Path | None,
+    insecure: list[str] | None,
+    allowed_hosts: list[str] | None,
+) -> "dict[str, Source]":
+    """Return the sources with what they may connect to."""
+    from upperson_rt.camera.access import Access
+
+    if unknown := set(insecure or ()) - set(named):
+        raise UsageError(
+            f"--insecure {shortened(min(unknown))}: no camera is called so, there is "
+            f"{', '.join(map(shortened, named))}"
+        )
+    found = {}
+    for name, source in named.items():
+        access = Access(
+            ca_file=ca,
+            insecure=name in (insecure or ()),
+            allowed_hosts=frozenset(allowed_hosts or ()),
+        )
+        access.context()  # A file that cannot be read is refused now, not at each connection.
+        found[name] = replace(source, access=access)
+    return found
 
 
 def _begin_of_file(name: str, source: "Source") -> float | None:

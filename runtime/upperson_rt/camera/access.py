@@ -1,0 +1,145 @@
+"""What a camera's stream may open: its own host, whose certificate is verified, and no other."""
+
+import ssl
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+from upperson_rt.errors import InputError
+from upperson_rt.printable import get_logger, shortened
+
+__all__ = [
+    "MOST_REDIRECTS",
+    "PORTS",
+    "USUAL_ACCESS",
+    "Access",
+    "RefusedAddressError",
+    "escaped",
+    "place_of",
+    "target_of",
+    "without_login",
+]
+
+_log = get_logger(__name__)
+
+PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443, "rtmp": 1935, "rtmps": 443}
+"""Of the schemes whose servers are reached over TCP."""
+MOST_REDIRECTS = 5
+_WITH_TLS = {"rtsp": "rtsps", "http": "https"}
+
+
+class RefusedAddressError(InputError):
+    """A camera sends us to an address that may not be opened."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Access:
+    """Which hosts a camera may send us to, and which certificates are trusted."""
+
+    ca_file: Path | None = None
+    """Certificates of authorities in PEM that are trusted, too, besides those of the system."""
+    insecure: bool = False
+    """Accept any certificate; each connection is logged."""
+    allowed_hosts: frozenset[str] = frozenset()
+    """Hosts besides the camera's own that redirects and playlists may name, in lower case."""
+
+    def context(self, logged_as: str | None = None) -> ssl.SSLContext:
+        """Return what a TLS connection of the camera verifies.
+
+        Args:
+            logged_as: Where it goes to; a connection that verifies nothing is logged by it.
+
+        Raises:
+            InputError: The file of authorities cannot be read.
+        """
+        context = ssl.create_default_context()
+        if self.insecure and logged_as is not None:
+            _log.warning(
+                "%s: the certificate is not verified, as --insecure says",
+                logged_as,
+                extra={"event": "insecure"},
+            )
+        if self.insecure:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        elif self.ca_file is not None:
+            try:
+                context.load_verify_locations(self.ca_file)
+            except OSError as error:  # Of which ssl.SSLError is one.
+                raise InputError(
+                    f"{self.ca_file} holds no certificates that can be read, expected PEM: "
+                    f"{error.strerror or type(error).__name__}"
+                ) from error
+        return context
+
+
+USUAL_ACCESS = Access()
+
+
+def place_of(parts: SplitResult) -> tuple[str, int]:
+    """Return host and port of an address."""
+    return parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0)
+
+
+def escaped(address: str) -> str:
+    """Return an address with escapes for blanks and letters that no request may have."""
+    parts = urlsplit(address)
+    path, query = (quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
+    return parts._replace(path=path, query=query, fragment="").geturl()
+
+
+def without_login(parts: SplitResult) -> str:
+    """Return an address without user name and password."""
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def target_of(address: str, location: str, base: str | None, access: Access) -> str:
+    """Return the address that a camera sends us to, if that may be opened.
+
+    It has the camera's login only if it is of the same scheme, host and port, or the same host with
+    TLS, both at their usual ports. A login that the camera names is left out.
+
+    Args:
+        address: Of the camera as the user named it, perhaps with a login.
+        location: Of a redirect, or of a file that a playlist names; may be relative.
+        base: What a relative one is relative to; None for the camera's own address.
+        access: Of this camera.
+
+    Raises:
+        RefusedAddressError: It is of another host or protocol, without TLS, or unreadable.
+    """
+    own = urlsplit(address)
+    try:
+        found = urlsplit(_joined(base or without_login(own), location))
+        host, port = place_of(found)
+    except ValueError:
+        raise RefusedAddressError("it sends to an address that cannot be read") from None
+    secure = _WITH_TLS.get(own.scheme, own.scheme)
+    if found.scheme not in (own.scheme, secure) or not host:
+        raise RefusedAddressError(
+            f"it sends to an address of {shortened(found.scheme or '?')}:, and a stream of "
+            f"{own.scheme}: goes on with {' or '.join(dict.fromkeys((own.scheme, secure)))} only"
+        )
+    if host != own.hostname and host not in access.allowed_hosts:
+        raise RefusedAddressError(
+            f"it sends to another host, {shortened(host)}: if that is right, name it with "
+            "--allow-host, or as the camera's address"
+        )
+    own_port = place_of(own)[1]
+    places = {(own.hostname, own.scheme, own_port)}
+    if own_port == PORTS[own.scheme]:
+        places.add((own.hostname, secure, PORTS[secure]))
+    login, at, _ = own.netloc.rpartition("@")
+    there = found.netloc.rpartition("@")[2]
+    if (host, found.scheme, port) in places:
+        there = f"{login}{at}{there}"
+    return found._replace(netloc=there, fragment="").geturl()
+
+
+def _joined(base: str, location: str) -> str:
+    """Join as `urljoin` does, which knows ``rtsps`` only in newer versions of Python."""
+    if urlsplit(location).scheme:
+        return location
+    parts = urlsplit(base)
+    joined = urljoin(parts._replace(scheme="http").geturl(), location)
+    return urlsplit(joined)._replace(scheme=parts.scheme).geturl()

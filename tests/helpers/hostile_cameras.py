@@ -1,0 +1,520 @@
+"""Camera servers that send their readers elsewhere, and what came of it.
+
+    python -m tests.helpers.hostile_cameras --trials 500 --seed 1
+
+Each is opened with a login. Nothing may arrive at another host (``elsewhere``, 127.0.0.2), no
+login at another port, and nothing of a file of this machine may be read.
+"""
+
+import argparse
+import base64
+import random
+import re
+import socket
+import socketserver
+import ssl
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.helpers.certificate import written
+from tests.helpers.small_servers import served
+from upperson_rt.camera.source import Source, parse_source
+from upperson_rt.camera.stream import StreamReader, open_source
+from upperson_rt.errors import InputError
+
+LOGIN = "anna:s3cret"
+_SENT_LOGIN = base64.b64encode(LOGIN.encode())
+OPENING_S = 2.0
+
+
+class _Threaded(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+
+
+@dataclass
+class Elsewhere:
+    """Servers that wait for those who are sent on, and what they were sent."""
+
+    port: int = 0
+    """Of TCP and UDP at 127.0.0.2."""
+    own_port: int = 0
+    """At the camera's own host."""
+    film: str = ""
+    """A file of this machine."""
+    arrived: list[bytes] = field(default_factory=list)
+    at_own_host: list[bytes] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of opening one camera."""
+
+    reached: bool
+    """Another host was connected to, or sent a packet."""
+    login: bool
+    """A login arrived at another host or port."""
+    read_file: bool
+    error: str | None
+
+    @property
+    def is_safe(self) -> bool:
+        return not (self.reached or self.login or self.read_file)
+
+
+Reply = Callable[[str, int], bytes]
+"""From the first line of a request and its number to an answer."""
+
+
+@contextmanager
+def tcp_server(
+    reply: Reply, host: str = "127.0.0.1", certificate: tuple[Path, Path] | None = None
+) -> Iterator[tuple[int, list[bytes]]]:
+    """Answer requests of HTTP and RTSP; give the port and all requests."""
+    requests: list[bytes] = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            connection = self.request
+            connection.settimeout(10)
+            with suppress(OSError):
+                if certificate is not None:
+                    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                    context.load_cert_chain(*certificate)
+                    connection = context.wrap_socket(connection, server_side=True)
+                with closing(connection):
+                    if reply("", 0):  # It speaks first.
+                        requests.append(b"")
+                        connection.sendall(reply("", 0))
+                    else:
+                        self._answer(connection)
+
+        def _answer(self, connection: socket.socket) -> None:
+            pending = b""
+            while received := connection.recv(4096):
+                pending += received
+                if pending[:1] == b"\x03":  # RTMP.
+                    requests.append(pending)
+                    return
+                while b"\r\n\r\n" in pending:
+                    head, _, pending = pending.partition(b"\r\n\r\n")
+                    requests.append(head)
+                    first = head.decode("latin-1").split("\r\n")[0]
+                    number = re.search(rb"(?i)cseq: *(\d+)", head)
+                    answer = reply(first, len(requests))
+                    answer = answer.replace(b"{cseq}", number[1] if number else b"0")
+                    connection.sendall(answer)
+                    if first.startswith("GET"):
+                        connection.shutdown(socket.SHUT_WR)
+                        return
+
+    with served(_Threaded((host, 0), Handler)) as port:
+        yield port, requests
+
+
+@contextmanager
+def elsewhere(film: Path) -> Iterator[Elsewhere]:
+    """Run servers that ask for a login, at another host and at another port of the camera's."""
+
+    def reply(first: str, number: int) -> bytes:
+        asks = b'WWW-Authenticate: Basic realm="x"\r\nContent-Length: 0\r\n\r\n'
+        if first.startswith("GET"):
+            return b"HTTP/1.1 401 Unauthorized\r\n" + asks
+        return b"RTSP/1.0 401 Unauthorized\r\nCSeq: {cseq}\r\n" + asks if first else b""
+
+    found = Elsewhere(film=str(film))
+    with ExitStack() as stack:
+        found.port, found.arrived = stack.enter_context(tcp_server(reply, "127.0.0.2"))
+        found.own_port, found.at_own_host = stack.enter_context(tcp_server(reply))
+        udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        udp.bind(("127.0.0.2", found.port))
+        udp.settimeout(0.2)
+        stop = threading.Event()
+
+        def listen() -> None:
+            while not stop.is_set():
+                with suppress(OSError):
+                    found.arrived.append(b"udp " + udp.recv(4096))
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(stop.set)
+        yield found
+
+
+def tried(
+    scheme: str,
+    reply: Reply,
+    there: Elsewhere,
+    opening_s: float = OPENING_S,
+) -> Outcome:
+    """Open a camera with a login as `watch` does, read one picture, and say what came of it."""
+    with tcp_server(reply) as (port, _):
+        source = parse_source(f"{scheme}://{LOGIN}@127.0.0.1:{port}/live/stream.m3u8")
+        return opened(source, there, opening_s)
+
+
+def opened(source: Source, there: Elsewhere, opening_s: float = OPENING_S) -> Outcome:
+    """Open a source, read one picture, and say what came of it."""
+    there.arrived.clear()
+    there.at_own_host.clear()
+    error, picture = None, None
+    try:
+        reader = open_source(source, opening_s)
+        try:
+            picture = reader.read()
+        finally:
+            reader.close()
+    except InputError as raised:
+        error = str(raised)
+    time.sleep(0.02)  # What was sent last arrives.
+    return Outcome(
+        reached=bool(there.arrived),
+        login=any(_SENT_LOGIN in one for one in there.arrived + there.at_own_host),
+        read_file=picture is not None and picture.size > 0,
+        error=error,
+    )
+
+
+# --- What hostile servers answer
+
+
+def http(status: int, *fields: str, body: bytes = b"", kind: str = "video/mp4") -> bytes:
+    """Return an answer of HTTP."""
+    lines = [f"HTTP/1.1 {status} X", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
+    return "\r\n".join([*lines, *fields, "", ""]).encode() + body
+
+
+def rtsp(status: str, *fields: str, body: bytes = b"", end: str = "\r\n") -> bytes:
+    """Return an answer of RTSP."""
+    lines = [f"RTSP/1.0 {status}", "CSeq: {cseq}", f"Content-Length: {len(body)}"]
+    return end.join([*lines, *fields, "", ""]).encode() + body
+
+
+def sdp(control: str = "*", host: str = "0.0.0.0", port: int = 0) -> bytes:
+    """Return the description of a stream of H.264."""
+    return (
+        f"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 {host}\r\nt=0 0\r\n"
+        f"m=video {port} RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:{control}\r\n"
+    ).encode()
+
+
+def playlist(*lines: str) -> bytes:
+    """Return a playlist of HLS that has ended."""
+    head = ["#EXTM3U", "#EXT-X-VERSION:7", "#EXT-X-TARGETDURATION:1", "#EXT-X-MEDIA-SEQUENCE:0"]
+    return "\n".join([*head, *lines, "#EXT-X-ENDLIST", ""]).encode()
+
+
+def rtsp_steps(changed: Mapping[str, bytes], login: bool = True) -> Reply:
+    """Answer as a camera does up to PLAY, but for some methods; it asks for a login first."""
+    usual = {
+        "OPTIONS": rtsp("200 OK", "Public: OPTIONS, DESCRIBE, SETUP, PLAY"),
+        "DESCRIBE": rtsp("200 OK", "Content-Type: application/sdp", body=sdp()),
+        "SETUP": rtsp("200 OK", "Session: 1", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1"),
+        "PLAY": rtsp("200 OK", "Session: 1"),
+    }
+    described = 0
+
+    def reply(first: str, number: int) -> bytes:
+        nonlocal described
+        method = first.partition(" ")[0]
+        described += method == "DESCRIBE"
+        if login and method == "DESCRIBE" and described == 1:
+            return rtsp("401 Unauthorized", 'WWW-Authenticate: Basic realm="x"')
+        return (usual | dict(changed)).get(method, rtsp("200 OK")) if first else b""
+
+    return reply
+
+
+def always(answer: bytes) -> Reply:
+    return lambda first, number: answer if first else b""
+
+
+def paths(answers: Mapping[str, bytes], otherwise: bytes) -> Reply:
+    """Answer by the end of a path."""
+
+    def reply(first: str, number: int) -> bytes:
+        if not first:
+            return b""
+        target = first.split(" ")[1]
+        return next((a for end, a in answers.items() if target.endswith(end)), otherwise)
+
+    return reply
+
+
+def at_first(answer: bytes) -> Reply:
+    return lambda first, number: answer if not first else b""
+
+
+def targets(scheme: str, there: Elsewhere) -> dict[str, str]:
+    """Return addresses of which a camera's login must not reach any, nor we another host."""
+    other = f"127.0.0.2:{there.port}"
+    return {
+        "other host": f"{scheme}://{other}/x.ts",
+        "other host in capitals": f"{scheme.upper()}://{other}/x.ts",
+        "other host with a login of its own": f"{scheme}://bob:pw@{other}/x.ts",
+        "other host behind a user like ours": f"{scheme}://127.0.0.1:80@{other}/x.ts",
+        "other host by a backslash": f"{scheme}://127.0.0.2:{there.port}\\@127.0.0.1/x.ts",
+        "other host without a scheme": f"//{other}/x.ts",
+        "own host by another name": f"{scheme}://localhost:{there.own_port}/x.ts",
+        "own host at another port": f"{scheme}://127.0.0.1:{there.own_port}/x.ts",
+        "RTSP": f"rtsp://{other}/x.ts" if scheme != "rtsp" else f"http://{other}/x.ts",
+        "TCP": f"tcp://{other}",
+        "UDP": f"udp://{other}",
+        "a file": f"file://{there.film}",
+        "a file without slashes": f"file:{there.film}",
+        "a part of a file": f"subfile,,start,0,end,0,,:{there.film}",
+        "several files": f"concat:{there.film}|{there.film}",
+        "FTP": f"ftp://{other}/x.ts",
+        "gopher": f"gopher://{other}/x.ts",
+        "an encrypted stream": f"crypto+http://{other}/x.ts",
+        "nothing": "",
+        "half an address": f"{scheme}://[::1/",
+    }
+
+
+def redirect_cases(there: Elsewhere) -> dict[str, tuple[str, Reply]]:
+    """Return servers of HTTP and RTSP that redirect, by name, with their scheme."""
+    found: dict[str, tuple[str, Reply]] = {}
+    for name, to in targets("http", there).items():
+        found[f"http 302 to {name}"] = "http", always(http(302, f"Location: {to}"))
+    for name, to in targets("rtsp", there).items():
+        moved = rtsp("302 Found", f"Location: {to}")
+        found[f"rtsp 302 to {name}"] = "rtsp", rtsp_steps({"DESCRIBE": moved})
+    to = f"http://127.0.0.2:{there.port}/x.ts"
+    for status in (301, 303, 307, 308):
+        found[f"http {status}"] = "http", always(http(status, f"Location: {to}"))
+    on = {"a": http(302, "Location: /b"), "b": http(302, f"Location: {to}")}
+    found["http 302 within, then out"] = "http", paths(on, http(302, "Location: /a"))
+    found["http 302 for ever"] = "http", always(http(302, "Location: /again"))
+    found["http 302 after a login"] = "http", lambda first, number: (
+        b"" if not first
+        else http(401, 'WWW-Authenticate: Basic realm="x"') if number == 1
+        else http(302, f"Location: {to}")
+    )  # fmt: skip
+    away = f"Location: rtsp://127.0.0.2:{there.port}/x"
+    for method in ("OPTIONS", "SETUP", "PLAY"):
+        found[f"rtsp 302 to {method}"] = "rtsp", rtsp_steps({method: rtsp("302 Found", away)})
+    shapes = {
+        "301": rtsp("301 Moved", away),
+        "305": rtsp("305 Use Proxy", away),
+        "399": rtsp("399 X", away),
+        "lines without CR": rtsp("302 Found", away, end="\n"),
+        "a blank before": b" " + rtsp("302 Found", away),
+        "CR within": b"RT\rSP/1.0 302 Found\r\nCSeq: {cseq}\r\n" + away.encode() + b"\r\n\r\n",
+        "CR in the status": rtsp("20\r0 OK", away).replace(b"20\r0", b"\r302"),
+        "a packet in the head": rtsp("200 OK", "$\x00\x00\x00RTSP/1.0 302 Found", away),
+        "no blank before the status": rtsp("302Found", away),
+        "two answers": rtsp("200 OK") + rtsp("302 Found", away),
+        "two lengths": rtsp("200 OK", "Content-Length: 9", away, body=b"RTSP/1.0 302 Found\r\n"),
+        "a request to redirect": f"REDIRECT * RTSP/1.0\r\nCSeq: 1\r\n{away}\r\n\r\n".encode(),
+    }
+    for name, answer in shapes.items():
+        found[f"rtsp, {name}"] = "rtsp", rtsp_steps({"DESCRIBE": answer})
+    return found
+
+
+def content_cases(there: Elsewhere) -> dict[str, tuple[str, Reply]]:
+    """Return servers whose content names other places, by name, with their scheme."""
+    found: dict[str, tuple[str, Reply]] = {}
+    m3u8 = "application/vnd.apple.mpegurl"
+
+    def hls(body: bytes) -> Reply:
+        return always(http(200, body=body, kind=m3u8))
+
+    for name, to in targets("http", there).items():
+        found[f"segment at {name}"] = "http", hls(playlist("#EXTINF:1,", to))
+        found[f"variant at {name}"] = (
+            "http",
+            hls(b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n" + to.encode() + b"\n"),
+        )
+    to = f"http://127.0.0.2:{there.port}/x"
+    for name, line in {
+        "key": f'#EXT-X-KEY:METHOD=AES-128,URI="{to}"',
+        "file as key": f'#EXT-X-KEY:METHOD=AES-128,URI="file://{there.film}"',
+        "start": f'#EXT-X-MAP:URI="{to}.mp4"',
+    }.items():
+        found[f"{name} of a segment"] = "http", hls(playlist(line, "#EXTINF:1,", "/own.ts"))
+    found["rendition"] = (
+        "http",
+        hls(
+            f'#EXTM3U\n#EXT-X-MEDIA:TYPE=VIDEO,GROUP-ID="v",NAME="x",URI="{to}.m3u8"\n'
+            '#EXT-X-STREAM-INF:BANDWIDTH=1,VIDEO="v"\n/own.m3u8\n'.encode()
+        ),
+    )
+    found["segment that redirects"] = (
+        "http",
+        paths(
+            {"own.ts": http(302, f"Location: {to}.ts")},
+            http(200, body=playlist("#EXTINF:1,", "/own.ts"), kind=m3u8),
+        ),
+    )
+    nested = playlist("#EXTINF:1,", f"{to}.ts")
+    found["playlist in a playlist"] = (
+        "http",
+        paths(
+            {"own.m3u8": http(200, body=nested, kind=m3u8)},
+            http(200, body=b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n/own.m3u8\n", kind=m3u8),
+        ),
+    )
+    live = playlist("#EXTINF:1,", "/own.ts").replace(b"#EXT-X-ENDLIST\n", b"")
+    found["playlist that changes"] = "http", lambda first, number: (
+        b"" if not first else http(404) if "own.ts" in first
+        else http(200, body=live if number == 1 else nested, kind=m3u8)
+    )  # fmt: skip
+    files = f"ffconcat version 1.0\nfile '{to}.ts'\nfile 'file:{there.film}'\n".encode()
+    bodies = {
+        "list of files": files,
+        "list of a file": f"ffconcat version 1.0\nfile {Path(there.film).name}\n".encode(),
+        "description of RTP": sdp("*", "127.0.0.2", there.port),
+        "description of RTP behind rubbish": b"\xff\n" + sdp("*", "127.0.0.2", there.port),
+        "playlist": playlist("#EXTINF:1,", f"{to}.ts"),
+        "playlist of a file": playlist("#EXTINF:1,", f"file://{there.film}"),
+        "playlist of a path": playlist("#EXTINF:1,", there.film),
+        "redirection of RTSP": f"rtsptext\nrtsp://127.0.0.2:{there.port}/x\n".encode(),
+        "reference of QuickTime": f"RTSPtextrtsp://127.0.0.2:{there.port}/x\r\n".encode(),
+    }
+    for name, body in bodies.items():
+        found[f"http, {name}"] = "http", always(http(200, body=body))
+        found[f"tcp, {name}"] = "tcp", at_first(body)
+    host = f"127.0.0.2;server_port={there.port}-{there.port}"
+    udp = f"Transport: RTP/AVP;unicast;client_port=5000-5001;source={host}"
+    refused = rtsp("461 Unsupported Transport")
+    setups = 0
+
+    def by_udp(first: str, number: int) -> bytes:
+        nonlocal setups
+        setups += first.startswith("SETUP")
+        answer = refused if setups == 1 else rtsp("200 OK", "Session: 1", udp)
+        return rtsp_steps({"SETUP": answer}, login=False)(first, number)
+
+    found["rtsp, UDP from another host"] = "rtsp", by_udp
+    elsewhere = f"rtsp://127.0.0.2:{there.port}/track"
+    base = rtsp(
+        "200 OK", "Content-Type: application/sdp", f"Content-Base: {elsewhere}/", body=sdp()
+    )
+    found["rtsp, base at another host"] = "rtsp", rtsp_steps({"DESCRIBE": base})
+    away = rtsp(
+        "200 OK", "Content-Type: application/sdp", body=sdp(elsewhere, "127.0.0.2", there.port)
+    )
+    found["rtsp, track at another host"] = "rtsp", rtsp_steps({"DESCRIBE": away})
+    return found
+
+
+CERTIFICATES = {
+    "that signs itself": {},
+    "of another host": {"host": "127.0.0.9"},
+    "that has ended": {"days": -1},
+}
+
+
+def film(path: Path) -> Path:
+    """Write a short film that a player could read."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mpeg1video", rate=25)
+        stream.width = stream.height = 64
+        for _ in range(25):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="bgr24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def tls_outcomes(folder: Path) -> dict[str, bool]:
+    """Return by scheme and certificate whether a camera was sent anything over TLS."""
+    found = {}
+    for name, options in CERTIFICATES.items():
+        certificate = written(folder, bits=None, name=name, **options)
+        for scheme in ("https", "rtsps", "rtmps"):
+            with tcp_server(always(b""), certificate=certificate) as (port, requests):
+                source = parse_source(f"{scheme}://{LOGIN}@127.0.0.1:{port}/x")
+                with suppress(InputError):
+                    StreamReader(source, 0.7 if scheme == "rtmps" else OPENING_S)
+                found[f"{scheme}, {name}"] = bool(requests)
+    return found
+
+
+def random_case(chance: random.Random, there: Elsewhere) -> tuple[str, str, Reply]:
+    """Return a server that sends its reader elsewhere in a way drawn at random."""
+    everything = redirect_cases(there) | content_cases(there)
+    if chance.random() < 0.2:
+        name = chance.choice(sorted(everything))
+        return name, *everything[name]
+    if chance.random() < 0.5:
+        name, to = chance.choice(sorted(targets("rtsp", there).items()))
+        words = [chance.choice(["", " ", "\t", "\r", "$", "x"]) for _ in range(3)]
+        version = chance.choice(["RTSP/1.0", "RTSP/2.0", "RTSP/1.0 ", "rtsp/1.0", " RTSP/1.0"])
+        end = chance.choice(["\r\n", "\n", "\r\r\n"])
+        key = chance.choice(["Location", "location", "LOCATION"])
+        status = chance.choice(
+            ["302 Found", "301", "300 X", "3022 X", "0302 X", "+302 X", "307\tX"]
+        )
+        lines = [f"{words[0]}{version} {words[1]}{status}", "CSeq: {cseq}", f"{key}:{words[2]}{to}"]
+        chance.shuffle(rest := lines[1:])
+        answer = end.join([lines[0], *rest, "", ""]).encode()
+        if chance.random() < 0.3:
+            answer = b"$\x00\x00\x04abcd" + answer
+        if chance.random() < 0.3:
+            answer = rtsp("200 OK", body=b"x" * chance.randrange(9)) + answer
+        method = chance.choice(["OPTIONS", "DESCRIBE", "SETUP", "PLAY"])
+        steps = rtsp_steps({method: answer}, login=chance.random() < 0.5)
+        return f"rtsp {method} {name} {answer!r}", "rtsp", steps
+    name, to = chance.choice(sorted(targets("http", there).items()))
+    pad = chance.choice(["", " ", "\t"])
+    status = chance.choice([300, 301, 302, 303, 304, 305, 307, 308, 399, 200, 201])
+    lines = [f"Location:{pad}{to}{pad}", f"Refresh: 0; url={to}", f"Content-Location: {to}"]
+    chance.shuffle(lines)
+    body = playlist(chance.choice(["#EXTINF:1,", "#EXTINF:9,x"]), pad + to)
+    kind = chance.choice(["video/mp4", "application/x-mpegurl", "audio/mpegurl", "text/plain"])
+    answer = http(status, *lines[: chance.randrange(1, 4)], body=body, kind=kind)
+    moved = {chance.choice(["m3u8", "ts", "x"]): answer}
+    first = http(200, body=playlist("#EXTINF:1,", "/own.ts"), kind=kind)
+    reply = paths(moved, chance.choice([answer, first]))
+    return f"http {name} {answer!r}", "http", reply
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=200, help="Servers drawn at random.")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        there = stack.enter_context(elsewhere(film(Path(folder) / "secret.ts")))
+        for name, sent in tls_outcomes(Path(folder)).items():
+            counts["TLS"] += 1
+            counts["TLS: sent something"] += sent
+            print(f"{'SENT' if sent else 'ok  '} {name}")
+        fixed = redirect_cases(there) | content_cases(there)
+        chance = random.Random(arguments.seed)
+        drawn = (random_case(chance, there) for _ in range(arguments.trials))
+        for kind, cases in (
+            ("fixed", ((name, *case) for name, case in fixed.items())),
+            ("drawn", drawn),
+        ):
+            for name, scheme, reply in cases:
+                outcome = tried(scheme, reply, there)
+                counts[kind] += 1
+                for what in ("reached", "login", "read_file"):
+                    counts[f"{kind}: {what}"] += getattr(outcome, what)
+                counts[f"{kind}: unsafe"] += not outcome.is_safe
+                if not outcome.is_safe or kind == "fixed":
+                    print(f"{'ok  ' if outcome.is_safe else 'BAD '} {name}: {outcome}")
+    for name, count in sorted(counts.items()):
+        print(f"{name:30} {count}")
+
+
+if __name__ == "__main__":
+    main()

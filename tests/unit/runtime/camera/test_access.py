@@ -1,0 +1,295 @@
+"""Logins, redirects, playlists and certificates: a camera's stream stays at the camera's host."""
+
+import base64
+import io
+import socket
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import av
+import numpy as np
+import pytest
+
+from tests.helpers import hostile_cameras as hostile
+from tests.helpers.certificate import written
+from tests.helpers.onvif_device import onvif_device
+from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
+from upperson_rt.camera.access import Access, RefusedAddressError, target_of
+from upperson_rt.camera.onvif import ask_cameras, device_at
+from upperson_rt.camera.relay import Relay, _Units
+from upperson_rt.camera.source import Logins, OpenCVReader, parse_source
+from upperson_rt.camera.stream import StreamReader
+from upperson_rt.errors import InputError
+
+OPENING_S = 1.0
+CASES = hostile.redirect_cases(hostile.Elsewhere()) | hostile.content_cases(hostile.Elsewhere())
+SENT = base64.b64encode(hostile.LOGIN.encode())
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    path = hostile.film(tmp_path_factory.mktemp("films") / "secret.ts")
+    with hostile.elsewhere(path) as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_camera_sends_its_reader_elsewhere(name, there):
+    cases = hostile.redirect_cases(there) | hostile.content_cases(there)
+    outcome = hostile.tried(*cases[name], there, OPENING_S)
+    assert outcome.is_safe, outcome
+
+
+def film(container="mpegts", codec="mpeg4", pixels="yuv420p"):
+    """Return a short film of noise as bytes."""
+    content, noise = io.BytesIO(), np.random.default_rng(0)
+    with av.open(content, "w", format=container) as opened:
+        stream = opened.add_stream(codec, rate=25)
+        stream.width = stream.height = 64
+        stream.pix_fmt = pixels
+        for _ in range(50):
+            picture = noise.integers(0, 256, (64, 64, 3), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
+            opened.mux(stream.encode(frame))
+        opened.mux(stream.encode(None))
+    return content.getvalue()
+
+
+def camera_of_files(files, asks_login=True):
+    """Return a server of files by path: bytes, or a path or address that they have moved to."""
+    asked = hostile.http(401, 'WWW-Authenticate: Basic realm="x"')
+
+    def reply(first, number):
+        if not first:
+            return b""
+        content = files[first.split(" ")[1]]
+        if isinstance(content, str):
+            return hostile.http(302, f"Location: {content}")
+        return hostile.http(200, body=content)
+
+    def guarded(first, number):
+        # Each request but the first of a file comes with the login.
+        guarded.often[first] = guarded.often.get(first, 0) + 1
+        return asked if first and asks_login and guarded.often[first] == 1 else reply(first, number)
+
+    guarded.often = {}
+    return guarded
+
+
+def read_one(address, **access):
+    reader = StreamReader(replace(parse_source(address), access=Access(**access)), 10)
+    try:
+        return reader.read()
+    finally:
+        reader.close()
+
+
+def test_a_redirect_and_a_playlist_at_the_cameras_own_place_are_read_with_its_login():
+    playlist = hostile.playlist("#EXTINF:1,", "part.ts")
+    master = b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n/live/own.m3u8\n"
+    files = {
+        "/a": "/b/c", "/b/c": "../live.m3u8",
+        "/live.m3u8": master, "/live/own.m3u8": playlist, "/live/part.ts": film(),
+    }  # fmt: skip
+    with hostile.tcp_server(camera_of_files(files)) as (port, requests):
+        assert read_one(f"http://{hostile.LOGIN}@127.0.0.1:{port}/a").shape == (64, 64, 3)
+    with_login = [request.split(b" ")[1].decode() for request in requests if SENT in request]
+    assert list(dict.fromkeys(with_login)) == list(files)
+
+
+def test_parts_of_files_are_asked_for():
+    content = film("mp4", "mjpeg", "yuvj420p")
+    assert content.index(b"moov") > content.index(b"mdat"), "what tells the stream is at the end"
+    served = []
+
+    def reply(first, number):
+        if not first:
+            return b""
+        begin = requests[-1].decode().partition("Range: bytes=")[2].partition("-")[0]
+        served.append(int(begin or 0))
+        part = content[served[-1] :]
+        return hostile.http(206 if begin else 200, "Accept-Ranges: bytes", body=part)
+
+    with hostile.tcp_server(reply) as (port, requests):
+        assert read_one(f"http://127.0.0.1:{port}/film.mp4").shape == (64, 64, 3)
+    assert served[0] == 0
+    assert any(served[1:])
+
+
+def test_another_host_that_is_allowed_gets_no_login():
+    files = {"/film.ts": film()}
+    with hostile.tcp_server(camera_of_files(files, False), "127.0.0.2") as (other, arrived):
+        moved = {"/a": f"http://127.0.0.2:{other}/film.ts"}
+        with hostile.tcp_server(camera_of_files(moved)) as (port, _):
+            address = f"http://{hostile.LOGIN}@127.0.0.1:{port}/a"
+            with pytest.raises(InputError, match="--allow-host"):
+                read_one(address)
+            assert not arrived
+            assert read_one(address, allowed_hosts=frozenset({"127.0.0.2"})) is not None
+    assert arrived
+    assert not any(b"uthorization" in request for request in arrived)
+
+
+@pytest.mark.parametrize(
+    ("named", "location", "opened"),
+    [
+        ("rtsp://u:p@cam/a", "rtsp://cam/b", "rtsp://u:p@cam/b"),
+        ("rtsp://u:p@CAM/a", "rtsp://x:y@cam:554/b", "rtsp://u:p@cam:554/b"),
+        ("rtsp://u:p@cam/a", "rtsps://cam/b", "rtsps://u:p@cam/b"),
+        ("rtsp://u:p@cam/a", "rtsp://cam:555/b", "rtsp://cam:555/b"),
+        ("rtsp://u:p@cam:555/a", "rtsps://cam/b", "rtsps://cam/b"),
+        ("rtsps://u:p@cam/a/b", "../c?d", "rtsps://u:p@cam/c?d"),
+        ("http://u:p@cam/a", "https://cam/b", "https://u:p@cam/b"),
+        ("http://u:p@cam/a", "https://cam:444/b", "https://cam:444/b"),
+        ("http://u:p@cam:81/a", "http://cam/b", "http://cam/b"),
+        ("http://u:p@cam/a", "http://friend/b", "http://friend/b"),
+        ("http://u:p@[::1]/a", "/b", "http://u:p@[::1]/b"),
+        ("https://u:p@cam/a", "http://cam/b", None),
+        ("rtsps://u:p@cam/a", "rtsp://cam/b", None),
+        ("rtsp://u:p@cam/a", "http://cam/b", None),
+        ("http://u:p@cam/a", "http://cam.other/b", None),
+        ("http://u:p@cam/a", "http://cam@other/b", None),
+        ("http://u:p@cam/a", "http:", None),
+        ("http://u:p@cam/a", "file:///etc/passwd", None),
+        ("http://u:p@cam/a", "http://[::1/b", None),
+        ("http://u:p@cam/a", "http://cam:99999/b", None),
+    ],
+)
+def test_where_a_camera_may_send_to(named, location, opened):
+    access = Access(allowed_hosts=frozenset({"friend"}))
+    if opened is not None:
+        assert urlsplit(target_of(named, location, None, access)) == urlsplit(opened)
+        return
+    with pytest.raises(RefusedAddressError) as raised:
+        target_of(named, location, None, access)
+    assert "u:p" not in str(raised.value)
+
+
+# --- Certificates
+
+
+@pytest.mark.parametrize("scheme", ["https", "rtsps"])
+@pytest.mark.parametrize(
+    ("options", "access", "is_sent"),
+    [
+        ({}, "usual", False),
+        ({}, "ca", True),
+        ({}, "insecure", True),
+        ({"host": "127.0.0.9"}, "ca", False),
+        ({"host": "127.0.0.9"}, "insecure", True),
+        ({"days": -1}, "ca", False),
+        ({"days": -1}, "insecure", True),
+    ],
+)
+def test_nothing_is_sent_before_the_certificate_is_trusted(
+    tmp_path, caplog, scheme, options, access, is_sent
+):
+    certificate = written(tmp_path, bits=None, **options)
+    accesses = {"usual": {}, "ca": {"ca_file": certificate[0]}, "insecure": {"insecure": True}}
+    reply = hostile.rtsp_steps({"SETUP": hostile.rtsp("404 Not Found")})
+    if scheme == "https":
+        reply = camera_of_files({"/x": b"no video"})
+    with hostile.tcp_server(reply, certificate=certificate) as (port, requests):
+        address = f"{scheme}://{hostile.LOGIN}@127.0.0.1:{port}/x"
+        with pytest.raises(InputError) as raised:
+            read_one(address, **accesses[access])
+    assert bool(requests) == is_sent
+    assert any(SENT in request for request in requests) == is_sent
+    assert ("certificate" in str(raised.value)) != is_sent
+    logged = [record for record in caplog.records if getattr(record, "event", "") == "insecure"]
+    assert bool(logged) == (access == "insecure")
+    assert "s3cret" not in caplog.text + str(raised.value)
+
+
+def test_a_file_without_certificates(tmp_path):
+    (tmp_path / "ca.pem").write_text("nothing")
+    for name in ("ca.pem", "missing.pem"):
+        with pytest.raises(InputError, match=name):
+            Access(ca_file=tmp_path / name).context()
+
+
+def test_onvif_over_tls_and_streams_at_other_hosts(tmp_path):
+    certificate = written(tmp_path, bits=None)
+    reply = hostile.always(b"HTTP/1.1 200 X\r\nContent-Length: 0\r\n\r\n")
+
+    def problem(**access):
+        (camera,) = ask_cameras([device_at(f"https://127.0.0.1:{port}")], Logins(), **access)
+        return camera.problem
+
+    with hostile.tcp_server(reply, certificate=certificate) as (port, requests):
+        assert "certificate" in problem()
+        assert not requests
+        assert "certificate" not in problem(insecure=frozenset({"127.0.0.1"}))
+        assert "certificate" not in problem(access=Access(ca_file=certificate[0]))
+    with onvif_device(streams={"main": "rtsp://127.0.0.2/x"}) as device:
+        (refused,) = ask_cameras([device_at(device.address)], Logins())
+        assert not refused.streams
+        assert "--allow-host" in refused.problem
+        access = Access(allowed_hosts=frozenset({"127.0.0.2"}))
+        (found,) = ask_cameras([device_at(device.address)], Logins(), access)
+        assert [stream.address for stream in found.streams] == ["rtsp://127.0.0.2/x"]
+
+
+# --- What else opens files and ports
+
+
+@pytest.mark.parametrize("start", ["#EXTM3U\n#EXTINF:1,\n", "ffconcat version 1.0\nfile "])
+def test_a_file_that_names_other_files_is_no_video(tmp_path, start):
+    secret = hostile.film(tmp_path / "secret.ts")
+    (tmp_path / "list").write_text(start + secret.name + "\n")
+    (tmp_path / "video.mp4").symlink_to("list")
+    with pytest.raises(InputError, match="playlist"):
+        OpenCVReader(parse_source(str(tmp_path / "video.mp4")), 1.0)
+
+
+def test_others_on_this_machine_get_nothing_of_a_camera():
+    steps = hostile.rtsp_steps({})
+    with hostile.tcp_server(steps) as (port, requests):
+        relay = Relay(f"rtsp://{hostile.LOGIN}@127.0.0.1:{port}/x", Access(), 10)
+        try:
+            parts = urlsplit(relay.address)
+            request = "DESCRIBE {} RTSP/1.0\r\nCSeq: 1\r\n\r\n"
+            with socket.create_connection((parts.hostname, parts.port), 10) as stranger:
+                asked = f"rtsp://127.0.0.1:{parts.port}/x"
+                stranger.sendall(request.format(asked).encode())
+                assert stranger.recv(1000) == b""
+            assert not requests
+            with socket.create_connection((parts.hostname, parts.port), 10) as reader:
+                reader.sendall(request.format(relay.address).encode())
+                assert reader.recv(1000).startswith(b"RTSP/1.0 200 OK")
+        finally:
+            relay.close()
+    assert [request.split(b"\r\n")[0].decode() for request in requests] == [
+        f"DESCRIBE rtsp://127.0.0.1:{port}/x RTSP/1.0"
+    ] * 2, "once more with the login; the camera sees its own address"
+    assert SENT in requests[1]
+
+
+@pytest.mark.skipif(reason_to_skip() is not None, reason="no RTSP server of GStreamer")
+def test_a_redirect_of_rtsp_to_the_cameras_own_place_is_followed_with_its_login():
+    login = ("anna", "s:e/c ret@1")
+    with rtsp_camera(login=login) as camera:
+        moved = hostile.rtsp("302 Found", f"Location: {camera.address}")
+        with hostile.tcp_server(hostile.rtsp_steps({"DESCRIBE": moved}, False)) as (port, _):
+            address = f"rtsp://anna:s%3Ae%2Fc%20ret%401@127.0.0.1:{port}/x"
+            with pytest.raises(InputError):
+                read_one(address)  # Another port: without the login.
+    with rtsp_camera() as camera:
+        moved = hostile.rtsp("302 Found", f"Location: {camera.address}")
+        with hostile.tcp_server(hostile.rtsp_steps({"DESCRIBE": moved}, False)) as (port, _):
+            assert read_one(f"rtsp://127.0.0.1:{port}/x").shape == (240, 320, 3)
+
+
+def test_a_relay_passes_each_byte_on_however_it_is_cut():
+    parts = [
+        b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nContent-Length: 300\r\n\r\n" + b"x" * 300,
+        b"$\x00\x00\x05abcde" + b"$\x01\x00\x00" + b"$\x00\x01\x00" + b"y" * 256,
+        b"RTSP/1.0 404 Not Found\r\n\r\n",
+        b"OPTIONS * RTSP/1.0\r\nCSeq: 2\r\n\r\n",
+    ]
+    for step in (1, 3, 50, 10_000):
+        units, content, passed = _Units(), b"".join(parts), b""
+        for begin in range(0, len(content), step):
+            for unit in units.add(content[begin : begin + step]):
+                passed += unit if isinstance(unit, bytes) else unit.encoded()
+        assert passed == content
