@@ -39,9 +39,11 @@ from upperson_rt.machine import keep_little, return_freed
 from upperson_rt.printable import shown
 
 __all__ = [
+    "MOST_FILE_BYTES",
     "TimeSource",
     "capture_time",
     "free_pixels",
+    "limit_memory",
     "naming_image",
     "open_image",
 ]
@@ -54,6 +56,14 @@ _SMALL_HEADER_BYTES = 1 << 20
 
 _EXIF_BYTES = 256 << 10
 """Of a JPEG, where it comes in segments of 64 KiB; one is usual."""
+
+MOST_FILE_BYTES = 2 * MOST_BYTES
+"""Of any picture file; one of 36 megapixels has less in any format. Nothing of a larger one is
+read."""
+
+_MOST_READS = 100_000
+"""Of one file. Pillow's readers take one to three for each chunk, segment, block or fill byte, and
+a microsecond or more each; a PNG of 100 MB has 40,000."""
 
 _MOST_SLOW_PIXELS = 4_000_000
 
@@ -94,6 +104,11 @@ def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> It
         with naming_image(name):
             raw = io.FileIO(name) if content is None else io.BytesIO(content)
             file = stack.enter_context(_Metered(raw))
+            size_bytes = os.stat(name).st_size if content is None else len(content)
+            if size_bytes > MOST_FILE_BYTES:
+                raise _TooLargeError(
+                    f"its file has {size_bytes >> 20:,} MiB, the limit is {MOST_FILE_BYTES >> 20}"
+                )
             image = _opener(file.peek(16)[:16])(file, take)
             stack.callback(image.close)
         yield image
@@ -129,6 +144,8 @@ class _Budget:
     """Bytes that threads share."""
 
     def __init__(self, size_bytes: int) -> None:
+        self.each = MOST_BYTES
+        """For any one picture."""
         self._free = size_bytes
         self._changed = threading.Condition()
         self._holding = threading.local()
@@ -153,21 +170,37 @@ class _Budget:
                 self._free += size_bytes
                 self._changed.notify_all()
 
+    def limit(self, size_bytes: int) -> None:
+        with self._changed:
+            self._free += size_bytes - 2 * self.each
+            self.each = size_bytes // 2
+
 
 _BUDGET = _Budget(2 * MOST_BYTES)
 _WORTH_RETURNING = 32 << 20
 _LARGEST_IN_HEAP = 32 << 20
 
 
+def limit_memory(size_bytes: int) -> None:
+    """Let all threads of this process share so many bytes for pictures, and one take half of them.
+
+    A JPEG that would take more is decoded smaller, any other picture is refused. The default is
+    ``2 * MOST_BYTES``.
+    """
+    _BUDGET.limit(size_bytes)
+
+
 class _Metered(io.BufferedReader):
     """A file that gives out `_HEADER_BYTES`, or what it is told to, then fails until `open_up`.
 
-    The directories in it may name the same bytes again and again: what counts is what is read.
+    The directories in it may name the same bytes again and again: what counts is what is read. It
+    fails after `_MOST_READS`, too.
     """
 
     def __init__(self, raw: io.FileIO | io.BytesIO) -> None:
         super().__init__(raw)
         self._bytes_left: float = _HEADER_BYTES
+        self._reads_left = _MOST_READS
         self._exif = b""
 
     def give(self, size_bytes: float) -> None:
@@ -179,6 +212,9 @@ class _Metered(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         content = super().read(size)
         self._bytes_left -= len(content)
+        self._reads_left -= 1
+        if self._reads_left < 0:
+            raise _TooLargeError(f"it is in more than {_MOST_READS:,} pieces")
         if self._bytes_left < 0:
             raise _TooLargeError("its header takes more than a header may")
         if content.startswith(b"Exif\0\0"):  # A segment of a JPEG, parsed while it is opened.
@@ -217,10 +253,10 @@ def _settle(image: ImageFile, file: _Metered, take: _Take, decoder_bytes: int) -
 
 
 def _checked(needed_bytes: int, size: tuple[int, int]) -> int:
-    if needed_bytes > MOST_BYTES:
+    if needed_bytes > _BUDGET.each:
         raise _TooLargeError(
             f"{size[0]}x{size[1]} pixels in its format take {-(-needed_bytes >> 20)} MiB to "
-            f"decode, the limit is {MOST_BYTES >> 20}: make it smaller, or a plain JPEG of it"
+            f"decode, the limit is {_BUDGET.each >> 20}: make it smaller, or a plain JPEG of it"
         )
     return needed_bytes
 
@@ -234,7 +270,7 @@ def _open_jpeg(file: _Metered, take: _Take) -> ImageFile:
     for shrink in (1, 2, 4, 8):
         smaller = -(-width // shrink), -(-height // shrink)
         needed_bytes = image_memory.needed(smaller, image.mode, stored)
-        if needed_bytes <= MOST_BYTES:
+        if needed_bytes <= _BUDGET.each:
             break
     take(_checked(needed_bytes, image.size))
     if shrink > 1:

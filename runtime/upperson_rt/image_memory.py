@@ -113,6 +113,8 @@ def png_texts(file: BinaryIO) -> int:
             total += 3 * length
         if kind in (b"iCCP", b"iTXt", b"zTXt"):
             total += 2 << 20  # Unpacked Pillow takes one MiB of each.
+        if kind == b"IEND":
+            break
         file.seek(length + 4, 1)
     file.seek(position)
     return total

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _PORT = 8480
+_PICTURE_BYTES = 240 << 20
+"""Shared by all pictures that the console decodes; one takes half, which are 18 megapixels."""
 
 
 def serve(
@@ -118,6 +120,7 @@ def serve(
         raise missing_extra(error.name or "fastapi", "serve", "the console") from error
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Gallery
+    from upperson_rt.image_file import limit_memory
     from upperson_rt.query_log import QueryLog
     from upperson_rt.serve.desk import Desk
     from upperson_rt.serve.guard import is_loopback
@@ -156,6 +159,7 @@ def serve(
         server = Server(desk, access, place, [host, *(name or ())], live, tls, routes)
         if not is_loopback(host) and tls is None:
             print_warning("without --tls-cert tokens and pictures cross the network in the clear")
+        limit_memory(_PICTURE_BYTES)
         with ending_gently() as stopped:
             server.start()
             told = {"url": server.url}

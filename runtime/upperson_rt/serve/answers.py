@@ -5,6 +5,7 @@ Who asked is in the log before anything is shown; `compared` alone leaves that t
 
 import datetime
 import hashlib
+import io
 import json
 import tempfile
 import time
@@ -21,10 +22,11 @@ from upperson_rt import __version__
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
 from upperson_rt.gallery.crops import read_crop
+from upperson_rt.image_file import MOST_FILE_BYTES
 from upperson_rt.serve.accounts import Account
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.models import ItemOut
-from upperson_rt.serve.pictures import Pictures
+from upperson_rt.serve.pictures import PIECE_BYTES, Pictures
 from upperson_rt.serve.problems import ProblemError
 from upperson_rt.serve.questions import Question
 from upperson_rt.serve.scale import Word
@@ -203,6 +205,7 @@ def _counted(gallery: Gallery, where: Filter) -> int | None:
 # it
 
 _IN_MEMORY_BYTES = 8 << 20
+_MOST_EXPORT_BYTES = 2 << 30
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"BM": ".bmp"}
 
 
@@ -226,7 +229,7 @@ def write_evidence(
         templates: Have ``evidence.html.j2``.
 
     Raises:
-        ProblemError: There is no room for it.
+        ProblemError: There is no room for it, or it is too large.
         IntegrityError: A crop was altered.
     """
     exported = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -238,21 +241,15 @@ def write_evidence(
 
         def put(name: str, content: bytes) -> None:
             hashes[name] = hashlib.sha256(content).hexdigest()
-            archive.writestr(
-                zipfile.ZipInfo(name, datetime.datetime.now().timetuple()[:6]), content
-            )
+            archive.writestr(_entry(name), content)
 
         rows = []
         for id_, item in items:
-            content = _content(pictures, item)
             name = None
-            if content is not None:
-                suffix = next(
-                    (s for start, s in _SUFFIXES.items() if content.startswith(start)), ".bin"
-                )
-                name = f"pictures/{id_}{suffix}"
-                put(name, content)
-            facts = ItemOut.of(id_, item, content is not None).model_dump(exclude={"picture"})
+            if (picture := _opened(pictures, item)) is not None:
+                with picture:
+                    name, hashes[name] = _copied(picture, f"pictures/{id_}", archive)
+            facts = ItemOut.of(id_, item, name is not None).model_dump(exclude={"picture"})
             rows.append({**facts, "file": name, "sha256": None if name is None else hashes[name]})
         facts = {
             "exported": exported,
@@ -287,16 +284,41 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, default=str) + "\n").encode("ascii")
 
 
-def _content(pictures: Pictures, item: Item) -> bytes | None:
-    """Return a picture's file, or None if none is kept or it is no picture any more."""
+def _entry(name: str) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo(name, datetime.datetime.now().timetuple()[:6])
+
+
+def _opened(pictures: Pictures, item: Item) -> IO[bytes] | None:
+    """Open a picture's file; None if none is kept or it is no picture any more."""
     file: Path | None = pictures.file(item)
-    if file is None:
-        return None
-    try:
-        made = pictures.jpeg(item, "thumb")  # Refuses what does not decode.
+    try:  # Refuses what does not decode, and any file that is larger than a picture may be.
+        made = None if file is None else pictures.jpeg(item, "thumb")
     except InputError:
         return None
-    if made is None:
+    if file is None or made is None:
         return None
     crop = read_crop(file)  # Again: the picture may have been in memory.
-    return file.read_bytes() if crop is None else crop
+    return file.open("rb") if crop is None else io.BytesIO(crop)
+
+
+def _copied(picture: IO[bytes], stem: str, archive: zipfile.ZipFile) -> tuple[str, str]:
+    """Copy a picture's file into a zip, in pieces; return its name there and its SHA-256.
+
+    Raises:
+        ProblemError: All pictures together have too many bytes.
+    """
+    left = min(picture.seek(0, io.SEEK_END), MOST_FILE_BYTES)
+    picture.seek(0)
+    if sum(one.file_size for one in archive.infolist()) + left > _MOST_EXPORT_BYTES:
+        raise ProblemError(
+            413, f"the export has more than {_MOST_EXPORT_BYTES >> 30} GiB: export fewer pictures"
+        )
+    digest, piece = hashlib.sha256(), picture.read(min(left, PIECE_BYTES))
+    suffix = next((end for start, end in _SUFFIXES.items() if piece.startswith(start)), ".bin")
+    with archive.open(_entry(stem + suffix), "w") as copy:
+        while piece:
+            left -= len(piece)
+            digest.update(piece)
+            copy.write(piece)
+            piece = picture.read(min(left, PIECE_BYTES))
+    return stem + suffix, digest.hexdigest()

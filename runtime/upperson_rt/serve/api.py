@@ -3,8 +3,10 @@
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from io import BytesIO
+from typing import IO, Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
@@ -17,6 +19,7 @@ from upperson_rt.gallery import Item
 from upperson_rt.printable import shortened
 from upperson_rt.serve.accounts import Access, Account
 from upperson_rt.serve.answers import Answer, answer_of, write_evidence
+from upperson_rt.serve.bounds import BoundedRoute, check_json
 from upperson_rt.serve.desk import Desk, Person, span_of
 from upperson_rt.serve.models import (
     CameraOut,
@@ -43,10 +46,10 @@ from upperson_rt.serve.models import (
     UsageOut,
     iso,
 )
-from upperson_rt.serve.pictures import Size
+from upperson_rt.serve.pictures import PIECE_BYTES, Size
 from upperson_rt.serve.problems import MEDIA_TYPE, ProblemError
 from upperson_rt.serve.rendering import server_metrics, templates
-from upperson_rt.serve.search import Search
+from upperson_rt.serve.search import LONGEST_SENTENCE, Search
 
 __all__ = ["PICTURE_HEADERS", "api_routes", "notes_of", "picture_response", "zip_response"]
 
@@ -68,12 +71,14 @@ _PROBLEM: dict[int | str, dict[str, Any]] = {
 
 def api_routes(desk: Desk, access: Access) -> list[APIRouter]:
     """Return the routes of /api/v1 and /v1."""
-    routes = APIRouter(prefix="/api/v1", responses=_PROBLEM)
+    routes = APIRouter(prefix="/api/v1", responses=_PROBLEM, route_class=BoundedRoute)
     _searching(routes, desk, access)
     _looking(routes, desk, access)
     _deleting(routes, desk, access)
     _watching(routes, desk, access)
-    openai = APIRouter(prefix="/v1", responses=_PROBLEM, tags=["embeddings"])
+    openai = APIRouter(
+        prefix="/v1", responses=_PROBLEM, tags=["embeddings"], route_class=BoundedRoute
+    )
     _embedding(openai, desk, access)
     return [routes, openai]
 
@@ -109,7 +114,7 @@ def _searching(routes: APIRouter, desk: Desk, access: Access) -> None:
         picture: Annotated[UploadFile, File(description="BMP, GIF, JPEG, PNG, PPM, TIFF or WebP.")],
         account: Account = viewer,
     ) -> PictureOut:
-        kept = desk.questions.ask_with(picture.file.read())
+        kept = desk.questions.ask_with(picture.file)
         return PictureOut(
             picture=kept.id, sha256=kept.sha256, width=kept.size[0], height=kept.size[1]
         )
@@ -122,13 +127,14 @@ def _searching(routes: APIRouter, desk: Desk, access: Access) -> None:
         ] = "{}",
         account: Account = viewer,
     ) -> SearchOut:
+        check_json(search.encode("utf-8", "surrogatepass"))
         try:
             asked = SearchIn.model_validate_json(search)
         except ValidationError as error:
             raise ProblemError(422, f"search: {error.errors()[0]['msg']}") from error
         if asked.picture is not None:
             raise ProblemError(422, "search: leave 'picture' out, it was sent")
-        kept = desk.questions.ask_with(picture.file.read())
+        kept = desk.questions.ask_with(picture.file)
         return answer(account, asked.model_copy(update={"picture": kept.id}))
 
     @routes.put("/marks", tags=["search"], summary="Keep the marks of a search")
@@ -270,7 +276,7 @@ def _embedding(routes: APIRouter, desk: Desk, access: Access) -> None:
     @routes.post("/embeddings", summary="Embed sentences and pictures")
     def embeddings(asked: EmbeddingsIn, account: Account = viewer) -> EmbeddingsOut:
         inputs = [asked.input] if isinstance(asked.input, str) else asked.input
-        decoded = [_picture_or_sentence(one) for one in inputs]
+        decoded = [_picture_or_sentence(place, one) for place, one in enumerate(inputs)]
         embeds_ND = desk.questions.embed(decoded).astype("<f4")
         sentences = [one for one in decoded if isinstance(one, str)]
         tokens = desk.encoder.tokenizer.count(sentences)
@@ -374,15 +380,37 @@ def _track(desk: Desk, person: Person) -> TrackOut:
     )
 
 
-def _picture_or_sentence(text: str) -> str | bytes:
+def _picture_or_sentence(place: int, text: str) -> str | IO[bytes]:
     if not text.startswith("data:"):
+        if len(text) > LONGEST_SENTENCE:
+            raise ProblemError(
+                422,
+                f"input {place} has {len(text):,} letters, at most {LONGEST_SENTENCE:,} are "
+                "taken: shorten the sentence",
+            )
         return text
-    head, comma, content = text.partition(",")
+    start = text.find(",") + 1
     try:
-        if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+        if not re.fullmatch(r"data:image/[^,]{0,100};base64,", text[: min(start, 200)]):
             raise ValueError
-        return base64.b64decode(content, validate=True)
+        return _decoded(text, start)
     except (binascii.Error, ValueError) as error:
         raise ProblemError(
             422, "a picture must be a data URL such as data:image/jpeg;base64,/9j/..."
         ) from error
+
+
+def _decoded(text: str, start: int) -> IO[bytes]:
+    """Decode base64 in pieces, between which other threads work.
+
+    Raises:
+        ValueError: It is none.
+    """
+    file = BytesIO()
+    for at in range(start, len(text), PIECE_BYTES):
+        piece = base64.b64decode(text[at : at + PIECE_BYTES], validate=True)
+        if len(piece) < PIECE_BYTES // 4 * 3 and at + PIECE_BYTES < len(text):
+            raise ValueError("padding in the middle")
+        file.write(piece)
+    file.seek(0)
+    return file

@@ -17,6 +17,7 @@ from upperson_rt.errors import UppersonError
 from upperson_rt.printable import error_text, get_logger, one_line
 from upperson_rt.serve.accounts import Access
 from upperson_rt.serve.api import api_routes
+from upperson_rt.serve.bounds import LARGE_BODIES
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.guard import Guard, RefusedError
 from upperson_rt.serve.live import Live
@@ -72,7 +73,12 @@ def make_app(
     app.mount("/static", _Static(directory=STATIC))
     _tell_problems(app, access)
     apart = None if onvif is None else PATH
-    return Guard(app, names, lambda scope: access.find(Request(scope)) is not None, apart=apart)
+
+    def sender(scope: Scope) -> str | None:
+        found = access.find(Request(scope))
+        return None if found is None else found.name
+
+    return Guard(app, names, sender, apart=apart, large=LARGE_BODIES)
 
 
 class _Defects:

@@ -14,14 +14,17 @@ import ipaddress
 import json
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import Any, TypeAlias
 
 from upperson_rt.serve.problems import MEDIA_TYPE, ProblemError
-from upperson_rt.serve.turns import Crowd, network_of
+from upperson_rt.serve.turns import CLIENT, Crowd, network_of
 
-__all__ = ["MOST_BODY_BYTES", "Guard", "RefusedError", "is_loopback"]
+__all__ = ["KNOWN", "MOST_BODY_BYTES", "MOST_SMALL_BYTES", "Guard", "RefusedError", "is_loopback"]
+
+KNOWN = "upperson_known"
+"""Of a request's scope: whether it came with a valid token or session."""
 
 _Message: TypeAlias = MutableMapping[str, Any]
 _Receive: TypeAlias = Callable[[], Awaitable[_Message]]
@@ -29,6 +32,9 @@ _Send: TypeAlias = Callable[[_Message], Awaitable[None]]
 _App: TypeAlias = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 MOST_BODY_BYTES = 20 << 20
+"""Of a request with pictures."""
+MOST_SMALL_BYTES = (1 << 20) + (64 << 10)
+"""Of any other request."""
 _MOST_STRANGE_BYTES = 64 << 10
 """Of a body whose sender is nobody: a login is smaller."""
 _BODY_WITHIN_S = 30.0
@@ -37,6 +43,13 @@ _MOST_DRAINED_BYTES = 128 << 20
 """Read and thrown away of what is too large: a browser shows an answer only after it has sent."""
 _MOST_REQUESTS = 64
 """At a time, of those who are known; and as many of those who are not."""
+_MOST_EACH = 32
+"""Of these, requests of one account."""
+_MOST_RUNNING = 4
+"""Requests of one account at a time, until an answer begins; its further ones wait. Fewer than the
+threads of the server and than the places at the encoder, so that others find some free."""
+_MOST_LARGE = 3
+"""Bodies above `MOST_SMALL_BYTES` at a time, one of each account; others wait unread."""
 _ALWAYS = {"/api/v1/health", "/api/v1/ready"}
 """Answered however many requests there are: who watches the server asks there."""
 _SAFE = {"GET", "HEAD", "OPTIONS"}
@@ -75,9 +88,10 @@ class Guard:
         self,
         app: _App,
         names: Iterable[str] = (),
-        knows: Callable[[_Message], bool] = lambda scope: True,
+        sender: Callable[[_Message], str | None] = lambda scope: "",
         body_within_s: tuple[float, float] = (_BODY_WITHIN_S, _STRANGE_BODY_WITHIN_S),
         apart: str | None = None,
+        large: Collection[str] | None = None,
     ) -> None:
         """Guard an application.
 
@@ -85,14 +99,19 @@ class Guard:
             app: Of ASGI.
             names: By which this server is called, besides its addresses, ``localhost`` and its own
                 host name.
-            knows: Tells from a request's scope whether somebody sends it who may send much.
+            sender: Returns from a request's scope the name of the account that sends it, None for
+                a client without a valid token or session.
             body_within_s: A whole body must be there after so long, of those who are known, and
                 of others.
             apart: Below this path the application itself tells who sends, as it reads: requests
                 may be large, and have places of their own, where strangers give way as above.
+            large: Paths that take bodies above `MOST_SMALL_BYTES`; by default all do.
         """
         self._app = app
-        self._knows = knows
+        self._sender = sender
+        self._large = large
+        self._large_bodies = asyncio.Semaphore(_MOST_LARGE)
+        self._shares: dict[str, _Share] = {}
         self._body_within_s = body_within_s
         own = socket.gethostname().lower()
         self._names = {"localhost", own, own.partition(".")[0], *(n.lower() for n in names)}
@@ -110,14 +129,21 @@ class Guard:
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
         is_apart = self._apart is not None and scope["path"].startswith(f"{self._apart}/")
-        known = is_apart or self._knows(scope)
-        body = _Body(receive, known, self._body_within_s[0 if known else 1])
-        problem = self._problem(scope, headers, known)
+        sender = None if is_apart else self._sender(scope)
+        known = is_apart or sender is not None
+        scope[KNOWN] = sender is not None
+        network = network_of((scope.get("client") or ("",))[0])
+        CLIENT.set(f"network {network}" if sender is None else f"account {sender}")
+        most_bytes = self._most_bytes(scope["path"], known, is_apart)
+        body = _Body(receive, known, self._body_within_s[0 if known else 1], most_bytes)
+        problem = self._problem(scope, headers, body)
         if scope["path"] in _ALWAYS:
             await self._limited(scope, body, send, problem)
             return
         crowd = self._others if is_apart else self._known if known else self._strangers
-        place = crowd.enter(network_of((scope.get("client") or ("",))[0]), body.give_way)
+        share = None if sender is None else self._shares.setdefault(sender, _Share())
+        is_full = share is not None and share.there >= _MOST_EACH
+        place = None if is_full else crowd.enter(network, body.give_way)
         if place is None:
             self.refused += 1
             await _answer(_busy(), send)
@@ -126,12 +152,43 @@ class Guard:
         if (known and not is_apart) or not _has_body(headers):
             body.settled()
         try:
-            await self._limited(scope, body, send, problem)
+            if share is None or sender is None:
+                await self._limited(scope, body, send, problem)
+            else:
+                await self._shared(scope, body, send, problem, sender)
         finally:
             crowd.leave(place)
 
+    async def _shared(
+        self,
+        scope: _Message,
+        body: "_Body",
+        send: _Send,
+        problem: ProblemError | None,
+        sender: str,
+    ) -> None:
+        """Answer a request of an account when its share allows."""
+        share = self._shares[sender]
+        share.there += 1
+        try:
+            async with AsyncExitStack() as stack:
+                await share.running.acquire()
+                running = stack.enter_context(ExitStack())
+                running.callback(share.running.release)
+
+                async def starting(message: _Message) -> None:
+                    running.close()
+                    await send(message)
+
+                body.places = stack, (share.large, self._large_bodies)
+                await self._limited(scope, body, starting, problem)
+        finally:
+            share.there -= 1
+            if not share.there:
+                self._shares.pop(sender, None)
+
     def _problem(
-        self, scope: _Message, headers: dict[str, str], known: bool
+        self, scope: _Message, headers: dict[str, str], body: "_Body"
     ) -> ProblemError | None:
         host = headers.get("host", "")
         if not self._is_known(host):
@@ -150,9 +207,15 @@ class Guard:
         if site not in ("same-origin", "none") and not follows_link:
             return ProblemError(403, f"a page of another site sent this; only {own} may")
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or len(length) > 19 or int(length) > _most_bytes(known):
-            return _too_large(known)
+        if not length.isdecimal() or len(length) > 19 or int(length) > body.most_bytes:
+            return body.too_large()
         return None
+
+    def _most_bytes(self, path: str, known: bool, is_apart: bool) -> int:
+        if not known:
+            return _MOST_STRANGE_BYTES
+        is_large = is_apart or self._large is None or path in self._large
+        return MOST_BODY_BYTES if is_large else MOST_SMALL_BYTES
 
     def _is_known(self, host: str) -> bool:
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
@@ -200,11 +263,23 @@ class Guard:
             await _answer(problem, send)
 
 
+class _Share:
+    """What the requests of one account have of the server."""
+
+    def __init__(self) -> None:
+        self.there = 0
+        self.running = asyncio.Semaphore(_MOST_RUNNING)
+        self.large = asyncio.Semaphore(1)
+
+
 class _Body:
     """A body as it comes: in time, not too large, and as long as nobody else needs its place."""
 
-    def __init__(self, receive: _Receive, known: bool, within_s: float) -> None:
+    def __init__(self, receive: _Receive, known: bool, within_s: float, most_bytes: int) -> None:
         self.receive = receive
+        self.most_bytes = most_bytes
+        self.places: tuple[AsyncExitStack, Iterable[asyncio.Semaphore]] | None = None
+        """Taken by a large body, and left with the stack."""
         self.problem: ProblemError | None = None
         """Why it is not read to its end."""
         self.settled: Callable[[], None] = lambda: None
@@ -212,7 +287,7 @@ class _Body:
         self._known = known
         self._within_s = within_s
         self._until = time.monotonic() + within_s
-        self._left = _most_bytes(known)
+        self._left = most_bytes
         self._ended = False
         self._gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -235,9 +310,29 @@ class _Body:
             raise RefusedError
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            self.problem = _too_large(self._known)
+            self.problem = self.too_large()
             raise RefusedError
+        if self.places is not None and self.most_bytes - self._left > MOST_SMALL_BYTES:
+            stack, places = self.places
+            self.places = None
+            await self._take(stack, places)
         return message
+
+    async def _take(self, stack: AsyncExitStack, places: Iterable[asyncio.Semaphore]) -> None:
+        """Take the places of a large body; what comes meanwhile stays unread.
+
+        Raises:
+            RefusedError: There were none for long.
+        """
+        began = time.monotonic()
+        for place in places:
+            try:
+                await asyncio.wait_for(place.acquire(), began + self._within_s - time.monotonic())
+            except asyncio.TimeoutError as error:
+                self.problem = _busy()
+                raise RefusedError from error
+            stack.callback(place.release)
+        self._until += time.monotonic() - began
 
     async def drain(self) -> None:
         """Read what is left and throw it away: a browser shows an answer only after it has sent."""
@@ -267,6 +362,23 @@ class _Body:
             self.settled()
         return message
 
+    def too_large(self) -> ProblemError:
+        """Return the problem of a body beyond its bound."""
+        if not self._known:
+            return ProblemError(
+                401,
+                f"log in, or send a token, to send more than {_MOST_STRANGE_BYTES >> 10} KiB:  "
+                "Authorization: Bearer TOKEN",
+                {"WWW-Authenticate": "Bearer", "Connection": "close"},
+            )
+        is_large = self.most_bytes == MOST_BODY_BYTES
+        return ProblemError(
+            413,
+            f"what was sent is larger than {self.most_bytes >> 20} MiB: send "
+            f"{'a smaller picture' if is_large else 'less at a time'}",
+            {"Connection": "close"},
+        )
+
     def _not_waited_for(self) -> ProblemError:
         why = f"what was sent did not come to its end within {self._within_s:g} s"
         if self._gone.done():
@@ -278,25 +390,6 @@ class _Body:
 
 def _has_body(headers: dict[str, str]) -> bool:
     return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-
-
-def _most_bytes(known: bool) -> int:
-    return MOST_BODY_BYTES if known else _MOST_STRANGE_BYTES
-
-
-def _too_large(known: bool) -> ProblemError:
-    if not known:
-        return ProblemError(
-            401,
-            f"log in, or send a token, to send more than {_MOST_STRANGE_BYTES >> 10} KiB:  "
-            "Authorization: Bearer TOKEN",
-            {"WWW-Authenticate": "Bearer", "Connection": "close"},
-        )
-    return ProblemError(
-        413,
-        f"what was sent is larger than {MOST_BODY_BYTES >> 20} MiB: send a smaller picture",
-        {"Connection": "close"},
-    )
 
 
 def _busy() -> ProblemError:

@@ -14,6 +14,7 @@ from upperson_rt.printable import count_of
 from upperson_rt.serve.accounts import COOKIE, Access, Account
 from upperson_rt.serve.answers import answer_of, best_of, match_of
 from upperson_rt.serve.api import PICTURE_HEADERS, notes_of, picture_response, zip_response
+from upperson_rt.serve.bounds import BoundedRoute
 from upperson_rt.serve.desk import Desk, span_of
 from upperson_rt.serve.pictures import Size
 from upperson_rt.serve.problems import ProblemError
@@ -34,7 +35,9 @@ _NO_MORE = {"command": None, "last": None, "also": None}
 
 def page_routes(desk: Desk, access: Access) -> APIRouter:
     """Return the routes of the pages."""
-    routes = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+    routes = APIRouter(
+        include_in_schema=False, default_response_class=HTMLResponse, route_class=BoundedRoute
+    )
     _search_pages(routes, desk, access)
     _person_pages(routes, desk, access)
     _delete_pages(routes, desk, access)
@@ -86,10 +89,9 @@ def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
         account: Account = viewer,
     ) -> Response:
         search = _read(address)
-        content = picture.file.read()
-        if not content:
+        if not picture.size:
             raise UsageError("no picture was chosen: choose a file first")
-        kept = desk.questions.ask_with(content)
+        kept = desk.questions.ask_with(picture.file)
         return _see(f"/?{search.address(picture=kept.id, like=None, marks=())}")
 
     @routes.get("/asked/{id}")

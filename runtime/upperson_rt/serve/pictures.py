@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from upperson_rt.gallery import Item
 from upperson_rt.gallery.crops import picture_file, use_picture
 from upperson_rt.preprocess import use_image
 
-__all__ = ["Pictures", "Size", "Upload", "as_jpeg", "read_upload"]
+__all__ = ["PIECE_BYTES", "Pictures", "Size", "Upload", "as_jpeg", "read_upload"]
 
 Size: TypeAlias = Literal["thumb", "view", "frame"]
 """``thumb`` for a card, ``view`` for a page of its own, ``frame`` for what it was cut from."""
@@ -35,6 +35,8 @@ _BOUNDS: dict[Size, tuple[int, int]] = {
     "frame": (1600, 1200),
 }
 _CACHE_BYTES = 64 << 20
+PIECE_BYTES = 1 << 20
+"""Of a file, read and written at a time."""
 _QUALITY = 85
 
 
@@ -60,8 +62,8 @@ def as_jpeg(pixels: NDArray[np.uint8], size: Size) -> tuple[bytes, tuple[int, in
     return buffer.getvalue(), whole
 
 
-def read_upload(content: bytes) -> Upload:
-    """Decode a picture that was sent.
+def read_upload(content: BinaryIO) -> Upload:
+    """Decode a picture that was sent, from a file that is read in pieces.
 
     Raises:
         InputError: It is none, is damaged, or too large to decode.
@@ -72,15 +74,19 @@ def read_upload(content: bytes) -> Upload:
         image.thumbnail(_BOUNDS["view"])
         return np.asarray(image).copy()
 
+    digest = hashlib.sha256()
     with tempfile.TemporaryDirectory(prefix="upperson-") as folder:
         file = Path(folder, "picture")
-        file.write_bytes(content)
+        with file.open("wb") as written:
+            while piece := content.read(PIECE_BYTES):
+                digest.update(piece)
+                written.write(piece)
         try:
             pixels = use_image(file, small)
         except InputError as error:
             raise InputError(str(error).replace(f"image {file}", "the picture")) from error
     size = pixels.shape[1], pixels.shape[0]
-    return Upload(pixels, hashlib.sha256(content).hexdigest(), size)
+    return Upload(pixels, digest.hexdigest(), size)
 
 
 class Pictures:

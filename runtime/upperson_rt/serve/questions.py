@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from upperson_rt.serve.problems import ProblemError
 from upperson_rt.serve.scale import ORDINARY, Vocabulary
 from upperson_rt.serve.search import Search
 from upperson_rt.serve.turns import Turns
+from upperson_rt.towers import batch_slices
 
 __all__ = [
     "Question",
@@ -87,6 +89,11 @@ def _of_unit_length(vector_D: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 _KEPT_SENTENCES = 2000
+_SENTENCES_AT_ONCE = 4
+"""Of one request, before another client has its turn."""
+_MOST_DECODING = 4
+"""Pictures that wait to be decoded. With those that wait for the encoder they are fewer than the
+threads of the server, so that it shows pictures meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +137,8 @@ class Questions:
             memory: Keeps the pictures that somebody asks with.
         """
         self.turns = Turns()
+        self.decoding = Turns(waiting=_MOST_DECODING)
+        """Pictures are decoded beside the encoder, and do not hold it."""
         self._encoder = encoder
         self._memory = memory
         self._evidence = Evidence(encoder.encode_texts)
@@ -211,15 +220,19 @@ class Questions:
         with self.turns.turn():
             return score - float(self._evidence.against(question.denied, vector_D[None])[0])
 
-    def ask_with(self, content: bytes) -> AskedPicture:
+    def ask_with(self, content: BinaryIO) -> AskedPicture:
         """Embed a picture that was sent, and keep it to ask with.
+
+        Args:
+            content: Its file, read in pieces.
 
         Raises:
             InputError: It is no picture.
             BusyError: Too many wait for the encoder.
         """
-        with self.turns.turn():
+        with self.decoding.turn():
             upload = read_upload(content)
+        with self.turns.turn():
             vector_D = self._encoder.encode_images([upload.pixels])[0]
         jpeg, size = as_jpeg(upload.pixels, "thumb")
         picture = AskedPicture(
@@ -241,7 +254,7 @@ class Questions:
             )
         return picture
 
-    def embed(self, inputs: Sequence[str | bytes]) -> NDArray[np.float32]:
+    def embed(self, inputs: Sequence[str | BinaryIO]) -> NDArray[np.float32]:
         """Return (N, D) embeddings of sentences and files of pictures, mixed.
 
         Raises:
@@ -251,15 +264,17 @@ class Questions:
         embeds_ND = np.empty((len(inputs), self._encoder.embed_dim), np.float32)
         texts = [place for place, one in enumerate(inputs) if isinstance(one, str)]
         with self.turns.turn():
-            pictures = {
-                place: read_upload(one).pixels
-                for place, one in enumerate(inputs)
-                if isinstance(one, bytes)
-            }
-            if texts:
-                embeds_ND[texts] = self._encoder.encode_texts([str(inputs[n]) for n in texts])
-            if pictures:
-                embeds_ND[[*pictures]] = self._encoder.encode_images([*pictures.values()])
+            for rows in batch_slices(len(texts), _SENTENCES_AT_ONCE):
+                part = texts[rows]
+                embeds_ND[part] = self._encoder.encode_texts([str(inputs[n]) for n in part])
+                self.turns.pause()
+        for place, one in enumerate(inputs):
+            if isinstance(one, str):
+                continue
+            with self.decoding.turn():
+                pixels = read_upload(one).pixels
+            with self.turns.turn():
+                embeds_ND[place] = self._encoder.encode_images([pixels])[0]
         return embeds_ND
 
     def ordinary(self) -> NDArray[np.float32]:

@@ -1,6 +1,5 @@
 """The server process: opens everything, listens, and ends without losing anything."""
 
-import asyncio
 import errno
 import logging
 import os
@@ -8,43 +7,29 @@ import socket
 import ssl
 import stat
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import uvicorn
 from anyio import to_thread
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from upperson_rt.errors import InputError
 from upperson_rt.machine import keep_little
-from upperson_rt.printable import get_logger
 from upperson_rt.serve.accounts import Access
 from upperson_rt.serve.app import make_app
+from upperson_rt.serve.connections import Connection, Loop, log_seldom
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.live import Live
 from upperson_rt.serve.onvif.routes import OnvifRoutes
-from upperson_rt.serve.turns import Crowd, network_of
 
 __all__ = [
-    "Connection",
-    "Loop",
     "Server",
     "listening",
     "tls_context",
 ]
 
-# --- Connections: what TLS they speak, and for how long one that asks nothing is waited for
-#
-# `guard` sees requests. Whoever opens connections and sends none, or half of one, would hold the
-# files that this process may have open, until nobody else gets in.
+# --- TLS
 
-_MOST_IDLE = 256
-_REQUEST_WITHIN_S = 15.0
-"""The head of a request must be there after so long; uvicorn waits for ever."""
-_HANDSHAKE_WITHIN_S = 10.0
 _CIPHERS = "@SECLEVEL=2:ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2; those of 1.3 are of this kind: what was read today stays secret if the private key is
 lost later."""
@@ -55,66 +40,6 @@ _REFUSED = {
     "MD_TOO_WEAK": "the certificate is signed by a hash that is broken; take SHA-256",
 }
 """What OpenSSL says, and what it means."""
-
-
-class Connection(H11Protocol):
-    """One connection."""
-
-    request_within_s = _REQUEST_WITHIN_S
-    _idle: ClassVar[WeakKeyDictionary[ServerState, Crowd]] = WeakKeyDictionary()
-    """Of each server the connections that ask nothing now."""
-    _timer: asyncio.TimerHandle | None = None
-    _place: object | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to wait for a request."""
-        super().connection_made(transport)  # type: ignore[arg-type]
-        self._wait(self.transport.abort)
-
-    def data_received(self, data: bytes) -> None:
-        """Take what comes."""
-        super().data_received(data)
-        self._look()
-
-    def on_response_complete(self) -> None:
-        """Begin to wait for the next request, which may be there already."""
-        self._wait(self.timeout_keep_alive_handler)
-        super().on_response_complete()
-        self._look()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def _wait(self, leave: Callable[[], None]) -> None:
-        self._stop_waiting()
-        crowd = self._idle.setdefault(self.server_state, Crowd(_MOST_IDLE))
-        self._place = crowd.enter(network_of(self.client[0] if self.client else ""), leave)
-        self._timer = self.loop.call_later(self.request_within_s, self.transport.abort)
-
-    def _look(self) -> None:
-        """Wait no longer if a request is being answered; who sends it is the guard's business."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_waiting()
-
-    def _stop_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._place is not None:
-            self._idle[self.server_state].leave(self._place)
-            self._place = None
-
-
-class Loop(asyncio.SelectorEventLoop):
-    """An event loop that does not wait for a handshake of TLS as long as asyncio does, a minute."""
-
-    async def create_server(self, *args: Any, **more: Any) -> asyncio.base_events.Server:
-        """Return a server, see asyncio."""
-        if more.get("ssl") is not None:
-            more["ssl_handshake_timeout"] = _HANDSHAKE_WITHIN_S
-        return await super().create_server(*args, **more)
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -226,7 +151,7 @@ class Server:
         """
         self._place = place
         self._live = live or Live(())
-        get_logger("uvicorn.error")
+        log_seldom("uvicorn.error")
         config = uvicorn.Config(
             make_app(desk, access, names, self._live, onvif),
             log_config=None,

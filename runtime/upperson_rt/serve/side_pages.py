@@ -16,6 +16,7 @@ from upperson_rt.gallery import Item
 from upperson_rt.log_chain import SOON_BYTES, verify_log
 from upperson_rt.printable import local_time, shown
 from upperson_rt.serve.accounts import Access, Account
+from upperson_rt.serve.bounds import BoundedRoute
 from upperson_rt.serve.desk import Desk
 from upperson_rt.serve.live import Live
 from upperson_rt.serve.problems import ProblemError
@@ -34,7 +35,9 @@ _TAIL_BYTES = 256 << 10
 
 def side_routes(desk: Desk, access: Access, live: Live) -> APIRouter:
     """Return the routes of these pages."""
-    routes = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+    routes = APIRouter(
+        include_in_schema=False, default_response_class=HTMLResponse, route_class=BoundedRoute
+    )
     _live_pages(routes, desk, access, live)
     _record_pages(routes, desk, access)
     viewer = access.needs("viewer")

@@ -1,22 +1,28 @@
-"""Turns at the encoder: a few at a time, a few more wait, and who comes then is told to come back.
+"""Request queues: a few requests run, a few more wait, and any further one is refused.
 
 Without a bound every waiting request would hold a thread and its picture, and answers would come
-when nobody waits for them any more.
+when no client waits for them any more. Clients take turns, so that one with many requests, or a
+long one that pauses between its parts, delays another client by a part or two.
 """
 
 import ipaddress
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 __all__ = [
+    "CLIENT",
     "BusyError",
     "Crowd",
     "Turns",
     "network_of",
 ]
+
+CLIENT: ContextVar[str] = ContextVar("CLIENT", default="")
+"""Whose request this thread or task works on."""
 
 _USUAL_S = 0.1
 """What a turn takes until one has been measured."""
@@ -31,13 +37,13 @@ class BusyError(Exception):
 
 
 class Turns:
-    """A bounded queue: who comes first is first. Safe to use from several threads."""
+    """A bounded queue, round robin over clients. Safe to use from several threads."""
 
     def __init__(self, running: int = 1, waiting: int = 8) -> None:
         """Let so many run at a time, and so many wait."""
         self._free = running
-        self._queue: deque[threading.Event] = deque()
-        """Those who wait, each for its event; a semaphore would let others pass them."""
+        self._queue: OrderedDict[str, deque[threading.Event]] = OrderedDict()
+        """The requests that wait, each for its event, by client; the next client comes first."""
         self._lock = threading.Lock()
         self._most = running + waiting
         self._there = 0
@@ -66,12 +72,7 @@ class Turns:
                 self.refused += 1
                 raise BusyError(max(1, round(self._there * self._usual_s)))
             self._there += 1
-            own = threading.Event()
-            if self._free:
-                self._free -= 1
-                own.set()
-            else:
-                self._queue.append(own)
+            own = self._queued()
         own.wait()
         began = time.monotonic()
         try:
@@ -83,10 +84,39 @@ class Turns:
                 self.taken += 1
                 self.busy_s += took
                 self._usual_s += (took - self._usual_s) / 8
-                if self._queue:
-                    self._queue.popleft().set()  # The turn goes on; it is never free between.
-                else:
-                    self._free += 1
+                self._free += 1
+                self._go_on()
+
+    def pause(self) -> None:
+        """Let the requests of other clients pass between two parts of a turn."""
+        with self._lock:
+            client = CLIENT.get()
+            if not self._queue.keys() - {client}:
+                return
+            if client in self._queue:
+                self._queue.move_to_end(client)
+            self._free += 1
+            own = self._queued()
+        began = time.monotonic()
+        own.wait()
+        with self._lock:
+            self.busy_s -= time.monotonic() - began
+
+    def _queued(self) -> threading.Event:
+        """Return what is set when the turn has come."""
+        own = threading.Event()
+        self._queue.setdefault(CLIENT.get(), deque()).append(own)
+        self._go_on()
+        return own
+
+    def _go_on(self) -> None:
+        """Give free turns to those who wait: to one of each client, then to the next of each."""
+        while self._free and self._queue:
+            client, waiting = self._queue.popitem(last=False)
+            waiting.popleft().set()
+            self._free -= 1
+            if waiting:
+                self._queue[client] = waiting
 
 
 # --- Those who are waited for without being known: a bounded number, and room for whoever comes

@@ -100,7 +100,7 @@ def test_unreadable_files_are_named(tmp_path):
 @pytest.fixture
 def small_limit(monkeypatch):
     """As much memory as 1,000 pixels take."""
-    monkeypatch.setattr(image_file, "MOST_BYTES", 8_200)
+    monkeypatch.setattr(image_file._BUDGET, "each", 8_200)
 
 
 def save_left_red(path, size, **options):

@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import islice
 from xml.etree.ElementTree import Element
 
@@ -108,7 +109,7 @@ class Recordings:
         content = given.maybe("TargetImageData", picture)
         place = given.maybe("TargetImageURI", text)
         if content:
-            kept = await run_in_threadpool(self._desk.questions.ask_with, content)
+            kept = await run_in_threadpool(self._desk.questions.ask_with, BytesIO(content))
             return await self._begin(call, given, Search(picture=kept.id))
         if not place:
             raise invalid("TargetImageData or TargetImageURI must be given")

@@ -1,11 +1,14 @@
 """A server at a real socket: connections that ask nothing, and TLS with a certificate made here."""
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
 import threading
+import time
 from contextlib import ExitStack, closing, contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -13,8 +16,10 @@ import pytest
 
 from tests.helpers.certificate import written
 from upperson_rt.errors import InputError
+from upperson_rt.serve import connections
 from upperson_rt.serve.accounts import COOKIE, Access, Account, Accounts
-from upperson_rt.serve.server import Connection, Server, listening, tls_context
+from upperson_rt.serve.connections import Connection
+from upperson_rt.serve.server import Server, listening, tls_context
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sockets of POSIX")
 
@@ -75,6 +80,104 @@ def test_connections_that_ask_nothing_keep_nobody_out(guarded):
         idle[-1].setblocking(False)
         with pytest.raises(BlockingIOError):
             idle[-1].recv(1)
+
+
+def trusting(certificate):
+    return ssl.create_default_context(cafile=certificate)
+
+
+def test_handshakes_that_never_come_keep_no_client_out(guarded, tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "_HANDSHAKE_WITHIN_S", 120.0)
+    certificate, key = written(tmp_path, bits=None)
+    with (
+        answering(guarded, tls_context(certificate, key)) as (url, place),
+        ExitStack() as stack,
+    ):
+        silent = [stack.enter_context(connected(place)) for _ in range(300)]
+        with httpx.Client(base_url=url, verify=trusting(certificate), timeout=30) as client:
+            answer = client.post(
+                "/login", data={"token": guarded.tokens["operator"]}, headers={"origin": url}
+            )
+            assert answer.status_code == 303
+        assert all(is_closed(one) for one in silent[:44])
+
+
+def test_a_handshake_that_never_comes_is_not_waited_for(guarded, tmp_path, monkeypatch):
+    monkeypatch.setattr(connections, "_HANDSHAKE_WITHIN_S", 0.3)
+    certificate, key = written(tmp_path, bits=None)
+    with answering(guarded, tls_context(certificate, key)) as (url, place):
+        with connected(place) as silent:
+            silent.settimeout(5)  # asyncio's own deadline is a minute.
+            assert is_closed(silent)
+        assert httpx.get(f"{url}/login", verify=trusting(certificate)).status_code == 200
+
+
+def test_an_idle_connection_of_an_account_outlasts_those_without_a_request(guarded):
+    headers = {"authorization": f"Bearer {guarded.tokens['viewer']}"}
+    with (
+        answering(guarded) as (_, place),
+        ExitStack() as stack,
+        closing(HTTPConnection(*place, timeout=30)) as account,
+    ):
+        for crowd in (300, 0):
+            account.request("GET", "/api/v1/cameras", headers=headers)
+            answer = account.getresponse()
+            assert (answer.status, answer.read()[:1]) == (200, b"[")
+            silent = [stack.enter_context(connected(place)) for _ in range(crowd)]
+            assert all(is_closed(one) for one in silent[:44])
+
+
+class Full(socket.socket):
+    """A socket that listens, in a process without descriptors for a while."""
+
+    asked, is_full = 0, True
+
+    def accept(self):
+        type(self).asked += 1
+        if self.is_full:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+def test_accepting_pauses_while_there_is_no_descriptor(guarded, caplog, monkeypatch):
+    monkeypatch.setattr(connections, "_PAUSE_S", 0.2)
+    monkeypatch.setattr(connections._SELDOM, "_last", {})
+    monkeypatch.setattr(Full, "asked", 0)
+    access = Access(Accounts(guarded.token_file), Account(name="desk", role="admin"))
+    with listening("127.0.0.1", 0) as place, caplog.at_level("WARNING"):
+        full = Full(fileno=os.dup(place.fileno()))
+        server = Server(guarded.desk, access, full)
+        server.start()
+        try:
+            with connected(place.getsockname()) as early:
+                early.sendall(b"GET /api/v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                while Full.asked < 3:
+                    time.sleep(0.01)
+                full.is_full = False
+                assert early.recv(12) == b"HTTP/1.1 200"
+        finally:
+            server.end()
+            full.close()
+    assert Full.asked < 20
+    lines = [record.getMessage() for record in caplog.records]
+    assert [("Too many open files" in line) for line in lines] == [True]
+    assert "\n" not in lines[0]
+
+
+def test_a_message_comes_seldom_with_the_number_of_those_left_out(caplog, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(connections.time, "monotonic", lambda: now[0])
+    logger = connections.log_seldom("tests.seldom")
+    with caplog.at_level("WARNING"):
+        for passed in (0.0, 1.0, 2.0, 11.0):
+            now[0] = passed
+            logger.warning("bad request of %s", f"client {passed}")
+            logger.warning("other %g", passed) if passed == 1 else None
+    assert [record.getMessage() for record in caplog.records] == [
+        "bad request of client 0.0",
+        "other 1",
+        "bad request of client 11.0 (2 more of these since the last line)",
+    ]
 
 
 def test_many_who_ask_at_once_do_not_each_get_a_thread(guarded):

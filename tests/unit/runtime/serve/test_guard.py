@@ -112,7 +112,7 @@ def test_what_fails_gives_its_place_back(known):
     async def broken(scope, receive, send):
         raise RuntimeError("broken")
 
-    guard = Guard(broken, knows=lambda scope: known)
+    guard = Guard(broken, sender=lambda scope: "anna" if known else None)
 
     async def ask_often():
         for _ in range(100):

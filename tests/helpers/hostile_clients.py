@@ -1,0 +1,428 @@
+"""Clients that want to take a console down, and what another client notices of them.
+
+    python -m tests.helpers.hostile_clients requests --trials 120 --at-once 50 --seed 1
+    python -m tests.helpers.hostile_clients handshakes --rate 110 --seconds 40
+
+``requests`` sends requests of every kind of `KINDS` with valid tokens, many at once. ``handshakes``
+opens connections to a console with TLS, and sends nothing. Both run a console over a toy bundle
+in a process of its own, and print memory, descriptors, bytes of its log, and how long the searches
+of another client took before and meanwhile.
+"""
+
+import argparse
+import base64
+import binascii
+import io
+import json
+import multiprocessing
+import os
+import random
+import resource
+import socket
+import ssl
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from tests.helpers.certificate import written
+from tests.helpers.served import Served, served
+from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_rt.bundle import open_encoder
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.serve.accounts import add_token
+
+MIB = 1 << 20
+HOSTILE = 3
+"""Viewers that are."""
+_JSON = {"content-type": "application/json"}
+_FORM = {"content-type": "application/x-www-form-urlencoded"}
+
+
+class Sent(NamedTuple):
+    """A request."""
+
+    path: str
+    headers: dict[str, str] = {}  # noqa: RUF012 - Nobody changes it.
+    body: bytes = b""
+    method: str = "POST"
+    pause_s: float = 0.0
+    """In the middle of the body."""
+
+
+# --- Kinds of requests
+
+
+def png_chunk(kind: bytes, content: bytes = b"") -> bytes:
+    """Return a chunk of a PNG file."""
+    check = binascii.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+
+def png_of_chunks(count: int) -> bytes:
+    """Return a PNG of 8 x 8 pixels with so many empty chunks before its pixels."""
+    rows = b"".join(b"\0" + bytes(24) for _ in range(8))
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            png_chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)),
+            png_chunk(b"teSt") * count,
+            png_chunk(b"IDAT", zlib.compress(rows)),
+            png_chunk(b"IEND"),
+        )
+    )
+
+
+def jpeg_of_segments(segment: bytes, count: int) -> bytes:
+    """Return a JPEG with so many segments, or other bytes, behind its first two bytes."""
+    plain = _encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")
+    return plain[:2] + segment * count + plain[2:]
+
+
+def gif_of_blocks(count: int) -> bytes:
+    """Return a GIF with a comment of so many blocks of one byte."""
+    plain = _encoded(np.zeros((8, 8, 3), np.uint8), "GIF")
+    at = plain.index(b"\x2c")
+    return plain[:at] + b"\x21\xfe" + b"\x01x" * count + b"\0" + plain[at:]
+
+
+def _encoded(pixels: np.ndarray, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def multipart(parts: list[tuple[str, bytes]]) -> tuple[dict[str, str], bytes]:
+    """Return headers and body of a form; each part is what follows ``form-data;``, and content."""
+    body = b"".join(
+        b"--x\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + content + b"\r\n"
+        for head, content in parts
+    )
+    return {"content-type": "multipart/form-data; boundary=x"}, body + b"--x--\r\n"
+
+
+def _upload(content: bytes, path: str = "/api/v1/pictures") -> Sent:
+    return Sent(path, *multipart([('name="picture"; filename="a"', content)]))
+
+
+def _embed(*inputs: str) -> Sent:
+    return Sent("/v1/embeddings", _JSON, json.dumps({"input": inputs}).encode())
+
+
+def _url(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _keys(count: int) -> str:
+    return "{" + ",".join(f'"k{n}":1' for n in range(count)) + "}"
+
+
+def _noise(side: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+
+
+KINDS: dict[str, Callable[[], Sent]] = {
+    "one text of 18 MB": lambda: _embed("red " * (18 * MIB // 4)),
+    "a text of 18 MB of escapes": lambda: Sent(
+        "/v1/embeddings", _JSON, b'{"input": "' + b"\\u0041" * (3 * MIB) + b'"}'
+    ),
+    "a million keys": lambda: Sent("/api/v1/search", _JSON, _keys(1_000_000).encode()),
+    "a million keys in UTF-16": lambda: Sent(
+        "/api/v1/search", _JSON, _keys(700_000).encode("utf-16")
+    ),
+    "a million elements": lambda: _embed(*(["a"] * 1_000_000)),
+    "a nest of a million": lambda: Sent("/api/v1/search", _JSON, b"[" * 1_000_000),
+    "20 MB of digits": lambda: Sent("/api/v1/search", _JSON, b"[" + b"1" * 19 * MIB + b"]"),
+    "64 long sentences": lambda: _embed(*(f"{n} " + "red coat " * 200 for n in range(64))),
+    "64 pictures": lambda: _embed(*([_url(_encoded(_noise(160), "PNG"))] * 64)),
+    "a data URL of 15 MB": lambda: _embed(_url(bytes(14 * MIB))),
+    "a PNG of a million chunks": lambda: _upload(png_of_chunks(1_000_000)),
+    "the same in a data URL": lambda: _embed(_url(png_of_chunks(1_000_000))),
+    "a JPEG of 4 million segments": lambda: _upload(jpeg_of_segments(b"\xff\xe0\0\2", 4_000_000)),
+    "a JPEG of 15 MB of fill bytes": lambda: _upload(jpeg_of_segments(b"\xff", 15 * MIB)),
+    "a GIF of many blocks": lambda: _upload(gif_of_blocks(500_000)),
+    "a PNG of 33 megapixels": lambda: _upload(
+        _encoded(np.zeros((5_700, 5_800, 3), np.uint8), "PNG")
+    ),
+    "a picture of 17 MB": lambda: _upload(_encoded(_noise(2_400), "PNG")),
+    "a form of 900 files": lambda: Sent(
+        "/picture", *multipart([('name="picture"; filename="a"', bytes(20_000))] * 900)
+    ),
+    "a form of 900 fields": lambda: Sent(
+        "/api/v1/search/picture", *multipart([('name="search"', b"x" * 20_000)] * 900)
+    ),
+    "a form with a million keys": lambda: Sent(
+        "/api/v1/search/picture",
+        *multipart(
+            [
+                ('name="picture"; filename="a"', _encoded(_noise(16), "PNG")),
+                ('name="search"', _keys(80_000).encode()),
+            ]
+        ),
+    ),
+    "a million fields": lambda: Sent("/saved", _FORM, b"a&" * 1_000_000),
+    "half a body": lambda: Sent("/v1/embeddings", _JSON, bytes(19 * MIB), pause_s=8.0),
+    "an export of 3 GiB": lambda: Sent("/api/v1/export", _JSON, b'{"ids": ["ID"]}'),
+    "a long address": lambda: Sent("/?q=" + "red+" * 15_000, method="GET"),
+}  # fmt: skip
+
+
+def _status(host: tuple[str, int], request: Sent, token: str) -> str:
+    """Send a request, read the answer to its end, and return its status."""
+    head = [f"{request.method} {request.path} HTTP/1.1", f"Host: {host[0]}:{host[1]}"]
+    headers = {**request.headers, "content-length": str(len(request.body)), "connection": "close"}
+    head += [f"{name}: {value}" for name, value in headers.items()]
+    head += [f"Authorization: Bearer {token}", "", ""]
+    answer = b""
+    try:
+        with socket.create_connection(host, timeout=120) as connection:
+            with suppress(ConnectionError):  # The answer may be there before all is sent.
+                connection.sendall("\r\n".join(head).encode())
+                half = len(request.body) // 2 if request.pause_s else 0
+                connection.sendall(request.body[:half])
+                time.sleep(request.pause_s)
+                connection.sendall(request.body[half:])
+            while block := connection.recv(1 << 16):
+                answer = (answer + block)[:20]
+    except OSError as error:
+        return answer[9:12].decode() or type(error).__name__
+    return answer[9:12].decode() or "closed"
+
+
+# --- The console and another client
+
+
+@contextmanager
+def console(folder: Path, *arguments: object) -> Iterator[tuple[Served, dict[str, str], str]]:
+    """Serve a toy gallery; yield the process, a token for each user, and the id of a huge crop."""
+    encoder = open_encoder(make_toy_bundle(folder / "bundle"), threads=1)
+    files = [
+        draw_person(folder / f"{colour}{n}.png", colour, seed=n)
+        for colour in COLOURS
+        for n in range(200)
+    ]
+    with Gallery.open(
+        folder / "gallery", encoder.fingerprint, encoder.embed_dim, create=True
+    ) as gallery:
+        gallery.crops_dir.mkdir(exist_ok=True)
+        crop = draw_person(gallery.crops_dir / "huge.png", "red", seed=1)
+        os.truncate(crop, 3 << 30)
+        items = [Item(key=file.name, camera="gate", source=str(file)) for file in files]
+        items.append(Item(key="huge", camera="gate", crop="huge.png"))
+        gallery.add(items, encoder.encode_images([*files, files[0]]))
+        (huge,) = gallery.ids(["huge"]).values()
+    tokens = {
+        name: add_token(folder / "tokens.json", name, role, None)
+        for name, role in (
+            *((f"vera{n}", "viewer") for n in range(HOSTILE)),
+            ("olga", "operator"),
+            ("anna", "viewer"),
+        )
+    }
+    with served(
+        folder, "--bundle", "bundle", "--gallery", "gallery", "--threads", 1,
+        "--token-file", "tokens.json", *arguments,
+    ) as running:  # fmt: skip
+        yield running, tokens, str(huge)
+
+
+def _searching(url: str, token: str, verify: str | None, anew: bool, out: Any, end: Any) -> None:
+    """Search until the end; send (when, how long, status) of each."""
+    context = ssl.create_default_context(cafile=verify) if verify else False
+    client, n = httpx.Client(verify=context, timeout=60), 0
+    headers = {"authorization": f"Bearer {token}"}
+    while not end.is_set():
+        n += 1
+        began, status = time.monotonic(), "200"
+        try:
+            sentence = f"man in a {list(COLOURS)[n % 6]} coat and {n}"
+            asked = {"sentence": sentence, "limit": 5}
+            if anew:
+                client = httpx.Client(verify=context, timeout=60)
+            answer = client.post(f"{url}/api/v1/search", json=asked, headers=headers)
+            status = str(answer.status_code)
+        except httpx.HTTPError as error:
+            status = type(error).__name__
+        finally:
+            if anew:
+                client.close()
+        out.send((began, time.monotonic() - began, status))
+        time.sleep(0.02)
+    out.close()
+
+
+class Watcher:
+    """Another client in a process of its own, and the console's process."""
+
+    def __init__(self, running: Served, token: str, verify: Path | None = None, anew: bool = False):
+        spawn = multiprocessing.get_context("spawn")
+        self._end, (self._in, out) = spawn.Event(), spawn.Pipe(False)
+        self.pid = running.process.pid
+        verified = None if verify is None else str(verify)
+        arguments = (running.url, token, verified, anew, out, self._end)
+        self._process = spawn.Process(target=_searching, args=arguments, daemon=True)
+        self._process.start()
+        out.close()
+        self.found: list[tuple[float, float, str]] = []
+        self._thread = threading.Thread(target=self._collect, daemon=True)
+        self._thread.start()
+
+    def _collect(self) -> None:
+        with suppress(EOFError):
+            while True:
+                self.found.append(self._in.recv())
+
+    def since(self, moment: float) -> str:
+        """Return in words how long the searches since a moment took."""
+        times = sorted(took for began, took, status in self.found if began >= moment)
+        statuses = dict(Counter(status for began, _, status in self.found if began >= moment))
+        if not times:
+            return "no search"
+        middle, late = times[len(times) // 2], times[int(len(times) * 0.95)]
+        return (
+            f"{len(times)} searches {statuses}: median {1000 * middle:.0f} ms, "
+            f"p95 {1000 * late:.0f} ms, most {1000 * times[-1]:.0f} ms"
+        )
+
+    def mib(self, key: str = "VmRSS") -> float:
+        """Return the memory of the console's process in MiB."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) / 1024
+        raise KeyError(key)
+
+    def forget_peak(self) -> None:
+        """Let VmHWM begin anew."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def descriptors(self) -> int:
+        """Return how many descriptors the console's process has."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def end(self) -> None:
+        """Search no more."""
+        self._end.set()
+        self._process.join(90)
+        self._thread.join(10)
+
+
+def requests(trials: int, at_once: int, seed: int, only: str, quiet_s: float = 10.0) -> None:
+    """Send hostile requests, and print what they did."""
+    rng = random.Random(seed)
+    names = [name for name in KINDS if only in name]
+    made = {name: KINDS[name]() for name in names}
+    order = [names[n % len(names)] for n in range(trials)]
+    rng.shuffle(order)
+    with tempfile.TemporaryDirectory() as folder, console(Path(folder)) as (running, tokens, huge):
+        host = running.url.removeprefix("http://").partition(":")
+        place = host[0], int(host[2])
+        watcher = Watcher(running, tokens["anna"])
+        time.sleep(3)
+        began = time.monotonic()
+        time.sleep(quiet_s)
+        idle = watcher.mib()
+        print(f"idle {idle:.0f} MiB; {watcher.since(began)}", flush=True)
+        watcher.forget_peak()
+
+        def send(name: str) -> tuple[str, str, float]:
+            request, began = made[name], time.monotonic()
+            if b"ID" in request.body[:20]:
+                request = request._replace(body=request.body.replace(b"ID", huge.encode()))
+            user = "olga" if "export" in name else f"vera{rng.randrange(HOSTILE)}"
+            return name, _status(place, request, tokens[user]), time.monotonic() - began
+
+        began = time.monotonic()
+        with ThreadPoolExecutor(at_once) as pool:
+            done = [*pool.map(send, order)]
+        took = time.monotonic() - began
+        print(f"{trials} requests, {at_once} at once: {took:.0f} s", flush=True)
+        for name in names:
+            statuses = Counter(status for one, status, _ in done if one == name)
+            longest = max(took for one, _, took in done if one == name)
+            print(f"  {name}: {dict(statuses)}, longest {longest:.1f} s")
+        print(f"meanwhile: {watcher.since(began)}")
+        peak = watcher.mib("VmHWM")
+        print(f"most {peak:.0f} MiB, {peak - idle:.0f} above idle")
+        time.sleep(quiet_s)
+        print(
+            f"after {quiet_s:g} s: {watcher.mib() - idle:+.0f} MiB, ended {running.process.poll()}"
+        )
+        watcher.end()
+        print(f"log: {running.output.with_name('serve.out.err').stat().st_size} bytes")
+
+
+def handshakes(rate: float, seconds: float, descriptors: int) -> None:
+    """Open connections with TLS that never shake hands, and print what they did."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        certificate, key = written(folder, bits=None)
+        tls = ("--tls-cert", certificate, "--tls-key", key)
+        with console(folder, *tls) as (running, tokens, _):
+            resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (descriptors,) * 2)
+            kept = Watcher(running, tokens["anna"], certificate)
+            anew = Watcher(running, tokens["anna"], certificate, anew=True)
+            time.sleep(4)
+            began = time.monotonic()
+            time.sleep(5)
+            idle, place = kept.mib(), running.url.removeprefix("https://").partition(":")
+            print(f"idle {idle:.0f} MiB, {kept.descriptors()} descriptors of {descriptors}")
+            print(f"one connection: {kept.since(began)}\nnew ones: {anew.since(began)}", flush=True)
+            began, opened, most, memory = time.monotonic(), [], 0, 0.0
+            while (passed := time.monotonic() - began) < seconds:
+                while len(opened) < passed * rate:
+                    one = socket.socket()
+                    one.setblocking(False)
+                    one.connect_ex((place[0], int(place[2])))
+                    opened.append(one)
+                most, memory = max(most, kept.descriptors()), max(memory, kept.mib())
+                time.sleep(0.01)
+            print(f"{len(opened)} connections in {seconds:g} s: {most} descriptors at most")
+            print(f"one connection: {kept.since(began)}\nnew ones: {anew.since(began)}")
+            for one in opened:
+                one.close()
+            log = running.output.with_name("serve.out.err")
+            content = log.read_bytes()
+            print(f"log {len(content)} bytes, {content.count(b'Traceback')} tracebacks")
+            after = time.monotonic()
+            time.sleep(10)
+            print(f"most {memory - idle:+.0f} MiB, 10 s after the end {kept.mib() - idle:+.0f} MiB")
+            print(f"new ones after the end: {anew.since(after)}; ended {running.process.poll()}")
+            kept.end()
+            anew.end()
+
+
+def main() -> None:
+    """Run one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    of_requests = commands.add_parser("requests")
+    of_requests.add_argument("--trials", type=int, default=120)
+    of_requests.add_argument("--at-once", type=int, default=50)
+    of_requests.add_argument("--seed", type=int, default=1)
+    of_requests.add_argument("--only", default="", help="kinds whose name has this")
+    of_handshakes = commands.add_parser("handshakes")
+    of_handshakes.add_argument("--rate", type=float, default=110)
+    of_handshakes.add_argument("--seconds", type=float, default=40)
+    of_handshakes.add_argument("--descriptors", type=int, default=1024)
+    given = parser.parse_args()
+    with suppress(subprocess.TimeoutExpired):
+        if given.command == "requests":
+            requests(given.trials, given.at_once, given.seed, given.only)
+        else:
+            handshakes(given.rate, given.seconds, given.descriptors)
+
+
+if __name__ == "__main__":
+    main()
