@@ -35,7 +35,20 @@ def test_images_run_as_a_user_of_their_own_and_what_they_run_parses(name):
     assert "--token-file" in command
     for word, rest in found:
         if word == "COPY" and "--from" not in rest:
-            assert (ROOT / rest.split()[0]).is_dir()
+            assert all((ROOT / source).exists() for source in rest.split()[:-1])
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_images_fetch_nothing_without_a_hash(name):
+    """Our own source is built, without fetching anything; all else comes from a lock."""
+    commands = [rest for word, rest in instructions(name) if word == "RUN"]
+    calls = [c for line in commands for c in line.split("&&") if re.search(r"pip3? install", c)]
+    assert len(calls) >= 3
+    for call in calls:
+        own = "./runtime" in call.split() and {"--no-deps", "--no-build-isolation"}
+        assert (own or {"--require-hashes", "-r"}) <= set(call.split()), call
+    (source,) = [rest.split()[:-1] for word, rest in instructions(name) if "edge.txt ./" in rest]
+    assert source == ["deploy/requirements-build.txt", "deploy/requirements-edge.txt"]
 
 
 def test_the_composition_runs_what_parses():
