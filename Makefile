@@ -58,7 +58,7 @@ LOCK = $(TOOLS)/bin/uv pip compile --no-config --quiet --universal --python-vers
 	--no-annotate --custom-compile-command "make lock" $(or $(ARGS),--upgrade)
 
 lock: $(STAMP)  ## Make deploy/requirements-*.txt and docs/licences.md anew, with the newest releases.
-	@$(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet uv
+	@$(BIN)/python -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet uv
 	@printf '%s\n' "torch; python_version < '3'" "torchvision; python_version < '3'" > $(TOOLS)/no-torch.txt
 	sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(LOCK) - -o deploy/requirements-build.txt
 	$(LOCK) --extra all --override $(TOOLS)/no-torch.txt pyproject.toml -o deploy/requirements-all.txt
@@ -66,8 +66,8 @@ lock: $(STAMP)  ## Make deploy/requirements-*.txt and docs/licences.md anew, wit
 	$(BIN)/python -m tests.helpers.licences
 
 sbom: $(STAMP)  ## Install the edge runtime from its lock, and list what it is made of: build/sbom-edge.json (CycloneDX).
-	@$(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet cyclonedx-bom
-	@$(PYTHON) -m venv --clear --without-pip build/edge
+	@$(BIN)/python -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet cyclonedx-bom
+	@$(BIN)/python -m venv --clear --without-pip build/edge
 	$(BIN)/python -m pip --python build/edge/bin/python install --quiet --no-compile --require-hashes -r deploy/requirements-edge.txt
 	$(TOOLS)/bin/cyclonedx-py environment --validate --pyproject runtime/pyproject.toml -o build/sbom-edge.json build/edge
 

@@ -1,7 +1,8 @@
-"""The table of licences in ``docs/licences.md``: ``python -m tests.helpers.licences`` makes it anew.
+"""The table of licences in ``docs/licences.md``.
 
-Licences are what the metadata of each package says. A package that is not installed here (for
-another Python or system) is fetched into a temporary folder, and read there.
+``python -m tests.helpers.licences``, a part of ``make lock``, makes it anew. Licences are what the
+metadata of each package says. A package that is not installed here (for another Python or system)
+is fetched into a temporary folder, and read there.
 """
 
 import subprocess
