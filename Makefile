@@ -4,10 +4,13 @@
 #   make test ARGS="-k gallery"        more arguments for the command that runs
 #   make bench NAME=gallery            one benchmark
 #   make fuzz FUZZ_S=7200              two hours of odd arguments and damaged files
+#   make lock ARGS="--upgrade-package pillow"   one new release in the lock files, the others as they are
 
 PYTHON ?= python3
 ARGS ?=
 NAME ?=
+# What deploy/requirements-edge.txt is for: the extras that the image installs.
+EDGE := camera cpu metrics milvus serve sign
 FUZZ_S ?= 75
 # One more than processors: tests of cameras and servers wait a lot.
 WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
@@ -15,9 +18,10 @@ WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench gpu check format clean
+.PHONY: help demo test fuzz bench gpu check format lock sbom clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +52,24 @@ check: $(STAMP)  ## Lint, format check, strict types, import rules. Changes noth
 format: $(STAMP)  ## Format the code and fix what the linter can fix.
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+# uv resolves for every Python and platform at once. torch stays a range: which build of it fits is the machine's affair.
+LOCK = $(TOOLS)/bin/uv pip compile --no-config --quiet --universal --python-version 3.10 --generate-hashes \
+	--no-annotate --custom-compile-command "make lock" $(or $(ARGS),--upgrade)
+
+lock: $(STAMP)  ## Make deploy/requirements-*.txt and docs/licences.md anew, with the newest releases.
+	@$(BIN)/python -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet uv
+	@printf '%s\n' "torch; python_version < '3'" "torchvision; python_version < '3'" > $(TOOLS)/no-torch.txt
+	sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(LOCK) - -o deploy/requirements-build.txt
+	$(LOCK) --extra all --override $(TOOLS)/no-torch.txt pyproject.toml -o deploy/requirements-all.txt
+	$(LOCK) $(EDGE:%=--extra %) -c deploy/requirements-all.txt runtime/pyproject.toml -o deploy/requirements-edge.txt
+	$(BIN)/python -m tests.helpers.licences
+
+sbom: $(STAMP)  ## Install the edge runtime from its lock, and list what it is made of: build/sbom-edge.json (CycloneDX).
+	@$(BIN)/python -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install --quiet cyclonedx-bom
+	@$(BIN)/python -m venv --clear --without-pip build/edge
+	$(BIN)/python -m pip --python build/edge/bin/python install --quiet --no-compile --require-hashes -r deploy/requirements-edge.txt
+	$(TOOLS)/bin/cyclonedx-py environment --validate --pyproject runtime/pyproject.toml -o build/sbom-edge.json build/edge
 
 clean:  ## Remove .venv, caches and build outputs. Keeps demo/, runs/ and bundles.
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -12,7 +12,7 @@ from tests.packaging.test_docs import complaint
 DEPLOY = ROOT / "deploy"
 DOCKERFILES = ["Dockerfile", "Dockerfile.jetson"]
 INSTRUCTIONS = {
-    "FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "EXPOSE", "HEALTHCHECK",
+    "FROM", "ARG", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "EXPOSE", "HEALTHCHECK",
     "ENTRYPOINT", "CMD",
 }  # fmt: skip
 
@@ -35,7 +35,22 @@ def test_images_run_as_a_user_of_their_own_and_what_they_run_parses(name):
     assert "--token-file" in command
     for word, rest in found:
         if word == "COPY" and "--from" not in rest:
-            assert (ROOT / rest.split()[0]).is_dir()
+            assert all((ROOT / source).exists() for source in rest.split()[:-1])
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_images_fetch_nothing_without_a_hash(name):
+    """Our own source is built and installed without fetching anything; all else is locked."""
+    commands = [rest for word, rest in instructions(name) if word == "RUN"]
+    calls = [
+        c for line in commands for c in line.split("&&") if re.search("pip (install|wheel)", c)
+    ]
+    assert len(calls) >= 3
+    for call in calls:
+        own = {"./runtime": {"--no-deps", "--no-build-isolation"}, "dist/*.whl": {"--no-deps"}}
+        assert own.get(call.split()[-1], {"--require-hashes", "-r"}) <= set(call.split()), call
+    (source,) = [rest.split()[:-1] for word, rest in instructions(name) if "edge.txt ./" in rest]
+    assert source == ["deploy/requirements-build.txt", "deploy/requirements-edge.txt"]
 
 
 def test_the_composition_runs_what_parses():

@@ -14,7 +14,7 @@ from upperson_calibration.ranges import DEFAULT_ESTIMATOR, ESTIMATORS
 
 # The class of click, or of the copy of click that newer Typer releases carry.
 UsageError = typer.BadParameter.__bases__[0]
-TOP = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "runtime/README.md"]
+TOP = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "runtime/README.md"]
 DOCUMENTS = [*TOP, *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("**/*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)|(?:src|href)=\"([^\"]+)\"")

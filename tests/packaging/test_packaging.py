@@ -193,6 +193,8 @@ def test_the_source_distribution_builds_and_tests_itself(sdist_names):
         "LICENSE",
         "Makefile",
         "README.md",
+        "SECURITY.md",
+        "deploy/requirements-edge.txt",
         "pyproject.toml",
         "runtime/README.md",
         "runtime/pyproject.toml",

@@ -1,6 +1,7 @@
 """The slim wheel in a fresh environment, as it arrives on an edge device.
 
-The only test that needs a package index: it installs the wheel with its extra ``cpu``.
+The only test that needs a package index: it installs what ``deploy/requirements-edge.txt`` locks,
+as the image does, and the wheel over it.
 """
 
 import json
@@ -13,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from tests.helpers.command_line import ROOT, run_program
+from tests.helpers.locks import EDGE
 
 SENTENCE = "woman in red coat"
 
@@ -35,7 +37,7 @@ def call(*command, cwd, timeout_s=60):
 
 @pytest.fixture(scope="module")
 def edge(shared_folder) -> Path:
-    """The bin folder of a fresh environment with the slim wheel and its extra ``cpu`` only."""
+    """The bin folder of a fresh environment with the slim wheel and the locked packages only."""
     folder = shared_folder / "edge"
     with FileLock(f"{folder}.lock"):
         if not (folder / "installed").exists():
@@ -57,8 +59,9 @@ def install(folder: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     call(sys.executable, "-m", "venv", folder / "venv", cwd=folder, timeout_s=120)
     python = folder / "venv" / "bin" / "python"
-    quickly = ["--quiet", "--no-compile"]
-    call(python, "-m", "pip", "install", *quickly, f"{wheel}[cpu]", cwd=folder, timeout_s=400)
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-compile"]
+    call(*pip, "--require-hashes", "-r", EDGE, cwd=folder, timeout_s=400)
+    call(*pip, "--no-deps", wheel, cwd=folder)
 
 
 def test_the_environment_holds_no_training_packages(edge, tmp_path):
@@ -67,6 +70,10 @@ def test_the_environment_holds_no_training_packages(edge, tmp_path):
     code = f"from importlib.util import find_spec; print(*filter(find_spec, {absent!r}))"
     assert call(edge / "python", "-c", code, cwd=tmp_path).split() == []
     assert not (edge / "upperson").exists()
+
+
+def test_the_locked_releases_fit_together(edge, tmp_path):
+    call(edge / "python", "-m", "pip", "check", cwd=tmp_path)
 
 
 def test_the_slim_runtime_answers_the_demos_question(edge, demo_folder, tmp_path):
