@@ -240,26 +240,24 @@ def _measure(
 ) -> dict[str, Any]:
     contenders, cosines = agreeing(makers, batches[-1], reference, skipped)
     flop = flop_of(folded, batches[0][""][:1])
-    found = {}
-    for number, forms in enumerate(batches):
-        size, past = len(forms[""]), number * (warmup + rounds)
-        rows = timed_rows(
-            time_in_turns(
-                {
-                    name: partial(contenders[name].run, forms[""])
-                    if name in contenders
-                    else partial(contenders[name.removesuffix(PADDED)].run, forms[PADDED])
-                    for name in cosines
-                },
-                warmup=warmup,
-                rounds=rounds,
-                progress=lambda done, past=past: progress(
-                    past + done, len(batches) * (warmup + rounds)
-                ),
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    for forms in batches:
+        size = len(forms[""])
+        runs = {
+            name + suffix: partial(one.run, rows)
+            for name, one in contenders.items()
+            for suffix, rows in forms.items()
+            if name + suffix in cosines
+        }
+        timings = time_in_turns(
+            runs,
+            warmup=warmup,
+            rounds=rounds,
+            progress=lambda done: progress(
+                len(found) * (warmup + rounds) + done, len(batches) * (warmup + rounds)
             ),
-            reference,
-            size,
         )
+        rows = timed_rows(timings, reference, size)
         for name, row in rows.items():
             row["min_cosine"] = cosines[name]
             if PADDED in forms and name + PADDED in rows:
