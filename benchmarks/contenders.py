@@ -161,8 +161,10 @@ def torch_contenders(
 
 
 def in_float_type(tower: PlainTower, float_type: str, device: str) -> PlainTower:
-    """Return a copy that computes in a float type, its norms included, from the same inputs."""
+    """Return a tower that computes in a float type, its norms included, from the same inputs."""
     dtype = FLOAT_TYPES[float_type]
+    if (float_type, device) == ("fp32", "cpu"):
+        return tower
     copy = deepcopy(tower).to(device, dtype)
     if isinstance(copy, PlainImageTower) and dtype != torch.float32:
         # Pixels become float32 first, as ONNX has it.
