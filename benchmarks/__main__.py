@@ -8,30 +8,16 @@ import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 DOCUMENTED = (
     "training --threads 1",
+    "loader --workers 2",
     "towers --threads 1 --rounds 9",
     "gallery --rows 100000 --threads 1",
     "gallery --rows 999000 --threads 1",
     "gallery --rows 1000000 --threads 1",
-    "startup -b demo/bundle -g demo/gallery --rounds 10",
-    "console -b demo/bundle --rows 100000",
-    "marks -b demo/bundle -g demo/gallery --root demo/people",
-    "asking -b demo/bundle -g demo/gallery --root demo/people",
-    "words -b demo/bundle -g demo/gallery --root demo/people",
-    "kernels -b demo/bundle --root demo/people --count 100",
-    "likelihood -b demo/bundle -g demo/gallery --root demo/people",
-    "losses --seeds 3 --threads 1",
-    "pretraining --seeds 5 --threads 1",
-    "augmentation --seeds 5 --threads 1",
-    "loader --workers 2",
-    "ranking --threads 2",
-    "bases --base MobileCLIP2-B",
-    "tracking --streets 3 --hog",
 )
-"""Name and options of every run whose numbers are in docs/benchmarks.md or on a page it names."""
+"""Name and options of every run whose numbers are in docs/benchmarks.md."""
 
 ON_A_GPU = ("gpu",)
 """Run by name alone, as ``make gpu`` does: without an NVIDIA GPU it ends at once, and its numbers
@@ -66,12 +52,10 @@ def commands(arguments: list[str]) -> list[list[str]]:
 def main() -> None:
     """Run the benchmarks; the exit code is that of the first one that failed."""
     if sys.argv[1:] in (["--help"], ["-h"]):
-        told = f"Names: {', '.join(names())}. NAME --help tells its options."
-        sys.stdout.write(f"{__doc__}\n{told}\n")
+        listed = f"Names: {', '.join(names())}. NAME --help lists the options of one."
+        sys.stdout.write(f"{__doc__}\n{listed}\n")
         return
     wanted, failed = commands(sys.argv[1:]), 0
-    if any("demo/bundle" in line for line in wanted) and not Path("demo/bundle").is_dir():
-        sys.exit("error: the benchmark of starting needs demo/bundle: run  make demo  first")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # It then ends the benchmark as well.
     for name, *options in wanted:
         command = ["-m", f"benchmarks.{name}", *options]

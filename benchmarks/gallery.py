@@ -1,7 +1,5 @@
 """A gallery in a folder against the engines below it, bare faiss and bare SQLite, in turns.
 
-And against one without checksums, which tells what those cost.
-
 Shapes: Q queries, D dimensions.
 """
 
@@ -20,23 +18,31 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from benchmarks.gallery_data import SyntheticPeople, packed_bytes, without_checksums
+from benchmarks.gallery_data import SyntheticPeople
 from benchmarks.gallery_start import gallery_start
-from upperson_rt.backends.measurement import Timing, time_in_turns
+from benchmarks.report import TIMES, Column, conditions, print_report, table, timed_rows
+from upperson_rt.backends.measurement import time_in_turns
 from upperson_rt.bench.processes import call_in_fresh_process
 from upperson_rt.cli.app import Command, new_app, run_app
-from upperson_rt.cli.options import Debug, Json, Threads
-from upperson_rt.cli.output import new_table, print_note, print_result, print_table
+from upperson_rt.cli.options import Debug, Threads
+from upperson_rt.cli.output import print_note
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.machine import describe_machine, machine_lines
+
+INSERTIONS = {
+    "rows/s": Column("rows_per_s", "{:.0f}"),
+    "CPU us/row": Column("cpu_us_per_row", "{:.0f}"),
+    "bare SQLite rows/s": Column("bare_rows_per_s", "{:.0f}"),
+}
+RATIO = {"ratio": Column("ratio", "{:.2f}x")}
+BATCHES = TIMES | RATIO | {"queries/s": Column("items_per_s", "{:.0f}")}
 
 K = 10
 BATCH_ROWS = 256
 BATCH_QUERIES = 32
 _QUERIES = 200
 _SINGLE_ROWS = 300
-_WARMUP = 3
+WARMUP = 3
 
 Rows: TypeAlias = NDArray[np.float32]
 
@@ -61,7 +67,6 @@ def gallery(
             show_default="the system's temporary folder",
         ),
     ] = None,
-    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Time adding to and searching in a gallery of synthetic people, against faiss alone.
@@ -75,20 +80,21 @@ def gallery(
     """
     if not seconds < float("inf"):
         raise UsageError(f"--seconds must be a finite number from 0, found {seconds}")
-    machine = describe_machine("faiss-cpu")
+    result = conditions(
+        "gallery", "faiss-cpu", threads=threads, batch_size=BATCH_QUERIES, warmup=WARMUP
+    )
     if threads is not None:
         _faiss().omp_set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="upperson-bench-", dir=folder) as place:
         measured = measure(SyntheticPeople(rows, dim), Path(place), seconds, print_note)
-    result = {
-        "benchmark": "gallery",
-        "machine": machine,
-        "threads": threads,
-        "seconds": seconds,
-        "k": K,
-        **measured,
-    }
-    print_result(result, as_json, _show)
+    result |= {"seconds": seconds, "k": K, **measured}
+    inserted = {f"{one['rows_per_commit']} rows a commit": one for one in measured["insertions"]}
+    tables = [
+        table("adding", inserted, INSERTIONS),
+        table("one query", measured["single"], TIMES | RATIO),
+        table(f"{BATCH_QUERIES} queries", measured["batch"], BATCHES),
+    ]
+    print_report(result, _facts(result), tables)
 
 
 def measure(
@@ -105,18 +111,16 @@ def measure(
     with Gallery.open(folder / "gallery", "bench", people.dim, create=True) as gallery:
         progress(f"adding {people.rows} pictures")
         insertions = list(_insert(gallery, people, folder / "bare.sqlite"))
-    copy = without_checksums(folder / "gallery", folder / "without")
     queries = people.queries(_QUERIES)
-    # Opened anew, like the copy: the log of a writer is slower to read.
-    with Gallery.open(folder / "gallery") as gallery, Gallery.open(copy) as without:
+    # Opened anew: the log of a writer is slower to read.
+    with Gallery.open(folder / "gallery") as gallery:
         progress("making the index")
         began = time.perf_counter()
         gallery.search(queries[:1], K)  # The first search of all makes the index, and saves it.
         build_s = time.perf_counter() - began
         progress("timing searches")
         name, bare = bare_faiss(gallery)
-        without.search(queries[:1], K)
-        single, batch = _searches(gallery, without, name, bare, queries, seconds)
+        single, batch = _searches(gallery, name, bare, queries, seconds)
         progress("comparing with all stored vectors")
         recall = _recall(gallery, queries)
         info = gallery.info()
@@ -125,23 +129,16 @@ def measure(
     start = call_in_fresh_process(
         gallery_start, str(folder / "gallery"), str(folder / "queries.npy")
     )
-    bytes_with, bytes_without = map(packed_bytes, (folder / "gallery", copy))
-    own = single["gallery"].median_s
     return {
         "rows": info.items,
         "dim": info.embed_dim,
         "index": None if info.index is None else asdict(info.index),
         "size_bytes": info.size_bytes,
-        "database_bytes": bytes_with,
-        "database_without_checksums_bytes": bytes_without,
         "insertions": insertions,
         "build_s": build_s,
         "start": start,
-        "single": {
-            name: timing.as_dict() | {"ratio": timing.median_s / own}
-            for name, timing in single.items()
-        },
-        "batch": {name: timing.as_dict(BATCH_QUERIES) for name, timing in batch.items()},
+        "single": single,
+        "batch": batch,
         "recall_at_10": recall,
     }
 
@@ -173,10 +170,8 @@ def _insert(gallery: Gallery, people: SyntheticPeople, bare_file: Path) -> Itera
                 "rows_per_commit": size,
                 "rows": stop - first,
                 "seconds": wall,
-                "cpu_seconds": cpu,
+                "cpu_us_per_row": 1e6 * cpu / (stop - first),
                 "rows_per_s": (stop - first) / wall,
-                "bare_rows": bare_rows,
-                "bare_seconds": bare_wall,
                 "bare_rows_per_s": bare_rows / bare_wall,
             }
 
@@ -220,14 +215,9 @@ def _faiss() -> Any:
 
 
 def _searches(
-    gallery: Gallery,
-    without: Gallery,
-    name: str,
-    bare: Callable[[Rows], object],
-    queries: Rows,
-    seconds: float,
-) -> tuple[dict[str, Timing], dict[str, Timing]]:
-    """Time one query at a time and many at a time, by contender."""
+    gallery: Gallery, name: str, bare: Callable[[Rows], object], queries: Rows, seconds: float
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Time one query at a time and many at a time; ``ratio`` is the time over bare faiss's."""
     numbers = cycle(range(len(queries)))
 
     def one() -> Rows:
@@ -235,12 +225,9 @@ def _searches(
         return queries[number : number + 1]
 
     camera, half = Filter(camera="camera-7"), Filter(since=1_700_000_000.0 + gallery.count() // 2)
-    # Both filters come after a search of their own gallery, which leaves the caches alike.
     single: dict[str, Callable[[], object]] = {
         "gallery": lambda: gallery.search(one(), K),
         "gallery, one camera (1 %)": lambda: gallery.search(one(), K, camera),
-        "no checksums": lambda: without.search(one(), K),
-        "no checksums, one camera": lambda: without.search(one(), K, camera),
         name: lambda: bare(one()),
         "gallery, newer half": lambda: gallery.search(one(), K, half),
         "gallery, by track": lambda: gallery.search(one(), K, by_track=True),
@@ -250,10 +237,18 @@ def _searches(
         "gallery": lambda: gallery.search(some, K),
         name: lambda: bare(some),
     }
-    return (
-        time_in_turns(single, warmup=_WARMUP, rounds=10, seconds=seconds * len(single)),
-        time_in_turns(batch, warmup=_WARMUP, rounds=3, seconds=seconds * len(batch)),
+    ones, many = (
+        timed_rows(
+            time_in_turns(runs, warmup=WARMUP, rounds=rounds, seconds=seconds * len(runs)),
+            name,
+            items,
+        )
+        for runs, rounds, items in ((single, 10, 1), (batch, 3, BATCH_QUERIES))
     )
+    for row in (*ones.values(), *many.values()):
+        row["ratio"] = 1 / row["speedup"]
+        del row["seconds"], row["cpu_seconds"]  # Thousands of them.
+    return ones, many
 
 
 def _recall(gallery: Gallery, queries: Rows) -> float:
@@ -273,58 +268,19 @@ def _recall(gallery: Gallery, queries: Rows) -> float:
     return hits / keys.size
 
 
-def _show(result: dict[str, Any]) -> None:
-    typer.echo(machine_lines(result["machine"], result["threads"]))
-    typer.echo(
-        f"{result['rows']} x {result['dim']}, top {result['k']}; {_WARMUP} warm-up searches, then "
-        f"in turns for {result['seconds']:g} s each"
-    )
-    typer.echo("")
-    speeds = ("rows/s", "CPU us/row", "bare SQLite rows/s")
-    table = new_table("adding", *speeds, right=speeds)
-    for one in result["insertions"]:
-        table.add_row(
-            f"{one['rows_per_commit']} rows a commit",
-            f"{one['rows_per_s']:.0f}",
-            f"{1e6 * one['cpu_seconds'] / one['rows']:.0f}",
-            f"{one['bare_rows_per_s']:.0f}",
-        )
-    print_table(table)
-    typer.echo("")
-    figures = ("p50 ms", "p90 ms", "p99 ms", "CPU ms", "ratio")
-    table = new_table("one query", *figures, right=figures)
-    for name, timing in result["single"].items():
-        values = (f"{timing[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms", "cpu_ms"))
-        table.add_row(name, *values, f"{timing['ratio']:.2f}x")
-    print_table(table)
-    typer.echo("")
-    rates = ("p50 ms", "p90 ms", "queries/s")
-    table = new_table(f"{BATCH_QUERIES} queries", *rates, right=rates)
-    for name, timing in result["batch"].items():
-        table.add_row(
-            name,
-            f"{timing['p50_ms']:.2f}",
-            f"{timing['p90_ms']:.2f}",
-            f"{timing['items_per_s']:.0f}",
-        )
-    print_table(table)
+def _facts(result: dict[str, Any]) -> list[str]:
     index, start, peak = result["index"], result["start"], result["start"]["peak_rss_bytes"]
     kind = "exact" if index is None else index["kind"]
     facts = "" if index is None else "".join(f", {k} {v}" for k, v in index["parameters"].items())
-    typer.echo("")
-    typer.echo(
-        f"index {kind}{facts}: made in {result['build_s']:.1f} s; recall@10 "
-        f"{result['recall_at_10']:.4f} against sorting everything"
-    )
-    typer.echo(
+    return [
+        f"{result['rows']} x {result['dim']}, top {K}; {WARMUP} warm-up searches, then in turns "
+        f"for {result['seconds']:g} s each; ratios are times over those of bare faiss",
+        f"index {kind}{facts}: made in {result['build_s']:.1f} s; recall@{K} "
+        f"{result['recall_at_10']:.4f} against sorting everything",
         f"fresh process: open {start['open_s']:.3f} s, first search {start['first_search_s']:.2f} "
         f"s, peak memory {'not measured' if peak is None else f'{peak / 1e6:.0f} MB'}; "
-        f"{result['size_bytes'] / 1e6:.0f} MB on disk"
-    )
-    typer.echo(
-        f"rows and their checksums: {result['database_bytes'] / 1e6:.1f} MB, without those "
-        f"{result['database_without_checksums_bytes'] / 1e6:.1f} MB"
-    )
+        f"{result['size_bytes'] / 1e6:.0f} MB on disk",
+    ]
 
 
 if __name__ == "__main__":

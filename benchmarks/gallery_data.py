@@ -1,8 +1,4 @@
-"""Synthetic vectors of pictures, clustered as crops of people are, and galleries without sums."""
-
-import sqlite3
-from contextlib import closing
-from pathlib import Path
+"""Synthetic vectors of pictures, clustered as crops of people are."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,33 +57,6 @@ class SyntheticPeople:
         )
         away = _unit(rng.standard_normal(near.shape, np.float32))
         return _unit(near + np.float32(np.sqrt(1 / _QUERY_COSINE**2 - 1)) * away)
-
-
-def without_checksums(gallery: Path, folder: Path) -> Path:
-    """Copy a gallery as one that was made before there were checksums, without its index.
-
-    Such a gallery is read as it is until the first change, by the lengths and norms of its vectors.
-    """
-    folder.mkdir()
-    with (
-        closing(sqlite3.connect(gallery / "gallery.sqlite")) as source,
-        closing(sqlite3.connect(folder / "gallery.sqlite", isolation_level=None)) as target,
-    ):
-        source.backup(target)
-        for trigger in ("items_adding", "items_changing", "items_deleting"):
-            target.execute(f"DROP TRIGGER {trigger}")
-        target.execute("ALTER TABLE items DROP COLUMN checksum")
-        target.execute("DELETE FROM meta WHERE name = 'sums'")
-        target.execute("UPDATE meta SET value = '2' WHERE name = 'schema_version'")
-        target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return folder
-
-
-def packed_bytes(gallery: Path) -> int:
-    """Pack the database of a gallery that nobody has open; return its bytes."""
-    with closing(sqlite3.connect(gallery / "gallery.sqlite", isolation_level=None)) as database:
-        database.execute("VACUUM")
-    return (gallery / "gallery.sqlite").stat().st_size
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

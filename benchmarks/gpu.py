@@ -9,7 +9,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,33 +17,19 @@ import torch
 import typer
 
 from benchmarks import gpu_libraries
-from benchmarks.gpu_towers import measure_tower
+from benchmarks.contenders import FOLDED, gpu_contenders
 from benchmarks.gpu_training import PRECISIONS, measure_training, write_people
-from benchmarks.random_model import (
-    BaseOption,
-    HeightOption,
-    ModelSpec,
-    WidthOption,
-    random_base,
-    random_model,
-    tower_inputs,
-)
-from benchmarks.tower_graphs import write_graphs
-from benchmarks.towers import CALIBRATION_SAMPLES, block_weights
+from benchmarks.random_model import BaseOption, HeightOption, ModelSpec, WidthOption
+from benchmarks.report import Column, Table, conditions, print_report, table
+from benchmarks.towers import COLUMNS, measure_towers
 from upperson_rt.cli.app import Command, new_app, run_app
-from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import (
-    new_table,
-    print_note,
-    print_result,
-    print_table,
-    show_progress,
-)
+from upperson_rt.cli.options import Debug
+from upperson_rt.cli.output import print_note, show_progress
 from upperson_rt.doctor import kernel_driver
 from upperson_rt.errors import BackendError, UppersonError, UsageError
-from upperson_rt.machine import describe_machine, machine_lines
+from upperson_rt.files import write_atomically
+from upperson_rt.machine import machine_lines
 from upperson_rt.tensorrt.cuda import Cuda, probe_cuda_driver
-from upperson_rt.towers import TOWERS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -52,6 +38,13 @@ BATCHES = (1, 8, 32)
 _PACKAGES = (
     "torch", "onnxruntime-gpu", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "open_clip_torch",
 )  # fmt: skip
+
+_TRAINING = {
+    "pictures/s": Column("images_per_s", "{:.0f}"),
+    "ms a step alone": Column("step_ms", "{:.1f}"),
+    "of the time in the step": Column("share_in_step", "{:.0%}"),
+    "peak memory, GB": Column("peak_memory_bytes", "{:.2f}", 1e-9),
+}
 
 app = new_app("Time towers and training on the NVIDIA GPU of this machine.")
 
@@ -71,15 +64,13 @@ def gpu(
     workers: Annotated[int, typer.Option(min=0, help="Processes that load pictures.")] = 8,
     output: Annotated[Path, typer.Option(help="Folder of the page.")] = DOCS,
     check: Annotated[bool, typer.Option("--check", help="Only say what is there.")] = False,
-    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Time towers and training on the NVIDIA GPU of this machine; write `docs/gpu-<card>.md`.
 
     A model with random weights is folded and exported. torch, ONNX Runtime and TensorRT embed the
     same people and captions in turns, from and to the host's memory, and must agree; trtexec runs
-    the engines alone. Shares are of the fastest matrix product of a block's shapes on this card, in
-    the same float type. Then a training run and its step alone are timed in every precision.
+    the engines alone. Then a training run and its step alone are timed in every precision.
 
     Without a GPU it ends with exit code 5; what is not installed is left out with a reason.
 
@@ -100,10 +91,10 @@ def gpu(
         warmup=warmup, steps=steps, workers=workers,
     )  # fmt: skip
     result["command"] = shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])
-    print_result(result, as_json, _show)
     page = output / f"gpu-{slug(result['card']['name'])}.md"
-    page.write_text(markdown(result), "utf-8")
+    write_atomically(page, markdown(result))
     print_note(f"wrote {page}")
+    print_report(result, facts(result), tables(result))
 
 
 def require_gpu() -> dict[str, str]:
@@ -132,139 +123,85 @@ def measure(
 ) -> dict[str, Any]:
     """Measure towers, then training; return plain values."""
     skipped = {library: reason for library, reason in missing.items() if reason}
-    model = random_model(spec, random_base(spec)).eval()
-    inputs = tower_inputs(replace(spec, batch_size=max(2, *batches)))
-    samples = tower_inputs(replace(spec, batch_size=CALIBRATION_SAMPLES, seed=spec.seed + 1))
-    towers: dict[str, Any] = {}
     training: dict[str, Any] = {}
+    result = conditions("gpu", *_PACKAGES, threads=None, batch_size=spec.batch_size, warmup=warmup)
     with tempfile.TemporaryDirectory() as name, show_progress() as progress:
-        folder = Path(name)
-        graphs = write_graphs(
-            model, samples, folder, variants=("fp16", "int8-fp16"),
-            threads=torch.get_num_threads(), progress=progress,
+        towers, shapes = measure_towers(
+            spec,
+            batches,
+            ("fp16", "int8-fp16"),
+            lambda kind, graphs, rows, model, folder: gpu_contenders(
+                kind, graphs, rows, device=device, missing=missing,
+                longest=model.text.context_length, folder=folder,
+            ),
+            reference=FOLDED,
+            skipped=skipped,
+            rounds=rounds,
+            warmup=warmup,
+            progress=progress,
         )  # fmt: skip
-        for kind in TOWERS:
-            weights = block_weights(getattr(model, kind).blocks)
-            towers[kind], left_out = measure_tower(
-                kind,
-                graphs[kind],
-                [inputs[kind][:size] for size in batches],
-                [(weight.shape[1], weight.shape[0]) for weight in weights],
-                device=device,
-                missing=missing,
-                longest=model.text.context_length,
-                rounds=rounds,
-                warmup=warmup,
-                progress=progress,
-            )
-            skipped |= left_out
         progress("rendering people", 0, 1)
-        config = write_people(spec, steps + warmup, folder)
+        config = write_people(spec, steps + warmup, Path(name))
         for done, precision in enumerate(PRECISIONS):
             progress("training", done, len(PRECISIONS))
             try:
                 training[precision] = measure_training(
                     replace(config, precision=precision, workers=workers), spec,
-                    folder / f"run-{precision}", device=device, warmup=warmup,
+                    Path(name) / f"run-{precision}", device=device, warmup=warmup,
                 )  # fmt: skip
             except (UppersonError, torch.OutOfMemoryError) as error:
                 skipped[f"training in {precision}"] = str(error)
-    return {
-        "benchmark": "gpu",
+    return result | {
         "date": datetime.date.today().isoformat(),
         "card": asdict(Cuda().gpu) | {"driver_release": kernel_driver()},
-        "machine": describe_machine(*_PACKAGES) | {"gpus": list(probe_cuda_driver().devices)},
-        "spec": asdict(spec)
-        | {"tokens": inputs["text"].shape[1], "rounds": rounds, "warmup": warmup},
+        "gpus": list(probe_cuda_driver().devices),
+        "spec": asdict(spec) | shapes,
+        "rounds": rounds,
         "towers": towers,
         "training": training,
         "skipped": skipped,
     }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """What is printed and written alike."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def tables(result: dict[str, Any]) -> list[Table]:
     """Return the tables of a result: one of each tower and batch, and one of training."""
+    host = {"host ms": Column("host_ms", "{:.3f}")}
     found = [
-        Table(
-            title=f"{kind} tower, batch {batch}",
-            columns=(
-                "", "p50 ms", "p90 ms", "p99 ms", "items/s", "host ms", "CPU ms", "of the peak",
-                "lowest cosine",
-            ),
-            rows=[
-                (
-                    name,
-                    *(_number(row[key], 3) for key in ("p50_ms", "p90_ms", "p99_ms")),
-                    _number(row.get("items_per_s"), 0),
-                    _number(row["host_ms"], 3),
-                    _number(row.get("cpu_ms"), 3),
-                    f"{100 * row['share']:.1f} %",
-                    _number(row.get("min_cosine"), 6),
-                )
-                for name, row in contenders.items()
-            ],
-        )
+        table(f"{kind} tower, batch {batch}", rows, COLUMNS | host)
         for kind, tower in result["towers"].items()
-        for batch, contenders in tower["batches"].items()
-    ]  # fmt: skip
-    training = Table(
-        title=f"training, {result['spec']['batch_size']} pairs a step",
-        columns=("", "pictures/s", "ms a step alone", "of the time in the step", "peak memory"),
-        rows=[
-            (
-                precision,
-                _number(row["images_per_s"], 0),
-                _number(row["step_ms"], 1),
-                f"{100 * row['share_in_step']:.0f} %",
-                ""
-                if row["peak_memory_bytes"] is None
-                else f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
-            )
-            for precision, row in result["training"].items()
-        ],
-    )
-    return [*found, training]
+        for batch, rows in tower["batches"].items()
+    ]
+    title = f"training, {result['batch_size']} pairs a step"
+    return [*found, table(title, result["training"], _TRAINING)]
 
 
 def facts(result: dict[str, Any]) -> list[str]:
     """Return what the tables were measured on and with, a line each."""
     card, spec = result["card"], result["spec"]
-    peaks = result["towers"]["image"]["peak_flops"].items()
     return [
         f"{card['name']}, compute capability {card['compute_capability']}, "
         f"{card['multiprocessors']} multiprocessors, driver "
         f"{card['driver_release'] or 'unknown'} (CUDA {card['driver']})",
-        *machine_lines(result["machine"], None).splitlines(),
         f"{spec['base']} at {spec['height_px']}x{spec['width_px']}, random weights, captions of "
-        f"{spec['tokens']} tokens; {spec['warmup']} + {spec['rounds']} rounds in turns",
-        "peak of matrix products: "
-        + ", ".join(f"{name} {flops / 1e12:.1f} TFLOP/s" for name, flops in peaks),
+        f"{spec['tokens']} tokens; {result['warmup']} + {result['rounds']} rounds in turns",
         *(f"skipped: {what}: {reason}" for what, reason in result["skipped"].items()),
     ]
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the page of a card."""
+    machine = machine_lines(result["machine"], None).splitlines()
     lines = [
         f"# {result['card']['name']}",
         "",
         f"`{result['command']}`, {result['date']}. How to read it:",
         "[benchmarks](benchmarks.md#on-a-gpu).",
         "",
-        *(f"- {line}" for line in facts(result)),
+        *(f"- {line}" for line in (*machine, *facts(result))),
     ]
-    for table in tables(result):
-        lines += ["", f"## {table.title}", "", _row(table.columns)]
-        lines += ["|" + "---|" * len(table.columns), *map(_row, table.rows)]
+    for (title, *columns), rows in tables(result):
+        lines += ["", f"## {title}", "", _row(("", *columns)), "|" + "---|" * (1 + len(columns))]
+        lines += map(_row, rows)
     return "\n".join(lines) + "\n"
 
 
@@ -273,23 +210,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _show(result: dict[str, Any]) -> None:
-    for line in facts(result):
-        typer.echo(line)
-    for table in tables(result):
-        typer.echo(f"\n{table.title}")
-        shown = new_table(*table.columns, right=tuple(table.columns[1:]))
-        for row in table.rows:
-            shown.add_row(*row)
-        print_table(shown)
-
-
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -19,18 +19,26 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from benchmarks.random_model import HeightOption, WidthOption
+from benchmarks.report import (
+    SPEEDS,
+    TIMES,
+    Column,
+    conditions,
+    print_report,
+    table,
+    timed_rows,
+)
 from upperson.data.batches import BatchSampler, LoadedBatch, PairDataset, pair_loader
 from upperson.data.pictures import Pictures, cached_pictures, pixels_of
 from upperson.data.records import Record, read_dataset
 from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.transforms import CLIP_STATISTICS, PixelStatistics
 from upperson.data.vocabulary import clip_tokenizer
-from upperson_rt.backends.measurement import Timing, time_in_turns
+from upperson_rt.backends.measurement import time_in_turns
 from upperson_rt.cli.app import Command, new_app, run_app
-from upperson_rt.cli.options import Debug, Json
-from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
+from upperson_rt.cli.options import Debug
+from upperson_rt.cli.output import show_progress
 from upperson_rt.image_file import open_image
-from upperson_rt.machine import describe_machine, machine_lines
 
 LITERAL = "torchvision, a picture at a time"
 FILES = "ours, from files"
@@ -38,8 +46,17 @@ CACHE = "ours, from the cache"
 CONTENDERS = (LITERAL, FILES, CACHE)
 
 _VIEWS = 4
-_CLOCK_TICK_S = 0.01
-"""Of the times that the system keeps of processes and their children."""
+WARMUP = 1
+
+COLUMNS = (
+    {"pictures/s": Column("items_per_s", "{:,.0f}")}
+    | TIMES
+    | SPEEDS
+    | {
+        "CPU ms a picture": Column("cpu_ms_per_picture", "{:.3f}"),
+        "MB a batch": Column("batch_bytes", "{:.1f}", 1e-6),
+    }
+)
 
 app = new_app("Time the loading of training batches against torchvision's transforms.")
 
@@ -53,7 +70,6 @@ def loader(
     width: WidthOption = 128,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load; 0: this one.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Timed epochs of every contender.")] = 2,
-    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Time the loading of training batches against torchvision's transforms.
@@ -77,7 +93,7 @@ def loader(
         )
         progress("rendering people", 0, 1)
         records = read_dataset("jsonl", write_dataset(root, people))["train"][:pictures] * times
-        result = measure(
+        measured = measure(
             records,
             root,
             (height, width),
@@ -86,18 +102,24 @@ def loader(
             rounds=rounds,
             progress=lambda done, total: progress("loading in turns", done, total),
         )
-    result = {
-        "benchmark": "loader",
-        "machine": describe_machine("torch", "torchvision", "pillow"),
+    result = conditions(
+        "loader", "torch", "torchvision", "pillow",
+        threads=torch.get_num_threads(), batch_size=batch_size, warmup=WARMUP,
+    ) | {
         "pictures": pictures,
         "times": times,
         "height_px": height,
         "width_px": width,
-        "batch_size": batch_size,
         "workers": workers,
-        **result,
-    }
-    print_result(result, as_json, _show)
+        **measured,
+    }  # fmt: skip
+    facts = (
+        f"{pictures} JPEG files, each {times} times an epoch, to {height}x{width}, batches of "
+        f"{batch_size}, {workers} workers; {WARMUP} + {rounds} epochs in turns",
+        f"augmenting and normalising on this CPU: {measured['moving_ms']:.3f} ms a picture",
+        f"a spawned worker gets {measured['handed_bytes'] / 1e6:.2f} MB for {len(records):,} pairs",
+    )
+    print_report(result, facts, [table("an epoch", measured["contenders"], COLUMNS)])
 
 
 class LiteralPairs(Dataset[tuple[Tensor, Tensor]]):
@@ -184,30 +206,19 @@ def measure(
 
     timings = time_in_turns(
         {name: partial(load, name) for name in CONTENDERS},
-        warmup=1,
+        warmup=WARMUP,
         rounds=rounds,
         cpu_clock=_cpu_with_workers,
-        progress=lambda done: progress(done, 1 + rounds),
+        progress=lambda done: progress(done, WARMUP + rounds),
     )
+    rows = timed_rows(timings, LITERAL, len(records))
+    for name, row in rows.items():
+        row["batch_bytes"] = batch_bytes[name]
+        row["cpu_ms_per_picture"] = row["cpu_ms"] / len(records)
     return {
-        "contenders": {
-            name: _as_dict(timing, timings[LITERAL], len(records)) | {"batch_bytes": size}
-            for (name, timing), size in zip(
-                timings.items(), (batch_bytes[name] for name in timings), strict=True
-            )
-        },
+        "contenders": rows,
         "moving_ms": _moving_s(pairs[CACHE], sampler) * 1000,
         "handed_bytes": _handed_bytes(pairs[CACHE]),
-    }
-
-
-def _as_dict(timing: Timing, literal: Timing, pictures: int) -> dict[str, Any]:
-    cpu_s = max(timing.median_cpu_s, _CLOCK_TICK_S)  # A few pictures take no time that it shows.
-    return timing.as_dict(pictures) | {
-        "cpu_ms_per_picture": 1000 * cpu_s / pictures,
-        "pictures_per_cpu_s": pictures / cpu_s,
-        "speedup": literal.median_s / timing.median_s,
-        "cpu_speedup": literal.median_cpu_s / cpu_s,
     }
 
 
@@ -233,31 +244,6 @@ def _handed_bytes(pairs: PairDataset) -> int:
 def _cpu_with_workers() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
-
-
-def _show(result: dict[str, Any]) -> None:
-    typer.echo(
-        f"{result['pictures']} JPEG files, each {result['times']} times an epoch, to "
-        f"{result['height_px']}x{result['width_px']}, batches of {result['batch_size']}, "
-        f"{result['workers']} workers"
-    )
-    typer.echo(machine_lines(result["machine"], None))
-    columns = ("pictures/s", "speed", "CPU ms", "pictures/CPU s", "CPU speed", "MB a batch")
-    table = new_table("", *columns, right=columns)
-    for name, found in result["contenders"].items():
-        table.add_row(
-            name,
-            f"{found['items_per_s']:,.0f}",
-            f"{found['speedup']:.1f}x",
-            f"{found['cpu_ms_per_picture']:.3f}",
-            f"{found['pictures_per_cpu_s']:,.0f}",
-            f"{found['cpu_speedup']:.1f}x",
-            f"{found['batch_bytes'] / 1e6:.1f}",
-        )
-    print_table(table)
-    typer.echo(f"augmenting and normalising on this CPU: {result['moving_ms']:.3f} ms a picture")
-    pairs = result["pictures"] * result["times"]
-    typer.echo(f"a worker is handed {result['handed_bytes'] / 1e6:.2f} MB for {pairs:,} pairs")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,15 @@ from benchmarks.random_model import (
     WidthOption,
     random_base,
 )
+from benchmarks.report import (
+    SPEEDS,
+    TIMES,
+    Column,
+    conditions,
+    print_report,
+    table,
+    timed_rows,
+)
 from benchmarks.training_step import (
     CONTENDERS,
     LITERAL,
@@ -27,15 +36,24 @@ from benchmarks.training_step import (
 )
 from upperson_rt.backends.measurement import Timing, time_in_turns
 from upperson_rt.cli.app import Command, new_app, run_app
-from upperson_rt.cli.options import Debug, Json, Threads
-from upperson_rt.cli.output import new_table, print_result, print_table, show_progress
+from upperson_rt.cli.options import Debug, Threads
+from upperson_rt.cli.output import show_progress
 from upperson_rt.errors import IntegrityError
-from upperson_rt.machine import describe_machine, machine_lines
 
 LOSS_TOLERANCE = 1e-4
 CHECKED_STEPS = 5
 """The losses of two float32 contenders may differ by this much in each of the first steps, warm-up
 included. Later on rounding grows, as in any training."""
+
+COLUMNS = (
+    TIMES
+    | SPEEDS
+    | {
+        "peak extra MB": Column("peak_extra_bytes", "{:.0f}", 1e-6),
+        "memory": Column("memory_ratio", "{:.0%}"),
+        "losses differ by": Column("loss_difference", "{:.1e}"),
+    }
+)
 
 app = new_app("Time a training step against a literal implementation of the formulas.")
 
@@ -49,7 +67,6 @@ def training(
     steps: Annotated[int, typer.Option(min=1, help="Timed steps of every contender.")] = 5,
     warmup: Annotated[int, typer.Option(min=0, help="Steps before them, not timed.")] = 1,
     threads: Threads = None,
-    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Time a training step on the CPU against a literal implementation of the formulas.
@@ -64,15 +81,21 @@ def training(
     threads = threads or torch.get_num_threads()
     with show_progress() as progress:
         found = measure(spec, steps=steps, warmup=warmup, threads=threads, progress=progress)
-    machine = describe_machine("torch", "open_clip_torch")
-    result = {
-        "benchmark": "training step",
-        "step": asdict(spec) | {"steps": steps, "warmup": warmup},
-        "machine": machine | {"torch_kernels": torch.backends.cpu.get_cpu_capability()},
-        "threads": threads,
+    result = conditions(
+        "training", "torch", "open_clip_torch",
+        threads=threads, batch_size=batch_size, warmup=warmup,
+    ) | {
+        "spec": asdict(spec),
+        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
         "contenders": as_dict(found),
-    }
-    print_result(result, as_json, _show)
+    }  # fmt: skip
+    facts = [
+        f"training step of {base} at {height}x{width}, batch {batch_size}; {warmup} + {steps} "
+        f"steps in turns, the last {steps} timed"
+    ]
+    if OURS_BF16 not in found:
+        facts.append(f"no instructions for bf16 here: '{OURS_BF16}' is left out")
+    print_report(result, facts, [table("", result["contenders"], COLUMNS)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,52 +167,16 @@ def loss_difference(found: Measured, expected: Measured) -> float:
 def as_dict(found: Mapping[str, Measured]) -> dict[str, Any]:
     """Return the measurements and their ratios to the literal contender, by contender."""
     literal = found[LITERAL]
-    return {
-        name: measured.timing.as_dict()
-        | {
-            "speedup": literal.timing.median_s / measured.timing.median_s,
-            "cpu_speedup": literal.timing.median_cpu_s / measured.timing.median_cpu_s,
-            "peak_extra_bytes": measured.peak_extra_bytes,
-            "memory_ratio": measured.peak_extra_bytes / literal.peak_extra_bytes
-            if measured.peak_extra_bytes is not None and literal.peak_extra_bytes
-            else None,
+    rows = timed_rows({name: measured.timing for name, measured in found.items()}, LITERAL)
+    for name, measured in found.items():
+        peak, base = measured.peak_extra_bytes, literal.peak_extra_bytes
+        rows[name] |= {
+            "peak_extra_bytes": peak,
+            "memory_ratio": peak / base if peak is not None and base else None,
             "loss_difference": loss_difference(measured, literal),
-            "seconds": measured.timing.seconds,
-            "cpu_seconds": measured.timing.cpu_seconds,
             "losses": measured.losses,
         }
-        for name, measured in found.items()
-    }
-
-
-def _show(result: dict[str, Any]) -> None:
-    step = result["step"]
-    typer.echo(
-        f"training step of {step['base']} at {step['height_px']}x{step['width_px']}, "
-        f"batch {step['batch_size']}; {step['warmup']} + {step['steps']} steps in turns, "
-        f"the last {step['steps']} timed"
-    )
-    typer.echo(machine_lines(result["machine"], result["threads"]))
-    if OURS_BF16 not in result["contenders"]:
-        typer.echo(f"no instructions for bf16 here: '{OURS_BF16}' is left out")
-    columns = (
-        "s/step", "p90", "p99", "speed", "CPU s", "CPU speed", "peak extra", "memory",
-        "losses differ by",
-    )  # fmt: skip
-    table = new_table("", *columns, right=columns)
-    for name, found in result["contenders"].items():
-        peak, ratio = found["peak_extra_bytes"], found["memory_ratio"]
-        table.add_row(
-            name,
-            *(f"{found[key] / 1000:.3f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
-            f"{found['speedup']:.2f}x",
-            f"{found['cpu_ms'] / 1000:.3f}",
-            f"{found['cpu_speedup']:.2f}x",
-            "not measured" if peak is None else f"{peak / 1e6:.0f} MB",
-            "" if ratio is None else f"{100 * ratio:.0f} %",
-            f"{found['loss_difference']:.1e}",
-        )
-    print_table(table)
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``, what it has to do with the documents, and starting on a toy bundle."""
+"""``python -m benchmarks``: its names, what documents say of them, and each one at a small size."""
 
 import importlib
 import json
@@ -7,141 +7,339 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as runner
-from benchmarks import startup
-from tests.helpers.command_line import ROOT, environment
+from benchmarks import gallery, loader, tower_graphs, towers, training, training_step
+from benchmarks.contenders import FOLDED, LITERAL, ORT_FP32, ORT_INT8, Contender
+from benchmarks.gallery_data import SyntheticPeople
+from benchmarks.random_model import ModelSpec
+from benchmarks.report import timed_rows
+from benchmarks.towers import PADDED
+from tests.helpers.alone import found_alone
+from tests.helpers.command_line import ROOT
+from tests.helpers.toy_bases import write_base
+from tests.helpers.traces import once_in
+from upperson_rt.backends.measurement import Timing
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
+from upperson_rt.gallery import Gallery
 
-NAMES = list(dict.fromkeys(name for name, *_ in runner.commands([])))
+pytestmark = pytest.mark.timeout(180, func_only=True)
+
+NAMES = ("training", "loader", "towers", "gallery")
+SMALL = ("--base", "upperson-small", "--height", "96", "--width", "32")
+ONCE = ("--steps", "2", "--threads", "1")
 
 
-def test_one_is_run_by_name_and_all_without_one():
+def run(module: Any, *arguments: object) -> Any:
+    return CliRunner().invoke(module.app, [*map(str, arguments)])
+
+
+def values(result: Any) -> Any:
+    """Return what the last line says, which is all values: conditions first."""
+    assert result.exit_code == 0, result.stderr
+    *shown, last = result.stdout.splitlines()
+    found = json.loads(last)
+    assert list(found)[:5] == ["benchmark", "machine", "threads", "batch_size", "warmup"]
+    assert {"cpu", "instruction_sets", "load_average", "packages"} <= found["machine"].keys()
+    assert None not in found["machine"]["packages"].values()
+    assert not any(line.startswith("{") for line in shown), "tables come before it"
+    return found | {"shown": "\n".join(shown)}
+
+
+def test_one_is_run_by_name_and_all_without_one() -> None:
     assert runner.commands([]) == [line.split() for line in runner.DOCUMENTED]
-    assert NAMES == [
-        "training", "towers", "gallery", "startup", "console", "marks", "asking", "words",
-        "kernels", "likelihood", "losses", "pretraining", "augmentation", "loader", "ranking",
-        "bases", "tracking",
-    ]  # fmt: skip
+    assert runner.names() == [*NAMES, "gpu"]
     assert [line[2] for line in runner.commands(["gallery"])] == ["100000", "999000", "1000000"]
     assert runner.commands(["gpu"]) == [["gpu"]]
     assert runner.commands(["gallery", "--rows", "5000"]) == [["gallery", "--rows", "5000"]]
-    with pytest.raises(SystemExit, match="no benchmark 'galery': expected one of training, towers"):
+    with pytest.raises(SystemExit, match="'galery': expected one of training"):
         runner.commands(["galery"])
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
-def test_help_names_all_and_runs_none(option, monkeypatch, capsys):
+def test_help_names_all_and_runs_none(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", option])
     monkeypatch.setattr(runner.subprocess, "run", None)
     runner.main()
-    told = capsys.readouterr().out
-    assert "python -m benchmarks [NAME [OPTIONS]]" in told
-    assert f"{', '.join(NAMES)}, gpu. NAME --help tells its options." in told
+    assert f"{', '.join(NAMES)}, gpu." in capsys.readouterr().out
 
 
-def test_the_exit_code_is_the_first_failures(tmp_path, monkeypatch):
+def test_the_exit_code_is_the_first_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = iter((0, 6, 3, *[0] * len(runner.DOCUMENTED)))
     ran = []
 
-    def run(command, env):
+    def noted(command: list[str], env: dict[str, str]) -> Any:
         ran.append((command[2], env["OMP_NUM_THREADS"]))
         return subprocess.CompletedProcess(command, next(codes))
 
-    monkeypatch.setattr(runner.subprocess, "run", run)
+    monkeypatch.setattr(runner.subprocess, "run", noted)
     monkeypatch.setattr(sys, "argv", ["benchmarks"])
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="run  make demo  first"):
-        runner.main()
-    assert ran == []
-    (tmp_path / "demo/bundle").mkdir(parents=True)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with pytest.raises(SystemExit) as end:
         runner.main()
     assert end.value.code == 6
     assert ran == [(f"benchmarks.{line.split()[0]}", "1") for line in runner.DOCUMENTED]
 
 
-@pytest.mark.parametrize("line", runner.DOCUMENTED)
-def test_what_is_documented_parses_and_is_in_the_documents(line):
-    name, *options = shlex.split(line)
-    app = importlib.import_module(f"benchmarks.{name}").app
-    typer.main.get_command(app).make_context(name, options)
-    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
-    text = "\n".join(path.read_text("utf-8") for path in documents)
-    written = set(re.findall(r"python -m benchmarks\.([a-z]+(?: --?[\w-]+(?: [\w/-]+)?)*)", text))
-    assert re.sub(r"\d{3,}", "N", line) in {re.sub(r"\d{3,}", "N", other) for other in written}
+def test_documents_and_benchmarks_name_one_another() -> None:
+    """The log and the changelog may name benchmarks that are gone."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text("utf-8") for page in pages if page.name != "log.md")
+    for name in re.findall(r"(?:-m benchmarks\.|NAME=|benchmarks/)(\w+)\b(?!\.md)", text):
+        assert (ROOT / "benchmarks" / f"{name}.py").is_file(), name
+    written = re.findall(r"python -m benchmarks\.([a-z]+(?: --?[\w-]+(?: [\w/-]+)?)*)", text)
+    sizes = {re.sub(r"\d{3,}", "N", line) for line in written}
+    for line in runner.DOCUMENTED:
+        name, *options = shlex.split(line)
+        app = importlib.import_module(f"benchmarks.{name}").app
+        typer.main.get_command(app).make_context(name, options)
+        assert re.sub(r"\d{3,}", "N", line) in sizes
 
 
-@pytest.mark.parametrize("name", [*NAMES, *runner.ON_A_GPU])
-def test_every_benchmark_has_help_with_an_example(name):
-    result = CliRunner().invoke(importlib.import_module(f"benchmarks.{name}").app, ["--help"])
+def test_all_of_it_can_be_read_in_an_afternoon() -> None:
+    lines = [len(file.read_text("utf-8").splitlines()) for file in ROOT.glob("benchmarks/*.py")]
+    assert sum(lines) <= 3000
+
+
+@pytest.mark.parametrize("name", [*NAMES, "gpu"])
+def test_every_benchmark_has_help_with_an_example(name: str) -> None:
+    result = run(importlib.import_module(f"benchmarks.{name}"), "--help")
     assert result.exit_code == 0, result.output
     assert f"Example: python -m benchmarks.{name}" in result.stdout
 
 
-def test_a_benchmark_is_a_script():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "startup", "--help"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == "python -m benchmarks.startup --help\n"
-    assert "Usage: python -m benchmarks.startup" in done.stdout
-
-
-def test_make_bench_runs_them():
-    for arguments, expected in (
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
         ([], "python -m benchmarks"),
         (["NAME=gallery"], "python -m benchmarks gallery"),
         (["NAME=gallery", "ARGS=--rows 5000"], "python -m benchmarks gallery --rows 5000"),
-    ):
-        done = subprocess.run(
-            ["make", "-n", "-C", str(ROOT), "-o", ".venv/.installed", "bench", *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "MAKEFLAGS": ""},  # `make test ARGS=...` has its own.
-        )
-        assert done.returncode == 0, done.stderr
-        assert any(line.rstrip().endswith(expected) for line in done.stdout.splitlines())
+    ],
+)
+def test_make_bench_runs_them(arguments: list[str], expected: str) -> None:
+    done = subprocess.run(
+        ["make", "-n", "-C", str(ROOT), "-o", ".venv/.installed", "bench", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MAKEFLAGS": ""},  # `make test ARGS=...` has its own.
+    )
+    assert done.returncode == 0, done.stderr
+    assert any(line.rstrip().endswith(expected) for line in done.stdout.splitlines())
 
 
-@pytest.fixture
-def folders(bundle_and_crops, gallery_of_crops):
-    return ("-b", str(bundle_and_crops / "bundle"), "-g", str(gallery_of_crops))
-
-
-def test_starting_is_compared_with_bare_onnxruntime(folders, capsys):
-    result = CliRunner().invoke(startup.app, [*folders, "--rounds", "1", "--json"])
-    assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    startup._show(found)
-    *_, verdict = capsys.readouterr().out.splitlines()
-    processes = found["processes"]
-    assert list(processes) == [
-        startup.NOTHING, startup.IMPORT, startup.BARE, startup.READY, startup.QUERY
-    ]  # fmt: skip
-    assert processes[startup.BARE]["ratio"] == 1
-    beyond = (processes[startup.QUERY]["p50_ms"] - processes[startup.IMPORT]["p50_ms"]) / 1000
-    assert found["beyond_import_s"] == pytest.approx(beyond)
-    assert found["goal_met"] == (beyond <= found["goal_s"])
-    assert ("met" if found["goal_met"] else "missed") in verdict
+def test_a_training_step_is_compared_with_the_literal_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    contenders = (LITERAL_STEP, OURS, CHECKPOINTED) = (
+        training_step.LITERAL,
+        training_step.OURS,
+        training_step.OURS_CHECKPOINTED,
+    )
+    monkeypatch.setattr(training, "CONTENDERS", contenders)  # bf16 is slow on some processors.
+    found = values(run(training, *SMALL, "--height", "192", "--width", "64", *ONCE))
+    rows = found["contenders"]
+    assert tuple(rows) == contenders
+    assert (found["threads"], found["batch_size"], found["warmup"]) == (1, 8, 1)
+    assert "no instructions for bf16 here: 'ours bf16' is left out" in found["shown"]
+    for name, row in rows.items():
+        assert name in found["shown"]
+        assert len(row["seconds"]) == row["runs"] == 2
+        assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert len(set(row["losses"])) == 3, "warm-up and timed steps train"
+        assert row["loss_difference"] <= 1e-4
+    assert rows[LITERAL_STEP]["speedup"] == 1
+    if sys.platform == "linux":
+        peaks = {name: row["peak_extra_bytes"] for name, row in rows.items()}
+        assert 0 < peaks[CHECKPOINTED] < peaks[OURS] < peaks[LITERAL_STEP]
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "message"),
-    [
-        (("-b", "nowhere"), 3, "nowhere is not a bundle"),
-        (("--variant", "int4"), 2, "did you mean 'int8'"),
-        (("-g", "nowhere"), 5, "no gallery at nowhere"),
-    ],
+    ("options", "code"),
+    [(SMALL, 6), (("--base", "nothing"), 2), ((*SMALL, "--height", "100"), 2)],
 )
-def test_what_cannot_start_is_an_error_in_one_line(folders, changes, code, message):
-    result = CliRunner().invoke(startup.app, [*folders, *changes, "--rounds", "1"])
+def test_unequal_losses_and_unknown_models_have_no_times(
+    options: tuple[str, ...], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "peak_extra_bytes", lambda *_: None)
+    monkeypatch.setattr(training, "LOSS_TOLERANCE", -1.0)
+    result = run(training, *options, *ONCE)
     assert (result.exit_code, result.stdout) == (code, "")
-    assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
+def test_a_memory_process_that_fails_is_an_error_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise UsageError("base 'nothing' is unknown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_step, "call_in_fresh_process", refuse)
+        with pytest.raises(UsageError):
+            training_step.peak_extra_bytes(ModelSpec(base="nothing"), LITERAL, 1)
+    monkeypatch.setattr("sys.executable", "/bin/false")  # As if it were killed for want of memory.
+    with pytest.raises(InputError, match="lower --batch-size"):
+        training_step.peak_extra_bytes(ModelSpec(), LITERAL, 1)
+
+
+def test_loading_is_timed_with_all_contenders() -> None:
+    sizes = ("--pictures", 8, "--times", 2, "--batch-size", 4, "--height", 48, "--width", 32)
+    found = values(run(loader, *sizes, "--workers", 0, "--rounds", 1))
+    rows = found["contenders"]
+    assert tuple(rows) == loader.CONTENDERS
+    for name, row in rows.items():
+        assert name in found["shown"]
+        assert row["items_per_s"] == pytest.approx(16_000 / row["p50_ms"])
+    pixels = 4 * 48 * 32 * 3
+    batch_bytes = {name: row["batch_bytes"] for name, row in rows.items()}
+    assert batch_bytes[loader.LITERAL] == 4 * pixels + 4 * 8
+    assert pixels < batch_bytes[loader.FILES] < 2 * pixels
+    assert 0 < batch_bytes[loader.CACHE] == batch_bytes[loader.FILES] - pixels
+    assert 16 * 4 * 5 < found["handed_bytes"] < 16 * 300 + 10_000  # Ids of 16 captions, places.
+
+
+def time_towers(folder: Path, traces: Path) -> dict[str, Any]:
+    """Measure both towers of a toy in this process."""
+    base, _ = write_base(folder / "base", "clip")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tower_graphs, "export_onnx", once_in(traces))
+        result = run(
+            towers, "--base", base, "--height", 48, "--width", 32, "--batch-size", 3,
+            "--rounds", 1, "--warmup", 0, "--threads", 1,
+        )  # fmt: skip
+    return {"exit_code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr}
+
+
+def test_towers_agree_and_are_timed_in_all_forms(shared_folder: Path) -> None:
+    """Two exports and all contenders take 0.6 GB, hence a process of its own."""
+    done = found_alone(shared_folder, time_towers, shared_folder / "traces")
+    found = values(SimpleNamespace(**done))
+    image, text = (found["towers"][kind]["batches"]["3"] for kind in ("image", "text"))
+    assert {LITERAL, FOLDED, ORT_FP32, ORT_INT8} <= image.keys()
+    assert set(text) == set(image) | {name + PADDED for name in image if name != LITERAL}
+    for kind, rows in (("image", image), ("text", text)):
+        assert rows[LITERAL]["speedup"] == 1
+        for name, row in rows.items():
+            assert name in found["shown"]
+            assert row["min_cosine"] >= (0.99 if "int8" in name else 0.9999), name
+            gflop = 3 * found["towers"][kind]["gflop_per_item"]
+            assert row["gflops"] == pytest.approx(1000 * gflop / row["p50_ms"])
+        # int8 that equals float32 to the last bits would not have been quantized.
+        assert rows[ORT_INT8]["min_cosine"] < rows[ORT_FP32]["min_cosine"]
+    assert ("no AMX here" in found["shown"]) != found["machine"]["instruction_sets"]["amx_bf16"]
+    summary = found["summary"]
+    ratio = image[LITERAL]["p50_ms"] / image[summary["image_int8"]]["p50_ms"]
+    assert summary["image_int8_over_literal"] == pytest.approx(ratio)
+    assert summary["text_fp32_over_padded"] == pytest.approx(text[ORT_FP32]["padded_ratio"])
+
+
+def test_other_embeddings_than_the_references_end_it_or_are_left_out_with_a_reason() -> None:
+    expected = np.eye(3, 8, dtype=np.float32)
+    alike = (expected + 100) / np.linalg.norm(expected + 100, axis=1, keepdims=True)
+    assert towers.min_cosine("x", expected, expected, 0.9999) == 1
+    for wrong, right in (
+        (expected[::-1].copy(), expected),
+        (expected * np.float32("nan"), expected),
+        (alike[[1, 0, 2]], alike),  # Nearly equal items pass any floor, even exchanged.
+    ):
+        with pytest.raises(IntegrityError, match="'x' does not embed"):
+            towers.min_cosine("x", wrong, right, 0.99)
+
+    def fixed(rows: Any) -> Contender:
+        return Contender(run=lambda _: rows, min_cosine=0.9999)
+
+    def failing() -> Any:
+        yield "first", fixed(expected)
+        raise BackendError("the second does not build")
+
+    def makers() -> Any:
+        wrong = fixed(np.eye(3, 8, 1, dtype=np.float32))
+        return {
+            "torch": iter([(FOLDED, fixed(expected))]),
+            "TensorRT": failing(),
+            "other": iter([("wrong", wrong)]),
+        }
+
+    skipped: dict[str, str] = {}
+    rows = {"": np.zeros(1)}
+    kept, cosines = towers.agreeing(makers(), rows, FOLDED, skipped)
+    assert list(kept) == list(cosines) == [FOLDED, "first"]
+    assert skipped["TensorRT"] == "the second does not build"
+    assert skipped.keys() == {"TensorRT", "wrong"}
+    with pytest.raises(BackendError, match="the second does not build"):
+        towers.agreeing(makers(), rows, FOLDED, None)
+    with pytest.raises(BackendError, match="cannot run"):
+        towers.agreeing({}, rows, FOLDED, {})
+
+
+def test_flop_are_counted_on_the_tower_itself() -> None:
+    tower = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    assert towers.flop_of(tower, np.zeros((4, 7), np.float32)) == 2 * 4 * (7 * 5 + 5 * 3)
+
+
+def test_speeds_are_ratios_of_medians_and_unknown_where_a_run_takes_no_time() -> None:
+    slow = Timing(seconds=[3.0, 1.0, 2.0], cpu_seconds=[2.0])
+    fast = Timing(seconds=[0.5], cpu_seconds=[0.0])
+    row = timed_rows({"slow": slow, "fast": fast}, "slow", items=4)["fast"]
+    assert (row["speedup"], row["cpu_speedup"], row["items_per_s"]) == (4, None, 8)
+
+
+def fill(folder: Path, *arguments: object) -> Any:
+    return run(gallery, "--dim", 32, "--seconds", 0.05, "--folder", folder, *arguments)
+
+
+def test_a_gallery_is_measured_beside_the_engines_below(tmp_path: Path) -> None:
+    found = values(fill(tmp_path, "--rows", 1500))
+    assert (found["rows"], found["dim"], found["k"], found["recall_at_10"]) == (1500, 32, 10, 1.0)
+    bare = "faiss flat fp16 alone"
+    assert list(found["batch"]) == ["gallery", bare]
+    for row in found["single"].values():
+        assert row["ratio"] == pytest.approx(row["p50_ms"] / found["single"][bare]["p50_ms"])
+    assert [one["rows_per_commit"] for one in found["insertions"]] == [256, 1]
+    assert sum(one["rows"] for one in found["insertions"]) == 1500
+    start = found["start"]
+    assert 0 < start["open_s"] < 60
+    assert start["peak_rss_bytes"] is None or start["peak_rss_bytes"] > 10e6
+    assert "gallery, one camera (1 %)" in found["shown"]
+    assert list(tmp_path.iterdir()) == [], "nothing stays behind"
+
+
+def test_recall_of_an_approximate_index_counts_what_it_misses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.index.APPROXIMATE_FROM", 1000)
+    monkeypatch.setattr("upperson_rt.gallery.sqlite.segments._NPROBES", (1,))  # Finds little.
+    found = values(fill(tmp_path, "--rows", 2000))
+    assert "faiss IVF-SQ8 alone" in found["single"]
+    assert 0.05 < found["recall_at_10"] < 0.95
+    assert found["index"]["kind"] == "ivf-sq8"
+    assert abs(found["recall_at_10"] - found["index"]["recall_at_10"]) < 0.25
+
+
+@pytest.mark.parametrize("rows", [1000, 9000], ids=["without a file", "with a file"])
+def test_bare_faiss_finds_the_same_pictures(tmp_path: Path, rows: int) -> None:
+    people = SyntheticPeople(rows, 16)
+    with Gallery.open(tmp_path / "gallery", "bench", 16, create=True) as store:
+        store.add(people.items(0, rows), people.vectors(0, rows))
+        queries = people.queries(5)
+        expected = [[int(hit.item.key) for hit in hits] for hits in store.search(queries, 10)]
+        name, search = gallery.bare_faiss(store)
+        _, found = search(queries)  # type: ignore[misc]
+    assert (tmp_path / "gallery" / "gallery.index").exists() == (rows > 8192)
+    assert name == "faiss flat fp16 alone"
+    assert found.tolist() == expected
+
+
+def test_numbers_out_of_range_are_refused(tmp_path: Path) -> None:
+    for wrong in (("--rows", 999), ("--dim", 1), ("--seconds", "inf"), ("--seconds", -1)):
+        result = fill(tmp_path, *wrong)
+        assert (result.exit_code, result.stdout) == (2, ""), wrong

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import gpu, gpu_libraries, gpu_towers, tower_graphs
-from benchmarks.gpu_towers import GRAPHS, REFERENCE
+from benchmarks import gpu, gpu_libraries, tower_graphs
+from benchmarks.contenders import FOLDED, GRAPHS, run_trtexec
 from benchmarks.random_model import ModelSpec
 from tests.helpers.alone import found_alone
 from tests.helpers.command_line import ROOT
@@ -58,7 +58,6 @@ def measure(folder: Path, traces: Path) -> dict[str, Any]:
         spec = ModelSpec(base=str(base), height_px=48, width_px=32, batch_size=4)
         missing = dict.fromkeys(gpu_libraries.LIBRARIES, "")
         result = gpu.measure(spec, (1, 3), missing, device="cpu", **QUICK)
-        result["command"] = "python -m benchmarks.gpu"
         result["seen"] = seen.read_text().splitlines()
     return result
 
@@ -82,17 +81,16 @@ def test_all_contenders_agree_and_are_measured(measured: dict[str, Any]) -> None
     }
     for tower in ("image", "text"):
         found = measured["towers"][tower]
-        assert found["peak_flops"].keys() == {"fp32", "bf16", "fp16"}
         assert list(found["batches"]) == ["1", "3"]
         for batch, rows in found["batches"].items():
             assert rows.keys() == contenders
             for name, row in rows.items():
-                flops = found["gflop_per_item"] * 1e9 * int(batch) / (row["p50_ms"] / 1000)
-                float_type = next(kind for kind in ("bf16", "fp16", "fp32") if kind in name)
-                peak = found["peak_flops"][float_type]
-                assert row["share"] == pytest.approx(flops / peak), name
-                assert (row["host_ms"] is not None) == name.startswith(("torch", "trtexec")), name
-            assert rows["torch fp16"]["min_cosine"] < rows[REFERENCE]["min_cosine"]
+                gflop = found["gflop_per_item"] * int(batch)
+                assert row["gflops"] == pytest.approx(1000 * gflop / row["p50_ms"]), name
+                queued = name.startswith(("torch", "trtexec"))
+                assert (row["host_ms"] is not None) == queued, name
+            assert rows[FOLDED]["speedup"] == 1
+            assert rows["torch fp16"]["min_cosine"] < rows[FOLDED]["min_cosine"]
             assert rows["trtexec fp16"]["p99_ms"] == 0.503
             assert rows["trtexec fp16"]["host_ms"] == 0.0015
     assert measured["training"].keys() == {"fp32", "bf16"}
@@ -110,29 +108,7 @@ def test_trtexec_runs_the_engines_alone_on_the_same_input(measured: dict[str, An
     assert len(measured["seen"]) == 2 * 2 * 3
 
 
-def test_tables_and_the_page_say_the_same(
-    measured: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    gpu._show(measured)
-    shown, page = capsys.readouterr().out, gpu.markdown(measured)
-    assert page.startswith("# Orin\n\n`python -m benchmarks.gpu`, ")
-    for table in gpu.tables(measured):
-        assert f"## {table.title}\n" in page
-        assert table.title in shown
-        assert all(len(row) == len(table.columns) for row in table.rows)
-    assert [table.title for table in gpu.tables(measured)] == [
-        "image tower, batch 1", "image tower, batch 3", "text tower, batch 1",
-        "text tower, batch 3", "training, 4 pairs a step",
-    ]  # fmt: skip
-    for text in (shown, page):
-        assert "Orin, compute capability 8.7, 16 multiprocessors, driver " in text
-        assert "skipped: training in fp16: precision fp16 needs a CUDA device" in text
-    rows = [line for line in page.splitlines() if line.startswith("| TensorRT fp16 |")]
-    assert len(rows) == 4
-    assert {row.count("|") for row in rows} == {10}
-
-
-def test_the_command_writes_the_page_and_prints_json(
+def test_the_command_prints_tables_and_json_and_writes_the_same_into_the_page(
     measured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install_fake_tensorrt(monkeypatch, VERSIONS[-1], ("NVIDIA H100 80GB HBM3", 9, 0, 132))
@@ -140,12 +116,26 @@ def test_the_command_writes_the_page_and_prints_json(
     monkeypatch.setattr(gpu_libraries, "LIBRARIES", found)
     card = {"card": measured["card"] | {"name": "NVIDIA H100 80GB HBM3"}}
     monkeypatch.setattr(gpu, "measure", lambda *_, **__: measured | card)
-    result = CliRunner().invoke(gpu.app, ["--json", "--output", str(tmp_path)])
+    result = CliRunner().invoke(gpu.app, ["--output", str(tmp_path)])
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["benchmark"] == "gpu"
-    page = tmp_path / "gpu-nvidia-h100-80gb-hbm3.md"
-    assert result.stderr.endswith(f"wrote {page}\n")
-    assert page.read_text().startswith("# NVIDIA H100 80GB HBM3\n")
+    *_, last = result.stdout.splitlines()
+    assert json.loads(last)["benchmark"] == "gpu"
+    file = tmp_path / "gpu-nvidia-h100-80gb-hbm3.md"
+    assert result.stderr.endswith(f"wrote {file}\n")
+    page = file.read_text()
+    assert page.startswith("# NVIDIA H100 80GB HBM3\n\n`python -m benchmarks.gpu ")
+    for title in (
+        "image tower, batch 1", "image tower, batch 3", "text tower, batch 1",
+        "text tower, batch 3", "training, 4 pairs a step",
+    ):  # fmt: skip
+        assert f"## {title}\n" in page
+        assert title in result.stdout
+    for text in (result.stdout, page):
+        assert "compute capability 8.7, 16 multiprocessors, driver " in text
+        assert "skipped: training in fp16: precision fp16 needs a CUDA device" in text
+    rows = [line for line in page.splitlines() if line.startswith("| TensorRT fp16 |")]
+    assert len(rows) == 4
+    assert {row.count("|") for row in rows} == {12}
 
 
 @pytest.mark.parametrize("options", [(), ("--check",)])
@@ -193,26 +183,7 @@ def test_a_trtexec_that_fails_says_why(
 ) -> None:
     fake_trtexec(tmp_path, monkeypatch, text, code)
     with pytest.raises(BackendError, match=message):
-        gpu_towers.run_trtexec(tmp_path / "x.engine", "image", np.zeros((1, 2), np.uint8))
-
-
-def test_a_contender_that_fails_or_differs_is_left_out_with_its_reason() -> None:
-    def fail() -> Any:
-        yield "first", contender(lambda rows: np.eye(3, 8, dtype=np.float32))
-        raise BackendError("the second does not build")
-
-    def contender(run: Any) -> gpu_towers.Contender:
-        return gpu_towers.Contender(run=run, float_type="fp32", min_cosine=0.9999)
-
-    makers = {
-        "torch": iter([(REFERENCE, contender(lambda rows: np.eye(3, 8, dtype=np.float32)))]),
-        "TensorRT": fail(),
-        "other": iter([("wrong", contender(lambda rows: np.eye(3, 8, 1, dtype=np.float32)))]),
-    }
-    kept, cosines, skipped = gpu_towers._agreeing(makers, np.zeros(1))
-    assert list(kept) == list(cosines) == [REFERENCE, "first"]
-    assert skipped["TensorRT"] == "the second does not build"
-    assert f"'wrong' does not embed as '{REFERENCE}'" in skipped["wrong"]
+        run_trtexec("image", tmp_path / "x.engine", np.zeros((1, 2), np.uint8))
 
 
 def test_make_gpu_checks_then_tests_then_measures() -> None:

@@ -17,8 +17,8 @@ import pytest
 from onnx import helper
 
 from benchmarks import avx2
-from benchmarks.kernel_runs import NodeByNode, with_exact_products
 from tests.helpers.command_line import ROOT, run_code
+from tests.helpers.exact_products import NodeByNode, with_exact_products
 from tests.helpers.toy_graphs import TOWERS, amax_of, min_cosine, run_graph, toy_graph, toy_inputs
 from upperson_export.passes.linears import QuantizeLinears, TransposePacked
 from upperson_export.variants import VARIANTS

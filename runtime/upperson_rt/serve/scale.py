@@ -34,7 +34,7 @@ WORDS: dict[float, Word] = {3.5: "very close", 3.0: "close", 2.5: "similar"}
 _ELSE: Word = "loose"
 LIKELY = ((4.6, 3.5), (3.8, 4.4))
 """Slope and middle of a logistic curve over the same deviations, for a sentence and for a picture,
-fitted to a gallery of 300 drawn people (benchmarks/likelihood.py): of more people fewer with the
+fitted to a gallery of 300 drawn people (docs/onvif.md, Likelihood): of more people fewer with the
 same score are right."""
 _COLOURS = ("red", "blue", "black", "white", "green", "grey", "yellow", "brown")
 _UPPER = ("coat", "jacket", "shirt", "hoodie", "dress", "sweater", "top", "t-shirt")

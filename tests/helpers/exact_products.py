@@ -1,47 +1,17 @@
-"""The towers of a bundle, run in a process of its own by one library, for `benchmarks.kernels`."""
+"""ONNX Runtime node by node, and int8 graphs whose products are summed exactly."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from upperson_rt.backends import open_backend
 from upperson_rt.backends.onnxruntime import session_options
-from upperson_rt.bundle import Bundle
-from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError
-from upperson_rt.towers import Backend, Tower
-
-
-def embed(runner: str, asked: str, output: str) -> None:
-    """Write the embeddings of both towers into an npz file.
-
-    Args:
-        runner: A backend, ``plain``, ``last bits``: plain with vectors that differ in these, or
-            ``exact``: what ONNX Runtime makes of a graph, its int8 products summed in float64.
-        asked: JSON with the bundle, and pictures and sentences under the towers' names.
-        output: The file.
-    """
-    wanted = json.loads(Path(asked).read_text())
-    opened = Bundle.open(wanted["bundle"], "int8", threads=1)
-    manifest, variant = opened.manifest, opened.variant
-
-    def backend(tower: Tower) -> Backend:
-        path = Path(wanted["bundle"], manifest.variants[variant].file(tower).file)
-        if runner in _MADE:
-            return NodeByNode(_MADE[runner](path))
-        return open_backend(path, runner, "cpu", 1)
-
-    encoder = Encoder(manifest, variant, opened.tokenizer, backend)
-    images, texts = encoder.encode_images(wanted["image"]), encoder.encode_texts(wanted["text"])
-    np.savez(output, image=images, text=texts)
 
 
 class NodeByNode:
@@ -98,21 +68,3 @@ def _sum_in_float64(graph: ir.Graph, product: ir.Node) -> None:
     graph.insert_before(product, tape.nodes)
     ir.convenience.replace_all_uses_with(product.outputs[0], result)
     graph.remove(product, safe=True)
-
-
-def _with_last_bits_changed(path: Path) -> ir.Model:
-    """Change biases and norms by half a last bit, more or less; scales of int8 stay."""
-    model = ir.load(path)
-    rng = np.random.default_rng(0)
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        users = {use.node.op_type for use in value.uses()}
-        if tensor is None or users & {"QuantizeLinear", "DequantizeLinear"}:
-            continue
-        if tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == 1:
-            changed = tensor.numpy() * (1 + 2.0**-24 * rng.standard_normal(tensor.shape.numpy()))
-            value.const_value = ir.tensor(changed.astype(np.float32), name=value.name)
-    return model
-
-
-_MADE = {"plain": ir.load, "last bits": _with_last_bits_changed, "exact": with_exact_products}
