@@ -13,7 +13,6 @@ from upperson_rt.bundle import Bundle
 from upperson_rt.compile import compile_bundle
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_rt.tensorrt.cache import EngineCache
-from upperson_rt.tensorrt.cuda import Cuda
 
 MAX_BATCH = 8
 
@@ -315,28 +314,3 @@ def test_an_engine_that_tensorrt_refuses(bundle, one_version, monkeypatch):
     refused = r"refuses the engine: the engine plan file is not compatible; .*upperson-rt compile"
     with pytest.raises(BackendError, match=refused):
         open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
-
-
-def test_what_the_stand_in_refuses_as_the_real_one_does(bundle, one_version):
-    """No context, host addresses, other types, unknown attributes."""
-    session = TensorRtBackend(bundle / "image.fp32.onnx")._session
-    trt, cuda, context = one_version.trt, Cuda(), session._engine.create_execution_context
-    with pytest.raises(AssertionError, match="no device is current"):
-        context()
-    with cuda.current():
-        context = context()
-        buffer = cuda.staged_buffer(1 << 16)
-        context.set_input_shape("image", (1, 24, 8, 3))
-        context.set_tensor_address("image", buffer.device_address)
-        context.set_tensor_address("image_embeds", buffer.host_address)
-        with pytest.raises(AssertionError, match="none of the device"):
-            context.execute_async_v3(cuda.new_stream())
-        for wrong in (("image", (1.0, 24, 8, 3)), (b"image", (1, 24, 8, 3)), ("image", None)):
-            with pytest.raises(TypeError, match="incompatible function arguments"):
-                context.set_input_shape(*wrong)
-        with pytest.raises(TypeError, match="incompatible function arguments"):
-            trt.Runtime("logger")
-        with pytest.raises(AttributeError, match="no attribute 'error_recoder'"):
-            trt.Runtime(trt.Logger()).error_recoder = None
-        with pytest.raises(TypeError, match="unsupported operand"):
-            1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
