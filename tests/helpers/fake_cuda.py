@@ -1,4 +1,3 @@
-# ruff: noqa: N802 - A method has the name of the function that it is.
 """A stand-in for libcuda.so.1: real C functions over host memory, streams that run when waited for.
 
 The prototypes are those of the binding, which tests compare with ``cuda.h``, so a call with wrong
@@ -11,6 +10,7 @@ import itertools
 import mmap
 import os
 import threading
+from functools import partial
 
 from upperson_rt.tensorrt.cuda import CONSTANTS, SIGNATURES
 
@@ -29,6 +29,15 @@ TEXTS = {status: b"text of " + name for status, name in ERRORS.items()}  # They 
 def _as_address(kind):
     # A callback would get the text behind a char*, but has to write to it.
     return ctypes.c_void_p if kind is ctypes.c_char_p else kind
+
+
+def put(place, value, status=0):
+    place[0] = value
+    return status
+
+
+def destroyed(kind, handle):
+    return 400 if kind.pop(handle, None) is None else 0
 
 
 class Memory:
@@ -68,9 +77,11 @@ class FakeDriver:
         self.memory, self.streams, self.captures, self.graphs, self.executables = {}, {}, {}, {}, {}
         self._handles = itertools.count(1000)
         self._current = threading.local()
+        entries = self._entries()
         self._functions = {
-            name: ctypes.CFUNCTYPE(ctypes.c_int, *map(_as_address, types))(self._entry(name))
+            name: ctypes.CFUNCTYPE(ctypes.c_int, *map(_as_address, types))(entry)
             for name, types in SIGNATURES.items()
+            for entry in [partial(self._call, name, entries[name])]
         }
 
     def install(self, monkeypatch):
@@ -104,38 +115,84 @@ class FakeDriver:
         else:
             self.captures.get(stream, self.streams[stream]).append(work)
 
-    def _entry(self, name):
-        method = getattr(self, f"_{name}")
-        needs_context = not name.startswith(
-            ("cuInit", "cuDriver", "cuGet", "cuDevice", "cuCtxPush", "cuCtxPop")
-        )
+    def _call(self, name, function, *arguments):
+        self.calls.append(name)
+        if name in self.fail:
+            if name == "cuStreamSynchronize":
+                self.streams[arguments[0]].clear()
+            return self.fail[name]
+        free = ("cuInit", "cuDriver", "cuGet", "cuDevice", "cuCtxPush", "cuCtxPop")
+        return function(*arguments) or 0 if self.stack or name.startswith(free) else 201
 
-        def call(*arguments):
-            self.calls.append(name)
-            if name in self.fail:
-                if name == "cuStreamSynchronize":
-                    self.streams[arguments[0]].clear()
-                return self.fail[name]
-            return 201 if needs_context and not self.stack else method(*arguments) or 0
-
-        return call
+    def _entries(self):
+        """Return the functions by name; what returns None has worked."""
+        return {
+            "cuInit": lambda flags: 0 if self.gpus else 100,
+            "cuDriverGetVersion": lambda version: put(version, self.version),
+            "cuGetErrorName": lambda status, text: put(text, ERRORS[status]),
+            "cuGetErrorString": lambda status, text: put(text, TEXTS[status]),
+            "cuDeviceGetCount": lambda count: put(count, len(self.gpus)),
+            "cuDeviceGet": lambda device, i: put(device, i, 0 if i < len(self.gpus) else 101),
+            "cuDeviceGetName": self._device_name,
+            "cuDeviceGetAttribute": self._device_attribute,
+            "cuDevicePrimaryCtxRetain": lambda context, device: put(context, device + 1),
+            "cuCtxPushCurrent_v2": lambda context: self.stack.append(context),
+            "cuCtxPopCurrent_v2": lambda context: put(context, self.stack.pop()),
+            "cuMemAlloc_v2": lambda address, nbytes: self._allocate(address, nbytes, False, True),
+            "cuMemHostAlloc": lambda address, nbytes, flags: self._allocate(
+                address, nbytes, True, bool(flags & CONSTANTS["CU_MEMHOSTALLOC_DEVICEMAP"])
+            ),
+            "cuMemHostGetDevicePointer_v2": self._device_pointer,
+            "cuMemFree_v2": lambda address: self._free(address, on_host=False),
+            "cuMemFreeHost": lambda address: self._free(address, on_host=True),
+            "cuMemcpyHtoDAsync_v2": lambda to, host, *more: self._copy(to, host, to, host, *more),
+            "cuMemcpyDtoHAsync_v2": lambda to, device, *more: self._copy(
+                to, device, device, to, *more
+            ),
+            "cuStreamCreate": lambda stream, flags: self._new(stream, self.streams, []),
+            "cuStreamDestroy_v2": lambda stream: destroyed(self.streams, stream),
+            "cuStreamSynchronize": self._synchronize,
+            "cuStreamBeginCapture_v2": lambda stream, mode: self.captures.update({stream: []}),
+            "cuStreamEndCapture": self._end_capture,
+            "cuGraphInstantiateWithFlags": lambda handle, graph, flags: self._new(
+                handle, self.executables, self.graphs[graph]
+            ),
+            "cuGraphLaunch": self._launch,
+            "cuGraphExecDestroy": lambda graph: destroyed(self.executables, graph),
+            "cuGraphDestroy": lambda graph: destroyed(self.graphs, graph),
+        }
 
     def _new(self, handle, kind, thing):
         handle[0] = next(self._handles)
         kind[handle[0]] = thing
 
-    def _allocate(self, nbytes, **sides):
+    def _device_name(self, address, size, device):
+        name = self.gpus[device][0].encode() + b"\0"
+        ctypes.memmove(address, name, len(name))
+
+    def _device_attribute(self, value, attribute, device):
+        _, major, minor, multiprocessors = self.gpus[device]
+        value[0] = {75: major, 76: minor, 16: multiprocessors, 18: self.integrated}[attribute]
+
+    def _allocate(self, address, nbytes, host, device):
         if nbytes > self.free_bytes:
-            return None, 2
-        block = Memory(nbytes, **sides)
-        self.memory[block.host or block.device] = block
-        return block, 0
+            return 2
+        block = Memory(nbytes, host, device)
+        address[0] = block.host or block.device
+        self.memory[address[0]] = block
+        return 0
+
+    def _device_pointer(self, address, host, flags):
+        found = self.memory.get(host)
+        if found is None or found.device is None or flags:
+            return 1
+        return put(address, found.device)
 
     def _free(self, address, on_host):
         found = self.memory.get(address)
-        return (
-            1 if found is None or bool(found.host) != on_host or not self.memory.pop(address) else 0
-        )
+        if found is None or bool(found.host) != on_host:
+            return 1
+        return destroyed(self.memory, address)
 
     def _copy(self, to, start, device, host, nbytes, stream):
         on_device, on_host = self.device_memory(device), self.memory.get(host)
@@ -145,79 +202,7 @@ class FakeDriver:
             return 1
         return self.enqueue(stream, lambda: ctypes.memmove(to, start, nbytes))
 
-    def _cuInit(self, flags):
-        return 0 if self.gpus else 100
-
-    def _cuDriverGetVersion(self, version):
-        version[0] = self.version
-
-    def _cuGetErrorName(self, status, text):
-        text[0] = ERRORS[status]
-
-    def _cuGetErrorString(self, status, text):
-        text[0] = TEXTS[status]
-
-    def _cuDeviceGetCount(self, count):
-        count[0] = len(self.gpus)
-
-    def _cuDeviceGet(self, device, index):
-        device[0] = index
-        return 0 if index < len(self.gpus) else 101
-
-    def _cuDeviceGetName(self, address, size, device):
-        name = self.gpus[device][0].encode() + b"\0"
-        ctypes.memmove(address, name, len(name))
-
-    def _cuDeviceGetAttribute(self, value, attribute, device):
-        _, major, minor, multiprocessors = self.gpus[device]
-        value[0] = {75: major, 76: minor, 16: multiprocessors, 18: self.integrated}[attribute]
-
-    def _cuDevicePrimaryCtxRetain(self, context, device):
-        context[0] = device + 1
-
-    def _cuCtxPushCurrent_v2(self, context):
-        self.stack.append(context)
-
-    def _cuCtxPopCurrent_v2(self, context):
-        context[0] = self.stack.pop()
-
-    def _cuMemAlloc_v2(self, address, nbytes):
-        found, status = self._allocate(nbytes, host=False, device=True)
-        address[0] = found.device if found else 0
-        return status
-
-    def _cuMemHostAlloc(self, address, nbytes, flags):
-        mapped = bool(flags & CONSTANTS["CU_MEMHOSTALLOC_DEVICEMAP"])
-        found, status = self._allocate(nbytes, host=True, device=mapped)
-        address[0] = found.host if found else None
-        return status
-
-    def _cuMemHostGetDevicePointer_v2(self, address, host, flags):
-        found = self.memory.get(host)
-        if found is None or found.device is None or flags:
-            return 1
-        address[0] = found.device
-        return 0
-
-    def _cuMemFree_v2(self, address):
-        return self._free(address, on_host=False)
-
-    def _cuMemFreeHost(self, address):
-        return self._free(address, on_host=True)
-
-    def _cuMemcpyHtoDAsync_v2(self, device, host, nbytes, stream):
-        return self._copy(device, host, device, host, nbytes, stream)
-
-    def _cuMemcpyDtoHAsync_v2(self, host, device, nbytes, stream):
-        return self._copy(host, device, device, host, nbytes, stream)
-
-    def _cuStreamCreate(self, stream, flags):
-        self._new(stream, self.streams, [])
-
-    def _cuStreamDestroy_v2(self, stream):
-        return 400 if self.streams.pop(stream, None) is None else 0
-
-    def _cuStreamSynchronize(self, stream):
+    def _synchronize(self, stream):
         if stream not in self.streams:
             return 400
         queued, self.streams[stream] = self.streams[stream], []
@@ -225,25 +210,13 @@ class FakeDriver:
             work()
         return 0
 
-    def _cuStreamBeginCapture_v2(self, stream, mode):
-        self.captures[stream] = []
-
-    def _cuStreamEndCapture(self, stream, graph):
+    def _end_capture(self, stream, graph):
         captured = self.captures.pop(stream)
         return self._new(graph, self.graphs, captured) if captured else 901
 
-    def _cuGraphInstantiateWithFlags(self, executable, graph, flags):
-        self._new(executable, self.executables, self.graphs[graph])
-
-    def _cuGraphLaunch(self, executable, stream):
+    def _launch(self, executable, stream):
         if executable not in self.executables or stream not in self.streams:
             return 400
         for work in self.executables[executable]:
             self.enqueue(stream, work)
         return 0
-
-    def _cuGraphExecDestroy(self, executable):
-        return 400 if self.executables.pop(executable, None) is None else 0
-
-    def _cuGraphDestroy(self, graph):
-        return 400 if self.graphs.pop(graph, None) is None else 0

@@ -3,7 +3,7 @@
 Every name of our source has to be in each release and in the stand-in, and the stand-in may have no
 name, parameter, type or number that is not theirs. It refuses what pybind11 refuses, so the other
 tests, which run our source on it, check the arguments. TensorRT for RTX is run itself, see
-``test_tensorrt_engines.py``; CUDA is compared with ``cuda.h`` in ``test_tensorrt_cuda.py``.
+``test_tensorrt_engines.py``; CUDA is compared with ``cuda.h`` in ``test_tensorrt_driver.py``.
 """
 
 import ast
@@ -18,14 +18,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.gpu import test_layers
 from tests.helpers import fake_tensorrt, real_tensorrt
 from tests.helpers.fake_cuda import FakeDriver
-from upperson_rt.tensorrt import bindings, builder, session
+from upperson_rt.tensorrt import bindings
 
-SOURCES = [Path(module.__file__) for module in (bindings, builder, session, test_layers)]
+SOURCES = [
+    *Path(bindings.__file__).parent.glob("*.py"),
+    Path(__file__).parents[2] / "gpu/test_layers.py",
+]
 
-OURS = {"append", "clear", "itemsize", "logger", "max", "min", "nbytes", "opt", "release"}
+OURS = {"append", "clear", "itemsize", "logger", "max", "min", "nbytes", "opt", "release", "value"}
 """What these files call something of their own by; it happens to be a name of TensorRT, too."""
 
 ON_A_GPU = {
