@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
@@ -34,13 +35,6 @@ def bundle(tmp_path_factory):
     return make_toy_bundle(tmp_path_factory.mktemp("engines") / "bundle")
 
 
-@pytest.fixture(params=VERSIONS)
-def trt(request, monkeypatch):
-    _, trt = install_fake_tensorrt(monkeypatch, request.param)
-    with Cuda().current():
-        yield trt
-
-
 def rtx():
     """The compiler, loaded by its own tests alone: it takes 100 MB."""
     return pytest.importorskip(
@@ -51,18 +45,20 @@ def rtx():
 
 @pytest.fixture(params=[*VERSIONS, RTX])
 def build(request, bundle, monkeypatch):
-    """Build an engine with a stand-in or with TensorRT for RTX."""
-    compiler = rtx() if request.param == RTX else install_fake_tensorrt(monkeypatch, request.param)
-    profile = tower_profile("image", read_manifest(bundle), 32)
+    """A function that builds an engine with a stand-in or with TensorRT for RTX."""
+    is_rtx, profile = request.param == RTX, tower_profile("image", read_manifest(bundle), 32)
+    trt = rtx() if is_rtx else install_fake_tensorrt(monkeypatch, request.param)[1]
 
     def build(file=bundle / "image.fp32.onnx", profile=profile, **options):
-        options["workspace_bytes"] = 64 << 20
-        if request.param == RTX:
-            return build_engine(compiler, file, profile, targets=("SM86",), **options)
-        with Cuda().current():
-            return build_engine(compiler[1], file, profile, **options)
+        options |= {"workspace_bytes": 64 << 20, "targets": ("SM86",) if is_rtx else ()}
+        with nullcontext() if is_rtx else Cuda().current():
+            return build_engine(trt, file, profile, **options)
 
+    build.trt, build.profile = trt, profile
     return build
+
+
+on_stand_ins = pytest.mark.parametrize("build", VERSIONS, indirect=True)
 
 
 def test_profiles(bundle):
@@ -76,31 +72,27 @@ def test_profiles(bundle):
     assert tower_profile("image", manifest, 1).label == "fixed"
 
 
-def test_both_towers_are_built_with_progress(bundle, build):
-    for tower in ("image", "text"):
-        steps = []
-        built = build(
-            bundle / f"{tower}.fp32.onnx",
-            tower_profile(tower, read_manifest(bundle), 32),
-            progress=lambda *step, steps=steps: steps.append(step),
-        )
-        assert len(built.plan) > 1000
-        assert built.timing_cache is None
-        totals = {total for phase, _, total in steps if phase == "Building engine"}
-        assert ("Building engine", 0, *totals) in steps
-        assert all(0 <= done <= total for _, done, total in steps)
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_tower_is_built_with_progress_in_any_thread(bundle, build, tower):
+    file, profile = bundle / f"{tower}.fp32.onnx", tower_profile(tower, read_manifest(bundle), 32)
+    steps = []
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(build, file, profile, progress=lambda *step: steps.append(step))
+    assert len(job.result().plan) > 1000
+    assert job.result().timing_cache is None
+    totals = {total for phase, _, total in steps if phase == "Building engine"}
+    assert ("Building engine", 0, *totals) in steps
+    assert all(0 <= done <= total for _, done, total in steps)
 
 
-def test_settings_are_those_all_versions_have(trt, bundle):
-    profile = tower_profile("image", read_manifest(bundle), 32)
-    file, steps = bundle / "image.fp32.onnx", []
-    build_engine(
-        trt, file, profile, workspace_bytes=1 << 20, progress=lambda *step: steps.append(step)
-    )
-    config = trt.behaviour.last_config
+@on_stand_ins
+def test_settings_are_those_all_versions_have(build):
+    steps = []
+    build(progress=lambda *step: steps.append(step))
+    config = build.trt.behaviour.last_config
     assert config._flags == set()  # No precision flags, and TF32 is off.
-    assert config._pools == {trt.MemoryPoolType.WORKSPACE: 1 << 20}
-    shapes = {"image": (profile.min, profile.opt, profile.max)}
+    assert config._pools == {build.trt.MemoryPoolType.WORKSPACE: 64 << 20}
+    shapes = {"image": (build.profile.min, build.profile.opt, build.profile.max)}
     assert [one._shapes for one in config._profiles] == [shapes]
     assert steps == [("Building engine", n, 3) for n in range(4)]
 
@@ -118,7 +110,7 @@ def test_every_error_of_the_parser_is_passed_on(bundle, build, tmp_path):
         build(tmp_path / "junk.onnx")
 
 
-def test_a_graph_that_is_not_the_tower(bundle, build, tmp_path):
+def test_a_graph_that_is_not_the_tower_and_shapes_that_are_refused(bundle, build, tmp_path):
     model = onnx.load(bundle / "image.fp32.onnx")
     model.graph.output.append(onnx.helper.make_tensor_value_info("raw", 1, None))
     model.graph.output[1].name = model.graph.node[0].output[0]
@@ -131,9 +123,6 @@ def test_a_graph_that_is_not_the_tower(bundle, build, tmp_path):
     ):
         with pytest.raises(IntegrityError, match="expected one input 'image' "):
             build(**options)
-
-
-def test_a_refused_profile_is_noticed(build):
     upside_down = InputProfile("image", (4, 24, 8, 3), (2, 24, 8, 3), (8, 24, 8, 3))
     with pytest.raises(BackendError, match="refuses the shapes"):
         build(profile=upside_down)
@@ -167,42 +156,28 @@ def test_a_signal_cancels_the_build_and_goes_on_to_its_handler(build, number, ra
         signal.signal(number, before)
 
 
-def test_builds_in_other_threads(build):
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(build).result().plan
-
-
-def test_the_timing_cache_grows_from_build_to_build_or_is_left_out(trt, bundle):
-    def build(timings):
-        profile = tower_profile("image", read_manifest(bundle), 32)
-        file = bundle / "image.fp32.onnx"
-        return build_engine(trt, file, profile, workspace_bytes=1 << 20, timing_cache=timings)
-
-    first = build(b"")
+@on_stand_ins
+def test_the_timing_cache_grows_from_build_to_build_or_is_left_out(build):
+    first = build(timing_cache=b"")
     assert not first.timing_cache_used
-    second = build(first.timing_cache)
+    second = build(timing_cache=first.timing_cache)
     assert second.timing_cache_used
     assert second.timing_cache == first.timing_cache[:-1] + b"2"
     for unreadable in (b"junk", b"timings 9.9.9 4"):
-        built = build(unreadable)
+        built = build(timing_cache=unreadable)
         assert not built.timing_cache_used
         assert built.timing_cache.endswith(b" 1")
 
 
-def test_a_build_that_fails_gives_the_reason(bundle, monkeypatch):
-    driver, trt = install_fake_tensorrt(monkeypatch)
-    profile = tower_profile("image", read_manifest(bundle), 32)
-
-    def build(trt=trt):
-        build_engine(trt, bundle / "image.fp32.onnx", profile, workspace_bytes=1 << 20)
-
-    trt.behaviour.no_plan = True
-    failed = pytest.raises(BackendError, match=r"Could not find any implementation\. If memory ran")
-    with Cuda().current(), failed:
+@on_stand_ins
+def test_a_build_that_fails_gives_the_reason(build, monkeypatch):
+    build.trt.behaviour.no_plan = True
+    with pytest.raises(BackendError, match=r"Could not find any implementation\. If memory ran"):
         build()
+    driver, trt = install_fake_tensorrt(monkeypatch)
     driver.fail["cuInit"] = 100
     with pytest.raises(BackendError, match=r"does not start;  upperson-rt doctor  says why"):
-        build()
+        build_engine(trt, "image.onnx", build.profile, workspace_bytes=1)
 
 
 def test_without_targets_a_gpu_is_needed(bundle):
