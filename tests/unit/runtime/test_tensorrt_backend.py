@@ -1,5 +1,5 @@
 import gc
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -151,8 +151,19 @@ def test_a_failing_gpu_is_an_error_and_the_next_run_works(
 def test_threads_share_two_lanes(open_image, driver, assert_right, eager, cuda_graphs):
     driver.eager = eager
     backend = open_image(cuda_graphs=cuda_graphs)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda i: assert_right(backend, images(1 + i % 11, seed=i)), range(24)))
+    done = []
+
+    def work(first):
+        for i in range(first, 24, 4):
+            assert_right(backend, images(1 + i % 11, seed=i))
+        done.append(first)
+
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sorted(done) == [0, 1, 2, 3], "two wait for each other's lane"
     assert len(driver.streams) == 2
     assert all(not queued for queued in driver.streams.values())
 
