@@ -68,11 +68,9 @@ class FakeDriver:
         self.gpus = gpus or (("Orin", 8, 7, 16),)
         self.version, self.integrated = version, integrated
         self.free_bytes = 1 << 30
-        self.fail = {}
-        """Status to return by function name."""
+        self.fail = {}  # Status to return by function name.
+        # Run what is queued at once, or when the stream is waited for: a wrong order shows in one.
         self.eager = False
-        """Run what is queued at once. Otherwise it waits until someone waits for it: what is wrong
-        with the order of things shows in one of the two."""
         self.calls = []
         self.memory, self.streams, self.captures, self.graphs, self.executables = {}, {}, {}, {}, {}
         self._handles = itertools.count(1000)

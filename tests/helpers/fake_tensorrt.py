@@ -3,7 +3,7 @@
 Which names a version has, with which parameters and types, is compared with NVIDIA's own bindings
 in ``test_tensorrt_contract.py``. Arguments of other types are refused as pybind11 refuses them, and
 so are attributes that a class does not have. An engine holds the ONNX file and runs it with ONNX
-Runtime, so results are real; `FakeBehaviour` makes a build go wrong.
+Runtime, so results are real; ``trt.behaviour`` makes it go wrong.
 """
 
 import ctypes
@@ -13,9 +13,7 @@ import inspect
 import json
 import sys
 import types
-from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
-from typing import Any
 
 import numpy as np
 import onnx
@@ -32,18 +30,6 @@ class Dims(tuple):
 
 class Buffer:
     """Stands for bytes and what else has them, as in pybind11's signatures."""
-
-
-@dataclass
-class FakeBehaviour:
-    """What goes wrong, and what was seen."""
-
-    wrong_batch: int | None = None  # Engines miscompute at this batch size, without an error.
-    wrong_graphs: bool = False  # Engines miscompute when they run as a graph.
-    no_plan: bool = False  # The builder runs out of memory.
-    on_step: Any = None  # Called at each step of a build.
-    last_config: Any = None  # The settings of the last build.
-    python_lines: list = field(default_factory=list)  # Log messages that reached Python code.
 
 
 def install_fake_tensorrt(monkeypatch, release=VERSIONS[0], *gpus, **options):
@@ -113,7 +99,14 @@ def make_fake_tensorrt(version, driver):
     trt = types.ModuleType("tensorrt")
     trt.__spec__ = ModuleSpec("tensorrt", None)
     trt.__version__ = version
-    trt.behaviour = behaviour = FakeBehaviour()
+    trt.behaviour = behaviour = types.SimpleNamespace(
+        wrong_batch=None,  # Engines miscompute at this batch size, without an error.
+        wrong_graphs=False,  # Engines miscompute when they run as a graph.
+        no_plan=False,  # The builder runs out of memory.
+        on_step=None,  # Called at each step of a build.
+        last_config=None,  # The settings of the last build.
+        python_lines=[],  # Log messages that reached Python code.
+    )
 
     def public(cls):
         setattr(trt, cls.__name__, cls)
@@ -180,6 +173,10 @@ def make_fake_tensorrt(version, driver):
         if started._recorder is not None:
             started._recorder.report_error(Code.UNSPECIFIED_ERROR, message)
 
+    def current_gpu():
+        assert driver.current_gpu is not None, "no device is current"
+        return driver.gpus[driver.current_gpu][0]
+
     class Started:
         """What needs a driver, and reports to a recorder."""
 
@@ -190,7 +187,7 @@ def make_fake_tensorrt(version, driver):
             if not driver.gpus or driver.fail.get("cuInit"):
                 log(logger, ILogger.ERROR, "CUDA initialization failure with error: 35")
                 raise TypeError("pybind11::init(): factory function returned nullptr")
-            assert driver.current_gpu is not None, "no device is current"
+            current_gpu()
             log(logger, ILogger.VERBOSE, "Registered plugin creator - ::Something version 1")
 
     @public
@@ -294,19 +291,23 @@ def make_fake_tensorrt(version, driver):
             self._flags.add(flag)
 
         def add_optimization_profile(self, profile: IOptimizationProfile):
-            for low, typical, high in profile._shapes.values():
-                if not all(a <= b <= c for a, b, c in zip(low, typical, high, strict=True)):
-                    return -1
+            shapes = profile._shapes.values()
+            if any(
+                sorted(sizes) != list(sizes)
+                for shape in shapes
+                for sizes in zip(*shape, strict=True)
+            ):
+                return -1
             self._profiles.append(profile)
             return len(self._profiles) - 1
 
         def create_timing_cache(self, serialized_timing_cache: Buffer):
-            content = bytes(serialized_timing_cache)
-            word, _, rest = content.partition(b" ")
-            if content and (word != b"timings" or rest.split(b" ")[0] != version.encode()):
+            made_by, _, entries = bytes(serialized_timing_cache).rpartition(b" ")
+            if made_by == f"timings {version}".encode():
+                return ITimingCache(int(entries))
+            if serialized_timing_cache:
                 log(self._logger, ILogger.WARNING, "Failed to deserialize timing cache.")
-                return ITimingCache(0)
-            return ITimingCache(int(rest.split(b" ")[1]) if content else 0)
+            return ITimingCache(0)
 
         def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool):
             self._cache = cache
@@ -329,7 +330,7 @@ def make_fake_tensorrt(version, driver):
         def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig):
             behaviour.last_config = config
             assert config._profiles, "dynamic shapes without a profile"
-            assert driver.current_gpu is not None, "no device is current"
+            gpu = current_gpu()
             config.progress_monitor.phase_start("Building engine", None, 3)
             for step in range(3):
                 log(self._logger, ILogger.VERBOSE, "*************** Autotuning Reformat ********")
@@ -342,21 +343,15 @@ def make_fake_tensorrt(version, driver):
                 return fail(self, "Could not find any implementation")
             if config._cache is not None:
                 config._cache._entries += 1
-            header = {
-                "version": version,
-                "gpu": driver.gpus[driver.current_gpu][0],
-                "profile": config._profiles[0]._shapes,
-            }
+            header = {"made_for": [version, gpu], "profile": config._profiles[0]._shapes}
             return IHostMemory(json.dumps(header).encode() + b"\n" + network._onnx_bytes)
 
     @public
     class Runtime(Started):
         def deserialize_cuda_engine(self, serialized_engine: Buffer):
-            assert driver.current_gpu is not None, "no device is current"
             header, newline, onnx_bytes = bytes(serialized_engine).partition(b"\n")
-            about = json.loads(header) if newline else {}
-            here = driver.gpus[driver.current_gpu][0]
-            if (about.get("version"), about.get("gpu")) != (version, here):
+            about = json.loads(header) if newline else {"made_for": None}
+            if about["made_for"] != [version, current_gpu()]:
                 return fail(self, "the engine plan file is not compatible")
             return ICudaEngine(about["profile"], onnx_bytes)
 
@@ -367,9 +362,8 @@ def make_fake_tensorrt(version, driver):
         def __init__(self, profile, onnx_bytes):
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
-            self._session = onnxruntime.InferenceSession(
-                onnx_bytes, options, providers=["CPUExecutionProvider"]
-            )
+            on_cpu = {"providers": ["CPUExecutionProvider"]}
+            self._session = onnxruntime.InferenceSession(onnx_bytes, options, **on_cpu)
             graph = onnx.load_from_string(onnx_bytes).graph
             self._inputs = {value.name: ITensor(value) for value in graph.input}
             self._tensors = self._inputs | {value.name: ITensor(value) for value in graph.output}
@@ -389,7 +383,7 @@ def make_fake_tensorrt(version, driver):
             return [Dims(shape) for shape in self._profile[name]]
 
         def create_execution_context(self):
-            assert driver.current_gpu is not None, "no device is current"
+            current_gpu()
             return IExecutionContext(self)
 
     @public
@@ -413,7 +407,7 @@ def make_fake_tensorrt(version, driver):
             return True  # The real one does not look at it, either: it fails when it runs.
 
         def execute_async_v3(self, stream_handle: int):
-            assert driver.current_gpu is not None, "no device is current"
+            current_gpu()
             assert stream_handle in driver.streams, "no such stream"
             assert self._stream in (None, stream_handle), "a context runs on two streams"
             self._stream = stream_handle

@@ -48,8 +48,8 @@ def release(request, tmp_path_factory):
         pytest.skip("needs a C compiler, and bindings that make unpacks where PyPI has some")
     command = [sys.executable, real_tensorrt.__file__, "describe"]
     text = subprocess.run(command, env=os.environ | env, check=True, capture_output=True).stdout
-    version = {"tensorrt-10.3": "10.3.0.26", "tensorrt-10": "10.16.1.11"}.get(request.param)
-    fake = fake_tensorrt.make_fake_tensorrt(version or "11.4.0.106", FakeDriver())
+    version = dict(zip(real_tensorrt.RELEASES, fake_tensorrt.VERSIONS, strict=True))[request.param]
+    fake = fake_tensorrt.make_fake_tensorrt(version, FakeDriver())
     return SimpleNamespace(classes=json.loads(text), fake=fake, env=env)
 
 
