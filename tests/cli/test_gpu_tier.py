@@ -10,7 +10,6 @@ import pytest
 
 from tests.gpu import conftest
 from tests.helpers.command_line import ROOT, environment
-from tests.helpers.engine_layers import read_layers
 
 pytestmark = pytest.mark.timeout(300, func_only=True)
 
@@ -58,26 +57,3 @@ def test_on_the_stand_ins_all_but_what_only_a_card_can_do_passes(
     assert reasons.keys() == {"the stand-in is no GPU", "a CPU does not train in fp16"}
     assert reasons.total() == outcomes["skipped"]
     assert outcomes["passed"] >= 25
-
-
-def test_the_table_of_layers_is_read_in_either_spelling() -> None:
-    half, int8 = '{"Name": "t", "Format/Datatype": "Half"}', '{"Datatype": "Int8"}'
-    old = '{"Format/Datatype": "Row major linear FP16"}'
-    layers = [
-        ("_gemm_mha_v2_myl0_17", "kgen", half, ""),
-        ("fc1_myl0_3", "gemm", int8, '{"Format/Datatype": "Float"}'),
-        ("fc2_myl0_4", "gemm", f"{int8}, {old}", ""),
-        ("out_myl0_5", "gemm", half, int8),
-    ]
-    text = ", ".join(
-        f'{{"Name": "{name}", "LayerType": "{kind}", "Inputs": [{inputs}], "Constants": '
-        f'[{constants}], "Outputs": [], "Metadata": "[ONNX Layer: a/MatMul][ONNX Layer: b]"}}'
-        for name, kind, inputs, constants in layers
-    )
-    engine = read_layers(f'{{"Layers": [{text}], "Bindings": []}}', "11")
-    assert [layer.name for layer in engine.fused_attentions()] == ["_gemm_mha_v2_myl0_17"]
-    assert [layer.name for layer in engine.int8_gemms()] == ["fc1_myl0_3"]
-    assert engine.layers[2].types == {"Int8", "Half"}
-    assert engine.layers[0].nodes == ("a/MatMul", "b")
-    with pytest.raises(AssertionError, match="not built to be detailed: found only 'Reformat'"):
-        read_layers('{"Layers": ["Reformat"]}')

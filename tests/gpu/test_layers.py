@@ -1,5 +1,7 @@
 """What TensorRT fuses of ViT-B/16 on this card: no less than TensorRT for RTX does."""
 
+import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -7,10 +9,10 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from tests.helpers.engine_layers import inspect_plan, read_layers
 from tests.helpers.toy_graphs import TOWERS
 from tests.helpers.vit_b16 import PROFILES, export_vit_b16, int8_gemms, vit_b16_variant
 from upperson_calibration.graph import TowerGraph
+from upperson_export.engines import FusedLayer, RtxEngine
 from upperson_rt.tensorrt import builder
 from upperson_rt.tensorrt.cuda import Cuda
 from upperson_rt.towers import Tower
@@ -56,10 +58,37 @@ def test_attention_is_fused_and_int8_stays_int8(
         built = builder.build_engine(
             trt, file, PROFILES[tower], workspace_bytes=builder.DEFAULT_WORKSPACE_MIB << 20
         )
-        text = inspect_plan(trt, built.plan)
-    engine = read_layers(text, trt.__version__)
+        engine = read_layers(trt, built.plan)
     attentions, gemms = len(engine.fused_attentions()), len(engine.int8_gemms())
-    print(f"{tower} {variant}: {attentions} fused attentions, {gemms} int8 GEMMs", text)
+    print(f"{tower} {variant}: {attentions} fused attentions, {gemms} int8 GEMMs")
     # That of the last block has one query row; for RTX there is no kernel for it.
     assert LAYERS - 1 <= attentions <= LAYERS
     assert gemms == (int8_gemms(LAYERS) if variant == "int8-fp16" else 0)
+
+
+def read_layers(trt: ModuleType, plan: bytes) -> RtxEngine:
+    """Read an engine's table of layers, which counts as that of TensorRT for RTX does."""
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    engine = runtime.deserialize_cuda_engine(plan)
+    inspector = engine.create_engine_inspector()
+    text = str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    print(text)
+    return RtxEngine(plan, trt.__version__, tuple(map(_layer, json.loads(text)["Layers"])))
+
+
+def _layer(layer: dict[str, object] | str) -> FusedLayer:
+    assert isinstance(layer, dict), f"the engine was not built to be detailed: only '{layer}'"
+    tensors = json.dumps([layer.get("Inputs", []), layer.get("Constants", [])])
+    types = re.findall(r'"(?:Format/)?Datatype": "([^"]*)"', tensors)
+    return FusedLayer(
+        name=str(layer["Name"]),
+        kind=str(layer["LayerType"]),
+        types=frozenset(map(_type, types)),
+        nodes=tuple(re.findall(r"\[ONNX Layer: ([^\]]*)\]", str(layer.get("Metadata", "")))),
+    )
+
+
+def _type(text: str) -> str:
+    """Return ``Half`` for ``Half`` and for ``Row major linear FP16``."""
+    patterns = {"Int8": "int8", "Half": "half|fp16", "Float": "float|fp32"}
+    return next((n for n, found in patterns.items() if re.search(found, text, re.I)), text)

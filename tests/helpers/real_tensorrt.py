@@ -1,8 +1,7 @@
 """NVIDIA's own Python bindings of TensorRT as plain data, without TensorRT: what they offer.
 
 The bindings are wheels apart from the libraries, and import beside a library of nine empty
-functions. As a program: ``install`` unpacks the releases, ``describe MODULE`` prints what one
-offers.
+functions. As a program: ``install`` unpacks the releases, ``describe`` prints what one offers.
 """
 
 import inspect
@@ -12,8 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 FOLDER = Path(sys.prefix, "bindings")
@@ -37,159 +34,78 @@ EXPORTS = (
 SAME_TYPE = {
     "SupportsInt": "int",
     "SupportsIndex": "int",
-    "Buffer": "buffer",
     "tuple": "Dims",  # Wherever sizes are wanted.
     "list": "Dims",
+    "buffer": "Buffer",
     "IParserError": "ParserError",
-    "capsule": "object",
 }
 """Words of pybind11's signatures that mean the same to us."""
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a function."""
+def import_as_tensorrt(release, folder):
+    """Return the environment in which a release imports as ``tensorrt``; it starts nowhere.
 
-    name: str
-    kind: str
-    """The last word of its type, such as ``int`` or ``ILogger``."""
-    optional: bool
-
-
-@dataclass(frozen=True)
-class Signature:
-    """One overload."""
-
-    parameters: tuple[Parameter, ...]
-    """Without self."""
-    returns: str
-
-
-@dataclass
-class Member:
-    """What a class has."""
-
-    kind: str
-    """``method``, ``property``, ``value`` (of an enumeration) or ``other``."""
-    signatures: tuple[Signature, ...] = ()
-    type: str = ""
-    """Of a property or value."""
-    settable: bool = False
-    value: int | None = None
-
-
-@dataclass
-class RealClass:
-    """A class of the bindings."""
-
-    bases: tuple[str, ...]
-    members: dict[str, Member] = field(default_factory=dict)
-
-
-def stub_libraries(folder):
-    """Compile the nine functions; return why that is impossible, or None."""
+    None where it cannot be had: not unpacked, or no C compiler for the nine functions.
+    """
     compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        return "no C compiler"
+    if not (FOLDER / release).is_dir() or compiler is None:
+        return None
     source = "".join(f"void *{name}(void) {{ return 0; }}\n" for name in EXPORTS)
     (folder / "stub.c").write_text(source)
-    for major in (10, 11):
-        for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
-            target = folder / f"lib{name}.so.{major}"
-            command = [compiler, "-shared", "-fPIC", "-o", target, folder / "stub.c"]
-            subprocess.run(command, check=True)
-    return None
+    for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
+        target = folder / f"lib{name}.so.{release.partition('-')[2][:2]}"
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", target, folder / "stub.c"], check=True)
+    text = "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
+    (folder / "tensorrt.py").write_text(text)
+    paths = (folder, FOLDER / release, Path(__file__).parents[2] / "runtime")
+    return {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
-def read_bindings(module, *, path=None, libraries=None):
-    """Return version and classes of a module, read in a process of its own."""
-    env = dict(os.environ)
-    if path is not None:
-        env["PYTHONPATH"] = str(path)
-    if libraries is not None:
-        env["LD_LIBRARY_PATH"] = str(libraries)
-    done = subprocess.run(
-        [sys.executable, __file__, "describe", module],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    content = json.loads(done.stdout)
-    return content["version"], {
-        name: RealClass(
-            tuple(found["bases"]),
-            {member: _member(member, what) for member, what in found["members"].items()},
-        )
-        for name, found in content["classes"].items()
+def describe():
+    """Return the classes of ``tensorrt``, and of each its members.
+
+    The value of an enumeration is its number, a property its type and whether it can be set, a
+    method its overloads: a list of parameters, each its name, type and whether it can be left out.
+    """
+    import tensorrt
+
+    return {
+        name: {
+            member: _describe(member, getattr(cls, member))
+            for member in dir(cls)
+            if member == "__init__" or not member.startswith("_")
+        }
+        for name, cls in vars(tensorrt).items()
+        if inspect.isclass(cls) and not issubclass(cls, BaseException)
     }
 
 
-def _member(name, what):
-    kind, doc = what["kind"], what["doc"]
-    if kind == "property":
-        returns = re.search(r"-> *(.+)", doc)
-        return Member(kind, type=_kind(returns[1]) if returns else "", settable=what["settable"])
-    if kind == "value":
-        return Member(kind, type=what["type"], value=what["value"])
-    lines = re.findall(rf"(?m)^(?:\d+\. )?{name}\((.*)\) -> (.*)$", doc)
-    found = tuple(_signature(*line) for line in lines if line[0] != "*args, **kwargs")
-    return Member("method" if found else "other", found)
+def _describe(name, member):
+    if isinstance(member, property):
+        returns = re.search(r"-> *(.+)", getattr(member.fget, "__doc__", None) or "")
+        return {"property": _word(returns[1]) if returns else "", "set": member.fset is not None}
+    if hasattr(type(member), "__members__"):
+        return int(member)
+    overloads = re.findall(rf"(?m)^(?:\d+\. )?{name}\((.*)\) -> ", member.__doc__ or "")
+    return [list(map(_parameter, _split(text))) for text in overloads]
 
 
-def _signature(parameters, returns):
-    found = []
-    for text in _split(parameters):
-        name, _, rest = text.partition(":")
-        kind, equals, _ = rest.partition(" = ")
-        if name.strip() != "self":
-            found.append(Parameter(name.strip(), _kind(kind), bool(equals)))
-    return Signature(tuple(found), _kind(returns))
+def _parameter(text):
+    name, _, rest = text.partition(":")
+    kind, equals, _ = rest.partition(" = ")
+    return [name.strip(), _word(kind), bool(equals)]
 
 
 def _split(text):
-    """Split at the commas that stand in no bracket."""
-    depth, start = 0, 0
-    for place, letter in enumerate(text):
-        depth += (letter in "([{<") - (letter in ")]}>")
-        if letter == "," and not depth:
-            yield text[start:place]
-            start = place + 1
-    if text.strip():
-        yield text[start:]
+    """Return what stands between the commas that stand in no bracket, without self."""
+    while (shorter := re.sub(r"\[[^][]*\]|\([^()]*\)|<[^<>]*>", "", text)) != text:
+        text = shorter
+    return [part for part in text.split(",") if part.partition(":")[0].strip() not in ("", "self")]
 
 
-def _kind(text):
-    text = text.strip()
-    listed = re.fullmatch(r"[Ll]ist\[(.*)\]", text)
-    if listed:
-        return f"list of {_kind(listed[1])}"
-    word = re.split(r"\.|::", text)[-1]
-    return SAME_TYPE.get(word, word)
-
-
-def _describe(module):
-    classes = {}
-    for name, found in vars(module).items():
-        if inspect.isclass(found) and not issubclass(found, BaseException):
-            members = {}
-            for member in dir(found):
-                if member.startswith("_") and member != "__init__":
-                    continue
-                value = getattr(found, member)
-                doc = getattr(value, "__doc__", None) or ""
-                if isinstance(value, property):
-                    doc = (value.fget.__doc__ or "") if value.fget else ""
-                    what = {"kind": "property", "settable": value.fset is not None}
-                elif hasattr(type(value), "__members__"):
-                    what = {"kind": "value", "type": type(value).__name__, "value": int(value)}
-                else:
-                    what = {"kind": "method"}
-                members[member] = what | {"doc": doc}
-            bases = [base.__name__ for base in found.__mro__[1:]]
-            classes[name] = {"bases": bases, "members": members}
-    return {"version": module.__version__, "classes": classes}
+def _word(text):
+    word = re.split(r"\.|::", text.strip())[-1]
+    return SAME_TYPE.get(word.lower() if word in ("Buffer", "List") else word, word)
 
 
 def _install():
@@ -206,4 +122,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "install":
         _install()
     else:
-        print(json.dumps(_describe(import_module(sys.argv[2]))))
+        print(json.dumps(describe()))

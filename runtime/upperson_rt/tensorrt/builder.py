@@ -385,9 +385,9 @@ def _texts(canary_ids: NDArray[np.int32], lengths: list[int], padded: int) -> ND
         source = canary_ids[row % len(canary_ids)]
         source = source[: token_lengths(source[None])[0]]
         start, words, end = source[:1], source[1:-1], source[-1:]
-        words = np.roll(np.resize(words if len(words) else start, max(length - 2, 0)), row)
+        words = np.roll(np.resize(words if len(words) else start, length - 2), row)
         # The end token comes last and stays: the tower looks for it.
-        ids[row, :length] = np.concatenate([start, words, end])[-length:]
+        ids[row, :length] = np.concatenate([start, words, end])
     return ids
 
 

@@ -122,7 +122,7 @@ def probe_cuda_driver() -> CudaDriver:
     except OSError:
         return CudaDriver(None, problem="no NVIDIA driver (libcuda.so.1 is not there)")
     except AttributeError as error:
-        return CudaDriver(None, problem=f"the NVIDIA driver is too old ({error})")
+        return CudaDriver(None, problem=f"the NVIDIA driver is older than CUDA 11.4 ({error})")
     status = cuda.cuInit(0)
     if status != 0:
         return CudaDriver(None, problem=f"the NVIDIA driver does not start (cuInit gave {status})")
@@ -136,7 +136,8 @@ def probe_cuda_driver() -> CudaDriver:
             name, len(name), device
         )
         names.append("unknown GPU" if failed else name.value.decode("utf-8", "replace"))
-    return CudaDriver(_release(version.value), tuple(names))
+    release = f"{version.value // 1000}.{version.value % 1000 // 10}"  # CUDA's 12060 is 12.6.
+    return CudaDriver(release, tuple(names))
 
 
 class Cuda:
@@ -151,23 +152,18 @@ class Cuda:
         Raises:
             BackendError: No driver, a driver that is too old, or no such GPU.
         """
-        try:
-            self._library = _bound_library()
-        except OSError as error:
+        driver = probe_cuda_driver()
+        if driver.version is None:
             raise BackendError(
-                "no NVIDIA driver (libcuda.so.1 is not there): install it, or run the container "
-                "with --gpus all"
-            ) from error
-        except AttributeError as error:
-            raise BackendError(
-                f"the NVIDIA driver is too old: {error}; version 470 (CUDA 11.4) or later is needed"
-            ) from error
-        self._call("cuInit", 0)
-        device, version = c_int(), c_int()
+                f"TensorRT needs an NVIDIA GPU, but {driver.problem}: install the driver, or run "
+                "the container with --gpus all"
+            )
+        if index >= len(driver.devices):
+            found = ", ".join(f"cuda:{i} {name}" for i, name in enumerate(driver.devices)) or "none"
+            raise BackendError(f"device 'cuda:{index}' is not there; GPUs found: {found}")
+        self._library = _bound_library()
+        device = c_int()
         self._call("cuDeviceGet", byref(device), index)
-        self._call("cuDriverGetVersion", byref(version))
-        name_buffer = ctypes.create_string_buffer(128)
-        self._call("cuDeviceGetName", name_buffer, len(name_buffer), device)
         major, minor, multiprocessors, integrated = (
             self._attribute(device, name)
             for name in (
@@ -179,10 +175,10 @@ class Cuda:
         )
         self.gpu = Gpu(
             index=index,
-            name=name_buffer.value.decode("utf-8", "replace"),
+            name=driver.devices[index],
             compute_capability=f"{major}.{minor}",
             multiprocessors=multiprocessors,
-            driver=_release(version.value),
+            driver=driver.version,
             integrated=bool(integrated),
         )
         self._context = c_handle()
@@ -232,26 +228,16 @@ class Cuda:
     def upload(self, buffer: StagedBuffer, nbytes: int, stream: int) -> None:
         """Queue a copy of the first bytes from host to device, where they are not one memory."""
         if not buffer.mapped:
+            to, start = buffer.device_address, buffer.host_address
             with self.current():
-                self._call(
-                    "cuMemcpyHtoDAsync_v2",
-                    buffer.device_address,
-                    buffer.host_address,
-                    nbytes,
-                    stream,
-                )
+                self._call("cuMemcpyHtoDAsync_v2", to, start, nbytes, stream)
 
     def download(self, buffer: StagedBuffer, nbytes: int, stream: int) -> None:
         """Queue a copy of the first bytes from device to host, where they are not one memory."""
         if not buffer.mapped:
+            to, start = buffer.host_address, buffer.device_address
             with self.current():
-                self._call(
-                    "cuMemcpyDtoHAsync_v2",
-                    buffer.host_address,
-                    buffer.device_address,
-                    nbytes,
-                    stream,
-                )
+                self._call("cuMemcpyDtoHAsync_v2", to, start, nbytes, stream)
 
     def synchronize(self, stream: int) -> None:
         """Wait until everything queued is done."""
@@ -336,8 +322,3 @@ def _bound_library() -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes, function.restype = types, c_int
     return library
-
-
-def _release(version: int) -> str:
-    """Return CUDA's ``12060`` as ``12.6``."""
-    return f"{version // 1000}.{version % 1000 // 10}"

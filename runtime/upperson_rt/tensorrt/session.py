@@ -163,9 +163,6 @@ class EngineSession:
 
     def _start(self, lane: _Lane, rows: NDArray[Any]) -> None:
         """Queue a batch: in, run, out."""
-        missing = self.min_shape[0] - len(rows)
-        if missing > 0:  # An engine from elsewhere may have a smallest batch: fill it up.
-            rows = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
         lane.input.host[: rows.nbytes].view(self._input_dtype).reshape(rows.shape)[...] = rows
         self._cuda.upload(lane.input, rows.nbytes, lane.stream)
         graph = self._graph(lane, rows.shape) if self._cuda_graphs else None
@@ -271,14 +268,9 @@ class EngineSession:
     def _tensor_names(self) -> tuple[str, str]:
         engine, mode = self._engine, self._trt.TensorIOMode
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name) == mode.INPUT]
-        outputs = [name for name in names if name not in inputs]
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise BackendError(
-                f"the engine is not a tower: expected one input and one output, found {inputs} "
-                f"and {outputs}"
-            )
-        return inputs[0], outputs[0]
+        names.sort(key=lambda name: engine.get_tensor_mode(name) != mode.INPUT)
+        source, result = names  # One of each: `build_engine` takes no other graph.
+        return source, result
 
     def _new_context(self) -> Any:
         context = self._engine.create_execution_context()

@@ -161,6 +161,18 @@ def test_silent_fall_back_of_onnx_runtime_is_noticed(text_tower, monkeypatch):
         open_backend(text_tower, "onnxruntime", device="cuda")
 
 
+def test_openvino_on_another_device_is_noticed(text_tower, monkeypatch):
+    core = pytest.importorskip("openvino").Core
+    monkeypatch.setattr(core, "available_devices", ["CPU", "GPU"])
+    monkeypatch.setattr(
+        core,
+        "compile_model",
+        lambda self, model, device, config, run=core.compile_model: run(self, model, "CPU", config),
+    )
+    with pytest.raises(BackendError, match="OpenVINO runs on cpu"):
+        open_backend(text_tower, "openvino", device="gpu")
+
+
 class FakeCuda:
     """ONNX Runtime as it behaves with a GPU: the session is a real one on the CPU."""
 

@@ -13,7 +13,6 @@ from upperson_rt.bundle import Bundle
 from upperson_rt.compile import compile_bundle
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
 from upperson_rt.tensorrt.cache import EngineCache
-from upperson_rt.tensorrt.cuda import Cuda
 
 MAX_BATCH = 8
 
@@ -35,74 +34,87 @@ def caches(bundle, tmp_path_factory):
     return found
 
 
+@pytest.fixture
+def start(caches, monkeypatch):
+    """Put a driver and a TensorRT in place; return the driver."""
+
+    def start(version=VERSIONS[0], **options):
+        driver, driver.trt = install_fake_tensorrt(monkeypatch, version, **options)
+        monkeypatch.setenv("UPPERSON_CACHE", str(caches[version]))
+        return driver
+
+    return start
+
+
 @pytest.fixture(params=VERSIONS)
-def driver(request, caches, monkeypatch):
-    driver, driver.trt = install_fake_tensorrt(monkeypatch, request.param)
-    monkeypatch.setenv("UPPERSON_CACHE", str(caches[request.param]))
-    driver.memory_before = dict(driver.memory)
-    return driver
+def each(request, start):
+    return start(request.param)
 
 
 @pytest.fixture
-def one_version(caches, monkeypatch):
-    driver, driver.trt = install_fake_tensorrt(monkeypatch, VERSIONS[0])
-    monkeypatch.setenv("UPPERSON_CACHE", str(caches[VERSIONS[0]]))
-    return driver
+def driver(start):
+    return start()
+
+
+@pytest.fixture
+def open_image(bundle):
+    return lambda **options: TensorRtBackend(bundle / "image.fp32.onnx", **options)
 
 
 def images(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 24, 8, 3), dtype=np.uint8)
 
 
-def expected(bundle, tower, rows):
-    name = "image" if tower == "image" else "input_ids"
-    reference = open_backend(bundle / f"{tower}.fp32.onnx", "onnxruntime", threads=1)
-    return reference.run({name: rows})[f"{tower}_embeds"]
+@pytest.fixture(scope="module")
+def assert_right(bundle):
+    """A function that embeds images and compares them with ONNX Runtime's, bit by bit."""
+    reference = open_backend(bundle / "image.fp32.onnx", "onnxruntime", threads=1)
+
+    def check(backend, rows):
+        found = backend.run({"image": rows})["image_embeds"]
+        assert (found.shape, found.dtype) == ((len(rows), 16), np.float32)
+        if len(rows):
+            expected = reference.run({"image": np.ascontiguousarray(rows)})["image_embeds"]
+            np.testing.assert_array_equal(found, expected)
+        return found
+
+    return check
 
 
-def test_it_says_what_runs(bundle, driver):
-    backend = open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
-    assert (backend.name, backend.device) == ("tensorrt", "cuda:0")
-    assert backend.version == driver.trt.__version__
-    assert backend.record.variant == "fp32"
-
-
-def test_auto_prefers_tensorrt_on_a_gpu(bundle, one_version, monkeypatch):
+def test_a_bundle_runs_with_its_canaries_and_no_line_of_the_log_reaches_python(
+    bundle, each, capfd, monkeypatch
+):
     monkeypatch.setattr("upperson_rt.backends.find_spec", lambda name: name == "tensorrt")
-    assert open_backend(bundle / "image.fp32.onnx", device="cuda").name == "tensorrt"
+    backend = open_backend(bundle / "image.fp32.onnx", device="cuda")  # ``auto``.
+    assert (backend.name, backend.device) == ("tensorrt", "cuda:0")
+    assert backend.version == each.trt.__version__
+    assert backend.record.variant == "fp32"
+    opened = Bundle.open(bundle, "fp32", "tensorrt", "cuda")
+    assert min(check.min_cosine for check in opened.check_canaries()) > 0.99999
+    assert opened.encoder().encode_texts(["a man in red", "green"]).shape == (2, 16)
+    assert each.trt.behaviour.python_lines == []
+    assert capfd.readouterr().out == ""  # Where programs expect JSON.
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, MAX_BATCH, MAX_BATCH + 1, 3 * MAX_BATCH + 5])
-def test_any_batch_is_right(bundle, driver, count):
-    backend = TensorRtBackend(bundle / "image.fp32.onnx")
-    rows = images(count)
-    found = backend.run({"image": rows})["image_embeds"]
-    assert (found.shape, found.dtype) == ((count, 16), np.float32)
-    if count:
-        np.testing.assert_array_equal(found, expected(bundle, "image", rows))
-
-
-@pytest.mark.parametrize("tokens", [2, 5, 12])
-def test_texts_of_any_length(bundle, driver, tokens):
-    backend = TensorRtBackend(bundle / "text.fp32.onnx")
-    ids = np.random.default_rng(1).integers(2, 12, (11, tokens), dtype=np.int32)
-    found = backend.run({"input_ids": ids})["text_embeds"]
-    np.testing.assert_allclose(found, expected(bundle, "text", ids), atol=1e-6)
-
-
-def test_views_are_taken_as_they_are(bundle, one_version):
-    backend = TensorRtBackend(bundle / "image.fp32.onnx")
-    rows = images(6)[::-2, :, ::-1]
-    found = backend.run({"image": rows})["image_embeds"]
-    np.testing.assert_array_equal(found, expected(bundle, "image", np.ascontiguousarray(rows)))
-
-
-def test_outputs_belong_to_the_caller(bundle, one_version):
-    backend = TensorRtBackend(bundle / "image.fp32.onnx")
-    first = backend.run({"image": images(2)})["image_embeds"]
+def test_any_batch_and_any_view_is_right_and_the_callers_own(open_image, each, assert_right):
+    backend = open_image()
+    first = assert_right(backend, images(2))
     kept = first.copy()
-    backend.run({"image": images(2, seed=1)})
+    for count in (0, 1, 3, MAX_BATCH, MAX_BATCH + 1, 3 * MAX_BATCH + 5):
+        assert_right(backend, images(count, seed=count))
+    assert_right(backend, images(6)[::-2, :, ::-1])
     np.testing.assert_array_equal(first, kept)
+
+
+def test_texts_of_any_length(bundle, each):
+    backend = TensorRtBackend(bundle / "text.fp32.onnx")
+    reference = open_backend(bundle / "text.fp32.onnx", "onnxruntime", threads=1)
+    for tokens in (2, 5, 12):
+        ids = np.random.default_rng(1).integers(2, 12, (11, tokens), dtype=np.int32)
+        found, expected = (one.run({"input_ids": ids}) for one in (backend, reference))
+        np.testing.assert_allclose(found["text_embeds"], expected["text_embeds"], atol=1e-6)
+    with pytest.raises(BackendError, match=r"is int32 \(N, 2 to 12\), found int32 \(2, 13\)"):
+        backend.run({"input_ids": np.ones((2, 13), np.int32)})
 
 
 @pytest.mark.parametrize(
@@ -115,228 +127,167 @@ def test_outputs_belong_to_the_caller(bundle, one_version):
         ({"image": images(1)[0]}, r"found uint8 \(24, 8, 3\)"),
     ],
 )
-def test_wrong_inputs_are_an_error(bundle, one_version, inputs, message):
-    backend = TensorRtBackend(bundle / "image.fp32.onnx")
+def test_wrong_inputs_are_an_error(open_image, driver, inputs, message):
     with pytest.raises(BackendError, match=f"TensorRT failed: .*{message}"):
-        backend.run(inputs)
+        open_image().run(inputs)
 
 
-def test_texts_that_are_too_long_are_an_error(bundle, one_version):
-    backend = TensorRtBackend(bundle / "text.fp32.onnx")
-    with pytest.raises(BackendError, match=r"is int32 \(N, 2 to 12\), found int32 \(2, 13\)"):
-        backend.run({"input_ids": np.ones((2, 13), np.int32)})
-
-
-def test_a_failing_gpu_is_an_error_and_the_next_run_works(bundle, one_version):
-    backend = TensorRtBackend(bundle / "image.fp32.onnx")
-    one_version.fail["cuStreamSynchronize"] = 901
-    with pytest.raises(BackendError, match="cuStreamSynchronize failed with CUDA_ERROR_STREAM"):
+@pytest.mark.parametrize("function", ["cuStreamSynchronize", "cuMemcpyDtoHAsync_v2"])
+def test_a_failing_gpu_is_an_error_and_the_next_run_works(
+    open_image, driver, assert_right, function
+):
+    backend = open_image()
+    driver.fail[function] = 901
+    with pytest.raises(BackendError, match=f"{function} failed with CUDA_ERROR_STREAM"):
         backend.run({"image": images(1)})
-    one_version.fail.clear()
-    found = backend.run({"image": images(3)})["image_embeds"]
-    np.testing.assert_array_equal(found, expected(bundle, "image", images(3)))
-    assert one_version.current_gpu is None
+    driver.fail.clear()
+    assert all(not queued for queued in driver.streams.values())
+    assert_right(backend, images(3))
+    assert driver.current_gpu is None
 
 
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_threads_share_two_lanes(bundle, one_version, eager, cuda_graphs):
-    one_version.eager = eager
-    backend = TensorRtBackend(bundle / "image.fp32.onnx", cuda_graphs=cuda_graphs)
-    batches = [images(1 + i % 11, seed=i) for i in range(24)]
-    found = {}
+def test_threads_share_two_lanes(open_image, driver, assert_right, eager, cuda_graphs):
+    driver.eager = eager
+    backend = open_image(cuda_graphs=cuda_graphs)
+    done = []
 
-    def work(start):
-        for i in range(start, len(batches), 4):
-            found[i] = backend.run({"image": batches[i]})["image_embeds"]
+    def work(first):
+        for i in range(first, 24, 4):
+            assert_right(backend, images(1 + i % 11, seed=i))
+        done.append(first)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    for i, batch in enumerate(batches):
-        np.testing.assert_array_equal(found[i], expected(bundle, "image", batch))
-    assert len(one_version.streams) == 2
-    assert all(not queued for queued in one_version.streams.values())
+        thread.join(20)
+    assert sorted(done) == [0, 1, 2, 3], "two wait for each other's lane"
+    assert len(driver.streams) == 2
+    assert all(not queued for queued in driver.streams.values())
 
 
 @pytest.mark.parametrize("eager", [False, True])
-def test_a_piece_is_copied_while_another_runs(bundle, one_version, eager):
-    one_version.eager = eager
-    backend = TensorRtBackend(bundle / "image.fp32.onnx")
-    rows = images(3 * MAX_BATCH + 1)
-    one_version.calls.clear()
-    found = backend.run({"image": rows})["image_embeds"]
-    np.testing.assert_array_equal(found, expected(bundle, "image", rows))
+def test_a_piece_is_copied_while_another_runs(open_image, driver, assert_right, eager):
+    driver.eager = eager
+    backend = open_image()
+    driver.calls.clear()
+    assert_right(backend, images(3 * MAX_BATCH + 1))
     to_gpu, wait = "cuMemcpyHtoDAsync_v2", "cuStreamSynchronize"
-    order = [name for name in one_version.calls if name in (to_gpu, wait)]
+    order = [name for name in driver.calls if name in (to_gpu, wait)]
     assert order == [to_gpu, to_gpu, wait, to_gpu, wait, to_gpu, wait, wait]
 
 
-def test_without_memory_for_a_second_lane_batches_take_turns(bundle, one_version, caplog):
-    backend = TensorRtBackend(bundle / "image.fp32.onnx")
-    one_version.free_bytes = 0
+def test_without_memory_for_a_second_lane_batches_take_turns(
+    open_image, driver, assert_right, caplog
+):
+    backend = open_image()
+    driver.free_bytes = 0
     for _ in range(2):
-        rows = images(2 * MAX_BATCH)
-        found = backend.run({"image": rows})["image_embeds"]
-        np.testing.assert_array_equal(found, expected(bundle, "image", rows))
+        assert_right(backend, images(2 * MAX_BATCH))
     assert caplog.text.count("batches take turns from here on") == 1
-    assert len(one_version.streams) == 1
+    assert len(driver.streams) == 1
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_an_integrated_gpu_copies_nothing(bundle, caches, monkeypatch, cuda_graphs):
-    driver, _ = install_fake_tensorrt(monkeypatch, VERSIONS[0], integrated=True)
-    monkeypatch.setenv("UPPERSON_CACHE", str(caches[VERSIONS[0]]))
-    backend = TensorRtBackend(bundle / "image.fp32.onnx", cuda_graphs=cuda_graphs)
+def test_an_integrated_gpu_copies_nothing(open_image, start, assert_right, cuda_graphs):
+    driver = start(integrated=True)
+    backend = open_image(cuda_graphs=cuda_graphs)
     for turn in range(6):
-        rows = images(MAX_BATCH + 3, seed=turn)
-        found = backend.run({"image": rows})["image_embeds"]
-        np.testing.assert_array_equal(found, expected(bundle, "image", rows))
+        assert_right(backend, images(MAX_BATCH + 3, seed=turn))
     assert not [name for name in driver.calls if name.startswith(("cuMemcpy", "cuMemAlloc"))]
     del backend
     gc.collect()
     assert driver.memory == {}
 
 
-def test_no_line_of_the_log_reaches_python(bundle, driver, capfd):
-    backend = TensorRtBackend(bundle / "image.fp32.onnx")
-    backend.run({"image": images(1)})
-    assert driver.trt.behaviour.python_lines == []
-    assert capfd.readouterr().out == ""  # Where programs expect JSON.
-
-
-def test_memory_goes_back(bundle, one_version):
-    backend = TensorRtBackend(bundle / "image.fp32.onnx", cuda_graphs=True)
+def test_memory_goes_back(open_image, driver, assert_right):
+    backend = open_image(cuda_graphs=True)
     for _ in range(5):
-        backend.run({"image": images(2)})
-    assert len(one_version.memory) == 4
-    assert len(one_version.executables) == 1
+        assert_right(backend, images(2))
+    assert (len(driver.memory), len(driver.executables)) == (4, 1)
     del backend
     gc.collect()
-    assert (one_version.memory, one_version.streams, one_version.executables) == ({}, {}, {})
-
-
-def test_memory_goes_back_if_there_is_too_little(bundle, one_version):
-    one_version.free_bytes = 24 * 8 * 3 * MAX_BATCH - 1
+    assert (driver.memory, driver.streams, driver.executables) == ({}, {}, {})
+    driver.free_bytes = 24 * 8 * 3 * MAX_BATCH - 1
     with pytest.raises(BackendError, match="OUT_OF_MEMORY"):
-        TensorRtBackend(bundle / "image.fp32.onnx")
+        open_image()
     gc.collect()
-    assert one_version.memory == {}
+    assert driver.memory == {}
 
 
-def test_graphs_take_over_shapes_that_come_back(bundle, driver):
-    backend = TensorRtBackend(bundle / "image.fp32.onnx", cuda_graphs=True)
+def test_graphs_take_over_shapes_that_come_back(open_image, each, assert_right):
+    backend = open_image(cuda_graphs=True)
     for turn in range(6):
         for count in (1, 2, 3, 4, 5, 6):
-            rows = images(count, seed=turn)
-            found = backend.run({"image": rows})["image_embeds"]
-            np.testing.assert_array_equal(found, expected(bundle, "image", rows))
-    assert len(driver.executables) == 4  # No more: each holds memory.
-    assert driver.calls.count("cuGraphLaunch") == 4 * (1 + 3)  # The first of each is a test.
+            assert_right(backend, images(count, seed=turn))
+    assert len(each.executables) == 4  # No more: each holds memory.
+    assert each.calls.count("cuGraphLaunch") == 4 * (1 + 3)  # The first of each is a test.
 
 
 @pytest.mark.parametrize(
-    ("said", "captured"), [(None, False), ("", False), ("0", False), ("1", True)]
+    ("said", "captured"), [(None, False), ("", False), ("0", False), ("1", True), ("yes", None)]
 )
-def test_the_environment_switches_graphs_on(bundle, one_version, monkeypatch, said, captured):
+def test_the_environment_switches_graphs_on(bundle, driver, monkeypatch, said, captured):
     monkeypatch.delenv("UPPERSON_CUDA_GRAPHS", raising=False)
     if said is not None:
         monkeypatch.setenv("UPPERSON_CUDA_GRAPHS", said)
+    if captured is None:
+        with pytest.raises(UsageError, match=r"must be 1 \(on\) or 0 \(off\), found 'yes'"):
+            open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
+        return
     encoder = Bundle.open(bundle, "fp32", "tensorrt", "cuda").encoder()
     for _ in range(9):
         encoder.encode_pixels(images(2))
-    assert ("cuStreamBeginCapture_v2" in one_version.calls) == captured
+    assert ("cuStreamBeginCapture_v2" in driver.calls) == captured
 
 
-def test_the_environment_says_on_or_off(bundle, one_version, monkeypatch):
-    monkeypatch.setenv("UPPERSON_CUDA_GRAPHS", "yes")
-    with pytest.raises(UsageError, match=r"must be 1 \(on\) or 0 \(off\), found 'yes'"):
-        open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
-
-
-def test_a_graph_that_computes_something_else_is_not_used(bundle, one_version, caplog):
-    one_version.trt.behaviour.wrong_graphs = True
-    backend = TensorRtBackend(bundle / "image.fp32.onnx", cuda_graphs=True)
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_graph_that_computes_something_else_or_cannot_be_captured_is_not_used(
+    open_image, driver, assert_right, caplog, wrong
+):
+    driver.trt.behaviour.wrong_graphs = wrong
+    driver.fail = {} if wrong else {"cuGraphInstantiateWithFlags": 901}
+    backend = open_image(cuda_graphs=True)
     for turn in range(8):
-        found = backend.run({"image": images(2, seed=turn)})["image_embeds"]
-        np.testing.assert_array_equal(found, expected(bundle, "image", images(2, seed=turn)))
-    assert caplog.text.count("gives other results than the engine") == 1
-    assert one_version.calls.count("cuGraphLaunch") == 1
-
-
-def test_an_engine_that_cannot_be_captured_runs_as_before(bundle, one_version, caplog):
-    one_version.fail["cuGraphInstantiateWithFlags"] = 901
-    backend = TensorRtBackend(bundle / "image.fp32.onnx", cuda_graphs=True)
-    for turn in range(8):
-        found = backend.run({"image": images(2, seed=turn)})["image_embeds"]
-        np.testing.assert_array_equal(found, expected(bundle, "image", images(2, seed=turn)))
+        assert_right(backend, images(2, seed=turn))
     assert caplog.text.count("no CUDA graphs from here on") == 1
-    assert one_version.graphs == {}
+    assert ("gives other results than the engine" in caplog.text) == wrong
+    assert driver.calls.count("cuGraphLaunch") == wrong
+    assert driver.graphs == {}
 
 
-def test_a_bundle_runs_with_its_canaries(bundle, driver):
-    opened = Bundle.open(bundle, "fp32", "tensorrt", "cuda")
-    checks = opened.check_canaries()
-    assert min(check.min_cosine for check in checks) > 0.99999
-    assert opened.encoder().encode_texts(["a man in red", "green"]).shape == (2, 16)
-
-
-def test_nothing_is_built_or_replaced_on_the_way(bundle, one_version, tmp_path, monkeypatch):
-    with pytest.raises(BackendError, match="'tensorrt' has no device 'cpu': say  --device cuda"):
-        open_backend(bundle / "image.fp32.onnx", "tensorrt", "cpu")
+def test_nothing_is_built_or_replaced_on_the_way(bundle, driver, tmp_path, monkeypatch):
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
-    with pytest.raises(BackendError, match=r"no engine for .*image\.fp32\.onnx with TensorRT 10"):
-        open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
-    with pytest.raises(BackendError, match=r"cannot load .*nowhere\.onnx: No such file"):
-        open_backend(bundle / "nowhere.onnx", "tensorrt", "cuda")
+    for name, device, message in (
+        ("image.fp32.onnx", "cpu", "'tensorrt' has no device 'cpu': say  --device cuda"),
+        ("image.fp32.onnx", "cuda", r"no engine for .*image\.fp32\.onnx with TensorRT 10"),
+        ("nowhere.onnx", "cuda", r"cannot load .*nowhere\.onnx: No such file"),
+    ):
+        with pytest.raises(BackendError, match=message):
+            open_backend(bundle / name, "tensorrt", device)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_changed_engine_is_refused(bundle, one_version, caches, tmp_path, monkeypatch):
+def test_a_changed_engine_is_refused(open_image, driver, caches, tmp_path, monkeypatch):
     engines = tmp_path / "engines"
     engines.mkdir()
     for path in Path(caches[VERSIONS[0]] / "engines").glob("image-*"):
         (engines / path.name).write_bytes(path.read_bytes())
     monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
-    open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
+    open_image()
     (engine,) = engines.glob("image-*.engine")
     engine.write_bytes(engine.read_bytes() + b"x")
     with pytest.raises(IntegrityError, match="changed or damaged"):
-        open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
+        open_image()
 
 
-def test_an_engine_that_tensorrt_refuses(bundle, one_version, monkeypatch):
+def test_an_engine_that_tensorrt_refuses(open_image, driver, monkeypatch):
     load = EngineCache.load
     monkeypatch.setattr(
         EngineCache, "load", lambda *a: load(*a).replace(b"10.3.0.26", b"10.3.0.30")
     )
     refused = r"refuses the engine: the engine plan file is not compatible; .*upperson-rt compile"
     with pytest.raises(BackendError, match=refused):
-        open_backend(bundle / "image.fp32.onnx", "tensorrt", "cuda")
-
-
-def test_what_the_stand_in_refuses_as_the_real_one_does(bundle, one_version):
-    """No context, host addresses, other types, unknown attributes."""
-    session = TensorRtBackend(bundle / "image.fp32.onnx")._session
-    trt, cuda, context = one_version.trt, Cuda(), session._engine.create_execution_context
-    with pytest.raises(AssertionError, match="no device is current"):
-        context()
-    with cuda.current():
-        context = context()
-        buffer = cuda.staged_buffer(1 << 16)
-        context.set_input_shape("image", (1, 24, 8, 3))
-        context.set_tensor_address("image", buffer.device_address)
-        context.set_tensor_address("image_embeds", buffer.host_address)
-        with pytest.raises(AssertionError, match="none of the device"):
-            context.execute_async_v3(cuda.new_stream())
-        for wrong in (("image", (1.0, 24, 8, 3)), (b"image", (1, 24, 8, 3)), ("image", None)):
-            with pytest.raises(TypeError, match="incompatible function arguments"):
-                context.set_input_shape(*wrong)
-        with pytest.raises(TypeError, match="incompatible function arguments"):
-            trt.Runtime("logger")
-        with pytest.raises(AttributeError, match="no attribute 'error_recoder'"):
-            trt.Runtime(trt.Logger()).error_recoder = None
-        with pytest.raises(TypeError, match="unsupported operand"):
-            1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        open_image()

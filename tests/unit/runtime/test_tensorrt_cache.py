@@ -34,6 +34,9 @@ RECORD = EngineRecord(
     min_cosine=0.999,
     comparisons=(Comparison(1, "4 tokens", min_cosine=1.0, max_error=0.0),),
 )
+ONNX = Path("b/text.fp16.onnx")
+
+changed = dataclasses.replace
 
 
 @pytest.fixture
@@ -41,34 +44,31 @@ def cache(tmp_path):
     return EngineCache(tmp_path)
 
 
-def changed(**fields):
-    return dataclasses.replace(RECORD, **fields)
-
-
 def test_the_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("UPPERSON_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert cache_folder() == Path("/home/someone/.cache/upperson")
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_folder() == Path("/home/someone/.cache/upperson")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
-    assert cache_folder() == Path("/var/cache/upperson")
-    monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    assert EngineCache().folder == tmp_path / "engines"
-
-
-def test_a_user_without_a_home_has_to_name_a_folder(monkeypatch):
-    for name in ("UPPERSON_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
+    for xdg, expected in (
+        ("", "/home/someone/.cache/upperson"),
+        ("relative", "/home/someone/.cache/upperson"),
+        ("/var/cache", "/var/cache/upperson"),
+    ):
+        monkeypatch.setenv("HOME", "/home/someone")
+        monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+        assert cache_folder() == Path(expected)
 
     def nowhere():
         raise RuntimeError("Could not determine home directory.")
 
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", nowhere)
-    with pytest.raises(InputError, match=r"no home folder for a cache: set \$UPPERSON_CACHE"):
+    with pytest.raises(InputError, match=r"set \$UPPERSON_CACHE"):
         cache_folder()
+    monkeypatch.setenv("UPPERSON_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    assert EngineCache().folder == tmp_path / "engines"
+    (tmp_path / "file").write_text("")
+    refused = pytest.raises(InputError, match="choose another --cache")
+    with refused, EngineCache(tmp_path / "file").lock(lambda: None):
+        pass
 
 
 def test_the_name_has_everything_that_invalidates():
@@ -76,37 +76,34 @@ def test_the_name_has_everything_that_invalidates():
         "text-abababababababab-b1.8.32x1.32.77-orin-nvgpu-sm87x16-linux-aarch64-trt10.3.0.30"
         "-ef38b0986b37cb1f.engine"
     )
-    others = [
-        changed(onnx_sha256="cd" * 32),
-        changed(profile=InputProfile("input_ids", (1, 1), (8, 32), (16, 77))),
-        *(
-            changed(target=dataclasses.replace(ORIN, **{field: value}))
-            for field, value in {
-                "gpu": "L4",
-                "compute_capability": "8.9",
-                "multiprocessors": 8,
-                "platform": "linux-x86_64",
-                "tensorrt": "10.3.1",
-            }.items()
-        ),
-    ]
-    assert len({RECORD.name, *(other.name for other in others)}) == 8
+    targets = (
+        {"gpu": "L4"},
+        {"compute_capability": "8.9"},
+        {"multiprocessors": 8},
+        {"platform": "linux-x86_64"},
+        {"tensorrt": "10.3.1"},
+    )
+    names = {
+        RECORD.name,
+        changed(RECORD, onnx_sha256="cd" * 32).name,
+        changed(RECORD, profile=InputProfile("input_ids", (1, 1), (8, 32), (16, 77))).name,
+        *(changed(RECORD, target=changed(ORIN, **target)).name for target in targets),
+    }
+    assert len(names) == 8
 
 
-def test_written_and_read_back(cache):
+def test_written_and_read_back_the_latest_first(cache):
     assert cache.records() == ([], [])
     path = cache.save(RECORD, PLAN)
     assert path.read_bytes() == PLAN  # Raw: other programs can load it as well.
     assert cache.records() == ([RECORD], [])
     assert cache.load(RECORD) == PLAN
     assert {p.name for p in cache.folder.iterdir()} == {path.name, RECORD.json_name}
-    later = changed(
-        built="2026-11-25T12:00:00.000+00:00",
-        profile=InputProfile("input_ids", (1, 1), (8, 32), (64, 77)),
-    )
+    larger = InputProfile("input_ids", (1, 1), (8, 32), (64, 77))
+    later = changed(RECORD, built="2026-11-25T12:00:00.000+00:00", profile=larger)
     cache.save(later, PLAN)
     assert cache.records() == ([later, RECORD], [])
-    assert cache.find(Path("b/text.fp16.onnx"), RECORD.onnx_sha256, ORIN) == later
+    assert cache.find(ONNX, RECORD.onnx_sha256, ORIN) == later
 
 
 def test_a_damaged_engine_is_not_loaded(cache):
@@ -132,48 +129,50 @@ def test_a_damaged_engine_is_not_loaded(cache):
             {"profile": {"name": "x", "min": [0], "opt": [1], "max": [1]}},
             "profile.min[0]: expected",
         ),
+        (None, "is not valid JSON"),
     ],
 )
 def test_an_edited_record_is_a_problem_and_not_used(cache, change, message):
-    path = cache.save(RECORD, PLAN)
-    json_path = path.with_name(RECORD.json_name)
-    json_path.write_text(json.dumps(json.loads(json_path.read_text()) | change))
+    json_path = cache.save(RECORD, PLAN).with_name(RECORD.json_name)
+    content = json.loads(json_path.read_text())
+    json_path.write_text(json.dumps(content | change) if change else "[")
     records, (problem,) = cache.records()
     assert records == []
     assert message in problem
     with pytest.raises(BackendError, match=r"no engine for .*upperson-rt compile b "):
-        cache.find(Path("b/text.fp16.onnx"), RECORD.onnx_sha256, ORIN)
-    json_path.write_text("[")
-    assert "is not valid JSON" in cache.records()[1][0]
+        cache.find(ONNX, RECORD.onnx_sha256, ORIN)
 
 
 def test_what_there_is_instead_is_said(cache):
     cache.save(RECORD, PLAN)
-    newer = dataclasses.replace(ORIN, tensorrt="10.16.2")
-    with pytest.raises(BackendError, match=r"no engine .* with TensorRT 10\.16\.2 on Orin") as no:
-        cache.find(Path("b/text.fp16.onnx"), RECORD.onnx_sha256, newer)
-    assert "the engines of this file are for TensorRT 10.3.0.30 on Orin" in str(no.value)
-    with pytest.raises(BackendError, match="engines there: fp16 of toy"):
-        cache.find(Path("b/text.int8.onnx"), "cd" * 32, ORIN)
-    with pytest.raises(BackendError, match="engines there: none for this device"):
-        cache.find(Path("b/text.int8.onnx"), "cd" * 32, newer)
+    newer = changed(ORIN, tensorrt="10.16.2")
+    for onnx_sha256, target, found in (
+        (RECORD.onnx_sha256, newer, "the engines of this file are for TensorRT 10.3.0.30 on Orin"),
+        ("cd" * 32, ORIN, "engines there: fp16 of toy"),
+        ("cd" * 32, newer, "engines there: none for this device"),
+    ):
+        with pytest.raises(BackendError, match=found):
+            cache.find(ONNX, onnx_sha256, target)
 
 
 def test_timings_are_kept_per_target(cache):
     assert cache.load_timing_cache(ORIN) == b""
     cache.save_timing_cache(ORIN, b"timings")
     assert cache.load_timing_cache(ORIN) == b"timings"
-    assert cache.load_timing_cache(dataclasses.replace(ORIN, tensorrt="10.3.1")) == b""
+    assert cache.load_timing_cache(changed(ORIN, tensorrt="10.3.1")) == b""
 
 
-def test_one_builds_at_a_time(cache):
+def test_one_builds_at_a_time_and_what_a_killed_build_was_writing_goes(cache):
     order = []
 
     def second():
         with cache.lock(lambda: order.append("waits")):
             order.append("second")
+            assert sorted(path.name for path in cache.folder.iterdir()) == [".lock", "a.engine"]
 
     with cache.lock(lambda: order.append("never")):
+        for name in (".a.engine.a1b2c3d4", ".a.engine.json.zzzzzzzz", "a.engine"):
+            (cache.folder / name).write_bytes(b"")
         thread = threading.Thread(target=second)
         thread.start()
         while not order:
@@ -182,22 +181,3 @@ def test_one_builds_at_a_time(cache):
     thread.join()
     assert order == ["waits", "first", "second"]
     assert cache.folder.stat().st_mode & 0o077 == 0  # Engines are code: nobody else's business.
-
-
-def test_what_a_killed_build_was_writing_goes(cache):
-    with cache.lock(lambda: None):
-        pass
-    kept = cache.folder / "image.engine"
-    for name in (".image.engine.a1b2c3d4", ".image.engine.json.zzzzzzzz", kept.name):
-        (cache.folder / name).write_bytes(b"")
-    with cache.lock(lambda: None):
-        assert sorted(path.name for path in cache.folder.iterdir()) == [".lock", kept.name]
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(InputError, match="choose another --cache"),
-        EngineCache(tmp_path / "file").lock(lambda: None),
-    ):
-        pass

@@ -1,0 +1,380 @@
+"""Engines are built, compared with ONNX Runtime, and kept: on stand-ins, and by a real compiler.
+
+TensorRT for RTX has the API of TensorRT and compiles without a GPU; its engines cannot be loaded
+here, so nothing is run.
+"""
+
+import builtins
+import dataclasses
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
+from tests.helpers.toy_bundle import make_toy_bundle
+from upperson_rt.bundle import Bundle, read_manifest
+from upperson_rt.canaries import Canaries
+from upperson_rt.compile import compile_bundle
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
+from upperson_rt.tensorrt.builder import InputProfile, build_engine, compare_engine, tower_profile
+from upperson_rt.tensorrt.cache import EngineCache
+from upperson_rt.tensorrt.cuda import Cuda, probe_cuda_driver
+
+RTX = "RTX"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_toy_bundle(tmp_path_factory.mktemp("engines") / "bundle")
+
+
+def rtx():
+    """The compiler, loaded by its own tests alone: it takes 100 MB."""
+    return pytest.importorskip(
+        "tensorrt_rtx",
+        reason="needs tensorrt-rtx-cu13, which is optional (x86-64 or aarch64 Linux)",
+    )
+
+
+@pytest.fixture(params=[*VERSIONS, RTX])
+def build(request, bundle, monkeypatch):
+    """A function that builds an engine with a stand-in or with TensorRT for RTX."""
+    is_rtx, profile = request.param == RTX, tower_profile("image", read_manifest(bundle), 32)
+    trt = rtx() if is_rtx else install_fake_tensorrt(monkeypatch, request.param)[1]
+
+    def build(file=bundle / "image.fp32.onnx", profile=profile, **options):
+        options |= {"workspace_bytes": 64 << 20, "targets": ("SM86",) if is_rtx else ()}
+        with nullcontext() if is_rtx else Cuda().current():
+            return build_engine(trt, file, profile, **options)
+
+    build.trt, build.profile = trt, profile
+    return build
+
+
+on_stand_ins = pytest.mark.parametrize("build", VERSIONS, indirect=True)
+
+
+def test_profiles(bundle):
+    manifest = read_manifest(bundle)
+    image = tower_profile("image", manifest, 32)
+    assert image == InputProfile("image", (1, 24, 8, 3), (8, 24, 8, 3), (32, 24, 8, 3))
+    assert image.label == "1.8.32"
+    text = tower_profile("text", manifest, 4)
+    assert text == InputProfile("input_ids", (1, 2), (4, 12), (4, 12))
+    assert text.label == "1.4.4x2.12.12"
+    assert tower_profile("image", manifest, 1).label == "fixed"
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_tower_is_built_with_progress_in_any_thread(bundle, build, tower):
+    file, profile = bundle / f"{tower}.fp32.onnx", tower_profile(tower, read_manifest(bundle), 32)
+    steps = []
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(build, file, profile, progress=lambda *step: steps.append(step))
+    assert len(job.result().plan) > 1000
+    assert job.result().timing_cache is None
+    totals = {total for phase, _, total in steps if phase == "Building engine"}
+    assert ("Building engine", 0, *totals) in steps
+    assert all(0 <= done <= total for _, done, total in steps)
+
+
+@on_stand_ins
+def test_settings_are_those_all_versions_have(build):
+    steps = []
+    build(progress=lambda *step: steps.append(step))
+    config = build.trt.behaviour.last_config
+    assert config._flags == set()  # No precision flags, and TF32 is off.
+    assert config._pools == {build.trt.MemoryPoolType.WORKSPACE: 64 << 20}
+    shapes = {"image": (build.profile.min, build.profile.opt, build.profile.max)}
+    assert [one._shapes for one in config._profiles] == [shapes]
+    assert steps == [("Building engine", n, 3) for n in range(4)]
+
+
+def test_every_error_of_the_parser_is_passed_on(bundle, build, tmp_path):
+    model = onnx.load(bundle / "image.fp32.onnx")
+    model.graph.node.extend(
+        helper.make_node("Det", ["raw"], [f"x{i}"], name=f"odd/{i}") for i in range(2)
+    )
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(BackendError, match=r"cannot parse .*odd\.onnx: node 'odd/0' \(Det\): "):
+        build(tmp_path / "odd.onnx")
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    with pytest.raises(BackendError, match=r"cannot parse .*Failed to parse the ONNX model"):
+        build(tmp_path / "junk.onnx")
+
+
+def test_a_graph_that_is_not_the_tower_and_shapes_that_are_refused(bundle, build, tmp_path):
+    model = onnx.load(bundle / "image.fp32.onnx")
+    model.graph.output.append(onnx.helper.make_tensor_value_info("raw", 1, None))
+    model.graph.output[1].name = model.graph.node[0].output[0]
+    onnx.save(model, tmp_path / "two.onnx")
+    larger = InputProfile("image", (1, 48, 8, 3), (8, 48, 8, 3), (32, 48, 8, 3))
+    for options in (
+        {"file": bundle / "text.fp32.onnx"},
+        {"file": tmp_path / "two.onnx"},
+        {"profile": larger},
+    ):
+        with pytest.raises(IntegrityError, match="expected one input 'image' "):
+            build(**options)
+    upside_down = InputProfile("image", (4, 24, 8, 3), (2, 24, 8, 3), (8, 24, 8, 3))
+    with pytest.raises(BackendError, match="refuses the shapes"):
+        build(profile=upside_down)
+
+
+class StoppedError(Exception):
+    """What a program's own handler of a signal raises."""
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, StoppedError)]
+)
+def test_a_signal_cancels_the_build_and_goes_on_to_its_handler(build, number, raised):
+    seen = []
+
+    def interrupt(phase, step, steps):
+        seen.append(step)
+        if step == 1:
+            os.kill(os.getpid(), number)
+
+    def stop(signum, frame):
+        raise raised("the program's own")
+
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(raised, match="the program's own"):
+            build(progress=interrupt)
+        assert max(seen) == 1
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+
+
+@on_stand_ins
+def test_the_timing_cache_grows_from_build_to_build_or_is_left_out(build):
+    first = build(timing_cache=b"")
+    assert not first.timing_cache_used
+    second = build(timing_cache=first.timing_cache)
+    assert second.timing_cache_used
+    assert second.timing_cache == first.timing_cache[:-1] + b"2"
+    for unreadable in (b"junk", b"timings 9.9.9 4"):
+        built = build(timing_cache=unreadable)
+        assert not built.timing_cache_used
+        assert built.timing_cache.endswith(b" 1")
+
+
+@on_stand_ins
+def test_a_build_that_fails_gives_the_reason(build, monkeypatch):
+    build.trt.behaviour.no_plan = True
+    with pytest.raises(BackendError, match=r"Could not find any implementation\. If memory ran"):
+        build()
+    driver, trt = install_fake_tensorrt(monkeypatch)
+    driver.fail["cuInit"] = 100
+    with pytest.raises(BackendError, match=r"does not start;  upperson-rt doctor  says why"):
+        build_engine(trt, "image.onnx", build.profile, workspace_bytes=1)
+
+
+def test_without_targets_a_gpu_is_needed(bundle):
+    compiler = rtx()
+    if probe_cuda_driver().devices:
+        pytest.skip("there is a GPU here")
+    profile = tower_profile("image", read_manifest(bundle), 32)
+    with pytest.raises(BackendError, match="cannot build"):
+        build_engine(compiler, bundle / "image.fp32.onnx", profile, workspace_bytes=1 << 20)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    return install_fake_tensorrt(monkeypatch)[1].behaviour
+
+
+def compiled(bundle, cache, **options):
+    notes = []
+    found = compile_bundle(bundle, "int8", cache=cache, note=notes.append, **options)
+    return found, [tower.reused for tower in found.towers], " ".join(notes)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_both_towers_are_built_compared_and_kept(bundle, tmp_path, monkeypatch, version):
+    install_fake_tensorrt(monkeypatch, version)
+    result, reused, notes = compiled(bundle, tmp_path)
+    assert [tower.tower for tower in result.towers] == ["image", "text"]
+    assert reused == [False, False]
+    assert notes.startswith(f"TensorRT {version} on Orin (compute capability 8.7, 16 multi")
+    manifest = Bundle.open(bundle, "int8").manifest
+    for tower in result.towers:
+        record = tower.record
+        assert tower.path.parent == result.folder == tmp_path / "engines"
+        assert EngineCache(tmp_path).load(record) == tower.path.read_bytes()
+        assert (record.target.tensorrt, record.variant) == (version, "int8")
+        assert record.profile == tower_profile(tower.tower, manifest, 32)
+        assert {c.batch_size for c in record.comparisons} == {1, 2, 7, 32}
+        assert min(c.min_cosine for c in record.comparisons) > 0.9999
+        assert record.versions.keys() == {"upperson_rt", "driver", "onnxruntime"}
+    lengths = {c.inputs for c in result.towers[1].record.comparisons}
+    assert lengths == {"4 tokens", "12 tokens", "3 to 12 tokens"}
+    suffixes = sorted(path.suffix for path in result.folder.iterdir() if path.suffix)
+    assert suffixes == [".engine", ".engine", ".json", ".json", ".timing"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 32])
+def test_a_wrong_engine_is_refused_and_nothing_is_written(bundle, tmp_path, fake, batch):
+    fake.wrong_batch = batch
+    with pytest.raises(IntegrityError, match=rf"image tower at batch {batch} \(images\): row"):
+        compiled(bundle, tmp_path)
+    assert [path.name for path in (tmp_path / "engines").iterdir()] == [".lock"]
+
+
+def test_engines_are_used_again_unless_damaged_or_made_with_other_settings(bundle, tmp_path, fake):
+    first, *_ = compiled(bundle, tmp_path)
+    fake.no_plan = True
+    again, reused, notes = compiled(bundle, tmp_path)
+    assert reused == [True, True]
+    assert [t.record for t in again.towers] == [t.record for t in first.towers]
+    assert "the engine of the text tower is there already" in notes
+    fake.no_plan = False
+    first.towers[0].path.write_bytes(b"junk")
+    _, reused, notes = compiled(bundle, tmp_path)
+    assert reused == [False, True]
+    assert "building the engine of the image tower again: " in notes
+    assert first.towers[0].path.read_bytes() != b"junk"
+    assert compiled(bundle, tmp_path, workspace_mib=64)[1] == [False, False]
+    assert set(fake.last_config._pools.values()) == {64 << 20}
+    assert compiled(bundle, tmp_path, max_batch=64)[1] == [False, False]
+    assert len(EngineCache(tmp_path).records()[0]) == 4
+
+
+def test_timings_are_used_again_or_left_out_with_a_note(bundle, tmp_path, fake):
+    compiled(bundle, tmp_path)
+    (timings,) = (tmp_path / "engines").glob("*.timing")
+    assert timings.read_bytes().endswith(b" 2")  # Two towers.
+    assert "could not be used" not in compiled(bundle, tmp_path, max_batch=16)[2]
+    assert timings.read_bytes().endswith(b" 4")
+    timings.write_bytes(b"junk")
+    assert (
+        "timings of earlier builds could not be used" in compiled(bundle, tmp_path, max_batch=8)[2]
+    )
+    assert timings.read_bytes().endswith(b" 2")
+
+
+def test_two_at_once_build_once(bundle, tmp_path, fake):
+    waiting = threading.Event()
+
+    def wait_for_the_other(step):
+        assert waiting.wait(20)
+
+    fake.on_step = wait_for_the_other
+
+    def note(text):
+        if "waiting" in text:
+            waiting.set()
+
+    def work(_):
+        towers = compile_bundle(bundle, "int8", cache=tmp_path, note=note).towers
+        return [tower.reused for tower in towers]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(work, range(2))) == [[False, False], [True, True]]
+
+
+def test_what_is_wrong_is_said_before_anything_is_built(bundle, tmp_path, monkeypatch):
+    driver, trt = install_fake_tensorrt(monkeypatch)
+    trt.behaviour.on_step = lambda step: pytest.fail("a build was started")
+    real_import = builtins.__import__
+
+    def without_onnxruntime(name, *arguments, **options):
+        if name.partition(".")[0] == "onnxruntime":
+            raise ImportError(name)
+        return real_import(name, *arguments, **options)
+
+    with pytest.raises(UsageError, match=r"no variant 'fp16', only fp32, int8: .*--trt"):
+        compile_bundle(bundle, cache=tmp_path)
+    with pytest.raises(InputError, match="is not a bundle"):
+        compile_bundle(tmp_path, cache=tmp_path)
+    for option in ("max_batch", "workspace_mib"):
+        with pytest.raises(UsageError, match=f"{option} must be at least 1"):
+            compiled(bundle, tmp_path, **{option: 0})
+    damaged = make_toy_bundle(tmp_path / "damaged")
+    (damaged / "text.int8.onnx").write_bytes(b"junk")
+    with pytest.raises(IntegrityError, match=r"text\.int8\.onnx has 4 bytes"):
+        compiled(damaged, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "__import__", without_onnxruntime)
+        with pytest.raises(BackendError, match="needs the package 'onnxruntime'"):
+            compiled(bundle, tmp_path)
+    with pytest.raises(BackendError, match="GPUs found: cuda:0 Orin"):
+        compiled(bundle, tmp_path, device="cuda:3")
+    driver.fail["cuInit"] = 100
+    with pytest.raises(BackendError, match="TensorRT needs an NVIDIA GPU"):
+        compiled(bundle, tmp_path)
+
+
+class Recorder:
+    """Stands for a tower: an embedding that depends on every number of its row."""
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, rows):
+        self.rows.append(rows)
+        flat = rows.reshape(len(rows), -1).astype(np.float32)
+        weights = np.random.default_rng(0).normal(size=(flat.shape[1], 8))
+        return (flat @ weights).astype(np.float32)
+
+
+CANARIES = Canaries(
+    images=np.random.default_rng(1).integers(0, 256, (3, 6, 5, 3), dtype=np.uint8),
+    input_ids=np.array([[90, 5, 6, 7, 91, 0, 0], [90, 8, 91, 0, 0, 0, 0]], np.int32),
+    image_embeds=np.zeros((3, 8), np.float32),
+    text_embeds=np.zeros((2, 8), np.float32),
+)
+TEXTS = InputProfile("input_ids", (1, 1), (8, 9), (20, 12))
+IMAGES = InputProfile("image", (1, 6, 5, 3), (8, 6, 5, 3), (20, 6, 5, 3))
+
+
+def test_the_inputs_of_a_comparison_are_many_and_different():
+    engine, reference = Recorder(), Recorder()
+    compare_engine("image", engine, reference, CANARIES, IMAGES, 0.99, "x")
+    assert [len(rows) for rows in engine.rows] == [1, 2, 7, 20]
+    assert len({rows[0].tobytes() for rows in engine.rows}) == 4  # Each comes to other places.
+    (images,) = reference.rows
+    assert len(np.unique(images.reshape(16, -1), axis=0)) == 15  # 3 canaries, 5 shifts each.
+
+    engine, reference = Recorder(), Recorder()
+    compare_engine("text", engine, reference, CANARIES, TEXTS, 0.99, "x")
+    assert [ids.shape[1] for ids in reference.rows] == [4, 9, 12, 12]
+    lengths = [[int(np.flatnonzero(row).max()) + 1 for row in ids] for ids in reference.rows]
+    for ids, of_rows in zip(reference.rows, lengths, strict=True):
+        for row, length in zip(ids, of_rows, strict=True):
+            assert (row[0], row[length - 1]) == (90, 91)
+            assert set(row[1 : length - 1]) <= {5, 6, 7, 8}
+    assert [set(found) for found in lengths[:3]] == [{4}, {9}, {12}]
+    assert (min(lengths[3]), max(lengths[3])) == (3, 12)
+
+    small = dataclasses.replace(IMAGES, max=(3, 6, 5, 3))
+    found = compare_engine("image", Recorder(), Recorder(), CANARIES, small, 0.99, "x")
+    assert [comparison.batch_size for comparison in found] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda rows: np.where(np.arange(8) == 3, np.nan, rows), "1 of 1 embeddings are not fin"),
+        (lambda rows: rows[:, :4], r"gives embeddings of shape \(1, 4\), ONNX Runtime \(1, 8\)"),
+        (lambda rows: -rows, r"row 0 has cosine -1\.00000"),
+        (lambda rows: rows * 0, r"row 0 has cosine 0\.00000"),
+        (lambda rows: rows if len(rows) < 7 else np.roll(rows, 1, axis=0), "batch 7"),
+    ],
+)
+def test_what_counts_as_different(damage, message):
+    tower = Recorder()
+    with pytest.raises(IntegrityError, match=message):
+        compare_engine(
+            "image", lambda rows: damage(tower(rows)), tower, CANARIES, IMAGES, 0.9999, "x"
+        )
