@@ -11,8 +11,10 @@ from typing import Any
 import jinja2
 
 from upperson_rt import __version__
+from upperson_rt.errors import InputError
 from upperson_rt.files import all_names, new_folder, require_place, sha256_of_file
 from upperson_rt.printable import code_span, show_text
+from upperson_rt.strict import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,9 @@ class RecordedFolder:
     def _foreign(self, folder: Path) -> list[str]:
         """Return the files that are not as a record of this kind says, new or changed."""
         try:
-            record = json.loads((folder / self.record).read_text("utf-8"))
+            record = read_json(folder / self.record)
             written = dict(record["files"]) if record["format"] == self.kind else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (InputError, ValueError, KeyError, TypeError):
             written = None  # Not a record of ours, so not a folder of ours.
         if written is None:
             return all_names(folder)

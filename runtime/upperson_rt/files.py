@@ -231,10 +231,12 @@ def read_bounded(path: str | os.PathLike[str], most_bytes: int) -> bytes:
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(most_bytes + 1)
+            too_long = os.fstat(file.fileno()).st_size > most_bytes
+            # A device or pipe tells no size.
+            content = b"" if too_long else file.read(most_bytes + 1)
     except OSError as error:
         raise InputError(f"cannot read {os.fspath(path)}: {error.strerror}") from error
-    if len(content) > most_bytes:
+    if too_long or len(content) > most_bytes:
         raise InputError(
             f"{os.fspath(path)} has more than {most_bytes >> 20} MiB, the most that is read from a "
             "file of its kind: choose another file"

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -75,6 +76,7 @@ def test_json_is_the_only_thing_on_stdout(work):
         "items": 6,
         "ok": True,
         "problems": [],
+        "crops_without_hash": 0,
     }
     checks = run_json("doctor")
     assert checks["ok"]
@@ -242,6 +244,15 @@ def test_integrity_errors_end_with_6(work, tmp_path):
     (work / "gallery" / "gallery.sqlite").write_bytes(b"junk" * 999)
     for command in ("info", "verify"):
         assert run("gallery", command).exit_code == 6
+
+
+def test_an_index_removes_what_a_killed_one_left(work):
+    left = work / "gallery" / ".gallery.sqlite.abcd_123"
+    left.mkdir(parents=True)
+    (left / "gallery.sqlite").touch()
+    os.utime(left, (1e9, 1e9))
+    assert run("index", "crops").exit_code == 0
+    assert not left.exists()
 
 
 def test_verify_lists_problems(work, monkeypatch):

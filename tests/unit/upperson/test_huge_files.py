@@ -12,10 +12,11 @@ from upperson.data.annotations import open_plain_format
 from upperson.data.records import read_dataset
 from upperson_rt.camera.detectors.naming import BoxesFile
 from upperson_rt.errors import InputError
+from upperson_rt.files import read_bounded
 from upperson_rt.strict import read_json
 
 SPARSE_BYTES = 20_000_000_000
-MOST_BYTES = 600 << 20
+MOST_BYTES = 64 << 20
 
 
 def sparse(path: Path, start: bytes = b"") -> Path:
@@ -35,7 +36,12 @@ def test_a_line_without_an_end_is_refused_with_its_number(tmp_path: Path) -> Non
     before = peak_bytes()
     with pytest.raises(InputError, match="line 2"):
         list(open_plain_format("jsonl", tmp_path).entries)
-    assert peak_bytes() - before < 64 << 20
+    assert peak_bytes() - before < MOST_BYTES
+
+
+def test_a_device_without_an_end_is_refused() -> None:
+    with pytest.raises(InputError):
+        read_bounded("/dev/zero", 1 << 20)
 
 
 def test_a_line_may_be_long(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from upperson.data.synthetic.people import Person, sample_people
 from upperson.data.synthetic.scene import encode_jpeg, render_person
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.files import all_names, new_folder
+from upperson_rt.strict import read_json
 
 FORMAT = 3
 """Rises whenever pictures, captions or attributes change, so that no stale set is reused."""
@@ -195,8 +196,8 @@ def _written_format(root: Path, spec: SyntheticSpec) -> int | None:
     if not root.exists():
         return None
     try:
-        found = json.loads((root / _DOCUMENT).read_text("utf-8"))
-    except (OSError, ValueError):
+        found = read_json(root / _DOCUMENT)
+    except InputError:
         raise InputError(
             f"{root} exists and is not a synthetic data set (no readable {_DOCUMENT} in it): "
             "choose another folder"
