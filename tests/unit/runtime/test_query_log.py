@@ -433,3 +433,14 @@ def test_several_open_logs_agree_on_the_new_file(tmp_path):
     assert path.read_text().count("sentence") >= 8  # None breaks again after the first round.
     for log in logs:
         log.close()
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="root alone gives files away")
+@pytest.mark.parametrize("name", ["log", "log.head"])
+def test_a_new_file_that_root_begins_belongs_to_the_owner_of_the_one_before(tmp_path, name):
+    write_some(tmp_path / "log", 2)
+    for one in ("log", "log.head"):
+        os.chown(tmp_path / one, 1234, 1234)
+    (tmp_path / name).unlink()
+    write_some(tmp_path / "log", 1)
+    assert {(tmp_path / one).stat().st_uid for one in ("log", "log.head")} == {1234}
