@@ -97,6 +97,30 @@ def test_a_redirect_and_a_playlist_at_the_cameras_own_place_are_read_with_its_lo
     assert list(dict.fromkeys(with_login)) == list(files)
 
 
+@pytest.mark.parametrize("kind", ["video/mp4", "application/x-mpegurl"])
+def test_a_playlist_that_grows_is_read_again(kind):
+    content, often = film(), 0
+
+    def reply(first, number):
+        nonlocal often
+        if ".m3u8" not in first:
+            return hostile.http(200, body=content) if first else b""
+        often += 1
+        lines = [line for part in range(often) for line in ("#EXTINF:1,", f"/{part}.ts")]
+        body = hostile.playlist(*lines)
+        if often < 2:
+            body = body.replace(b"#EXT-X-ENDLIST\n", b"")
+        return hostile.http(200, body=body, kind=kind)
+
+    with hostile.tcp_server(reply) as (port, _):
+        reader = StreamReader(parse_source(f"http://127.0.0.1:{port}/live.m3u8"), 10)
+        pictures = 0
+        while reader.read() is not None:
+            pictures += 1
+        reader.close()
+    assert pictures == 100
+
+
 def test_parts_of_files_are_asked_for():
     content = film("mp4", "mjpeg", "yuvj420p")
     assert content.index(b"moov") > content.index(b"mdat"), "what tells the stream is at the end"
