@@ -50,7 +50,10 @@ class _WebFile(io.RawIOBase):
             self.close()
             self._address, self._response = self._web.get(self._address, self._at, self._end)
             self._next = self._at
-        content = self._response.read1(size)
+        # A server that knows no parts goes on behind the end.
+        content = self._response.read1(
+            size if self._end is None else min(size, self._end - self._at)
+        )
         self._next += len(content)
         self._at = self._next
         return content

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import socket
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -40,10 +41,10 @@ def test_no_camera_sends_its_reader_elsewhere(name, there):
     assert outcome.is_safe, outcome
 
 
-def film(container="mpegts", codec="mpeg4", pixels="yuv420p"):
-    """Return a short film of noise as bytes."""
+def film(container="mpegts", codec="mpeg4", pixels="yuv420p", **options):
+    """Return a short film of noise, 50 pictures, as bytes."""
     content, noise = io.BytesIO(), np.random.default_rng(0)
-    with av.open(content, "w", format=container) as opened:
+    with av.open(content, "w", format=container, options=options) as opened:
         stream = opened.add_stream(codec, rate=25)
         stream.width = stream.height = 64
         stream.pix_fmt = pixels
@@ -119,6 +120,41 @@ def test_a_playlist_that_grows_is_read_again(kind):
             pictures += 1
         reader.close()
     assert pictures == 100
+
+
+def test_a_playlist_of_parts_of_one_file():
+    content = film(
+        "mp4", "mjpeg", "yuvj420p", movflags="frag_every_frame+empty_moov+default_base_moof"
+    )
+    starts = [found.start() - 4 for found in re.finditer(b"moof", content)]
+    assert len(starts) == 50
+    lines = [f'#EXT-X-MAP:URI="film.mp4",BYTERANGE="{starts[0]}@0"']
+    for number in (1, 2, 3, 20):
+        start, end = starts[number - 1 : number + 1]
+        at = "" if number in (2, 3) else f"@{start}"
+        lines += ["#EXTINF:1,", f"#EXT-X-BYTERANGE:{end - start}{at}", "film.mp4"]
+    best = b"#EXT-X-STREAM-INF:BANDWIDTH=2\nbest.m3u8\n"
+    files = {
+        "/a": b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nno.m3u8\n" + best,
+        "/best.m3u8": hostile.playlist(*lines),
+    }
+
+    def reply(first, number):
+        if not first:
+            return b""
+        asked = re.search(rb"Range: bytes=(\d+)-(\d+)", requests[-1])
+        if asked is None:
+            return hostile.http(200, body=files[first.split(" ")[1]])
+        return hostile.http(206, body=content[int(asked[1]) : int(asked[2]) + 1])
+
+    with hostile.tcp_server(reply) as (port, requests):
+        reader = StreamReader(parse_source(f"http://127.0.0.1:{port}/a"), 10)
+        pictures = 0
+        while reader.read() is not None:
+            pictures += 1
+        reader.close()
+    assert pictures == 4
+    assert not any(b"no.m3u8" in request for request in requests)
 
 
 def test_parts_of_files_are_asked_for():
