@@ -16,7 +16,7 @@ _MOST_BYTES = 2**20
 _LIVE_SEGMENTS = 3
 """Of a playlist that goes on, so many from its end are read at first."""
 _SHORTEST_WAIT_S, _LONGEST_WAIT_S = 0.25, 5.0
-_ATTRIBUTE = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^,]*)')
+_ATTRIBUTE = re.compile(r'(?<![A-Z0-9-])([A-Z0-9-]+)=("[^"]*"|[^,]*)')
 
 
 class _File(Protocol):
@@ -96,6 +96,7 @@ class Playlist(io.RawIOBase):
     def _text_of(self, file: _File) -> str:
         content = b""
         while len(content) < _MOST_BYTES and (more := file.read(_MOST_BYTES)):
+            self._check_time()
             content += more
         file.close()
         return content.decode("utf-8", "replace")

@@ -221,7 +221,9 @@ class WebReader:
         with opening_within(self.check_time()) as limit:
             connection = http_connection(limit, address, self._context)
             connection.request("GET", http_target(address), headers=headers)
+            connected = connection.sock
             response = connection.getresponse()
+            connected.settimeout(self._timeout_s)  # For a pause; `check_time` is for all of them.
             limit.close()  # The answer keeps the socket until it is closed, too.
         self._responses.add(response)
         return response

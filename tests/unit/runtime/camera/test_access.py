@@ -15,6 +15,7 @@ from tests.helpers import hostile_cameras as hostile
 from tests.helpers.certificate import written
 from tests.helpers.onvif_device import onvif_device
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
+from tests.helpers.small_servers import dripping_server
 from upperson_rt.camera.access import Access, RefusedAddressError, target_of
 from upperson_rt.camera.onvif import ask_cameras, device_at
 from upperson_rt.camera.relay import Relay, _Units
@@ -223,6 +224,14 @@ def test_where_a_camera_may_send_to(named, location, opened):
     with pytest.raises(RefusedAddressError) as raised:
         target_of(named, location, None, access)
     assert "u:p" not in str(raised.value)
+
+
+@pytest.mark.parametrize("start", ["", "#EXTM3U\n", "#EXTM3U\n#EXT-X-STREAM-INF:" + "A" * 10**5])
+def test_who_says_a_little_now_and_then_has_its_time(start):
+    with dripping_server(f"HTTP/1.0 200 OK\r\n\r\n{start}".encode()) as (port, cut):
+        with pytest.raises(InputError):
+            StreamReader(parse_source(f"http://127.0.0.1:{port}/x"), 0.5)
+        assert cut.wait(10)
 
 
 # --- Certificates
