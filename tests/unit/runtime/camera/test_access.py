@@ -227,7 +227,7 @@ def test_where_a_camera_may_send_to(named, location, opened):
 
 
 @pytest.mark.parametrize("start", ["", "#EXTM3U\n", "#EXTM3U\n#EXT-X-STREAM-INF:" + "A" * 10**5])
-def test_who_says_a_little_now_and_then_has_its_time(start):
+def test_a_server_that_drips_is_given_up_in_time(start):
     with dripping_server(f"HTTP/1.0 200 OK\r\n\r\n{start}".encode()) as (port, cut):
         with pytest.raises(InputError):
             StreamReader(parse_source(f"http://127.0.0.1:{port}/x"), 0.5)
@@ -318,10 +318,10 @@ def test_others_on_this_machine_get_nothing_of_a_camera():
         try:
             parts = urlsplit(relay.address)
             request = "DESCRIBE {} RTSP/1.0\r\nCSeq: 1\r\n\r\n"
-            with socket.create_connection((parts.hostname, parts.port), 10) as stranger:
+            with socket.create_connection((parts.hostname, parts.port), 10) as other_user:
                 asked = f"rtsp://127.0.0.1:{parts.port}/x"
-                stranger.sendall(request.format(asked).encode())
-                assert stranger.recv(1000) == b""
+                other_user.sendall(request.format(asked).encode())
+                assert other_user.recv(1000) == b""
             assert not requests
             with socket.create_connection((parts.hostname, parts.port), 10) as reader:
                 reader.sendall(request.format(relay.address).encode())
