@@ -391,6 +391,9 @@ def read_log(work):
         (("street.avi", "--device", "cuda", "--backend", "onnxruntime"), 5, "device 'cuda'"),
         (("0", "--drop", "block"), 2, "only a file can"),
         (("fake ! pipeline",), 5, "has no GStreamer"),
+        (("a=rtsps://cam/x", "--insecure", "b"), 2, "--insecure b"),
+        (("a=rtsps://cam/x", "--ca", "none.pem"), 3, "none.pem"),
+        (("a=rtsps://cam/x", "--ca", "street.json"), 3, "expected PEM"),
     ],
 )
 def test_errors_are_one_line_and_a_code(work, monkeypatch, arguments, code, message):

@@ -505,7 +505,9 @@ def main() -> None:
             ("drawn", drawn),
         ):
             for name, scheme, reply in cases:
-                outcome = tried(scheme, reply, there)
+                outcome = tried(
+                    scheme, reply, there, OPENING_S if kind == "fixed" else OPENING_S / 2
+                )
                 counts[kind] += 1
                 for what in ("reached", "login", "read_file"):
                     counts[f"{kind}: {what}"] += getattr(outcome, what)

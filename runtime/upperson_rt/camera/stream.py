@@ -49,16 +49,9 @@ _FORMATS = (
     "asf,av1,avi,flv,h264,hevc,ivf,jpeg_pipe,live_flv,m4v,matroska,mjpeg,mov,mpeg,mpegts,mpegvideo,"
     "mpjpeg,nut,obu,ogg,rtp,rtsp,vvc"
 )
-"""What a stream may be: nothing that names other streams, but for RTSP and what `_WEB` adds."""
+"""What a stream may be: nothing that names other streams, but for RTSP."""
 _PROTOCOLS = {"rtp": "rtp,udp", "rtmp": "rtmp,tcp", "rtmps": "rtmps,rtmp,tls,tcp"}
 """What FFmpeg opens of a stream; of others the one that they begin with."""
-_WEB = {
-    "protocol_whitelist": "none",  # It opens nothing by itself, see `WebReader`.
-    "format_whitelist": f"{_FORMATS},aac,hls,mp3,webvtt",
-}
-_HLS = {"http_persistent": "0", "http_multiple": "0"}
-_FORMAT_OF = (("mpegurl", "hls"), ("multipart/x-mixed-replace", "mpjpeg"))
-"""By what a server calls it."""
 _RTSP = {
     "protocol_whitelist": "rtp,udp,tcp",
     # TCP first, which loses nothing; UDP where a camera offers nothing else.
@@ -152,6 +145,8 @@ class StreamReader(Reader):
         self._av = _import_av()
         self._source = source
         self._timeout_s = timeout_s
+        self._until = time.monotonic() + timeout_s
+        """For opening."""
         self._web: WebReader | None = None
         self._relay: Relay | None = None
         self._container: Any = None
@@ -166,7 +161,7 @@ class StreamReader(Reader):
         source = self._source
         try:
             self._container = self._open()
-        except RefusedAddressError as error:
+        except InputError as error:
             raise InputError(f"cannot open {source.shown}: {error}") from None
         except (OSError, ValueError, http.client.HTTPException, self._av.FFmpegError) as error:
             # Not as its cause: PyAV's error holds the address, with the password.
@@ -186,29 +181,21 @@ class StreamReader(Reader):
 
     def _open_with(self, file: Any, options: dict[str, str], **more: Any) -> Any:
         options = _MOST_PIXELS | {"format_whitelist": _FORMATS} | options
-        limits = (self._timeout_s, self._timeout_s)
+        limits = (max(0.1, self._until - time.monotonic()), self._timeout_s)
         return self._av.open(file, options=options, timeout=limits, **more)
 
     def _open_web(self) -> Any:
         web = self._web = WebReader(self._source, self._timeout_s)
-        file = web.open()
-        kind = next((name for part, name in _FORMAT_OF if part in file.kind), None)
-        options = _WEB | (_HLS if kind == "hls" else {})
         try:
-            container = self._open_with(file, options, io_open=web.io_open, format=kind)
+            return self._open_with(web, {"protocol_whitelist": "none"}, format=web.kind)
         except self._av.FFmpegError as error:
             raise web.problem or error from None
-        if isinstance(web.problem, RefusedAddressError):
-            container.close()
-            raise web.problem
-        return container
 
     def _open_rtsp(self) -> Any:
         """Open a stream at the camera, or where it sends us to, if it may."""
-        source, until = self._source, time.monotonic() + self._timeout_s
-        address = source.address
+        source, address = self._source, self._source.address
         for _ in range(MOST_REDIRECTS + 1):
-            left_s = max(0.1, until - time.monotonic())
+            left_s = max(0.1, self._until - time.monotonic())
             relay = self._relay = Relay(address, source.access, left_s)
             transports = "tcp" if urlsplit(address).scheme == "rtsps" else "tcp+udp"
             try:
@@ -278,15 +265,14 @@ class StreamReader(Reader):
         except self._av.FFmpegError as raised:
             error = raised
         problem = None if self._web is None else self._web.problem
-        if isinstance(problem, RefusedAddressError):
-            raise InputError(f"{self._source.shown} broke off: {problem}")
         error = problem or error
         if packet is not None or error is None:
             return packet
         ended = TimeoutError, self._av.error.ExitError
         if isinstance(error, ended) or getattr(error, "errno", None) == errno.EIO:
             return None  # Its time was up, or it ended without saying so.
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        reason = error if isinstance(error, InputError) else getattr(error, "strerror", None)
+        reason = reason or type(error).__name__
         raise InputError(f"{self._source.shown} broke off: {reason}")
 
     def close(self) -> None:

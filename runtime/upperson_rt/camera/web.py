@@ -9,7 +9,6 @@ import http.client
 import io
 import ssl
 import time
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from upperson_rt.camera.access import (
@@ -19,16 +18,19 @@ from upperson_rt.camera.access import (
     target_of,
     without_login,
 )
+from upperson_rt.camera.hls import Playlist
 from upperson_rt.camera.reasons import answer_challenge
 from upperson_rt.camera.source import Source
+from upperson_rt.errors import InputError
 from upperson_rt.remote import http_connection, http_target, opening_within
 
 __all__ = ["WebReader"]
 
+_FAILURES = (InputError, OSError, ValueError, http.client.HTTPException)
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
-class _WebFile:
+class _WebFile(io.RawIOBase):
     """One answer over HTTP as a file that FFmpeg reads, up to the offset ``end``."""
 
     def __init__(self, web: "WebReader", address: str, start: int = 0, end: int | None = None):
@@ -42,21 +44,23 @@ class _WebFile:
         length = self._response.length
         self._size = None if length is None else start + length
 
-    def read(self, size: int) -> bytes:
-        """Return what is there, at most ``size`` bytes; nothing at the end or after a failure."""
-        try:
-            self._web.check_time()
-            if self._at != self._next:
-                self.close()
-                self._address, self._response = self._web.get(self._address, self._at, self._end)
-                self._next = self._at
-            content = self._response.read1(size)
-        except (RefusedAddressError, OSError, http.client.HTTPException) as error:
-            self._web.problem = error
-            return b""
+    def read(self, size: int = -1) -> bytes:
+        """Return what is there, at most ``size`` bytes; nothing at the end."""
+        if self._at != self._next:
+            self.close()
+            self._address, self._response = self._web.get(self._address, self._at, self._end)
+            self._next = self._at
+        # A server that knows no parts goes on behind the end.
+        content = self._response.read1(
+            size if self._end is None else min(size, self._end - self._at)
+        )
         self._next += len(content)
         self._at = self._next
         return content
+
+    def starts_with(self, start: bytes) -> bool:
+        """Whether the answer, of which nothing was read, begins with some bytes."""
+        return self._response.peek(len(start)).startswith(start)
 
     def seekable(self) -> bool:
         """Whether the server gives parts of it."""
@@ -78,21 +82,72 @@ class _WebFile:
 
 
 class WebReader:
-    """Opens what a camera's stream over HTTP consists of, within one time limit at a time.
+    """The file that FFmpeg reads of a camera's stream over HTTP, within one time limit at a time.
 
     Attributes:
-        problem: What failed last while FFmpeg was reading. It is not raised there: PyAV would
-            print all but one on stderr.
+        problem: What failed while FFmpeg was reading, which sees the end of the file instead.
     """
 
     def __init__(self, source: Source, timeout_s: float) -> None:
-        self._source = source
+        """Open the camera's own address; a playlist is one file.
+
+        Raises:
+            InputError: A redirect or playlist may not be followed.
+            OSError: The host cannot be reached, refuses, or its certificate is not trusted.
+        """
+        self._source, self._timeout_s = source, timeout_s
         self.problem: Exception | None = None
         self._responses: set[http.client.HTTPResponse] = set()
         self._context: ssl.SSLContext | None = None
         self._until = 0.0
-        self._timeout_s = timeout_s
         self.start_time()
+        try:
+            self._file = self._opened()
+        except BaseException:
+            self.close()
+            raise
+
+    def _opened(self) -> "_WebFile | Playlist":
+        file = _WebFile(self, self._source.address)
+        if not file.starts_with(b"#EXTM3U"):
+            return file
+        return Playlist(file, self._open_named, self.check_time)
+
+    def _open_named(self, name: str, base: str, start: int, end: int | None) -> _WebFile:
+        own = self._source
+        return _WebFile(self, target_of(own.address, name, base, own.access), start, end)
+
+    @property
+    def name(self) -> str:
+        """The address, without a login."""
+        return self._file.name
+
+    @property
+    def kind(self) -> str | None:
+        """FFmpeg's name for what the server says it sends; None leaves it to FFmpeg."""
+        is_jpeg = getattr(self._file, "kind", "") == "multipart/x-mixed-replace"
+        return "mpjpeg" if is_jpeg else None
+
+    def read(self, size: int) -> bytes:
+        """Return what is there, at most ``size`` bytes; nothing at the end or after a failure."""
+        try:
+            self.check_time()
+            return self._file.read(size)
+        except _FAILURES as error:
+            self.problem = error
+            return b""
+
+    def seekable(self) -> bool:
+        """Whether the server gives parts of it."""
+        return self._file.seekable()
+
+    def seek(self, offset: int, whence: int) -> int:
+        """Have the next `read` begin elsewhere."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the offset of the next byte."""
+        return self._file.tell()
 
     def start_time(self) -> None:
         """Give the next picture its time."""
@@ -118,21 +173,6 @@ class WebReader:
         """Close all answers."""
         for response in list(self._responses):
             self.end(response)
-
-    def open(self) -> "_WebFile":
-        """Open the camera's own address; raises what `get` raises."""
-        return _WebFile(self, self._source.address)
-
-    def io_open(self, address: str, flags: int, options: dict[str, Any]) -> _WebFile | io.BytesIO:
-        """Open a file that a playlist names, or the playlist again; an empty one if that fails."""
-        own = self._source
-        try:
-            target = target_of(own.address, address, None, own.access)
-            end = int(options.get("end_offset", 0)) or None
-            return _WebFile(self, target, int(options.get("offset", 0)), end)
-        except (RefusedAddressError, OSError, ValueError, http.client.HTTPException) as error:
-            self.problem = error
-            return io.BytesIO()
 
     def get(
         self, address: str, start: int, end: int | None
@@ -181,7 +221,9 @@ class WebReader:
         with opening_within(self.check_time()) as limit:
             connection = http_connection(limit, address, self._context)
             connection.request("GET", http_target(address), headers=headers)
+            connected = connection.sock
             response = connection.getresponse()
+            connected.settimeout(self._timeout_s)  # For a pause; `check_time` is for all of them.
             limit.close()  # The answer keeps the socket until it is closed, too.
         self._responses.add(response)
         return response

@@ -95,8 +95,8 @@ def cameras(
     found = ask_cameras(
         answers,
         known,
-        Access(ca_file=ca, allowed_hosts=frozenset(allow_host or ())),
-        frozenset(insecure or ()),
+        Access(ca_file=ca, allowed_hosts=frozenset(map(str.lower, allow_host or ()))),
+        frozenset(map(str.lower, insecure or ())),
     )
     if as_json:
         print_json({"cameras": [asdict(camera) for camera in found]})

@@ -385,7 +385,7 @@ def _with_access(
         access = Access(
             ca_file=ca,
             insecure=name in (insecure or ()),
-            allowed_hosts=frozenset(allowed_hosts or ()),
+            allowed_hosts=frozenset(map(str.lower, allowed_hosts or ())),
         )
         access.context()  # A file that cannot be read is refused now, not at each connection.
         found[name] = replace(source, access=access)

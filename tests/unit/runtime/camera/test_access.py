@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import socket
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from tests.helpers import hostile_cameras as hostile
 from tests.helpers.certificate import written
 from tests.helpers.onvif_device import onvif_device
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
+from tests.helpers.small_servers import dripping_server
 from upperson_rt.camera.access import Access, RefusedAddressError, target_of
 from upperson_rt.camera.onvif import ask_cameras, device_at
 from upperson_rt.camera.relay import Relay, _Units
@@ -40,10 +42,10 @@ def test_no_camera_sends_its_reader_elsewhere(name, there):
     assert outcome.is_safe, outcome
 
 
-def film(container="mpegts", codec="mpeg4", pixels="yuv420p"):
-    """Return a short film of noise as bytes."""
+def film(container="mpegts", codec="mpeg4", pixels="yuv420p", **options):
+    """Return a short film of noise, 50 pictures, as bytes."""
     content, noise = io.BytesIO(), np.random.default_rng(0)
-    with av.open(content, "w", format=container) as opened:
+    with av.open(content, "w", format=container, options=options) as opened:
         stream = opened.add_stream(codec, rate=25)
         stream.width = stream.height = 64
         stream.pix_fmt = pixels
@@ -95,6 +97,65 @@ def test_a_redirect_and_a_playlist_at_the_cameras_own_place_are_read_with_its_lo
         assert read_one(f"http://{hostile.LOGIN}@127.0.0.1:{port}/a").shape == (64, 64, 3)
     with_login = [request.split(b" ")[1].decode() for request in requests if SENT in request]
     assert list(dict.fromkeys(with_login)) == list(files)
+
+
+@pytest.mark.parametrize("kind", ["video/mp4", "application/x-mpegurl"])
+def test_a_playlist_that_grows_is_read_again(kind):
+    content, often = film(), 0
+
+    def reply(first, number):
+        nonlocal often
+        if ".m3u8" not in first:
+            return hostile.http(200, body=content) if first else b""
+        often += 1
+        lines = [line for part in range(often) for line in ("#EXTINF:1,", f"/{part}.ts")]
+        body = hostile.playlist(*lines)
+        if often < 2:
+            body = body.replace(b"#EXT-X-ENDLIST\n", b"")
+        return hostile.http(200, body=body, kind=kind)
+
+    with hostile.tcp_server(reply) as (port, _):
+        reader = StreamReader(parse_source(f"http://127.0.0.1:{port}/live.m3u8"), 10)
+        pictures = 0
+        while reader.read() is not None:
+            pictures += 1
+        reader.close()
+    assert pictures == 100
+
+
+def test_a_playlist_of_parts_of_one_file():
+    content = film(
+        "mp4", "mjpeg", "yuvj420p", movflags="frag_every_frame+empty_moov+default_base_moof"
+    )
+    starts = [found.start() - 4 for found in re.finditer(b"moof", content)]
+    assert len(starts) == 50
+    lines = [f'#EXT-X-MAP:URI="film.mp4",BYTERANGE="{starts[0]}@0"']
+    for number in (1, 2, 3, 20):
+        start, end = starts[number - 1 : number + 1]
+        at = "" if number in (2, 3) else f"@{start}"
+        lines += ["#EXTINF:1,", f"#EXT-X-BYTERANGE:{end - start}{at}", "film.mp4"]
+    best = b"#EXT-X-STREAM-INF:BANDWIDTH=2\nbest.m3u8\n"
+    files = {
+        "/a": b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nno.m3u8\n" + best,
+        "/best.m3u8": hostile.playlist(*lines),
+    }
+
+    def reply(first, number):
+        if not first:
+            return b""
+        asked = re.search(rb"Range: bytes=(\d+)-(\d+)", requests[-1])
+        if asked is None:
+            return hostile.http(200, body=files[first.split(" ")[1]])
+        return hostile.http(206, body=content[int(asked[1]) : int(asked[2]) + 1])
+
+    with hostile.tcp_server(reply) as (port, requests):
+        reader = StreamReader(parse_source(f"http://127.0.0.1:{port}/a"), 10)
+        pictures = 0
+        while reader.read() is not None:
+            pictures += 1
+        reader.close()
+    assert pictures == 4
+    assert not any(b"no.m3u8" in request for request in requests)
 
 
 def test_parts_of_files_are_asked_for():
@@ -163,6 +224,14 @@ def test_where_a_camera_may_send_to(named, location, opened):
     with pytest.raises(RefusedAddressError) as raised:
         target_of(named, location, None, access)
     assert "u:p" not in str(raised.value)
+
+
+@pytest.mark.parametrize("start", ["", "#EXTM3U\n", "#EXTM3U\n#EXT-X-STREAM-INF:" + "A" * 10**5])
+def test_a_server_that_drips_is_given_up_in_time(start):
+    with dripping_server(f"HTTP/1.0 200 OK\r\n\r\n{start}".encode()) as (port, cut):
+        with pytest.raises(InputError):
+            StreamReader(parse_source(f"http://127.0.0.1:{port}/x"), 0.5)
+        assert cut.wait(10)
 
 
 # --- Certificates
@@ -249,10 +318,10 @@ def test_others_on_this_machine_get_nothing_of_a_camera():
         try:
             parts = urlsplit(relay.address)
             request = "DESCRIBE {} RTSP/1.0\r\nCSeq: 1\r\n\r\n"
-            with socket.create_connection((parts.hostname, parts.port), 10) as stranger:
+            with socket.create_connection((parts.hostname, parts.port), 10) as other_user:
                 asked = f"rtsp://127.0.0.1:{parts.port}/x"
-                stranger.sendall(request.format(asked).encode())
-                assert stranger.recv(1000) == b""
+                other_user.sendall(request.format(asked).encode())
+                assert other_user.recv(1000) == b""
             assert not requests
             with socket.create_connection((parts.hostname, parts.port), 10) as reader:
                 reader.sendall(request.format(relay.address).encode())
