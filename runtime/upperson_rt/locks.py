@@ -6,10 +6,17 @@ Where the system has none (Windows, some network file systems), work goes on wit
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["lock_or_wait", "lock_until_closed", "locked", "locked_folder", "try_lock"]
+__all__ = [
+    "lock_or_wait",
+    "lock_until_closed",
+    "locked",
+    "locked_folder",
+    "try_lock",
+    "unlock_and_close",
+]
 
 
 def lock_until_closed(handle: int, *, wait: bool = False, share: bool = False) -> bool:
@@ -35,6 +42,16 @@ def lock_until_closed(handle: int, *, wait: bool = False, share: bool = False) -
     except OSError:
         return False
     return True
+
+
+def unlock_and_close(handle: int) -> None:
+    """End a lock, in child processes that have the same file or folder open as well."""
+    if sys.platform != "win32":
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
 
 
 def lock_or_wait(handle: int, on_wait: Callable[[], None]) -> None:

@@ -26,7 +26,7 @@ from weakref import WeakSet
 from upperson_rt.errors import InputError
 from upperson_rt.gallery.sqlite.pages import Log, read_log
 from upperson_rt.gallery.sqlite.schema import GUARD
-from upperson_rt.locks import lock_until_closed
+from upperson_rt.locks import lock_until_closed, unlock_and_close
 
 __all__ = [
     "LOCK_TIMEOUT_S",
@@ -98,10 +98,10 @@ class _Connection(sqlite3.Connection):
         return cursor
 
     def close(self) -> None:
+        for cursor in self._cursors:  # One that an error keeps would put the end off.
+            cursor.close()
+        super().close()
         with _guard:
-            for cursor in self._cursors:  # One that an error keeps would put the end off.
-                cursor.close()
-            super().close()
             if self.place is not None:
                 _with_locks[self.place] -= 1
                 self.place = None
@@ -266,7 +266,7 @@ class Lease:
     def end(self) -> None:
         """Let others change the file."""
         if self._folder is not None:
-            os.close(self._folder)
+            unlock_and_close(self._folder)
             self._folder = None
 
 
@@ -311,7 +311,7 @@ def alone(path: Path) -> Iterator[bool]:
         yield is_alone
     finally:
         if folder is not None:
-            os.close(folder)
+            unlock_and_close(folder)
 
 
 @contextmanager

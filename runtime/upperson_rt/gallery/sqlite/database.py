@@ -231,7 +231,7 @@ class Database:
         self.path = path
         self.read_only = not _is_writable(path)
         self._mark = path.with_name(f"{path.name}-mark")
-        self._write_lock = threading.RLock()
+        self._write_lock = threading.Lock()
         self._pool_lock = threading.Lock()
         self._idle: list[tuple[sqlite3.Connection, Lease]] = []
         self._closed = False

@@ -68,7 +68,9 @@ def read_log(path: Path) -> Log | None:
             frames = np.frombuffer(chunk[: len(chunk) // size * size], np.uint8).reshape(-1, size)
             summed = np.concatenate((frames[:, :8], frames[:, _FRAME_HEADER.size :]), axis=1)
             for frame, found in zip(frames, _advance(sums, summed.view(order)), strict=True):
-                number, is_commit, *rest = _FRAME_HEADER.unpack(frame[: _FRAME_HEADER.size])
+                number, is_commit, *rest = _FRAME_HEADER.unpack(
+                    frame[: _FRAME_HEADER.size].tobytes()
+                )
                 if not number or rest != [*salts, *found]:
                     return log if log.last else None
                 sums = found
@@ -139,7 +141,7 @@ def is_free_list_sound(handle: int, log: Log | None) -> bool:
             seen.add(number)
             if not is_trunk and page(number) != zeros:
                 return False
-        return len(seen) - 1 == count
+        return bool(len(seen) - 1 == count)
 
 
 def _named_free(page: Callable[[int], bytes], trunk: int) -> Iterator[tuple[int, bool]]:
