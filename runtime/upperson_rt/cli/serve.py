@@ -1,5 +1,6 @@
 """`upperson-rt serve`."""
 
+import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +34,10 @@ __all__ = ["serve"]
 _PORT = 8480
 _PICTURE_BYTES = 240 << 20
 """Shared by all pictures that the console decodes; one takes half, which are 18 megapixels."""
+
+_SWITCH_S = 0.0005
+"""Between threads of Python: an answer changes threads a few times, and each time waits so long for
+one that computes."""
 
 
 def serve(
@@ -160,6 +165,7 @@ def serve(
         if not is_loopback(host) and tls is None:
             print_warning("without --tls-cert tokens and pictures cross the network in the clear")
         limit_memory(_PICTURE_BYTES)
+        sys.setswitchinterval(_SWITCH_S)
         with ending_gently() as stopped:
             server.start()
             told = {"url": server.url}

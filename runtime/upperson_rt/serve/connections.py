@@ -143,8 +143,11 @@ class Loop(asyncio.SelectorEventLoop):
         return Listener(self, make, sock, more.get("ssl"))
 
 
-class Listener(asyncio.AbstractServer):
-    """Accepts connections, each of which has a place among those without a request."""
+class Listener:
+    """Accepts connections, each of which has a place among those without a request.
+
+    It has what uvicorn uses of a server of asyncio.
+    """
 
     def __init__(
         self,

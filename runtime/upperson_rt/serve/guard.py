@@ -50,6 +50,7 @@ _MOST_RUNNING = 4
 threads of the server and than the places at the encoder, so that others find some free."""
 _MOST_LARGE = 3
 """Bodies above `MOST_SMALL_BYTES` at a time, one of each account; others wait unread."""
+_LARGE_BYTES_PER_S = 40 << 20
 _ALWAYS = {"/api/v1/health", "/api/v1/ready"}
 """Answered however many requests there are: who watches the server asks there."""
 _SAFE = {"GET", "HEAD", "OPTIONS"}
@@ -288,6 +289,7 @@ class _Body:
         self._within_s = within_s
         self._until = time.monotonic() + within_s
         self._left = most_bytes
+        self._read_bytes = 0
         self._ended = False
         self._gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -357,6 +359,10 @@ class _Body:
             if not reading.done():
                 reading.cancel()
         message: _Message = reading.result()
+        size_bytes = len(message.get("body", b""))
+        self._read_bytes += size_bytes
+        if self._read_bytes > MOST_SMALL_BYTES:  # Other requests are answered between the parts.
+            await asyncio.sleep(size_bytes / _LARGE_BYTES_PER_S)
         if message["type"] != "http.request" or not message.get("more_body"):
             self._ended = True
             self.settled()

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias
+from typing import IO, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,7 @@ def as_jpeg(pixels: NDArray[np.uint8], size: Size) -> tuple[bytes, tuple[int, in
     return buffer.getvalue(), whole
 
 
-def read_upload(content: BinaryIO) -> Upload:
+def read_upload(content: IO[bytes]) -> Upload:
     """Decode a picture that was sent, from a file that is read in pieces.
 
     Raises:

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,7 +220,7 @@ class Questions:
         with self.turns.turn():
             return score - float(self._evidence.against(question.denied, vector_D[None])[0])
 
-    def ask_with(self, content: BinaryIO) -> AskedPicture:
+    def ask_with(self, content: IO[bytes]) -> AskedPicture:
         """Embed a picture that was sent, and keep it to ask with.
 
         Args:
@@ -254,7 +254,7 @@ class Questions:
             )
         return picture
 
-    def embed(self, inputs: Sequence[str | BinaryIO]) -> NDArray[np.float32]:
+    def embed(self, inputs: Sequence[str | IO[bytes]]) -> NDArray[np.float32]:
         """Return (N, D) embeddings of sentences and files of pictures, mixed.
 
         Raises:

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.helpers.command_line import run_code
 from tests.helpers.console import BASE, problem
 from tests.helpers.hostile_clients import KINDS, Sent, gif_of_blocks, jpeg_of_segments
-from upperson_rt.serve.bounds import check_json
+from upperson_rt.serve.bounds import JsonBounds, check_json
 from upperson_rt.serve.guard import MOST_SMALL_BYTES, Guard
 from upperson_rt.serve.problems import ProblemError
 from upperson_rt.serve.turns import CLIENT, Turns
@@ -54,6 +54,12 @@ def test_a_body_takes_no_more_memory_than_a_few_times_its_bytes(reader, kind, st
     assert peak < 4 * len(request.body) + (8 << 20)
 
 
+def fed(content, size, **more):
+    bounds = JsonBounds(**more)
+    for at in range(0, len(content), size):
+        bounds.feed(content[at : at + size])
+
+
 def document(**more):
     return json.dumps({"sentence": "red", **more}).encode()
 
@@ -73,6 +79,8 @@ def document(**more):
 )
 def test_a_document_within_the_bounds_passes(content):
     check_json(content)
+    for size in (1, 2, 3, 100):  # However it comes in parts.
+        fed(content, size)
 
 
 @pytest.mark.parametrize(
@@ -95,12 +103,15 @@ def test_a_document_beyond_the_bounds_is_refused(content):
     with pytest.raises(ProblemError) as refused:
         check_json(content)
     assert refused.value.status == 422
+    for size in (7, 1000):
+        with pytest.raises(ProblemError):
+            fed(content, size)
 
 
 def test_a_data_url_may_be_long_where_pictures_are_taken():
     for start in ("data:image/png;base64,", "data:image\\/png;base64,"):
         content = b'{"input": ["' + start.encode() + b"A" * 100_000 + b'"]}'
-        check_json(content, may_hold_pictures=True)
+        fed(content, 1000, may_hold_pictures=True)
         with pytest.raises(ProblemError):
             check_json(content)
 
