@@ -21,7 +21,7 @@ COLUMNS = "| package | licence | edge | direct |\n|---|---|---|---|\n"
 
 
 def expected_rows() -> dict[str, tuple[str, str]]:
-    """For each package of the lock files, whether the edge has it and whether our project names it."""
+    """For each package of the lock files, if the edge has it, and if our project names it."""
     edge = {pin.name for pin in read_lock(EDGE)}
     direct = {canonicalize_name(r.name) for r in direct_requirements(ROOT, "all")}
     names = sorted({pin.name for pin in read_lock(ALL)} | UNLOCKED)
