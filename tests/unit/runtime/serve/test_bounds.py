@@ -176,6 +176,7 @@ def test_a_picture_of_many_pieces_is_refused_after_a_bounded_number_of_reads(
 def test_an_export_leaves_out_a_file_that_is_larger_than_a_picture(console):
     """Three GiB of zeros behind a crop: they are not read."""
     ids = console.desk.gallery.ids(["red-0", "red-1"])
+    Image.new("RGB", (8, 24)).save(console.folder / "crops" / "red0.png", "JPEG")
     os.truncate(console.folder / "crops" / "red0.png", 3 << 30)
     os.truncate(console.folder / "crops" / "red1.png", 3 << 20)
     tracemalloc.start()
