@@ -30,10 +30,10 @@ from upperson_export.plain import PlainImageTower, PlainTower
 from upperson_export.variants import VARIANTS, VariantName
 from upperson_rt.backends import open_backend
 from upperson_rt.errors import BackendError
-from upperson_rt.tensorrt.bindings import import_tensorrt, open_gpu
-from upperson_rt.tensorrt.builder import DEFAULT_WORKSPACE_MIB, InputProfile, build_engine
-from upperson_rt.tensorrt.session import EngineSession
 from upperson_rt.towers import GRAPH_NAMES, SHORTEST_TEXT, Tower, run_tower
+from upperson_tensorrt.bindings import import_tensorrt, open_gpu
+from upperson_tensorrt.builder import DEFAULT_WORKSPACE_MIB, InputProfile, build_engine
+from upperson_tensorrt.session import EngineSession
 
 Rows: TypeAlias = NDArray[Any]
 """Pictures uint8 [N, H, W, 3] or token ids int32 [N, L]."""

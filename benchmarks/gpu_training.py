@@ -19,11 +19,11 @@ from benchmarks.random_model import ModelSpec, random_base, random_batch
 from upperson.components import build_components, start_accelerator
 from upperson.config import MixedPrecision, TrainConfig
 from upperson.data.batches import Batch
-from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.model.base import SMALL
 from upperson.observer import Observer, Step
 from upperson.step import backward_through_batch, build_optimizer
 from upperson.train import train
+from upperson_synthetic import SyntheticSpec, write_dataset
 
 PRECISIONS: tuple[MixedPrecision, ...] = ("fp32", "bf16", "fp16")
 """What is trained in on a GPU."""

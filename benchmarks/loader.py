@@ -31,7 +31,6 @@ from benchmarks.report import (
 from upperson.data.batches import BatchSampler, LoadedBatch, PairDataset, pair_loader
 from upperson.data.pictures import Pictures, cached_pictures, pixels_of
 from upperson.data.records import Record, read_dataset
-from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.transforms import CLIP_STATISTICS, PixelStatistics
 from upperson.data.vocabulary import clip_tokenizer
 from upperson_rt.backends.measurement import time_in_turns
@@ -39,6 +38,7 @@ from upperson_rt.cli.app import Command, new_app, run_app
 from upperson_rt.cli.options import Debug
 from upperson_rt.cli.output import show_progress
 from upperson_rt.image_file import open_image
+from upperson_synthetic import SyntheticSpec, write_dataset
 
 LITERAL = "torchvision, a picture at a time"
 FILES = "ours, from files"

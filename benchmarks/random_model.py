@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
-from upperson.data.synthetic import SyntheticSpec, iter_samples
 from upperson.model.base import build_clip
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
 from upperson_rt.preprocess import resize_image
 from upperson_rt.towers import Tower
+from upperson_synthetic import SyntheticSpec, iter_samples
 
 SHORTEST_CAPTION, LONGEST_CAPTION = 20, 30
 """Tokens of a caption, SOT and EOT included."""

@@ -28,17 +28,17 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from upperson.data.batches import pad_ids, tokenize
-from upperson.data.synthetic.captions import Caption, brief, caption
-from upperson.data.synthetic.look import SOURCE, anywhere
-from upperson.data.synthetic.people import Person, sample_look_alikes
-from upperson.data.synthetic.sampling import chance
-from upperson.data.synthetic.scene import encode_jpeg, render_person
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.base import SMALL, build_clip, load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson_rt.encoder import Progress
 from upperson_rt.files import write_atomically
+from upperson_synthetic.captions import Caption, brief, caption
+from upperson_synthetic.look import SOURCE, anywhere
+from upperson_synthetic.people import Person, sample_look_alikes
+from upperson_synthetic.sampling import chance
+from upperson_synthetic.scene import encode_jpeg, render_person
 
 _ANY = -1
 _NOBODYS = -2

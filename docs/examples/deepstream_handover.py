@@ -20,7 +20,7 @@ import pyds
 from gi.repository import Gst
 
 import upperson_rt
-from upperson_rt.tensorrt.cuda import Cuda
+from upperson_tensorrt.cuda import Cuda
 
 PERSON = 0
 """Class of people in your detector."""

@@ -9,7 +9,7 @@ import signal
 import sys
 
 import upperson_rt
-from upperson_rt.camera import open_detector
+from upperson_camera import open_detector
 
 JETSON = (
     "rtspsrc location={address} latency=200 protocols=tcp ! rtph264depay ! h264parse ! "

@@ -10,8 +10,8 @@ starts one on this machine; ``RAY_ADDRESS`` names another.
 import sys
 from pathlib import Path
 
+from upperson_ray.index import index_on_ray
 from upperson_rt.gallery.sqlite.merge import merge_shards
-from upperson_rt.ray_index import index_on_ray
 
 SHARDS, WORKERS = 16, 2
 

@@ -9,7 +9,7 @@ import time
 import cv2
 
 import upperson_rt
-from upperson_rt.camera import HogDetector
+from upperson_camera import HogDetector
 
 
 def watch(pipeline: upperson_rt.Pipeline, source: str) -> None:

@@ -19,20 +19,20 @@ from typing import Any
 from upperson_export.made_files import RecordedFolder
 from upperson_export.variants import VARIANTS
 from upperson_rt.bundle import read_manifest
-from upperson_rt.compile import compile_bundle
+from upperson_rt.cuda_driver import probe_cuda_driver
 from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.files import require_writable
-from upperson_rt.tensorrt.bindings import import_tensorrt
-from upperson_rt.tensorrt.builder import (
+from upperson_rt.towers import TOWERS
+from upperson_tensorrt.bindings import import_tensorrt
+from upperson_tensorrt.builder import (
     DEFAULT_WORKSPACE_MIB,
     BuildProgress,
     InputProfile,
     build_engine,
     tower_profile,
 )
-from upperson_rt.tensorrt.cache import EngineCache
-from upperson_rt.tensorrt.cuda import probe_cuda_driver
-from upperson_rt.towers import TOWERS
+from upperson_tensorrt.cache import EngineCache
+from upperson_tensorrt.compile import compile_bundle
 
 _RTX_FOLDER = RecordedFolder("tensorrt-rtx", "engines.json")
 _MAX_BATCH = 32

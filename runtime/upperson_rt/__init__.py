@@ -16,9 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from upperson_camera import CameraStats, Pipeline, PipelineStats
     from upperson_rt.bundle import Bundle
     from upperson_rt.bundle import open_encoder as open
-    from upperson_rt.camera import CameraStats, Pipeline, PipelineStats, QualityRules
     from upperson_rt.encoder import Encoder
     from upperson_rt.errors import (
         AccuracyGateError,
@@ -29,13 +29,17 @@ if TYPE_CHECKING:
         UsageError,
     )
     from upperson_rt.gallery import Filter, Gallery, GalleryInfo, Hit, Item, TrackSpan
-    from upperson_rt.indexer import IndexReport, index_images
+    from upperson_rt.ingest.files import IndexReport, index_images
+    from upperson_rt.ingest.quality import QualityRules
     from upperson_rt.manifest import Manifest
     from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
     from upperson_rt.phrases.evidence import Explanation
     from upperson_rt.preprocess import iter_image_files, load_image, resize_image
     from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
+    from upperson_rt.search.notices import Notice
+    from upperson_rt.search.request import SearchRequest
+    from upperson_rt.search.service import SearchResult
     from upperson_rt.sheet import save_sheet
     from upperson_rt.tokenizer import Tokenizer
 
@@ -71,12 +75,15 @@ __all__ = [
     "IntegrityError",
     "Item",
     "Manifest",
+    "Notice",
     "Pipeline",
     "PipelineStats",
     "QualityRules",
     "QueryLog",
     "RetrievalMetrics",
     "Retriever",
+    "SearchRequest",
+    "SearchResult",
     "Tokenizer",
     "TrackSpan",
     "UppersonError",
@@ -95,29 +102,32 @@ _OWNERS = {
     "AccuracyGateError": "errors",
     "BackendError": "errors",
     "Bundle": "bundle",
-    "CameraStats": "camera",
+    "CameraStats": "upperson_camera",
     "Encoder": "encoder",
     "Explanation": "phrases.evidence",
     "Filter": "gallery",
     "Gallery": "gallery",
     "GalleryInfo": "gallery",
     "Hit": "gallery",
-    "IndexReport": "indexer",
+    "IndexReport": "ingest.files",
     "InputError": "errors",
     "IntegrityError": "errors",
     "Item": "gallery",
     "Manifest": "manifest",
-    "Pipeline": "camera",
-    "PipelineStats": "camera",
-    "QualityRules": "camera",
+    "Notice": "search.notices",
+    "Pipeline": "upperson_camera",
+    "PipelineStats": "upperson_camera",
+    "QualityRules": "ingest.quality",
     "QueryLog": "query_log",
     "RetrievalMetrics": "metrics",
     "Retriever": "retriever",
+    "SearchRequest": "search.request",
+    "SearchResult": "search.service",
     "Tokenizer": "tokenizer",
     "TrackSpan": "gallery",
     "UppersonError": "errors",
     "UsageError": "errors",
-    "index_images": "indexer",
+    "index_images": "ingest.files",
     "iter_image_files": "preprocess",
     "load_image": "preprocess",
     "open": "bundle",
@@ -131,7 +141,9 @@ def __getattr__(name: str) -> object:
     """Import a public name on first use (PEP 562)."""
     if name not in _OWNERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{_OWNERS[name]}")
+    owner = _OWNERS[name]
+    # The camera package is optional; its names stay here for programs of earlier releases.
+    module = import_module(owner if owner == "upperson_camera" else f"{__name__}.{owner}")
     value: object = getattr(module, "open_encoder" if name == "open" else name)
     globals()[name] = value
     return value

@@ -12,7 +12,9 @@ import numpy as np
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.backends.openvino import import_openvino, same_signal_stack
 from upperson_rt.bundle import Bundle
-from upperson_rt.errors import BackendError, IntegrityError, UppersonError, install_command
+from upperson_rt.cuda_driver import probe_cuda_driver
+from upperson_rt.errors import IntegrityError, UppersonError, install_command
+from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.gallery import Gallery
 from upperson_rt.installed import (
     OPTIONAL,
@@ -25,7 +27,6 @@ from upperson_rt.installed import (
 from upperson_rt.log_chain import verify_log
 from upperson_rt.printable import count_of, one_line
 from upperson_rt.signature import named_key
-from upperson_rt.tensorrt.cuda import probe_cuda_driver
 from upperson_rt.towers import TOWERS, Tower
 
 __all__ = ["Check", "diagnose", "kernel_driver"]
@@ -99,9 +100,8 @@ def _backends() -> list[Check]:
     else:
         checks.append(_onnxruntime(gpu_build or cpu_build or "unknown version"))
     checks.append(_openvino())
-    checks.append(
-        Check("tensorrt", "ok", OPTIONAL) if find_spec("tensorrt") is None else _tensorrt()
-    )
+    for name in extension_names("backends"):
+        checks += load_extension("backends", name).checks()
     if not any(find_spec(name) for name in ("onnxruntime", "openvino", "tensorrt")):
         checks.append(failed("backend", "none is installed", _backend_advice()))
     return checks
@@ -160,8 +160,8 @@ def _device(backend: str, device: str) -> list[Check]:
     if backend == "auto":
         installed = (name for name in auto_order(device.lower()) if find_spec(name))
         name = next(installed, "")
-    if name in ("", "tensorrt"):
-        return []  # None is there, or it runs engines only: other rows tell.
+    if name in ("", *extension_names("backends")):
+        return []  # None is installed, or its own checks tell.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.onnx")
         path.write_bytes(_PROBE)
@@ -179,45 +179,6 @@ def _device(backend: str, device: str) -> list[Check]:
     how = "the first one installed" if backend == "auto" else "as asked for"
     detail = f"{running.name} {running.version} really runs on {running.device} ({how})"
     return [Check("device", "ok", detail, facts=facts)]
-
-
-def _tensorrt() -> Check:
-    """Check TensorRT and its engines; it is started in a process of its own, which it may crash."""
-    from upperson_rt.tensorrt.bindings import import_tensorrt, install_hint, start_problem
-    from upperson_rt.tensorrt.cache import EngineCache
-
-    try:
-        version = import_tensorrt().__version__
-    except BackendError as error:
-        return fail_from_error("tensorrt", error)
-    facts: dict[str, Any] = {"version": version}
-    driver = probe_cuda_driver()
-    if not driver.devices:
-        reason = driver.problem or "the driver finds no GPU"
-        return Check(
-            "tensorrt",
-            "warn",
-            f"{version}, which cannot run here: {reason}",
-            "install the driver, or run the container with --gpus all",
-            facts=facts,
-        )
-    cache = EngineCache()
-    records, problems = cache.records()
-    usable = [record for record in records if record.target.tensorrt == version]
-    problem = start_problem()
-    if problem is not None:
-        advice = f"update the driver, or install TensorRT again: {install_hint()}"
-        return failed("tensorrt", f"{version} does not start: {problem}", advice)
-    variants = ", ".join(sorted({record.variant for record in usable})) or "none"
-    found = f"{version}, engines in {cache.folder}: {len(usable)} for this version ({variants})"
-    if len(records) > len(usable):
-        found += f", {len(records) - len(usable)} for another"
-    facts |= {"engines": len(usable), "cache": str(cache.folder)}
-    if problems:
-        broken = f"{found}; {'; '.join(problems)}"
-        return Check("tensorrt", "warn", broken, "compile again", facts=facts)
-    advice = "" if usable else "upperson-rt compile BUNDLE  builds them"
-    return Check("tensorrt", "ok", found, advice, facts=facts)
 
 
 def _providers(onnxruntime: object) -> list[str]:

@@ -10,7 +10,7 @@ from upperson_rt.arguments import check_callable, check_list
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.manifest import Manifest
 from upperson_rt.printable import shown
-from upperson_rt.tokenizer import Tokenizer, token_lengths
+from upperson_rt.tokenizer import TokenBatch, Tokenizer, token_lengths
 from upperson_rt.towers import Backend, Tower, batch_slices, run_tower
 
 if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
@@ -159,13 +159,21 @@ class Encoder:
             IntegrityError: The text tower gives wrong results.
         """
         texts = check_list(texts, "sentences")
-        embeds = np.empty((len(texts), self.embed_dim), dtype=np.float32)
         if not texts:
-            return embeds
-        ids = self.tokenizer.encode(texts).input_ids
+            return np.empty((0, self.embed_dim), dtype=np.float32)
+        return self.encode_tokens(self.tokenizer.encode(texts), batch_size)
+
+    def encode_tokens(self, tokens: TokenBatch, batch_size: int = 64) -> NDArray[np.float32]:
+        """Embed sentences that `Tokenizer.encode` has read; as `encode_texts`.
+
+        Returns:
+            (N, D) float32 of unit length, in the order of the batch.
+        """
+        ids = tokens.input_ids
+        embeds = np.empty((len(ids), self.embed_dim), dtype=np.float32)
         lengths = token_lengths(ids)
         order = np.argsort(lengths, kind="stable")
-        for rows in batch_slices(len(texts), batch_size):
+        for rows in batch_slices(len(ids), batch_size):
             picked = order[rows]
             embeds[picked] = self._embed("text", ids[picked, : lengths[picked].max()])
         return embeds

@@ -14,39 +14,75 @@ from typing import ClassVar
 
 
 class UppersonError(Exception):
-    """Base class: anything the toolkit reports to its user in one line."""
+    """Base class: anything the toolkit reports to its user in one line.
+
+    ``code`` is stable: programs and tests compare it, and not the message. ``fields`` hold what the
+    message names.
+    """
 
     exit_code: ClassVar[int] = 1
+    default_code: ClassVar[str] = "error"
+
+    def __init__(self, message: str = "", *, code: str | None = None, **fields: object) -> None:
+        """Make an error.
+
+        Args:
+            message: What was expected, what was found and what to do, in one line.
+            code: What went wrong, such as ``gallery_not_found``; by default that of the class.
+            fields: Values that the message names, such as ``path``.
+        """
+        super().__init__(message)
+        self.code = code or self.default_code
+        self.fields = fields
+
+    def as_json(self) -> dict[str, object]:
+        """Return code, exit code, message and fields, for ``--json``."""
+        return {
+            "code": self.code,
+            "exit_code": self.exit_code,
+            "message": str(self),
+            "fields": {name: _plain(value) for name, value in self.fields.items()},
+        }
 
 
 class UsageError(UppersonError):
     """The command line or a call contradicts itself or names something unknown."""
 
     exit_code = 2
+    default_code = "usage"
 
 
 class InputError(UppersonError):
     """Input data cannot be used: unreadable, empty, malformed or missing."""
 
     exit_code = 3
+    default_code = "input"
 
 
 class AccuracyGateError(UppersonError):
     """Every candidate artefact lost more retrieval accuracy than allowed."""
 
     exit_code = 4
+    default_code = "accuracy_gate"
 
 
 class BackendError(UppersonError):
     """A requested backend, device or optional package is not available."""
 
     exit_code = 5
+    default_code = "backend_unavailable"
 
 
 class IntegrityError(UppersonError):
     """Stored data is not what was written: hash, canary or fingerprint mismatch."""
 
     exit_code = 6
+    default_code = "integrity"
+
+
+def _plain(value: object) -> object:
+    """Return a value that JSON has, or its text."""
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> BackendError:
@@ -59,7 +95,10 @@ def missing_extra(package: str, extra: str, purpose: str) -> BackendError:
     """
     return BackendError(
         f"{purpose} needs the package '{package}', which is not installed: "
-        f"run  {install_command(extra)}"
+        f"run  {install_command(extra)}",
+        code="extra_missing",
+        package=package,
+        extra=extra,
     )
 
 

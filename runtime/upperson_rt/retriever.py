@@ -1,44 +1,34 @@
-"""Sentences and pictures in, pictures of a gallery out."""
+"""Sentences and pictures in, pictures of a gallery out: `search` for Python programs."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.arguments import check_count, check_object, is_finite
+from upperson_rt.arguments import check_object, is_finite
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Gallery, Hit, Item
-from upperson_rt.gallery.records import check_hits
-from upperson_rt.phrases import ParsedSentence, Phrase, parse
-from upperson_rt.phrases.evidence import (
-    MOST_PARAPHRASES,
-    Evidence,
-    Explanation,
-    embed_wordings,
-    weighable,
-)
+from upperson_rt.phrases import parse
+from upperson_rt.phrases.evidence import Explanation
 from upperson_rt.printable import shown
 from upperson_rt.query_log import QueryLog, describe_picture
+from upperson_rt.search.request import SearchRequest
+from upperson_rt.search.service import SearchResult, SearchService
 
 if TYPE_CHECKING:  # Loads Pillow, which sentences do without.
     from PIL import Image
 
     from upperson_rt.preprocess import Channels, ImageSource
 
-__all__ = ["Query", "Retriever", "find_alike", "search_without"]
+__all__ = ["Query", "Retriever", "find_alike"]
 
 Query: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
 """A `str` is always a sentence; a `Path`, a Pillow image or an array as for `encode_images` is a
 picture."""
-
-_CANDIDATES = 40
-"""Pictures that a sentence with a denial looks at, at least: up to 20 hits do not depend on k."""
-_MOST_CANDIDATES = 4000
 
 QueryT = TypeVar("QueryT", bound=Query)
 
@@ -72,7 +62,7 @@ class Retriever:
         self.encoder = encoder
         self.gallery = gallery
         self.log = log
-        self._evidence = Evidence(encoder.encode_texts)
+        self.service = SearchService(encoder, gallery)
 
     @overload
     def query(
@@ -133,23 +123,46 @@ class Retriever:
         queries: list[Query] = list(query) if isinstance(query, list | tuple) else [query]
         if not queries:
             return []
-        paraphrases = check_count(paraphrases, "paraphrases", most=MOST_PARAPHRASES)
-        parsed = [parse(asked) if isinstance(asked, str) else None for asked in queries]
-        embeds_QD = self._embed(queries, parsed, channels, paraphrases)
-        found: list[list[Hit]] = [[] for _ in queries]
-        plain = [i for i, sentence in enumerate(parsed) if sentence is None or not sentence.denied]
-        if plain:
-            hits_of = self.gallery.search(embeds_QD[plain], k, where, by_track)
-            for i, hits in zip(plain, hits_of, strict=True):
-                found[i] = hits
-        for i, sentence in enumerate(parsed):
-            if sentence is not None and sentence.denied:
-                found[i] = search_without(
-                    self.gallery, self._evidence, embeds_QD[i], sentence.denied, k, where, by_track
-                )
-        for asked, hits in zip(queries, found, strict=True):
-            self._log(asked, hits, k, where, by_track)
+        requests = [
+            SearchRequest(
+                sentence=one if isinstance(one, str) else None,
+                picture=None if isinstance(one, str) else one,
+                channels=channels,
+                where=where,
+                k=k,
+                by_track=by_track,
+                paraphrases=paraphrases,
+            )
+            for one in queries
+        ]
+        found = [result.hits for result in self.service.search_all(requests)]
+        for one, hits in zip(queries, found, strict=True):
+            self._log(one, hits, k, where, by_track)
         return found if several else found[0]
+
+    def search(self, request: SearchRequest) -> SearchResult:
+        """Run one search with what `SearchRequest` offers beside hits.
+
+        Raises:
+            InputError: A sentence is empty, or a picture or the log cannot be used.
+            BackendError: A tower cannot be loaded or fails.
+            IntegrityError: A tower gives wrong results, or the gallery is damaged.
+        """
+        result = self.service.search(request)
+        details: dict[str, Any] = {}
+        if request.has_both:
+            picture = describe_picture(cast("ImageSource", request.picture))
+            details = {"picture": picture, "share": request.picture_share}
+        query = request.picture if request.sentence is None else request.sentence
+        self._log(
+            cast("Query", query),
+            result.hits,
+            request.k,
+            request.where,
+            request.by_track,
+            details=details or None,
+        )
+        return result
 
     def explain(self, sentence: str, hits: Sequence[Hit]) -> Explanation:
         """Weigh each phrase of a sentence in the pictures that were found.
@@ -166,16 +179,7 @@ class Retriever:
             BackendError: The text tower cannot be loaded or fails.
             IntegrityError: The text tower gives wrong results, or the gallery is damaged.
         """
-        parsed = parse(sentence)
-        phrases = weighable(parsed)
-        evidence_HP = np.full((len(check_hits(hits)), len(phrases)), np.nan, dtype=np.float32)
-        vectors = self.gallery.vectors_of(hits)
-        there = [row for row, hit in enumerate(hits) if hit.id in vectors]
-        if there:
-            images_ND = np.stack([vectors[hits[row].id] for row in there])
-            for column, phrase in enumerate(phrases):
-                evidence_HP[there, column] = self._evidence.of(phrase, images_ND)
-        return Explanation(parsed=parsed, phrases=phrases, evidence_HP=evidence_HP)
+        return self.service.explain(parse(sentence), hits)
 
     def delete_like(
         self,
@@ -225,6 +229,7 @@ class Retriever:
         where: Filter | None,
         by_track: bool = False,
         action: str = "query",
+        details: "Mapping[str, Any] | None" = None,
     ) -> None:
         if self.log is not None:
             self.log.write(
@@ -235,66 +240,8 @@ class Retriever:
                 by_track=by_track,
                 gallery=self.gallery.location,
                 action=action,
+                details=details,
             )
-
-    def _embed(
-        self,
-        queries: "Sequence[Query]",
-        parsed: Sequence[ParsedSentence | None],
-        channels: "Channels",
-        count: int,
-    ) -> NDArray[np.float32]:
-        """Return (Q, D); each tower runs once, and only if it is needed."""
-        embeds = np.empty((len(queries), self.encoder.embed_dim), dtype=np.float32)
-        texts = {i: sentence for i, sentence in enumerate(parsed) if sentence is not None}
-        images: dict[int, ImageSource] = {
-            i: query for i, query in enumerate(queries) if not isinstance(query, str)
-        }
-        if texts:
-            embeds[list(texts)] = embed_wordings(
-                self.encoder.encode_texts, list(texts.values()), count
-            )
-        if images:
-            embeds[list(images)] = self.encoder.encode_images(
-                list(images.values()), channels=channels
-            )
-        return embeds
-
-
-def search_without(
-    gallery: Gallery,
-    evidence: Evidence,
-    embed_D: NDArray[np.float32],
-    denied: Sequence[Phrase],
-    k: int,
-    where: Filter | None,
-    by_track: bool,
-) -> list[Hit]:
-    """Search for one sentence and take off for what it denies.
-
-    A bounded number of candidates is looked at, which are looked for away from what is denied: what
-    is not among them was no good answer to what the sentence asks for.
-
-    Args:
-        gallery: Where to look.
-        evidence: Weighs phrases in pictures.
-        embed_D: (D,) of what the sentence asks for, of unit length.
-        denied: What it does not want.
-        k: Hits.
-        where: Only items that pass.
-        by_track: One hit a track.
-    """
-    k = check_count(k, "k")
-    candidates = max(k, _CANDIDATES, min(2 * k, _MOST_CANDIDATES))
-    hits, images_ND = gallery.search_with_vectors(
-        evidence.away(embed_D, denied), candidates, where, by_track
-    )
-    if not hits:
-        return []
-    asked_N = (images_ND.astype(np.float64) @ embed_D.astype(np.float64)).astype(np.float32)
-    scores_N = asked_N - evidence.against(denied, images_ND)
-    best = sorted(range(len(hits)), key=lambda row: (-scores_N[row], hits[row].id))[:k]
-    return [replace(hits[row], score=float(scores_N[row])) for row in best]
 
 
 def find_alike(

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -284,6 +284,21 @@ class TokenBatch:
     of the batch."""
     truncated: list[int]
     """Indices of the sentences that were longer than the context and have been cut."""
+    _encoded: list[tuple[str, tokenizers.Encoding]] = field(default_factory=list, repr=False)
+    """Each sentence as it was read, whole, with its tokens."""
+
+    def words(self, row: int) -> dict[str, list[str]]:
+        """Return the words of a sentence, each once, with the tokens that each is read as."""
+        text, encoding = self._encoded[row]
+        tokens = list(zip(encoding.tokens, encoding.offsets, strict=True))
+        found: dict[str, list[str]] = {}
+        for match in re.finditer(r"[^\W\d_]+", text):
+            first, last = match.span()
+            found.setdefault(
+                match[0],
+                [token for token, (begin, end) in tokens if begin < last and first < end],
+            )
+        return found
 
 
 class Tokenizer:
@@ -391,9 +406,8 @@ class Tokenizer:
         if not sentences:
             raise InputError("no sentence to encode")
         cleaned = [_clean(text, index) for index, text in enumerate(sentences)]
-        sequences: list[list[int]] = [
-            encoding.ids for encoding in self._tokenizer.encode_batch(cleaned)
-        ]
+        encodings = self._tokenizer.encode_batch(cleaned)
+        sequences: list[list[int]] = [encoding.ids for encoding in encodings]
         for index, ids in enumerate(sequences):
             if len(ids) == self._frame:
                 raise InputError(
@@ -406,25 +420,15 @@ class Tokenizer:
         input_ids = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int32)
         for row, ids in zip(input_ids, sequences, strict=True):
             row[: len(ids)] = ids
-        return TokenBatch(input_ids=input_ids, truncated=truncated)
+        encoded = list(zip(cleaned, encodings, strict=True))
+        return TokenBatch(input_ids=input_ids, truncated=truncated, _encoded=encoded)
 
     def count(self, texts: Sequence[str]) -> int:
         """Return how many tokens some sentences have together, none for no sentence."""
         return int(token_lengths(self.encode(texts).input_ids).sum()) if texts else 0
 
-    def unfamiliar(self, text: str) -> list[str]:
-        """Return the words of a sentence, each once, that are broken, see `is_broken`."""
-        return [word for word, pieces in self.words(text).items() if self.is_broken(pieces)]
-
-    def words(self, text: str) -> dict[str, list[str]]:
-        """Return the words of a sentence, each once, with the pieces that each is read as."""
-        words = dict.fromkeys(re.findall(r"[^\W\d_]+", html.unescape(text)))
-        return {
-            word: self._tokenizer.encode(word, add_special_tokens=False).tokens for word in words
-        }
-
     def is_broken(self, pieces: Sequence[str]) -> bool:
-        """Tell whether a word of `words` is in pieces that the model hardly can have learned from.
+        """Whether a word of `TokenBatch.words` is in tokens that the model can hardly have learned.
 
         The vocabulary has no entry for it, and it is not two of its words either: it is read as
         three or more pieces.

@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery
-from upperson_rt.indexer import index_images
+from upperson_rt.ingest.files import index_images
 
 
 @pytest.fixture

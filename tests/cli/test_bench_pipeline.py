@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.helpers.toy_bundle import make_toy_bundle
-from upperson_rt.bench import pipeline as bench
+from upperson_camera import pipeline as bench
 from upperson_rt.cli import app
 from upperson_rt.encoder import Encoder
 from upperson_rt.gallery.sqlite import SqliteGallery

@@ -12,8 +12,8 @@ from tests.helpers.command_line import ROOT
 from tests.helpers.detector_heads import COLOUR, write_detector
 from tests.helpers.invoke import run_rt as run
 from tests.helpers.toy_bundle import make_toy_bundle
-from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.gallery import Gallery
+from upperson_synthetic.video import VideoSpec, write_video
 
 
 @pytest.fixture(scope="module")

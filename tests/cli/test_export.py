@@ -25,7 +25,6 @@ from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_graphs import FOLD, TOWERS, toy_graph
 from tests.helpers.vit_b16 import int8_gemms
 from upperson.cli import exportable
-from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
@@ -35,6 +34,7 @@ from upperson_export.bundle import ExportOptions, foreign_to_bundle
 from upperson_rt.bundle import Bundle
 from upperson_rt.errors import InputError
 from upperson_rt.signature import verify_folder
+from upperson_synthetic import SyntheticSpec, write_dataset
 
 METRICS = ["R@1", "R@5", "R@10", "mAP", "mINP"]
 

@@ -11,7 +11,7 @@ from tests.helpers.invoke import run_rt
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery
-from upperson_rt.indexer import index_images
+from upperson_rt.ingest.files import index_images
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.helpers.official_checkpoint import (
 )
 from tests.helpers.toy_clip import IMAGE_SIZE
 from tests.helpers.toy_graphs import export_exchanged
-from upperson.data.synthetic import SyntheticSpec, write_dataset
+from upperson_synthetic import SyntheticSpec, write_dataset
 
 SIZE = ["--base", "toy", "--height", IMAGE_SIZE[0], "--width", IMAGE_SIZE[1]]
 PEOPLE = SyntheticSpec(look="street", train_ids=6, val_ids=4, test_ids=5, views=2)

@@ -195,8 +195,8 @@ def test_no_results_without_the_log(work, monkeypatch):
 UNUSED = [
     "PIL", "cv2", "faiss", "openvino", "pandas", "prometheus_client", "pyarrow", "pymilvus",
     "rich.progress", "tensorrt", "torch", "upperson_rt.preprocess", "upperson_rt.sheet",
-    "upperson_rt.indexer",
-    "upperson_rt.gallery.milvus", "upperson_rt.doctor", "upperson_rt.backends.openvino",
+    "upperson_rt.ingest.files",
+    "upperson_milvus", "upperson_rt.doctor", "upperson_rt.backends.openvino",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.certificate import written
 from tests.helpers.command_line import ROOT
 from tests.helpers.served import served
-from upperson_rt.serve.accounts import add_token
+from upperson_console.accounts import add_token
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")

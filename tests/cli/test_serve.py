@@ -20,11 +20,11 @@ from zeep.wsse.username import UsernameToken
 import upperson_rt.cli
 from tests.helpers.invoke import run_json, run_rt
 from tests.helpers.served import served
+from upperson_console.accounts import Accounts
+from upperson_console.memory import Memory
+from upperson_console.search import Search
 from upperson_rt.log_chain import verify_log
 from upperson_rt.query_log import QueryLog, process_user
-from upperson_rt.serve.accounts import Accounts
-from upperson_rt.serve.memory import Memory
-from upperson_rt.serve.search import Search
 
 KILLS = int(os.environ.get("UPPERSON_TEST_KILLS", "1"))
 

@@ -23,7 +23,7 @@ from tests.helpers.toy_clip import IMAGE_SIZE, toy_clip
 from tests.helpers.toy_run import know_toy
 from tests.packaging.test_docs import commands_in, complaint
 from upperson import run_writer
-from upperson.data.synthetic import SyntheticSpec, write_dataset
+from upperson_synthetic import SyntheticSpec, write_dataset
 
 pytestmark = pytest.mark.timeout(180, func_only=True)
 

@@ -13,9 +13,9 @@ import pytest
 from tests.helpers.command_line import run_program, start_program
 from tests.helpers.invoke import run_json, run_rt
 from tests.helpers.served import served
+from upperson_console.accounts import Accounts
 from upperson_rt.cli import app
 from upperson_rt.locks import locked_folder
-from upperson_rt.serve.accounts import Accounts
 
 DAY_S = 86400
 

@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.command_line import SOURCES
 from tests.helpers.data_sets import write_cuhk_pedes
 from tests.helpers.invoke import run
-from upperson.data.synthetic import SyntheticSpec, write_dataset
+from upperson_synthetic import SyntheticSpec, write_dataset
 
 RUN = ["--epochs", "2", "--batch-size", "8", "--set", "checkpoint_every=1"]
 """8 people x 2 views x 2 captions in batches of 8: two epochs of 4 steps."""

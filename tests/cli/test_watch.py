@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from tests.helpers.command_line import environment, start_program
 from tests.helpers.small_servers import http_server, no_server, rtsp_server
 from tests.helpers.toy_bundle import make_toy_bundle
-from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.cli import app
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.gallery.sqlite import SqliteGallery
+from upperson_synthetic.video import VideoSpec, write_video
 
 START = 1_800_000_000
 FPS = 8
@@ -188,8 +188,8 @@ def test_a_signal_in_the_middle_commits_all_that_was_accepted(work, number):
 HANGING = """
 import threading
 from functools import partial
-import upperson_rt.camera
-from upperson_rt.camera import BoxesFile
+import upperson_camera
+from upperson_camera import BoxesFile
 from upperson_rt.cli import main
 from upperson_rt.gallery.sqlite import SqliteGallery
 
@@ -201,8 +201,8 @@ if sys.argv.pop(1) == "detector":
     BoxesFile.boxes_at = hang
 else:
     SqliteGallery.add = hang
-settings = partial(upperson_rt.camera.PipelineSettings, end_within_s=0.2)
-upperson_rt.camera.PipelineSettings = settings
+settings = partial(upperson_camera.PipelineSettings, end_within_s=0.2)
+upperson_camera.PipelineSettings = settings
 main()
 """
 
@@ -350,7 +350,7 @@ def test_cameras_that_never_give_a_picture_say_why_and_end_with_3(work):
 
 
 def test_without_a_terminal_the_progress_is_told_in_lines(work, monkeypatch):
-    module = import_module("upperson_rt.cli.watch")  # The package has the command by this name.
+    module = import_module("upperson_camera.cli.watch")  # The package has the command by this name.
     monkeypatch.setattr(module, "_TELL_S", 0.0)
     monkeypatch.setattr(module, "_REDRAW_S", 0.1)
     result = run(*WATCH, "--vectors-only", "--realtime", "--duration", 1)

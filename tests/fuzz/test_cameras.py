@@ -22,21 +22,21 @@ from tests.helpers.fuzzing import (
 )
 from tests.helpers.onvif_device import MATCH, OnvifDevice, onvif_device
 from tests.helpers.toy_bundle import make_toy_bundle
-from upperson_rt.camera import (
+from upperson_camera import (
     BoxesFile,
     CaptureRules,
     Pipeline,
     PipelineSettings,
-    QualityRules,
     Source,
     open_detector,
     parse_source,
 )
-from upperson_rt.camera.commit import remove_left_behind
-from upperson_rt.camera.onvif import Answer, ask_cameras, device_at, read_answer
-from upperson_rt.camera.source import Logins, without_secrets
+from upperson_camera.onvif import Answer, ask_cameras, device_at, read_answer
+from upperson_camera.source import Logins, without_secrets
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
+from upperson_rt.ingest.crop_folder import remove_left_behind
+from upperson_rt.ingest.quality import QualityRules
 
 START = 1_800_000_000.0
 

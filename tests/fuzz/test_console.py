@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 
 from tests.helpers.fuzzing import as_json, damaged_bytes, fuzz, json_values, refused_well
 from tests.unit.runtime.serve.test_live import METRICS
-from upperson_rt.camera.reasons import answer_challenge
+from upperson_camera.reasons import answer_challenge
+from upperson_console.live import Live
+from upperson_console.onvif.soap import FaultError, header_of, read_envelope
+from upperson_console.side_pages import _last_lines
 from upperson_rt.gallery import Hit, Item
 from upperson_rt.log_chain import LogReport, head_of, verify_log
 from upperson_rt.query_log import QueryLog
-from upperson_rt.serve.live import Live
-from upperson_rt.serve.onvif.soap import FaultError, header_of, read_envelope
-from upperson_rt.serve.side_pages import _last_lines
 
 EXPONENTS = METRICS.replace("250.0", "2.5e2 1790000000000").encode()
 

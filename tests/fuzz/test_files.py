@@ -31,8 +31,8 @@ from upperson_rt.errors import UppersonError
 from upperson_rt.manifest import Manifest, parse_manifest
 from upperson_rt.signature import named_key, read_private_key, sign_folder, verify_folder
 from upperson_rt.strict import read_fields
-from upperson_rt.tensorrt.cache import EngineRecord
 from upperson_rt.tokenizer import Tokenizer
+from upperson_tensorrt.cache import EngineRecord
 
 
 @pytest.fixture(scope="module")

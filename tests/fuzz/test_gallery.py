@@ -26,8 +26,8 @@ from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Filter, Gallery, Item
 from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.shards import ShardRecord, Tally, _checksum, check_whole
+from upperson_rt.ingest.shards import require_same_rows
 from upperson_rt.query_log import QueryLog
-from upperson_rt.shard_indexer import require_same_rows
 
 DIM = 8
 VECTORS = some_vectors(6, dim=DIM)

@@ -13,7 +13,7 @@ from upperson_rt import Bundle, Filter, Hit, Item, Pipeline, Retriever, Tokenize
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
 from upperson_rt.image_file import capture_time
-from upperson_rt.indexer import IndexReport, index_images
+from upperson_rt.ingest.files import IndexReport, index_images
 from upperson_rt.metrics import RetrievalMetrics, retrieval_metrics
 from upperson_rt.preprocess import iter_image_files, load_image, resize_image
 from upperson_rt.sheet import save_sheet

@@ -24,12 +24,12 @@ from tests.helpers.toy_clip import toy_model
 from tests.helpers.toy_graphs import export_exchanged
 from upperson.cli.exportable import calibration_samples
 from upperson.data.records import read_dataset
-from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson_export import forms
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
-from upperson_rt.tensorrt.bindings import import_tensorrt
-from upperson_rt.tensorrt.cuda import Cuda
+from upperson_synthetic import SyntheticSpec, write_dataset
+from upperson_tensorrt.bindings import import_tensorrt
+from upperson_tensorrt.cuda import Cuda
 
 STAND_IN = os.environ.get("UPPERSON_TEST_GPU") == "stand-in"
 

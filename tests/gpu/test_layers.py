@@ -13,9 +13,9 @@ from tests.helpers.toy_graphs import TOWERS
 from tests.helpers.vit_b16 import PROFILES, export_vit_b16, int8_gemms, vit_b16_variant
 from upperson_calibration.graph import TowerGraph
 from upperson_export.engines import FusedLayer, RtxEngine
-from upperson_rt.tensorrt import builder
-from upperson_rt.tensorrt.cuda import Cuda
 from upperson_rt.towers import Tower
+from upperson_tensorrt import builder
+from upperson_tensorrt.cuda import Cuda
 
 LAYERS = 12
 

@@ -35,7 +35,7 @@ _WATCH = (
 )
 _NOTES_WHAT_IS_ACKNOWLEDGED = """
 import json, os, sys
-from upperson_rt.gallery.milvus import MilvusGallery
+from upperson_milvus import MilvusGallery
 import upperson_rt.cli
 
 file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -187,7 +187,7 @@ class Box:
 def prepare(folder: Path) -> None:
     """Make what boxes work with: a video that lasts longer than a server takes to restart."""
     from tests.helpers.toy_bundle import make_toy_bundle
-    from upperson.data.synthetic.video import VideoSpec, write_video
+    from upperson_synthetic.video import VideoSpec, write_video
 
     make_toy_bundle(folder / "bundle")
     write_video(

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from upperson_rt.camera import CaptureRules, PipelineStats, Reader, Source
-from upperson_rt.camera.capture import Capture
-from upperson_rt.camera.settings import CameraSettings
-from upperson_rt.camera.source import Opener
+from upperson_camera import CaptureRules, PipelineStats, Reader, Source
+from upperson_camera.capture import Capture
+from upperson_camera.settings import CameraSettings
+from upperson_camera.source import Opener
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError
 

@@ -12,7 +12,7 @@ import os
 import threading
 from functools import partial
 
-from upperson_rt.tensorrt.cuda import CONSTANTS, SIGNATURES
+from upperson_tensorrt.cuda import CONSTANTS, SIGNATURES
 
 ERRORS = {
     1: b"CUDA_ERROR_INVALID_VALUE",

@@ -27,8 +27,8 @@ import numpy as np
 
 from tests.helpers.certificate import written
 from tests.helpers.small_servers import served
-from upperson_rt.camera.source import Source, parse_source
-from upperson_rt.camera.stream import StreamReader, open_source
+from upperson_camera.source import Source, parse_source
+from upperson_camera.stream import StreamReader, open_source
 from upperson_rt.errors import InputError
 
 LOGIN = "anna:s3cret"

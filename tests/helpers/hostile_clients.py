@@ -40,9 +40,9 @@ from PIL import Image
 from tests.helpers.certificate import written
 from tests.helpers.served import Served, served
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_console.accounts import add_token
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
-from upperson_rt.serve.accounts import add_token
 
 MIB = 1 << 20
 HOSTILE = 3

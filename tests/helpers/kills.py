@@ -31,13 +31,13 @@ from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
 from tests.helpers.toy_clip import IMAGE_SIZE
 from tests.helpers.toy_graphs import export_exchanged, load_toy_graphs
 from tests.helpers.toy_run import toy_config
-from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.bundle import Bundle, open_encoder
 from upperson_rt.errors import UppersonError
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.shards import Shard, ShardRecord
 from upperson_rt.gallery.sqlite.merge import merge_shards
-from upperson_rt.shard_indexer import choose_files, index_shard
+from upperson_rt.ingest.shards import choose_files, index_shard
+from upperson_synthetic.video import VideoSpec, write_video
 
 BAD = ("lost", "wrong", "raw error", "leftovers")
 TRAIN = (

@@ -23,11 +23,11 @@ import numpy as np
 from PIL import Image
 
 from tests.helpers.gallery_damage import damage, in_child
+from upperson_console.pictures import read_upload
 from upperson_rt.errors import UppersonError
 from upperson_rt.image_file import capture_time
 from upperson_rt.preprocess import load_image, resize_image
 from upperson_rt.printable import printable
-from upperson_rt.serve.pictures import read_upload
 
 MOST_BYTES, MOST_S = 300 << 20, 5.0
 BAD = ("raw error", "program", "crash", "memory", "slow", "message")

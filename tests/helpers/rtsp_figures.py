@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.helpers.rtsp_camera import RtspCamera, reason_to_skip, rtsp_camera
-from upperson_rt.camera.capture import Capture
-from upperson_rt.camera.settings import CameraSettings, CaptureRules
-from upperson_rt.camera.source import parse_source
-from upperson_rt.camera.stream import open_source
+from upperson_camera.capture import Capture
+from upperson_camera.settings import CameraSettings, CaptureRules
+from upperson_camera.source import parse_source
+from upperson_camera.stream import open_source
 
 SIZE = "1280x720"
 WARM_S = 10.0

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 import upperson_rt
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
-from upperson.data.synthetic.video import Box, Sighting, Street, VideoSpec
-from upperson_rt.camera import Pipeline, PipelineSettings, open_detector
-from upperson_rt.camera.frames import Boxes
-from upperson_rt.camera.tracker import Follower, new_tracker
+from upperson_camera import Pipeline, PipelineSettings, open_detector
+from upperson_camera.tracker import Follower, new_tracker
 from upperson_rt.gallery import Gallery, Item
+from upperson_rt.ingest.boxes import Boxes
+from upperson_synthetic.video import Box, Sighting, Street, VideoSpec
 
 _LEAST_VISIBLE = 0.25
 _LEAST_OVERLAP = 0.3
@@ -82,7 +82,7 @@ def watch(
     settings = PipelineSettings()
     timed = Timed(new_tracker(settings.tracker, settings.lost_after_s))
     with (
-        patch("upperson_rt.camera.worker.new_tracker", lambda *_: timed),
+        patch("upperson_camera.worker.new_tracker", lambda *_: timed),
         rtsp_camera(film=film, transport="tcp") as camera,
         Gallery.open(folder, encoder.fingerprint, encoder.embed_dim, create=True) as gallery,
         Pipeline(encoder, gallery) as pipeline,

@@ -16,13 +16,13 @@ from tests.helpers.toy_bases import PARTS, write_base
 from tests.helpers.toy_clip import IMAGE_SIZE, TOY, disturb, toy_clip
 from upperson import run_writer
 from upperson.config import TrainConfig
-from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.model.base import load_base
 from upperson.model.encoder import UPPerson
 from upperson.model.parts import UPPersonConfig
 from upperson.observer import Step
 from upperson.run import ADAPTER, CONFIG, pack_adapter
 from upperson_rt.metrics import RetrievalMetrics
+from upperson_synthetic import SyntheticSpec, write_dataset
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="toy_run.")
 _WEIGHTS, _PEOPLE = "toy.safetensors", "people"

@@ -22,8 +22,8 @@ from upperson_export.plain import (
     Projection,
 )
 from upperson_export.variants import VariantName
-from upperson_rt.tensorrt.builder import InputProfile
 from upperson_rt.towers import TOWERS, Tower
+from upperson_tensorrt.builder import InputProfile
 
 VOCABULARY = 512
 PREFIX = 10

@@ -29,6 +29,9 @@ def modules_of(folder):
     )
 
 
+OPTIONAL = [f"upperson_{name}" for name in ("camera", "console", "milvus", "ray", "tensorrt")]
+
+
 def loaded_by(code, candidates, without=()):
     """Run code in a fresh interpreter and return which of the modules it has loaded."""
     report = f"; import sys; print(*(n for n in {candidates!r} if sys.modules.get(n)))"
@@ -40,8 +43,10 @@ def loaded_by(code, candidates, without=()):
 def test_all_of_the_runtime_imports_on_the_edge():
     """In any order, since no modules of it import one another in a circle (`lint-imports`)."""
     code = "import " + ", ".join(modules_of(RUNTIME / "upperson_rt"))
-    done = run_code(code, without=[*NOT_ON_THE_EDGE, *BACKENDS])
-    assert (done.returncode, done.stderr) == (0, "")
+    done = run_code(code, without=[*NOT_ON_THE_EDGE, *BACKENDS, *OPTIONAL])
+    # Commands of packages that are not there are left out, with a warning.
+    others = [one for one in done.stderr.splitlines() if "of upperson.commands" not in one]
+    assert (done.returncode, others) == (0, [])
 
 
 def test_the_runtime_loads_no_backend_by_itself():

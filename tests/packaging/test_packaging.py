@@ -1,3 +1,4 @@
+import configparser
 import subprocess
 import sys
 import tarfile
@@ -16,11 +17,24 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+RUNTIME = {
+    name: ROOT / "runtime" / name
+    for name in (
+        "upperson_camera",
+        "upperson_console",
+        "upperson_milvus",
+        "upperson_ray",
+        "upperson_rt",
+        "upperson_tensorrt",
+    )
+}
+"""The core and its optional packages: what the slim wheel holds."""
 PACKAGES = {
     "upperson": ROOT / "upperson",
+    "upperson_synthetic": ROOT / "upperson_synthetic",
     "upperson_calibration": ROOT / "calibration" / "upperson_calibration",
     "upperson_export": ROOT / "export" / "upperson_export",
-    "upperson_rt": ROOT / "runtime" / "upperson_rt",
+    **RUNTIME,
 }
 BASE = "upperson/assets/upperson-small.safetensors"
 MOST_BASE_BYTES = 8_000_000
@@ -127,7 +141,7 @@ def test_the_small_base_is_there_and_small():
     assert len(zlib.compress(weights.read_bytes(), level=6)) <= MOST_BASE_BYTES
 
 
-def test_the_wheel_holds_the_four_packages_whole(wheel):
+def test_the_wheel_holds_its_packages_whole(wheel):
     names = content_of(wheel)
     assert {name.partition("/")[0] for name in names} == PACKAGES.keys()
     assert names == set().union(*map(source_files, PACKAGES))
@@ -161,8 +175,11 @@ def test_the_wheels_describe_themselves(wheel, slim_wheel):
         assert metadata["Requires-Python"] == ">=3.10"
         assert len(metadata.get_payload()) > 200  # The README.
         (entry_points,) = (n for n in file.namelist() if n.endswith("entry_points.txt"))
-        lines = file.read(entry_points).decode().splitlines()
-        assert {line.split(" = ")[0] for line in lines if " = " in line} == scripts
+        found = configparser.ConfigParser(delimiters="=")
+        found.read_string(file.read(entry_points).decode())
+        assert found["console_scripts"].keys() == scripts
+        expected = read_toml(ROOT / "pyproject.toml")["project"]["entry-points"]
+        assert {g: dict(found[g]) for g in found if g.startswith("upperson.")} == expected
 
 
 def test_the_base_install_needs_no_torch(wheel, slim_wheel):
@@ -173,7 +190,7 @@ def test_the_base_install_needs_no_torch(wheel, slim_wheel):
 
 
 def test_the_slim_wheel_is_the_runtime_and_nothing_else(wheel, slim_wheel):
-    assert content_of(slim_wheel) == source_files("upperson_rt")
+    assert content_of(slim_wheel) == set().union(*map(source_files, RUNTIME))
     for name in content_of(slim_wheel):
         assert slim_wheel.read(name) == wheel.read(name)
 

@@ -1,3 +1,4 @@
+import ast
 from importlib import import_module
 
 import pytest
@@ -6,6 +7,7 @@ import upperson
 import upperson_calibration
 import upperson_export
 import upperson_rt
+from tests.helpers.command_line import ROOT
 
 RUNTIME_NAMES = [
     "AccuracyGateError",
@@ -23,12 +25,15 @@ RUNTIME_NAMES = [
     "IntegrityError",
     "Item",
     "Manifest",
+    "Notice",
     "Pipeline",
     "PipelineStats",
     "QualityRules",
     "QueryLog",
     "RetrievalMetrics",
     "Retriever",
+    "SearchRequest",
+    "SearchResult",
     "Tokenizer",
     "TrackSpan",
     "UppersonError",
@@ -71,3 +76,23 @@ def test_nothing_private_is_public():
 def test_there_is_one_version():
     for package in (upperson, upperson_calibration, upperson_export):
         assert getattr(package, "__version__", upperson_rt.__version__) == upperson_rt.__version__
+
+
+OPTIONAL = ("camera", "console", "milvus", "ray", "tensorrt")
+
+
+def test_optional_packages_import_public_names_of_the_core():
+    foreign = []
+    for package in OPTIONAL:
+        for file in (ROOT / "runtime" / f"upperson_{package}").rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                    "upperson_rt."
+                ):
+                    public = getattr(import_module(node.module), "__all__", None)
+                    foreign += [
+                        f"{file.name}: {node.module}.{alias.name}"
+                        for alias in node.names
+                        if alias.name.startswith("_") or (public and alias.name not in public)
+                    ]
+    assert foreign == []

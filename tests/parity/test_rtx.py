@@ -20,8 +20,8 @@ from upperson_export.graphs import build_variant
 from upperson_export.lint import lint
 from upperson_export.variants import VariantName
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
-from upperson_rt.tensorrt.builder import InputProfile
 from upperson_rt.towers import Tower
+from upperson_tensorrt.builder import InputProfile
 
 pytestmark = [
     pytest.mark.timeout(300),  # Two exports of ViT-B/16, four builds.

@@ -20,7 +20,6 @@ from tests.helpers.stress_models import with_loud_channels, with_prefix_scale, w
 from tests.helpers.traces import as_in
 from upperson.cli.exportable import calibration_samples, retrieval_split
 from upperson.data.records import read_dataset
-from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import clip_tokenizer, clip_tokenizer_json
 from upperson.run import load_run
 from upperson_calibration.samples import CalibrationSet
@@ -28,6 +27,7 @@ from upperson_export import forms, report
 from upperson_export.bundle import ExportOptions, ModelIdentity, export_bundle
 from upperson_export.ladder import RetrievalSplit
 from upperson_export.variants import VariantName
+from upperson_synthetic import SyntheticSpec, write_dataset
 
 GATE = 0.5
 """Points, as by default: six of the 1,200 queries. On the quick demo's own people it would be less

@@ -24,7 +24,7 @@ from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.export import export_gallery
 from upperson_rt.gallery.sqlite import index
 from upperson_rt.gallery.sqlite.index_file import INDEX_FILE
-from upperson_rt.tensorrt.cache import EngineCache
+from upperson_tensorrt.cache import EngineCache
 
 EXPORT = """
 import sys
@@ -84,7 +84,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from tests.unit.runtime.test_tensorrt_cache import RECORD
-from upperson_rt.tensorrt.cache import EngineCache
+from upperson_tensorrt.cache import EngineCache
 
 for plan in (b"first", b"second"):
     record = replace(RECORD, sha256=sha256(plan).hexdigest(), size_bytes=len(plan))
@@ -130,7 +130,7 @@ import sys
 from pathlib import Path
 import pytest
 from tests.helpers.fake_tensorrt import install_fake_tensorrt
-from upperson_rt.compile import compile_bundle
+from upperson_tensorrt.compile import compile_bundle
 
 with pytest.MonkeyPatch.context() as patch:
     install_fake_tensorrt(patch)

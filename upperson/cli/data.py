@@ -60,7 +60,7 @@ def synthesize(
     Example: `upperson data synthesize people --look street --train-ids 500`
     """
     from upperson.cli.progress import Display
-    from upperson.data.synthetic import SyntheticSpec, write_dataset
+    from upperson_synthetic import SyntheticSpec, write_dataset
 
     spec = SyntheticSpec(
         look=look,
@@ -104,7 +104,7 @@ def synthesize_video(
     Example: `upperson data synthesize-video street.avi --people 8 --seconds 20`
     """
     from upperson.cli.progress import Display
-    from upperson.data.synthetic.video import VideoSpec, write_video
+    from upperson_synthetic.video import VideoSpec, write_video
 
     spec = VideoSpec(people=people, seconds=seconds, fps=fps, width=width, height=height, seed=seed)
     with Display() as display:

@@ -115,7 +115,7 @@ def run_demo(output: Path, size: DemoSize, display: "Display") -> dict[str, Any]
     from upperson_rt.bundle import Bundle
     from upperson_rt.files import put_in_place, scratch_folder
     from upperson_rt.gallery import Gallery
-    from upperson_rt.indexer import index_images
+    from upperson_rt.ingest.files import index_images
     from upperson_rt.metrics import retrieval_metrics
     from upperson_rt.retriever import Retriever
     from upperson_rt.sheet import save_sheet
@@ -239,7 +239,7 @@ def _vectors_of(gallery: "Gallery", records: "Sequence[Record]") -> "NDArray[np.
 
 def _render_people(folder: Path, size: DemoSize, display: "Display") -> Path:
     """Render the data set, or find it there from a demo of the same size and version."""
-    from upperson.data.synthetic import SyntheticSpec, write_dataset
+    from upperson_synthetic import SyntheticSpec, write_dataset
 
     spec: SyntheticSpec = SyntheticSpec(
         look="street",

@@ -10,8 +10,6 @@ import numpy as np
 from upperson.config import settings_from
 from upperson.data.images import truncated_images
 from upperson.data.records import Record, Split, read_dataset
-from upperson.data.synthetic import LOOKS, SyntheticSpec, describe, write_dataset
-from upperson.data.synthetic.people import sample_people
 from upperson.evaluate import pids_of
 from upperson.model.base import load_base
 from upperson.model.configs import base_config
@@ -30,6 +28,8 @@ from upperson_rt.files import sha256_of_file
 from upperson_rt.manifest import NO_ADAPTER
 from upperson_rt.preprocess import iter_image_files
 from upperson_rt.tokenizer import Tokenizer
+from upperson_synthetic import LOOKS, SyntheticSpec, describe, write_dataset
+from upperson_synthetic.people import sample_people
 
 _RENDERED_VIEWS = 2
 _RENDERED_FOR_CAPTIONS = 128

@@ -193,15 +193,9 @@ def _read_inputs(
     import numpy as np
 
     from upperson.data.records import read_dataset
-    from upperson.data.synthetic import (
-        LOOKS,
-        SyntheticSpec,
-        describe,
-        generate_people,
-        write_dataset,
-    )
     from upperson_export.parity.inputs import read_inputs
     from upperson_rt.preprocess import iter_image_files
+    from upperson_synthetic import LOOKS, SyntheticSpec, describe, generate_people, write_dataset
 
     spec = SyntheticSpec(
         look=_LOOK, train_ids=0, val_ids=0, test_ids=count, views=1, captions_per_image=1

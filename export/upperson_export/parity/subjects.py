@@ -21,10 +21,10 @@ from upperson_export.plain import PlainTower
 from upperson_export.variants import EXACT, VARIANTS, is_half
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.bundle import Bundle, read_manifest
+from upperson_rt.cuda_driver import probe_cuda_driver
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, UsageError
 from upperson_rt.manifest import VariantEntry
-from upperson_rt.tensorrt.cuda import probe_cuda_driver
 from upperson_rt.tokenizer import Tokenizer
 from upperson_rt.towers import TOWERS, Backend, Tower, run_tower
 

@@ -2,18 +2,35 @@
 
 import os
 from importlib.util import find_spec
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Protocol
 
 from upperson_rt.arguments import check_count, check_text
 from upperson_rt.errors import BackendError, UsageError, install_command
+from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.printable import shown
 from upperson_rt.towers import Backend
 
-__all__ = ["BackendName", "auto_order", "installed_backends", "open_backend", "require_device"]
+if TYPE_CHECKING:
+    from upperson_rt.installed import Check
+
+__all__ = ["BackendPlugin", "auto_order", "installed_backends", "open_backend", "require_device"]
 
 _MOST_THREADS = 1024
 
-BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
+_OWN = ("onnxruntime", "openvino")
+
+
+class BackendPlugin(Protocol):
+    """What an entry point of ``upperson.backends`` names: a module or an object with these."""
+
+    def open(self, path: str | os.PathLike[str], device: str, threads: int | None) -> Backend:
+        """Load an ONNX file; see `open_backend`."""
+
+    def require_device(self, device: str) -> None:
+        """Raise BackendError if the device, or the library for it, is missing."""
+
+    def checks(self) -> "list[Check]":
+        """Return rows for ``upperson-rt doctor``."""
 
 
 def auto_order(device: str = "cpu") -> tuple[str, ...]:
@@ -61,14 +78,8 @@ def open_backend(
             from upperson_rt.backends.openvino import OpenVinoBackend
 
             return OpenVinoBackend(path, device, threads)
-        case "tensorrt":
-            from upperson_rt.backends.tensorrt import TensorRtBackend
-
-            return TensorRtBackend(path, device)
-        case unknown:
-            raise UsageError(
-                f"no backend {shown(unknown)}: use one of {', '.join(get_args(BackendName))}"
-            )
+        case other:
+            return _plugin(other).open(path, device, threads)
 
 
 def require_device(backend: str, device: str) -> None:
@@ -91,10 +102,17 @@ def require_device(backend: str, device: str) -> None:
             from upperson_rt.backends.openvino import require_device_of_core
 
             require_device_of_core(device)
-        case "tensorrt":
-            from upperson_rt.tensorrt.bindings import open_gpu
+        case other:
+            _plugin(other).require_device(device)
 
-            open_gpu(device)
+
+def _plugin(name: str) -> BackendPlugin:
+    names = extension_names("backends")
+    if name not in names:
+        known = ", ".join(("auto", *_OWN, *names))
+        raise UsageError(f"no backend {shown(name)}: use one of {known}")
+    plugin: BackendPlugin = load_extension("backends", name)
+    return plugin
 
 
 def installed_backends(device: str) -> tuple[str, ...]:

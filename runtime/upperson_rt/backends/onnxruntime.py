@@ -9,10 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from upperson_rt.cuda_driver import probe_cuda_driver
 from upperson_rt.errors import BackendError, install_command, missing_extra
 from upperson_rt.machine import EXACT, INT8_SUMS, int8_sums_saturate
 from upperson_rt.printable import one_line, shown
-from upperson_rt.tensorrt.cuda import probe_cuda_driver
 
 __all__ = ["OnnxRuntimeBackend", "cuda_advice", "require_provider", "session_options"]
 

@@ -33,7 +33,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from upperson_rt import __version__
-from upperson_rt.cli.output import messages_to, print_error, print_line, print_note
+from upperson_rt.cli.output import messages_to, print_error, print_json, print_line, print_note
 from upperson_rt.errors import InputError, UppersonError
 from upperson_rt.printable import get_logger, one_line, printable
 
@@ -289,6 +289,8 @@ class Command(TyperCommand):
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise  # Typer ends these itself.
         except UppersonError as error:
+            if ctx.params.get("as_json"):
+                print_json({"error": error.as_json()})
             _report(str(error), debug=ctx.params.get("debug", False))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:

@@ -1,46 +1,40 @@
 """`upperson-rt bench ...`: options, and tables of what was measured."""
 
-import tempfile
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from upperson_rt.cli.app import Command, new_app
+from upperson_rt.cli.groups import grouped
 from upperson_rt.cli.opening import open_retriever
 from upperson_rt.cli.options import (
-    BackendOption,
     BundleOption,
     Debug,
-    DeviceOption,
     GalleryOption,
     Json,
+    Model,
+    Output,
+    Searched,
     Threads,
     TrustOption,
-    VariantOption,
     default_bundle,
     default_gallery,
     read_batch_sizes,
 )
 from upperson_rt.cli.output import (
-    backend_line,
     new_table,
     print_line,
-    print_note,
     print_result,
     print_table,
     print_warning,
     show_progress,
 )
-from upperson_rt.errors import IntegrityError
 from upperson_rt.machine import describe_machine, machine_lines
 
 if TYPE_CHECKING:
-    from upperson_rt.bench.pipeline import PipelineBench
     from upperson_rt.towers import Backend
 
-__all__ = ["app"]
+__all__ = ["app", "running_line", "running_with"]
 
 app = new_app("Time what this machine runs, contenders in turns.")
 
@@ -161,22 +155,18 @@ def _show_towers(result: dict[str, Any]) -> None:
 
 
 @app.command(cls=Command)
+@grouped
 def query(
     sentence: Annotated[
         str, typer.Argument(metavar="SENTENCE", help="What to ask for.")
     ] = "woman in red coat",
-    bundle: BundleOption = default_bundle,
-    trust: TrustOption = None,
+    *,
+    model: Model,
+    output: Output,
     gallery: GalleryOption = default_gallery,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, help="Timed processes of each kind, in turns.")
     ] = 10,
-    variant: VariantOption = None,
-    backend: BackendOption = "auto",
-    device: DeviceOption = "cpu",
-    threads: Threads = None,
-    as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Time a query in a fresh process against the import of the library that runs the model.
 
@@ -187,22 +177,12 @@ def query(
     """
     from upperson_rt.bench.processes import time_query
 
-    opening = open_retriever(
-        bundle,
-        gallery,
-        "text",
-        None,
-        trust=trust,
-        variant=variant,
-        backend=backend,
-        device=device,
-        threads=threads,
-    )
+    opening = open_retriever(model, Searched(gallery=gallery), "text")
     with opening as (opened, used, retriever), show_progress() as progress:
-        options = ["-b", str(bundle), "-g", gallery, "--device", device, "--backend", used.name]
-        options += ["--variant", opened.variant]
-        options += [] if threads is None else ["--threads", str(threads)]
-        options += [] if trust is None else ["--trust", str(trust)]
+        options = ["-b", str(model.bundle), "-g", gallery, "--device", model.device]
+        options += ["--backend", used.name, "--variant", opened.variant]
+        options += [] if model.threads is None else ["--threads", str(model.threads)]
+        options += [] if model.trust is None else ["--trust", str(model.trust)]
         timings = time_query(
             retriever, sentence, options, used.name, rounds=rounds, progress=progress
         )
@@ -210,11 +190,11 @@ def query(
     cold, imports = timings["query"], timings["import"]
     result = {
         "benchmark": "query",
-        "bundle": str(bundle),
+        "bundle": str(model.bundle),
         "gallery": gallery,
         "items": items,
-        **_running(opened.variant, used),
-        "threads": threads,
+        **running_with(opened.variant, used),
+        "threads": model.threads,
         "machine": describe_machine(),
         "timings": {name: timing.as_dict() for name, timing in timings.items()},
         "beyond_import_s": cold.median_s - imports.median_s,
@@ -222,10 +202,10 @@ def query(
         if cold.cpu_seconds
         else None,
     }
-    print_result(result, as_json, _show_query)
+    print_result(result, output.as_json, _show_query)
 
 
-def _running(variant: str, backend: "Backend") -> dict[str, str]:
+def running_with(variant: str, backend: "Backend") -> dict[str, str]:
     """Return what really runs, as part of a result."""
     return {
         "variant": variant,
@@ -235,13 +215,14 @@ def _running(variant: str, backend: "Backend") -> dict[str, str]:
     }
 
 
-def _running_line(result: dict[str, Any]) -> str:
+def running_line(result: dict[str, Any]) -> str:
+    """Return what ran, and where."""
     return "{variant} on {backend} {version}, {device}".format(**result)
 
 
 def _show_query(result: dict[str, Any]) -> None:
     print_line(*machine_lines(result["machine"], result["threads"]).splitlines())
-    print_line(f"{_running_line(result)}; {result['items']} pictures")
+    print_line(f"{running_line(result)}; {result['items']} pictures")
     columns = ("runs", "p50 ms", "p90 ms", "p99 ms", "CPU ms")
     table = new_table("what", *columns, right=columns)
     for name, what in {
@@ -261,124 +242,3 @@ def _show_query(result: dict[str, Any]) -> None:
     cpu_s = result["beyond_import_cpu_s"]
     cpu = "" if cpu_s is None else f" ({cpu_s:.2f} s of processor time)"
     print_line(f"beyond the import: {result['beyond_import_s']:.2f} s{cpu}")
-
-
-@app.command(cls=Command)
-def pipeline(
-    bundle: BundleOption = default_bundle,
-    trust: TrustOption = None,
-    seconds: Annotated[
-        float, typer.Option("--seconds", min=1.0, help="How long frames are submitted.")
-    ] = 120.0,
-    overload: Annotated[
-        float,
-        typer.Option(
-            "--overload",
-            min=0.1,
-            help="People offered, in multiples of what the encoder does alone.",
-        ),
-    ] = 3.0,
-    cameras: Annotated[
-        int, typer.Option("--cameras", min=1, help="Threads that submit, one a camera.")
-    ] = 2,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Pictures run and committed at a time.")
-    ] = 16,
-    drop: Annotated[
-        str, typer.Option("--drop", help="What gives way: oldest or newest.")
-    ] = "oldest",
-    vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False,
-    variant: VariantOption = None,
-    backend: BackendOption = "auto",
-    device: DeviceOption = "cpu",
-    threads: Threads = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Overload a camera pipeline, and see what gives way.
-
-    Frames come with known boxes, so neither video nor detector counts. The encoder is measured
-    alone first. Exit code 6 if a frame or crop has no count, or an acknowledged row is gone; memory
-    and speed are only reported. The gallery is a temporary one.
-
-    Example: `upperson-rt bench pipeline -b bundle --seconds 30`
-    """
-    from upperson_rt.bench.pipeline import bench_pipeline
-    from upperson_rt.bundle import Bundle
-    from upperson_rt.camera.queues import check_policy
-
-    policy = check_policy(drop)
-    opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
-    used = opened.backend("image")
-    print_note(backend_line(opened, "image"))
-    with (
-        tempfile.TemporaryDirectory(prefix="upperson-bench-") as folder,
-        show_progress() as progress,
-    ):
-        found = bench_pipeline(
-            opened.encoder(),
-            Path(folder),
-            seconds=seconds,
-            overload=overload,
-            cameras=cameras,
-            batch_size=batch_size,
-            drop=policy,
-            save_crops=not vectors_only,
-            progress=progress,
-        )
-    result = {
-        "benchmark": "pipeline",
-        "bundle": str(bundle),
-        **_running(opened.variant, used),
-        "threads": threads,
-        "machine": describe_machine(),
-        "batch_size": batch_size,
-        "drop": drop,
-        "pictures_saved": not vectors_only,
-        **asdict(found),
-    }
-    print_result(result, as_json, lambda result: _show_pipeline(result, found))
-    if found.problems:
-        raise IntegrityError(f"the pipeline broke its promises: {'; '.join(found.problems)}")
-
-
-def _show_pipeline(result: dict[str, Any], found: "PipelineBench") -> None:
-    print_line(*machine_lines(result["machine"], result["threads"]).splitlines())
-    height, width = found.frame
-    print_line(
-        f"{_running_line(result)}; {found.cameras} cameras, {width} x {height}, "
-        f"{found.people_per_frame} people a frame, batch {result['batch_size']}, drop "
-        f"{result['drop']}, {found.seconds:.1f} s; memory and the encoder's work count after "
-        f"{found.warm_share:.0%} of the time"
-    )
-    memory, submit = "not measured", found.submit_ms
-    if found.rss_bytes is not None:
-        rss = found.rss_bytes
-        memory = f"{rss.min / 1e6:.0f} to {rss.max / 1e6:.0f} MB"
-        if rss.growth is not None:
-            memory += f", {rss.growth / 1e6:+.1f} MB from first to last fifth"
-    table = new_table("measured", "value")
-    for name, value in {
-        "encoder alone": f"{found.capacity_per_s:.1f} people/s",
-        "offered": f"{found.offered_per_s:.1f} people/s, "
-        f"{found.offered_to_capacity:.2f} times that",
-        "committed": f"{found.committed_per_s:.1f} people/s",
-        "encoder busy": f"{found.encoder_busy_share:.1%}",
-        "memory": memory,
-        "submit": f"p50 {submit['p50']:.2f} ms, p99 {submit['p99']:.2f} ms, max "
-        f"{submit['max']:.1f} ms",
-        "frames": f"{found.frames['submitted']} = {found.frames['processed']} processed + "
-        f"{_dropped(found.frames['dropped'])}",
-        "people": f"{found.crops['detections']} = {found.crops['committed']} committed + "
-        f"{_dropped(found.crops['dropped'])}",
-        "acknowledged": f"{found.acknowledged}, found again: {found.rows}",
-        "finishing": f"{found.drain_s:.1f} s after the last frame",
-        "promises": "; ".join(found.problems) or "all kept",
-    }.items():
-        table.add_row(name, value)
-    print_table(table)
-
-
-def _dropped(counts: dict[str, int]) -> str:
-    reasons = ", ".join(f"{number} {name}" for name, number in counts.items())
-    return f"{sum(counts.values())} dropped ({reasons or 'none'})"

@@ -109,7 +109,7 @@ def doctor(
             print_note(f"no {name} here to check: name one with  --{name} FOLDER")
     checks = diagnose(bundle, gallery, variant, backend, device, trust, query_log)
     if detector is not None:
-        from upperson_rt.camera.detectors.look import check_detector
+        from upperson_rt.ingest.try_detector import check_detector
 
         checks += check_detector(
             detector, detector_layout, detector_class, detector_score, picture, sheet

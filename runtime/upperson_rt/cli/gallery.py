@@ -9,7 +9,7 @@ import typer
 
 from upperson_rt.cli.app import Command, new_app
 from upperson_rt.cli.gallery_delete import delete, prune
-from upperson_rt.cli.opening import read_filter, warn_of_unknown_cameras
+from upperson_rt.cli.opening import read_filter
 from upperson_rt.cli.options import (
     Attributes,
     Cameras,
@@ -27,12 +27,14 @@ from upperson_rt.cli.output import (
     print_json,
     print_line,
     print_note,
+    print_notices,
     print_table,
     print_warning,
     warn_of_pictures_out_of_reach,
 )
 from upperson_rt.errors import IntegrityError, UsageError
 from upperson_rt.printable import count_of, local_time
+from upperson_rt.search.notices import unknown_cameras
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import IndexInfo
@@ -244,7 +246,7 @@ def export(
 
     passing = read_filter(camera, since, until, track, where)
     with Gallery.open(gallery) as store:
-        warn_of_unknown_cameras(store, passing)
+        print_notices(unknown_cameras(store, passing))
         done = export_gallery(store, output, passing)
     names = [path.name for path in done.files]
     if as_json:

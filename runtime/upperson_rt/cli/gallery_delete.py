@@ -8,24 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upperson_rt.cli.opening import open_retriever, read_filter, warn_of_unknown_cameras
+from upperson_rt.cli.groups import grouped
+from upperson_rt.cli.opening import open_retriever
 from upperson_rt.cli.options import (
-    Attributes,
-    BackendOption,
-    BundleOption,
-    Cameras,
     Debug,
-    DeviceOption,
     GalleryOption,
     Json,
-    QueryLogOption,
-    Since,
-    Track,
-    TrustOption,
-    Until,
-    VariantOption,
+    Model,
+    Output,
+    Searched,
+    Where,
     age_seconds,
-    default_bundle,
     default_gallery,
 )
 from upperson_rt.cli.output import (
@@ -34,10 +27,12 @@ from upperson_rt.cli.output import (
     print_json,
     print_line,
     print_note,
+    print_notices,
     print_prompt,
 )
 from upperson_rt.errors import UsageError
 from upperson_rt.printable import count_of
+from upperson_rt.search.notices import unknown_cameras
 
 if TYPE_CHECKING:
     from upperson_rt.gallery import Filter
@@ -48,11 +43,17 @@ __all__ = ["delete", "prune"]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")]
 
 
+@grouped
 def delete(
     keys: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY...", help="Keys of pictures; for files their paths."),
     ] = None,
+    *,
+    where: Where,
+    model: Model,
+    searched: Searched,
+    output: Output,
     like: Annotated[
         Path | None,
         typer.Option(
@@ -69,22 +70,8 @@ def delete(
             help="With --like: the cosine from which a picture goes; a dry run shows the scores.",
         ),
     ] = None,
-    gallery: GalleryOption = default_gallery,
-    camera: Cameras = None,
-    since: Since = None,
-    until: Until = None,
-    track: Track = None,
-    where: Attributes = None,
-    bundle: BundleOption = default_bundle,
-    trust: TrustOption = None,
-    variant: VariantOption = None,
-    backend: BackendOption = "auto",
-    device: DeviceOption = "cpu",
-    query_log: QueryLogOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Delete pictures by key, by a filter, or by their looks, and their saved crops.
 
@@ -98,7 +85,7 @@ def delete(
     """
     from upperson_rt.gallery import Gallery
 
-    passing = read_filter(camera, since, until, track, where)
+    passing, gallery = where.as_filter(), searched.gallery
     if (like is None) != (min_score is None):
         raise UsageError("--like and --min-score belong together: --like FILE --min-score 0.9")
     if keys and (like is not None or not passing.is_empty):
@@ -108,20 +95,11 @@ def delete(
             "name keys, a filter such as --camera gate, or a picture with --like, to say what goes"
         )
     if like is not None and min_score is not None:
-        with open_retriever(
-            bundle,
-            gallery,
-            "image",
-            query_log,
-            trust=trust,
-            variant=variant,
-            backend=backend,
-            device=device,
-        ) as (_, _, retriever):
-            _delete_like(retriever, like, min_score, passing, yes, dry_run, as_json)
+        with open_retriever(model, searched, "image") as (_, _, retriever):
+            _delete_like(retriever, like, min_score, passing, yes, dry_run, output.as_json)
         return
     with Gallery.open(gallery) as store:
-        warn_of_unknown_cameras(store, passing)
+        print_notices(unknown_cameras(store, passing))
         wanted = {str(Path(key).absolute()) if os.path.exists(key) else key for key in keys or ()}
         count = len(store.ids(sorted(wanted))) if keys else store.count(passing)
         deleted = 0
@@ -130,7 +108,7 @@ def delete(
             deleted = store.delete(sorted(wanted)) if keys else store.delete_where(passing)
             count = deleted
         left = store.count()
-    _report_deleted(gallery, count, deleted, left, dry_run, as_json)
+    _report_deleted(gallery, count, deleted, left, dry_run, output.as_json)
 
 
 def prune(
@@ -169,7 +147,7 @@ def prune(
     before = None if older_than is None else time.time() - older_than
     check_prune(before, keep)
     with Gallery.open(gallery) as store:
-        warn_of_unknown_cameras(store, Filter(camera=camera))
+        print_notices(unknown_cameras(store, Filter(camera=camera)))
         count = store.count_prunable(before, keep, camera)
         deleted = 0 if dry_run else store.prune(before, keep, camera)
         left = store.count()
@@ -186,7 +164,7 @@ def _delete_like(
     as_json: bool,
 ) -> None:
     store = retriever.gallery
-    warn_of_unknown_cameras(store, passing)
+    print_notices(unknown_cameras(store, passing))
     hits = retriever.delete_like(like, min_score, passing, dry_run=dry_run or not yes)
     if hits and not as_json:
         print_hits(hits, store.crops_dir)

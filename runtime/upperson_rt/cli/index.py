@@ -7,21 +7,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from upperson_rt.arguments import read_attributes
+from upperson_rt.cli.groups import grouped
 from upperson_rt.cli.opening import open_announced, open_store
 from upperson_rt.cli.options import (
-    BackendOption,
-    BundleOption,
-    Debug,
     DetectorClass,
     DetectorLayout,
     DetectorScore,
-    DeviceOption,
     GalleryOption,
-    Json,
-    Threads,
-    TrustOption,
-    VariantOption,
-    default_bundle,
+    Model,
+    Output,
     default_gallery,
     require_no_detector_options,
 )
@@ -32,13 +26,15 @@ from upperson_rt.printable import count_of
 __all__ = ["index"]
 
 
+@grouped
 def index(
     paths: Annotated[
         list[Path],
         typer.Argument(metavar="PATH...", help="Pictures, or folders (with their sub-folders)."),
     ],
-    bundle: BundleOption = default_bundle,
-    trust: TrustOption = None,
+    *,
+    model: Model,
+    output: Output,
     gallery: GalleryOption = default_gallery,
     camera: Annotated[
         str | None, typer.Option("--camera", help="Name of the camera that took the pictures.")
@@ -90,12 +86,6 @@ def index(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Exit with 0 even if pictures were unreadable.")
     ] = False,
-    variant: VariantOption = None,
-    backend: BackendOption = "auto",
-    device: DeviceOption = "cpu",
-    threads: Threads = None,
-    as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """Add pictures of people to the gallery; those that are there already are replaced.
 
@@ -111,9 +101,9 @@ def index(
     """
     attributes = read_attributes(attribute, "--attribute")
     from upperson_rt.gallery.shards import Shard
-    from upperson_rt.indexer import index_images
+    from upperson_rt.ingest.files import index_images
+    from upperson_rt.ingest.shards import choose_files, index_shard, record_of, require_whole
     from upperson_rt.preprocess import iter_image_files
-    from upperson_rt.shard_indexer import choose_files, index_shard, record_of, require_whole
 
     part = None if shard is None else Shard.parse(shard)
     asked = {
@@ -126,7 +116,7 @@ def index(
         require_no_detector_options(asked)
     else:
         people = open_announced(
-            detector, detector_layout, detector_class, detector_score, threads, "pictures"
+            detector, detector_layout, detector_class, detector_score, model.threads, "pictures"
         )
     chosen = None if part is None else choose_files(paths, part)
     if chosen is None:
@@ -137,17 +127,7 @@ def index(
         all_of_it = count_of(chosen.whole.count, "picture")
         print_note(f"shard {part}: {chosen.own.count} of {all_of_it}")
     pictures = count_of(len(files), "picture")
-    with open_store(
-        bundle,
-        gallery,
-        "image",
-        trust=trust,
-        variant=variant,
-        backend=backend,
-        device=device,
-        threads=threads,
-        create=True,
-    ) as (opened, running, store):
+    with open_store(model, gallery, "image", create=True) as (opened, running, store):
         with new_progress(time_left=True) as bar:
             task = bar.add_task("indexing", total=len(files))
             try:
@@ -193,7 +173,7 @@ def index(
         print_note(f"nobody was found in {report.empty} of {pictures}")
     if report.too_small:
         print_note(f"{count_of(report.too_small, 'person', 'people')} left out: too small to tell")
-    if as_json:
+    if output.as_json:
         print_json(
             {
                 "shard": shard,
@@ -206,7 +186,7 @@ def index(
                 "skipped": [asdict(skipped) for skipped in report.skipped],
                 "gallery": str(gallery),
                 "items": total,
-                "bundle": str(bundle),
+                "bundle": str(model.bundle),
                 "variant": opened.variant,
                 "backend": running.name,
                 "device": running.device,

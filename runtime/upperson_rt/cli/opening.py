@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from upperson_rt.arguments import read_attributes
 from upperson_rt.cli.output import backend_line, print_note, print_warning
@@ -11,54 +11,44 @@ from upperson_rt.errors import UsageError
 
 if TYPE_CHECKING:
     from upperson_rt.bundle import Bundle
-    from upperson_rt.camera import Detector
+    from upperson_rt.cli.options import Model, Searched
     from upperson_rt.gallery import Filter, Gallery
+    from upperson_rt.ingest.detector import Detector
     from upperson_rt.retriever import Retriever
     from upperson_rt.towers import Backend, Tower
 
 __all__ = [
     "open_announced",
+    "open_model",
     "open_retriever",
     "open_store",
     "read_filter",
-    "warn_of_unknown_cameras",
 ]
 
 
 @contextmanager
 def open_store(
-    bundle: Path,
+    model: "Model",
     gallery: str,
     tower: "Tower",
     *,
-    trust: Path | None,
-    variant: str | None,
-    backend: str,
-    device: str,
-    threads: int | None = None,
     create: bool = False,
     allow_distilled: bool = False,
 ) -> "Iterator[tuple[Bundle, Backend, Gallery]]":
-    """Load one tower of a bundle, say on stderr what really runs it, and open its gallery.
+    """Load one tower of a bundle, print what really runs it, and open its gallery.
 
     Args:
-        bundle: Folder of the bundle.
+        model: The bundle and what runs it.
         gallery: See `Gallery.open`; it is closed at the end.
         tower: The one that the command needs.
-        trust: Public key that must have signed the bundle; see `Bundle.open`.
-        variant: See `Bundle.open`, as for backend, device and threads.
-        backend: See `open_backend`.
-        device: See `open_backend`.
-        threads: CPU threads.
         create: Make the gallery if it is not there.
         allow_distilled: See `Gallery.open`.
     """
-    from upperson_rt.bundle import Bundle
     from upperson_rt.files import remove_leftovers
     from upperson_rt.gallery import Gallery
     from upperson_rt.gallery.sqlite.database import DATABASE_FILE
 
-    opened = Bundle.open(bundle, variant, backend, device, threads=threads, trust=trust)
+    opened = open_model(model)
     manifest = opened.manifest
     dim = manifest.model.embed_dim
     if create:
@@ -73,39 +63,35 @@ def open_store(
         yield opened, running, store
 
 
+def open_model(model: "Model") -> "Bundle":
+    """Open the bundle of a command line."""
+    from upperson_rt.bundle import Bundle
+
+    return Bundle.open(
+        model.bundle,
+        model.variant,
+        model.backend,
+        model.device,
+        threads=model.threads,
+        trust=model.trust,
+    )
+
+
 @contextmanager
 def open_retriever(
-    bundle: Path,
-    gallery: str,
-    tower: "Tower",
-    query_log: Path | None,
-    *,
-    trust: Path | None,
-    variant: str | None,
-    backend: str,
-    device: str,
-    threads: int | None = None,
-    allow_distilled: bool = False,
+    model: "Model", searched: "Searched", tower: "Tower"
 ) -> "Iterator[tuple[Bundle, Backend, Retriever]]":
-    """Open a retriever as `open_store` does, which notes every query in a log."""
+    """Open a retriever as `open_store` does, which writes every query into the log."""
     from upperson_rt.query_log import QueryLog
     from upperson_rt.retriever import Retriever
 
+    log_file, allow_distilled = searched.query_log, searched.allow_distilled
     # The log first: no model is loaded for a query that may not be answered.
     with (
-        nullcontext() if query_log is None else QueryLog(query_log) as log,
-        open_store(
-            bundle,
-            gallery,
-            tower,
-            trust=trust,
-            variant=variant,
-            backend=backend,
-            device=device,
-            threads=threads,
-            allow_distilled=allow_distilled,
-        ) as (opened, running, store),
+        nullcontext() if log_file is None else QueryLog(log_file) as log,
+        open_store(model, searched.gallery, tower, allow_distilled=allow_distilled) as found,
     ):
+        opened, running, store = found
         if log is not None and log.problem:
             print_warning(log.problem)
         yield opened, running, Retriever(opened.encoder(), store, log)
@@ -124,18 +110,17 @@ def open_announced(
     Raises:
         UsageError: Boxes of a video, where there is none.
     """
-    from upperson_rt.camera import BoxesFile, OnnxDetector, open_detector
+    from upperson_rt.ingest.named_detector import open_detector
 
-    found = open_detector(name, layout, person, min_score, threads)
-    if isinstance(found, BoxesFile) and frames_of == "pictures":
+    found: Any = open_detector(name, layout, person, min_score, threads)
+    if getattr(found, "of_one_video", False) and frames_of == "pictures":
         raise UsageError(f"{name} holds the boxes of one video, not of pictures: name a detector")
-    if isinstance(found, OnnxDetector):
+    if hasattr(found, "facts"):
         print_note(f"detector: {found}")
-    if name == "hog":
-        print_warning(
-            "hog misses many people and finds some where nobody is: use a network in an ONNX file"
-        )
-    return found
+    if (warning := getattr(found, "warning", None)) is not None:
+        print_warning(warning)
+    detector: Detector = found
+    return detector
 
 
 def read_filter(
@@ -159,14 +144,3 @@ def read_filter(
         track=track,
         attributes=read_attributes(where, "--where"),
     )
-
-
-def warn_of_unknown_cameras(store: "Gallery", where: "Filter") -> None:
-    """Warn of cameras in a filter that no picture is from."""
-    from upperson_rt.gallery import Filter
-
-    unknown = [name for name in where.cameras or () if not store.count(Filter(camera=name))]
-    if unknown:
-        known = ", ".join(store.cameras()) or "none that has a name"
-        for name in unknown:
-            print_warning(f"no picture of the camera '{name}'; the gallery's cameras are: {known}")

@@ -6,12 +6,18 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from upperson_rt.arguments import read_attributes
+from upperson_rt.cli.groups import ADVANCED, OptionGroup
 from upperson_rt.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from upperson_rt.gallery import Filter
 
 __all__ = [
     "AllowHostOption",
@@ -28,16 +34,20 @@ __all__ = [
     "GalleryOption",
     "InsecureOption",
     "Json",
+    "Model",
     "NetrcOption",
     "OptionalBundleOption",
     "OptionalGalleryOption",
+    "Output",
     "QueryLogOption",
+    "Searched",
     "Since",
     "Threads",
     "Track",
     "TrustOption",
     "Until",
     "VariantOption",
+    "Where",
     "age_seconds",
     "default_bundle",
     "default_gallery",
@@ -46,6 +56,7 @@ __all__ = [
     "require_sheet",
     "unix_seconds",
 ]
+
 
 default_bundle = Path("bundle")
 default_gallery = "gallery"
@@ -179,6 +190,7 @@ VariantOption: TypeAlias = Annotated[
         "--variant",
         help="Precision to use, such as fp32 or int8.",
         show_default="the bundle's default",
+        rich_help_panel=ADVANCED,
     ),
 ]
 TrustOption: TypeAlias = Annotated[
@@ -189,6 +201,7 @@ TrustOption: TypeAlias = Annotated[
         metavar="PUBKEY",
         callback=_require_no_empty_trust,
         help="Refuse the bundle unless the owner of this public key (PEM) has signed it as it is.",
+        rich_help_panel=ADVANCED,
     ),
 ]
 BackendOption: TypeAlias = Annotated[
@@ -198,6 +211,7 @@ BackendOption: TypeAlias = Annotated[
         help="auto, onnxruntime, openvino or tensorrt. On a CPU auto takes the fastest one "
         "installed, which is measured when pictures are first embedded; for sentences alone "
         "onnxruntime, then openvino; on cuda tensorrt, then onnxruntime.",
+        rich_help_panel=ADVANCED,
     ),
 ]
 DeviceOption: TypeAlias = Annotated[
@@ -205,11 +219,18 @@ DeviceOption: TypeAlias = Annotated[
     typer.Option(
         "--device",
         help="cpu, cuda, cuda:N (tensorrt, onnxruntime), gpu or npu (openvino). Never replaced.",
+        rich_help_panel=ADVANCED,
     ),
 ]
 Threads: TypeAlias = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="CPU threads.", show_default="chosen by the backend"),
+    typer.Option(
+        "--threads",
+        min=1,
+        help="CPU threads.",
+        show_default="chosen by the backend",
+        rich_help_panel=ADVANCED,
+    ),
 ]
 Since: TypeAlias = Annotated[
     float | None,
@@ -234,7 +255,10 @@ Cameras: TypeAlias = Annotated[
     ),
 ]
 Track: TypeAlias = Annotated[
-    str | None, typer.Option("--track", help="Only pictures of the track of this name.")
+    str | None,
+    typer.Option(
+        "--track", help="Only pictures of the track of this name.", rich_help_panel=ADVANCED
+    ),
 ]
 Attributes: TypeAlias = Annotated[
     list[str] | None,
@@ -243,6 +267,7 @@ Attributes: TypeAlias = Annotated[
         metavar="KEY=VALUE",
         help="Only pictures whose attribute KEY is VALUE; may be given again.",
         show_default="any",
+        rich_help_panel=ADVANCED,
     ),
 ]
 QueryLogOption: TypeAlias = Annotated[
@@ -253,6 +278,7 @@ QueryLogOption: TypeAlias = Annotated[
         metavar="FILE",
         help="Append who asked what, and the ids found, to this file; a query that "
         "cannot be logged is not answered.",
+        rich_help_panel=ADVANCED,
     ),
 ]
 Json: TypeAlias = Annotated[
@@ -322,4 +348,74 @@ DetectorScore: TypeAlias = Annotated[
         show_default="0.4; hog 0.3",
     ),
 ]
-Debug: TypeAlias = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Debug: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        help="Show the traceback of an error.",
+        rich_help_panel=ADVANCED,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Model(OptionGroup, panel="Model and gallery"):
+    """The exported model, and what runs it."""
+
+    bundle: BundleOption = default_bundle
+    trust: TrustOption = None
+    variant: VariantOption = None
+    backend: BackendOption = "auto"
+    device: DeviceOption = "cpu"
+    threads: Threads = None
+
+
+@dataclass(frozen=True)
+class Searched(OptionGroup, panel="Model and gallery"):
+    """The gallery that is searched, and who may know of it."""
+
+    gallery: GalleryOption = default_gallery
+    allow_distilled: Annotated[
+        bool,
+        typer.Option(
+            "--allow-distilled",
+            help="Also search a gallery of the model's student or teacher.",
+            rich_help_panel=ADVANCED,
+        ),
+    ] = False
+    query_log: QueryLogOption = None
+
+
+@dataclass(frozen=True)
+class Where(OptionGroup, panel="Filter"):
+    """Which pictures of a gallery count."""
+
+    camera: Cameras = None
+    since: Since = None
+    until: Until = None
+    track: Track = None
+    where: Attributes = None
+
+    def as_filter(self) -> "Filter":
+        """Return the filter.
+
+        Raises:
+            UsageError: The options contradict each other, or a pair of --where is malformed.
+        """
+        from upperson_rt.gallery import Filter
+
+        return Filter(
+            camera=self.camera or None,
+            since=self.since,
+            until=self.until,
+            track=self.track,
+            attributes=read_attributes(self.where, "--where"),
+        )
+
+
+@dataclass(frozen=True)
+class Output(OptionGroup, panel="Output"):
+    """How the command reports."""
+
+    as_json: Json = False
+    debug: Debug = False

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from upperson_rt.bundle import Bundle
     from upperson_rt.gallery import Hit, Item, TrackSpan
+    from upperson_rt.search.notices import Notice
     from upperson_rt.towers import Tower
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "messages_to",
     "new_progress",
     "new_table",
+    "path_or_none",
     "print_columns",
     "print_error",
     "print_hits",
@@ -43,6 +45,7 @@ __all__ = [
     "print_labelled",
     "print_line",
     "print_note",
+    "print_notices",
     "print_prompt",
     "print_result",
     "print_table",
@@ -99,6 +102,17 @@ def print_warning(text: str) -> None:
         _messages.warning("%s", _message(text))
     else:
         print_labelled("warning", typer.colors.YELLOW, text, err=True)
+
+
+def path_or_none(path: Path | None) -> str | None:
+    """Return a path as JSON has it."""
+    return None if path is None else str(path)
+
+
+def print_notices(notices: "Sequence[Notice]") -> None:
+    """Print the notices of a search on stderr."""
+    for notice in notices:
+        (print_warning if notice.is_warning else print_note)(notice.text)
 
 
 def warn_of_pictures_out_of_reach(count: int, total: int, first: str) -> None:

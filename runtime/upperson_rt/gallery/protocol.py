@@ -1,6 +1,7 @@
 """What a gallery can do, wherever it is stored, and which store a location belongs to.
 
-A store is a room of its own: a class derived from `Gallery`, and a row of `STORES`.
+A store is a class derived from `Gallery`. Other packages add theirs under the entry points
+``upperson.stores``, by the scheme of its locations.
 """
 
 import datetime
@@ -26,6 +27,7 @@ from upperson_rt.arguments import (
     is_finite,
 )
 from upperson_rt.errors import InputError, IntegrityError, UsageError
+from upperson_rt.extensions import extension_names, load_extension
 from upperson_rt.gallery.records import (
     CameraInfo,
     Filter,
@@ -40,7 +42,6 @@ from upperson_rt.manifest import share_a_space
 from upperson_rt.printable import shown
 
 __all__ = [
-    "STORES",
     "Gallery",
     "Meta",
     "check_filter",
@@ -52,13 +53,7 @@ __all__ = [
     "read_item",
 ]
 
-STORES = {
-    "": "upperson_rt.gallery.sqlite:SqliteGallery",
-    "milvus": "upperson_rt.gallery.milvus:MilvusGallery",
-}
-"""Module and class of each store by the scheme of its locations, such as ``milvus://``. What has
-no known scheme is a folder. A store is imported when one of its galleries is opened."""
-
+_SQLITE = "upperson_rt.gallery.sqlite"  # Imported when a gallery is opened.
 _MOST_DIMENSIONS = 65_536
 _Self = TypeVar("_Self", bound="Gallery")
 _Row = TypeVar("_Row")
@@ -433,9 +428,11 @@ class Gallery(ABC):
 
 
 def _store_of(location: str) -> type[Gallery]:
+    """Return the store of a location: by its scheme an extension, else SQLite in a folder."""
     scheme, separator, _ = location.partition("://")
-    module, _, name = STORES.get(scheme if separator else "", STORES[""]).partition(":")
-    return cast("type[Gallery]", getattr(import_module(module), name))
+    if separator and scheme in extension_names("stores"):
+        return cast("type[Gallery]", load_extension("stores", scheme))
+    return cast("type[Gallery]", import_module(_SQLITE).SqliteGallery)
 
 
 def check_filter(where: object) -> Filter:

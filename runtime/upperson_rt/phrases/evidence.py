@@ -27,7 +27,6 @@ __all__ = [
     "Evidence",
     "Explanation",
     "describe",
-    "embed_wordings",
     "paraphrases",
     "say_thing",
     "weighable",
@@ -143,18 +142,6 @@ def paraphrases(parsed: ParsedSentence, count: int) -> list[str]:
                 break
             found[describe([*person, *order], style)] = None
     return list(found)
-
-
-def embed_wordings(
-    embed_texts: EmbedTexts, sentences: Sequence[ParsedSentence], count: int
-) -> NDArray[np.float32]:
-    """Embed sentences (Q, D), each as the mean of up to `count` wordings, of unit length."""
-    wordings = [paraphrases(sentence, count) for sentence in sentences]
-    all_TD = embed_texts([text for own in wordings for text in own])
-    ends = np.cumsum([len(own) for own in wordings])
-    means_QD = np.stack([own_TD.mean(axis=0) for own_TD in np.split(all_TD, ends[:-1])])
-    unit_QD: NDArray[np.float32] = means_QD / np.linalg.norm(means_QD, axis=1, keepdims=True)
-    return unit_QD
 
 
 def _orders(things: Sequence[Phrase]) -> list[list[Phrase]]:

@@ -14,8 +14,8 @@ from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt import backends
 from upperson_rt.backends import auto_order, open_backend
 from upperson_rt.backends.onnxruntime import session_options
+from upperson_rt.cuda_driver import probe_cuda_driver
 from upperson_rt.errors import BackendError, UsageError
-from upperson_rt.tensorrt.cuda import probe_cuda_driver
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import upperson_rt
 from tests.helpers.toy_bundle import EMBED_DIM, make_toy_bundle, replace_in_bundle
 from upperson_rt.backends import open_backend
 from upperson_rt.bundle import Bundle
+from upperson_rt.cuda_driver import CudaDriver
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
-from upperson_rt.tensorrt.cuda import CudaDriver
 
 ORT = "onnxruntime"
 
@@ -381,7 +381,7 @@ def test_a_device_that_is_not_there_is_refused_when_a_bundle_is_opened(
     def no_library():
         raise OSError("libcuda.so.1 is not there")
 
-    monkeypatch.setattr("upperson_rt.tensorrt.cuda._bound_library", no_library)
+    monkeypatch.setattr("upperson_rt.cuda_driver.bound_library", no_library)
     monkeypatch.setattr(f"{ORT}.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(BackendError, match=message):
         upperson_rt.open(folder, "fp32", backend, device)

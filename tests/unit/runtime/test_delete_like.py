@@ -8,7 +8,7 @@ from PIL import Image
 from tests.helpers.toy_bundle import COLOURS, draw_person
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.indexer import index_images
+from upperson_rt.ingest.files import index_images
 from upperson_rt.query_log import QueryLog
 from upperson_rt.retriever import Retriever
 

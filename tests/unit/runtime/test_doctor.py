@@ -9,12 +9,12 @@ from tests.helpers.toy_bundle import make_toy_bundle, replace_in_bundle
 from upperson_rt import doctor, jetson
 from upperson_rt import installed as packages
 from upperson_rt.backends.openvino import OpenVinoBackend
+from upperson_rt.cuda_driver import CudaDriver
 from upperson_rt.doctor import diagnose
 from upperson_rt.errors import BackendError, install_command
 from upperson_rt.gallery import Gallery
 from upperson_rt.manifest import parse_manifest
 from upperson_rt.query_log import QueryLog
-from upperson_rt.tensorrt.cuda import CudaDriver
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from upperson_rt import indexer
 from upperson_rt.gallery import Item
-from upperson_rt.indexer import Elsewhere, _apart, find_elsewhere, index_images
+from upperson_rt.ingest import indexer
+from upperson_rt.ingest.files import Elsewhere, _apart, find_elsewhere, index_images
 
-LOGGER = "upperson_rt.indexer"
+LOGGER = "upperson_rt.ingest.files"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from tests.helpers.toy_bundle import COLOURS
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Item
-from upperson_rt.indexer import index_images
+from upperson_rt.ingest.files import index_images
 from upperson_rt.phrases import parse
 from upperson_rt.phrases.evidence import (
     MOST_DENIED,
@@ -15,7 +15,8 @@ from upperson_rt.phrases.evidence import (
     describe,
     paraphrases,
 )
-from upperson_rt.retriever import Retriever, search_without
+from upperson_rt.retriever import Retriever
+from upperson_rt.search.service import search_excluding
 
 COLOURS_IN_ORDER = list(COLOURS)
 
@@ -173,7 +174,7 @@ def test_answers_are_looked_for_away_from_what_is_denied(encoder, gallery):
     assert all(int(hit.item.key) < 50 for hit in best)
     denied = parse("a person without a bag").denied
     assert np.linalg.norm(evidence.away(asked_D, denied)) == pytest.approx(1, abs=1e-6)
-    found = search_without(gallery, evidence, asked_D, denied, 10, None, by_track=False)
+    found = search_excluding(gallery, evidence, asked_D, denied, 10, None, by_track=False)
     assert all(int(hit.item.key) >= 50 for hit in found)
     scores = evidence.scores(["a person without a bag"], pictures)[0]
     for hit in found:  # Galleries keep float16.

@@ -13,7 +13,7 @@ from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.image_memory import MOST_BYTES
-from upperson_rt.indexer import index_images
+from upperson_rt.ingest.files import index_images
 
 
 def test_indexing_goes_past_bad_pictures(encoder, gallery, pictures, tmp_path):
@@ -104,7 +104,7 @@ MEASURE = """
 import upperson_rt
 from pathlib import Path
 from upperson_rt.gallery import Gallery
-from upperson_rt.indexer import index_images
+from upperson_rt.ingest.files import index_images
 
 def status(name):
     with open("/proc/self/status") as file:

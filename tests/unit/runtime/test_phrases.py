@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from upperson.data.synthetic import captions
-from upperson.data.synthetic.captions import brief
-from upperson.data.synthetic.look import SOURCE, TARGET
-from upperson.data.synthetic.people import BAGS, HAIR_STYLES, sample_people
 from upperson_rt.errors import InputError
 from upperson_rt.phrases import grammar, parse
+from upperson_synthetic import captions
+from upperson_synthetic.captions import brief
+from upperson_synthetic.look import SOURCE, TARGET
+from upperson_synthetic.people import BAGS, HAIR_STYLES, sample_people
 
 
 def _texts(sentence):

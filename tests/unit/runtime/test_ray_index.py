@@ -19,13 +19,13 @@ import pytest
 
 from tests.helpers.command_line import ROOT, environment
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
-from upperson_rt import ray_index
+from upperson_ray import ray_index
+from upperson_ray.index import index_on_ray
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.shards import ShardRecord, Tally
 from upperson_rt.gallery.sqlite.merge import merge_shards
-from upperson_rt.ray_index import index_on_ray
-from upperson_rt.shard_indexer import made_with
+from upperson_rt.ingest.shards import made_with
 
 SHARDS = 8
 
@@ -209,7 +209,7 @@ from pathlib import Path
 
 import ray
 
-from upperson_rt.ray_index import index_on_ray
+from upperson_ray.index import index_on_ray
 
 class Holding:
     # A person is all of a picture; at the second one a worker stands still while it is told to.

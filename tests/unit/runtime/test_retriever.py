@@ -9,7 +9,7 @@ from tests.helpers.toy_bundle import COLOURS
 from upperson_rt.encoder import Encoder
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.gallery import Filter, Item
-from upperson_rt.indexer import index_images
+from upperson_rt.ingest.files import index_images
 from upperson_rt.retriever import Retriever
 
 COLOURS_IN_ORDER = list(COLOURS)

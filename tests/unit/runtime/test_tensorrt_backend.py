@@ -8,11 +8,11 @@ import pytest
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.backends import open_backend
-from upperson_rt.backends.tensorrt import TensorRtBackend
 from upperson_rt.bundle import Bundle
-from upperson_rt.compile import compile_bundle
 from upperson_rt.errors import BackendError, IntegrityError, UsageError
-from upperson_rt.tensorrt.cache import EngineCache
+from upperson_tensorrt.backend import TensorRtBackend
+from upperson_tensorrt.cache import EngineCache
+from upperson_tensorrt.compile import compile_bundle
 
 MAX_BATCH = 8
 

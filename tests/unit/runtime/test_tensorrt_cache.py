@@ -8,8 +8,8 @@ import pytest
 
 from upperson_rt.errors import BackendError, InputError, IntegrityError
 from upperson_rt.files import cache_folder
-from upperson_rt.tensorrt.builder import Comparison, InputProfile
-from upperson_rt.tensorrt.cache import EngineCache, EngineRecord, Target
+from upperson_tensorrt.builder import Comparison, InputProfile
+from upperson_tensorrt.cache import EngineCache, EngineRecord, Target
 
 ORIN = Target(
     gpu="Orin (nvgpu)",

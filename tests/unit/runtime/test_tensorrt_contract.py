@@ -20,7 +20,7 @@ import pytest
 
 from tests.helpers import fake_tensorrt, real_tensorrt
 from tests.helpers.fake_cuda import FakeDriver
-from upperson_rt.tensorrt import bindings
+from upperson_tensorrt import bindings
 
 SOURCES = [
     *Path(bindings.__file__).parent.glob("*.py"),
@@ -125,7 +125,7 @@ def test_a_tensorrt_that_cannot_start_is_told_from_one_that_can(release, monkeyp
 
 
 LOGS = """
-from upperson_rt.tensorrt.bindings import import_tensorrt, trt_log
+from upperson_tensorrt.bindings import import_tensorrt, trt_log
 trt = import_tensorrt()
 log = trt_log(trt)
 assert isinstance(log.recorder, trt.IErrorRecorder) and isinstance(log.logger, trt.ILogger)

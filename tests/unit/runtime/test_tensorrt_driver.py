@@ -16,12 +16,12 @@ from tests.helpers.fake_cuda import FakeDriver
 from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt import doctor, jetson
-from upperson_rt.compile import compile_bundle
 from upperson_rt.errors import BackendError
-from upperson_rt.tensorrt import bindings
-from upperson_rt.tensorrt import cuda as cuda_module
-from upperson_rt.tensorrt.bindings import import_tensorrt, install_hint, open_gpu
-from upperson_rt.tensorrt.cuda import CONSTANTS, SIGNATURES, Cuda, Gpu
+from upperson_tensorrt import bindings
+from upperson_tensorrt import cuda as cuda_module
+from upperson_tensorrt.bindings import import_tensorrt, install_hint, open_gpu
+from upperson_tensorrt.compile import compile_bundle
+from upperson_tensorrt.cuda import CONSTANTS, SIGNATURES, Cuda, Gpu
 
 PIP = "pip install {} --extra-index-url https://pypi.nvidia.com"
 

@@ -21,11 +21,12 @@ from tests.helpers.fake_tensorrt import VERSIONS, install_fake_tensorrt
 from tests.helpers.toy_bundle import make_toy_bundle
 from upperson_rt.bundle import Bundle, read_manifest
 from upperson_rt.canaries import Canaries
-from upperson_rt.compile import compile_bundle
+from upperson_rt.cuda_driver import probe_cuda_driver
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
-from upperson_rt.tensorrt.builder import InputProfile, build_engine, compare_engine, tower_profile
-from upperson_rt.tensorrt.cache import EngineCache
-from upperson_rt.tensorrt.cuda import Cuda, probe_cuda_driver
+from upperson_tensorrt.builder import InputProfile, build_engine, compare_engine, tower_profile
+from upperson_tensorrt.cache import EngineCache
+from upperson_tensorrt.compile import compile_bundle
+from upperson_tensorrt.cuda import Cuda
 
 RTX = "RTX"
 

@@ -28,7 +28,6 @@ from tests.helpers.toy_bases import (
 )
 from upperson.components import build_components
 from upperson.config import TrainConfig
-from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.vocabulary import gemma_tokenizer_json
 from upperson.model import weights
 from upperson.model.architecture import image_architecture
@@ -38,6 +37,7 @@ from upperson.model.encoder import UPPerson
 from upperson.model.parts import PLAIN_CLIP
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.tokenizer import Tokenizer
+from upperson_synthetic import SyntheticSpec, write_dataset
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from upperson.attributes import AttributeReport, measure_attributes, measure_short
 from upperson.data.records import Record
-from upperson.data.synthetic.people import Person, sample_people
 from upperson.questions import (
     ANY,
     THINGS,
@@ -25,6 +24,7 @@ from upperson.questions import (
 )
 from upperson_rt.errors import InputError
 from upperson_rt.phrases.evidence import Evidence
+from upperson_synthetic.people import Person, sample_people
 
 VIEWS = 2
 

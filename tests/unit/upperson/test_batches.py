@@ -26,7 +26,6 @@ from upperson.data.batches import (
 from upperson.data.pictures import Pictures
 from upperson.data.records import Record, read_dataset
 from upperson.data.rewording import shorter, wrong
-from upperson.data.synthetic import SyntheticSpec, write_dataset
 from upperson.data.transforms import (
     AUGMENTATION_DRAWS,
     CLIP_STATISTICS,
@@ -36,6 +35,7 @@ from upperson.data.transforms import (
 )
 from upperson.data.vocabulary import clip_tokenizer
 from upperson_rt.errors import InputError
+from upperson_synthetic import SyntheticSpec, write_dataset
 
 SOT, EOT, MASK = 49406, 49407, 49405
 SIZE = (48, 32)

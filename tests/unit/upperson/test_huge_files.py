@@ -10,7 +10,7 @@ import pytest
 from upperson.config import read_recipe
 from upperson.data.annotations import open_plain_format
 from upperson.data.records import read_dataset
-from upperson_rt.camera.detectors.naming import BoxesFile
+from upperson_camera.detectors.naming import BoxesFile
 from upperson_rt.errors import InputError
 from upperson_rt.files import read_bounded
 from upperson_rt.strict import read_json

@@ -7,7 +7,7 @@ import pytest
 
 from upperson.config import TrainConfig, read_yaml
 from upperson.data.records import read_dataset
-from upperson_rt.camera.detectors.naming import BoxesFile
+from upperson_camera.detectors.naming import BoxesFile
 from upperson_rt.errors import InputError
 from upperson_rt.preprocess import load_image
 from upperson_rt.strict import read_json

@@ -14,8 +14,6 @@ from torch import Tensor
 from tests.helpers.alone import alone
 from tests.unit.upperson.test_synthetic import generator
 from upperson.data.batches import tokenize
-from upperson.data.synthetic.captions import Caption
-from upperson.data.synthetic.people import sample_look_alikes
 from upperson.data.vocabulary import clip_tokenizer
 from upperson.model.base import load_base
 from upperson.pretrain import (
@@ -30,6 +28,8 @@ from upperson.pretrain import (
     pretrain_small,
     second_stage,
 )
+from upperson_synthetic.captions import Caption
+from upperson_synthetic.people import sample_look_alikes
 
 TINY = PretrainConfig(people=8, views=1, steps=2, batch_size=8, warmup_steps=1)
 

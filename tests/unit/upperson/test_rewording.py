@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from upperson.data.rewording import require_phrases, shorter, wrong
-from upperson.data.synthetic.captions import describe
-from upperson.data.synthetic.look import SOURCE, TARGET
-from upperson.data.synthetic.people import sample_people
 from upperson_rt.errors import InputError
 from upperson_rt.phrases import parse
+from upperson_synthetic.captions import describe
+from upperson_synthetic.look import SOURCE, TARGET
+from upperson_synthetic.people import sample_people
 
 RED = "The woman is wearing a red coat, blue jeans, and she carries a brown purse."
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from upperson.data.synthetic.routes import straight_route, street_route
-from upperson.data.synthetic.video import Street, VideoSpec
+from upperson_synthetic.routes import straight_route, street_route
+from upperson_synthetic.video import Street, VideoSpec
 
 SPEC = VideoSpec(people=14, seconds=16, seed=2, busy=True)
 

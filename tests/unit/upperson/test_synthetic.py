@@ -17,7 +17,8 @@ from PIL import Image
 
 from upperson.data.annotations import ATTRIBUTE_KINDS
 from upperson.data.records import SPLITS, read_dataset
-from upperson.data.synthetic import (
+from upperson_rt.errors import InputError, UsageError
+from upperson_synthetic import (
     LOOKS,
     SyntheticSpec,
     describe,
@@ -25,12 +26,12 @@ from upperson.data.synthetic import (
     iter_samples,
     write_dataset,
 )
-from upperson.data.synthetic.body import _rings
-from upperson.data.synthetic.captions import brief, caption
-from upperson.data.synthetic.dataset import FORMAT
-from upperson.data.synthetic.drawing import Pose
-from upperson.data.synthetic.look import INDOOR, SOURCE, TARGET, Camera, Look, anywhere
-from upperson.data.synthetic.people import (
+from upperson_synthetic.body import _rings
+from upperson_synthetic.captions import brief, caption
+from upperson_synthetic.dataset import FORMAT
+from upperson_synthetic.drawing import Pose
+from upperson_synthetic.look import INDOOR, SOURCE, TARGET, Camera, Look, anywhere
+from upperson_synthetic.people import (
     ACCESSORIES,
     BAGS,
     COLOURS,
@@ -52,9 +53,8 @@ from upperson.data.synthetic.people import (
     sample_look_alikes,
     sample_people,
 )
-from upperson.data.synthetic.sampling import choose
-from upperson.data.synthetic.scene import render_person
-from upperson_rt.errors import InputError, UsageError
+from upperson_synthetic.sampling import choose
+from upperson_synthetic.scene import render_person
 
 BOTH_LOOKS = pytest.mark.parametrize("look", [SOURCE, TARGET], ids=lambda look: look.name)
 SPEC = SyntheticSpec(

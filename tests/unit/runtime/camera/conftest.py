@@ -30,5 +30,5 @@ def gallery(tmp_path, encoder):
 def fake_time(monkeypatch):
     """The clock of what reads sources, which can be set forward."""
     found = FakeTime()
-    monkeypatch.setattr("upperson_rt.camera.capture.time", found)
+    monkeypatch.setattr("upperson_camera.capture.time", found)
     return found

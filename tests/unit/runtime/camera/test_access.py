@@ -16,11 +16,11 @@ from tests.helpers.certificate import written
 from tests.helpers.onvif_device import onvif_device
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
 from tests.helpers.small_servers import dripping_server
-from upperson_rt.camera.access import Access, RefusedAddressError, target_of
-from upperson_rt.camera.onvif import ask_cameras, device_at
-from upperson_rt.camera.relay import Relay, _Units
-from upperson_rt.camera.source import Logins, OpenCVReader, parse_source
-from upperson_rt.camera.stream import StreamReader
+from upperson_camera.access import Access, RefusedAddressError, target_of
+from upperson_camera.onvif import ask_cameras, device_at
+from upperson_camera.relay import Relay, _Units
+from upperson_camera.source import Logins, OpenCVReader, parse_source
+from upperson_camera.stream import StreamReader
 from upperson_rt.errors import InputError
 
 OPENING_S = 1.0

@@ -10,10 +10,11 @@ from PIL import Image
 
 from tests.helpers.command_line import run_code
 from tests.helpers.fake_camera import BOX, FakeOpener, check_sums, person_frame, wait_for
-from upperson_rt.camera import CaptureRules, Pipeline, QualityRules, Source
+from upperson_camera import CaptureRules, Pipeline, Source
 from upperson_rt.errors import InputError, IntegrityError
 from upperson_rt.gallery import Gallery
 from upperson_rt.gallery.sqlite import access, database
+from upperson_rt.ingest.quality import QualityRules
 
 START = 1_800_000_000.0
 LIVE = Source(address="rtsp://cam", kind="network")
@@ -181,7 +182,7 @@ FULL = """
 import resource
 import upperson_rt
 from tests.helpers.fake_camera import person_frame
-from upperson_rt.camera import Pipeline
+from upperson_camera import Pipeline
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
 

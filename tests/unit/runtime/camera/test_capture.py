@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.fake_camera import RULES, FakeOpener, Watched, person_frame, wait_for
-from upperson_rt.camera.settings import CaptureRules
-from upperson_rt.camera.source import OpenCVReader, Source, guess_start_time, parse_source
-from upperson_rt.camera.stream import StreamReader, open_source
+from upperson_camera.settings import CaptureRules
+from upperson_camera.source import OpenCVReader, Source, guess_start_time, parse_source
+from upperson_camera.stream import StreamReader, open_source
 from upperson_rt.errors import InputError, UsageError
 
 FILE = Source(address="clip.avi", kind="file")

@@ -17,8 +17,8 @@ from tests.helpers.fake_camera import (
     person_frame,
     wait_for,
 )
-from upperson_rt.camera import CaptureRules, Pipeline, Source
-from upperson_rt.camera.prometheus import MetricsFile
+from upperson_camera import CaptureRules, Pipeline, Source
+from upperson_camera.prometheus import MetricsFile
 from upperson_rt.errors import BackendError, InputError, UppersonError, UsageError
 from upperson_rt.gallery import Filter
 
@@ -42,8 +42,8 @@ def known():
 def clock(monkeypatch):
     """The clock by which calls last too long; a busy machine does not move it."""
     clock = FakeTime()
-    monkeypatch.setattr("upperson_rt.camera.queues.time", clock)
-    monkeypatch.setattr("upperson_rt.camera.pipeline.time_module", clock)
+    monkeypatch.setattr("upperson_camera.queues.time", clock)
+    monkeypatch.setattr("upperson_camera.pipeline.time_module", clock)
     return clock
 
 
@@ -268,7 +268,7 @@ def test_a_slow_encoder_is_waited_for_as_long_as_it_works(encoder, gallery, cloc
 @pytest.mark.parametrize("where", ["open", "read", "close"])
 @pytest.mark.parametrize("source", [FILE, LIVE])
 def test_a_source_that_hangs_is_left_behind(encoder, gallery, known, source, where, monkeypatch):
-    monkeypatch.setattr("upperson_rt.camera.capture._PATIENCE_S", 0.2)
+    monkeypatch.setattr("upperson_camera.capture._PATIENCE_S", 0.2)
     gate = Gate()
 
     class Opener(FakeOpener):
@@ -456,7 +456,7 @@ class Moody:
 def test_whatever_hangs_or_fails_all_is_counted_and_nothing_told_is_lost(
     encoder, gallery, known, seed, monkeypatch
 ):
-    monkeypatch.setattr("upperson_rt.camera.capture._PATIENCE_S", 0.1)
+    monkeypatch.setattr("upperson_camera.capture._PATIENCE_S", 0.1)
     dice, released, told, add = random.Random(seed), threading.Event(), [], gallery.add
     encoding, adding, telling, detecting, reading = (Moody(dice, released) for _ in range(5))
     moody_encoder = FakeEncoder(encoder)
@@ -512,7 +512,8 @@ HANGING = """
 import threading
 import upperson_rt
 from tests.helpers.fake_camera import FakeOpener, person_frame, wait_for
-from upperson_rt.camera import Pipeline, Source, commit
+from upperson_camera import Pipeline, Source
+from upperson_rt.ingest import crop_folder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery
 
@@ -522,7 +523,7 @@ def hang(*arguments):
     hanging.append(arguments)
     threading.Event().wait()
 
-commit.write_all_atomically = lambda contents, pool: pool.submit(hang).result()
+crop_folder.write_all_atomically = lambda contents, pool: pool.submit(hang).result()
 encoder = upperson_rt.open(sys.argv[1], "fp32", "onnxruntime", threads=1)
 gallery = Gallery.open(sys.argv[2], encoder.fingerprint, encoder.embed_dim, create=True)
 pipeline = Pipeline(encoder, gallery, every_s=0, min_views=1, end_within_s=0.2)

@@ -4,7 +4,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from upperson_rt.camera.detectors import OnnxDetector
+from upperson_camera.detectors import OnnxDetector
 from upperson_rt.errors import InputError
 from upperson_rt.onnx_file import require_no_loops
 

@@ -15,8 +15,8 @@ from tests.helpers.command_line import ROOT
 from tests.helpers.fake_camera import person_frame, wait_for
 from tests.helpers.fake_cuda import FakeDriver
 from tests.helpers.toy_bundle import make_toy_bundle
-from upperson.data.synthetic.video import VideoSpec, write_video
 from upperson_rt.gallery import Gallery
+from upperson_synthetic.video import VideoSpec, write_video
 
 EXAMPLES = ROOT / "docs" / "examples"
 

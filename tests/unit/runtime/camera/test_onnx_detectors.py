@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.helpers.detector_heads import COLOUR, HEADS, write_detector
-from upperson_rt.camera.detectors import LAYOUTS, OnnxDetector, onnx_file
-from upperson_rt.camera.detectors.layouts import grid
+from upperson_camera.detectors import LAYOUTS, OnnxDetector, onnx_file
+from upperson_camera.detectors.layouts import grid
 from upperson_rt.cli.options import DetectorLayout
 from upperson_rt.errors import BackendError, InputError, UsageError
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.helpers.onvif_device import MATCH, onvif_device, responder
 from tests.helpers.small_servers import dripping_server, no_server, other_server
-from upperson_rt.camera.onvif import Answer, ask_cameras, device_at, discover
-from upperson_rt.camera.source import Logins, parse_source
+from upperson_camera.onvif import Answer, ask_cameras, device_at, discover
+from upperson_camera.source import Logins, parse_source
 from upperson_rt.errors import InputError, UsageError
 from upperson_rt.remote import password_digest
 
@@ -202,7 +202,7 @@ def test_what_is_no_device(content, problem):
 
 @pytest.mark.parametrize("start", [b"HTTP/1.0 200 OK\r\nX: ", http_answer(b"<a>")])
 def test_a_device_that_says_a_little_now_and_then_has_its_time(monkeypatch, start):
-    monkeypatch.setattr("upperson_rt.camera.soap._CALL_S", 0.5)
+    monkeypatch.setattr("upperson_camera.soap._CALL_S", 0.5)
     with dripping_server(start) as (port, cut):
         (camera,) = ask_cameras([device_at(f"127.0.0.1:{port}")], Logins())
         assert camera.problem == "it does not answer within 0.5 s"
@@ -210,7 +210,7 @@ def test_a_device_that_says_a_little_now_and_then_has_its_time(monkeypatch, star
 
 
 def test_a_device_has_its_time_for_all_answers_together(monkeypatch):
-    monkeypatch.setattr("upperson_rt.camera.soap._CALLS_S", -1.0)
+    monkeypatch.setattr("upperson_camera.soap._CALLS_S", -1.0)
     with onvif_device(streams=STREAMS) as device:
         assert "it is too slow" in ask(device).problem
         assert device.asked == []

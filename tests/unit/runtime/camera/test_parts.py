@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from tests.helpers.fake_camera import wait_for
-from upperson_rt.camera import PipelineSettings, QualityRules, Source, parse_source
-from upperson_rt.camera.crops import Selection, safe_folder_name, sharpness
-from upperson_rt.camera.frames import MOST_BOXES, SteadyClock, View, clean_boxes
-from upperson_rt.camera.queues import BoundedQueue, check_policy
-from upperson_rt.camera.source import without_secrets
-from upperson_rt.camera.stats import Durations, Ledger
+from upperson_camera import PipelineSettings, Source, parse_source
+from upperson_camera.crops import Selection, safe_folder_name, sharpness
+from upperson_camera.frames import SteadyClock, View
+from upperson_camera.queues import BoundedQueue, check_policy
+from upperson_camera.source import without_secrets
+from upperson_camera.stats import Durations, Ledger
 from upperson_rt.cli.app import JsonFormatter
 from upperson_rt.errors import BackendError, InputError, UsageError
+from upperson_rt.ingest.boxes import MOST_BOXES, clean_boxes
+from upperson_rt.ingest.quality import QualityRules
 
 
 def test_a_full_queue_drops_what_its_policy_says():
@@ -332,7 +334,7 @@ def test_gstreamer_is_refused_where_opencv_has_none(monkeypatch):
 
 
 def test_log_lines_are_json():
-    record = logging.LogRecord("upperson_rt.camera", 30, "f", 1, "camera %s lost", ("gate",), None)
+    record = logging.LogRecord("upperson_camera", 30, "f", 1, "camera %s lost", ("gate",), None)
     record.camera = "gate"
     record.wait_s = 0.5
     line = json.loads(JsonFormatter().format(record))

@@ -18,19 +18,12 @@ from tests.helpers.fake_camera import (
     person_frame,
     wait_for,
 )
-from upperson.data.synthetic.video import VideoSpec, write_video
-from upperson_rt.camera import (
-    BoxesFile,
-    CaptureRules,
-    Pipeline,
-    PipelineSettings,
-    QualityRules,
-    Reader,
-    Source,
-)
+from upperson_camera import BoxesFile, CaptureRules, Pipeline, PipelineSettings, Reader, Source
 from upperson_rt.errors import InputError, IntegrityError, UsageError, install_command
 from upperson_rt.gallery import Filter, Gallery
 from upperson_rt.gallery.crops import read_crop
+from upperson_rt.ingest.quality import QualityRules
+from upperson_synthetic.video import VideoSpec, write_video
 
 START = 1_800_000_000.0
 

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import upperson_rt
 from tests.helpers.fake_camera import BOX, person_frame, wait_for
 from tests.helpers.toy_bundle import make_toy_bundle
-from upperson_rt.camera import Pipeline
-from upperson_rt.camera.prometheus import MetricsFile, MetricsServer
+from upperson_camera import Pipeline
+from upperson_camera.prometheus import MetricsFile, MetricsServer
 from upperson_rt.errors import BackendError, InputError
 from upperson_rt.gallery import Gallery
 

@@ -16,10 +16,10 @@ from tests.helpers.small_servers import (
     other_server,
     rtsp_server,
 )
-from upperson_rt.camera.reasons import reason_of_address, reason_of_device
-from upperson_rt.camera.settings import CameraSettings
-from upperson_rt.camera.source import OpenCVReader, parse_source
-from upperson_rt.camera.stream import StreamReader, open_source
+from upperson_camera.reasons import reason_of_address, reason_of_device
+from upperson_camera.settings import CameraSettings
+from upperson_camera.source import OpenCVReader, parse_source
+from upperson_camera.stream import StreamReader, open_source
 from upperson_rt.errors import BackendError, InputError, UsageError
 from upperson_rt.remote import Limit
 

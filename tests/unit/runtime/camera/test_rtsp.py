@@ -13,8 +13,8 @@ import pytest
 
 from tests.helpers.fake_camera import RULES, Watched, wait_for
 from tests.helpers.rtsp_camera import reason_to_skip, rtsp_camera
-from upperson_rt.camera.source import Source, parse_source
-from upperson_rt.camera.stream import StreamReader, open_source
+from upperson_camera.source import Source, parse_source
+from upperson_camera.stream import StreamReader, open_source
 from upperson_rt.errors import InputError
 
 USER, PASSWORD = "anna", "s:e/c ret@1"

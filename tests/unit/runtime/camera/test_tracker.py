@@ -6,10 +6,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from upperson_rt.camera import PipelineSettings
-from upperson_rt.camera.frames import clean_boxes
-from upperson_rt.camera.tracker import COLOURS, TRACKERS, Tracker, colours_of, new_tracker
+from upperson_camera import PipelineSettings
+from upperson_camera.tracker import COLOURS, TRACKERS, Tracker, colours_of, new_tracker
 from upperson_rt.errors import BackendError, UsageError, install_command
+from upperson_rt.ingest.boxes import clean_boxes
 
 SIZE = (1000, 500)
 GREY = np.full((500, 1000, 3), 120, np.uint8)

@@ -12,16 +12,16 @@ import pytest
 
 from tests.helpers.command_line import run_code
 from tests.helpers.fake_camera import person_frame
-from upperson_rt.camera import Pipeline
-from upperson_rt.camera.commit import UnfinishedNote
+from upperson_camera import Pipeline
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Item
+from upperson_rt.ingest.crop_folder import UnfinishedNote
 
 KILLED = """
 import os, signal
 import upperson_rt
 from tests.helpers.fake_camera import person_frame
-from upperson_rt.camera import Pipeline
+from upperson_camera import Pipeline
 from upperson_rt.gallery import Gallery
 
 encoder = upperson_rt.open(sys.argv[1], "fp32", "onnxruntime", threads=1)
@@ -171,7 +171,7 @@ def test_a_note_that_is_swept_before_it_is_locked_is_made_again(gallery, monkeyp
         locked.append(handle)
         return True
 
-    monkeypatch.setattr("upperson_rt.camera.commit.lock_until_closed", lock)
+    monkeypatch.setattr("upperson_rt.ingest.crop_folder.lock_until_closed", lock)
     note = UnfinishedNote(gallery.crops_dir, "mine")
     assert len(locked) == 2
     with note.kept([Item(key="a", camera="gate", time=1e9, crop="a.jpg")]):

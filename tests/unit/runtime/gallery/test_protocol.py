@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.gallery_places import DIM, FINGERPRINT
 from upperson_rt.errors import InputError
-from upperson_rt.gallery import Gallery, protocol
+from upperson_rt.gallery import Gallery
 
 
 class Elsewhere:
@@ -22,10 +22,9 @@ class Elsewhere:
         return cls(location, create)
 
 
-def test_a_third_store_is_a_row_of_the_table(monkeypatch):
-    monkeypatch.setitem(protocol.STORES, "elsewhere", "a.room:Elsewhere")
-    room = SimpleNamespace(Elsewhere=Elsewhere)
-    monkeypatch.setattr(protocol, "import_module", {"a.room": room}.__getitem__)
+def test_another_store_is_found_by_its_entry_point(monkeypatch):
+    found = {"stores": {"elsewhere": [SimpleNamespace(value="a:b", load=lambda: Elsewhere)]}}
+    monkeypatch.setattr("upperson_rt.extensions._entry_points", lambda group: found[group])
     assert Gallery.open("elsewhere://place/people").opened == ("elsewhere://place/people", None)
     made = Gallery.open("elsewhere://place/people", FINGERPRINT, DIM, create=True)
     assert made.opened == ("elsewhere://place/people", (FINGERPRINT, DIM))

@@ -10,13 +10,13 @@ import pytest
 
 from tests.helpers.console import ODD, START, Client
 from tests.helpers.toy_bundle import COLOURS, draw_person, make_toy_bundle
+from upperson_console.accounts import Access, Account, Accounts, add_token
+from upperson_console.app import make_app
+from upperson_console.desk import Desk
+from upperson_console.memory import Memory
 from upperson_rt.bundle import open_encoder
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.query_log import QueryLog
-from upperson_rt.serve.accounts import Access, Account, Accounts, add_token
-from upperson_rt.serve.app import make_app
-from upperson_rt.serve.desk import Desk
-from upperson_rt.serve.memory import Memory
 
 
 @pytest.fixture(scope="session")

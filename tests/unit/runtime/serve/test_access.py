@@ -6,8 +6,8 @@ import stat
 import pytest
 
 from tests.helpers.console import ODD, Client, problem
+from upperson_console.accounts import COOKIE, Accounts, add_token
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.serve.accounts import COOKIE, Accounts, add_token
 
 
 def first_id(console, key):

@@ -14,12 +14,12 @@ from PIL import Image
 from tests.helpers.console import BASE, ODD, problem
 from tests.helpers.gallery_places import some_vectors
 from tests.helpers.toy_bundle import draw_person, make_toy_bundle
+from upperson_console.guard import MOST_BODY_BYTES
 from upperson_rt.bundle import open_encoder
 from upperson_rt.errors import InputError
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.gallery.crops import name_with_hash
 from upperson_rt.log_chain import verify_log
-from upperson_rt.serve.guard import MOST_BODY_BYTES
 
 
 def send(console, content):
@@ -266,15 +266,15 @@ def test_a_defect_is_told_without_its_trace(console, monkeypatch):
 
 def test_a_crowd_at_the_encoder_is_told_to_come_back(console, monkeypatch):
     began, go_on = threading.Event(), threading.Event()
-    encode = console.desk.encoder.encode_texts
+    encode = console.desk.encoder.encode_tokens
 
-    def slow(texts):
+    def slow(*tokens):
         began.set()
         assert go_on.wait(20)
-        return encode(texts)
+        return encode(*tokens)
 
-    monkeypatch.setattr(console.desk.encoder, "encode_texts", slow)
-    console.desk.questions.turns._most = 2
+    monkeypatch.setattr(console.desk.encoder, "encode_tokens", slow)
+    console.desk.turns._most = 2
     answers = []
     threads = [
         threading.Thread(
@@ -285,7 +285,7 @@ def test_a_crowd_at_the_encoder_is_told_to_come_back(console, monkeypatch):
     for thread in threads:
         thread.start()
     assert began.wait(20)
-    while console.desk.questions.turns.waiting < 2:
+    while console.desk.turns.waiting < 2:
         pass
     refused = console.client.search(sentence="red and late")
     assert "the encoder is busy" in problem(refused, 429)
@@ -294,7 +294,7 @@ def test_a_crowd_at_the_encoder_is_told_to_come_back(console, monkeypatch):
     for thread in threads:
         thread.join()
     assert [answer.status_code for answer in answers] == [200, 200]
-    assert console.desk.questions.turns.refused == 1
+    assert console.desk.turns.refused == 1
 
 
 def test_an_export_of_a_damaged_picture_goes_without_it(console):

@@ -15,10 +15,10 @@ from PIL import Image
 from tests.helpers.command_line import run_code
 from tests.helpers.console import BASE, problem
 from tests.helpers.hostile_clients import KINDS, Sent, gif_of_blocks, jpeg_of_segments
-from upperson_rt.serve.bounds import JsonBounds, check_json
-from upperson_rt.serve.guard import MOST_SMALL_BYTES, Guard
-from upperson_rt.serve.problems import ProblemError
-from upperson_rt.serve.turns import CLIENT, Turns
+from upperson_console.bounds import JsonBounds, check_json
+from upperson_console.guard import MOST_SMALL_BYTES, Guard
+from upperson_console.problems import ProblemError
+from upperson_console.turns import CLIENT, Turns
 
 JSON = {"content-type": "application/json"}
 
@@ -125,7 +125,7 @@ def test_a_long_sentence_is_embedded_up_to_the_bound_of_a_search(reader):
 def test_base64_in_pieces_is_what_it_is_at_once(reader, red_jpeg, monkeypatch):
     import base64
 
-    import upperson_rt.serve.api as api
+    import upperson_console.api as api
 
     text = "data:image/jpeg;base64," + base64.b64encode(red_jpeg).decode()
     asked = {"input": text, "encoding_format": "base64"}
@@ -196,7 +196,7 @@ def test_an_export_leaves_out_a_file_that_is_larger_than_a_picture(console):
 
 
 def test_an_export_beyond_its_bound_is_refused(console, monkeypatch):
-    import upperson_rt.serve.answers as answers
+    import upperson_console.answers as answers
 
     monkeypatch.setattr(answers, "_MOST_EXPORT_BYTES", 100)
     (id_,) = console.desk.gallery.ids(["red-0"]).values()

@@ -15,11 +15,11 @@ import httpx
 import pytest
 
 from tests.helpers.certificate import written
+from upperson_console import connections
+from upperson_console.accounts import COOKIE, Access, Account, Accounts
+from upperson_console.connections import Connection
+from upperson_console.server import Server, listening, tls_context
 from upperson_rt.errors import InputError
-from upperson_rt.serve import connections
-from upperson_rt.serve.accounts import COOKIE, Access, Account, Accounts
-from upperson_rt.serve.connections import Connection
-from upperson_rt.serve.server import Server, listening, tls_context
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sockets of POSIX")
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from upperson_rt.serve.guard import Guard
-from upperson_rt.serve.turns import Crowd, network_of
+from upperson_console.guard import Guard
+from upperson_console.turns import Crowd, network_of
 
 WITHIN_S = 0.2
 

@@ -9,10 +9,10 @@ import pytest
 
 from tests.helpers.console import Client
 from tests.helpers.small_servers import dripping_server, http_server, no_server, other_server
+from upperson_console.accounts import Access, Account
+from upperson_console.app import make_app
+from upperson_console.live import Live, check_source
 from upperson_rt.errors import UsageError
-from upperson_rt.serve.accounts import Access, Account
-from upperson_rt.serve.app import make_app
-from upperson_rt.serve.live import Live, check_source
 
 METRICS = """\
 # HELP upperson_frames_read_total Frames that came in.

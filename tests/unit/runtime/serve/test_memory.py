@@ -9,8 +9,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from upperson_console.memory import AskedPicture, Memory
 from upperson_rt.errors import IntegrityError
-from upperson_rt.serve.memory import AskedPicture, Memory
 
 VECTOR = np.full(16, 0.25, np.float32)
 OLD_FILE = """
@@ -125,7 +125,7 @@ def test_a_file_of_before_gets_checksums(old_file):
 
 def test_an_upgrade_is_done_as_a_whole_or_not_at_all(old_file):
     program = (
-        "import os, sys; from pathlib import Path; from upperson_rt.serve.memory import Memory\n"
+        "import os, sys; from pathlib import Path; from upperson_console.memory import Memory\n"
         "Memory._sum_up = lambda *_: os._exit(9)\n"
         "Memory(Path(sys.argv[1]))"
     )

@@ -12,13 +12,13 @@ import pytest
 
 from tests.helpers.console import ODD, START, problem
 from tests.helpers.toy_bundle import COLOURS, draw_person
+from upperson_console import side_pages
+from upperson_console.search import Search
 from upperson_rt.gallery import Gallery, Item
 from upperson_rt.log_chain import verify_log
 from upperson_rt.printable import local_time
 from upperson_rt.query_log import QueryLog
-from upperson_rt.serve import side_pages
-from upperson_rt.serve.questions import refined
-from upperson_rt.serve.search import Search
+from upperson_rt.search.feedback import refine
 
 
 def id_of(console, key):
@@ -204,16 +204,16 @@ def test_refining_has_bounds_and_gives_the_same_bits():
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
     query, nothing = some(1)[0], np.empty((0, 32), np.float32)
-    assert refined(query, nothing, nothing) is query
+    assert refine(query, nothing, nothing) is query
     for yes, no in ((1, 0), (0, 1), (60, 0), (0, 60), (20, 20)):
         ours, theirs = some(yes), some(no)
-        moved = refined(query, ours, theirs)
+        moved = refine(query, ours, theirs)
         assert np.linalg.norm(moved) == pytest.approx(1, abs=1e-5)
         assert moved.dtype == np.float32
-        assert (moved == refined(query, ours, theirs)).all()
+        assert (moved == refine(query, ours, theirs)).all()
         assert moved @ query > 0.1
-    assert (refined(query, nothing, np.repeat(query[None], 9, axis=0)) @ query) == pytest.approx(1)
-    assert (refined(query, -query[None], nothing) != 0).any()
+    assert (refine(query, nothing, np.repeat(query[None], 9, axis=0)) @ query) == pytest.approx(1)
+    assert (refine(query, -query[None], nothing) != 0).any()
 
 
 def test_saved_searches_have_a_name(console):

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from tests.helpers.console import ODD
+from upperson_console import current
+from upperson_console.search import Search
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.phrases import parse
 from upperson_rt.retriever import Retriever
-from upperson_rt.serve import current
-from upperson_rt.serve.scale import Scale
-from upperson_rt.serve.search import Search
+from upperson_rt.search.calibration import ScoreCalibration
 
 START = 1_790_000_000.0
 
@@ -63,7 +63,9 @@ def test_what_a_sentence_denies_counts_as_it_does_for_the_retriever(reader):
     assert keys(answer) == [hit.item.key for hit in expected]
     scores = [hit["score"] for hit in answer.json()["hits"]]
     assert scores == pytest.approx([hit.score for hit in expected])
-    assert "Must not be there: \u201cbag\u201d." in answer.json()["notes"]
+    assert {"excluded": {"phrases": ["bag"]}}.items() <= {
+        one["code"]: one["fields"] for one in answer.json()["notices"]
+    }.items()
     plain = reader.client.search(sentence="a woman in red", limit=5).json()
     assert [hit["score"] for hit in plain["hits"]] != scores
     assert not any("Must not" in note for note in plain["notes"])
@@ -90,7 +92,7 @@ def test_a_picture_and_both_together(reader, red_jpeg):
         "red",
     ]
     text_D = reader.desk.encoder.encode_texts(["green coat"])[0]
-    mixed_D = text_D + reader.desk.questions.asked_picture(id_).vector_D
+    mixed_D = text_D + reader.desk.query_pictures.get(id_).vector_D
     (hits,) = reader.desk.gallery.search(
         (mixed_D / np.linalg.norm(mixed_D))[None], 24, by_track=True
     )
@@ -166,61 +168,70 @@ def test_what_is_added_meanwhile_shows_nothing_twice(console):
     assert "new" not in {hit["key"] for hit in second["hits"]}
 
 
-def test_a_long_sentence_and_strange_words_are_told(reader):
-    notes = reader.client.search(sentence="a woman in red " * 6).json()["notes"]
-    assert any("12 tokens: its end was cut off" in note for note in notes)
-    notes = reader.client.search(sentence="a woman in zebra").json()["notes"]
-    assert any("\u201czebra\u201d" in note for note in notes)
+def codes(found):
+    return [notice["code"] for notice in found["notices"]]
+
+
+def test_a_long_sentence_and_unknown_words_are_noticed(reader):
+    (notice,) = reader.client.search(sentence="a woman in red " * 6).json()["notices"]
+    assert (notice["code"], notice["fields"]) == ("sentence_truncated", {"context_length": 12})
+    found = reader.client.search(sentence="a woman in zebra").json()
+    (notice,) = found["notices"]
+    assert (notice["code"], notice["fields"]) == ("words_unknown", {"words": ["zebra"]})
+    assert found["notes"] == [f"{notice['text'][0].upper()}{notice['text'][1:]}."]
     assert not reader.client.search(sentence="a woman in red").json()["notes"]
 
 
-def test_a_sentence_that_tells_nobody_apart_is_told(reader, red_jpeg, monkeypatch):
-    told = "The model hardly tells people apart by this sentence: name clothes and their colours."
-    monkeypatch.setattr(Scale, "is_unclear", lambda self, sentence, vector: "a" in sentence.wanted)
+def test_a_sentence_that_tells_nobody_apart_is_noticed(reader, red_jpeg, monkeypatch):
+    monkeypatch.setattr(
+        ScoreCalibration, "is_indistinct", lambda self, sentence, vector: "a" in sentence.wanted
+    )
     found = reader.client.search(sentence="a", limit=3).json()
-    assert told in found["notes"]
+    assert "indistinct" in codes(found)
     assert [hit["match"] for hit in found["hits"]] == ["", "", ""]  # Nobody is called a match.
-    assert told in reader.client.get("/?q=a").text
-    assert told not in reader.client.search(sentence="red").json()["notes"]
+    assert found["notes"][0] in reader.client.get("/?q=a").text
+    assert "indistinct" not in codes(reader.client.search(sentence="red").json())
     given = reader.client.post("/api/v1/pictures", files={"picture": ("x.jpg", red_jpeg)}).json()
     both = reader.client.search(sentence="a", picture=given["picture"], limit=1).json()
-    assert told not in both["notes"]  # The picture tells.
+    assert "indistinct" not in codes(both)  # The picture tells.
     assert both["hits"][0]["match"]
 
 
-def test_a_camera_that_is_not_there_is_told(guarded):
-    def notes(client, *cameras):
+def test_a_camera_that_is_not_there_is_noticed(guarded):
+    def notices(client, *cameras):
         found = client.search(sentence="red", filter={"cameras": [*cameras]}).json()
-        return len(found["hits"]), found["notes"]
+        return len(found["hits"]), {one["code"]: one["fields"] for one in found["notices"]}
 
-    note = "There are no pictures of the camera \u201c{}\u201d: is it written like that?"
-    assert notes(guarded.operator, "gate", "yard") == (6, [note.format("yard")])
-    assert notes(guarded.operator, "gate", ODD) == (12, [])
-    # What a viewer may not see looks as if it were not there.
-    assert notes(guarded.viewer, ODD) == (0, [note.format(ODD)])
-    assert notes(guarded.viewer, "yard") == (0, [note.format("yard")])
+    def unknown(*names):
+        return {"camera_unknown": {"cameras": [*names]}}
+
+    assert notices(guarded.operator, "gate", "yard") == (6, unknown("yard"))
+    assert notices(guarded.operator, "gate", ODD) == (12, {})
+    # What a viewer may not see looks as if it were not there, and no other camera is named.
+    assert notices(guarded.viewer, ODD) == (0, unknown(ODD))
+    assert notices(guarded.viewer, "yard") == (0, unknown("yard"))
     vector = guarded.desk.encoder.encode_texts(["red"])
     guarded.desk.gallery.add([Item(key="new", camera="yard")], vector)
-    assert notes(guarded.operator, "yard") == (1, [])  # However old the list of cameras is.
-    assert notes(guarded.viewer, "yard") == (0, [note.format("yard")])
+    assert notices(guarded.operator, "yard") == (1, {})  # However old the list of cameras is.
+    assert notices(guarded.viewer, "yard") == (0, unknown("yard"))
     page = html.unescape(guarded.operator.get("/?q=red&camera=gate&camera=hall").text)
-    assert note.format("hall") in page
+    assert "no picture of the camera 'hall'" in page.lower()
 
 
-def test_a_sentence_is_parsed_once(console, monkeypatch):
-    parsed = []
-
-    def counting(sentence):
-        parsed.append(sentence)
-        return parse(sentence)
-
-    for module in ("questions", "desk"):
-        monkeypatch.setattr(f"upperson_rt.serve.{module}.parse", counting, raising=False)
+def test_a_sentence_is_parsed_and_tokenized_once(console, monkeypatch):
+    parsed, tokenized = [], []
+    tokenizer = console.desk.encoder.tokenizer
+    encode = tokenizer.encode
+    monkeypatch.setattr(
+        "upperson_rt.search.query.parse", lambda one: parsed.append(one) or parse(one)
+    )
+    monkeypatch.setattr(tokenizer, "encode", lambda texts: tokenized.extend(texts) or encode(texts))
     asked = {"sentence": "a woman in red without a bag", "limit": 2}
     cursor = console.client.search(**asked).json()["next"]
     console.client.search(**asked, cursor=cursor)
     console.client.get("/?q=a+woman+in+red+without+a+bag")
     assert parsed == ["a woman in red without a bag"]
+    assert tokenized.count("a woman in red") == 1
 
 
 SEARCHES = [

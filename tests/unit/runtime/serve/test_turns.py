@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from upperson_rt.serve.turns import BusyError, Turns
+from upperson_console.turns import BusyError, Turns
 
 
 def test_who_comes_first_is_first():

@@ -7,8 +7,8 @@ import pytest
 from tests.helpers import boxes
 from tests.helpers.boxes import Box
 from tests.helpers.gallery_places import some_vectors
-from upperson_rt.camera.commit import OtherWriters
-from upperson_rt.camera.stats import Ledger
+from upperson_camera.commit import OtherWriters
+from upperson_camera.stats import Ledger
 from upperson_rt.gallery import Filter, Gallery, Item
 
 pytestmark = pytest.mark.timeout(180, func_only=True)  # Four processes, and a server's restart.

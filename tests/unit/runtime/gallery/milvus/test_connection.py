@@ -2,9 +2,9 @@
 
 import pytest
 
+from upperson_milvus.connection import TOKEN_VARIABLE, parse
 from upperson_rt.errors import UsageError
 from upperson_rt.gallery import Gallery
-from upperson_rt.gallery.milvus.connection import TOKEN_VARIABLE, parse
 
 
 @pytest.fixture(autouse=True)

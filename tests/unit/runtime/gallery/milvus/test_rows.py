@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.gallery_places import DIM, some_vectors
-from upperson_rt.gallery.milvus import rows
-from upperson_rt.gallery.milvus.collection import Known, RecentWrites
+from upperson_milvus import rows
+from upperson_milvus.collection import Known, RecentWrites
 
 
 def test_ids_and_hashes_stay_what_they_are():

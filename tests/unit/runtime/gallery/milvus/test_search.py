@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
+from upperson_milvus import store
 from upperson_rt.gallery import Hit, Item
-from upperson_rt.gallery.milvus import store
 
 QUERY = np.ones((1, 1), np.float32)
 

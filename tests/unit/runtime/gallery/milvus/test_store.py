@@ -9,11 +9,11 @@ import pytest
 
 from tests.helpers.command_line import run_code
 from tests.helpers.gallery_places import DIM, FINGERPRINT, keys_of, some_vectors, unit
+from upperson_milvus import collection, rows, store
+from upperson_milvus.collection import MOST_HITS
+from upperson_milvus.connection import TOKEN_VARIABLE
 from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
 from upperson_rt.gallery import Filter, Gallery, Item
-from upperson_rt.gallery.milvus import collection, rows, store
-from upperson_rt.gallery.milvus.collection import MOST_HITS
-from upperson_rt.gallery.milvus.connection import TOKEN_VARIABLE
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +163,7 @@ def test_other_collections_are_left_alone(place):
 def test_another_schema_is_refused(lite_place, monkeypatch, version, message):
     location = lite_place.unused()
     with monkeypatch.context() as other:
-        other.setattr("upperson_rt.gallery.milvus.collection.SCHEMA_VERSION", version)
+        other.setattr("upperson_milvus.collection.SCHEMA_VERSION", version)
         lite_place.open(location, create=True).close()
     with pytest.raises(InputError, match=message):
         lite_place.open(location)
@@ -172,7 +172,7 @@ def test_another_schema_is_refused(lite_place, monkeypatch, version, message):
 def test_an_interrupted_creation_is_completed(place, monkeypatch):
     location = place.unused()
     with monkeypatch.context() as cut_off:
-        cut_off.setattr("upperson_rt.gallery.milvus.collection._make_index", lambda *_: 1 / 0)
+        cut_off.setattr("upperson_milvus.collection._make_index", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             place.open(location, create=True)
     with place.open(location) as gallery:

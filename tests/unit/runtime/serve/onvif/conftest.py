@@ -16,20 +16,20 @@ import zeep
 from requests.auth import HTTPDigestAuth
 from zeep.wsse.username import UsernameToken
 
-import upperson_rt.serve.onvif
+import upperson_console.onvif
 from tests.helpers.console import START
 from tests.unit.runtime.serve.conftest import strangers
+from upperson_console.accounts import Access, Account, Accounts, add_token
+from upperson_console.desk import Desk
+from upperson_console.live import Live
+from upperson_console.memory import Memory
+from upperson_console.onvif.routes import OnvifRoutes
+from upperson_console.onvif.security import Users, add_user
+from upperson_console.server import Server, listening
 from upperson_rt.gallery import Gallery
 from upperson_rt.query_log import QueryLog
-from upperson_rt.serve.accounts import Access, Account, Accounts, add_token
-from upperson_rt.serve.desk import Desk
-from upperson_rt.serve.live import Live
-from upperson_rt.serve.memory import Memory
-from upperson_rt.serve.onvif.routes import OnvifRoutes
-from upperson_rt.serve.onvif.security import Users, add_user
-from upperson_rt.serve.server import Server, listening
 
-FOLDER = Path(upperson_rt.serve.onvif.__file__).parent
+FOLDER = Path(upperson_console.onvif.__file__).parent
 NOW = START + 86_400
 """After all pictures."""
 

@@ -10,7 +10,7 @@ from tests.helpers.console import START
 from tests.unit.runtime.serve.onvif.conftest import NAMESPACES, security
 from tests.unit.runtime.serve.onvif.test_security import CAMERAS, post
 from tests.unit.runtime.serve.test_guard import FORM, answered
-from upperson_rt.serve.onvif.soap import (
+from upperson_console.onvif.soap import (
     FaultError,
     element,
     number,

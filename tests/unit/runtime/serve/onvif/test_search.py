@@ -15,10 +15,10 @@ from zeep.exceptions import Fault
 from tests.helpers.console import ODD, START
 from tests.helpers.toy_bundle import draw_person
 from tests.unit.runtime.serve.onvif.conftest import NOW
+from upperson_console.onvif import recordings
+from upperson_console.onvif.sessions import MOST_SESSIONS
 from upperson_rt.gallery import Filter, Item
 from upperson_rt.log_chain import verify_log
-from upperson_rt.serve.onvif import recordings
-from upperson_rt.serve.onvif.sessions import MOST_SESSIONS
 
 
 def at(seconds):
@@ -337,8 +337,8 @@ def test_there_is_room_for_so_many_searches(onvif):
 def test_a_busy_encoder_has_no_room(onvif):
     vms = onvif.client().search
     token = vms.SearchImageByNL(Text="a man in blue", **LIVE)
-    onvif.desk.questions._sentences.clear()
-    turns = onvif.desk.questions.turns
+    onvif.desk.current.last.search.queries._kept.clear()
+    turns = onvif.desk.turns
     turns._there = turns._most
     with refused("Action", "ResourceProblem"):
         vms.SearchImageByNL(Text="red", **ALL)

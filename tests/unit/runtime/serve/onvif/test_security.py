@@ -15,10 +15,10 @@ from zeep.exceptions import Fault
 from tests.helpers.console import START
 from tests.unit.runtime.serve.onvif.conftest import described, security
 from tests.unit.runtime.serve.onvif.test_search import ALL, MINUTE, take
+from upperson_console.onvif import security as module
+from upperson_console.onvif.security import Authentication, StrangerError, Users, add_user
+from upperson_console.onvif.soap import read_envelope, time_text
 from upperson_rt.errors import InputError, UsageError
-from upperson_rt.serve.onvif import security as module
-from upperson_rt.serve.onvif.security import Authentication, StrangerError, Users, add_user
-from upperson_rt.serve.onvif.soap import read_envelope, time_text
 
 NOW = 1_790_000_000.0
 CREATED = "2026-09-21T14:13:20Z"

@@ -1,0 +1,205 @@
+"""One camera: where its frames come in, from its own source or from anybody's loop."""
+
+import threading
+import time as time_module
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_camera.capture import Capture
+from upperson_camera.frames import Frame, SteadyClock, as_bgr, check_unix_time
+from upperson_camera.queues import BoundedQueue, Stage
+from upperson_camera.settings import CameraSettings
+from upperson_camera.stats import CameraStats, camera_stats
+from upperson_camera.worker import CameraWorker, Shared
+from upperson_rt.arguments import check_list, check_name
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.ingest.boxes import Boxes, clean_boxes
+from upperson_rt.printable import shortened
+
+__all__ = ["Camera"]
+
+
+class Camera:
+    """Numbers and times the frames of one camera, and puts them in line for its worker."""
+
+    def __init__(self, camera: CameraSettings, shared: Shared) -> None:
+        self.name = camera.name
+        self._settings = camera
+        self._ledger = shared.ledger
+        self._patience_s = shared.settings.end_within_s
+        self._frames: BoundedQueue[Frame] = BoundedQueue(shared.settings.frame_queue)
+        self._worker = CameraWorker(camera, shared, self._frames)
+        self._capture: Capture | None = None
+        if camera.source is not None:
+            self._capture = Capture(
+                camera,
+                shared.settings.capture_rules,
+                self._receive,
+                lambda what: self._ledger.count(self.name, what),
+            )
+        self._clock = SteadyClock()
+        self._count = 0
+        self._lock = threading.Lock()  # Numbers and times must rise in the order of the queue.
+
+    def start(self) -> None:
+        """Start its threads."""
+        self._worker.start()
+        if self._capture is not None:
+            self._capture.start()
+
+    def stop(self, patience_s: float) -> None:
+        """Ask the source to end, and let go a file that waits for room: there will be none.
+
+        Args:
+            patience_s: How long a call of the source may still last.
+        """
+        if self._capture is not None:
+            self._capture.stop(patience_s)
+        if self._capture is None or self._settings.drop == "block":
+            self._frames.close()
+
+    def has_ended(self, stopped: float, late: bool) -> bool:
+        """Return whether all frames are dealt with, after `stop`; leave behind what hangs.
+
+        Args:
+            stopped: When that was, on `time.monotonic`.
+            late: Whether frames that wait are given up.
+        """
+        if self._capture is not None:
+            self._capture.leave_stuck(stopped)
+            if self._capture.is_alive:
+                return False
+        self._frames.close()
+        if late:
+            given_up = len(self._frames.clear())
+            self._ledger.count(self.name, "frames.dropped.stopped", given_up)
+            # One that began shortly before that has its time, too: it may only be slow.
+            if self._worker.call_s(stopped) > self._patience_s:
+                self._worker.leave()
+        return not self._worker.is_alive
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Its threads."""
+        return (self._worker,) if self._capture is None else (self._worker, self._capture)
+
+    def abandon(self) -> None:
+        """Let no more frames in at once; what waits is dealt with."""
+        self.stop(self._patience_s)
+        self._frames.close()
+
+    def flush(self) -> None:
+        """Have the best views so far chosen as soon as no frame waits."""
+        if self._worker.is_alive:
+            self._worker.flush()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its source has ended for good."""
+        return self._capture is not None and self._capture.is_over
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no frame waits or is worked on, and no flush is to be done."""
+        return self._worker.is_idle or not self._worker.is_alive
+
+    @property
+    def frames_waiting(self) -> int:
+        """Frames in the queue."""
+        return len(self._frames)
+
+    def stats(self) -> CameraStats:
+        """Return what was done so far."""
+        error = self._worker.error
+        if error is None and self._capture is not None:
+            error = self._capture.error
+        return camera_stats(self._ledger.of(self.name), self._state, error)
+
+    @property
+    def _state(self) -> str:
+        if self._worker.error is not None:
+            return "failed"
+        if self._capture is not None:
+            return self._capture.state
+        if self._worker.is_alive:
+            return "running"
+        return "stopped" if self._frames.closed else "waiting"
+
+    def submit(
+        self,
+        frame: NDArray[np.uint8],
+        boxes: Any,
+        time: float | None,
+        tracks: Sequence[str | int] | None,
+        rgb: bool,
+    ) -> bool:
+        """Take a frame from outside; see `Pipeline.submit`."""
+        now = time_module.monotonic()
+        if self._capture is not None:
+            raise UsageError(f"camera {shortened(self.name)} reads its own source")
+        if not isinstance(frame, np.ndarray):
+            raise InputError(f"a frame must be uint8 [H, W, 3], found {type(frame).__name__}")
+        if frame.dtype != np.uint8 or frame.ndim != 3 or (frame.size and frame.shape[2] != 3):
+            raise InputError(
+                f"a frame must be uint8 [H, W, 3], found {frame.dtype} {list(frame.shape)}"
+            )
+        check_unix_time(time)
+        if boxes is None and self._settings.detector is None:
+            raise UsageError(
+                f"camera {shortened(self.name)} has no detector: pass boxes with each frame, or a "
+                "detector to add_camera"
+            )
+        height, width = frame.shape[:2]
+        cleaned = None if boxes is None else clean_boxes(boxes, width, height)
+        names = None
+        if tracks is not None:
+            names = tuple(
+                check_name(str(name), "the name of a track")
+                for name in check_list(tracks, "tracks")
+            )
+            if boxes is None or len(names) != len(boxes):
+                raise InputError(f"{len(names)} tracks need as many boxes")
+        copy = frame[:, :, ::-1].copy() if rgb else frame.copy()
+        if time is None:
+            return self._enter(copy, time_module.time(), now, now, cleaned, names)
+        return self._enter(copy, float(time), float(time), now, cleaned, names)
+
+    def _receive(self, image: NDArray[np.generic], unix_time: float, clock: float) -> None:
+        """Take a frame from the capture; one that is no picture counts as empty."""
+        if self._worker.error is not None and self._capture is not None:
+            self._capture.stop()
+        self._enter(as_bgr(image), unix_time, clock, time_module.monotonic())
+
+    def _enter(
+        self,
+        image: NDArray[np.uint8],
+        unix_time: float,
+        clock: float,
+        now: float,
+        boxes: Boxes | None = None,
+        tracks: tuple[str, ...] | None = None,
+    ) -> bool:
+        with self._lock:
+            self._ledger.count(self.name, "frames.read")
+            steady, index = self._clock.advance(clock, now), self._count
+            self._count += 1
+            if not image.size:
+                self._ledger.count(self.name, "frames.dropped.empty")
+                return False
+            frame = Frame(
+                image=image,
+                index=index,
+                time=unix_time,
+                clock=steady,
+                arrived=now,
+                boxes=boxes,
+                tracks=tracks,
+            )
+            dropped = self._frames.put(frame, self._settings.drop)
+        if dropped is not None:
+            reason = "stopped" if self._frames.closed else "queue_full"
+            self._ledger.count(self.name, f"frames.dropped.{reason}")
+        return dropped is not frame

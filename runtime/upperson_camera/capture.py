@@ -1,0 +1,352 @@
+"""The thread that reads a source: reconnects, notices stalls, never waits for what comes after."""
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_camera.queues import Stage
+from upperson_camera.settings import CameraSettings, CaptureRules
+from upperson_camera.source import Reader
+from upperson_rt.errors import InputError
+from upperson_rt.printable import error_text, get_logger
+
+__all__ = ["Capture", "CaptureState"]
+
+_log = get_logger(__name__)
+
+CaptureState: TypeAlias = Literal[
+    "waiting", "connecting", "running", "reconnecting", "ended", "failed", "stopped"
+]
+
+_MOST_HANGING = 4
+"""Threads that may hang in a dead source at a time; then nothing is opened until one comes back."""
+_FAR_FROM_END = 0.02
+_STALLED = 0.9
+"""Share of the time for a stall after which the end of a stream counts as one."""
+_STEP_S = 0.1
+_PATIENCE_S = 3.0
+"""A call that lasts longer when the end has come is left behind."""
+_USUAL_RATE = 25.0
+"""Pictures a second of a file that tells neither times nor rate."""
+
+
+class Capture(Stage):
+    """Reads the source of a camera in a thread of its own and hands every picture on.
+
+    A live source is opened again whenever it ends, fails or stalls. `Reader.read` cannot be
+    interrupted, so a reader that hangs is left alone, in a thread that ends when the call does.
+    """
+
+    def __init__(
+        self,
+        camera: CameraSettings,
+        rules: CaptureRules,
+        deliver: Callable[[NDArray[np.generic], float, float], None],
+        count: Callable[[str], None],
+    ) -> None:
+        """Get ready; `start` begins.
+
+        Args:
+            camera: One with a source.
+            rules: How patient to be.
+            deliver: Gets picture, unix time, and a clock that the wall clock's jumps do not touch;
+                may block for a file, not for a live source.
+            count: Told ``outages``, ``reconnects``, ``stalls`` and ``resolution_changes``, and
+                ``failures.source_error`` and ``failures.source_stuck``.
+        """
+        super().__init__(
+            f"capture {camera.name}", "source", lambda error: self._give_up(_problem(error))
+        )
+        assert camera.source is not None
+        self.state: CaptureState = "waiting"
+        self.error: str | None = None
+        self._camera = camera
+        self._source = camera.source
+        self._rules = rules
+        self._deliver = deliver
+        self._count = count
+        self._stop = threading.Event()
+        self._patience_s = _PATIENCE_S
+        self._ended = threading.Event()
+        self._hanging: list[threading.Thread] = []
+        self._outage: _Outage | None = None
+        self._size: tuple[int, int] | None = None
+
+    def stop(self, patience_s: float = _PATIENCE_S) -> None:
+        """Ask the thread to end; one that hangs in its source is left behind.
+
+        Args:
+            patience_s: How long a call of the source may last; at most 3 s.
+        """
+        self._patience_s = min(patience_s, _PATIENCE_S)
+        self._stop.set()
+
+    def leave_stuck(self, stopped: float) -> None:
+        """Leave behind a file that does not answer; ``stopped`` is on `time.monotonic`.
+
+        A live source has threads of its own for what may hang, and sees to it itself.
+        """
+        if not self._source.is_live and self.call_s(stopped) > self._patience_s and self._leave():
+            self._give_up(f"{self._source.shown} did not answer at the end", "source_stuck")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no picture will come any more."""
+        return self._ended.is_set()
+
+    def _run(self) -> None:
+        if self._source.is_live:
+            self._run_live()
+        else:
+            self._run_file()
+
+    def _open(self) -> Reader:
+        return self._camera.opener(self._source, self._rules.stall_s)
+
+    def _run_file(self) -> None:
+        with self._calling("source"):
+            reader = self._open()
+        try:
+            self.state = "running"
+            frames = self._play(reader)
+        finally:
+            with self._calling("source"):
+                reader.close()
+        if self._stop.is_set():
+            self._end("stopped")
+        elif frames == 0:
+            self._give_up(f"{self._source.shown} holds no frame that can be read")
+        else:
+            if frames < reader.frame_count * (1 - _FAR_FROM_END):
+                _log.warning(
+                    "%s ends after %d of %d frames: the rest cannot be read",
+                    self._source.shown,
+                    frames,
+                    reader.frame_count,
+                    extra={"camera": self._camera.name, "event": "cut_short"},
+                )
+            self._end("ended")
+
+    def _play(self, reader: Reader) -> int:
+        """Hand on the frames of a file; return how many there were."""
+        began, position_s, frames = time.monotonic(), 0.0, 0
+        while not self._stop.is_set():
+            with self._calling("source"):
+                image = reader.read()
+                told_s = 0.0 if image is None else reader.position_s
+            if image is None:
+                break
+            if frames == 0:
+                position_s = max(0.0, told_s)
+            elif told_s > position_s:
+                position_s = told_s
+            else:  # Broken or missing time stamps: go by the frame rate.
+                position_s += 1 / (reader.frame_rate or _USUAL_RATE)
+            frames += 1
+            if self._camera.realtime:
+                early_s = began + position_s - time.monotonic()
+                if self._stop.wait(max(0.0, early_s)):
+                    break
+            self._hand_on(image, (self._camera.start_time or 0.0) + position_s, position_s)
+        return frames
+
+    def _run_live(self) -> None:
+        wait_s = 0.0
+        for attempt in itertools.count():
+            self.state = "reconnecting" if attempt else "connecting"
+            if attempt:
+                self._count("reconnects")
+            delivered = self._read_live()
+            if self._stop.is_set():
+                break
+            if delivered:
+                wait_s = 0.0
+                self._count("outages")
+            wait_s = min(max(2 * wait_s, self._rules.first_wait_s), self._rules.longest_wait_s)
+            self.state = "reconnecting"
+            self._tell_loss(wait_s)
+            if self._stop.wait(wait_s):
+                break
+        if any(thread.is_alive() for thread in self._hanging):
+            self.error = f"{self._source.shown} did not answer at the end"
+            self._count("failures.source_stuck")
+            _log.error(
+                "camera %s: %s",
+                self._camera.name,
+                self.error,
+                extra={"camera": self._camera.name, "event": "stuck"},
+            )
+        self._end("stopped")
+
+    def _tell_loss(self, wait_s: float) -> None:
+        """Say once that the source is lost, and again only if the reason is another one."""
+        reason, outage = self.error or "nothing came", self._outage
+        if outage is None:
+            outage = self._outage = _Outage(time.monotonic())
+            text = "camera %s: %s; it is opened again until it is back, the first time in %.1f s"
+        else:
+            text = "camera %s: %s; opening it again in %.1f s"
+        level = logging.INFO if reason == outage.reason else logging.WARNING
+        outage.reason = reason
+        outage.attempts += 1
+        extra = {"camera": self._camera.name, "event": "lost", "wait_s": wait_s}
+        _log.log(level, text, self._camera.name, reason, wait_s, extra=extra)
+
+    def _tell_connection(self) -> None:
+        """Say once that the source is there, or is back."""
+        name, outage = self._camera.name, self._outage
+        self._outage = None
+        if outage is None:
+            extra = {"camera": name, "event": "connected"}
+            _log.info("camera %s: connected to %s", name, self._source.shown, extra=extra)
+            return
+        lasted_s = time.monotonic() - outage.began
+        _log.warning(  # As loud as what it takes back.
+            "camera %s: is back after %.0f s, at attempt %d",
+            name,
+            lasted_s,
+            outage.attempts,
+            extra={"camera": name, "event": "back", "lasted_s": lasted_s},
+        )
+
+    def _read_live(self) -> bool:
+        """Read until the source ends or stalls; return whether it gave any picture."""
+        self._hanging = [thread for thread in self._hanging if thread.is_alive()]
+        if len(self._hanging) >= _MOST_HANGING:
+            self.error = f"{len(self._hanging)} readers hang in {self._source.shown}"
+            return False
+        session = _Session()
+        thread = threading.Thread(
+            target=self._read, args=(session,), name=f"read {self._camera.name}", daemon=True
+        )
+        thread.start()
+        # Opening may take as long as a stall, and once more for the first picture.
+        while thread.is_alive() and not self._stop.is_set():
+            thread.join(_STEP_S)
+            if time.monotonic() - session.alive > self._rules.stall_s:
+                break
+        if self._stop.is_set():  # A call that is new may come back; one that is old hardly will.
+            silent_s = time.monotonic() - session.alive
+            thread.join(max(min(5 * _STEP_S, self._patience_s), self._patience_s - silent_s))
+        with session.lock:
+            session.abandoned = True
+        if thread.is_alive():
+            self._hanging.append(thread)
+            if not self._stop.is_set():
+                self._note_stall(session)
+        elif session.end is not None:
+            raise session.end  # It wants to end, such as with SystemExit, so it is given up.
+        elif session.stalled:
+            self._note_stall(session)
+        elif session.error is not None:
+            self.error = session.error
+        return session.frames > 0
+
+    def _note_stall(self, session: "_Session") -> None:
+        self._count("stalls")
+        self.error = f"no picture for {self._rules.stall_s:g} s"
+        if session.undecodable:
+            self.error += ", only some that could not be decoded"
+
+    def _read(self, session: "_Session") -> None:
+        try:
+            reader = self._open()
+            try:
+                session.alive = time.monotonic()
+                while not self._stop.is_set() and self._read_one(reader, session):
+                    pass
+            finally:
+                reader.close()
+        except Exception as error:
+            session.error = _problem(error)
+        except BaseException as error:
+            session.end = error
+
+    def _read_one(self, reader: Reader, session: "_Session") -> bool:
+        """Read and hand on one picture; return whether to go on."""
+        image = reader.read()
+        with session.lock:  # A reader that was given up must not deliver any more.
+            if session.abandoned or self._stop.is_set():
+                return False
+            silent_s = time.monotonic() - session.alive
+            if image is None:
+                # A reader gives up a stream that hangs about when we would, and need not say.
+                session.stalled = silent_s >= _STALLED * self._rules.stall_s
+                session.error = "the stream ended"
+                return False
+            if not image.size:  # No sign of life: a camera may send nothing but rubbish.
+                session.undecodable += 1
+                session.stalled = silent_s > self._rules.stall_s
+                self._hand_on(image, time.time(), time.monotonic())
+                return not session.stalled
+            if session.frames == 0:
+                self.state, self.error = "running", None
+                self._tell_connection()
+            session.frames += 1
+            session.alive = time.monotonic()
+            self._hand_on(image, time.time(), session.alive)
+            return True
+
+    def _hand_on(self, image: NDArray[np.generic], unix_time: float, clock: float) -> None:
+        if image.size and image.ndim >= 2:
+            size = image.shape[1], image.shape[0]
+            if self._size not in (None, size):
+                self._count("resolution_changes")
+                _log.info(
+                    "camera %s: the picture is now %d x %d",
+                    self._camera.name,
+                    *size,
+                    extra={"camera": self._camera.name, "event": "resolution"},
+                )
+            self._size = size
+        self._deliver(image, unix_time, clock)
+
+    def _give_up(self, problem: str, reason: str = "source_error") -> None:
+        self.error = problem
+        self._count(f"failures.{reason}")
+        _log.error(
+            "camera %s: %s",
+            self._camera.name,
+            problem,
+            extra={"camera": self._camera.name, "event": "failed"},
+        )
+        self._end("failed")
+
+    def _end(self, state: CaptureState) -> None:
+        self.state = state
+        self._ended.set()
+
+
+@dataclass(slots=True)
+class _Outage:
+    """From the loss of a source, or the first attempt that failed, until a picture comes."""
+
+    began: float
+    attempts: int = 0
+    reason: str | None = None
+    """What was said last."""
+
+
+class _Session:
+    """One connection to a live source."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.alive = time.monotonic()
+        self.frames = 0
+        self.undecodable = 0
+        self.error: str | None = None
+        self.end: BaseException | None = None
+        self.stalled = False
+        self.abandoned = False
+
+
+def _problem(error: BaseException) -> str:
+    return str(error) if isinstance(error, InputError) else error_text(error)

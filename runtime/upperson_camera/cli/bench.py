@@ -1,0 +1,147 @@
+"""`upperson-rt bench pipeline`."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from upperson_rt.cli.bench import running_line, running_with
+from upperson_rt.cli.groups import grouped
+from upperson_rt.cli.opening import open_model
+from upperson_rt.cli.options import (
+    Model,
+    Output,
+)
+from upperson_rt.cli.output import (
+    backend_line,
+    new_table,
+    print_line,
+    print_note,
+    print_result,
+    print_table,
+    show_progress,
+)
+from upperson_rt.errors import IntegrityError
+from upperson_rt.machine import describe_machine, machine_lines
+
+if TYPE_CHECKING:
+    from upperson_camera.bench import PipelineBench
+
+__all__ = ["pipeline"]
+
+
+@grouped
+def pipeline(
+    *,
+    model: Model,
+    output: Output,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1.0, help="How long frames are submitted.")
+    ] = 120.0,
+    overload: Annotated[
+        float,
+        typer.Option(
+            "--overload",
+            min=0.1,
+            help="People offered, in multiples of what the encoder does alone.",
+        ),
+    ] = 3.0,
+    cameras: Annotated[
+        int, typer.Option("--cameras", min=1, help="Threads that submit, one a camera.")
+    ] = 2,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Pictures run and committed at a time.")
+    ] = 16,
+    drop: Annotated[
+        str, typer.Option("--drop", help="What gives way: oldest or newest.")
+    ] = "oldest",
+    vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False,
+) -> None:
+    """Overload a camera pipeline, and see what gives way.
+
+    Frames come with known boxes, so neither video nor detector counts. The encoder is measured
+    alone first. Exit code 6 if a frame or crop has no count, or an acknowledged row is gone; memory
+    and speed are only reported. The gallery is a temporary one.
+
+    Example: `upperson-rt bench pipeline -b bundle --seconds 30`
+    """
+    from upperson_camera.bench import bench_pipeline
+    from upperson_camera.queues import check_policy
+
+    policy = check_policy(drop)
+    opened = open_model(model)
+    used = opened.backend("image")
+    print_note(backend_line(opened, "image"))
+    with (
+        tempfile.TemporaryDirectory(prefix="upperson-bench-") as folder,
+        show_progress() as progress,
+    ):
+        found = bench_pipeline(
+            opened.encoder(),
+            Path(folder),
+            seconds=seconds,
+            overload=overload,
+            cameras=cameras,
+            batch_size=batch_size,
+            drop=policy,
+            save_crops=not vectors_only,
+            progress=progress,
+        )
+    result = {
+        "benchmark": "pipeline",
+        "bundle": str(model.bundle),
+        **running_with(opened.variant, used),
+        "threads": model.threads,
+        "machine": describe_machine(),
+        "batch_size": batch_size,
+        "drop": drop,
+        "pictures_saved": not vectors_only,
+        **asdict(found),
+    }
+    print_result(result, output.as_json, lambda result: _show_pipeline(result, found))
+    if found.problems:
+        raise IntegrityError(f"the pipeline broke its promises: {'; '.join(found.problems)}")
+
+
+def _show_pipeline(result: dict[str, Any], found: "PipelineBench") -> None:
+    print_line(*machine_lines(result["machine"], result["threads"]).splitlines())
+    height, width = found.frame
+    print_line(
+        f"{running_line(result)}; {found.cameras} cameras, {width} x {height}, "
+        f"{found.people_per_frame} people a frame, batch {result['batch_size']}, drop "
+        f"{result['drop']}, {found.seconds:.1f} s; memory and the encoder's work count after "
+        f"{found.warm_share:.0%} of the time"
+    )
+    memory, submit = "not measured", found.submit_ms
+    if found.rss_bytes is not None:
+        rss = found.rss_bytes
+        memory = f"{rss.min / 1e6:.0f} to {rss.max / 1e6:.0f} MB"
+        if rss.growth is not None:
+            memory += f", {rss.growth / 1e6:+.1f} MB from first to last fifth"
+    table = new_table("measured", "value")
+    for name, value in {
+        "encoder alone": f"{found.capacity_per_s:.1f} people/s",
+        "offered": f"{found.offered_per_s:.1f} people/s, "
+        f"{found.offered_to_capacity:.2f} times that",
+        "committed": f"{found.committed_per_s:.1f} people/s",
+        "encoder busy": f"{found.encoder_busy_share:.1%}",
+        "memory": memory,
+        "submit": f"p50 {submit['p50']:.2f} ms, p99 {submit['p99']:.2f} ms, max "
+        f"{submit['max']:.1f} ms",
+        "frames": f"{found.frames['submitted']} = {found.frames['processed']} processed + "
+        f"{_dropped(found.frames['dropped'])}",
+        "people": f"{found.crops['detections']} = {found.crops['committed']} committed + "
+        f"{_dropped(found.crops['dropped'])}",
+        "acknowledged": f"{found.acknowledged}, found again: {found.rows}",
+        "finishing": f"{found.drain_s:.1f} s after the last frame",
+        "promises": "; ".join(found.problems) or "all kept",
+    }.items():
+        table.add_row(name, value)
+    print_table(table)
+
+
+def _dropped(counts: dict[str, int]) -> str:
+    reasons = ", ".join(f"{number} {name}" for name, number in counts.items())
+    return f"{sum(counts.values())} dropped ({reasons or 'none'})"

@@ -1,0 +1,415 @@
+"""`upperson-rt watch`."""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from upperson_rt.cli.app import ending_gently, leave_open
+from upperson_rt.cli.groups import grouped
+from upperson_rt.cli.opening import open_announced, open_store
+from upperson_rt.cli.options import (
+    AllowHostOption,
+    CaOption,
+    DetectorClass,
+    DetectorLayout,
+    DetectorScore,
+    GalleryOption,
+    InsecureOption,
+    Model,
+    NetrcOption,
+    Output,
+    default_gallery,
+    unix_seconds,
+)
+from upperson_rt.cli.output import (
+    PlainTable,
+    live_display,
+    new_table,
+    print_json,
+    print_line,
+    print_note,
+)
+from upperson_rt.errors import InputError, UppersonError, UsageError
+from upperson_rt.printable import count_of, local_time, shortened
+
+if TYPE_CHECKING:
+    from upperson_camera import Pipeline, PipelineStats, Source
+
+__all__ = [
+    "print_summary",
+    "progress_line",
+    "status_table",
+    "watch",
+]
+
+# --- How `upperson-rt watch` shows what is going on, and what was done
+
+_OK = {"running", "ended"}
+
+
+def status_table(now: "PipelineStats", earlier: "PipelineStats | None") -> PlainTable:
+    """Return a line a camera, and one for the encoder; rates are those since ``earlier``."""
+    right = ("frames/s", "dropped", "people", "added")
+    table = new_table("camera", "", *right, right=right)
+    for name, camera in now.cameras.items():
+        table.add_row(
+            name,
+            (camera.state, "green" if camera.state in _OK else "yellow"),
+            f"{_rate(now, earlier, name):.1f}",
+            str(sum(camera.frames_dropped.values())),
+            str(camera.tracks),
+            str(camera.committed),
+        )
+    seconds, busy_s = now.seconds, now.encoder_busy_s
+    if earlier is not None:
+        seconds, busy_s = seconds - earlier.seconds, busy_s - earlier.encoder_busy_s
+    share = min(1.0, busy_s / seconds) if seconds > 0 else 0.0
+    table.add_row("encoder", f"{share:.0%} busy", "", "", "", f"{now.crop_queue} wait")
+    return table
+
+
+def print_summary(stats: "PipelineStats", gallery: str, items: int | None) -> None:
+    """Print what was done: a few lines on stdout; ``items`` is None if the gallery failed."""
+    holds = "failed" if items is None else f"now holds {items}"
+    print_line(
+        f"added {count_of(stats.total('committed'), 'picture')} of "
+        f"{count_of(stats.total('tracks'), 'track')} in {stats.seconds:.1f} s; gallery "
+        f"'{gallery}' {holds}"
+    )
+    print_line(
+        f"frames: {stats.total('frames_read')} read, {stats.total('frames_processed')} searched, "
+        f"dropped {_reasons(stats.dropped('frames_dropped'))}"
+    )
+    print_line(
+        f"people: {count_of(stats.total('detections'), 'box', 'boxes')}, "
+        f"{stats.total('accepted')} accepted, left out {_reasons(stats.dropped('crops_dropped'))}"
+    )
+    if replaced := stats.total("replaced"):
+        print_line(f"{count_of(replaced, 'picture')} took the place of what was there before")
+    others = {n: c.added_by_others for n, c in stats.cameras.items() if c.added_by_others}
+    if others:
+        print_line(f"added by others under the same name of a camera: {_reasons(others)}")
+    if stats.total("reconnects") or stats.total("stalls"):
+        print_line(
+            f"sources: {count_of(stats.total('outages'), 'outage')}, "
+            f"{count_of(stats.total('reconnects'), 'attempt')} to open one again, "
+            f"{count_of(stats.total('stalls'), 'stall')}"
+        )
+    if changes := stats.total("resolution_changes"):
+        print_line(f"resolution: {count_of(changes, 'change')}")
+    if stats.latency.p50_s is not None and stats.latency.p99_s is not None:
+        print_line(
+            f"from frame to gallery: {stats.latency.p50_s:.2f} s median, "
+            f"{stats.latency.p99_s:.2f} s p99; encoder busy {stats.encoder_busy_share:.0%}"
+        )
+
+
+def progress_line(stats: "PipelineStats") -> str:
+    """Return what was done so far, in a line for where nothing can be redrawn."""
+    away = [name for name, camera in stats.cameras.items() if camera.state not in _OK]
+    return (
+        f"{stats.seconds:.0f} s: {count_of(stats.total('frames_processed'), 'frame')} searched, "
+        f"{count_of(stats.total('tracks'), 'track')}, "
+        f"{count_of(stats.total('committed'), 'picture')} added"
+        + "".join(f"; {name} {stats.cameras[name].state}" for name in away)
+    )
+
+
+def _rate(now: "PipelineStats", earlier: "PipelineStats | None", camera: str) -> float:
+    frames, seconds = now.cameras[camera].frames_read, now.seconds
+    if earlier is not None and camera in earlier.cameras:
+        frames -= earlier.cameras[camera].frames_read
+        seconds -= earlier.seconds
+    return frames / seconds if seconds > 0 else 0.0
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
+
+
+# --- `upperson-rt watch`
+
+
+_NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
+_REDRAW_S = 0.5
+_TELL_S = 10.0
+"""Between two lines about the progress, where stderr is no terminal."""
+_COMMITTING = "committing what was accepted; Ctrl-C or SIGTERM ends it at once"
+
+
+@grouped
+def watch(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Video file, rtsp:// or http:// address, /dev/video0, or GStreamer pipeline; "
+            "with NAME= in front to name the camera.",
+        ),
+    ],
+    *,
+    model: Model,
+    output: Output,
+    gallery: GalleryOption = default_gallery,
+    logins: NetrcOption = None,
+    ca: CaOption = None,
+    insecure: InsecureOption = None,
+    allow_host: AllowHostOption = None,
+    camera: Annotated[
+        str | None,
+        typer.Option("--camera", help="Name of the camera, if there is one source."),
+    ] = None,
+    detector: Annotated[
+        str,
+        typer.Option(
+            "--detector",
+            help="hog (OpenCV's, weak), FILE.onnx (YOLO, YOLOX, RT-DETR, D-FINE, RF-DETR), "
+            "FILE.json (boxes of this very video), or MODULE:FACTORY of your own.",
+        ),
+    ] = "hog",
+    detector_layout: DetectorLayout = None,
+    detector_class: DetectorClass = None,
+    detector_score: DetectorScore = None,
+    tracker: Annotated[
+        str,
+        typer.Option(
+            "--tracker",
+            help="What follows people: upperson, or bytetrack, ocsort, botsort (extra trackers).",
+        ),
+    ] = "upperson",
+    every: Annotated[
+        float,
+        typer.Option("--every", min=0.0, help="Seconds between two pictures of one person."),
+    ] = 2.0,
+    min_height: Annotated[
+        int, typer.Option("--min-height", min=1, help="Least height of a person, in pixels.")
+    ] = 64,
+    vectors_only: Annotated[bool, typer.Option("--vectors-only", help="Save no pictures.")] = False,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Pictures run and committed at a time.")
+    ] = 16,
+    drop: Annotated[
+        str | None,
+        typer.Option(
+            "--drop",
+            help="What gives way when the machine is too slow: oldest, newest, or block (files).",
+            show_default="oldest; files wait",
+        ),
+    ] = None,
+    start: Annotated[
+        float | None,
+        typer.Option(
+            "--start",
+            parser=unix_seconds,
+            metavar="TIME",
+            help="When files begin: ISO 8601 (local) or unix seconds.",
+            show_default="a file's last change minus its length",
+        ),
+    ] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Play files no faster than they were taken.")
+    ] = False,
+    stall: Annotated[
+        float,
+        typer.Option("--stall", min=0.1, help="Seconds without a picture until it reconnects."),
+    ] = 10.0,
+    duration: Annotated[
+        float | None, typer.Option("--duration", min=0.0, help="Stop after so many seconds.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65535, help="Serve Prometheus metrics on 127.0.0.1."
+        ),
+    ] = None,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option("--metrics-file", metavar="FILE.prom", help="Write them into a file."),
+    ] = None,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Stderr as JSON lines, without a display.")
+    ] = False,
+) -> None:
+    """Watch cameras or videos, and add the people in them to the gallery.
+
+    Each person crossing the view becomes a track, and every few seconds the best picture of it is
+    added. Live cameras are opened again whenever they fail. Ctrl-C or SIGTERM ends it: what was
+    accepted is committed first, and what does not return within 10 s is left behind and named. A
+    second one ends it at once. A camera that had to be given up, or that never gave a picture,
+    makes the exit code 3, after all others have ended.
+
+    Example: `upperson-rt watch gate=rtsp://10.0.0.5/stream hall=/dev/video0 --detector yolo.onnx`
+    """
+    named = _with_access(_named_sources(sources, camera, logins), ca, insecure, allow_host)
+    from upperson_camera import CaptureRules, Pipeline, PipelineSettings
+    from upperson_camera.queues import check_policy
+    from upperson_camera.source import quiet_opencv
+    from upperson_camera.stream import show_ffmpeg_lines
+    from upperson_camera.tracker import check_tracker
+    from upperson_rt.ingest.quality import QualityRules
+
+    with ExitStack() as stack:
+        if not output.debug:
+            quiet_opencv()
+        elif any(source.kind == "network" for source in named.values()):
+            show_ffmpeg_lines()
+        policy = None if drop is None else check_policy(drop)
+        settings = PipelineSettings(
+            tracker=check_tracker(tracker),
+            every_s=every,
+            quality=QualityRules(min_height_px=min_height),
+            save_crops=not vectors_only,
+            batch_size=batch_size,
+            capture_rules=CaptureRules(stall_s=stall),
+        )
+        found = open_announced(
+            detector, detector_layout, detector_class, detector_score, model.threads, "videos"
+        )
+        opening = stack.enter_context(ExitStack())
+        opened, _, store = opening.enter_context(open_store(model, gallery, "image", create=True))
+        pipeline = Pipeline(opened.encoder(), store, settings)
+        for name, source in named.items():
+            begins = _begin_of_file(name, source) if start is None else start
+            pipeline.add_camera(
+                name, source, found, drop=policy, start_time=begins, realtime=realtime
+            )
+        _publish(pipeline, metrics_port, metrics_file, stack)
+        failure: UppersonError | None = None
+        with ending_gently() as stopped:
+            try:
+                _run(pipeline, stopped, duration, show=not log_json)
+            except UppersonError as error:
+                failure = error  # What was counted until then is worth knowing.
+        stats = pipeline.stats()
+        items = store.count() if failure is None else None
+        if stats.stuck:  # A gallery that hangs is not closed: that would hang, too.
+            leave_open(pipeline, opening.pop_all() if "gallery_stuck" in stats.failures else None)
+    failed = {n: c.error for n, c in stats.cameras.items() if c.state == "failed"}
+    silent = {
+        name: camera.error or f"nothing came in {stats.seconds:.0f} s"
+        for name, camera in stats.cameras.items()
+        if named[name].is_live
+        and camera.frames_read == camera.frames_dropped.get("empty", 0)
+        and name not in failed
+    }
+    if output.as_json:
+        print_json({"gallery": str(gallery), "items": items, **stats.as_dict()})
+    else:
+        print_summary(stats, str(gallery), items)
+    if failure is not None:
+        raise failure
+    problems = [
+        f"{len(some)} of {count_of(len(named), 'camera')} {what}: "
+        + "; ".join(f"{name}: {error}" for name, error in some.items())
+        for some, what in (
+            (failed, "was given up" if len(failed) == 1 else "were given up"),
+            (silent, "never gave a picture"),
+        )
+        if some
+    ]
+    if problems:
+        raise InputError(". ".join(problems))
+
+
+def _named_sources(
+    texts: list[str], camera: str | None, logins: Path | None
+) -> "dict[str, Source]":
+    """Return the sources by the names of their cameras."""
+    from upperson_camera import StreamReader, parse_source
+    from upperson_camera.source import Logins
+
+    if camera is not None and len(texts) > 1:
+        raise UsageError("--camera names one source; with several write  NAME=SOURCE  for each")
+    known = Logins() if logins is None else Logins.read(logins)
+    named: dict[str, Source] = {}
+    for text in texts:
+        match = None if os.path.isfile(text) else _NAMED.fullmatch(text)
+        source = parse_source(match[2] if match else text)
+        StreamReader.require(source)
+        name = camera or (match[1] if match else source.default_name)
+        if name in named:
+            raise UsageError(f"two cameras are called {name}: write  NAME=SOURCE  for each")
+        named[name] = known.given_to(source)
+    return named
+
+
+def _with_access(
+    named: "dict[str, Source]",
+    ca: Path | None,
+    insecure: list[str] | None,
+    allowed_hosts: list[str] | None,
+) -> "dict[str, Source]":
+    """Return the sources with what they may connect to."""
+    from upperson_camera.access import Access
+
+    if unknown := set(insecure or ()) - set(named):
+        raise UsageError(
+            f"--insecure {shortened(min(unknown))}: no camera is called so, there is "
+            f"{', '.join(map(shortened, named))}"
+        )
+    found = {}
+    for name, source in named.items():
+        access = Access(
+            ca_file=ca,
+            insecure=name in (insecure or ()),
+            allowed_hosts=frozenset(map(str.lower, allowed_hosts or ())),
+        )
+        access.context()  # A file that cannot be read is refused now, not at each connection.
+        found[name] = replace(source, access=access)
+    return found
+
+
+def _begin_of_file(name: str, source: "Source") -> float | None:
+    """Return when a file begins as far as one can tell, and say so; None for a live source."""
+    from upperson_camera.source import guess_start_time
+
+    if source.is_live:
+        return None
+    begins = guess_start_time(source)
+    print_note(
+        f"{name}: the file begins at {local_time(begins)}, going by its last change; "
+        "--start sets it"
+    )
+    return begins
+
+
+def _publish(pipeline: "Pipeline", port: int | None, file: Path | None, stack: ExitStack) -> None:
+    from upperson_camera.prometheus import MetricsFile, MetricsServer
+
+    if port is not None:
+        server = MetricsServer(pipeline, port)
+        stack.callback(server.close)
+        print_note(f"metrics: {server.url}")
+    if file is not None:
+        stack.callback(MetricsFile(pipeline, file).close)
+
+
+def _run(pipeline: "Pipeline", stopped: list[int], duration: float | None, show: bool) -> None:
+    """Run until every source has ended, a signal has come or time is up; then finish the work."""
+    until = float("inf") if duration is None else time.monotonic() + duration
+    with ExitStack() as stack:
+        redraw = stack.enter_context(live_display(show))
+        earlier: PipelineStats | None = None
+        told = time.monotonic()
+        with pipeline:
+            while not stopped and time.monotonic() < until:
+                if pipeline.wait(min(_REDRAW_S, max(0.0, until - time.monotonic()))):
+                    break
+                if redraw is not None:
+                    now = pipeline.stats()
+                    redraw(status_table(now, earlier))
+                    earlier = now
+                elif show and time.monotonic() - told >= _TELL_S:
+                    print_note(progress_line(pipeline.stats()))
+                    told = time.monotonic()
+            if redraw is not None:
+                redraw(_COMMITTING)
+            elif stopped:
+                print_note(_COMMITTING)

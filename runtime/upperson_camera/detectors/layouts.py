@@ -1,0 +1,398 @@
+"""The layouts of detectors: what goes in, which outputs come out, and what they mean.
+
+A layout is a row of `LAYOUTS`. Which one a file has is told in ``graph``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_camera.source import import_cv2
+
+__all__ = [
+    "LAYOUTS",
+    "Fit",
+    "Layout",
+    "Pixels",
+    "cells",
+    "grid",
+]
+
+# --- How a frame becomes the input of a network, and boxes in that input boxes in the frame again
+
+_GREY = 114  # What YOLO models are trained to see around a picture of another shape.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels as R, G, B from 0 to 1."""
+
+_PLACES = {
+    "centre": "grey on two sides",
+    "corner": "grey to the right and below",
+    "stretch": "stretched",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Where a frame lies in the input: scaled, then moved."""
+
+    scale_x: float
+    scale_y: float
+    left: int
+    top: int
+
+    def to_frame(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (N, 4) corners in pixels of the frame for corners in pixels of the input."""
+        offset = np.array([self.left, self.top, self.left, self.top], np.float32)
+        scale = np.array([self.scale_x, self.scale_y, self.scale_x, self.scale_y], np.float32)
+        moved: NDArray[np.float32] = (boxes - offset) / scale
+        return moved
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pixels:
+    """What a network was trained to see."""
+
+    place: Literal["centre", "corner", "stretch"]
+    """A picture of another shape keeps its own and lies in the middle or at the top left, with grey
+    around it, or loses it."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    largest: Literal[1, 255] = 1
+    """What white is."""
+    imagenet: bool = False
+    """Less ImageNet's mean, over its standard deviation."""
+
+    def __str__(self) -> str:
+        name = "ImageNet's mean and deviation" if self.imagenet else f"0 to {self.largest}"
+        return f"{self.channels.upper()}, {name}, {_PLACES[self.place]}"
+
+    def prepare(
+        self, frame: NDArray[np.uint8], size: tuple[int, int]
+    ) -> tuple[NDArray[np.float32], Fit]:
+        """Fit a frame into the input.
+
+        Args:
+            frame: uint8 BGR [h, w, 3] of any size.
+            size: Height and width of the input.
+
+        Returns:
+            float32 [3, H, W], and where the frame is in it.
+        """
+        picture, fit = self._fit(frame, size)
+        ordered = picture if self.channels == "bgr" else picture[:, :, ::-1]
+        values = np.ascontiguousarray(ordered.transpose(2, 0, 1), dtype=np.float32)
+        if self.largest == 1:
+            values /= 255
+        if self.imagenet:
+            values -= np.array(_MEAN, np.float32)[:, None, None]
+            values /= np.array(_STD, np.float32)[:, None, None]
+        return values, fit
+
+    def _fit(
+        self, frame: NDArray[np.uint8], size: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], Fit]:
+        cv2 = import_cv2()
+        (height, width), (tall, wide) = frame.shape[:2], size
+        if self.place == "stretch":
+            picture = cv2.resize(frame, (wide, tall), interpolation=cv2.INTER_LINEAR)
+            return picture, Fit(wide / width, tall / height, 0, 0)
+        scale = min(tall / height, wide / width)
+        inner = (
+            min(wide, max(1, round(width * scale))),
+            min(tall, max(1, round(height * scale))),
+        )
+        left, top = 0, 0
+        if self.place == "centre":
+            left, top = (wide - inner[0]) // 2, (tall - inner[1]) // 2
+        padded = np.full((tall, wide, 3), _GREY, np.uint8)
+        padded[top : top + inner[1], left : left + inner[0]] = cv2.resize(
+            frame, inner, interpolation=cv2.INTER_LINEAR
+        )
+        return padded, Fit(scale, scale, left, top)
+
+
+# --- The layouts of detectors: what goes in, which outputs come out, and what they mean
+
+
+Arrays: TypeAlias = Sequence[NDArray[np.float32]]
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+"""Of the outputs, by name, for one picture."""
+Size: TypeAlias = tuple[int, int]
+"""Height and width of the input."""
+
+TARGET_SIZES = "orig_target_sizes"
+"""The second input of RT-DETR and D-FINE: width and height that boxes are wanted in."""
+
+_STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32))
+"""Of three levels, and of the larger models that have a fourth one."""
+_ANCHORS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One kind of detector."""
+
+    name: str
+    what: str
+    """The models that have it, and what is done with their outputs."""
+    pixels: Pixels
+    find: Callable[[Shapes, Size], tuple[str, ...] | None]
+    """Returns the outputs that are read, in the order that ``read`` wants them in; None if the
+    shapes are not such ones."""
+    classes: Callable[[Sequence[tuple[int, ...]]], int | None]
+    """Number of classes by the shapes of those outputs; None where they do not tell."""
+    read: Callable[[Arrays, int, Size], tuple[NDArray[np.float32], NDArray[np.float32]]]
+    """Returns (N, M, 4) corners in pixels of the input and (N, M) scores for a class."""
+    wants_sizes: bool = False
+    """It has the input `TARGET_SIZES`."""
+
+
+def cells(size: Size, strides: Sequence[int]) -> int:
+    """Return how many cells the levels of a network have together."""
+    return sum((size[0] // step) * (size[1] // step) for step in strides)
+
+
+def grid(size: Size, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Return (rows, 2) columns and rows of the cells, and (rows, 1) their strides.
+
+    None if no known set of levels has so many cells.
+    """
+    strides = next((some for some in _STRIDES if cells(size, some) == rows), None)
+    if strides is None:
+        return None
+    places, steps = [], []
+    for step in strides:
+        down, across = np.mgrid[: size[0] // step, : size[1] // step].astype(np.float32)
+        places.append(np.stack([across.ravel(), down.ravel()], axis=1))
+        steps.append(np.full((len(places[-1]), 1), step, np.float32))
+    return np.concatenate(places), np.concatenate(steps)
+
+
+def _is_dense(rows: int, size: Size, per_cell: Sequence[int]) -> bool:
+    return any(rows == count * cells(size, some) for some in _STRIDES for count in per_cell)
+
+
+def _one(shapes: Shapes, fits: Callable[[tuple[int, ...]], bool]) -> tuple[str, ...] | None:
+    """Return the only output with three dimensions, if it fits; masks and raw levels have more."""
+    found = [name for name, shape in shapes.items() if len(shape) == 3]
+    return (found[0],) if len(found) == 1 and fits(shapes[found[0]]) else None
+
+
+def _find_rows(*per_cell: int) -> Callable[[Shapes, Size], tuple[str, ...] | None]:
+    """Look for (N, cells, 5 + classes)."""
+    return lambda shapes, size: _one(
+        shapes, lambda shape: shape[2] > 5 and _is_dense(shape[1], size, per_cell)
+    )
+
+
+def _find_columns(shapes: Shapes, size: Size) -> tuple[str, ...] | None:
+    """Look for (N, 4 + classes, cells)."""
+    return _one(shapes, lambda shape: shape[1] > 4 and _is_dense(shape[2], size, (1,)))
+
+
+def _find_chosen(shapes: Shapes, size: Size) -> tuple[str, ...] | None:
+    """Look for (N, K, 6)."""
+    return _one(shapes, lambda shape: shape[2] == 6 and not _is_dense(shape[1], size, (1, 3)))
+
+
+def _find_queries(shapes: Shapes, size: Size) -> tuple[str, ...] | None:
+    """Look for (N, K, 4 + classes)."""
+    return _one(
+        shapes,
+        lambda shape: (
+            shape[2] > 4
+            and not _is_dense(shape[1], size, (1, 3))
+            and not _is_dense(shape[2], size, (1,))
+        ),
+    )
+
+
+def _find_labels(shapes: Shapes, size: Size) -> tuple[str, ...] | None:
+    """Look for labels (N, K), boxes (N, K, 4) and scores (N, K)."""
+    if set(shapes) != {"labels", "boxes", "scores"}:
+        return None
+    flat, boxes = shapes["labels"], shapes["boxes"]
+    fits = len(flat) == 2 and shapes["scores"] == flat and boxes == (*flat, 4)
+    return ("labels", "boxes", "scores") if fits else None
+
+
+def _find_logits(shapes: Shapes, size: Size) -> tuple[str, ...] | None:
+    """Look for boxes (N, K, 4) and logits (N, K, classes), by name where both may be either."""
+    tables = {name: shape for name, shape in shapes.items() if len(shape) == 3}
+    if len(tables) != 2 or len({shape[:2] for shape in tables.values()}) != 1:
+        return None
+    boxes = [name for name, shape in tables.items() if shape[2] == 4]
+    if len(boxes) == 2:
+        boxes = [name for name in boxes if name in ("dets", "boxes", "pred_boxes")]
+    if len(boxes) != 1:
+        return None
+    return boxes[0], next(name for name in tables if name != boxes[0])
+
+
+def _corners(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return corners of (..., 4) centres and sizes."""
+    centre, half = boxes[..., :2], boxes[..., 2:4] / 2
+    return np.concatenate([centre - half, centre + half], axis=-1)
+
+
+def _sides(size: Size) -> NDArray[np.float32]:
+    return np.array([size[1], size[0], size[1], size[0]], np.float32)
+
+
+def _read_rows(
+    arrays: Arrays, person: int, size: Size
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    table = arrays[0]
+    return _corners(table[..., :4]), table[..., 5 + person] * table[..., 4]
+
+
+def _read_grid(
+    arrays: Arrays, person: int, size: Size
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Read offsets from cells in strides, and logarithms of sizes in strides."""
+    table = arrays[0]
+    found = grid(size, table.shape[1])
+    assert found is not None  # `find` counted the cells.
+    places, steps = found
+    with np.errstate(over="ignore"):  # What is no box at all may become endless; its score is low.
+        boxes = np.concatenate(
+            [(table[..., :2] + places) * steps, np.exp(table[..., 2:4]) * steps], axis=-1
+        )
+    return _corners(boxes), table[..., 5 + person] * table[..., 4]
+
+
+def _read_columns(
+    arrays: Arrays, person: int, size: Size
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    table = arrays[0].transpose(0, 2, 1)
+    return _corners(table[..., :4]), table[..., 4 + person]
+
+
+def _read_chosen(
+    arrays: Arrays, person: int, size: Size
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    table = arrays[0]
+    mine = table[..., 5].round() == person
+    return table[..., :4], np.where(mine, table[..., 4], np.float32(0))
+
+
+def _read_queries(
+    arrays: Arrays, person: int, size: Size
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    table = arrays[0]
+    return _corners(table[..., :4]) * _sides(size), table[..., 4 + person]
+
+
+def _read_chosen_queries(
+    arrays: Arrays, person: int, size: Size
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    boxes, scores = _read_chosen(arrays, person, size)
+    return _corners(boxes) * _sides(size), scores
+
+
+def _read_labels(
+    arrays: Arrays, person: int, size: Size
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    labels, boxes, scores = arrays
+    return boxes, np.where(labels.round() == person, scores, np.float32(0))
+
+
+def _read_logits(
+    arrays: Arrays, person: int, size: Size
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    boxes, logits = arrays
+    scores = 1 / (1 + np.exp(-np.clip(logits[..., person], -60, 60)))
+    return _corners(boxes) * _sides(size), scores.astype(np.float32)
+
+
+_MIDDLE, _STRETCHED = Pixels(place="centre"), Pixels(place="stretch")
+_YOLOX = Pixels(place="corner", channels="bgr", largest=255)
+
+_ROWS = (
+    Layout(
+        name="yolov5",
+        what="YOLOv5 to v7: rows of box, objectness and classes",
+        pixels=_MIDDLE,
+        find=_find_rows(_ANCHORS, 1),
+        classes=lambda shapes: shapes[0][2] - 5,
+        read=_read_rows,
+    ),
+    Layout(
+        name="yolov8",
+        what="YOLOv8 to v12: columns of box and classes",
+        pixels=_MIDDLE,
+        find=_find_columns,
+        classes=lambda shapes: shapes[0][1] - 4,
+        read=_read_columns,
+    ),
+    Layout(
+        name="end-to-end",
+        what="YOLOv10 and others end to end: chosen boxes with score and class",
+        pixels=_MIDDLE,
+        find=_find_chosen,
+        classes=lambda shapes: None,
+        read=_read_chosen,
+    ),
+    Layout(
+        name="yolox",
+        what="YOLOX: boxes relative to a grid",
+        pixels=_YOLOX,
+        find=_find_rows(1),
+        classes=lambda shapes: shapes[0][2] - 5,
+        read=_read_grid,
+    ),
+    Layout(
+        name="yolox-decoded",
+        what="YOLOX exported with its grid: rows of box, objectness and classes",
+        pixels=_YOLOX,
+        find=_find_rows(1),
+        classes=lambda shapes: shapes[0][2] - 5,
+        read=_read_rows,
+    ),
+    Layout(
+        name="rt-detr",
+        what="RT-DETR or D-FINE: labels, boxes and scores",
+        pixels=_STRETCHED,
+        find=_find_labels,
+        classes=lambda shapes: None,
+        read=_read_labels,
+        wants_sizes=True,
+    ),
+    Layout(
+        name="rt-detr-logits",
+        what="RT-DETR or D-FINE without its last step: boxes and logits",
+        pixels=_STRETCHED,
+        find=_find_logits,
+        classes=lambda shapes: shapes[1][2],
+        read=_read_logits,
+    ),
+    Layout(
+        name="rt-detr-ultralytics",
+        what="RT-DETR as Ultralytics exports it: rows of box and classes, in shares of the picture",
+        pixels=_STRETCHED,
+        find=_find_queries,
+        classes=lambda shapes: shapes[0][2] - 4,
+        read=_read_queries,
+    ),
+    Layout(
+        name="rt-detr-chosen",
+        what="RT-DETR as newer Ultralytics exports it: middle, size, score and class, in shares",
+        pixels=_STRETCHED,
+        find=_find_chosen,
+        classes=lambda shapes: None,
+        read=_read_chosen_queries,
+    ),
+    Layout(
+        name="rf-detr",
+        what="RF-DETR: boxes and logits",
+        pixels=Pixels(place="stretch", imagenet=True),
+        find=_find_logits,
+        classes=lambda shapes: shapes[1][2],
+        read=_read_logits,
+    ),
+)
+
+LAYOUTS: Mapping[str, Layout] = {row.name: row for row in _ROWS}
+"""By the names that ``--detector-layout`` takes."""

@@ -1,0 +1,246 @@
+"""Detectors in ONNX files: which class is people, what runs them, and what comes out."""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_camera.detectors.graph import Graph, literal, read_graph, recognise
+from upperson_camera.detectors.layouts import Fit
+from upperson_camera.source import import_cv2
+from upperson_rt.backends import installed_backends, open_backend
+from upperson_rt.backends.fastest import Choice, Contest
+from upperson_rt.errors import BackendError, InputError, IntegrityError, UsageError
+from upperson_rt.files import sha256_of_file
+from upperson_rt.printable import error_text, shown
+from upperson_rt.towers import Backend
+
+__all__ = ["OnnxDetector"]
+
+_MOST = 8
+"""Frames at once, where a file takes any number."""
+_PERSON = "person"
+_COCO_91 = 91
+"""Classes of a network that keeps COCO's own numbers, in which person is 1."""
+_CLOSE = 0.05
+"""How far scores of two backends may be apart, and places in shares of the input's sides."""
+
+
+class OnnxDetector:
+    """People found by a network in an ONNX file, in one of the layouts of `LAYOUTS`.
+
+    It runs on the CPU in the backend that is measured as the fastest, once for each machine and
+    file. A file with a batch that may change takes up to 8 frames at once.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layout: str | None = None,
+        person: str | int | None = None,
+        min_score: float | None = None,
+        max_overlap: float = 0.6,
+        backend: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """Load a file, and find out what it is.
+
+        Args:
+            path: The ONNX file.
+            layout: A name in `LAYOUTS`; None tells it from names, shapes, metadata and an answer.
+            person: The class that is people, by its name in the file or its number from 0; None
+                takes ``person``, or COCO's number in a file without names.
+            min_score: Boxes below are left out; 0.4 if None.
+            max_overlap: Of two boxes that overlap more (IoU), the one with the lower score goes.
+            backend: ``auto``, ``onnxruntime`` or ``openvino``.
+            threads: CPU threads; None lets the backend choose.
+
+        Raises:
+            InputError: No detector, of an unknown or another layout, or without this class.
+            UsageError: There is no such layout or backend, or no such score.
+            BackendError: onnxruntime or OpenCV is missing, or no backend runs it.
+        """
+        import_cv2()
+        self.path = path
+        self.min_score = 0.4 if min_score is None else min_score
+        if not 0 <= self.min_score <= 1:
+            raise UsageError(
+                f"scores of {path} lie between 0 and 1, a least score of {self.min_score:g} "
+                "(--detector-score) would leave nobody or is none"
+            )
+        self.max_overlap = max_overlap
+        self._graph = graph = read_graph(path)
+        self.layout, self._outputs = recognise(graph, layout)
+        answer = [np.asarray(graph.answer[name], np.float32) for name in self._outputs]
+        classes = self.layout.classes([array.shape for array in answer])
+        self.person, self.class_note = _person_class(graph, classes, person)
+        self.size = graph.size
+        """Height and width of the input in pixels."""
+        self.max_batch = graph.batch or _MOST
+        """Frames that are looked at together, see `BatchDetector`."""
+        self.backend, self.choice = self._open(backend, threads, answer)
+
+    def __str__(self) -> str:
+        (height, width), running = self.size, self.backend
+        return (
+            f"{self.path}: {self.layout.name} ({self.layout.what}; {self.layout.pixels}), "
+            f"input {width} x {height}, batch {self._graph.batch or 'any'}, {self.class_note}, "
+            f"scores from {self.min_score:g}; {running.name} {running.version} on "
+            f"{running.device} ({self.choice.why})"
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What it is as JSON values, for ``upperson-rt doctor``."""
+        height, width = self.size
+        return {
+            "layout": self.layout.name,
+            "input": {"height_px": height, "width_px": width},
+            "class": self.person,
+            "backend": self.backend.name,
+        }
+
+    @property
+    def identity(self) -> str:
+        """What its boxes depend on: the same for the same file on every machine."""
+        return (
+            f"sha256 {sha256_of_file(self.path)[:12]} ({self.layout.name}, class {self.person}, "
+            f"scores from {self.min_score:g}, overlap {self.max_overlap:g})"
+        )
+
+    def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return (N, 5) boxes of people with scores, in pixels of the frame."""
+        return self.detect_many([frame])[0]
+
+    def detect_many(self, frames: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        """Return the boxes of each frame, see `__call__`.
+
+        Raises:
+            BackendError: The backend fails, or gives numbers that are not finite.
+        """
+        fitted = [self.layout.pixels.prepare(frame, self.size) for frame in frames]
+        pixels = np.stack([values for values, _ in fitted])
+        boxes, scores = self._read(self._graph.run(self.backend, pixels, self._outputs))
+        if np.isnan(scores).any():
+            raise BackendError(f"the detector {self.path} gives scores that are no numbers")
+        return [self._keep(boxes[i], scores[i], fit) for i, (_, fit) in enumerate(fitted)]
+
+    def _read(
+        self, arrays: Sequence[NDArray[np.float32]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self.layout.read(arrays, self.person, self.size)
+
+    def _summary(self, arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return what two backends must agree on: all scores, and where the boxes of some are.
+
+        Sorted, and without boxes that are next to nothing: which of them come first, or at all,
+        says nothing.
+        """
+        boxes, scores = self._read(arrays)
+        table = np.column_stack([boxes[0] / max(self.size), scores[0]])
+        table[scores[0] < _CLOSE, :4] = 0
+        return np.sort(table, axis=0)
+
+    def _keep(
+        self, boxes: NDArray[np.float32], scores: NDArray[np.float32], fit: Fit
+    ) -> NDArray[np.float32]:
+        """Return (N, 5) in pixels of the frame: sure enough, and nobody twice."""
+        cv2 = import_cv2()
+        sure = (scores >= self.min_score) & np.isfinite(boxes).all(axis=1)
+        boxes, scores = boxes[sure], scores[sure]
+        if not len(boxes):
+            return np.zeros((0, 5), np.float32)
+        sides = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+        kept = np.asarray(
+            cv2.dnn.NMSBoxes(sides.tolist(), scores.tolist(), self.min_score, self.max_overlap),
+            int,
+        ).reshape(-1)
+        return np.column_stack([fit.to_frame(boxes[kept]), scores[kept]]).astype(np.float32)
+
+    def _open(
+        self, name: str, threads: int | None, answer: Sequence[NDArray[np.float32]]
+    ) -> tuple[Backend, Choice]:
+        """Open the backend of that name, or the fastest; it must give the answer that is known."""
+        graph, probe, outputs = self._graph, self._graph.probe(), self._outputs
+        expected = self._summary([array[:1] for array in answer])
+
+        def check(backend: Backend) -> None:
+            found = self._summary(graph.run(backend, probe, outputs))
+            if not np.allclose(found, expected, rtol=_CLOSE, atol=_CLOSE, equal_nan=True):
+                raise IntegrityError(
+                    f"{backend.name} {backend.version} finds other boxes with {self.path} than "
+                    "onnxruntime without optimization"
+                )
+
+        load = partial(open_backend, self.path, device="cpu", threads=threads)
+        names = installed_backends("cpu") if name == "auto" else (name,)
+        if len(names) == 1:
+            backend = load(names[0])
+            check(backend)
+            why = "auto: the only one installed" if name == "auto" else "as asked for"
+            return backend, Choice(why=why)
+        contest = Contest(
+            names=names,
+            tower="detector",
+            graph_sha256=sha256_of_file(self.path),
+            threads=threads,
+            inputs=probe,
+            load=load,
+            check=check,
+            run=lambda backend, rows: graph.run(backend, np.asarray(rows, np.float32), outputs),
+            batch=min(self.max_batch, _MOST),
+        )
+        backend, _, choice = contest.decide()
+        return backend, choice
+
+
+def _person_class(graph: Graph, classes: int | None, wanted: str | int | None) -> tuple[int, str]:
+    """Return the number of the class that is people, and how it came to be chosen."""
+    names = _names(graph)
+    if isinstance(wanted, str) and wanted.isdecimal():
+        wanted = int(wanted)
+    if wanted is None and not names:
+        number = 1 if classes == _COCO_91 else 0
+        why = "it names none; --detector-class sets another"
+    elif isinstance(wanted, int):
+        number, why = wanted, "as asked for"
+    else:
+        name = _PERSON if wanted is None else wanted
+        number = next((n for n, found in names.items() if found == name), -1)
+        if number < 0:
+            if not names:
+                raise InputError(
+                    f"the detector {graph.path} names no classes, found '{name}': choose one by "
+                    "its number, from 0, with  --detector-class N"
+                )
+            known = ", ".join(list(names.values())[:20])
+            raise InputError(
+                f"the detector {graph.path} knows no class '{name}', only {known}: choose with  "
+                "--detector-class NAME|N"
+            )
+        why = name
+    if classes is not None and number >= classes:
+        raise InputError(f"the detector {graph.path} has {classes} classes, no class {number}")
+    return number, f"class {number} ({why if names.get(number) in (None, why) else names[number]})"
+
+
+def _names(graph: Graph) -> dict[int, str]:
+    """Return the classes that the file names, as Ultralytics and RF-DETR write them."""
+    try:
+        if (text := graph.metadata.get("names")) is not None:
+            found = literal(text)
+        elif (text := graph.metadata.get("rfdetr_inference")) is not None:
+            found = json.loads(text)["class_id_to_name"]
+        else:
+            return {}
+        pairs = found.items() if isinstance(found, dict) else enumerate(found)
+        return {int(number): str(name) for number, name in pairs}
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+        raise InputError(
+            f"the class names in {graph.path} cannot be read ({error_text(error)}): found "
+            f"{shown(text)}"
+        ) from error

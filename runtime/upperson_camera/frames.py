@@ -1,0 +1,132 @@
+"""What travels through a pipeline: frames with their times and boxes, views of people, crops."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.arguments import is_finite
+from upperson_rt.errors import InputError
+from upperson_rt.ingest.boxes import Boxes
+from upperson_rt.ingest.crop import Crop
+from upperson_rt.printable import shown
+
+__all__ = [
+    "CameraCrop",
+    "Frame",
+    "SteadyClock",
+    "View",
+    "as_bgr",
+    "check_unix_time",
+]
+
+
+_LATEST_S = 1e11
+"""The year 5138; unix times in milliseconds are beyond."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """One picture of a camera."""
+
+    image: NDArray[np.uint8]
+    """BGR [H, W, 3]."""
+    index: int
+    """Number in its camera, from 0."""
+    time: float
+    """When it was taken, unix seconds."""
+    clock: float
+    """The same on the camera's `SteadyClock`."""
+    arrived: float
+    """When it came into the pipeline, on `time.monotonic`."""
+    boxes: Boxes | None = None
+    """Boxes found elsewhere; None lets the camera's detector look."""
+    tracks: tuple[str, ...] | None = None
+    """Names of tracks found elsewhere, one a box."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """A person in one frame."""
+
+    image: NDArray[np.uint8]
+    """BGR [h, w, 3], the person only; its own memory."""
+    box: tuple[int, int, int, int]
+    score: float | None
+    """The detector's."""
+    sharpness: float
+    at_border: bool
+    track: str
+    index: int
+    """Number of the frame; a view must not keep the frame itself in memory."""
+    time: float
+    arrived: float
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Orders the views of a track, the best one last.
+
+        A view that is cut off loses against any that is not. Otherwise sharpness and height both
+        count, each up to where more adds little.
+        """
+        height = min(1.0, self.image.shape[0] / 256)
+        return (not self.at_border, height * self.sharpness / (self.sharpness + 100.0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraCrop(Crop):
+    """A view that was chosen to be embedded."""
+
+    camera: str
+    arrived: float
+    """When its frame came into the pipeline, on `time.monotonic`."""
+    chosen: float
+    """When it was chosen, on `time.monotonic`."""
+
+
+def as_bgr(image: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Return BGR [H, W, 3] of what a source may give; without pixels if it is no picture.
+
+    Infrared and depth cameras have one channel or 16 bits, GStreamer may give a fourth channel.
+    """
+    nothing = np.zeros((0, 0, 3), np.uint8)
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3):
+        return nothing
+    upper = np.right_shift(image, 8) if image.dtype == np.uint16 else image
+    pixels: NDArray[np.uint8] = upper.astype(np.uint8, copy=False)
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    if pixels.shape[2] in (3, 4):
+        return np.ascontiguousarray(pixels[:, :, :3])
+    return nothing
+
+
+def check_unix_time(given: float | None) -> None:
+    """Raise InputError if the time of a picture is none in unix seconds; None is no time."""
+    if given is not None and not (is_finite(given) and 0 <= given < _LATEST_S):
+        raise InputError(
+            f"a time must be finite and in unix seconds, not milliseconds, such as "
+            f"{time.time():.0f}; found {shown(given)}"
+        )
+
+
+class SteadyClock:
+    """Seconds since the first frame of a camera; never decrease.
+
+    Wall clocks are set back by time servers, and files can have broken time stamps. Where the given
+    time does not go forward, the time that really passed is taken instead.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._given: float | None = None
+        self._arrived = 0.0
+
+    def advance(self, given: float, arrived: float) -> float:
+        """Return the steady time of a frame: ``given`` on any clock, ``arrived`` on monotonic."""
+        if self._given is not None:
+            step = given - self._given
+            self._seconds += step if step > 0 else max(0.0, arrived - self._arrived)
+        self._given, self._arrived = given, arrived
+        return self._seconds

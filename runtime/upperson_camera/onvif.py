@@ -1,0 +1,443 @@
+"""Finds ONVIF cameras on the local network, and asks them for the addresses of their streams."""
+
+import datetime
+import ipaddress
+import re
+import select
+import socket
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from urllib.parse import unquote, urlsplit
+from xml.etree.ElementTree import Element
+from xml.sax.saxutils import escape, quoteattr
+
+from upperson_camera.access import USUAL_ACCESS, Access
+from upperson_camera.soap import Caller, RefusedError, child_text, named, parse_xml
+from upperson_camera.source import Logins, Source, without_secrets
+from upperson_camera.stream import check_address
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import shortened, shown
+from upperson_rt.remote import may_hide_login
+
+__all__ = [
+    "Answer",
+    "FoundCamera",
+    "FoundStream",
+    "ask_cameras",
+    "device_at",
+    "discover",
+    "read_answer",
+]
+
+# --- Finds cameras on the local network, by WS-Discovery as ONVIF has it
+#
+# A question goes to a multicast address, which no router passes on, and whoever answers within a
+# few seconds is listed. Nothing does so by itself: it takes a call of `discover`.
+
+_GROUP, _PORT = "239.255.255.250", 3702
+_TYPES = (
+    ("http://www.onvif.org/ver10/network/wsdl", "NetworkVideoTransmitter"),
+    ("http://www.onvif.org/ver10/device/wsdl", "Device"),
+)
+"""Devices answer to the one, the other, or both."""
+_AGAIN_S = 0.2
+"""After that the question is sent once more: UDP may lose it."""
+_MOST_DEVICES = 1024
+_SCOPE = "onvif://www.onvif.org/"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A device that answered."""
+
+    host: str
+    """IPv4 address that the answer came from."""
+    address: str | None
+    """Of its device service; None if it names no address of its own."""
+    name: str | None
+    hardware: str | None
+
+
+def discover(
+    timeout_s: float,
+    interface: str | None = None,
+    port: int = _PORT,
+    begun: Callable[[], None] | None = None,
+) -> dict[str, Answer]:
+    """Ask the local network which cameras there are.
+
+    Args:
+        timeout_s: How long to wait for answers; devices take up to half a second.
+        interface: IPv4 address of this machine in the network to ask; by default the system's
+            choice.
+        port: Of WS-Discovery.
+        begun: Called before the first question goes out, when all is known to be in order.
+
+    Returns:
+        Answers by host, in the order of their addresses.
+
+    Raises:
+        UsageError: The interface is no IPv4 address.
+        InputError: This machine has no such interface, or no network.
+    """
+    if interface is not None:
+        _check_interface(interface)
+    asked = [f"urn:uuid:{uuid.uuid4()}" for _ in _TYPES]
+    questions = [_probe(*kind, message) for kind, message in zip(_TYPES, asked, strict=True)]
+    found: dict[str, Answer] = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+        try:
+            if interface is not None:
+                own = ipaddress.IPv4Address(interface).packed
+                opened.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, own)
+                opened.bind((interface, 0))
+            opened.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 1)
+            if begun is not None:
+                begun()
+            began = time.monotonic()
+            sent = 0
+            while (passed := time.monotonic() - began) < timeout_s and len(found) < _MOST_DEVICES:
+                if sent < 2 and passed >= sent * _AGAIN_S:
+                    for question in questions:
+                        opened.sendto(question, (_GROUP, port))
+                    sent += 1
+                wait_s = (_AGAIN_S if sent < 2 else timeout_s) - passed
+                if select.select([opened], [], [], max(0.0, wait_s))[0]:
+                    content, (host, _) = opened.recvfrom(65536)
+                    answer = read_answer(content, host, asked)
+                    if answer is not None and (host not in found or found[host].address is None):
+                        found[host] = answer
+        except OSError as error:
+            where = "the local network" if interface is None else interface
+            raise InputError(
+                f"{where} cannot be asked for cameras ({error.strerror}): name an IPv4 address of "
+                "this machine in their network with --interface"
+            ) from error
+    return {host: found[host] for host in sorted(found, key=ipaddress.IPv4Address)}
+
+
+def _check_interface(text: str) -> None:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError as error:
+        raise UsageError(
+            f"'{text}' is no IPv4 address: expected one of this machine, such as 192.168.1.10"
+        ) from error
+
+
+def _probe(namespace: str, kind: str, message: str) -> bytes:
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>'
+        '<s:Envelope xmlns:s="http://www.w3.org/2003/05/soap-envelope" '
+        'xmlns:a="http://schemas.xmlsoap.org/ws/2004/08/addressing" '
+        'xmlns:d="http://schemas.xmlsoap.org/ws/2005/04/discovery"><s:Header>'
+        f"<a:MessageID>{message}</a:MessageID>"
+        "<a:To>urn:schemas-xmlsoap-org:ws:2005:04:discovery</a:To>"
+        "<a:Action>http://schemas.xmlsoap.org/ws/2005/04/discovery/Probe</a:Action></s:Header>"
+        f'<s:Body><d:Probe><d:Types xmlns:n="{namespace}">n:{kind}</d:Types></d:Probe></s:Body>'
+        "</s:Envelope>"
+    ).encode()
+
+
+def read_answer(content: bytes, host: str, asked: list[str]) -> Answer | None:
+    """Return what an answer says; None if it is none, or one to somebody else's question."""
+    try:
+        root = parse_xml(content)
+    except ValueError:
+        return None
+    if child_text(root, "RelatesTo") not in asked or not named(root, "ProbeMatch"):
+        return None
+    match = named(root, "ProbeMatch")[0]
+    scopes = (child_text(match, "Scopes") or "").split()
+    return Answer(
+        host=host,
+        address=_own_address((child_text(match, "XAddrs") or "").split(), host),
+        name=_scope(scopes, "name"),
+        hardware=_scope(scopes, "hardware"),
+    )
+
+
+def _own_address(addresses: list[str], host: str) -> str | None:
+    """Return where its service is, without TLS if it can be; a device vouches for itself only."""
+    own = []
+    for address in addresses:
+        try:
+            parts = urlsplit(address)
+        except ValueError:
+            continue
+        if parts.scheme in ("http", "https") and parts.hostname == host:
+            own.append(address)
+    return min(own, key=lambda address: address.startswith("https"), default=None)
+
+
+def _scope(scopes: list[str], key: str) -> str | None:
+    prefix = f"{_SCOPE}{key}/"
+    values = [scope[len(prefix) :] for scope in scopes if scope.lower().startswith(prefix)]
+    return unquote(values[0]) if values else None
+
+
+# --- Asks ONVIF cameras for the addresses of their streams
+
+
+_DEVICE = "http://www.onvif.org/ver10/device/wsdl"
+_MEDIA = ("http://www.onvif.org/ver20/media/wsdl", "http://www.onvif.org/ver10/media/wsdl")
+"""The newer one first: the older cannot tell of H.265."""
+_AT_A_TIME = 16
+_MOST_STREAMS = 16
+_MOST_AHEAD_S = 100 * 365 * 86400.0
+"""A clock that is further off is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundStream:
+    """A stream of a camera."""
+
+    profile: str
+    """The camera's name for it."""
+    address: str
+    """As `upperson-rt watch` takes it; without user name and password."""
+    width: int | None
+    height: int | None
+    encoding: str | None
+    """Such as ``H264``."""
+    frame_rate: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundCamera:
+    """A camera that was asked."""
+
+    host: str
+    name: str
+    """For ``NAME=ADDRESS``: letters, digits, ``.``, ``_`` and ``-``; no two are the same."""
+    maker: str | None
+    model: str | None
+    streams: tuple[FoundStream, ...]
+    problem: str | None
+    """Why it tells no streams, or not all."""
+
+
+def device_at(place: str) -> Answer:
+    """Return a device that a user names by host, ``host:port`` or the address of its service.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    address = place if "://" in place else f"http://{place}"
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname if parts.port != 0 else None
+        has_login = parts.username is not None or may_hide_login(address)
+    except ValueError:
+        host = None
+    if host is None or parts.scheme not in ("http", "https") or has_login:
+        told = "an address with a login" if "@" in place else shown(place)
+        raise UsageError(
+            f"{told} is no camera's host: expected such as 10.0.0.5, 10.0.0.5:8000 or "
+            "http://10.0.0.5/onvif/device_service; names and passwords go into a file, see --netrc"
+        )
+    if parts.path in ("", "/"):
+        address = f"{parts.scheme}://{parts.netloc}/onvif/device_service"
+    return Answer(host=host, address=address, name=None, hardware=None)
+
+
+def ask_cameras(
+    answers: Sequence[Answer],
+    logins: Logins,
+    access: Access = USUAL_ACCESS,
+    insecure: frozenset[str] = frozenset(),
+) -> list[FoundCamera]:
+    """Ask devices for their streams, several at a time; each has some seconds for each question.
+
+    Args:
+        answers: Devices, see `discover` and `device_at`.
+        logins: User names and passwords by host.
+        access: Certificates that are trusted, and hosts besides a device's own that may have its
+            streams.
+        insecure: Hosts of which any certificate is accepted.
+
+    Returns:
+        A camera for each device, in the same order.
+    """
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        found = list(
+            pool.map(
+                lambda answer: _ask(
+                    answer,
+                    logins.of(answer.host),
+                    replace(access, insecure=answer.host in insecure),
+                ),
+                answers,
+            )
+        )
+    often = Counter(camera.name for camera in found)
+    return [
+        camera
+        if often[camera.name] == 1
+        else replace(camera, name=_as_name(f"{camera.name}-{urlsplit(place(answer)).netloc}"))
+        for camera, answer in zip(found, answers, strict=True)
+    ]
+
+
+def place(answer: Answer) -> str:
+    """Return the address of a device's service, as far as it is known."""
+    return answer.address or f"http://{answer.host}"
+
+
+def _ask(answer: Answer, login: tuple[str, str] | None, access: Access) -> FoundCamera:
+    camera = FoundCamera(
+        host=answer.host,
+        name=_as_name(answer.name or answer.host),
+        maker=None,
+        model=answer.hardware,
+        streams=(),
+        problem=None,
+    )
+    if answer.address is None:
+        return replace(camera, problem="it names no address of its own")
+    caller = Caller(answer.host, login, access)
+    try:
+        caller.clock_ahead_s = _clock_ahead_s(caller, answer.address)
+        namespace, media = _media_service(caller, answer.address)
+        camera = _with_maker(camera, caller, answer.address)
+        profiles = _call(caller, media, namespace, "GetProfiles", _EVERYTHING[namespace])
+        streams = tuple(
+            _stream(caller, media, namespace, profile)
+            for profile in named(profiles, "Profiles")[:_MOST_STREAMS]
+            if named(profile, "VideoEncoderConfiguration") or named(profile, "VideoEncoder")
+        )
+    except InputError as error:
+        return replace(camera, problem=str(error))
+    return replace(camera, streams=streams, problem=None if streams else "it has no video stream")
+
+
+_EVERYTHING: Mapping[str, str] = {
+    _MEDIA[0]: "<m:Type>All</m:Type>",
+    _MEDIA[1]: "",
+}
+
+
+def _call(
+    caller: Caller,
+    address: str,
+    namespace: str,
+    name: str,
+    content: str = "",
+    with_login: bool = True,
+) -> Element:
+    body = f"<m:{name} xmlns:m={quoteattr(namespace)}>{content}</m:{name}>"
+    return caller.ask(address, body, with_login=with_login)
+
+
+def _clock_ahead_s(caller: Caller, address: str) -> float:
+    """Return how far the device's clock is ahead of ours; anybody may ask for it."""
+    try:
+        answer = _call(caller, address, _DEVICE, "GetSystemDateAndTime", with_login=False)
+    except RefusedError:
+        return 0.0  # One that does not tell its time has to take ours.
+    for element in named(answer, "UTCDateTime"):
+        names = ("Year", "Month", "Day", "Hour", "Minute", "Second")
+        values = [child_text(element, name) or "" for name in names]
+        try:
+            told = datetime.datetime(*map(int, values), tzinfo=datetime.timezone.utc)  # type: ignore[arg-type,misc]
+            ahead_s = told.timestamp() - time.time()
+        except (ValueError, OverflowError):
+            break
+        if abs(ahead_s) < _MOST_AHEAD_S:
+            return ahead_s
+    return 0.0
+
+
+def _media_service(caller: Caller, address: str) -> tuple[str, str]:
+    """Return namespace and address of the newest media service."""
+    services = {}
+    try:
+        answer = _call(
+            caller, address, _DEVICE, "GetServices",
+            "<m:IncludeCapability>false</m:IncludeCapability>",
+        )  # fmt: skip
+        for service in named(answer, "Service"):
+            services[child_text(service, "Namespace")] = child_text(service, "XAddr")
+    except RefusedError:  # Old ones only know the other question, which may be refused as well.
+        answer = _call(caller, address, _DEVICE, "GetCapabilities", "<m:Category>All</m:Category>")
+        for media in named(answer, "Media"):
+            services[_MEDIA[1]] = child_text(media, "XAddr")
+    for namespace in _MEDIA:
+        if (found := services.get(namespace)) is not None:
+            return namespace, found
+    raise InputError("it has no media service")
+
+
+def _with_maker(camera: FoundCamera, caller: Caller, address: str) -> FoundCamera:
+    told = _call(caller, address, _DEVICE, "GetDeviceInformation")
+    maker, model = child_text(told, "Manufacturer"), child_text(told, "Model")
+    name = camera.name
+    if name == camera.host and model is not None:
+        name = _as_name(model)
+    return replace(camera, name=name, maker=maker, model=model or camera.model)
+
+
+def _stream(caller: Caller, media: str, namespace: str, profile: Element) -> FoundStream:
+    token = escape(profile.get("token", ""))
+    if namespace == _MEDIA[0]:
+        asked = f"<m:Protocol>RTSP</m:Protocol><m:ProfileToken>{token}</m:ProfileToken>"
+    else:
+        asked = (
+            '<m:StreamSetup xmlns:t="http://www.onvif.org/ver10/schema">'
+            "<t:Stream>RTP-Unicast</t:Stream>"
+            "<t:Transport><t:Protocol>RTSP</t:Protocol></t:Transport></m:StreamSetup>"
+            f"<m:ProfileToken>{token}</m:ProfileToken>"
+        )
+    answer = _call(caller, media, namespace, "GetStreamUri", asked)
+    address = child_text(answer, "Uri")
+    if address is None:
+        raise InputError("it gives no address for its stream")
+    encoder = (named(profile, "VideoEncoderConfiguration") or named(profile, "VideoEncoder"))[0]
+    width, height = _number(encoder, "Width"), _number(encoder, "Height")
+    return FoundStream(
+        profile=child_text(profile, "Name") or token,
+        address=_watchable(address, caller),
+        width=None if width is None else int(width),
+        height=None if height is None else int(height),
+        encoding=child_text(encoder, "Encoding"),
+        frame_rate=_number(encoder, "FrameRateLimit"),
+    )
+
+
+def _watchable(address: str, caller: Caller) -> str:
+    """Return the address of a stream without logins.
+
+    It ends on a command line of `watch`, which also reads files and pipelines: from a device it is
+    taken as nothing but a stream's.
+
+    Raises:
+        InputError: It is something else, or at a host that is neither the device's nor allowed.
+    """
+    if not re.fullmatch(r"[a-z]{3,5}://[\x21-\x7e]{1,2000}", address) or "!" in address:
+        told = shortened(without_secrets(address))
+        raise InputError(f"its stream has an address that is none: {told}")
+    source = Source(address=address, kind="network")
+    try:
+        check_address(source)
+    except UsageError as error:
+        raise InputError(f"its stream has an address that cannot be read: {error}") from error
+    host = urlsplit(address).hostname
+    if host != caller.host and host not in caller.access.allowed_hosts:
+        raise InputError(
+            f"its stream is at another host, {shortened(host or 'none')}: if that is right, name "
+            "it with --allow-host"
+        )
+    return source.shown
+
+
+def _number(element: Element, name: str) -> float | None:
+    text = child_text(element, name) or ""
+    return float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) else None
+
+
+def _as_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text).strip("-")[:100] or "camera"

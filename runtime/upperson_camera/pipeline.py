@@ -1,0 +1,464 @@
+"""Camera pipelines: from pictures in any thread to rows in a gallery."""
+
+import datetime
+import math
+import secrets
+import threading
+import time as time_module
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_camera.camera import Camera
+from upperson_camera.commit import CommitStage
+from upperson_camera.crops import EncodedCrops, EncodeStage
+from upperson_camera.frames import CameraCrop
+from upperson_camera.queues import BoundedQueue, DropPolicy
+from upperson_camera.settings import CameraSettings, PipelineSettings
+from upperson_camera.source import Opener, Source, guess_start_time, import_cv2, parse_source
+from upperson_camera.stats import Durations, Latency, Ledger, PipelineStats
+from upperson_camera.worker import Shared
+from upperson_rt.arguments import check_callable, check_number, check_object
+from upperson_rt.encoder import Encoder
+from upperson_rt.errors import (
+    BackendError,
+    InputError,
+    IntegrityError,
+    UppersonError,
+    UsageError,
+)
+from upperson_rt.gallery import Gallery, Item
+from upperson_rt.ingest.detector import Detector
+from upperson_rt.ingest.service import Ingest, Output
+from upperson_rt.printable import error_text, get_logger, shortened, shown
+
+__all__ = ["Pipeline"]
+
+_log = get_logger(__name__)
+
+_STEP_S = 0.02
+_COMMITS_WAITING = 4
+_SHARED: Mapping[str, tuple[str, type[UppersonError]]] = {
+    "encoder": ("the encoder", BackendError),
+    "gallery": ("the gallery", InputError),
+    "on_commit": ("on_commit", UppersonError),
+}
+"""What all cameras share: its name in a message, and the error if it fails or hangs."""
+
+
+class Pipeline:
+    """Watches cameras, or takes your frames, and fills a gallery with the people in them.
+
+        with upperson_rt.Pipeline(encoder, gallery) as pipeline:
+            pipeline.add_camera("gate", "rtsp://10.0.0.5/stream", detector=my_detector)
+            pipeline.add_camera("hall")
+            ...
+            pipeline.submit("hall", frame, boxes)      # from your own loop, in any thread
+
+    Between a picture and its row lie four stages in threads of their own: capture and detection,
+    tracking and choice for each camera, then one encoder and one writer for all. The queues between
+    them are bounded. What gives way when one is full is the drop policy, and everything that was
+    dropped is counted in `stats`.
+
+    A camera that fails leaves the others alone. If the encoder or the gallery fails, the pipeline
+    stops, and every later call raises that error. At the end nothing is waited for that hangs.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        gallery: Gallery,
+        settings: PipelineSettings | None = None,
+        *,
+        on_commit: Callable[[Sequence[Item]], None] | None = None,
+        outputs: Sequence[Output] = (),
+        **options: Any,
+    ) -> None:
+        """Take settings and check them; work begins as a context manager or with `start`.
+
+        Args:
+            encoder: Whose image tower to use.
+            gallery: Opened with the encoder's fingerprint; stays open.
+            settings: How to work; the defaults if left out.
+            on_commit: Told the items of each batch once it is durable, from the writer's thread; an
+                error in it stops the pipeline.
+            outputs: Get the same items, after ``on_commit``.
+            options: Fields of `PipelineSettings`, such as ``every_s=5.0``; they go before
+                ``settings``. None is the default.
+
+        Raises:
+            UsageError: An argument is of another kind or a number out of range, or the gallery has
+                no place for pictures.
+            IntegrityError: The gallery holds the embeddings of another model.
+        """
+        check_object(encoder, "an encoder", ("encode_pixels", "fingerprint", "variant"))
+        check_object(gallery, "a gallery", ("add", "fingerprint"))
+        if not isinstance(settings, PipelineSettings | None):
+            raise UsageError(f"settings must be PipelineSettings, found {shown(settings)}")
+        if on_commit is not None:
+            check_callable(on_commit, "on_commit")
+            outputs = (_Callback(on_commit), *outputs)
+        given = {name: value for name, value in options.items() if value is not None}
+        self.settings = replace(settings or PipelineSettings(), **given)
+        if gallery.fingerprint != encoder.fingerprint:
+            raise IntegrityError(
+                f"gallery {gallery.location} holds embeddings of another model "
+                f"({gallery.fingerprint}) than the encoder's ({encoder.fingerprint})"
+            )
+        if self.settings.save_crops and gallery.crops_dir is None:
+            raise UsageError(
+                f"gallery {gallery.location} has no place for pictures: keep vectors only "
+                "(save_crops=False, or --vectors-only)"
+            )
+        now = datetime.datetime.now(datetime.timezone.utc)
+        # The random part tells runs apart on devices that boot with the same wrong time.
+        self.run_name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        """Unique to this run; begins the names of its tracks."""
+        self._encoder = encoder
+        self._ledger = ledger = Ledger()
+        self._crops: BoundedQueue[CameraCrop] = BoundedQueue(self.settings.crop_queue)
+        self._batches: BoundedQueue[EncodedCrops] = BoundedQueue(_COMMITS_WAITING)
+        self._shared = Shared(
+            settings=self.settings,
+            run_name=self.run_name,
+            encoder=encoder,
+            crops=self._crops,
+            ledger=ledger,
+        )
+        ingest = Ingest(encoder, gallery, self.settings.batch_size, outputs)
+        self._encode = EncodeStage(
+            ingest,
+            self.settings,
+            self._crops,
+            self._batches,
+            ledger,
+            lambda error: self._fail(error, self._encode.part),
+        )
+        self._commit = CommitStage(
+            ingest,
+            self.settings,
+            self.run_name,
+            self._batches,
+            ledger,
+            lambda error: self._fail(error, self._commit.part),
+        )
+        self._cameras: dict[str, Camera] = {}
+        self._lock = threading.Lock()
+        self._started: float | None = None
+        self._stopped: float | None = None
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._failures: Counter[str] = Counter()
+
+    def add_camera(
+        self,
+        name: str,
+        source: str | Source | None = None,
+        detector: Detector | None = None,
+        *,
+        drop: DropPolicy | None = None,
+        start_time: float | None = None,
+        realtime: bool = False,
+        opener: Opener | None = None,
+    ) -> None:
+        """Add a camera, before or after the start.
+
+        Args:
+            name: Any name; rows, folders and statistics go by it.
+            source: A file, rtsp:// or http:// address, device or GStreamer pipeline, read by the
+                pipeline. None for a camera whose frames you `submit`.
+            detector: Gets a frame, uint8 **BGR** [H, W, 3], and returns rows of x0, y0, x1, y1 and
+                perhaps a score. Needed for a source, and for frames submitted without boxes. One
+                that several cameras share is called by one of them at a time.
+            drop: ``oldest`` or ``newest``, or for a file ``block``, its default: the file waits.
+            start_time: Unix time of a file's first frame; by default its last change minus its
+                length, which is right for recordings that were never copied.
+            realtime: Play a file no faster than it was taken, as a live camera would.
+            opener: Opens the source, such as a `Reader` of your own; by default the pipeline's,
+                `open_source`.
+
+        Raises:
+            UsageError: The name is taken, a source has no detector, or a policy does not fit.
+            InputError: The source is nothing that can be read, or the time none in unix seconds.
+            BackendError: OpenCV or PyAV is missing, or it cannot read such a source.
+        """
+        import_cv2()
+        found = parse_source(source) if isinstance(source, str) else source
+        if not isinstance(found, Source | None):
+            raise UsageError(f"expected a source, found {shown(found)}")
+        is_file = found is not None and not found.is_live
+        added = CameraSettings(
+            name=name,
+            source=found,
+            detector=detector,
+            drop=("block" if is_file else self.settings.drop) if drop is None else drop,
+            start_time=start_time,
+            realtime=realtime,
+            opener=self.settings.opener if opener is None else opener,
+        )
+        if found is not None and is_file and start_time is None:
+            added = replace(added, start_time=guess_start_time(found, added.opener))
+        with self._lock:
+            if name in self._cameras:
+                raise UsageError(f"there is a camera {shortened(name)} already")
+            if self._stopping:
+                raise UsageError("the pipeline has been stopped")
+            camera = self._cameras[name] = Camera(added, self._shared)
+            if self._started is not None:
+                camera.start()
+
+    def start(self) -> None:
+        """Load the image tower and start all threads.
+
+        Raises:
+            UsageError: It was started or stopped before.
+            InputError: The gallery's folder of pictures cannot be written to.
+            BackendError: The image tower cannot be loaded.
+            IntegrityError: The image tower gives wrong results.
+        """
+        self._encoder.backend("image")
+        with self._lock:
+            if self._started is not None or self._stopping:
+                raise UsageError("a pipeline can be started once")
+            self._commit.start()
+            self._encode.start()
+            self._started = time_module.monotonic()
+            for camera in self._cameras.values():
+                camera.start()
+
+    def submit(
+        self,
+        camera: str,
+        frame: NDArray[np.uint8],
+        boxes: Any = None,
+        time: float | None = None,
+        *,
+        tracks: Sequence[str | int] | None = None,
+        rgb: bool = False,
+    ) -> bool:
+        """Hand over a frame; returns at once, from any thread.
+
+        Args:
+            camera: Name of a camera that was added without a source.
+            frame: uint8 BGR [H, W, 3]; copied, so its memory is yours again.
+            boxes: Rows of x0, y0, x1, y1 and perhaps a score in pixels; an empty list if nobody is
+                there. None has the camera's detector look.
+            time: When it was taken, unix seconds; now, if left out. Frames of a camera come in the
+                order of their times.
+            tracks: Names of your own tracks, one a box; None has the pipeline track.
+            rgb: The frame is RGB instead.
+
+        Returns:
+            Whether the frame is in line. False means that it was dropped, and counted.
+
+        Raises:
+            UsageError: No such camera, or the pipeline does not run.
+            InputError: Not such a frame, time or tracks.
+            UppersonError: What stopped the pipeline.
+        """
+        self._raise_failure()
+        known = self._cameras.get(camera) if isinstance(camera, str) else None
+        if known is None:
+            raise UsageError(f"no camera {shown(camera)}: add it first")
+        if self._started is None or self._stopping:
+            raise UsageError("the pipeline does not run: start it first")
+        return known.submit(frame, boxes, time, tracks, rgb)
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Have the best views so far chosen, and wait until all that came in is committed.
+
+        The pipeline goes on; while frames keep coming, it may never be without work.
+
+        Returns:
+            Whether that was reached in time.
+
+        Raises:
+            UsageError: It is called from ``on_commit``, a detector, or what else works in it.
+            UppersonError: What stopped the pipeline.
+        """
+        self._refuse_own_threads("drain")
+        until = _deadline(timeout_s)
+        for camera in list(self._cameras.values()):
+            camera.flush()
+        while not self._is_idle():
+            self._raise_failure()
+            if time_module.monotonic() > until:
+                return False
+            time_module.sleep(_STEP_S)
+        self._raise_failure()
+        return True
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until every source has ended, which live ones never do; return whether they have.
+
+        Raises:
+            UppersonError: What stopped the pipeline.
+        """
+        until = _deadline(timeout_s)
+        while True:
+            self._raise_failure()
+            cameras = list(self._cameras.values())
+            if cameras and all(camera.is_over for camera in cameras):
+                return True
+            left = until - time_module.monotonic()
+            if left <= 0:
+                return False
+            time_module.sleep(min(_STEP_S, left))
+
+    def stop(self) -> None:
+        """Take no more frames, finish and commit what was accepted, and end all threads.
+
+        What hangs is left behind, named in the log and counted in `stats` (``failures``):
+        ``end_within_s`` after the call cameras give up the frames that wait; a detector, an
+        encoder, a gallery or ``on_commit`` is given up when one of its calls lasts longer. While
+        the last three work, however slowly, they are waited for.
+
+        Raises:
+            UsageError: It is called from ``on_commit``, a detector, or what else works in it.
+            UppersonError: What had stopped the pipeline, or hung in the encoder, the gallery or
+                ``on_commit``; some of what was accepted is then lost, unless it was the last.
+        """
+        self._refuse_own_threads("stop")
+        with self._lock:
+            self._stopping = True
+            cameras = list(self._cameras.values())
+        began = time_module.monotonic()
+        late = began + self.settings.end_within_s
+        for camera in cameras:
+            camera.stop(self.settings.end_within_s)
+        busy = cameras
+        while busy:
+            now = time_module.monotonic()
+            busy = [camera for camera in busy if not camera.has_ended(began, now > late)]
+            self._leave_what_hangs(began)
+            time_module.sleep(_STEP_S if busy else 0)
+        for queue, stage in ((self._crops, self._encode), (self._batches, self._commit)):
+            queue.close()
+            while stage.is_alive:
+                self._leave_what_hangs(began)
+                stage.join(_STEP_S)
+        if self._stopped is None:
+            self._stopped = time_module.monotonic()
+        self._raise_failure()
+
+    def stats(self) -> PipelineStats:
+        """Return what was done so far; works at any time, also after the end."""
+        cameras = list(self._cameras.values())
+        ended = self._stopped or time_module.monotonic()
+        seconds = 0.0 if self._started is None else ended - self._started
+        busy_s = self._encode.busy_s
+        return PipelineStats(
+            seconds=seconds,
+            failures=dict(self._failures),
+            cameras={camera.name: camera.stats() for camera in cameras},
+            batches=self._encode.count,
+            encoder_busy_s=busy_s,
+            encoder_busy_share=min(1.0, busy_s / seconds) if seconds else 0.0,
+            frame_queues={camera.name: camera.frames_waiting for camera in cameras},
+            crop_queue=len(self._crops),
+            commit_queue=len(self._batches),
+            latency=Latency.of(self._commit.latency),
+            encode_latency=Latency.of(self._commit.encode_latency),
+        )
+
+    @property
+    def durations(self) -> dict[str, Durations]:
+        """The histograms behind the latencies, by the names of `PipelineStats`."""
+        return {"latency": self._commit.latency, "encode_latency": self._commit.encode_latency}
+
+    def __enter__(self) -> "Pipeline":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.stop()
+        except BaseException as failure:
+            if error is None:
+                raise
+            _log.error("the pipeline had failed as well: %s", failure)
+
+    def _leave_what_hangs(self, since: float) -> None:
+        """Leave behind an encoder, a gallery or a callback that does not return."""
+        limit_s = self.settings.end_within_s
+        for stage in (self._encode, self._commit):
+            if stage.call_s(since) > limit_s and (part := stage.leave()) is not None:
+                name, kind = _SHARED[part]
+                error = kind(f"{name} did not return within {limit_s:g} s of the end")
+                # Without on_commit all is committed, and nobody is told.
+                self._failed(error, f"{part}_stuck", abandon=part != "on_commit")
+
+    def _fail(self, error: BaseException, part: str) -> None:
+        """Stop everything: without encoder and gallery nothing has a use."""
+        if not isinstance(error, Exception):  # SystemExit must not end whoever is told of it.
+            name, kind = _SHARED[part]
+            told = kind(f"{name} ended with {error_text(error)}")
+            told.__cause__, error = error, told
+        self._failed(error, f"{part}_error")
+
+    def _failed(self, error: BaseException, reason: str, abandon: bool = True) -> None:
+        self._failures[reason] += 1
+        self._failure = self._failure or error
+        if abandon:  # Before the log is told, whose handlers are anybody's code.
+            self._abandon()
+        _log.error("the pipeline stops: %s", error, extra={"event": "failed"})
+
+    def _abandon(self) -> None:
+        for camera in list(self._cameras.values()):
+            camera.abandon()
+        self._crops.close()
+        self._batches.close()
+        self._ledger.count_crops(self._crops.clear(), "crops.dropped.failed")
+        for crops, _ in self._batches.clear():
+            self._ledger.count_crops(crops, "crops.dropped.failed")
+
+    def _refuse_own_threads(self, what: str) -> None:
+        """Raise UsageError in a thread of the pipeline: it would wait for itself."""
+        of_cameras = [stage for camera in list(self._cameras.values()) for stage in camera.stages]
+        for stage in (self._commit, self._encode, *of_cameras):
+            if stage.is_current:
+                raise UsageError(
+                    f"{what} was called from {stage.part}, for which it would wait: call it from a "
+                    "thread of your own"
+                )
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _is_idle(self) -> bool:
+        """Look from the first stage to the last, so that nothing slips past between two looks."""
+        return (
+            all(camera.is_idle for camera in list(self._cameras.values()))
+            and self._crops.is_idle
+            and self._batches.is_idle
+        )
+
+
+def _deadline(timeout_s: float | None) -> float:
+    if timeout_s is None:
+        return math.inf
+    return time_module.monotonic() + check_number(timeout_s, "timeout_s")
+
+
+class _Callback:
+    """``on_commit`` as an output."""
+
+    def __init__(self, on_commit: Callable[[Sequence[Item]], None]) -> None:
+        self._on_commit = on_commit
+
+    def committed(self, items: Sequence[Item], replaced: Sequence[str]) -> None:
+        self._on_commit(items)
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -1,0 +1,208 @@
+"""Statistics of a pipeline for Prometheus, over HTTP or as a text file."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from upperson_camera.pipeline import Pipeline
+from upperson_camera.stats import BOUNDS_S, Durations, PipelineStats
+from upperson_rt.errors import InputError, missing_extra
+from upperson_rt.printable import get_logger
+
+__all__ = ["MetricsFile", "MetricsServer"]
+
+_log = get_logger(__name__)
+
+_EDGES = range(0, len(BOUNDS_S), 4)
+"""Every fourth edge is enough for Prometheus: each is double the one before."""
+_BY_REASON = {
+    "frames_dropped": "Frames that were dropped, by reason.",
+    "crops_dropped": "Detections that did not become a row, by reason.",
+    "failures": "What failed for good or did not end in time, by reason; no camera: for all.",
+}
+_PLAIN = {
+    "frames_read": "Frames that came in.",
+    "frames_processed": "Frames that were searched for people.",
+    "detections": "Boxes that came from the detector or with the frames.",
+    "tracks": "Tracks seen often enough to count.",
+    "accepted": "Crops chosen for the encoder.",
+    "embedded": "Crops embedded.",
+    "committed": "Rows in the gallery.",
+    "replaced": "Rows that took the place of earlier ones.",
+    "added_by_others": "Rows of a camera of this name that other processes added.",
+    "outages": "Times a source that had given pictures was lost.",
+    "reconnects": "Attempts to open a source again.",
+    "stalls": "Times a source gave nothing for too long.",
+    "resolution_changes": "Times the size of the picture changed.",
+}
+
+
+def _prometheus() -> Any:
+    try:
+        import prometheus_client
+        import prometheus_client.core
+    except ImportError as error:
+        raise missing_extra("prometheus-client", "metrics", "publishing metrics") from error
+    return prometheus_client
+
+
+class _Collector:
+    """Turns statistics into metric families whenever somebody asks."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def collect(self) -> Iterator[Any]:
+        """Yield every metric."""
+        core = _prometheus().core
+        stats = self._pipeline.stats()
+        plain = {
+            name: core.CounterMetricFamily(f"upperson_{name}", text, labels=["camera"])
+            for name, text in _PLAIN.items()
+        }
+        by_reason = {
+            name: core.CounterMetricFamily(f"upperson_{name}", text, labels=["camera", "reason"])
+            for name, text in _BY_REASON.items()
+        }
+        up = core.GaugeMetricFamily(
+            "upperson_camera_up", "1 while the camera gives pictures.", labels=["camera"]
+        )
+        for camera, numbers in stats.cameras.items():
+            for name, family in plain.items():
+                family.add_metric([camera], getattr(numbers, name))
+            for name, family in by_reason.items():
+                for reason, number in getattr(numbers, name).items():
+                    family.add_metric([camera, reason], number)
+            up.add_metric([camera], float(numbers.state == "running"))
+        for reason, number in stats.failures.items():
+            by_reason["failures"].add_metric(["", reason], number)
+        yield from (*plain.values(), *by_reason.values(), up)
+        yield from self._whole(core, stats)
+
+    def _whole(self, core: Any, stats: PipelineStats) -> Iterator[Any]:
+        queues = core.GaugeMetricFamily(
+            "upperson_queue_depth", "What waits in a queue.", labels=["queue", "camera"]
+        )
+        for camera, depth in stats.frame_queues.items():
+            queues.add_metric(["frames", camera], depth)
+        queues.add_metric(["crops", ""], stats.crop_queue)
+        queues.add_metric(["commits", ""], stats.commit_queue)
+        yield queues
+        yield core.CounterMetricFamily(
+            "upperson_encoder_busy_seconds",
+            "Seconds in which the encoder worked.",
+            value=stats.encoder_busy_s,
+        )
+        yield core.CounterMetricFamily(
+            "upperson_batches", "Batches the encoder ran.", value=stats.batches
+        )
+        yield core.GaugeMetricFamily(
+            "upperson_uptime_seconds", "Seconds since the start.", value=stats.seconds
+        )
+        texts = {
+            "latency": "From a frame's arrival to its row in the gallery.",
+            "encode_latency": "From the choice of a crop to its row in the gallery.",
+        }
+        for name, durations in self._pipeline.durations.items():
+            buckets, total_s = _buckets(durations)
+            yield core.HistogramMetricFamily(
+                f"upperson_{name}_seconds", texts[name], buckets=buckets, sum_value=total_s
+            )
+
+
+def _buckets(durations: Durations) -> tuple[list[tuple[str, float]], float]:
+    """Return cumulative counts by upper edge, and the sum in seconds."""
+    counts, total_s = durations.snapshot()
+    buckets = [(f"{BOUNDS_S[edge]:g}", float(sum(counts[: edge + 1]))) for edge in _EDGES]
+    return [*buckets, ("+Inf", float(sum(counts)))], total_s
+
+
+def _registry(pipeline: Pipeline) -> Any:
+    registry = _prometheus().CollectorRegistry()
+    registry.register(_Collector(pipeline))
+    return registry
+
+
+class MetricsServer:
+    """Serves the metrics at ``http://ADDRESS:PORT/metrics`` until it is closed."""
+
+    def __init__(self, pipeline: Pipeline, port: int, address: str = "127.0.0.1") -> None:
+        """Start to serve.
+
+        Args:
+            pipeline: Whose statistics.
+            port: 0 takes any that is free.
+            address: By default only this machine can read them.
+
+        Raises:
+            BackendError: prometheus-client is not installed.
+            InputError: The port cannot be used.
+        """
+        try:
+            self._server, self._thread = _prometheus().start_http_server(
+                port, addr=address, registry=_registry(pipeline)
+            )
+        except OSError as error:
+            raise InputError(
+                f"metrics cannot be served at {address}:{port}: {error.strerror}"
+            ) from error
+        self.url = f"http://{address}:{self._server.server_port}/metrics"
+
+    def close(self) -> None:
+        """Stop to serve."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class MetricsFile:
+    """Writes the metrics into a file every few seconds, each time as a whole.
+
+    That is how node_exporter's textfile collector wants them; its files end in ``.prom``.
+    """
+
+    def __init__(self, pipeline: Pipeline, path: Path, every_s: float = 5.0) -> None:
+        """Write the file once, and go on in a thread.
+
+        Raises:
+            BackendError: prometheus-client is not installed.
+            InputError: The file cannot be written.
+        """
+        self.path = path
+        self._registry = _registry(pipeline)
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._write()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self, within_s: float = 10.0) -> None:
+        """Write the last state, if the disk lets it, and end; a disk that hangs is left behind."""
+        self._stop.set()
+        self._thread.join(within_s)
+        if self._thread.is_alive():
+            _log.error(
+                "metrics %s are left as they are: the disk did not answer within %g s",
+                self.path,
+                within_s,
+                extra={"event": "metrics"},
+            )
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            self._try_to_write()
+        self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        try:
+            self._write()
+        except InputError as error:  # A full disk may be emptied again.
+            _log.error("%s", error, extra={"event": "metrics"})
+
+    def _write(self) -> None:
+        write: Callable[[str, Any], None] = _prometheus().write_to_textfile
+        try:
+            write(str(self.path), self._registry)
+        except OSError as error:
+            raise InputError(f"cannot write metrics {self.path}: {error.strerror}") from error

@@ -1,0 +1,242 @@
+"""Why a source does not open: what reads it hardly tells, so whoever keeps it is asked.
+
+The answers tell what to do about it: an unknown host, a port that nobody listens on, credentials
+that are missing or wrong, a path that the server has not.
+"""
+
+import base64
+import errno
+import http.client
+import os
+import re
+import socket
+import ssl
+import urllib.request
+from email import message_from_string
+from email.message import Message
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+
+from upperson_camera.access import PORTS, USUAL_ACCESS, Access, place_of, without_login
+from upperson_rt.printable import one_line, shortened
+from upperson_rt.remote import http_target, http_within, may_hide_login, within
+
+__all__ = ["answer_challenge", "reason_of_address", "reason_of_device"]
+
+_LONGEST_S = 3.0
+_LONGEST_ANSWER_BYTES = 65536
+_HEADER = re.compile(r"[!-9;-~]+:|[ \t]")
+"""A line of a header, or one that goes on with the line before."""
+_NO_VIDEO = ("text/", "application/json", "image/svg")
+
+_OTHER_CREDENTIALS = "the server wants another proof of who asks than Basic and Digest with MD5"
+
+_STATUS = {
+    401: "user name and password are {credentials}",
+    403: "it forbids that",
+    404: "it has no such stream: check the path",
+    454: "it knows no such session",
+    461: "it does not offer this transport",
+    503: "it is busy or has too many clients",
+}
+
+
+def reason_of_device(number: int) -> str:
+    """Return why the device ``/dev/videoN`` does not open."""
+    path = f"/dev/video{number}"
+    if not os.path.exists(path):
+        return "there is no such device: plug the camera in, or name another"
+    if not os.access(path, os.R_OK | os.W_OK):
+        return "it may not be read: add the user to the group that owns it, mostly  video"
+    return "it is in use or gives no pictures"
+
+
+def reason_of_address(address: str, timeout_s: float, access: Access = USUAL_ACCESS) -> str | None:
+    """Return why an address does not open, without its secrets; None if that cannot be told.
+
+    The server is asked once more, and once again with credentials if it wants some; looking it up,
+    connecting and the answer take 3 seconds at most. It sends nobody anywhere else.
+    """
+    timeout_s = min(timeout_s, _LONGEST_S)
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+        if may_hide_login(address):
+            raise ValueError
+    except ValueError:  # Of which Python tells a part of the address.
+        return "the address is malformed: its host or port cannot be read"
+    scheme = parts.scheme.lower()
+    if host is None or scheme not in PORTS:
+        return None
+    place = f"{host} port {port or PORTS[scheme]}"
+    context = access.context() if scheme.endswith("s") else None
+    try:
+        if scheme in ("rtsp", "rtsps"):
+            return _ask_rtsp(parts, place, timeout_s, context)
+        if scheme in ("http", "https"):
+            return _ask_http(parts, timeout_s, context)
+        with within(timeout_s) as limit:
+            limit.connect(host, port or PORTS[scheme], context)
+    except socket.gaierror as error:
+        return f"the host '{host}' is unknown ({error.strerror})"
+    except TimeoutError:
+        return f"{place} does not answer"
+    except ConnectionRefusedError:
+        return f"{place} refuses connections: nothing listens there"
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"the certificate of {place} is not trusted ({one_line(error.verify_message)}): name "
+            "the file of its authority with --ca, or accept any of this camera with --insecure"
+        )
+    except http.client.InvalidURL:
+        return "the address is malformed: write %20 for a blank in it"
+    except UnicodeError as error:
+        return f"the address is malformed ({error})"
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+            return f"there is no way to {host} ({error.strerror})"
+        return f"{place} breaks off ({type(error).__name__})"
+    return None
+
+
+def _refusal(status: int, phrase: str, headers: Message, parts: SplitResult) -> str | None:
+    """Return what a status of RTSP or HTTP means; None if it is no refusal."""
+    if status < 300:
+        return None
+    if status < 400:
+        meaning = _way_on(headers.get("Location"), parts)
+    else:
+        meaning = _STATUS.get(status, "it does not say why")
+        meaning = meaning.format(credentials="missing" if parts.username is None else "wrong")
+    return f"the server answers {status} {phrase}: {meaning}".replace(" :", ":")
+
+
+def _way_on(location: str | None, parts: SplitResult) -> str:
+    """Return where a server sends those who ask it, without what may be secret."""
+    if location is None:
+        return "it does not say where to"
+    try:
+        address = urljoin(without_login(parts), location)
+        place = urlsplit(address)._replace(query="", fragment="")
+        if may_hide_login(address):
+            raise ValueError
+    except ValueError:
+        return "where it sends to cannot be read"
+    return (
+        f"it sends to {shortened(without_login(place))}, which does not open either: name that "
+        "address to learn why"
+    )
+
+
+def _credentials(parts: SplitResult) -> tuple[str, str] | None:
+    if parts.username is None:
+        return None
+    return unquote(parts.username), unquote(parts.password or "")
+
+
+def _ask_http(parts: SplitResult, timeout_s: float, context: ssl.SSLContext | None) -> str | None:
+    known, address = _credentials(parts), without_login(parts)
+    status, headers = _get(address, timeout_s, None, context)
+    if status == 401 and known is not None:
+        challenges = headers.get_all("WWW-Authenticate", [])
+        answer = answer_challenge(challenges, known, address, "GET", http_target(address))
+        if answer is None:
+            return _OTHER_CREDENTIALS
+        status, headers = _get(address, timeout_s, answer, context)
+    kind = headers.get("Content-Type", "")
+    if 200 <= status < 300 and kind.startswith(_NO_VIDEO):
+        return f"the server answers with {kind.partition(';')[0]}, which is no video"
+    phrase = http.client.responses.get(status, "")  # Not the server's own, which may be anything.
+    return _refusal(status, phrase, headers, parts)
+
+
+def _get(
+    address: str, timeout_s: float, authorization: str | None, context: ssl.SSLContext | None
+) -> tuple[int, http.client.HTTPMessage]:
+    """Return status and headers of an answer over HTTP."""
+    headers = {} if authorization is None else {"Authorization": authorization}
+    with http_within(timeout_s, address, context) as connection:
+        connection.request("GET", http_target(address), headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.headers
+
+
+def _ask_rtsp(
+    parts: SplitResult, place: str, timeout_s: float, context: ssl.SSLContext | None
+) -> str | None:
+    """Ask for the description of a stream, as a player does first, with credentials if wanted."""
+    known = _credentials(parts)
+    address = without_login(parts)
+    with within(timeout_s) as limit:
+        connection = limit.connect(*place_of(parts), context)
+        head = _describe(connection, address, 1, None)
+        if head is not None and head[0] == 401 and known is not None:
+            challenges = head[2].get_all("WWW-Authenticate", [])
+            answer = answer_challenge(challenges, known, address, "DESCRIBE", address)
+            if answer is None:
+                return _OTHER_CREDENTIALS
+            head = _describe(connection, address, 2, answer)
+    if head is None:
+        return f"{place} does not speak RTSP"
+    return _refusal(*head, parts)
+
+
+def _describe(
+    connection: socket.socket, address: str, number: int, authorization: str | None
+) -> tuple[int, str, Message] | None:
+    """Return status, phrase and headers; None if the answer is no RTSP."""
+    lines = [f"DESCRIBE {address} RTSP/1.0", f"CSeq: {number}", "Accept: application/sdp"]
+    if authorization is not None:
+        lines.append(f"Authorization: {authorization}")
+    connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer and len(answer) < _LONGEST_ANSWER_BYTES:
+        received = connection.recv(4096)
+        if not received:
+            break
+        answer += received
+    head = answer.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+    status = re.fullmatch(r"RTSP/\d\.\d (\d{3})\s*([\x20-\x7e]*)", head[0])
+    if status is None:
+        return None
+    lines = [line for line in head[1:] if _HEADER.match(line)]  # Else all that follow are lost.
+    return int(status[1]), status[2].strip(), message_from_string("\n".join(lines))
+
+
+def answer_challenge(
+    challenges: list[str], login: tuple[str, str], address: str, method: str, target: str
+) -> str | None:
+    """Return what to send as ``Authorization``, for Digest rather than Basic.
+
+    Args:
+        challenges: Values of ``WWW-Authenticate``.
+        login: User name and password.
+        address: What was asked for, without them.
+        method: How.
+        target: What stood behind the method.
+
+    Returns:
+        None if no challenge is of a kind that is known.
+    """
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    passwords.add_password(None, address, *login)
+    digest: Any = urllib.request.HTTPDigestAuthHandler(passwords)
+    for challenge in sorted(challenges, key=str.lower, reverse=True):
+        kind, _, values = challenge.partition(" ")
+        if kind.lower() == "digest":
+            request = SimpleNamespace(
+                full_url=address, selector=target, data=None, get_method=lambda: method
+            )
+            try:
+                fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(values))
+                answer = digest.get_authorization(request, fields)
+            except (ValueError, IndexError, OSError):
+                # An algorithm or protection that is not known, or nonsense: perhaps another one is
+                # offered. They come as URLError, an OSError, and of empty values as IndexError.
+                continue
+            if answer is not None:
+                return f"Digest {answer}"
+        if kind.lower() == "basic":
+            return "Basic " + base64.b64encode(":".join(login).encode()).decode("ascii")
+    return None

@@ -1,0 +1,156 @@
+"""What a pipeline and its cameras are told: checked once, here, then handed down whole."""
+
+from dataclasses import dataclass, field
+
+from upperson_camera.frames import check_unix_time
+from upperson_camera.queues import DropPolicy, check_policy
+from upperson_camera.source import Opener, Source
+from upperson_camera.stream import StreamReader, open_source
+from upperson_camera.tracker import TrackerName, check_tracker, new_tracker
+from upperson_rt.arguments import (
+    check_callable,
+    check_fields,
+    check_name,
+    check_number,
+)
+from upperson_rt.errors import UsageError
+from upperson_rt.ingest.detector import Detector
+from upperson_rt.ingest.quality import QualityRules
+from upperson_rt.printable import shortened, shown
+
+__all__ = ["CameraSettings", "CaptureRules", "PipelineSettings"]
+
+_LONGEST_S = 7 * 86_400.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptureRules:
+    """How patient the reading of a source is.
+
+    Raises:
+        UsageError: On construction, if a number is negative, or longer than a week.
+    """
+
+    stall_s: float = 10.0
+    """A live source that gives nothing for so long is closed and opened again."""
+    first_wait_s: float = 0.5
+    """Before the first attempt to reconnect; doubles with each one that fails."""
+    longest_wait_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("stall_s", "first_wait_s", "longest_wait_s"):
+            check_number(getattr(self, name), name, least=0.0, most=_LONGEST_S)
+        if self.stall_s == 0:
+            raise UsageError("stall_s must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineSettings:
+    """How a pipeline works; each field is also a keyword of `Pipeline`.
+
+    Raises:
+        UsageError: On construction, if a number is out of range or there is no such tracker.
+        BackendError: On construction, if the package of the tracker is not installed.
+    """
+
+    every_s: float = 2.0
+    """No two crops of a track are closer than so many seconds; 0 takes all."""
+    min_views: int = 2
+    """A track seen in fewer frames is taken for a mistake of the detector."""
+    lost_after_s: float = 2.0
+    """A person not seen for so long, and then again, is a new track."""
+    tracker: TrackerName = "upperson"
+    """What follows people: our own, or ``bytetrack``, ``ocsort`` or ``botsort`` of the package
+    ``trackers``."""
+    quality: QualityRules = field(default_factory=QualityRules)
+    """What views must have."""
+    save_crops: bool = True
+    """Save the pictures under ``gallery.crops_dir``."""
+    jpeg_quality: int = 90
+    """Quality of saved pictures, 1 to 100."""
+    batch_size: int = 16
+    """Crops embedded and committed at a time."""
+    max_delay_s: float = 0.5
+    """Longest wait for a batch to fill up."""
+    frame_queue: int = 4
+    """Frames of a camera that may wait."""
+    crop_queue: int = 256
+    """Crops of all cameras that may wait for the encoder."""
+    drop: DropPolicy = "oldest"
+    """What gives way in a full queue, ``oldest`` or ``newest``. Files wait instead."""
+    end_within_s: float = 10.0
+    """At the end: for how long cameras may work on what waits, and a call of an encoder, a gallery
+    or ``on_commit`` may last. What takes longer is left behind."""
+    capture_rules: CaptureRules = CaptureRules()
+    """When a live source counts as stalled, and how it is opened again."""
+    opener: Opener = open_source
+    """Opens the sources of cameras that bring no opener of their own."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for rules, kind in ((self.quality, QualityRules), (self.capture_rules, CaptureRules)):
+            if not isinstance(rules, kind):
+                raise UsageError(f"expected {kind.__name__}, found {shown(rules)}")
+        check_callable(self.opener, "opener")
+        if not self.max_delay_s >= 0 or self.batch_size < 1:  # NaN is refused, too.
+            raise UsageError("max_delay_s must be at least 0, batch_size at least 1")
+        if not (self.every_s >= 0 and self.lost_after_s > 0) or self.min_views < 1:
+            raise UsageError(
+                "every_s must be at least 0, lost_after_s above 0, min_views at least 1"
+            )
+        new_tracker(
+            check_tracker(self.tracker), self.lost_after_s
+        )  # Missing packages are told before it starts.
+        if not self.end_within_s > 0:
+            raise UsageError(f"end_within_s must be above 0, got {self.end_within_s}")
+        if self.save_crops and not 1 <= self.jpeg_quality <= 100:
+            raise UsageError(f"jpeg_quality must be 1 to 100, got {self.jpeg_quality}")
+        for name in ("frame_queue", "crop_queue"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if check_policy(self.drop) == "block":
+            raise UsageError("only files can wait; the policy of live cameras drops something")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraSettings:
+    """One camera, before it starts; see `Pipeline.add_camera`.
+
+    Raises:
+        UsageError: On construction, if there is no name, a source without a detector, or a policy
+            that does not fit.
+        InputError: The time is none in unix seconds, or such an address cannot be read.
+        BackendError: What reads a network stream is not installed.
+    """
+
+    name: str
+    source: Source | None
+    """None for a camera whose frames are submitted."""
+    detector: Detector | None
+    drop: DropPolicy
+    start_time: float | None
+    """Unix time of a file's first frame."""
+    realtime: bool
+    opener: Opener
+
+    def __post_init__(self) -> None:
+        name = check_name(self.name, "the name of a camera", UsageError)
+        object.__setattr__(self, "name", name)
+        told = shortened(name)
+        if self.source is not None:
+            check_name(self.source.shown, f"the source of camera {told}")
+        if self.detector is not None:
+            check_callable(self.detector, f"the detector of camera {told}")
+        check_callable(self.opener, f"the opener of camera {told}")
+        if self.source is not None and self.detector is None:
+            raise UsageError(f"camera {told} has a source and so needs a detector")
+        if check_policy(self.drop) == "block" and not self.is_file:
+            raise UsageError(f"camera {told} cannot wait, only a file can: drop oldest or newest")
+        if self.source is not None and self.opener in (open_source, StreamReader):
+            StreamReader.require(self.source)
+        check_unix_time(self.start_time)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether its frames can wait, and be found again by number."""
+        return self.source is not None and not self.source.is_live

@@ -1,0 +1,197 @@
+"""One question to an ONVIF device, and its answer: SOAP 1.2 with WS-Security, over HTTP.
+
+A device is a stranger: it is given little time and room, sent nowhere else, and its XML may declare
+nothing. A password is never sent, only a digest of it.
+"""
+
+import base64
+import datetime
+import http.client
+import secrets
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from typing import NoReturn
+from urllib.parse import urlsplit
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+from xml.sax.saxutils import escape
+
+from upperson_camera.access import USUAL_ACCESS, Access
+from upperson_camera.reasons import answer_challenge
+from upperson_rt.errors import InputError
+from upperson_rt.printable import one_line, shortened
+from upperson_rt.remote import http_target, http_within, password_digest
+
+__all__ = ["Caller", "RefusedError", "child_text", "named", "parse_xml"]
+
+_SOAP = "http://www.w3.org/2003/05/soap-envelope"
+_WSS = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss"
+_CALL_S = 5.0
+_CALLS_S = 20.0
+"""For all questions to one device together, but for the last one."""
+_MOST_BYTES = 2**20
+
+
+class RefusedError(InputError):
+    """A device answered, and did not do what it was asked."""
+
+
+class Caller:
+    """Asks one device, with a login if there is one, and at no other host.
+
+    Args:
+        host: The only host that is asked.
+        login: User name and password.
+        access: Which certificates are trusted.
+    """
+
+    def __init__(
+        self, host: str, login: tuple[str, str] | None, access: Access = USUAL_ACCESS
+    ) -> None:
+        self.host, self.access = host, access
+        self._login = login
+        self._until = time.monotonic() + _CALLS_S
+        self.clock_ahead_s = 0.0
+        """How far the device's clock is ahead of ours: it refuses digests of another time."""
+
+    def ask(self, address: str, body: str, *, with_login: bool = True) -> Element:
+        """Send the body of a request to a service; return the body of the answer.
+
+        Raises:
+            RefusedError: The device refuses.
+            InputError: The address is of another host, or the device does not answer, or not with
+                SOAP.
+        """
+        if time.monotonic() > self._until:
+            raise InputError(f"it is too slow: it has {_CALLS_S:g} s to tell everything")
+        if not _is_of(address, self.host):
+            raise InputError(f"it sends on to another place, {shortened(address)}")
+        login = self._login if with_login else None
+        token = "" if login is None else _username_token(*login, self.clock_ahead_s)
+        envelope = (
+            f'<?xml version="1.0" encoding="utf-8"?><s:Envelope xmlns:s="{_SOAP}">'
+            f"<s:Header>{token}</s:Header><s:Body>{body}</s:Body></s:Envelope>"
+        ).encode()
+        reply = _post(address, envelope, None, self.access)
+        digests = [asked for asked in reply.challenges if asked.lower().startswith("digest")]
+        if reply.status == 401 and login is not None:  # Some know the digest of HTTP only.
+            target = http_target(address)
+            answer = answer_challenge(digests, login, address, "POST", target)
+            if answer is not None:
+                reply = _post(address, envelope, answer, self.access)
+        return _body_of(reply, login is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    status: int
+    challenges: list[str]
+    content: bytes
+
+
+def _username_token(user: str, password: str, clock_ahead_s: float) -> str:
+    nonce = secrets.token_bytes(16)
+    now = datetime.datetime.fromtimestamp(time.time() + clock_ahead_s, datetime.timezone.utc)
+    created = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return (
+        f'<w:Security s:mustUnderstand="1" xmlns:w="{_WSS}-wssecurity-secext-1.0.xsd" '
+        f'xmlns:u="{_WSS}-wssecurity-utility-1.0.xsd"><w:UsernameToken>'
+        f"<w:Username>{escape(user)}</w:Username>"
+        f'<w:Password Type="{_WSS}-username-token-profile-1.0#PasswordDigest">'
+        f"{password_digest(nonce, created, password)}</w:Password>"
+        f'<w:Nonce EncodingType="{_WSS}-soap-message-security-1.0#Base64Binary">'
+        f"{base64.b64encode(nonce).decode('ascii')}</w:Nonce>"
+        f"<u:Created>{created}</u:Created></w:UsernameToken></w:Security>"
+    )
+
+
+def _post(address: str, envelope: bytes, authorization: str | None, access: Access) -> _Reply:
+    """Send a request, without proxies and redirections: the device is on this very network."""
+    headers = {"Content-Type": "application/soap+xml; charset=utf-8", "Connection": "close"}
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    parts = urlsplit(address)
+    context = access.context(f"https://{parts.hostname}") if parts.scheme == "https" else None
+    try:
+        with http_within(_CALL_S, address, context) as connection:
+            connection.request("POST", http_target(address), envelope, headers)
+            answer = connection.getresponse()
+            content = answer.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise InputError("its answer is longer than any")
+        challenges = answer.headers.get_all("WWW-Authenticate", [])
+        return _Reply(answer.status, challenges, content)
+    except socket.gaierror as error:
+        raise InputError(f"the host is unknown ({error.strerror})") from error
+    except TimeoutError as error:
+        raise InputError(str(error)) from error
+    except ssl.SSLCertVerificationError as error:
+        raise InputError(
+            f"its certificate is not trusted ({one_line(error.verify_message)}): name the file of "
+            "its authority with --ca, or accept any of this host with --insecure"
+        ) from error
+    except ConnectionRefusedError as error:
+        raise InputError(f"nothing listens at {shortened(address)}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise InputError(f"{shortened(address)} breaks off ({type(error).__name__})") from error
+
+
+def _is_of(address: str, host: str) -> bool:
+    """Tell whether something is an address of HTTP on a host."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.hostname == host
+
+
+def _body_of(reply: _Reply, has_login: bool) -> Element:
+    said = "wrong" if has_login else "missing"
+    if reply.status == 401:
+        raise RefusedError(f"user name and password are {said}")
+    try:
+        root = parse_xml(reply.content)
+    except ValueError as error:
+        raise InputError(f"it answers {reply.status} and no SOAP ({error})") from error
+    body = next(iter(named(root, "Body")), None)
+    if body is None:
+        raise InputError(f"it answers {reply.status} and no SOAP (there is no body)")
+    for fault in named(body, "Fault"):
+        values = [value.text or "" for value in named(fault, "Value")]
+        if any(value.rpartition(":")[2].strip() == "NotAuthorized" for value in values):
+            raise RefusedError(f"user name and password are {said}")
+        raise RefusedError(f"it refuses: {shortened(one_line(child_text(fault, 'Text') or '?'))}")
+    return body
+
+
+class _WithoutDeclarations(ElementTree.TreeBuilder):
+    """Entities can make gigabytes of a few bytes; no SOAP message declares any."""
+
+    def doctype(self, name: str, pubid: str, system: str) -> NoReturn:
+        raise ValueError("a document type")
+
+
+def parse_xml(content: bytes) -> Element:
+    """Return the root of a message.
+
+    Raises:
+        ValueError: It is no XML, or declares a document type.
+    """
+    parser = ElementTree.XMLParser(target=_WithoutDeclarations())
+    try:
+        return ElementTree.fromstring(content, parser)
+    except (ElementTree.ParseError, LookupError) as error:  # The latter for unknown encodings.
+        raise ValueError("not XML") from error
+
+
+def named(element: Element, name: str) -> list[Element]:
+    """Return the elements below one that have a name, whatever their namespace."""
+    return [found for found in element.iter() if found.tag.rpartition("}")[2] == name]
+
+
+def child_text(element: Element, name: str) -> str | None:
+    """Return the text of the first element of a name; None if there is none, or it is empty."""
+    texts = [(found.text or "").strip() for found in named(element, name)]
+    return next((text for text in texts if text), None)

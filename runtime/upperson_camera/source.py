@@ -1,0 +1,353 @@
+"""Where pictures come from, what OpenCV reads of it (files, devices, GStreamer), and logins."""
+
+import netrc
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_camera.access import USUAL_ACCESS, Access
+from upperson_camera.reasons import reason_of_device
+from upperson_rt.arguments import LONGEST_PATH, check_name
+from upperson_rt.errors import BackendError, InputError, UsageError, missing_extra
+from upperson_rt.remote import may_hide_login, require_private
+
+__all__ = [
+    "MOST_FRAME_PIXELS",
+    "Logins",
+    "OpenCVReader",
+    "Opener",
+    "Reader",
+    "Source",
+    "SourceKind",
+    "check_frame_size",
+    "guess_start_time",
+    "import_cv2",
+    "parse_source",
+    "quiet_opencv",
+    "without_secrets",
+]
+
+SourceKind: TypeAlias = Literal["file", "network", "device", "gstreamer"]
+
+# Name and value apart: one expression for both takes the square of the time for a long name.
+_NAME = re.compile(r"(?<![\w-])[\w-]+=")
+_SECRET = re.compile(r"(?i)pass|pwd|user-?pw|token|secret|auth|api-?key|sig")
+_VALUE = re.compile(r"\"[^\"]*\"|[^&\s/!;,]*")
+_LOGIN = re.compile(r"(?<=://)[^/?#\s]+@")  # Up to the last one: a password may have its own.
+_DEVICE = re.compile(r"/dev/video([0-9]{1,4})|([0-9]{1,4})")
+_OPENING_S = 10.0
+MOST_FRAME_PIXELS = 36_000_000
+"""Seven bytes a pixel are in use while one is decoded; a stream tells the size beforehand."""
+
+
+def import_cv2() -> Any:
+    """Return OpenCV, or say how to install it."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise missing_extra("cv2", "camera", "the camera pipeline") from error
+    return cv2
+
+
+def quiet_opencv() -> None:
+    """Keep OpenCV and FFmpeg from writing their own lines on stderr, for the whole process.
+
+    What a camera's user has to know is in our errors. The levels that a user sets in
+    ``$OPENCV_LOG_LEVEL`` and ``$OPENCV_FFMPEG_LOGLEVEL`` stay.
+    """
+    cv2 = import_cv2()
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read at first use.
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def without_secrets(text: str) -> str:
+    """Return an address without user names, passwords and tokens, to be stored and logged."""
+    text = re.sub(r"\S+", _without_login, text)
+    parts, at = [], 0
+    for name in _NAME.finditer(text):
+        if name.start() < at or not _SECRET.search(name[0]):
+            continue
+        parts += [text[at : name.end()], "***"]
+        if (value := _VALUE.match(text, name.end())) is not None:
+            at = value.end()
+    return "".join([*parts, text[at:]])
+
+
+def _without_login(word: re.Match[str]) -> str:
+    """Leave out what is a login, and what may be one whose password was not escaped."""
+    text, last = word[0], word[0].rfind("@")
+    for found in re.finditer(r"://[^/?#]*", text):
+        if found.end() <= last and may_hide_login(text[found.start() :]):
+            return _LOGIN.sub("", text[: found.start() + 3]) + text[last + 1 :]
+    return _LOGIN.sub("", text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A source that was understood, not opened."""
+
+    address: str
+    """What is opened; may hold a password."""
+    kind: SourceKind
+    access: Access = USUAL_ACCESS
+    """Which hosts and certificates a network stream may have; others have none."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its pictures come when they want and can be lost, unlike those of a file."""
+        return self.kind != "file"
+
+    @property
+    def shown(self) -> str:
+        """The address without secrets; a file's absolute path."""
+        if self.kind == "file":
+            return str(Path(self.address).absolute())
+        return without_secrets(self.address)
+
+    @property
+    def default_name(self) -> str:
+        """A camera name that suits the source."""
+        if self.kind == "file":
+            return Path(self.address).stem
+        if self.kind == "device":
+            return f"video{self.address}"
+        if self.kind == "network":
+            try:
+                return urlsplit(self.address).hostname or "camera"
+            except ValueError:  # Such as half an IPv6 address; opening it says what is wrong.
+                return "camera"
+        return "camera"
+
+
+def parse_source(text: str) -> Source:
+    """Understand a source: a file, an address, a device or a GStreamer pipeline.
+
+    Addresses have a ``://``; devices are ``/dev/video0`` or ``0``; pipelines are told by a ``!``.
+
+    Raises:
+        InputError: Nothing of the kind, such as a file that is not there.
+        UsageError: The address of a file, which is named by its path.
+        BackendError: A GStreamer pipeline, and OpenCV was built without GStreamer.
+    """
+    check_name(text, "a source of pictures")
+    if len(text) > LONGEST_PATH:
+        raise InputError(
+            f"a source of pictures has {len(text)} characters, expected at most {LONGEST_PATH}"
+        )
+    device = _DEVICE.fullmatch(text.strip())
+    is_file = os.path.isfile(text)  # False also for what no file can be called.
+    if device and not is_file:
+        return Source(address=device[1] or device[2], kind="device")
+    if "!" in text and not is_file:
+        OpenCVReader.require_gstreamer()
+        return Source(address=text, kind="gstreamer")
+    if "://" in text:
+        if text.lower().startswith("file://"):
+            raise UsageError(f"{without_secrets(text)}: name a file by its path")
+        return Source(address=text, kind="network")
+    if not is_file:
+        raise InputError(
+            f"no video {text}: expected a file, an address such as rtsp://host/stream, a device "
+            "such as /dev/video0, or a GStreamer pipeline"
+        )
+    return Source(address=text, kind="file")
+
+
+def check_frame_size(source: Source, width: int, height: int) -> None:
+    """Raise InputError if a source says that its pictures are larger than any camera's."""
+    if width * height > MOST_FRAME_PIXELS:
+        raise InputError(
+            f"{source.shown} has pictures of {width}x{height} pixels, at most "
+            f"{MOST_FRAME_PIXELS:,} are read (8K): have it send smaller ones"
+        )
+
+
+class Reader(ABC):
+    """An opened source. A new kind of source is one class like this.
+
+    Give the class itself to `Pipeline.add_camera` as ``opener``: it is called with the `Source` and
+    the seconds that opening and reading may take, and raises `InputError` if it cannot be opened.
+    `read` and `close` are all that a live source needs; the fields are asked of files.
+    """
+
+    frame_rate: float = 0.0
+    """Pictures a second; 0 if unknown."""
+    frame_count: int = 0
+    """Pictures in the file; 0 if unknown."""
+    position_s: float = 0.0
+    """Time of the picture that was read last, from the file's beginning."""
+
+    @abstractmethod
+    def read(self) -> NDArray[np.generic] | None:
+        """Return the next picture, BGR or grey; None at the end. May wait, and hang.
+
+        One without pixels stands for a picture that could not be decoded; it is counted.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the source."""
+
+
+Opener: TypeAlias = Callable[[Source, float], Reader]
+"""Opens a source with a time limit in seconds; raises InputError if it cannot."""
+
+
+class OpenCVReader(Reader):
+    """Reads files, devices and GStreamer pipelines; nothing else knows OpenCV's names for them."""
+
+    def __init__(self, source: Source, timeout_s: float) -> None:
+        """Open a source; OpenCV keeps to no time limit here.
+
+        Raises:
+            InputError: It cannot be opened, or its pictures are too large.
+            UsageError: It is a network stream.
+        """
+        if source.kind == "network":
+            raise UsageError(f"{source.shown} is a network stream: open it with StreamReader")
+        cv2 = import_cv2()
+        if source.kind == "device":
+            capture = cv2.VideoCapture(int(source.address))
+        elif source.kind == "gstreamer":
+            capture = cv2.VideoCapture(source.address, cv2.CAP_GSTREAMER)
+        else:
+            _refuse_playlist(source)
+            capture = cv2.VideoCapture(source.address)
+        if not capture.isOpened():
+            capture.release()
+            raise InputError(_why_not(source))
+        width = round(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+        height = round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        try:
+            check_frame_size(source, width, height)
+        except InputError:
+            capture.release()
+            raise
+        self._capture = capture
+        self._position_property = None if source.is_live else cv2.CAP_PROP_POS_MSEC
+        if not source.is_live:
+            self.frame_rate = max(0.0, capture.get(cv2.CAP_PROP_FPS))
+            count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+            # Where the file does not tell, OpenCV makes up something enormous or negative.
+            self.frame_count = int(count) if 0 < count < 1e9 else 0
+
+    @staticmethod
+    def require_gstreamer() -> None:
+        """Raise BackendError if OpenCV was built without GStreamer."""
+        cv2 = import_cv2()
+        if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
+            raise BackendError(
+                f"OpenCV {cv2.__version__} here has no GStreamer, as all wheels from PyPI: use "
+                "the OpenCV of JetPack or of the system, or name the camera as rtsp://..."
+            )
+
+    def read(self) -> NDArray[np.generic] | None:
+        """Return the next picture."""
+        there_is_one, image = self._capture.read()
+        if self._position_property is not None:
+            self.position_s = self._capture.get(self._position_property) / 1000
+        picture: NDArray[np.generic] | None = image if there_is_one else None
+        return picture
+
+    def close(self) -> None:
+        """Close the source."""
+        self._capture.release()
+
+
+def _refuse_playlist(source: Source) -> None:
+    """Refuse a file that names other files, which FFmpeg would open."""
+    try:
+        with open(source.address, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return  # Opening it says why.
+    if head.startswith((b"#EXTM3U", b"ffconcat")):
+        raise InputError(f"{source.shown} is a playlist, expected a video: name the videos in it")
+
+
+def _why_not(source: Source) -> str:
+    if source.kind == "device":
+        number = int(source.address)
+        return f"cannot open /dev/video{number}: {reason_of_device(number)}"
+    return f"cannot open {source.shown} as a video"
+
+
+def guess_start_time(source: Source, opener: Opener = OpenCVReader) -> float:
+    """Return the unix time of a file's first frame: its last change minus its length.
+
+    Raises:
+        InputError: It cannot be opened.
+    """
+    try:
+        changed = os.stat(source.address).st_mtime
+    except OSError as error:
+        raise InputError(f"cannot read {source.shown}: {error.strerror}") from error
+    reader = opener(source, _OPENING_S)
+    reader.close()
+    return changed - (reader.frame_count / reader.frame_rate if reader.frame_rate > 0 else 0.0)
+
+
+# --- User names and passwords of cameras, from a file in the format of ``.netrc``, by host
+
+
+@dataclass(frozen=True, slots=True)
+class Logins:
+    """Who to be for which host; the empty one knows nobody."""
+
+    _by_host: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> "Logins":
+        """Read a file with lines such as ``machine 10.0.0.5 login viewer password secret``.
+
+        ``default`` instead of ``machine`` and a host stands for all others.
+
+        Raises:
+            InputError: It cannot be read or understood, or others may read it, too.
+        """
+        require_private(path)
+        try:
+            hosts = netrc.netrc(path).hosts
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        except netrc.NetrcParseError as error:
+            # Not its message: that quotes what it did not understand.
+            raise InputError(
+                f"{path}, line {error.lineno}: expected  machine HOST login NAME password PASSWORD"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is no text in UTF-8") from error
+        except ValueError as error:  # Of Python 3.10, for quotes without an end.
+            raise InputError(f"{path} cannot be understood: {error}") from error
+        # Names of hosts are the same in any letters, and addresses give them in small ones.
+        return cls(
+            {host.lower(): (user, password or "") for host, (user, _, password) in hosts.items()}
+        )
+
+    def of(self, host: str) -> tuple[str, str] | None:
+        """Return user name and password for a host; None if there are none."""
+        return self._by_host.get(host.lower(), self._by_host.get("default"))
+
+    def given_to(self, source: Source) -> Source:
+        """Return a network stream with the login for its host, unless its address has one."""
+        if source.kind != "network":
+            return source
+        try:
+            parts = urlsplit(source.address)
+            host, named = parts.hostname, parts.username is not None
+        except ValueError:  # Opening it says what is wrong.
+            return source
+        login = None if host is None or named else self.of(host)
+        if login is None:
+            return source
+        place = f"{':'.join(quote(part, safe='') for part in login)}@{parts.netloc}"
+        return replace(source, address=parts._replace(netloc=place).geturl())

@@ -1,0 +1,237 @@
+"""What a pipeline did so far: counters that all threads share, and plain values made of them."""
+
+import math
+import threading
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from upperson_camera.frames import CameraCrop
+
+__all__ = [
+    "BOUNDS_S",
+    "CameraStats",
+    "Durations",
+    "Latency",
+    "Ledger",
+    "PipelineStats",
+    "camera_stats",
+]
+
+BOUNDS_S = tuple(0.001 * 2 ** (step / 4) for step in range(81))
+"""Upper edges of the classes of `Durations`: 1 ms to 17 minutes, 19 % apart."""
+
+
+class Durations:
+    """A histogram of durations: constant memory, however many there are."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BOUNDS_S) + 1)
+        self._sum_s = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, seconds: float) -> None:
+        """Count one duration; negative ones count as 0."""
+        with self._lock:
+            self._counts[bisect_left(BOUNDS_S, seconds)] += 1
+            self._sum_s += max(0.0, seconds)
+
+    def quantile_s(self, share: float) -> float | None:
+        """Return the upper edge of the class that holds a quantile; None if nothing was counted.
+
+        Durations beyond the last edge give infinity.
+        """
+        with self._lock:
+            counts = list(self._counts)
+        wanted, seen = share * sum(counts), 0
+        if not sum(counts):
+            return None
+        for edge, count in zip((*BOUNDS_S, math.inf), counts, strict=True):
+            seen += count
+            if count and seen >= wanted:
+                return edge
+        raise AssertionError("a quantile lies within its histogram")
+
+    def snapshot(self) -> tuple[list[int], float]:
+        """Return the counts of the classes, the last one unbounded, and the sum in seconds."""
+        with self._lock:
+            return list(self._counts), self._sum_s
+
+
+class Ledger:
+    """Counters by camera and name; safe to use from all threads.
+
+    Names of what is dropped are ``frames.dropped.<reason>`` and ``crops.dropped.<reason>``.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, Counter[str]] = {}
+
+    def count(self, camera: str, name: str, number: int = 1) -> None:
+        """Add to a counter."""
+        with self._lock:
+            self._counts.setdefault(camera, Counter())[name] += number
+
+    def count_crops(self, crops: Iterable[CameraCrop], name: str) -> None:
+        """Add each crop to a counter of its camera."""
+        for crop in crops:
+            self.count(crop.camera, name)
+
+    def of(self, camera: str) -> Counter[str]:
+        """Return a copy of a camera's counters as of one moment."""
+        with self._lock:
+            return Counter(self._counts.get(camera, Counter()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Quantiles in seconds, exact to 19 %; None before the first crop."""
+
+    p50_s: float | None
+    p90_s: float | None
+    p99_s: float | None
+
+    @classmethod
+    def of(cls, durations: Durations) -> "Latency":
+        """Read them from a histogram."""
+        return cls(
+            p50_s=durations.quantile_s(0.5),
+            p90_s=durations.quantile_s(0.9),
+            p99_s=durations.quantile_s(0.99),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraStats:
+    """One camera. Nothing is lost without a number: two sums always hold.
+
+    ``frames_read`` = ``frames_processed`` + all of ``frames_dropped`` + ``frames_waiting``, and
+    ``detections`` = ``committed`` + all of ``crops_dropped`` + ``crops_waiting``.
+    """
+
+    state: str
+    """``running``, ``connecting``, ``reconnecting``, ``ended``, ``failed``, ``stopped`` or, before
+    the start and without a source, ``waiting``."""
+    error: str | None
+    """Why the camera failed, or was lost last."""
+    frames_read: int
+    frames_processed: int
+    frames_waiting: int
+    frames_dropped: Mapping[str, int]
+    """By reason: ``queue_full``, ``empty`` (what is no picture, or could not be decoded),
+    ``detector_error``, ``detector_stuck``, ``camera_failed``, ``stopped``."""
+    detections: int
+    """Boxes that came from the detector or with the frames."""
+    tracks: int
+    """Those that were seen in ``min_views`` frames."""
+    accepted: int
+    """Crops that were chosen and put in line for the encoder; some may be dropped there."""
+    embedded: int
+    committed: int
+    replaced: int
+    """Those of them that took the place of an earlier row: of a file that was watched before."""
+    added_by_others: int
+    """Pictures of a camera of this name that other processes added meanwhile."""
+    crops_waiting: int
+    crops_dropped: Mapping[str, int]
+    """By reason: ``empty``, ``outside``, ``duplicate``, ``too_many``, ``no_track``, ``too_small``,
+    ``blurred``, ``at_border``, ``not_best``, ``too_soon``, ``seen_once``, ``unusable``,
+    ``queue_full``, ``failed``."""
+    outages: int
+    """How often a source that had given pictures was lost."""
+    reconnects: int
+    """Attempts to open it again, those that failed included."""
+    stalls: int
+    resolution_changes: int
+    failures: Mapping[str, int]
+    """What gave the camera up, or did not end in time: ``detector_error``, ``detector_stuck``,
+    ``source_error``, ``source_stuck`` or ``defect``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineStats:
+    """Counts, latencies and queues of a whole pipeline."""
+
+    seconds: float
+    """Since the start."""
+    failures: Mapping[str, int]
+    """What stopped the pipeline, or did not end in time, for all cameras at once: ``encoder``,
+    ``gallery`` or ``on_commit`` with ``_error`` or ``_stuck``."""
+    cameras: Mapping[str, CameraStats]
+    batches: int
+    encoder_busy_s: float
+    encoder_busy_share: float
+    """Part of the time since the start, 0 to 1."""
+    frame_queues: Mapping[str, int]
+    """Frames that wait, by camera."""
+    crop_queue: int
+    """Crops that wait for the encoder."""
+    commit_queue: int
+    """Batches that wait for the gallery."""
+    latency: Latency
+    """From a frame's arrival to its crop in the gallery, the wait for a better view included."""
+    encode_latency: Latency
+    """From the choice of a crop to the gallery."""
+
+    def total(self, name: str) -> int:
+        """Return the sum of a number of all cameras, such as ``committed``."""
+        return sum(int(getattr(camera, name)) for camera in self.cameras.values())
+
+    def dropped(self, name: str) -> dict[str, int]:
+        """Return ``frames_dropped`` or ``crops_dropped`` of all cameras together."""
+        together: Counter[str] = Counter()
+        for camera in self.cameras.values():
+            together.update(getattr(camera, name))
+        return dict(sorted(together.items()))
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a call did not return in time: its thread hangs on."""
+        every = (self.failures, *(camera.failures for camera in self.cameras.values()))
+        return any(reason.endswith("_stuck") for failures in every for reason in failures)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON would have it."""
+        return asdict(self)
+
+
+def camera_stats(counts: Counter[str], state: str, error: str | None) -> CameraStats:
+    """Sort the counters of a camera, as of one moment."""
+    frames_dropped = _below(counts, "frames.dropped.")
+    crops_dropped = _below(counts, "crops.dropped.")
+    gone = counts["committed"] + sum(crops_dropped.values())
+    return CameraStats(
+        state=state,
+        error=error,
+        frames_read=counts["frames.read"],
+        frames_processed=counts["frames.processed"],
+        frames_waiting=counts["frames.read"]
+        - counts["frames.processed"]
+        - sum(frames_dropped.values()),
+        frames_dropped=frames_dropped,
+        detections=counts["crops.offered"],
+        tracks=counts["tracks"],
+        accepted=counts["accepted"],
+        embedded=counts["embedded"],
+        committed=counts["committed"],
+        replaced=counts["replaced"],
+        added_by_others=counts["added_by_others"],
+        crops_waiting=counts["crops.offered"] - gone,
+        crops_dropped=crops_dropped,
+        outages=counts["outages"],
+        reconnects=counts["reconnects"],
+        stalls=counts["stalls"],
+        resolution_changes=counts["resolution_changes"],
+        failures=_below(counts, "failures."),
+    )
+
+
+def _below(counts: Counter[str], prefix: str) -> dict[str, int]:
+    return {
+        name.removeprefix(prefix): number
+        for name, number in sorted(counts.items())
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,438 @@
+"""Tracks: which boxes of a camera belong to one person crossing its view."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_camera.source import import_cv2
+from upperson_rt.errors import BackendError, UsageError, install_command, missing_extra
+from upperson_rt.ingest.boxes import Boxes
+from upperson_rt.printable import shown
+
+__all__ = [
+    "CLASSES",
+    "COLOURS",
+    "TRACKERS",
+    "Follower",
+    "RoboflowTracker",
+    "Tracker",
+    "TrackerName",
+    "check_tracker",
+    "colours_of",
+    "new_tracker",
+]
+
+# --- ByteTrack, OC-SORT and BoT-SORT of the package ``trackers``, as trackers of a pipeline
+#
+# https://github.com/roboflow/trackers, Apache-2.0; the extra ``trackers``.
+
+CLASSES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "bytetrack": ("ByteTrackTracker", {}),
+    "ocsort": ("OCSORTTracker", {}),
+    # Cameras hang on walls: nothing is gained by estimating how they move from every frame.
+    "botsort": ("BoTSORTTracker", {"enable_cmc": False}),
+}
+"""The class of each, and how it differs from the defaults."""
+
+_BUFFER_FPS = 30.0
+"""Their unit for how long somebody may be lost is a frame of this rate."""
+_FIRST_FRAMES = 5
+"""So many tell a camera's frame rate, without which their filters expect too little of people."""
+_INTERVALS_S = 1 / 60, 2.0
+"""Between two frames; beyond these it is an accident of the first ones."""
+
+
+def _import_tracker(kind: str) -> Any:
+    """Return a class of the package ``trackers``.
+
+    Raises:
+        BackendError: The package, or what it needs, is not installed, or another one is.
+    """
+    try:
+        import trackers
+    except ImportError as error:
+        name = error.name or "trackers"
+        raise missing_extra(name, "trackers", "this tracker") from error
+    found = getattr(trackers, kind, None)
+    if found is None or "timestamp" not in signature(found.update).parameters:
+        raise BackendError(
+            f"the package 'trackers' that is installed has no {kind} that goes by time, as 2.6 "
+            f"has: run  {install_command('trackers')}"
+        )
+    return found
+
+
+class RoboflowTracker:
+    """Follows boxes with a tracker of the package ``trackers``.
+
+    They compare boxes by their overlap. Boxes below their threshold of score, the first ones of
+    every track, and those of a camera's first frames, which tell its rate, have no track.
+    """
+
+    def __init__(self, name: str, lost_after_s: float) -> None:
+        """Load the package; the tracker itself is made when the frame rate is known.
+
+        Args:
+            name: One of `CLASSES`.
+            lost_after_s: A person not seen for so long, and then again, is a new track.
+
+        Raises:
+            BackendError: The package is not installed.
+        """
+        kind, options = CLASSES[name]
+        tracker = _import_tracker(kind)
+        import supervision  # What they take boxes in; comes with them.
+
+        self._detections = supervision.Detections
+        self._make = partial(
+            tracker,
+            lost_track_buffer=max(1, round(lost_after_s * _BUFFER_FPS)),
+            **options,
+        )
+        self._tracker: Any = None
+        self._first: list[tuple[Boxes, float]] = []
+        self._clock = -math.inf
+        self._alive: set[int] = set()
+
+    def update(
+        self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
+    ) -> tuple[list[int], list[int]]:
+        """Take the boxes of the next frame; see `upperson_camera.tracker.Follower`."""
+        # They warn of a time that stands still, as a camera's clock may.
+        self._clock = clock if clock > self._clock else math.nextafter(self._clock, math.inf)
+        if self._tracker is not None:
+            return self._follow(boxes, self._clock)
+        self._first.append((boxes, self._clock))
+        if len(self._first) < _FIRST_FRAMES:
+            return [-1] * len(boxes.edges), []
+        steps = np.diff([moment for _, moment in self._first])
+        interval_s = float(np.clip(np.median(steps), *_INTERVALS_S))
+        self._tracker = self._make(frame_rate=1 / interval_s)
+        return [self._follow(*frame) for frame in self._first][-1]
+
+    def _follow(self, boxes: Boxes, clock: float) -> tuple[list[int], list[int]]:
+        scores = None if np.isnan(boxes.scores).any() else boxes.scores
+        numbers = [-1] * len(boxes.edges)
+        given = self._detections(
+            xyxy=boxes.edges.astype(np.float64),
+            confidence=scores,
+            data={"row": np.arange(len(numbers))},
+        )
+        found = self._tracker.update(given, timestamp=clock)
+        for row, number in zip(found.data.get("row", ()), found.tracker_id, strict=True):
+            numbers[int(row)] = int(number)
+        alive = {track.tracker_id for track in self._tracker.tracks if track.tracker_id >= 0}
+        ended = sorted(self._alive - alive)
+        self._alive = alive
+        return numbers, ended
+
+
+# --- What somebody wears, as colours: enough to tell two people of one camera apart
+
+_BINS = 8, 3, 4
+"""Of hue, saturation and value."""
+COLOURS = 2 * _BINS[0] * _BINS[1] * _BINS[2]
+"""Length of a histogram."""
+_SIZE = 16, 48
+"""Width and height that a person is scaled to; the sides and the head are left out."""
+_PARTS = slice(8, 24), slice(24, 48)
+_MIDDLE = slice(3, 13)
+
+
+def colours_of(image: NDArray[np.uint8], edges: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return (N, `COLOURS`) unit histograms of the upper and lower halves of people.
+
+    The product of two is 1 for equal colours and 0 for none in common (Bhattacharyya).
+
+    Args:
+        image: BGR [H, W, 3].
+        edges: (N, 4) x0, y0, x1, y1 inside the image, at least one pixel each.
+    """
+    cv2 = import_cv2()
+    found = np.zeros((len(edges), COLOURS), np.float32)
+    for row, (x0, y0, x1, y1) in zip(found, edges.tolist(), strict=True):
+        small = cv2.resize(image[y0:y1, x0:x1], _SIZE, interpolation=cv2.INTER_AREA)
+        hsv = cv2.cvtColor(small, cv2.COLOR_BGR2HSV)[:, _MIDDLE]
+        halves = [
+            cv2.calcHist(
+                [np.ascontiguousarray(hsv[part])],
+                [0, 1, 2],
+                None,
+                _BINS,
+                [0, 180, 0, 256, 0, 256],
+            ).ravel()
+            for part in _PARTS
+        ]
+        row[:] = np.sqrt(np.concatenate([half / half.sum() for half in halves]) / 2)
+    return found
+
+
+# --- Tracks: which boxes of a camera belong to one person crossing its view
+
+
+TrackerName: TypeAlias = Literal["upperson", "bytetrack", "ocsort", "botsort"]
+"""Our own `Tracker`, and those of the package ``trackers``."""
+TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
+
+_MEASURED = np.array([0.05, 0.04, 0.04])
+"""How exact a box is: its middle and its lower edge in heights of the person, its height as a
+logarithm. Standard deviations, as all of these."""
+_DOUBT = np.array([0.06, 0.04, 0.06])
+"""How much further off a box of the person may be: legs swing, and things hide them."""
+_START = np.array([0.7, 0.12, 0.1])
+"""How fast somebody new may be, in the same a second."""
+_CHANGE = np.array([0.2, 0.03, 0.03])
+"""How much the speed changes in a second."""
+_COLOURS = 0.2
+"""How far apart the colours of one person are, as 1 minus their product."""
+_MOST_BY_COLOURS = 8.0
+"""A square like the others; less than the gate, since light changes, too."""
+_GATE = 12.0
+"""Sum of squares from which on a box is somebody else."""
+_NEW_COLOURS = 0.2
+"""Share that each box has in what is known of a person's colours."""
+_TENTATIVE_S = 0.5
+"""Who was seen once is given up after so long, or after two frames."""
+_DOUBLE = 0.6
+"""From this overlap with a box that has a track on, another box is a second one of the person."""
+_LEAVING_SPEED = 0.05
+"""From so many heights a second towards the border, a person at it is on the way out."""
+
+
+class Follower(Protocol):
+    """What a pipeline needs of a tracker; each camera has one of its own."""
+
+    def update(
+        self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
+    ) -> tuple[list[int], list[int]]:
+        """Take the boxes of the next frame.
+
+        Args:
+            boxes: With N rows.
+            clock: Seconds; not less than at the last call.
+            image: The frame, BGR [H, W, 3].
+
+        Returns:
+            The number of each box's track, -1 for none, and the numbers of the tracks that have
+            ended. The first track is 0; no number comes again after its end.
+        """
+
+
+def check_tracker(name: str) -> TrackerName:
+    """Return the name of a tracker.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    for known in TRACKERS:
+        if isinstance(name, str) and name == known:
+            return known
+    raise UsageError(f"no tracker {shown(name)}: it is one of {', '.join(TRACKERS)}")
+
+
+def new_tracker(name: TrackerName, lost_after_s: float) -> Follower:
+    """Return a new tracker, without tracks.
+
+    Raises:
+        BackendError: The package it comes from is not installed.
+    """
+    if name == "upperson":
+        return Tracker(lost_after_s)
+    return RoboflowTracker(name, lost_after_s)
+
+
+@dataclass(slots=True)
+class _Track:
+    """A Kalman filter for each coordinate of `_coordinates`, with a constant velocity."""
+
+    number: int
+    box: NDArray[np.int64]
+    """The last one, for the border."""
+    place: NDArray[np.float64]
+    """(3,) where the person is expected now."""
+    colours: NDArray[np.float32]
+    seen: float
+    sightings: int = 1
+    speed: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    """(3,) in heights a second, and that of the height's logarithm."""
+    variance: NDArray[np.float64] = field(default_factory=lambda: _MEASURED**2)
+    covariance: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    """Of place and speed."""
+    speed_variance: NDArray[np.float64] = field(default_factory=lambda: _START**2)
+
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """The units of the coordinates in pixels; the logarithm has none."""
+        height = np.exp(self.place[2])
+        return np.array([height, height, 1.0])
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        change = _CHANGE**2
+        self.place = self.place + seconds * self.speed * self.scale
+        self.variance = (
+            self.variance
+            + 2 * seconds * self.covariance
+            + seconds**2 * self.speed_variance
+            + change * seconds**3 / 3
+        )
+        self.covariance = self.covariance + seconds * self.speed_variance + change * seconds**2 / 2
+        self.speed_variance = self.speed_variance + change * seconds
+
+    def correct(
+        self,
+        box: NDArray[np.int64],
+        place: NDArray[np.float64],
+        colours: NDArray[np.float32],
+        clock: float,
+    ) -> None:
+        """Learn from a box."""
+        total = self.variance + _MEASURED**2
+        scale = self.scale
+        surprise = (place - self.place) / scale
+        gain, speed_gain = self.variance / total, self.covariance / total
+        self.place = self.place + gain * surprise * scale
+        self.speed = self.speed + speed_gain * surprise
+        self.speed_variance = self.speed_variance - speed_gain * self.covariance
+        self.variance = (1 - gain) * self.variance
+        self.covariance = (1 - gain) * self.covariance
+        mixed = (1 - _NEW_COLOURS) * self.colours + _NEW_COLOURS * colours
+        self.colours = mixed / np.linalg.norm(mixed)
+        self.box, self.seen = box, clock
+        self.sightings += 1
+
+    def is_leaving(self, size: tuple[int, int]) -> bool:
+        """Tell whether the person touches the border and moves towards it."""
+        x0, y0, x1, y1 = self.box
+        across, down, _ = self.speed
+        return bool(
+            (x0 <= 1 and across < -_LEAVING_SPEED)
+            or (x1 >= size[0] - 1 and across > _LEAVING_SPEED)
+            or (y0 <= 1 and down < -_LEAVING_SPEED)
+            or (y1 >= size[1] - 1 and down > _LEAVING_SPEED)
+        )
+
+
+class Tracker:
+    """Follows boxes by place, size and constant velocity, and by the colours of clothes.
+
+    Each person is expected somewhere, the less surely the longer they have not been seen; boxes go
+    to those for whom they are most likely, best pairs first. The lower edge and the height of a
+    walking person hardly change, so they count more than the middle, which swings with the legs.
+    Colours tell two people apart who cross or come out from behind something; alone they end no
+    track. A person who is not seen is gone after ``lost_after_s``, or after three frames of a
+    camera that is slower than that. Who walked out at the border is gone at once, so that the next
+    one to come in there is somebody else.
+    """
+
+    def __init__(self, lost_after_s: float = 2.0) -> None:
+        self.lost_after_s = lost_after_s
+        self._tracks: list[_Track] = []
+        self._count = 0
+        self._clock: float | None = None
+        self._interval_s = 0.0
+
+    def update(
+        self, boxes: Boxes, clock: float, image: NDArray[np.uint8]
+    ) -> tuple[list[int], list[int]]:
+        """Take the boxes of the next frame; see `Follower`.
+
+        Every box has a track, except the second one of a person.
+        """
+        size = image.shape[1], image.shape[0]
+        ended: list[int] = []
+        if self._clock is not None:
+            ended = self._end(clock, size)
+            for track in self._tracks:
+                track.advance(clock - self._clock)
+            # A gap is no frame rate: it must not make the tracker more patient.
+            step = min(clock - self._clock, self.lost_after_s)
+            share = 0.5 if self._interval_s else 1.0
+            self._interval_s += share * (step - self._interval_s)
+        self._clock = clock
+        places, colours = _coordinates(boxes.edges), colours_of(image, boxes.edges)
+        numbers = [-1] * len(places)
+        for row, column in _pairs(_costs(self._tracks, places, colours)):
+            track = self._tracks[row]
+            track.correct(boxes.edges[column], places[column], colours[column], clock)
+            numbers[column] = track.number
+        followed = boxes.edges[[number >= 0 for number in numbers]]
+        for column, number in enumerate(numbers):
+            box = boxes.edges[column]
+            if number == -1 and _most_overlap(box, followed) < _DOUBLE:
+                track = _Track(self._count, box, places[column], colours[column], clock)
+                self._tracks.append(track)
+                numbers[column] = self._count
+                self._count += 1
+        return numbers, ended
+
+    def _end(self, clock: float, size: tuple[int, int]) -> list[int]:
+        patience = max(self.lost_after_s, 3 * self._interval_s)
+        tentative = patience
+        if self._interval_s:
+            tentative = min(patience, max(_TENTATIVE_S, 2.5 * self._interval_s))
+        kept: list[_Track] = []
+        gone: list[int] = []
+        for track in self._tracks:
+            unseen_s = clock - track.seen
+            is_out = unseen_s > 1.5 * self._interval_s > 0 and track.is_leaving(size)
+            if is_out or unseen_s > (tentative if track.sightings == 1 else patience):
+                gone.append(track.number)
+            else:
+                kept.append(track)
+        self._tracks = kept
+        return gone
+
+
+def _costs(
+    tracks: Sequence[_Track], places: NDArray[np.float64], colours: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return (T, N) how unlikely it is that a box is the person of a track; infinite beyond."""
+    costs = np.full((len(tracks), len(places)), np.inf)
+    if not costs.size:
+        return costs
+    for row, track in zip(costs, tracks, strict=True):
+        variance = track.variance + _DOUBT**2
+        squares = (((places - track.place) / track.scale) ** 2 / variance).sum(axis=1)
+        unlike = (1 - colours @ track.colours) / _COLOURS
+        squares += np.minimum(unlike**2, _MOST_BY_COLOURS)
+        near = squares <= _GATE
+        row[near] = squares[near] + np.log(variance).sum()
+    return costs
+
+
+def _pairs(costs: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Return rows and columns with the least costs, each used once at most."""
+    pairs: list[tuple[int, int]] = []
+    used_rows: set[int] = set()
+    used_columns: set[int] = set()
+    for flat in np.argsort(costs, axis=None, kind="stable").tolist():
+        row, column = divmod(flat, costs.shape[1])
+        if not np.isfinite(costs[row, column]):
+            break
+        if row not in used_rows and column not in used_columns:
+            used_rows.add(row)
+            used_columns.add(column)
+            pairs.append((row, column))
+    return pairs
+
+
+def _coordinates(boxes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return (N, 3): middle, lower edge, logarithm of the height."""
+    heights = np.maximum(boxes[:, 3] - boxes[:, 1], 1.0)
+    middles = (boxes[:, 0] + boxes[:, 2]) / 2
+    return np.stack([middles, boxes[:, 3], np.log(heights)], axis=1)
+
+
+def _most_overlap(box: NDArray[np.int64], others: NDArray[np.int64]) -> float:
+    """Return the largest intersection over union of a box with one of (M, 4) others."""
+    least, most = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    common = np.prod(np.clip(most - least, 0, None), axis=1)
+    areas = np.prod(others[:, 2:] - others[:, :2], axis=1) + np.prod(box[2:] - box[:2])
+    return float(np.max(common / (areas - common), initial=0.0))

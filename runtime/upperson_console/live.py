@@ -1,0 +1,244 @@
+"""What cameras do now: read from what `watch` publishes, beside what the gallery has of them."""
+
+import http.client
+import math
+import stat
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from upperson_console.accounts import Account
+from upperson_console.desk import Desk
+from upperson_rt.errors import UsageError
+from upperson_rt.gallery import Filter, Item
+from upperson_rt.printable import one_line, shortened, shown
+from upperson_rt.remote import http_target, http_within, may_hide_login
+
+__all__ = ["CameraNow", "Live", "Process", "check_source"]
+
+_STALE_S = 30.0
+"""A metrics file is written every 5 s; an older one was left behind."""
+_MOST_BYTES = 1 << 20
+"""Of what a process publishes: a camera has some 2 KB."""
+_TIMEOUT_S = 1.0
+_MOST_COUNTED = 2.0**63
+_NEWEST = 5
+_LOOK_BACK_S = 600.0
+_MOST_READ = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process that watches cameras."""
+
+    source: str
+    problem: str | None
+    """Why it cannot be read, or is not running."""
+    busy: float | None = None
+    """Share of the time in which its encoder worked lately, 0 to 1."""
+    waiting: int = 0
+    """Pictures that wait for the encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraNow:
+    """A camera."""
+
+    name: str
+    runs: bool | None
+    """None where no process tells."""
+    pictures: int
+    last_time: float | None
+    frames: int | None = None
+    dropped: int = 0
+    """Frames that nobody looked at, for whatever reason."""
+    outages: int = 0
+    newest: tuple[tuple[int, Item], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Read:
+    time: float
+    values: dict[str, dict[str, float]]
+    """Sums by metric and camera; the empty name is the whole process."""
+
+
+class Live:
+    """Reads what processes publish. Safe to use from several threads."""
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        """Read files and addresses, see `check_source`."""
+        self._sources = list(sources)
+        self._lock = threading.Lock()
+        self._before: dict[str, _Read] = {}
+        self.has_ended = False
+        """Whether the server is about to end: streams end, too."""
+
+    def now(self, desk: Desk, account: Account) -> tuple[list[Process], list[CameraNow]]:
+        """Return the processes, and the cameras that somebody may see."""
+        processes, told = [], {}
+        for source in self._sources:
+            process, values = self._read(source)
+            processes.append(process)
+            for name, up in values.get("camera_up", {}).items():
+                told[name] = values, up > 0 and process.problem is None
+        there = desk.cameras(account)
+        cameras = []
+        for name in sorted({*there, *(name for name in told if account.sees(name))}):
+            values, runs = told.get(name, ({}, None))
+            info = there.get(name)
+            cameras.append(
+                CameraNow(
+                    name=name,
+                    runs=runs,
+                    pictures=0 if info is None else info.pictures,
+                    last_time=None if info is None else info.last_time,
+                    frames=None if runs is None else int(_of(values, "frames_read", name)),
+                    dropped=int(_of(values, "frames_dropped", name)),
+                    outages=int(_of(values, "outages", name)),
+                    newest=_newest(desk, name, None if info is None else info.last_time),
+                )
+            )
+        return processes, cameras
+
+    def _read(self, source: str) -> tuple[Process, dict[str, dict[str, float]]]:
+        try:
+            text, age_s = _fetched(source)
+            values = _sums(text)
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
+            return Process(source=source, problem=f"not running: {shortened(reason)}"), {}
+        except ValueError as error:
+            told = f"publishes no metrics: {shortened(one_line(error))}"
+            return Process(source=source, problem=told), {}
+        problem = None if age_s < _STALE_S else "ended: its file is not written any more"
+        return (
+            Process(
+                source=source,
+                problem=problem,
+                busy=None if problem else self._busy(source, values),
+                waiting=int(sum(values.get("queue_depth", {}).values())),
+            ),
+            values,
+        )
+
+    def _busy(self, source: str, values: dict[str, dict[str, float]]) -> float | None:
+        """Return the encoder's share since it was last read, or since the start."""
+        seconds, uptime = (
+            values.get(name, {}).get("", 0.0) for name in ("encoder_busy_seconds", "uptime_seconds")
+        )
+        with self._lock:
+            before = self._before.get(source)
+            if before is None or uptime - before.time > 5 or uptime < before.time:
+                self._before[source] = _Read(uptime, values)
+        if before is not None and uptime > before.time:
+            seconds -= before.values.get("encoder_busy_seconds", {}).get("", 0.0)
+            uptime -= before.time
+        return min(1.0, max(0.0, seconds / uptime)) if uptime > 0 else None
+
+
+def check_source(source: str) -> str:
+    """Return a metrics file or address as it is.
+
+    Raises:
+        UsageError: It is an address, but not of HTTP, without a host, or with a login, which the
+            live page would show and nobody asks for.
+    """
+    if "://" in source and not _is_http(source):
+        found = "one that may hold a login (write %40 for @)" if "@" in source else shown(source)
+        raise UsageError(
+            f"--watch takes a metrics file or an address such as http://127.0.0.1:9095/metrics, "
+            f"found {found}"
+        )
+    return source
+
+
+def _is_http(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        is_whole = bool(parts.hostname) and parts.port != 0
+        is_whole &= parts.username is None and not may_hide_login(address)
+        return parts.scheme in ("http", "https") and is_whole
+    except ValueError:
+        return False
+
+
+def _fetched(source: str) -> tuple[str, float]:
+    """Return what a process publishes, and how old it is in seconds.
+
+    Raises:
+        OSError, http.client.HTTPException: Nobody publishes there.
+        ValueError: It is no text, no file or too long.
+    """
+    if "://" in source:
+        content, age_s = _asked(source), 0.0
+    else:
+        path = Path(source)
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # A pipe would be waited for.
+            raise ValueError("no file")
+        age_s = time.time() - about.st_mtime
+        with open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"longer than {_MOST_BYTES} bytes")
+    return content.decode("utf-8"), age_s
+
+
+def _asked(address: str) -> bytes:
+    """Return the beginning of what is served at an address, within a second."""
+    with http_within(_TIMEOUT_S, address) as connection:
+        connection.request("GET", http_target(address))
+        answer = connection.getresponse()
+        if answer.status != http.HTTPStatus.OK:
+            raise ValueError(f"it answers {answer.status}")
+        return answer.read(_MOST_BYTES + 1)
+
+
+def _sums(text: str) -> dict[str, dict[str, float]]:
+    """Return sums by metric and camera.
+
+    Raises:
+        ValueError: It is in no format of Prometheus, or has a value that counts nothing.
+    """
+    values: dict[str, dict[str, float]] = {}
+    try:
+        for family in text_string_to_metric_families(text):
+            sums = values.setdefault(family.name.removeprefix("upperson_"), {})
+            for sample in family.samples:
+                if sample.name.endswith(("_bucket", "_created")):
+                    continue
+                camera = sample.labels.get("camera", "")
+                sums[camera] = sums.get(camera, 0.0) + sample.value
+                if not math.isfinite(sums[camera]) or abs(sums[camera]) > _MOST_COUNTED:
+                    raise ValueError(f"{family.name} is {sums[camera]:g}")
+    except (LookupError, TypeError, AttributeError) as error:  # Of a parser that trusts its input.
+        raise ValueError("not in the format of Prometheus") from error
+    return values
+
+
+def _of(values: dict[str, dict[str, float]], metric: str, camera: str) -> float:
+    return values.get(metric, {}).get(camera, 0.0)
+
+
+def _newest(desk: Desk, camera: str, last: float | None) -> tuple[tuple[int, Item], ...]:
+    """Return the last people of a camera, a picture a track."""
+    if last is None:
+        return ()
+    items: dict[str, Item] = {}
+    for span in (60.0, _LOOK_BACK_S):
+        where = Filter(camera=camera, since=last - span)
+        for number, item in enumerate(desk.gallery.items(where)):
+            items[item.track or item.key] = item
+            if number >= _MOST_READ:
+                break
+        if len(items) >= _NEWEST:
+            break
+    newest = sorted(items.values(), key=lambda item: -(item.time or 0.0))[:_NEWEST]
+    ids = desk.gallery.ids([item.key for item in newest])
+    return tuple((ids[item.key], item) for item in newest if item.key in ids)

@@ -1,0 +1,397 @@
+"""Requests and answers of the API."""
+
+import datetime
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
+from pydantic_core import PydanticCustomError
+
+from upperson_console.search import LONGEST_SENTENCE, MOST_MARKS, Order, Search
+from upperson_rt.gallery import CameraInfo, Filter, Hit, Item, TrackSpan
+from upperson_rt.search.calibration import MatchLabel
+from upperson_rt.search.notices import Notice
+
+__all__ = [
+    "CameraOut",
+    "DeletedOut",
+    "EmbeddingsIn",
+    "EmbeddingsOut",
+    "ExportIn",
+    "FilterIn",
+    "HealthOut",
+    "HitOut",
+    "InfoOut",
+    "ItemOut",
+    "MarksIn",
+    "MarksOut",
+    "PictureOut",
+    "ProblemOut",
+    "PruneIn",
+    "SearchIn",
+    "SearchOut",
+    "SpanOut",
+    "TrackOut",
+    "iso",
+]
+
+Id: TypeAlias = Annotated[
+    str,
+    Field(
+        pattern="^[0-9]{1,19}$",
+        description="A number, as text: JavaScript would round it.",
+        examples=["777"],
+    ),
+]
+Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+def _written_time(value: object) -> object:
+    """Refuse numbers, which pydantic would take for seconds or milliseconds, by their size."""
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d", value):
+        value = None
+    if not isinstance(value, str | datetime.datetime):
+        raise PydanticCustomError(
+            "moment", "expected a time with its zone, such as 2026-11-26T08:00:00+01:00"
+        )
+    return value
+
+
+_Moment: TypeAlias = Annotated[AwareDatetime, BeforeValidator(_written_time)]
+_MOST_AT_ONCE = 500
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ProblemOut(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str = Field(examples=["Unprocessable Entity"])
+    status: int = Field(examples=[422])
+    detail: str = Field(description="One line: what was expected, found, and what to do.")
+
+
+class FilterIn(_Strict):
+    """Which pictures to look at; all conditions must hold."""
+
+    cameras: list[Name] | None = Field(
+        None, min_length=1, max_length=100, examples=[["gate", "hall"]]
+    )
+    since: _Moment | None = Field(None, examples=["2026-11-26T08:00:00+01:00"])
+    until: _Moment | None = Field(None, description="Exclusive.")
+    track: Name | None = None
+    attributes: dict[Name, StrictStr | StrictBool | StrictInt | StrictFloat] = Field(
+        default_factory=dict, max_length=50, examples=[{"floor": 2}]
+    )
+
+    def as_filter(self) -> Filter:
+        """Return it as galleries know it."""
+        return Filter(
+            camera=None if self.cameras is None else tuple(self.cameras),
+            since=None if self.since is None else self.since.timestamp(),
+            until=None if self.until is None else self.until.timestamp(),
+            track=self.track,
+            attributes=self.attributes,
+        )
+
+
+class SearchIn(_Strict):
+    """A sentence, a picture, or both."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"sentence": "woman in a red coat", "filter": {"cameras": ["gate"]}, "limit": 5}
+            ]
+        },
+    )
+
+    sentence: str | None = Field(
+        None, max_length=LONGEST_SENTENCE, examples=["woman in a red coat"]
+    )
+    picture: str | None = Field(
+        None, pattern="^[0-9a-f]{32}$", description="Id of a picture sent to /api/v1/pictures."
+    )
+    like: Id | None = Field(None, description="Id of an item, instead of a picture.")
+    picture_share: StrictFloat = Field(
+        0.5, ge=0, le=1, description="Of the picture, where both are given."
+    )
+    filter: FilterIn = Field(default_factory=lambda: FilterIn.model_validate({}))
+    by_track: StrictBool = Field(True, description="One hit a track, with its best picture.")
+    order: Order = Field("match", description="`time`: the best 200, newest first.")
+    yes: list[Id] = Field(
+        default_factory=list, max_length=MOST_MARKS, description="Items that are right."
+    )
+    no: list[Id] = Field(
+        default_factory=list, max_length=MOST_MARKS, description="Items that are not."
+    )
+    limit: StrictInt = Field(24, ge=1, le=100, description="Hits a page.")
+    cursor: str | None = Field(None, max_length=500, description="`next` of the page before.")
+
+    def as_search(self) -> Search:
+        """Return it as the console knows it."""
+        return Search(
+            sentence=self.sentence or "",
+            picture=self.picture,
+            like=None if self.like is None else int(self.like),
+            share=self.picture_share,
+            where=self.filter.as_filter(),
+            by_track=self.by_track,
+            order=self.order,
+            marks=tuple(
+                {
+                    int(id_): right
+                    for ids, right in ((self.yes, True), (self.no, False))
+                    for id_ in ids
+                }.items()
+            ),
+        )
+
+
+class ItemOut(BaseModel):
+    """A picture of a person."""
+
+    id: Id
+    key: str
+    camera: str | None
+    time: str | None = Field(description="ISO 8601 with the zone of the server.")
+    track: str | None
+    box: list[int] | None = Field(description="x0, y0, x1, y1 in the frame, in pixels.")
+    source: str | None
+    attributes: dict[str, Any]
+    picture: str | None = Field(description="Address of the picture; null if none is kept.")
+
+    @classmethod
+    def of(cls, id_: int, item: Item, has_picture: bool) -> "ItemOut":
+        """Return an item as JSON."""
+        return cls(**_item(id_, item, has_picture))
+
+
+class SpanOut(BaseModel):
+    """The pictures of a track that pass the filter."""
+
+    first_time: str | None
+    last_time: str | None
+    pictures: int
+
+
+class HitOut(ItemOut):
+    """An item that was found."""
+
+    rank: int
+    score: float = Field(description="Cosine; compare scores of one search only.")
+    match: MatchLabel = Field(
+        description="How far the score stands above those of other questions of the same kind."
+    )
+    span: SpanOut | None
+
+    @classmethod
+    def of_hit(cls, rank: int, hit: Hit, match: MatchLabel, has_picture: bool) -> "HitOut":
+        """Return a hit as JSON."""
+        return cls(
+            **_item(hit.id, hit.item, has_picture),
+            rank=rank,
+            score=hit.score,
+            match=match,
+            span=None if hit.span is None else _span(hit.span),
+        )
+
+
+class NoticeOut(BaseModel):
+    """Something to know about a search."""
+
+    code: str = Field(description="Stable, such as `words_unknown`.")
+    level: Literal["warning", "note"]
+    text: str
+    fields: dict[str, Any] = Field(description="What the text names, such as the words.")
+
+    @classmethod
+    def of(cls, notice: Notice) -> "NoticeOut":
+        """Return a notice as it is sent."""
+        return cls.model_validate(notice.as_json())
+
+
+class SearchOut(BaseModel):
+    """A page of hits."""
+
+    hits: list[HitOut]
+    next: str | None = Field(description="Cursor of the next page; null at the end.")
+    total: int | None = Field(
+        description="Pictures that pass the filter; null where counting would take long."
+    )
+    notes: list[str] = Field(description="The texts of `notices` as sentences.")
+    notices: list[NoticeOut] = Field(description="How the search was understood, and what to know.")
+
+
+class PictureOut(BaseModel):
+    """A picture to ask with."""
+
+    picture: str = Field(pattern="^[0-9a-f]{32}$", description="Its id.")
+    sha256: str
+    width: int
+    height: int
+
+
+class TrackOut(BaseModel):
+    """A track: the views of one person in one sequence of one camera."""
+
+    camera: str | None
+    track: str
+    span: SpanOut
+    views: list[ItemOut] = Field(description="By time; the first 500.")
+
+
+class CameraOut(BaseModel):
+    """A camera."""
+
+    name: str
+    pictures: int
+    first_time: str | None
+    last_time: str | None
+
+    @classmethod
+    def of(cls, name: str, info: CameraInfo) -> "CameraOut":
+        """Return a camera as JSON."""
+        return cls(
+            name=name,
+            pictures=info.pictures,
+            first_time=iso(info.first_time),
+            last_time=iso(info.last_time),
+        )
+
+
+class MarksIn(SearchIn):
+    """A search with its marks, which are kept with its sentence and picture."""
+
+
+class MarksOut(BaseModel):
+    """What is kept."""
+
+    yes: list[Id]
+    no: list[Id]
+
+
+class ExportIn(_Strict):
+    """What to put into a zip."""
+
+    ids: list[Id] = Field(min_length=1, max_length=_MOST_AT_ONCE, examples=[["777", "299"]])
+    search: SearchIn | None = Field(None, description="The search that found them, for the record.")
+
+
+class DeletedOut(BaseModel):
+    """How many pictures went."""
+
+    deleted: int
+    dry_run: bool = False
+
+
+class PruneIn(_Strict):
+    """Which pictures are too old or too many."""
+
+    older_than: _Moment | None = None
+    keep_newest: StrictInt | None = Field(None, ge=0, le=2**31 - 1)
+    camera: Name | None = None
+    reason: str = Field("", max_length=500)
+    dry_run: StrictBool = True
+
+
+class InfoOut(BaseModel):
+    """What is served."""
+
+    version: str
+    model: str = Field(description="Fingerprint of the embedding space.")
+    variant: str
+    embed_dim: int
+    pictures: int
+    index: str
+    user: str
+    role: str
+    log_problem: str = Field(
+        description="Why the query log goes on in a new file, until that is acknowledged."
+    )
+
+
+class HealthOut(BaseModel):
+    """That the server answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class EmbeddingsIn(BaseModel):
+    """As OpenAI's API has it; a picture is a data URL."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"input": ["woman in a red coat"]}]})
+
+    input: str | Annotated[list[str], Field(min_length=1, max_length=64)]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class EmbeddingOut(BaseModel):
+    """One embedding."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class UsageOut(BaseModel):
+    """Tokens of the sentences."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsOut(BaseModel):
+    """Embeddings of unit length, in the order given."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingOut]
+    model: str
+    usage: UsageOut
+
+
+def iso(time: float | None) -> str | None:
+    """Return unix seconds as ISO 8601 with this machine's zone; None for None."""
+    if time is None:
+        return None
+    moment = datetime.datetime.fromtimestamp(time, datetime.timezone.utc)
+    try:
+        return moment.astimezone().isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError, OSError):  # At the ends of the calendar.
+        return moment.isoformat(timespec="milliseconds")
+
+
+def _span(span: TrackSpan) -> SpanOut:
+    return SpanOut(
+        first_time=iso(span.first_time), last_time=iso(span.last_time), pictures=span.pictures
+    )
+
+
+def _item(id_: int, item: Item, has_picture: bool) -> Mapping[str, Any]:
+    return {
+        "id": str(id_),
+        "key": item.key,
+        "camera": item.camera,
+        "time": iso(item.time),
+        "track": item.track,
+        "box": None if item.box is None else list(item.box),
+        "source": item.source,
+        "attributes": dict(item.attributes),
+        "picture": f"/api/v1/items/{id_}/picture" if has_picture else None,
+    }

@@ -1,0 +1,158 @@
+"""What a client asks first: the device service, as far as it leads to the search service."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from xml.etree.ElementTree import Element
+
+from upperson_console.onvif.soap import (
+    DEVICE,
+    SCHEMA,
+    SEARCH,
+    FaultError,
+    Fields,
+    element,
+    invalid,
+    is_true,
+)
+from upperson_rt import __version__
+
+__all__ = ["ABILITIES", "PUBLIC", "Address", "device_information"]
+
+ABILITIES = {
+    "MetadataSearch": "false",
+    "GeneralStartEvents": "false",
+    "NLSearch": "true",
+    "ImageSearch": "true",
+}
+"""Of the search service."""
+_VERSION = ("26", "6")
+"""Of the standard."""
+_CATEGORIES = {"All", "Analytics", "Device", "Events", "Imaging", "Media", "PTZ"}
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a client found this server."""
+
+    base: str
+    """Up to the host and port."""
+    path: str
+    """Of ONVIF."""
+
+    def service(self, name: str) -> str:
+        """Return the address of a service."""
+        return f"{self.base}{self.path}/{name}_service"
+
+    def picture(self, id_: int) -> str:
+        """Return the address of a picture."""
+        return f"{self.base}{self.path}/pictures/{id_}"
+
+
+def device_information(fingerprint: str, variant: str) -> Element:
+    """Return what this is; a model is as near to a serial number as software gets."""
+    values = {
+        "Manufacturer": "UP-Person Edge",
+        "Model": "upperson-rt serve",
+        "FirmwareVersion": __version__,
+        "SerialNumber": fingerprint,
+        "HardwareId": variant,
+    }
+    return element(
+        DEVICE,
+        "GetDeviceInformationResponse",
+        *(element(DEVICE, name, value) for name, value in values.items()),
+    )
+
+
+def _time(request: Element, address: Address) -> Element:
+    Fields(request)
+    now = time.gmtime()
+    clock = (("Hour", now.tm_hour), ("Minute", now.tm_min), ("Second", now.tm_sec))
+    date = (("Year", now.tm_year), ("Month", now.tm_mon), ("Day", now.tm_mday))
+    return element(
+        DEVICE,
+        "GetSystemDateAndTimeResponse",
+        element(
+            DEVICE,
+            "SystemDateAndTime",
+            element(SCHEMA, "DateTimeType", "NTP"),
+            element(SCHEMA, "DaylightSavings", "false"),
+            element(SCHEMA, "TimeZone", element(SCHEMA, "TZ", "UTC0")),
+            element(
+                SCHEMA,
+                "UTCDateTime",
+                *(
+                    element(SCHEMA, name, *(element(SCHEMA, one, str(n)) for one, n in parts))
+                    for name, parts in (("Time", clock), ("Date", date))
+                ),
+            ),
+        ),
+    )
+
+
+def _services(request: Element, address: Address) -> Element:
+    with_abilities = Fields(request, "IncludeCapability").one("IncludeCapability", is_true)
+    abilities = element(DEVICE, "Capabilities", element(SEARCH, "Capabilities", **ABILITIES))
+    return element(
+        DEVICE,
+        "GetServicesResponse",
+        *(
+            element(
+                DEVICE,
+                "Service",
+                element(DEVICE, "Namespace", namespace),
+                element(DEVICE, "XAddr", address.service(name)),
+                abilities if with_abilities and namespace == SEARCH else None,
+                element(
+                    DEVICE,
+                    "Version",
+                    element(SCHEMA, "Major", _VERSION[0]),
+                    element(SCHEMA, "Minor", _VERSION[1]),
+                ),
+            )
+            for namespace, name in ((DEVICE, "device"), (SEARCH, "search"))
+        ),
+    )
+
+
+def _capabilities(request: Element, address: Address) -> Element:
+    asked = {one.text or "" for one in Fields(request, repeated=["Category"]).all("Category")}
+    if asked - _CATEGORIES:
+        raise invalid(f"a Category is one of {', '.join(sorted(_CATEGORIES))}")
+    if asked and not asked & {"All", "Device"}:
+        raise FaultError(
+            "Receiver", ("ActionNotSupported", "NoSuchService"), "there is no such service here"
+        )
+    searching = element(
+        SCHEMA,
+        "Search",
+        element(SCHEMA, "XAddr", address.service("search")),
+        *(element(SCHEMA, name, ABILITIES[name]) for name in ABILITIES if name.endswith("Search")),
+    )
+    return element(
+        DEVICE,
+        "GetCapabilitiesResponse",
+        element(
+            DEVICE,
+            "Capabilities",
+            element(SCHEMA, "Device", element(SCHEMA, "XAddr", address.service("device"))),
+            element(SCHEMA, "Extension", searching),
+        ),
+    )
+
+
+def _search_capabilities(request: Element, address: Address) -> Element:
+    Fields(request)
+    return element(
+        SEARCH, "GetServiceCapabilitiesResponse", element(SEARCH, "Capabilities", **ABILITIES)
+    )
+
+
+PUBLIC: dict[str, Callable[[Element, Address], Element]] = {
+    f"{{{DEVICE}}}GetSystemDateAndTime": _time,
+    f"{{{DEVICE}}}GetServices": _services,
+    f"{{{DEVICE}}}GetCapabilities": _capabilities,
+    f"{{{SEARCH}}}GetServiceCapabilities": _search_capabilities,
+}
+"""What the standard lets anybody ask (access class PRE_AUTH), by the name of the request."""

@@ -1,0 +1,342 @@
+"""The operations of the search service, over the desk: a camera of the gallery is a recording.
+
+What is asked goes the way of the console's own searches: the same hits, only cameras that somebody
+may see, and a line in the query log before anything is shown.
+"""
+
+import hashlib
+import json
+import math
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from itertools import islice
+from xml.etree.ElementTree import Element
+
+from starlette.concurrency import run_in_threadpool
+
+from upperson_console.accounts import Account
+from upperson_console.answers import compared
+from upperson_console.desk import Desk
+from upperson_console.onvif.device import Address, device_information
+from upperson_console.onvif.sessions import LONGEST_S, Found, Kind, Session, Sessions
+from upperson_console.onvif.soap import (
+    DEVICE,
+    SCHEMA,
+    SEARCH,
+    Fields,
+    child,
+    element,
+    invalid,
+    number,
+    picture,
+    seconds,
+    similarity,
+    text,
+    time_text,
+    unix_time,
+)
+from upperson_console.search import MOST_HITS, Search
+from upperson_rt.gallery import CameraInfo, Filter, Hit
+
+__all__ = ["Call", "Recordings"]
+
+_PLAIN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LONGEST_NAME = 64
+_LISTS: dict[Kind, tuple[str, str]] = {
+    "recordings": ("GetRecordingSearchResults", "GetRecordingSearchResultsResponse"),
+    "sentence": ("GetNLSearchResultsRequest", "GetNLSearchResultsResponse"),
+    "image": ("GetImageSearchResultsRequest", "GetImageSearchResultsResponse"),
+}
+"""Of each kind of search: how its results are asked for, and answered."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request of somebody."""
+
+    request: Element
+    account: Account
+    address: Address
+    is_gone: Callable[[], Awaitable[bool]]
+    """Whether nobody waits for the answer any more."""
+
+
+class Recordings:
+    """The search service over a gallery."""
+
+    def __init__(self, desk: Desk, sessions: Sessions) -> None:
+        """Search with a desk, in some sessions."""
+        self.sessions = sessions
+        self._desk = desk
+        own: dict[str, Callable[[Call], Awaitable[Element]]] = {
+            "FindRecordings": self._find_recordings,
+            "SearchImageByNLRequest": self._by_sentence,
+            "SearchImageByImageRequest": self._by_image,
+            "EndSearch": self._end,
+            **{asked: self._results for asked, _ in _LISTS.values()},
+        }
+        self.operations = {f"{{{SEARCH}}}{name}": answer for name, answer in own.items()}
+        """What somebody who is known may ask, by the name of the request."""
+        self.operations[f"{{{DEVICE}}}GetDeviceInformation"] = self._device_information
+
+    async def _device_information(self, call: Call) -> Element:
+        Fields(call.request)
+        return device_information(self._desk.encoder.fingerprint, self._desk.encoder.variant)
+
+    # Searches are begun.
+
+    async def _by_sentence(self, call: Call) -> Element:
+        given = Fields(
+            call.request,
+            "StartPoint", "EndPoint", "RecordingToken", "Text", "Similarity", "MaxMatches",
+            "KeepAliveTime",
+        )  # fmt: skip
+        sentence = given.one("Text", text)
+        if not sentence:
+            raise invalid("Text is empty: describe the person in a few words")
+        least = given.maybe("Similarity", similarity)
+        return await self._begin(call, given, Search(sentence=sentence), least or 0.0)
+
+    async def _by_image(self, call: Call) -> Element:
+        given = Fields(
+            call.request,
+            "StartPoint", "EndPoint", "RecordingToken", "TargetImageURI", "TargetImageData",
+            "MaxMatches", "KeepAliveTime",
+        )  # fmt: skip
+        content = given.maybe("TargetImageData", picture)
+        place = given.maybe("TargetImageURI", text)
+        if content:
+            kept = await run_in_threadpool(self._desk.query_pictures.add, BytesIO(content))
+            return await self._begin(call, given, Search(picture=kept.id))
+        if not place:
+            raise invalid("TargetImageData or TargetImageURI must be given")
+        # Whatever else it names is not fetched: a client could make this server ask its neighbours.
+        own = re.fullmatch(re.escape(call.address.picture(0)[:-1]) + "([0-9]{1,18})", place)
+        if own is None:
+            raise invalid(
+                "TargetImageURI must be that of a result of this server: send other pictures as "
+                "TargetImageData"
+            )
+        return await self._begin(call, given, Search(like=int(own[1])))
+
+    async def _begin(
+        self, call: Call, given: Fields, search: Search, least: float = 0.0
+    ) -> Element:
+        start = given.one("StartPoint", unix_time)
+        end = given.maybe("EndPoint", unix_time)
+        first, last = (start, end) if end is None else (min(start, end), max(start, end))
+        token = given.maybe("RecordingToken", text)
+        if token is not None:
+            self._camera(call.account, token)
+        where = Filter(since=first, until=None if last is None else math.nextafter(last, math.inf))
+        search = replace(search, where=where)
+
+        def cameras() -> dict[str, CameraInfo]:
+            there = self._tokens(call.account)
+            chosen = there if token is None else {token} & there.keys()
+            return {there[one][0]: there[one][1] for one in chosen}
+
+        def look(skip: Collection[bytes], count: int) -> list[Found]:
+            names = [*cameras()]
+            if not names:
+                return []
+            asked = replace(search, where=replace(where, camera=names))
+            hits = compared(self._desk, call.account, asked, len(skip) + count)
+            fresh = (
+                (key, hit, likelihood)
+                for hit, likelihood in hits
+                if likelihood >= least and (key := _key(hit)).bytes not in skip
+            )
+            return [
+                Found(key.bytes, _result(key, hit, likelihood, call.address), hit)
+                for key, hit, likelihood in islice(fresh, count)
+            ]
+
+        def note(found: Sequence[Found], count: int) -> None:
+            hits = [one.hit for one in found if one.hit is not None]
+            name = call.request.tag.rpartition("}")[2].removesuffix("Request")
+            names = [*cameras()]
+            asked = replace(search, where=replace(where, camera=names or None))
+            more: dict[str, object] = {"onvif": name}
+            if not names:  # A filter without a camera would mean all.
+                more["cameras"] = []
+            self._desk.note_search(call.account, asked, hits, count, more)
+
+        def reached() -> float:
+            if end is not None:
+                return min(end, self.sessions.now()) if end > start else end
+            times = [info.last_time for info in cameras().values() if info.last_time is not None]
+            return max([start, *times])
+
+        most = given.maybe("MaxMatches", number(1))
+        session = Session(
+            account=call.account,
+            kind="sentence" if search.sentence else "image",
+            keep_s=_kept(given),
+            look=look,
+            note=note,
+            reached=reached,
+            start=start,
+            until=last,
+            most=MOST_HITS if most is None else min(most, MOST_HITS),
+        )
+
+        def ask() -> None:
+            look((), 1)  # What cannot be asked is told now.
+            note([], session.most)
+
+        answer = self._begun(call, session)  # Nothing is asked where there is no room.
+        try:
+            with self.sessions.answering(session):
+                await run_in_threadpool(ask)
+        except BaseException:
+            self.sessions.end(session)
+            raise
+        return answer
+
+    async def _find_recordings(self, call: Call) -> Element:
+        given = Fields(call.request, "Scope", "MaxMatches", "KeepAliveTime")
+        scopes = given.all("Scope")
+        names = ("IncludedSources", "IncludedRecordings")
+        scope = Fields(
+            scopes[0] if scopes else Element("Scope"),
+            "RecordingInformationFilter", "Extension", repeated=names,
+        )  # fmt: skip
+        if scope.maybe("RecordingInformationFilter", text):
+            raise invalid("RecordingInformationFilter is not known here: name IncludedRecordings")
+        wanted = {(one.text or "").strip() for one in scope.all("IncludedRecordings")}
+        for source in scope.all("IncludedSources"):
+            token = child(source, SCHEMA, "Token")
+            wanted.add("" if token is None else (token.text or "").strip())
+
+        def look(skip: Collection[bytes], count: int) -> list[Found]:
+            return [
+                Found(token.encode(), _recording(token, name, info))
+                for token, (name, info) in sorted(self._tokens(call.account).items())
+                if token.encode() not in skip and (not wanted or token in wanted)
+            ][:count]
+
+        most = given.maybe("MaxMatches", number(1))
+        session = Session(
+            account=call.account,
+            kind="recordings",
+            keep_s=_kept(given),
+            look=look,
+            note=lambda found, count: None,  # Who may see which cameras is no search.
+            reached=self.sessions.now,
+            start=self.sessions.now(),
+            most=MOST_HITS if most is None else min(most, MOST_HITS),
+        )
+        return self._begun(call, session)
+
+    def _begun(self, call: Call, session: Session) -> Element:
+        self.sessions.begin(session)
+        name = call.request.tag.rpartition("}")[2].removesuffix("Request")
+        return element(SEARCH, f"{name}Response", element(SEARCH, "SearchToken", session.token))
+
+    # Searches go on, and end.
+
+    async def _results(self, call: Call) -> Element:
+        given = Fields(call.request, "SearchToken", "MinResults", "MaxResults", "WaitTime")
+        name = call.request.tag.rpartition("}")[2]
+        kind, answer = next((k, answer) for k, (asked, answer) in _LISTS.items() if asked == name)
+        session = self.sessions.find(call.account, given.one("SearchToken", text), kind)
+        most = given.maybe("MaxResults", number(1))
+        wait_s = given.maybe("WaitTime", seconds)
+        least = given.maybe("MinResults", number(0))
+        if least is None:  # Without a time nobody said to wait; with one all of it counts.
+            least = (most or MOST_HITS) if wait_s else 0
+        state, found = await self.sessions.results(
+            session,
+            least,
+            MOST_HITS if most is None else most,
+            LONGEST_S if wait_s is None else wait_s,
+            call.is_gone,
+        )
+        results = element(
+            SEARCH,
+            "ResultList",
+            element(SCHEMA, "SearchState", state),
+            *(one.element for one in found),
+        )
+        return element(SEARCH, answer, results)
+
+    async def _end(self, call: Call) -> Element:
+        token = Fields(call.request, "SearchToken").one("SearchToken", text)
+        session = self.sessions.find(call.account, token)
+        self.sessions.end(session)
+        has_begun = session.state != "Queued"
+        reached = await run_in_threadpool(session.reached) if has_begun else session.start
+        return element(SEARCH, "EndSearchResponse", element(SEARCH, "Endpoint", time_text(reached)))
+
+    # Cameras as recordings.
+
+    def _tokens(self, account: Account) -> dict[str, tuple[str, CameraInfo]]:
+        """Return name and facts of each camera that somebody may see, by its token."""
+        return {_token(name): (name, info) for name, info in self._desk.cameras(account).items()}
+
+    def _camera(self, account: Account, token: str) -> None:
+        if token not in self._tokens(account):
+            raise invalid("there is no such recording: ask FindRecordings", "InvalidToken")
+
+
+def _kept(given: Fields) -> float:
+    return min(given.one("KeepAliveTime", seconds), LONGEST_S)
+
+
+def _token(camera: str) -> str:
+    """Return a camera's name, or what stands for one that is too long or odd for a token."""
+    if _PLAIN.fullmatch(camera):
+        return camera
+    return "camera-" + hashlib.sha256(camera.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _recording(token: str, name: str, info: CameraInfo) -> Element:
+    def text_of(tag: str, value: str) -> Element:
+        return element(SCHEMA, tag, value)
+
+    def time_of(tag: str, value: float | None) -> Element | None:
+        return None if value is None else element(SCHEMA, tag, time_text(value))
+
+    return element(
+        SCHEMA,
+        "RecordingInformation",
+        text_of("RecordingToken", token),
+        element(
+            SCHEMA,
+            "Source",
+            text_of("SourceId", token),
+            text_of("Name", name[:_LONGEST_NAME]),
+            text_of("Location", ""),
+            text_of("Description", name),
+            text_of("Address", ""),
+        ),
+        time_of("EarliestRecording", info.first_time),
+        time_of("LatestRecording", info.last_time),
+        text_of("Content", f"{info.pictures} pictures of people"),
+        text_of("RecordingStatus", "Unknown"),
+    )
+
+
+def _key(hit: Hit) -> uuid.UUID:
+    """Return what stands for a person in one sequence of a camera, in every search the same."""
+    item = hit.item
+    name = ("track", item.camera, item.track) if item.track is not None else ("picture", item.key)
+    return uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(name))
+
+
+def _result(key: uuid.UUID, hit: Hit, likelihood: float, address: Address) -> Element:
+    """Return a hit as a result of either search: the types have the same fields."""
+    values = {
+        "ObjectUUID": str(key),
+        "TargetImageURI": address.picture(hit.id),
+        "Time": time_text(hit.item.time or 0.0),
+        "Similarity": f"{likelihood:.6g}",
+        "RecordingToken": _token(hit.item.camera or ""),
+    }
+    return element(
+        SCHEMA, "Result", *(element(SCHEMA, name, value) for name, value in values.items())
+    )

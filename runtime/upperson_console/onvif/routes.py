@@ -1,0 +1,177 @@
+"""The addresses of ONVIF: two services, the pictures of results, and what describes them."""
+
+from pathlib import Path
+from typing import Literal
+from xml.etree.ElementTree import Element
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from upperson_console.accounts import Account
+from upperson_console.api import picture_response
+from upperson_console.desk import Desk
+from upperson_console.guard import RefusedError
+from upperson_console.live import Live
+from upperson_console.onvif.device import PUBLIC, Address
+from upperson_console.onvif.recordings import Call, Recordings
+from upperson_console.onvif.security import Authentication, StrangerError, Users
+from upperson_console.onvif.sessions import Sessions, no_room
+from upperson_console.onvif.soap import (
+    SEARCH,
+    WSSE,
+    FaultError,
+    child,
+    fault_answer,
+    header_of,
+    invalid,
+    message,
+    read_envelope,
+)
+from upperson_console.problems import problem_of
+from upperson_console.turns import BusyError
+from upperson_rt.printable import error_text, get_logger, shortened
+
+__all__ = ["PATH", "OnvifRoutes"]
+
+PATH = "/onvif"
+_LOG = get_logger(__name__)
+_MEDIA_TYPE = "application/soap+xml; charset=utf-8"
+_MOST_STRANGE_BYTES = 64 << 10
+"""Of a request until it says who sends it."""
+_WITH_PICTURE = f"{{{SEARCH}}}SearchImageByImageRequest"
+_MOST_LARGE = 2
+"""Larger requests at a time: each takes several times its size while it is read."""
+
+
+class OnvifRoutes:
+    """Answers at `PATH`."""
+
+    def __init__(self, desk: Desk, users: Users, live: Live) -> None:
+        """Answer some users over a desk, until the server ends."""
+        self.authentication = Authentication(users)
+        self.sessions = Sessions(lambda: live.has_ended)
+        self._desk = desk
+        self._recordings = Recordings(desk, self.sessions)
+        self._large = 0
+        self.router = APIRouter(prefix=PATH, include_in_schema=False)
+        for name in ("device", "search"):
+            self.router.post(f"/{name}_service")(self._service)
+        self.router.get("/{name}.wsdl")(_description)
+        self.router.get("/pictures/{id}")(self._picture)
+
+    async def _service(self, request: Request) -> Response:
+        try:
+            status, content = 200, await self._answered(request)
+            return Response(content, status, media_type=_MEDIA_TYPE)
+        except RefusedError:
+            raise
+        except ClientDisconnect:
+            return Response(status_code=400)  # Nobody gets it.
+        except Exception as error:
+            return _told(request, error)
+
+    async def _answered(self, request: Request) -> bytes:
+        content, account = bytearray(), None
+        is_large = is_whole = False
+        blocks = request.stream()
+        try:
+            async for block in blocks:
+                content += block
+                if not is_large and len(content) > _MOST_STRANGE_BYTES:
+                    account = self._sender(request, header_of(content))
+                    if self._large >= _MOST_LARGE:
+                        raise no_room("too many pictures are being sent: try again in a moment")
+                    is_large = True
+                    self._large += 1
+            is_whole = True
+            header, asked = await run_in_threadpool(read_envelope, content)
+            content.clear()
+            if is_large and asked.tag != _WITH_PICTURE:  # Nobody shall wait in these few places.
+                raise invalid(f"only a picture makes a request larger than {_MOST_STRANGE_BYTES}")
+            return message(await self._run(request, header, asked, account))
+        except FaultError:
+            if not is_whole:  # Clients read an answer only after all was sent.
+                async for _ in blocks:
+                    pass
+            raise
+        finally:
+            self._large -= is_large
+
+    async def _run(
+        self, request: Request, header: Element, asked: Element, account: Account | None
+    ) -> Element:
+        address = _address(request)
+        if asked.tag in PUBLIC:
+            return PUBLIC[asked.tag](asked, address)
+        operation = self._recordings.operations.get(asked.tag)
+        if operation is None:
+            raise FaultError(
+                "Receiver", ("ActionNotSupported",), f"{shortened(asked.tag)} is not offered here"
+            )
+        account = account or self._sender(request, header)
+        return await operation(Call(asked, account, address, request.is_disconnected))
+
+    def _sender(self, request: Request, header: Element | None) -> Account:
+        """Return who sends a request.
+
+        Raises:
+            StrangerError: Nobody who is known.
+        """
+        kind, _, proof = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "digest":
+            return self.authentication.by_digest(proof, request.method, _target(request))
+        security = None if header is None else child(header, WSSE, "Security")
+        if security is None:
+            raise self.authentication.challenge(
+                "say who asks: with a UsernameToken of WS-Security at the beginning, or HTTP Digest"
+            )
+        return self.authentication.by_header(security)
+
+    async def _picture(self, request: Request, id: int) -> Response:
+        try:
+            account = self._sender(request, None)
+        except StrangerError as refused:
+            return _told(request, refused)
+        return await run_in_threadpool(picture_response, self._desk, account, id, "view")
+
+
+def _told(request: Request, error: Exception) -> Response:
+    """Return what an error is as a fault; defects stand in the log."""
+    problem = problem_of(error)
+    if isinstance(error, FaultError):
+        fault = error
+    elif isinstance(error, BusyError):
+        fault = no_room(str(error))
+    elif problem is not None and problem.status in (404, 422):
+        fault = invalid(problem.detail)
+    elif problem is not None:
+        fault = FaultError("Receiver", ("Action",), problem.detail)
+    else:
+        _LOG.error("internal error at %s: %s", request.url.path, error_text(error))
+        name = type(error).__name__
+        fault = FaultError(
+            "Receiver", ("Action",), f"internal error: {name}; the server's log says more"
+        )
+    status, content = fault_answer(fault)
+    challenges = fault.challenges if isinstance(fault, StrangerError) else ()
+    response = Response(content, 401 if challenges else status, media_type=_MEDIA_TYPE)
+    for challenge in challenges:
+        response.headers.append("www-authenticate", challenge)
+    return response
+
+
+def _address(request: Request) -> Address:
+    return Address(f"{request.url.scheme}://{request.headers['host']}", PATH)
+
+
+def _target(request: Request) -> str:
+    """Return path and query as they were sent."""
+    path = request.scope["raw_path"].decode("latin-1")
+    query = request.scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else str(path)
+
+
+def _description(name: Literal["device", "search"]) -> Response:
+    return FileResponse(Path(__file__).parent / f"{name}.wsdl", media_type="text/xml")

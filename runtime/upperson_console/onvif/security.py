@@ -1,0 +1,285 @@
+"""Who sends a request: WS-Security's UsernameToken with a digest, or HTTP Digest (RFC 7616).
+
+Either proves that the sender knows a password without sending it, for which this side must know it,
+too: a hash will not do. So ONVIF has users and passwords of its own, which are random, lie in a
+file that only its owner reads, and open nothing but this search. A token of the console is never
+one of them.
+
+A digest can be overheard and sent again. So what each one was made for once is remembered, for as
+long as it would be taken.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from urllib.request import parse_http_list, parse_keqv_list
+from xml.etree.ElementTree import Element
+
+from upperson_console.accounts import Account
+from upperson_console.credentials import (
+    Credential,
+    Followed,
+    change_listed,
+    put,
+    read_listed,
+    revoke,
+)
+from upperson_console.onvif.soap import WSSE, WSU, FaultError, child, unix_time
+from upperson_rt.errors import InputError, UsageError
+from upperson_rt.printable import shown
+from upperson_rt.remote import password_digest, require_private
+from upperson_rt.strict import Constraint
+
+__all__ = ["Authentication", "StrangerError", "Users", "add_user", "read_users", "revoke_user"]
+
+_REALM = "UP-Person Edge"
+_WITHIN_S = 300.0
+"""Clocks may differ by so much, and a challenge is good for so long."""
+_MOST_REMEMBERED = 20_000
+"""Requests of one user within that time."""
+_LONGEST_NONCE = 256
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+"""What every client writes into both kinds of headers alike."""
+_PASSWORD_TYPE = (
+    "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss-username-token-profile-1.0"
+    "#PasswordDigest"
+)
+_HASHES = {"SHA-256": hashlib.sha256, "MD5": hashlib.md5}
+"""What RFC 7616 names, in the order in which they are offered; ONVIF asks for both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class User(Credential):
+    """A line of a file of ONVIF users."""
+
+    password: Annotated[str, Constraint(lambda text: len(text) >= 16, "at least 16 letters")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _UserFile:
+    schema_version: int
+    onvif_users: tuple[User, ...]
+
+
+class Users:
+    """Those whom a file of ONVIF users names, as it is now."""
+
+    def __init__(self, path: Path) -> None:
+        """Read a file, as `add_user` writes it.
+
+        Raises:
+            InputError: It cannot be read, is malformed, names nobody, or others may read it.
+        """
+        if not read_users(path):
+            raise InputError(
+                f"{path} names nobody: add somebody with  upperson-rt token {path} NAME --onvif"
+            )
+        self._users = Followed(path, _read_private)
+        self._nobody = secrets.token_urlsafe(18)
+
+    def password(self, name: str) -> str:
+        """Return somebody's password; of a name that is not known one that nobody has."""
+        user = self._find(name)
+        return self._nobody if user is None else user.password
+
+    def account(self, name: str) -> Account | None:
+        """Return who has a name."""
+        user = self._find(name)
+        if user is None:
+            return None
+        return Account(name=user.name, role="viewer", cameras=user.cameras)
+
+    def _find(self, name: str) -> User | None:
+        return {user.name: user for user in self._users.entries()}.get(name)
+
+
+def add_user(
+    path: Path, name: str, cameras: tuple[str, ...] | None, lasts_s: float | None = None
+) -> str:
+    """Put somebody into a file of ONVIF users, made if need be, and return the new password.
+
+    An earlier password of the same name is replaced.
+
+    Args:
+        path: The file.
+        name: Of the user.
+        cameras: What the user may see; None for all.
+        lasts_s: Seconds until the password expires; None for never.
+
+    Raises:
+        InputError: The file is malformed or cannot be written.
+        UsageError: The name cannot be used.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            "the name of an ONVIF user has 1 to 64 letters a-z, digits and ._@-, found "
+            f"{shown(name)}"
+        )
+    password, now = secrets.token_urlsafe(18), time.time()
+    expires = None if lasts_s is None else now + lasts_s
+    made = User(name=name, password=password, cameras=cameras, created=now, expires=expires)
+    change_listed(path, read_users, "onvif_users", lambda known: put(known, made), private=True)
+    return password
+
+
+def revoke_user(path: Path, name: str) -> None:
+    """Remove somebody from a file of ONVIF users.
+
+    Raises:
+        InputError: The file is malformed or cannot be written, or has no such user.
+    """
+    change_listed(
+        path, read_users, "onvif_users", lambda known: revoke(known, name, path), private=True
+    )
+
+
+class StrangerError(FaultError):
+    """A request of somebody who is not known."""
+
+    def __init__(self, reason: str, challenges: Sequence[str] = ()) -> None:
+        """Refuse it, perhaps with what to prove oneself by, the values of WWW-Authenticate."""
+        super().__init__("Sender", ("NotAuthorized",), reason)
+        self.challenges = challenges
+
+
+class Authentication:
+    """Tells whose request it is. For one thread."""
+
+    def __init__(self, users: Users, clock: Callable[[], float] = time.time) -> None:
+        """Know some users; ``clock`` tells unix seconds."""
+        self.clock = clock
+        self._users = users
+        self._key = secrets.token_bytes(32)
+        self._used: dict[str, dict[bytes, float]] = {}
+
+    def by_header(self, security: Element) -> Account:
+        """Return whose WS-Security header it is.
+
+        Raises:
+            StrangerError: Nobody's, or it was sent before.
+        """
+        tokens = security.findall(f"{{{WSSE}}}UsernameToken")
+        token = tokens[0] if len(tokens) == 1 else Element("none")
+        name, password, nonce, created = (
+            _text(token, *place)
+            for place in ((WSSE, "Username"), (WSSE, "Password"), (WSSE, "Nonce"), (WSU, "Created"))
+        )
+        kind = child(token, WSSE, "Password")
+        if not created or not nonce or kind is None or kind.get("Type") != _PASSWORD_TYPE:
+            raise StrangerError("a UsernameToken needs Nonce, Created and a digest as Password")
+        try:
+            given = base64.b64decode(nonce, validate=True)
+            at = unix_time("Created", created)
+        except (binascii.Error, ValueError, FaultError) as error:
+            raise StrangerError("nonce or time of the UsernameToken cannot be read") from error
+        made = password_digest(given, created, self._users.password(name))
+        account = self._users.account(name)
+        if account is None or not _equal(made, password):
+            raise StrangerError("name or password is not known")
+        if abs(self.clock() - at) > _WITHIN_S:
+            raise StrangerError("the UsernameToken is too old or too new: ask GetSystemDateAndTime")
+        if len(given) > _LONGEST_NONCE or not self._first_time(name, given, at + _WITHIN_S):
+            raise StrangerError("this UsernameToken was used before: make a new nonce")
+        return account
+
+    def by_digest(self, header: str, method: str, target: str) -> Account:
+        """Return whose ``Authorization: Digest`` it is.
+
+        Args:
+            header: What follows the word Digest.
+            method: Of the request.
+            target: Path and query as they were sent.
+
+        Raises:
+            StrangerError: Nobody's, or it was sent before, or its challenge is too old.
+        """
+        try:
+            given = parse_keqv_list(parse_http_list(header))
+            name, nonce, count = given["username"], given["nonce"], given["nc"]
+            answer, client = given["response"].lower(), given["cnonce"]
+            hashed = _HASHES[given.get("algorithm", "MD5").upper()]
+            if given["qop"] != "auth" or given["realm"] != _REALM or given["uri"] != target:
+                raise ValueError
+        except (ValueError, KeyError, IndexError) as error:
+            raise self.challenge("the Digest cannot be read, or is for another address") from error
+
+        def of(*parts: str) -> str:
+            return hashed(":".join(parts).encode(), usedforsecurity=False).hexdigest()
+
+        known = of(name, _REALM, self._users.password(name))
+        proof = of(known, nonce, count, client, "auth", of(method, target))
+        start, _, seal = nonce.rpartition("-")
+        account = self._users.account(name)
+        if account is None or not _equal(proof, answer) or not _equal(self._sealed(start), seal):
+            raise self.challenge("name or password is not known")
+        until = int(start.partition("-")[0], 16) + _WITHIN_S
+        if until < self.clock():
+            raise self.challenge("the nonce of the Digest is too old: take a new one", stale=True)
+        if not self._first_time(name, f"{nonce} {count}".encode(), until):
+            raise self.challenge("this Digest was used before: count up")
+        return account
+
+    def challenge(self, reason: str, stale: bool = False) -> StrangerError:
+        """Return a refusal that says how to prove oneself: a challenge for each hash.
+
+        All have the same nonce: a client that reads one of them has a whole one, whichever it is.
+        """
+        start = f"{int(self.clock()):x}-{secrets.token_hex(8)}"
+        nonce = f"{start}-{self._sealed(start)}"
+        more = ", stale=true" if stale else ""
+        return StrangerError(
+            reason,
+            [
+                f'Digest realm="{_REALM}", qop="auth", nonce="{nonce}", algorithm={name}{more}'
+                for name in _HASHES
+            ],
+        )
+
+    def _sealed(self, start: str) -> str:
+        return hmac.digest(self._key, start.encode(), "sha256").hex()[:32]
+
+    def _first_time(self, name: str, what: bytes, until: float) -> bool:
+        """Whether somebody sends something for the first time, as far as it matters."""
+        used = self._used.setdefault(name, {})
+        if what in used:
+            return False
+        if len(used) >= _MOST_REMEMBERED:
+            now = self.clock()
+            used = self._used[name] = {one: end for one, end in used.items() if end >= now}
+        if len(used) >= _MOST_REMEMBERED:
+            raise FaultError(
+                "Receiver", ("Action",), "too many requests of one user: try again in some minutes"
+            )
+        used[what] = until
+        return True
+
+
+def _equal(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def _text(parent: Element, namespace: str, name: str) -> str:
+    found = child(parent, namespace, name)
+    return "" if found is None else (found.text or "").strip()
+
+
+def read_users(path: Path) -> tuple[User, ...]:
+    """Read a file of ONVIF users.
+
+    Raises:
+        InputError: It cannot be read, or is malformed.
+    """
+    return read_listed(path, _UserFile, "onvif_users").onvif_users
+
+
+def _read_private(path: Path) -> tuple[User, ...]:
+    require_private(path)
+    return read_users(path)

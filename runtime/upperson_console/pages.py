@@ -1,0 +1,336 @@
+"""The pages: rendered here, so that they work before any script runs; the desk does the work."""
+
+from dataclasses import replace
+from typing import Annotated, Any
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi.responses import HTMLResponse, RedirectResponse
+from pydantic import Field
+
+from upperson_console.accounts import COOKIE, Access, Account
+from upperson_console.answers import answer_of, best_of, match_of
+from upperson_console.api import PICTURE_HEADERS, notes_of, picture_response, zip_response
+from upperson_console.bounds import BoundedRoute
+from upperson_console.desk import Desk, span_of
+from upperson_console.pictures import Size
+from upperson_console.problems import ProblemError
+from upperson_console.rendering import render
+from upperson_console.search import MOST_BY_TIME, Search, read_id
+from upperson_console.timeline import timeline_of, whereabouts
+from upperson_rt.errors import UsageError
+from upperson_rt.gallery import Filter, Item, TrackSpan
+from upperson_rt.printable import count_of
+
+__all__ = ["page_routes"]
+
+_PAGE = 24
+_LAST = 2**63 - 1
+"""No id is larger."""
+_AROUND_S = 300.0
+_MEASURED = {"frame": "Frame", "sharpness": "Sharpness", "score": "Detector's score"}
+"""Metadata that cameras and detectors write, by what people call it."""
+_NO_MORE = {"command": None, "last": None, "also": None}
+
+
+def page_routes(desk: Desk, access: Access) -> APIRouter:
+    """Return the routes of the pages."""
+    routes = APIRouter(
+        include_in_schema=False, default_response_class=HTMLResponse, route_class=BoundedRoute
+    )
+    _search_pages(routes, desk, access)
+    _person_pages(routes, desk, access)
+    _delete_pages(routes, desk, access)
+    _login_pages(routes, access)
+    return routes
+
+
+def _search_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
+    viewer, operator = access.needs("viewer"), access.needs("operator")
+
+    @routes.get("/")
+    def search_page(request: Request, account: Account = viewer) -> Response:
+        problem, search = _searched(request)
+        cursor = request.query_params.get("cursor")
+        values: dict[str, Any] = {
+            "search": search,
+            "cameras": desk.cameras(account),
+            "answer": None,
+            "problem": problem,
+            "asked": None,
+            "saved": desk.memory.saved(account.name),
+            "kept": ((), ()),
+            "pictures": desk.pictures,
+            "notes": [],
+            "empty": None,
+        }
+        status = 200 if problem is None else 422
+        if problem is None and not search.is_empty:
+            try:
+                if search.picture is not None:
+                    values["asked"] = desk.query_pictures.get(search.picture)
+                answer = answer_of(desk, account, search, _PAGE, cursor)
+            except (UsageError, ProblemError) as error:
+                values["problem"] = getattr(error, "detail", str(error))
+                status = getattr(error, "status", 422)
+            else:
+                values |= {"answer": answer, "notes": notes_of(answer)}
+                values["kept"] = desk.memory.marks(account.name, search.question)
+                if not answer.page.hits:
+                    values["empty"] = _nothing(desk, account, search)
+        elif problem is None and not desk.count(account, search.where):
+            values["empty"] = _nothing(desk, account, search)
+        return render("search", account, status, log_problem=desk.log_problem, **values)
+
+    @routes.post("/picture")
+    def give(
+        picture: Annotated[UploadFile, File()],
+        address: Annotated[str, Form()] = "",
+        account: Account = viewer,
+    ) -> Response:
+        search = _read(address)
+        if not picture.size:
+            raise UsageError("no picture was chosen: choose a file first")
+        kept = desk.query_pictures.add(picture.file)
+        return _see(f"/?{search.address(picture=kept.id, like=None, marks=())}")
+
+    @routes.get("/asked/{id}")
+    def asked(id: str, account: Account = viewer) -> Response:
+        picture = desk.query_pictures.get(id)
+        return Response(picture.jpeg, media_type="image/jpeg", headers=PICTURE_HEADERS)
+
+    @routes.post("/marks")
+    def mark(
+        address: Annotated[str, Form()],
+        yes: Annotated[int | None, Form()] = None,
+        no: Annotated[int | None, Form()] = None,
+        undo: Annotated[str | None, Form()] = None,
+        person: Annotated[int | None, Form(ge=0, le=_LAST)] = None,
+        account: Account = operator,
+    ) -> Response:
+        search = _read(address)
+        if undo is not None:
+            kept = () if undo == "all" else search.marks[:-1]
+            search = _read(search.address(marks=kept))
+        for id_, right in ((yes, True), (no, False)):
+            if id_ is not None:  # Once more takes it back.
+                search = search.marked(id_, None if (id_, right) in search.marks else right)
+        desk.mark(account, search)
+        page = "" if person is None else f"people/{person}"
+        return _see(f"/{page}?{search.address()}")
+
+    @routes.get("/timeline")
+    def timeline(request: Request, account: Account = viewer) -> Response:
+        problem, search = _searched(request)
+        if problem is not None or search.is_empty:
+            return HTMLResponse("")
+        hits = best_of(desk, account, search, MOST_BY_TIME)
+        return render("timeline", account, timeline=timeline_of(search, hits))
+
+    @routes.post("/saved")
+    def save(
+        name: Annotated[str, Form()], address: Annotated[str, Form()], account: Account = viewer
+    ) -> Response:
+        search = _read(address)
+        desk.memory.save(account.name, name, search.address())
+        return _see(f"/?{search.address()}")
+
+    @routes.post("/saved/forget")
+    def forget(saved: Annotated[int, Form(ge=1, le=_LAST)], account: Account = viewer) -> Response:
+        desk.memory.forget_saved(account.name, saved)
+        return _see("/")
+
+
+def _person_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
+    viewer, operator = access.needs("viewer"), access.needs("operator")
+
+    @routes.get("/people/{id}")
+    def person(id: int, request: Request, account: Account = viewer) -> Response:
+        _, search = _searched(request)
+        found = desk.person(account, id)
+        elsewhere = desk.elsewhere(account, found)
+        score, word = match_of(desk, account, search, id) or (None, "")
+        span = span_of(found.views)
+        return render(
+            "person",
+            account,
+            person=found,
+            measured=_MEASURED,
+            score=score,
+            word=word,
+            span=span,
+            around=_around(search, found.item.camera, span),
+            elsewhere=elsewhere,
+            line=whereabouts(found, elsewhere),
+            frame=desk.pictures.frame(found.item) is not None,
+            pictures=desk.pictures,
+            search=search,
+        )
+
+    @routes.get("/people/{id}/picture")
+    def picture(id: int, size: Size = "view", account: Account = viewer) -> Response:
+        return picture_response(desk, account, id, size)
+
+    @routes.post("/export")
+    def export(
+        ids: Annotated[list[Annotated[int, Field(ge=0, le=_LAST)]], Form(max_length=500)],
+        address: Annotated[str, Form()] = "",
+        account: Account = operator,
+    ) -> Response:
+        return zip_response(desk, account, ids, {"address": _read(address).address()})
+
+
+def _delete_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
+    admin = access.needs("admin")
+
+    @routes.get("/people/{id}/delete")
+    def look(
+        id: int, what: str = "picture", min_score: float = 0.9, account: Account = admin
+    ) -> Response:
+        item, _ = desk.item(account, id)
+        chosen: list[tuple[int, Item, float | None]]
+        if what == "alike":
+            chosen = [(hit.id, hit.item, hit.score) for hit in desk.alike(account, id, min_score)]
+        elif what == "track" and item.track is not None:
+            chosen = [(one, view, None) for one, view in desk.person(account, id).views]
+        else:
+            what, chosen = "picture", [(id, item, None)]
+            desk.note_items(account, "view", [(id, item)], {"picture": str(id)})
+        return render(
+            "delete",
+            account,
+            id=id,
+            item=item,
+            what=what,
+            chosen=chosen,
+            min_score=min_score,
+            pictures=desk.pictures,
+        )
+
+    @routes.post("/delete")
+    def delete(
+        ids: Annotated[str, Form(max_length=1 << 20)],
+        reason: Annotated[str, Form()] = "",
+        what: Annotated[str, Form()] = "picture",
+        account: Account = admin,
+    ) -> Response:
+        chosen = [read_id(one) for one in ids.split()]
+        deleted = desk.delete(account, chosen, reason, {"what": what})
+        return render("deleted", account, deleted=deleted, asked=len(chosen))
+
+
+def _login_pages(routes: APIRouter, access: Access) -> None:
+    @routes.get("/login")
+    def form(next: str = "/") -> Response:
+        return render("login", None, next=_local_path(next), problem=None)
+
+    @routes.post("/login")
+    def login(
+        request: Request, token: Annotated[str, Form()] = "", next: Annotated[str, Form()] = "/"
+    ) -> Response:
+        account = None if access.accounts is None else access.accounts.of_token(token.strip())
+        if account is None:
+            problem = (
+                "This token is not known: check it, or ask who runs this server for a new one."
+            )
+            return render("login", None, 401, next=_local_path(next), problem=problem)
+        answer = _see(_local_path(next))
+        answer.set_cookie(
+            COOKIE,
+            access.sessions.begin(token.strip()),
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+        return answer
+
+    @routes.post("/logout")
+    def logout(request: Request) -> Response:
+        access.sessions.end(request.cookies.get(COOKIE, ""))
+        answer = _see("/login")
+        answer.delete_cookie(COOKIE)
+        return answer
+
+
+def _around(search: Search, camera: str | None, span: TrackSpan) -> str | None:
+    """Return the address of whoever a camera saw at about the time of a track, in time order."""
+    if camera is None or span.first_time is None or span.last_time is None:
+        return None
+    where = Filter(
+        camera=(camera,), since=span.first_time - _AROUND_S, until=span.last_time + _AROUND_S
+    )
+    asked = Search(sentence=search.sentence.strip() or "person", where=where, order="time")
+    return asked.address()
+
+
+def _nothing(desk: Desk, account: Account, search: Search) -> dict[str, Any]:
+    """Say why nothing was found, and what to do next."""
+    cameras = desk.cameras(account)
+    if not desk.count(account, Search().where):
+        return {
+            "title": "The gallery is empty",
+            "text": "No pictures are in it yet. Add some, or let a camera do it:",
+            "command": f"upperson-rt index PICTURES -g {desk.gallery.location}",
+            "link": "/live",
+            "link_text": "See whether a camera is watching",
+            "last": None,
+            "also": None,
+        }
+    where = search.where
+    for name in where.cameras or ():
+        if name not in cameras:
+            known = ", ".join(list(cameras)[:8]) or "none that has a name"
+            return _text(
+                f"No pictures of the camera \u201c{name}\u201d",
+                f"It may be written in another way. There are: {known}.",
+                search.address(where=Search().where),
+                "Search in all cameras",
+            )
+    late = search.last is not None or where.since is not None
+    if late and where.cameras:
+        last = {name: cameras[name].last_time for name in where.cameras}
+        return {
+            **_text(
+                "No picture in this time",
+                "The newest picture of these cameras is older; a camera may have stopped.",
+                search.address(where=replace(where, since=None, until=None), last=None),
+                "Search without the time",
+            ),
+            "last": last,
+            "also": "/live",
+            "also_text": "See whether the cameras are running",
+        }
+    return _text(
+        "Nothing passes the filter",
+        f"There are {count_of(desk.count(account, Search().where), 'picture')}, and none passes.",
+        search.address(where=Search().where, last=None),
+        "Search without the filter",
+    )
+
+
+def _text(title: str, text: str, address: str, next_text: str) -> dict[str, Any]:
+    link = f"/?{address}"
+    return {"title": title, "text": text, "link": link, "link_text": next_text, **_NO_MORE}
+
+
+def _searched(request: Request) -> tuple[str | None, Search]:
+    """Return what is wrong with the address of a page, or None, and the search it asks for."""
+    pairs = [pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]
+    try:
+        return None, Search.from_address(pairs)
+    except UsageError as error:
+        return str(error), Search(sentence=dict(pairs).get("q", "")[:200])
+
+
+def _read(address: str) -> Search:
+    return Search.from_address(parse_qsl(address.lstrip("?"), max_num_fields=500))
+
+
+def _see(place: str) -> RedirectResponse:
+    return RedirectResponse(place, 303)
+
+
+def _local_path(place: str) -> str:
+    """Return a place on this server: what leads elsewhere becomes the first page."""
+    is_local = place.startswith("/") and not place.startswith(("//", "/\\"))
+    return place if is_local and place.isprintable() else "/"

@@ -1,0 +1,132 @@
+"""Templates of the pages, and how they write times, names and numbers."""
+
+import datetime
+import hashlib
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from starlette.responses import HTMLResponse
+
+from upperson_console.accounts import Account
+from upperson_rt.printable import count_of, local_time, show_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from upperson_console.desk import Desk
+
+__all__ = [
+    "STATIC",
+    "render",
+    "server_metrics",
+    "templates",
+]
+
+STATIC = Path(__file__).parent / "static"
+
+
+@cache
+def templates() -> jinja2.Environment:
+    """Return the templates; they escape whatever they print, and show what is no letter."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=show_text,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"static": _static, "count_of": count_of, "zone": _zone}
+    environment.filters |= {
+        "clock": _clock,
+        "ago": _ago,
+        "input_time": _input_time,
+        "local_time": local_time,
+        "period": _period,
+        "thousands": lambda number: f"{number:,}",
+    }
+    return environment
+
+
+def render(name: str, account: Account | None, status: int = 200, **values: Any) -> HTMLResponse:
+    """Return a page."""
+    html = templates().get_template(f"{name}.html.j2").render(account=account, **values)
+    return HTMLResponse(html, status)
+
+
+@cache
+def _static(name: str) -> str:
+    """Return the address of a file of `STATIC`, which is another one if its content is."""
+    digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
+    return f"/static/{name}?{digest}"
+
+
+def _zone() -> str:
+    return datetime.datetime.now().astimezone().strftime("UTC%z")
+
+
+def _input_time(seconds: float | None) -> str:
+    """Return a time as fields for times want it."""
+    return local_time(seconds).replace(" ", "T")
+
+
+def _clock(seconds: float | None) -> str:
+    return local_time(seconds).partition(" ")[2]
+
+
+def _period(first: float | None, last: float | None) -> str:
+    """Return ``2026-11-26 06:05:13 \u2013 06:05:19``; the day twice only if it differs."""
+    begin, end = local_time(first), local_time(last)
+    if begin == end:
+        return begin
+    day, _, clock = end.partition(" ")
+    return f"{begin} \u2013 {clock if begin.startswith(f'{day} ') else end}"
+
+
+def _ago(seconds: float | None) -> str:
+    """Return how long ago a time was, in its largest unit."""
+    if seconds is None:
+        return "never"
+    passed = time.time() - seconds
+    for unit, length in (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0)):
+        if passed >= length:
+            return f"{count_of(int(passed / length), unit)} ago"
+    return "just now" if passed > -60 else "in the future"
+
+
+# --- What the server counts, as text for Prometheus
+
+
+class _Collector:
+    def __init__(self, desk: "Desk") -> None:
+        self._desk = desk
+
+    def collect(self) -> "Iterator[CounterMetricFamily | GaugeMetricFamily]":
+        turns = self._desk.turns
+        for name, text, value in (
+            ("searches", "Searches that were answered.", self._desk.searches),
+            ("encoder_turns", "Times the encoder ran for the console.", turns.taken),
+            ("encoder_refusals", "Requests refused because too many waited.", turns.refused),
+            ("encoder_busy_seconds", "Seconds in which the encoder worked.", turns.busy_s),
+        ):
+            yield CounterMetricFamily(f"upperson_serve_{name}", text, value=value)
+        kept = self._desk.pictures.kept_bytes
+        broken = int(bool(self._desk.log_problem))
+        for name, text, value in (
+            ("encoder_waiting", "Requests at the encoder.", turns.waiting),
+            ("kept_picture_bytes", "Bytes of pictures that are kept ready.", kept),
+            ("log_broken", "1 while a break of the query log is not acknowledged.", broken),
+        ):
+            yield GaugeMetricFamily(f"upperson_serve_{name}", text, value=value)
+
+
+def server_metrics(desk: "Desk") -> str:
+    """Return the metrics of a desk."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(desk))
+    return generate_latest(registry).decode()

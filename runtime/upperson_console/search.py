@@ -1,0 +1,342 @@
+"""A search as the console knows it: what is asked, how it is written as an address, its pages.
+
+The address of a page is the search: everything that decides what is found stands in it.
+"""
+
+import base64
+import datetime
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+from urllib.parse import urlencode
+
+from upperson_console.problems import ProblemError
+from upperson_rt.arguments import read_attributes
+from upperson_rt.errors import UsageError
+from upperson_rt.gallery import Filter, Hit
+from upperson_rt.printable import shown
+
+__all__ = [
+    "LAST",
+    "LONGEST_SENTENCE",
+    "MOST_BY_TIME",
+    "MOST_HITS",
+    "MOST_MARKS",
+    "Order",
+    "Page",
+    "Search",
+    "page_of",
+    "read_id",
+    "read_time",
+]
+
+Order: TypeAlias = Literal["match", "time"]
+LONGEST_SENTENCE = 2000
+MOST_MARKS = 100
+MOST_HITS = 2000
+"""How far one may page: nobody looks at more, and each page costs more than the one before."""
+MOST_BY_TIME = 200
+"""By time the best so many are ordered: after those a gallery has everybody."""
+LAST = {"hour": 3600.0, "day": 86400.0, "week": 7 * 86400.0}
+_MOST_FILTERS = 200
+_Key: TypeAlias = tuple[float, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is asked."""
+
+    sentence: str = ""
+    picture: str | None = None
+    """Id of a picture that was given to ask with."""
+    like: int | None = None
+    """Id of an item, instead of such a picture."""
+    share: float = 0.5
+    """Of the picture in a question of both, 0 to 1."""
+    where: Filter = field(default_factory=Filter)
+    last: str | None = None
+    """``hour``, ``day`` or ``week`` before now, instead of `Filter.since`."""
+    by_track: bool = True
+    order: Order = "match"
+    marks: tuple[tuple[int, bool], ...] = ()
+    """Items, and whether they are right, in the order in which somebody said so."""
+
+    def __post_init__(self) -> None:
+        if len(self.sentence) > LONGEST_SENTENCE:
+            raise UsageError(
+                f"the sentence has {len(self.sentence):,} letters, at most {LONGEST_SENTENCE:,} "
+                "are taken: describe the person in a few words"
+            )
+        if self.picture is not None and self.like is not None:
+            raise UsageError("a picture and 'like' exclude each other: leave one of them out")
+        for id_ in (self.like or 0, *(id_ for id_, _ in self.marks)):
+            if not 0 <= id_ < 1 << 63:
+                raise UsageError(f"there is no picture {id_}: ids have up to 63 bits")
+        if len(self.marks) > MOST_MARKS:
+            raise UsageError(f"a search takes {MOST_MARKS} marks at most: undo some")
+
+    @property
+    def yes(self) -> tuple[int, ...]:
+        """Items that are right."""
+        return tuple(id_ for id_, right in self.marks if right)
+
+    @property
+    def no(self) -> tuple[int, ...]:
+        """Items that are not."""
+        return tuple(id_ for id_, right in self.marks if not right)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is asked."""
+        return not self.sentence.strip() and self.picture is None and self.like is None
+
+    @property
+    def has_both(self) -> bool:
+        """Whether a sentence and a picture are asked together."""
+        return bool(self.sentence.strip()) and (self.picture is not None or self.like is not None)
+
+    @property
+    def question(self) -> str:
+        """What marks belong to: the same sentence and picture, whatever is filtered."""
+        asked = (self.sentence.strip(), self.picture, self.like)
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+
+    @property
+    def digest(self) -> str:
+        """What a cursor belongs to: all of it."""
+        text = json.dumps(asdict(self), default=str, sort_keys=True)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def filter_at(self, now: float) -> Filter:
+        """Return the filter, with the last hour, day or week counted from a time."""
+        if self.last is None:
+            return self.where
+        return replace(self.where, since=now - LAST[self.last])
+
+    @classmethod
+    def from_address(cls, pairs: Sequence[tuple[str, str]]) -> "Search":
+        """Read the query string of the search page; empty values count as left out.
+
+        Raises:
+            UsageError: A value is none of those that the page writes.
+        """
+        given: dict[str, list[str]] = {}
+        for name, value in pairs:
+            if value.strip():
+                given.setdefault(name, []).append(value)
+        if sum(map(len, given.values())) > _MOST_FILTERS:
+            raise UsageError(f"an address has {_MOST_FILTERS} values at most")
+
+        def one(name: str) -> str | None:
+            return given[name][-1] if name in given else None
+
+        last = one("last")
+        return cls(
+            sentence=one("q") or "",
+            picture=one("picture"),
+            like=None if (like := one("like")) is None else read_id(like),
+            share=_share(one("share")),
+            where=Filter(
+                camera=given.get("camera"),
+                since=None if last in LAST else read_time(one("since"), "from"),
+                until=None if last in LAST else read_time(one("until"), "to"),
+                track=one("track"),
+                attributes=read_attributes(given.get("where"), "the filter"),
+            ),
+            last=last if last in LAST else None,
+            by_track=one("by") != "picture",
+            order="time" if one("order") == "time" else "match",
+            marks=_marks(one("marks")),
+        )
+
+    @property
+    def pairs(self) -> list[str]:
+        """The metadata of the filter as ``KEY=VALUE``."""
+        return [_pair(name, value) for name, value in self.where.attributes.items()]
+
+    @property
+    def marks_text(self) -> str:
+        """The marks as they stand in an address: ``y12.n7``."""
+        return ".".join(f"{'y' if right else 'n'}{id_}" for id_, right in self.marks)
+
+    def without_filter(self) -> str:
+        """Return the address without its filter."""
+        return self.address(where=Filter(), last=None)
+
+    def with_marks(self, kept: tuple[Sequence[int], Sequence[int]]) -> str:
+        """Return the address with marks that were kept: what is right, and what is not."""
+        yes, no = (
+            [(id_, right) for id_ in ids] for ids, right in zip(kept, (True, False), strict=True)
+        )
+        return self.address(marks=(*yes, *no))
+
+    def marked(self, id_: int, right: bool | None) -> "Search":
+        """Return the search with a mark set, or taken away for None."""
+        others = tuple(mark for mark in self.marks if mark[0] != id_)
+        return replace(self, marks=others if right is None else (*others, (id_, right)))
+
+    def address(self, **changes: Any) -> str:
+        """Return the query string of this search, with some fields changed."""
+        search = replace(self, **changes)
+        where = search.where
+        pairs: list[tuple[str, str]] = []
+        if search.sentence:
+            pairs.append(("q", search.sentence))
+        for name, value in (("picture", search.picture), ("like", search.like)):
+            if value is not None:
+                pairs.append((name, str(value)))
+        if search.has_both and search.share != 0.5:
+            pairs.append(("share", f"{search.share:g}"))
+        pairs += [("camera", name) for name in where.cameras or ()]
+        if search.last is not None:
+            pairs.append(("last", search.last))
+        for name, time in (("since", where.since), ("until", where.until)):
+            if time is not None and search.last is None:
+                pairs.append((name, _local(time)))
+        if where.track is not None:
+            pairs.append(("track", where.track))
+        pairs += [("where", pair) for pair in search.pairs]
+        if not search.by_track:
+            pairs.append(("by", "picture"))
+        if search.order != "match":
+            pairs.append(("order", search.order))
+        if search.marks:
+            pairs.append(("marks", search.marks_text))
+        return urlencode(pairs)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of the hits of a search, in its order."""
+
+    hits: list[Hit]
+    first: int
+    """Rank of the first one, from 1."""
+    cursor: str | None
+    """What the next page is asked with; None at the end."""
+
+
+def page_of(
+    search: Search, limit: int, cursor: str | None, best: Callable[[int], list[Hit]]
+) -> Page:
+    """Return a page of a search.
+
+    A page begins behind the last hit of the page before, by score and id, so that what is added
+    to the gallery meanwhile shows nothing twice.
+
+    Args:
+        search: What is asked.
+        limit: Hits a page.
+        cursor: Of the page before.
+        best: Returns the k best hits, best first.
+
+    Raises:
+        ProblemError: The cursor is of another search, or none.
+    """
+    offset, last = (0, None) if cursor is None else _read_cursor(cursor, search)
+    most = MOST_BY_TIME if search.order == "time" else MOST_HITS
+    count = most if search.order == "time" else min(most, offset + limit + 1)
+    while True:
+        hits = best(count)
+        ordered = sorted(hits, key=lambda hit: _key(hit, search.order))
+        rest = [hit for hit in ordered if last is None or _key(hit, search.order) > last]
+        if len(rest) > limit or len(hits) < count or count >= most:
+            break
+        count = min(most, 2 * count)
+    page = rest[:limit]
+    more = len(rest) > limit
+    following = (
+        _cursor(search, offset + len(page), _key(page[-1], search.order)) if more and page else None
+    )
+    return Page(page, offset + 1, following)
+
+
+def _key(hit: Hit, order: Order) -> _Key:
+    if order == "match":
+        return -hit.score, hit.id
+    time = hit.span.last_time if hit.span is not None else hit.item.time
+    return (float("inf") if time is None else -time), hit.id
+
+
+def _cursor(search: Search, offset: int, key: _Key) -> str:
+    text = json.dumps([search.digest, offset, key[0].hex(), str(key[1])])
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str, search: Search) -> tuple[int, _Key]:
+    try:
+        text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4))
+        digest, offset, first, id_ = json.loads(text)
+        key = float.fromhex(first), int(id_)
+        if not isinstance(offset, int) or not 0 <= offset <= MOST_HITS:
+            raise ValueError
+    except (ValueError, TypeError, RecursionError, AttributeError, OverflowError):
+        raise ProblemError(
+            422, "this cursor is none that a search gave: begin again without one"
+        ) from None
+    if digest != search.digest:
+        raise ProblemError(
+            422, "this cursor belongs to another search: repeat the search that gave it as it was"
+        )
+    return offset, key
+
+
+def read_time(text: str | None, what: str) -> float | None:
+    """Read a time of ISO 8601, in this machine's zone without an offset; return unix seconds.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if text is None:
+        return None
+    try:
+        return datetime.datetime.fromisoformat(text.strip().replace("Z", "+00:00")).timestamp()
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(
+            f"'{what}' must be a time such as 2026-11-24T14:00, found {shown(text)}"
+        ) from error
+
+
+def _local(time: float) -> str:
+    moment = datetime.datetime.fromtimestamp(time)
+    return moment.isoformat(timespec="auto" if moment.second or moment.microsecond else "minutes")
+
+
+def _share(text: str | None) -> float:
+    try:
+        share = 0.5 if text is None else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"the share of the picture must be from 0 to 1, found {shown(text)}")
+    return share
+
+
+def _marks(text: str | None) -> tuple[tuple[int, bool], ...]:
+    marks: dict[int, bool] = {}
+    for one in () if text is None else text.split("."):
+        if one[:1] not in ("y", "n"):
+            raise UsageError(f"a mark is such as y12 or n12, found {shown(one)}")
+        marks[read_id(one[1:])] = one[0] == "y"
+    return tuple(marks.items())
+
+
+def read_id(text: str) -> int:
+    """Read the id of a picture.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not re.fullmatch("[0-9]{1,19}", text):
+        raise UsageError(f"the id of a picture is a whole number, found {shown(text)}")
+    return int(text)
+
+
+def _pair(name: str, value: str | int | float | bool) -> str:
+    """Return a pair as `read_attributes` reads it: a text that looks like a number in quotes."""
+    if isinstance(value, str) and read_attributes([f"k={value}"], "")["k"] == value:
+        return f"{name}={value}"
+    return f"{name}={json.dumps(value)}"

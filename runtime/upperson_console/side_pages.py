@@ -1,0 +1,192 @@
+"""The pages around the search: cameras now, the frame of a picture, and an admin's records."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import HTMLResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from upperson_console.accounts import Access, Account
+from upperson_console.bounds import BoundedRoute
+from upperson_console.desk import Desk
+from upperson_console.live import Live
+from upperson_console.problems import ProblemError
+from upperson_console.rendering import render, templates
+from upperson_rt.errors import InputError
+from upperson_rt.gallery import Item
+from upperson_rt.log_chain import SOON_BYTES, verify_log
+from upperson_rt.printable import local_time, shown
+from upperson_rt.strict import parse_json
+
+__all__ = ["side_routes"]
+
+_RENEWED_S = 2.0
+_LOOKED_S = 0.5
+"""How often a stream looks whether the server ends."""
+_MOST_STREAMS = 20
+_LINES = 50
+_TAIL_BYTES = 256 << 10
+
+
+def side_routes(desk: Desk, access: Access, live: Live) -> APIRouter:
+    """Return the routes of these pages."""
+    routes = APIRouter(
+        include_in_schema=False, default_response_class=HTMLResponse, route_class=BoundedRoute
+    )
+    _live_pages(routes, desk, access, live)
+    _record_pages(routes, desk, access)
+    viewer = access.needs("viewer")
+
+    @routes.get("/people/{id}/frame")
+    def frame(id: int, account: Account = viewer) -> Response:
+        item, _ = desk.item(account, id)
+        made = desk.pictures.jpeg(item, "frame")
+        if made is None:
+            raise ProblemError(404, f"no frame of picture {id} is kept")
+        items: list[tuple[int, Item]] = [(id, item)]
+        desk.note_items(account, "view", items, {"frame": str(id)})
+        return render("frame", account, id=id, item=item, size=made[1])
+
+    return routes
+
+
+def _live_pages(routes: APIRouter, desk: Desk, access: Access, live: Live) -> None:
+    viewer = access.needs("viewer")
+    streams: set[object] = set()
+
+    def values(account: Account) -> dict[str, Any]:
+        processes, cameras = live.now(desk, account)
+        return {
+            "processes": processes,
+            "cameras": cameras,
+            "pictures": desk.pictures,
+            "gallery": desk.gallery.location,
+        }
+
+    @routes.get("/live")
+    def page(account: Account = viewer) -> Response:
+        return render("live", account, **values(account))
+
+    @routes.get("/live/events")
+    async def events(request: Request, account: Account = viewer) -> Response:
+        if len(streams) >= _MOST_STREAMS:
+            raise ProblemError(
+                429, "too many live pages are open: close some", {"Retry-After": "30"}
+            )
+        token = object()
+        streams.add(token)
+
+        def part() -> str:
+            html = templates().get_template("_live.html.j2").render(**values(account))
+            return "".join(f"data: {line}\n" for line in html.splitlines() if line) + "\n"
+
+        async def stream() -> AsyncIterator[str]:
+            waited = 0.0
+            try:
+                while not live.has_ended:
+                    await asyncio.sleep(_LOOKED_S)
+                    waited += _LOOKED_S
+                    if waited < _RENEWED_S:
+                        continue
+                    waited = 0.0
+                    if access.find(request) != account:
+                        break  # The token was revoked or changed, or has expired.
+                    yield await run_in_threadpool(part)
+            finally:
+                streams.discard(token)
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+
+def _record_pages(routes: APIRouter, desk: Desk, access: Access) -> None:
+    admin = access.needs("admin")
+
+    def page(account: Account, check: bool = False, **more: Any) -> Response:
+        try:
+            size, lines = desk.log_file.stat().st_size, _last_lines(desk.log_file)
+        except OSError as error:
+            raise ProblemError(
+                503, f"the query log {desk.log_file} cannot be read: {error.strerror}"
+            ) from error
+        given = {"count": None, "dry": True, "days": None, "camera": "", **more}
+        return render(
+            "records",
+            account,
+            info=desk.current.now().info(),
+            cameras=list(desk.cameras(account)),
+            report=verify_log(desk.log_file) if check or size <= SOON_BYTES else None,
+            megabytes=round(size / 1e6),
+            log_problem=desk.log_problem,
+            lines=lines,
+            **given,
+        )
+
+    @routes.get("/records")
+    def records(check: bool = False, account: Account = admin) -> Response:
+        return page(account, check)
+
+    @routes.post("/records/prune")
+    def prune(
+        days: Annotated[float, Form(ge=0, le=36500, allow_inf_nan=False)],
+        act: Annotated[str, Form()],
+        camera: Annotated[str, Form()] = "",
+        reason: Annotated[str, Form(max_length=500)] = "",
+        account: Account = admin,
+    ) -> Response:
+        dry = act != "delete"
+        before = time.time() - days * 86400
+        count = desk.prune(account, before, None, camera or None, reason, dry)
+        return page(account, count=count, dry=dry, days=f"{days:g}", camera=camera)
+
+
+@dataclass(frozen=True)
+class _LogLine:
+    """A line of the log as the page shows it."""
+
+    time: str
+    user: str
+    action: str
+    asked: str
+    count: int
+
+
+def _last_lines(path: Path) -> list[_LogLine]:
+    """Return the newest lines of the log, newest first."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TAIL_BYTES))
+        tail = file.read().decode("ascii", "replace").splitlines()
+        if size > _TAIL_BYTES:
+            del tail[0]  # Its beginning was not read.
+    found = []
+    for line in reversed(tail):
+        try:
+            entry = parse_json(line, "a line of the log")
+            details = entry.get("details") or {}
+            asked = entry.get("sentence") or ", ".join(f"{k} {v}" for k, v in details.items() if v)
+            moment = _moment(str(entry["time"]))
+            ids = entry.get("ids", [])
+            found.append(
+                _LogLine(
+                    moment, str(entry["user"]), str(entry["action"]), str(asked)[:200], len(ids)
+                )
+            )
+        except (
+            KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError,
+            InputError,
+        ):  # fmt: skip
+            found.append(_LogLine("", "", "damaged", shown(line), 0))
+        if len(found) == _LINES:
+            break
+    return found
+
+
+def _moment(text: str) -> str:
+    import datetime
+
+    return local_time(datetime.datetime.fromisoformat(text).timestamp())

@@ -1,0 +1,152 @@
+"""Hits over time as a drawing: a line a camera, a bar for each part of the time."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from upperson_console.desk import Person, span_of
+from upperson_console.search import Search
+from upperson_rt.gallery import Hit, TrackSpan
+from upperson_rt.printable import local_time
+from upperson_rt.search.calibration import MatchLabel
+
+__all__ = ["Bar", "Line", "Stop", "Timeline", "Whereabouts", "timeline_of", "whereabouts"]
+
+_STEPS_S = (1, 5, 15, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400)
+_MOST_BARS = 60
+_MOST_LINES = 8
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Hits of one camera in one part of the time."""
+
+    place: float
+    """Where it begins, 0 to 1."""
+    width: float
+    height: float
+    """0 to 1, of the most hits that any bar has."""
+    count: int
+    text: str
+    address: str
+    """Query string of the search narrowed to this bar."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A camera."""
+
+    camera: str
+    bars: list[Bar]
+    address: str
+    """Query string of the search narrowed to this camera."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A track: where somebody was from when to when."""
+
+    id: int
+    row: int
+    """Of the cameras, from 0."""
+    place: float
+    """When it began, 0 to 1."""
+    width: float
+    is_own: bool
+    """Whether it is the track that is looked at, not one that looks like it."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where somebody was, and where somebody like that was, over time."""
+
+    cameras: list[str]
+    stops: list[Stop]
+    """By time."""
+    begin: str
+    end: str
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The whole drawing."""
+
+    lines: list[Line]
+    begin: str
+    end: str
+    hits: int
+
+
+def timeline_of(search: Search, hits: Sequence[Hit]) -> Timeline | None:
+    """Return the timeline of some hits; None where too few have a camera and a time."""
+    timed = [(h.item.camera, h.item.time) for h in hits if h.item.time is not None]
+    placed = [(camera, time) for camera, time in timed if camera is not None]
+    if len(placed) < 2:
+        return None
+    first, last = min(time for _, time in placed), max(time for _, time in placed)
+    span = last - first
+    step = next((step for step in _STEPS_S if span / step <= _MOST_BARS), span / _MOST_BARS)
+    begin = first // step * step
+    counts = Counter((camera, int((time - begin) // step)) for camera, time in placed)
+    parts = int((last - begin) // step) + 1
+    most = max(counts.values())
+    per_camera = Counter(camera for camera, _ in placed)
+    lines = []
+    for camera, _ in per_camera.most_common(_MOST_LINES):
+        bars = []
+        for part in sorted(part for name, part in counts if name == camera):
+            since, count = begin + part * step, counts[camera, part]
+            where = replace(search.where, camera=(camera,), since=since, until=since + step)
+            bars.append(
+                Bar(
+                    place=part / parts,
+                    width=1 / parts,
+                    height=count / most,
+                    count=count,
+                    text=f"{camera}, from {local_time(since)}: {count}",
+                    address=search.address(where=where, last=None),
+                )
+            )
+        only = replace(search.where, camera=(camera,))
+        lines.append(Line(camera, bars, search.address(where=only)))
+    lines.sort(key=lambda line: line.camera)
+    return Timeline(lines, local_time(begin), local_time(begin + parts * step), len(placed))
+
+
+def whereabouts(person: Person, elsewhere: Sequence[tuple[Hit, MatchLabel]]) -> Whereabouts | None:
+    """Return a line over cameras of a person and the nearest tracks in other ones.
+
+    None where there is no time to tell.
+    """
+    own = span_of(person.views)
+    tracks: list[tuple[int, str, TrackSpan, str]] = [
+        (person.id, person.item.camera or "no camera", own, "this track")
+    ]
+    tracks += [
+        (hit.id, hit.item.camera or "no camera", hit.span or span_of([(hit.id, hit.item)]), word)
+        for hit, word in elsewhere
+    ]
+    timed = [
+        (span.first_time, span.last_time, id_, camera, word)
+        for id_, camera, span, word in tracks
+        if span.first_time is not None and span.last_time is not None
+    ]
+    if len(timed) < 2 or own.first_time is None:
+        return None
+    timed.sort()
+    begin, end = min(first for first, *_ in timed), max(last for _, last, *_ in timed)
+    length = (end - begin) or 1.0
+    cameras = list(dict.fromkeys(camera for *_, camera, _ in timed))
+    stops = [
+        Stop(
+            id=id_,
+            row=cameras.index(camera),
+            place=(first - begin) / length,
+            width=(last - first) / length,
+            is_own=id_ == person.id,
+            text=f"{camera}, {local_time(first)}: {word}",
+        )
+        for first, last, id_, camera, word in timed
+    ]
+    return Whereabouts(cameras, stops, local_time(begin), local_time(end))

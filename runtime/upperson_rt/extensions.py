@@ -1,0 +1,69 @@
+"""Extensions: what other packages add to the core, found by their entry points.
+
+    [project.entry-points."upperson.stores"]
+    memory = "my_package:MemoryGallery"
+
+=====================  ===========================================================================
+``upperson.stores``    a `Gallery` class, by the scheme of its locations (``memory://...``)
+``upperson.sources``   opens a camera source, by the scheme of its address
+``upperson.detectors`` makes a detector, by its name or by the suffix of its file
+``upperson.backends``  an `upperson_rt.backends.BackendPlugin`, by its name
+``upperson.outputs``   gets each committed row, by its name; see `upperson_rt.ingest.commit.Output`
+``upperson.commands``  a command of ``upperson-rt``
+=====================  ===========================================================================
+
+Nothing is imported before it is used.
+"""
+
+from functools import cache
+from importlib import metadata
+from typing import Any, Literal, TypeAlias
+
+from upperson_rt.errors import BackendError, UppersonError, UsageError
+from upperson_rt.printable import error_text, shown
+
+__all__ = ["Group", "extension_names", "load_extension"]
+
+Group: TypeAlias = Literal["stores", "sources", "detectors", "backends", "outputs", "commands"]
+
+
+def extension_names(group: Group) -> list[str]:
+    """Return the names of the installed extensions of a group, sorted."""
+    return sorted(_entry_points(group))
+
+
+def load_extension(group: Group, name: str) -> Any:
+    """Import the extension of that name.
+
+    Raises:
+        UsageError: There is none, or two packages offer it.
+        BackendError: It cannot be imported.
+    """
+    found = _entry_points(group).get(name, [])
+    if not found:
+        known = ", ".join(extension_names(group)) or "none is installed"
+        raise UsageError(
+            f"no extension {shown(name)} in upperson.{group}: expected one of them ({known})"
+        )
+    if len({point.value for point in found}) > 1:
+        values = " and ".join(sorted(point.value for point in found))
+        raise UsageError(
+            f"{values} are both installed as {shown(name)} in upperson.{group}: uninstall one"
+        )
+    try:
+        return found[0].load()
+    except UppersonError:
+        raise
+    except Exception as error:  # Code of another package: it may raise anything.
+        raise BackendError(
+            f"the extension {found[0].value} of upperson.{group} cannot be imported "
+            f"({error_text(error)}): install what it needs, or uninstall it"
+        ) from error
+
+
+@cache
+def _entry_points(group: Group) -> dict[str, list[metadata.EntryPoint]]:
+    found: dict[str, list[metadata.EntryPoint]] = {}
+    for point in metadata.entry_points(group=f"upperson.{group}"):
+        found.setdefault(point.name, []).append(point)
+    return found

@@ -1,0 +1,1 @@
+"""Ingest: one path from a picture or a frame with boxes to committed rows."""

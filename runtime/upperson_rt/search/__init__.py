@@ -1,0 +1,1 @@
+"""Search: one path from a `SearchRequest` to a `SearchResult`."""

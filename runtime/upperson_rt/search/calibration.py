@@ -1,0 +1,232 @@
+"""Score calibration: a likelihood and a match label from a cosine.
+
+A cosine says little by itself: every search has a best hit, and the best of more pictures is
+better. It says more beside the scores that background queries of the same kind get: background
+sentences, pictures of other people, or both in the same shares. Those queries are the same for one
+picture and for a million, so a label means the same in every gallery of a model.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.gallery import Gallery
+from upperson_rt.phrases import ParsedSentence
+
+__all__ = [
+    "BACKGROUND_SENTENCES",
+    "LABELS",
+    "LOGISTIC",
+    "MatchLabel",
+    "ScoreCalibration",
+]
+
+MatchLabel: TypeAlias = Literal["very close", "close", "similar", "loose", ""]
+LABELS: dict[float, MatchLabel] = {3.5: "very close", 3.0: "close", 2.5: "similar"}
+"""By how many standard deviations a score lies above those of background queries."""
+_ELSE: MatchLabel = "loose"
+LOGISTIC = ((4.6, 3.5), (3.8, 4.4))
+"""Slope and middle of a logistic curve over the same deviations, for a sentence and for a picture,
+fitted to a gallery of 300 drawn people: the same score is less likely to be correct in a larger
+gallery."""
+_COLOURS = ("red", "blue", "black", "white", "green", "grey", "yellow", "brown")
+_UPPER = ("coat", "jacket", "shirt", "hoodie", "dress", "sweater", "top", "t-shirt")
+_LOWER = ("black trousers", "blue jeans", "grey shorts", "a white skirt")
+_PEOPLE = ("a woman", "a man", "a girl", "a boy")
+BACKGROUND_SENTENCES = tuple(
+    f"{_PEOPLE[n % 4]} in a {_COLOURS[(5 * n + n // 8) % 8]} {_UPPER[(n + n // 8) % 8]} and "
+    f"{_LOWER[n // 2 % 4]}"
+    for n in range(32)
+)
+"""Sentences whose scores other sentences are compared with."""
+_SAMPLE = 2048
+_LEAST = 50
+"""From this many people on a gallery shows by itself how similar people are."""
+_COMPARED = 512
+_QUERIES = 64
+_FEWEST_SCORES = 16
+_SMALLEST_SPREAD = 0.01
+_NEARLY_ITSELF = 0.9
+"""Of the way from a usual score of two pictures to that of a picture with itself."""
+_GROWN = 1.1
+_INDISTINCT_BELOW = 0.45
+"""Share of the spread that background sentences have: sentences about anything but people have
+less."""
+
+
+@dataclass
+class _Sample:
+    """Some pictures of a gallery."""
+
+    vectors_ND: NDArray[np.float32]
+    people_N: NDArray[np.int64]
+    """Who they are, as far as tracks tell: two with the same number are the same person."""
+    count: int
+    """How many pictures the gallery had."""
+    usual: dict[float, tuple[float, float] | None] = field(default_factory=dict)
+    """By picture share: middle and spread of the scores of background queries."""
+    usual_spread: float | None = None
+    """Median spread of the scores of one background sentence over pictures."""
+
+
+class ScoreCalibration:
+    """Background scores of one gallery. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        background_KD: NDArray[np.float32],
+        sentences: Callable[[], NDArray[np.float32]],
+    ) -> None:
+        """Compare scores of a gallery.
+
+        Args:
+            gallery: A sample of it is read when it is first needed.
+            background_KD: (K, D) pictures of people who are not in it: a small gallery does not
+                show how similar different people are.
+            sentences: Returns the (S, D) embeddings of `BACKGROUND_SENTENCES`.
+        """
+        self._gallery = gallery
+        norms = np.linalg.norm(background_KD, axis=1, keepdims=True)
+        self._background_KD = background_KD / np.maximum(norms, 1e-12)
+        self._sentences = sentences
+        self._lock = threading.Lock()
+        self._read: _Sample | None = None
+
+    def labels(self, picture_share: float, scores: Sequence[float]) -> list[MatchLabel]:
+        """Return a label for each score; empty ones where there is nothing to compare with.
+
+        Args:
+            picture_share: Weight of pictures in the query, 0 for a sentence to 1 for a picture.
+            scores: Cosines of the query with pictures.
+        """
+        usual = self._usual(round(picture_share, 2)) if scores else None
+        if usual is None:
+            return [""] * len(scores)
+        middle, spread = usual
+        itself = middle + _NEARLY_ITSELF * (1 - middle) if picture_share == 1 else np.inf
+        return [
+            "very close"
+            if score >= itself
+            else next((w for least, w in LABELS.items() if score - middle >= least * spread), _ELSE)
+            for score in scores
+        ]
+
+    def likelihoods(self, picture_share: float, scores: Sequence[float]) -> list[float]:
+        """Return how likely each score is that of the right person, 0 to 1; arguments as `labels`.
+
+        Where there is nothing to compare with it is the cosine, 0 for opposites.
+        """
+        above_N = self.deviations(picture_share, scores)
+        if above_N is None:
+            return [min(max((score + 1) / 2, 0.0), 1.0) for score in scores]
+        by_sentence, by_picture = np.array(LOGISTIC)
+        slope, half = by_sentence + picture_share * (by_picture - by_sentence)
+        likely: list[float] = (1 / (1 + np.exp(-slope * (above_N - half)))).tolist()
+        return likely
+
+    def deviations(
+        self, picture_share: float, scores: Sequence[float]
+    ) -> NDArray[np.float64] | None:
+        """Return (N,) standard deviations by which scores lie above those of background queries.
+
+        Arguments as `labels`; None where there is nothing to compare with.
+        """
+        usual = self._usual(round(picture_share, 2)) if len(scores) else None
+        if usual is None:
+            return None
+        middle, spread = usual
+        above_N: NDArray[np.float64] = (np.asarray(scores, np.float64) - middle) / spread
+        return above_N
+
+    def is_indistinct(self, sentence: ParsedSentence, vector_D: NDArray[np.float32]) -> bool:
+        """Whether a sentence's scores hardly differ between pictures, beside background sentences.
+
+        False for one in which a garment, a woman or the like is understood: nothing is computed for
+        it. A colour by itself is none of these.
+
+        Args:
+            sentence: The query's.
+            vector_D: (D,) its embedding.
+        """
+        if any(phrase.noun != "person" or phrase.colours for phrase in sentence.understood):
+            return False
+        sample = self._sample()
+        if len(sample.vectors_ND) < _LEAST:
+            return False
+        if sample.usual_spread is None:
+            spreads_S = (sample.vectors_ND @ self._sentences().T).std(axis=0)
+            sample.usual_spread = float(np.median(spreads_S))
+        spread = float((sample.vectors_ND @ vector_D).std())
+        return spread < _INDISTINCT_BELOW * sample.usual_spread
+
+    def _usual(self, share: float) -> tuple[float, float] | None:
+        sample = self._sample()
+        if share not in sample.usual:
+            sample.usual[share] = self._measured(sample, share)
+        return sample.usual[share]
+
+    def _measured(self, sample: _Sample, share: float) -> tuple[float, float] | None:
+        """Return middle and spread of the scores of background queries."""
+        some = _spread(len(sample.vectors_ND), _COMPARED)
+        pictures_ND, people_N = sample.vectors_ND[some], sample.people_N[some]
+        chosen = _spread(len(some), _QUERIES)
+        if share and len(np.unique(people_N)) < _LEAST:
+            chosen = len(some) + np.arange(len(self._background_KD))
+            pictures_ND = np.concatenate([pictures_ND, self._background_KD])
+            people_N = np.concatenate([people_N, -1 - np.arange(len(self._background_KD))])
+        if 0 < share < 1:
+            chosen = chosen[np.arange(_QUERIES) % len(chosen)]
+        scores_QN = self._queries(share, pictures_ND[chosen]) @ pictures_ND.T
+        of_others = np.ones(scores_QN.shape, np.bool_)
+        if share:
+            of_others = people_N[chosen][:, None] != people_N[None]
+        scores = scores_QN[of_others]
+        if len(scores) < _FEWEST_SCORES:
+            return None
+        # From the lower half: in the upper one may be the same person in another track.
+        low, middle = np.quantile(scores, [0.1587, 0.5])
+        return float(middle), max(float(middle - low), _SMALLEST_SPREAD)
+
+    def _queries(self, share: float, pictures_QD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (Q, D) background queries: sentences, pictures, or both in the same shares."""
+        if share == 1:
+            return pictures_QD
+        sentences_SD = self._sentences()
+        if share == 0:
+            return sentences_SD
+        texts_QD = sentences_SD[np.arange(len(pictures_QD)) % len(sentences_SD)]
+        mixed_QD = (1 - share) * texts_QD + share * pictures_QD
+        mixed_QD /= np.linalg.norm(mixed_QD, axis=1, keepdims=True)
+        return mixed_QD
+
+    def _sample(self) -> _Sample:
+        with self._lock:
+            if self._read is None or self._is_outgrown(self._read):
+                items, vectors_ND = next(
+                    self._gallery.vectors(batch_size=_SAMPLE),
+                    ([], np.empty((0, self._gallery.embed_dim), np.float32)),
+                )
+                people: dict[object, int] = {}
+                tracks = [
+                    item.key if item.track is None else (item.camera, item.track) for item in items
+                ]
+                numbers = [people.setdefault(track, len(people)) for track in tracks]
+                self._read = _Sample(vectors_ND, np.array(numbers, np.int64), self._gallery.count())
+            return self._read
+
+    def _is_outgrown(self, sample: _Sample) -> bool:
+        if len(sample.vectors_ND) >= _SAMPLE:
+            return False
+        count = self._gallery.count()
+        fewer, more = sorted((count, sample.count))
+        return more > fewer if more < _LEAST else more > _GROWN * fewer
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """Return places spread evenly over so many, ``most`` at most."""
+    return np.unique(np.linspace(0, max(0, count - 1), min(count, most)).astype(np.int64))

@@ -1,0 +1,123 @@
+"""Notices of a search: stable codes with fields, and the one catalogue of their texts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from upperson_rt.printable import count_of, shown
+
+if TYPE_CHECKING:
+    from upperson_rt.gallery import Filter, Gallery
+
+__all__ = ["Notice", "NoticeCode", "unknown_cameras"]
+
+NoticeCode: TypeAlias = Literal[
+    "sentence_truncated",
+    "language_unfamiliar",
+    "words_unknown",
+    "contradiction",
+    "colours_joined",
+    "excluded",
+    "not_understood",
+    "indistinct",
+    "camera_unknown",
+    "feedback_missing",
+    "gallery_empty",
+    "filter_matches_nothing",
+]
+_WARNINGS = frozenset(
+    {
+        "sentence_truncated",
+        "language_unfamiliar",
+        "words_unknown",
+        "contradiction",
+        "indistinct",
+        "camera_unknown",
+        "feedback_missing",
+    }
+)
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something a user should know about a search."""
+
+    code: NoticeCode
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values."""
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether the result may not be what the user wants."""
+        return self.code in _WARNINGS
+
+    @property
+    def text(self) -> str:
+        """What it says, in a few words without a full stop; names in it may hold anything."""
+        return _TEXTS[self.code](self.fields)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return code, level, text and fields."""
+        level = "warning" if self.is_warning else "note"
+        return {"code": self.code, "level": level, "text": self.text, "fields": dict(self.fields)}
+
+
+def unknown_cameras(gallery: "Gallery", where: "Filter") -> list[Notice]:
+    """Return a notice if a filter names cameras that no picture is from, or nothing."""
+    from upperson_rt.gallery import Filter
+
+    unknown = [name for name in where.cameras or () if not gallery.count(Filter(camera=name))]
+    if not unknown:
+        return []
+    return [Notice("camera_unknown", {"cameras": unknown, "known": gallery.cameras()})]
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(map(shown, names[:_MOST_NAMED]))
+
+
+def _camera_unknown(fields: Mapping[str, Any]) -> str:
+    text = f"no picture of the camera {_names(fields['cameras'])}"
+    if "known" not in fields:
+        return f"{text}: check how its name is written"
+    known = ", ".join(map(shown, fields["known"])) or "none that has a name"
+    return f"{text}; the gallery's cameras are: {known}"
+
+
+def _filter_matches_nothing(fields: Mapping[str, Any]) -> str:
+    total, without_time = fields["pictures"], fields["without_time"]
+    text = (
+        f"nothing found: of {count_of(total, 'picture')} none passes the filter by "
+        f"{' and '.join(fields['by'])}"
+    )
+    if without_time:
+        text += f"; {without_time} have no time: index them with  --time-from name  or  mtime"
+    return text
+
+
+_TEXTS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "sentence_truncated": lambda f: (
+        f"the sentence is longer than the model's {f['context_length']} tokens; its end was cut off"
+    ),
+    "language_unfamiliar": lambda f: (
+        f"the model breaks these {f['letters']} letters into {f['tokens']} pieces: it was hardly "
+        "trained on this language; describe the person in English"
+    ),
+    "words_unknown": lambda f: f"the model may not know {_names(f['words'])}: try a plainer word",
+    "contradiction": lambda f: f"the sentence contradicts itself: {f['contradiction']}",
+    "colours_joined": lambda f: (
+        f"{shown(f['phrase'])} counts as one {f['noun']}, {' or '.join(f['colours'])}"
+    ),
+    "excluded": lambda f: f"must not be there: {', '.join(f['phrases'])}",
+    "not_understood": lambda _: "no phrase of the sentence was understood: it counts as a whole",
+    "indistinct": lambda _: (
+        "the model hardly tells people apart by this sentence: name clothes and their colours"
+    ),
+    "camera_unknown": _camera_unknown,
+    "feedback_missing": lambda f: (
+        f"{count_of(f['count'], 'marked picture')} left the gallery and had no effect"
+    ),
+    "gallery_empty": lambda f: f"nothing found: gallery {shown(f['gallery'])} is empty",
+    "filter_matches_nothing": _filter_matches_nothing,
+}

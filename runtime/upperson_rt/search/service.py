@@ -1,0 +1,264 @@
+"""`search`: the one path from a request to a result.
+
+Requests are embedded, candidates come from the gallery, excluded phrases lower scores, then come
+likelihoods, evidence and notices. Library, command line, pages, API and ONVIF translate to a
+`SearchRequest` and from a `SearchResult`, and do nothing of it themselves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from upperson_rt.encoder import Encoder
+from upperson_rt.gallery import Filter, Gallery, Hit
+from upperson_rt.gallery.records import EARLIEST_S, check_hits
+from upperson_rt.phrases import ParsedSentence, Phrase
+from upperson_rt.phrases.evidence import Evidence, Explanation, weighable
+from upperson_rt.search.calibration import MatchLabel, ScoreCalibration
+from upperson_rt.search.notices import Notice, unknown_cameras
+from upperson_rt.search.query import EmbeddedQuery, QueryEncoder, QuerySentence
+from upperson_rt.search.request import SearchRequest
+
+__all__ = ["SearchResult", "SearchService", "search_excluding"]
+
+_CANDIDATES = 40
+"""Hits that are looked at where phrases are excluded, at least: up to 20 do not depend on k."""
+_MOST_CANDIDATES = 4000
+_MOST_TOKENS_PER_LETTER = 0.75
+"""English has 0.3, German 0.4, Turkish 0.6; scripts that CLIP's tokenizer takes apart by bytes have
+more than 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """Hits, and what the request wanted to know about them."""
+
+    hits: list[Hit]
+    """Best first."""
+    parsed: ParsedSentence | None
+    """The sentence's phrases; None without a sentence."""
+    labels: list[MatchLabel]
+    """One a hit; empty unless `SearchRequest.calibrate`."""
+    likelihoods: list[float]
+    """0 to 1, one a hit; empty unless `SearchRequest.calibrate`."""
+    explanation: Explanation | None
+    """None without a sentence, or unless `SearchRequest.explain`."""
+    notices: list[Notice]
+    """Warnings first; empty unless `SearchRequest.notices`."""
+
+
+class SearchService:
+    """Searches one gallery. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        encoder: Encoder | QueryEncoder,
+        gallery: Gallery,
+        background_KD: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Search a gallery that was opened with the encoder's fingerprint.
+
+        Args:
+            encoder: Embeds the queries; a `QueryEncoder` where several galleries share one.
+            gallery: Where to look.
+            background_KD: (K, D) pictures of people who are not in it, for `ScoreCalibration`.
+        """
+        self.queries = encoder if isinstance(encoder, QueryEncoder) else QueryEncoder(encoder)
+        self.gallery = gallery
+        if background_KD is None:
+            background_KD = np.empty((0, gallery.embed_dim), np.float32)
+        self.calibration = ScoreCalibration(gallery, background_KD, self.queries.background)
+
+    def search(self, request: SearchRequest) -> SearchResult:
+        """Run one search.
+
+        Raises:
+            InputError: A sentence is empty, or a picture cannot be used.
+            BackendError: A tower cannot be loaded or fails.
+            IntegrityError: A tower gives wrong results, or the gallery is damaged.
+        """
+        return self.search_all([request])[0]
+
+    def search_all(self, requests: Sequence[SearchRequest]) -> list[SearchResult]:
+        """Run several searches, as `search`; their sentences and pictures share batches."""
+        queries = self.queries.embed(requests)
+        return [
+            self._result(request, query, hits)
+            for request, query, hits in zip(
+                requests, queries, self._find(requests, queries), strict=True
+            )
+        ]
+
+    def match(
+        self, request: SearchRequest, vector_D: NDArray[np.float32]
+    ) -> tuple[float, MatchLabel]:
+        """Return the score and the label that a picture with this (D,) embedding has."""
+        (query,) = self.queries.embed([request])
+        score = float(vector_D.astype(np.float64) @ query.vector_D.astype(np.float64))
+        if query.excluded:
+            score -= float(self.queries.evidence.against(query.excluded, vector_D[None])[0])
+        labels, _ = self._calibrated(query, [score])
+        return score, labels[0]
+
+    def explain(self, parsed: ParsedSentence, hits: Sequence[Hit]) -> Explanation:
+        """Compute the evidence of each phrase of a sentence in hits of the gallery."""
+        phrases = weighable(parsed)
+        evidence_HP = np.full((len(check_hits(hits)), len(phrases)), np.nan, dtype=np.float32)
+        vectors = self.gallery.vectors_of(hits)
+        there = [row for row, hit in enumerate(hits) if hit.id in vectors]
+        if there:
+            images_ND = np.stack([vectors[hits[row].id] for row in there])
+            for column, phrase in enumerate(phrases):
+                evidence_HP[there, column] = self.queries.evidence.of(phrase, images_ND)
+        return Explanation(parsed=parsed, phrases=phrases, evidence_HP=evidence_HP)
+
+    def _find(
+        self, requests: Sequence[SearchRequest], queries: Sequence[EmbeddedQuery]
+    ) -> list[list[Hit]]:
+        found: list[list[Hit]] = [[] for _ in requests]
+        together: dict[tuple[int, int, bool], list[int]] = {}
+        for row, (request, query) in enumerate(zip(requests, queries, strict=True)):
+            if query.excluded:
+                found[row] = search_excluding(
+                    self.gallery,
+                    self.queries.evidence,
+                    query.vector_D,
+                    query.excluded,
+                    request.k,
+                    request.where,
+                    request.by_track,
+                )
+            else:  # Requests that share a filter object are searched together.
+                same = request.k, id(request.where), request.by_track
+                together.setdefault(same, []).append(row)
+        for rows in together.values():
+            one = requests[rows[0]]
+            queries_QD = np.stack([queries[row].vector_D for row in rows])
+            hits_of = self.gallery.search(queries_QD, one.k, one.where, one.by_track)
+            for row, hits in zip(rows, hits_of, strict=True):
+                found[row] = hits
+        return found
+
+    def _result(
+        self, request: SearchRequest, query: EmbeddedQuery, hits: list[Hit]
+    ) -> SearchResult:
+        parsed = None if query.sentence is None else query.sentence.parsed
+        labels: list[MatchLabel] = []
+        likelihoods: list[float] = []
+        if request.calibrate:
+            labels, likelihoods = self._calibrated(query, [hit.score for hit in hits])
+        explanation = None if parsed is None or not request.explain else self.explain(parsed, hits)
+        return SearchResult(
+            hits=hits,
+            parsed=parsed,
+            labels=labels,
+            likelihoods=likelihoods,
+            explanation=explanation,
+            notices=self._notices(request, query, hits) if request.notices else [],
+        )
+
+    def _calibrated(
+        self, query: EmbeddedQuery, scores: list[float]
+    ) -> tuple[list[MatchLabel], list[float]]:
+        labels = self.calibration.labels(query.picture_share, scores)
+        likelihoods = self.calibration.likelihoods(query.picture_share, scores)
+        if self._is_indistinct(query):  # The best of many stands out by chance.
+            return [""] * len(labels), [one / 2 for one in likelihoods]
+        return labels, likelihoods
+
+    def _is_indistinct(self, query: EmbeddedQuery) -> bool:
+        sentence = query.sentence
+        return (
+            sentence is not None
+            and query.is_sentence_only
+            and self.calibration.is_indistinct(sentence.parsed, query.vector_D)
+        )
+
+    def _notices(
+        self, request: SearchRequest, query: EmbeddedQuery, hits: Sequence[Hit]
+    ) -> list[Notice]:
+        notices = [] if query.sentence is None else self._of_sentence(query.sentence)
+        if self._is_indistinct(query):
+            notices.append(Notice("indistinct"))
+        where = request.where or Filter()
+        notices += unknown_cameras(self.gallery, where)
+        if not hits:
+            notices.append(self._why_nothing(where))
+        return sorted(notices, key=lambda notice: not notice.is_warning)
+
+    def _of_sentence(self, sentence: QuerySentence) -> list[Notice]:
+        """Report how a sentence was read where that is not what its words suggest."""
+        parsed, tokenizer = sentence.parsed, self.queries.encoder.tokenizer
+        notices = []
+        if sentence.is_truncated:
+            length = tokenizer.context_length
+            notices.append(Notice("sentence_truncated", {"context_length": length}))
+        letters = sum(letter.isalnum() for letter in parsed.wanted)
+        tokens = sentence.token_count
+        unknown = self.queries.vocabulary.unknown(sentence.words)
+        if letters > 2 and tokens > _MOST_TOKENS_PER_LETTER * letters:
+            notices.append(Notice("language_unfamiliar", {"letters": letters, "tokens": tokens}))
+        elif unknown:
+            notices.append(Notice("words_unknown", {"words": unknown}))
+        notices += [
+            Notice("contradiction", {"contradiction": one}) for one in parsed.contradictions
+        ]
+        for phrase in parsed.unjoined:
+            fields = {"phrase": phrase.text, "noun": phrase.noun, "colours": [*phrase.colours]}
+            notices.append(Notice("colours_joined", fields))
+        if parsed.denied:
+            notices.append(Notice("excluded", {"phrases": [one.text for one in parsed.denied]}))
+        if not parsed.phrases and not {one.code for one in notices} & _SAY_MORE:
+            notices.append(Notice("not_understood"))
+        return notices
+
+    def _why_nothing(self, where: Filter) -> Notice:
+        total = self.gallery.count()
+        if not total:
+            return Notice("gallery_empty", {"gallery": self.gallery.location})
+        given = {
+            "camera": where.camera,
+            "since": where.since,
+            "until": where.until,
+            "track": where.track,
+            "where": where.attributes,
+        }
+        is_timed = where.since is not None or where.until is not None
+        fields = {
+            "pictures": total,
+            "by": [name for name, value in given.items() if value not in (None, {}, ())],
+            "without_time": total - self.gallery.count(Filter(since=EARLIEST_S)) if is_timed else 0,
+        }
+        return Notice("filter_matches_nothing", fields)
+
+
+_SAY_MORE = frozenset({"language_unfamiliar", "words_unknown"})
+"""Notices beside which `not_understood` says nothing new."""
+
+
+def search_excluding(
+    gallery: Gallery,
+    evidence: Evidence,
+    query_D: NDArray[np.float32],
+    excluded: Sequence[Phrase],
+    k: int,
+    where: Filter | None,
+    by_track: bool,
+) -> list[Hit]:
+    """Search, and lower the scores of hits with evidence for an excluded phrase.
+
+    A bounded number of candidates is rescored. They are searched away from what is excluded: what
+    is not among them was no good hit for what the sentence wants.
+    """
+    candidates = max(k, _CANDIDATES, min(2 * k, _MOST_CANDIDATES))
+    hits, images_ND = gallery.search_with_vectors(
+        evidence.away(query_D, excluded), candidates, where, by_track
+    )
+    if not hits:
+        return []
+    own_N = (images_ND.astype(np.float64) @ query_D.astype(np.float64)).astype(np.float32)
+    scores_N = own_N - evidence.against(excluded, images_ND)
+    best = sorted(range(len(hits)), key=lambda row: (-scores_N[row], hits[row].id))[:k]
+    return [replace(hits[row], score=float(scores_N[row])) for row in best]

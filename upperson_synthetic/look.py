@@ -1,0 +1,317 @@
+"""Looks: the visual and textual domains a person can be shown in, and what cameras do.
+
+A *look* fixes how people are photographed (cameras, framing, background) and how they are
+described (caption style). The people themselves do not depend on it, which is what makes it
+possible to pre-train on one look and fine-tune on the other.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from upperson_synthetic.sampling import between, chance
+
+Background = Literal["studio", "street"]
+CaptionStyle = Literal["list", "sentences"]
+
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Camera:
+    """One camera of a look: what it does to the light that reaches it.
+
+    Attributes:
+        name: Name in the annotations, such as ``cam3``.
+        gains: White-balance gains for red, green and blue; 1 is neutral.
+        exposure: Factor on the brightness; 1 is neutral.
+        contrast: Factor on the distance from mid grey; 1 is neutral.
+        saturation: Factor on the distance from the grey of equal brightness; 1 is neutral.
+        haze: Share of veiling light added to the picture, 0..1.
+        resolution: Range of the share of pixels per axis the sensor really resolves, 0..1.
+        noise: Standard deviation of the sensor noise, in grey levels of 0..255.
+        tilt: Range of the downward view; 0 is level, 0.3 is a camera high on a wall.
+        jpeg_quality: Quality of the JPEG files, 1..95.
+    """
+
+    name: str
+    gains: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    exposure: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    haze: float = 0.0
+    resolution: tuple[float, float] = (1.0, 1.0)
+    noise: float = 1.0
+    tilt: tuple[float, float] = (0.0, 0.02)
+    jpeg_quality: int = 92
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """A domain: how people are photographed and described.
+
+    Attributes:
+        name: Key in `LOOKS`.
+        caption_style: ``list`` is mostly telegraphic, ``sentences`` is full English.
+        cameras: The cameras; the views of one person are spread over them.
+        background: What stands behind the person.
+        width: Smallest and largest width of a crop in pixels, both included.
+        height: Smallest and largest height of a crop in pixels, both included.
+        body: Range of the body's height as a share of the crop's.
+        shift: Largest displacement of the body as a share of the crop's size, per axis.
+        roll: Largest sideways lean of the camera, as horizontal shift per height.
+        side_views: Probability of a view from the side rather than from the front or the back.
+        back_views: Probability of a view from behind among the others.
+        light: Range of the brightness of the dark side of the body; 1 is flat light.
+        shadow: Darkness of the shadow on the ground, 0..1.
+        occluders: Probability of an object in front of the feet.
+        hidden_bags: Probability that the bag is not visible in a view.
+        light_jitter: Standard deviation of the exposure and the gains from shot to shot.
+    """
+
+    name: str
+    caption_style: CaptionStyle
+    cameras: tuple[Camera, ...]
+    background: Background
+    width: tuple[int, int]
+    height: tuple[int, int]
+    body: tuple[float, float]
+    shift: float
+    roll: float
+    side_views: float
+    back_views: float
+    light: tuple[float, float]
+    shadow: float
+    occluders: float
+    hidden_bags: float
+    light_jitter: float
+
+
+SOURCE = Look(
+    name="studio",
+    caption_style="list",
+    cameras=(
+        Camera(name="cam1"),
+        Camera(name="cam2", gains=(1.02, 1.0, 0.98), exposure=1.03),
+        Camera(name="cam3", gains=(0.98, 1.0, 1.02), exposure=0.97),
+    ),
+    background="studio",
+    width=(64, 64),
+    height=(192, 192),
+    body=(0.9, 0.95),
+    shift=0.012,
+    roll=0.01,
+    side_views=0.3,
+    back_views=0.35,
+    light=(0.86, 1.0),
+    shadow=0.25,
+    occluders=0.0,
+    hidden_bags=0.02,
+    light_jitter=0.015,
+)
+"""Studio photographs with telegraphic captions: a part of what a base model is pre-trained on."""
+
+TARGET = Look(
+    name="street",
+    caption_style="sentences",
+    cameras=(
+        Camera(
+            name="cam1",
+            gains=(1.32, 1.0, 0.58),
+            exposure=0.82,
+            contrast=0.85,
+            saturation=0.75,
+            resolution=(0.5, 0.8),
+            noise=4.5,
+            tilt=(0.1, 0.26),
+            jpeg_quality=50,
+        ),
+        Camera(
+            name="cam2",
+            gains=(0.66, 0.96, 1.36),
+            exposure=0.74,
+            contrast=0.9,
+            saturation=0.7,
+            resolution=(0.45, 0.7),
+            noise=5.2,
+            tilt=(0.2, 0.34),
+            jpeg_quality=45,
+        ),
+        Camera(
+            name="cam3",
+            gains=(0.84, 1.18, 0.74),
+            exposure=0.95,
+            contrast=0.75,
+            saturation=0.65,
+            haze=0.14,
+            resolution=(0.5, 0.8),
+            noise=3.9,
+            tilt=(0.0, 0.15),
+            jpeg_quality=55,
+        ),
+        Camera(
+            name="cam4",
+            gains=(1.18, 0.96, 0.78),
+            exposure=1.25,
+            contrast=1.1,
+            saturation=0.8,
+            resolution=(0.45, 0.75),
+            noise=3.2,
+            tilt=(0.05, 0.2),
+            jpeg_quality=50,
+        ),
+        Camera(
+            name="cam5",
+            gains=(0.76, 0.96, 1.26),
+            exposure=0.66,
+            contrast=0.95,
+            saturation=0.75,
+            resolution=(0.5, 0.8),
+            noise=6.5,
+            tilt=(0.15, 0.3),
+            jpeg_quality=50,
+        ),
+    ),
+    background="street",
+    width=(52, 76),
+    height=(160, 208),
+    body=(0.74, 0.93),
+    shift=0.045,
+    roll=0.07,
+    side_views=0.4,
+    back_views=0.45,
+    light=(0.5, 0.95),
+    shadow=0.5,
+    occluders=0.22,
+    hidden_bags=0.1,
+    light_jitter=0.06,
+)
+"""Street cameras with descriptions in sentences: what a model is fine-tuned and tested on."""
+
+INDOOR = Look(
+    name="indoor",
+    caption_style="sentences",
+    cameras=(
+        Camera(
+            name="cam1",
+            gains=(1.16, 1.0, 0.78),
+            exposure=0.9,
+            contrast=0.9,
+            saturation=0.85,
+            resolution=(0.6, 0.85),
+            noise=3.0,
+            tilt=(0.15, 0.32),
+            jpeg_quality=65,
+        ),
+        Camera(
+            name="cam2",
+            gains=(0.9, 1.1, 0.92),
+            exposure=0.8,
+            contrast=0.85,
+            saturation=0.8,
+            resolution=(0.55, 0.8),
+            noise=4.0,
+            tilt=(0.1, 0.26),
+            jpeg_quality=60,
+        ),
+        Camera(
+            name="cam3",
+            gains=(0.86, 0.98, 1.14),
+            exposure=1.12,
+            contrast=0.95,
+            saturation=0.85,
+            haze=0.06,
+            resolution=(0.6, 0.9),
+            noise=2.5,
+            tilt=(0.2, 0.36),
+            jpeg_quality=65,
+        ),
+    ),
+    background="studio",
+    width=(56, 72),
+    height=(168, 200),
+    body=(0.78, 0.94),
+    shift=0.035,
+    roll=0.04,
+    side_views=0.35,
+    back_views=0.5,
+    light=(0.65, 0.98),
+    shadow=0.35,
+    occluders=0.1,
+    hidden_bags=0.06,
+    light_jitter=0.04,
+)
+"""Cameras in a hall, between the two: other people's data, to start from before one's own."""
+
+_GAINS = (0.65, 1.35)
+
+
+def anywhere(rng: np.random.Generator) -> Look:
+    """Draw a look with one camera, from all that cameras do.
+
+    A base that has seen many of them is to a look's few cameras what CLIP is to a data set's: it
+    has seen their like, and never them.
+    """
+    tilt = between(rng, (0.0, 0.32))
+    resolution = between(rng, (0.45, 1.0))
+    camera = Camera(
+        name="cam1",
+        gains=(between(rng, _GAINS), between(rng, _GAINS), between(rng, _GAINS)),
+        exposure=between(rng, (0.65, 1.3)),
+        contrast=between(rng, (0.75, 1.1)),
+        saturation=between(rng, (0.6, 1.0)),
+        haze=between(rng, (0.0, 0.15)) if chance(rng, 0.3) else 0.0,
+        resolution=(resolution, resolution),
+        noise=between(rng, (1.0, 6.0)),
+        tilt=(tilt, tilt + 0.02),
+        jpeg_quality=int(rng.integers(40, 93)),
+    )
+    return Look(
+        name="anywhere",
+        caption_style="list",
+        cameras=(camera,),
+        background="street" if chance(rng, 0.8) else "studio",
+        width=(52, 76),
+        height=(160, 208),
+        body=(0.74, 0.95),
+        shift=0.045,
+        roll=0.07,
+        side_views=0.35,
+        back_views=0.42,
+        light=(0.5, 1.0),
+        shadow=0.4,
+        occluders=0.15,
+        hidden_bags=0.05,
+        light_jitter=0.05,
+    )
+
+
+LOOKS: Mapping[str, Look] = {look.name: look for look in (SOURCE, INDOOR, TARGET)}
+
+
+def photograph(
+    image: Image.Image, camera: Camera, jitter: float, rng: np.random.Generator
+) -> Image.Image:
+    """Return an RGB scene as a camera sees it, in the same size.
+
+    ``jitter`` is the standard deviation of the exposure and the gains from shot to shot.
+    """
+    width, height = image.size
+    share = between(rng, camera.resolution)
+    if share < 1.0:
+        small = (max(8, round(width * share)), max(8, round(height * share)))
+        image = image.resize(small, Image.Resampling.BILINEAR)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    # One 3 x 3 matrix and an offset hold every linear step, so that the pixels are visited once.
+    drift = rng.normal(1.0, jitter, 4)
+    gains = np.array(camera.gains) * drift[:3] * drift[3] * camera.exposure * camera.contrast
+    colour = camera.saturation * np.eye(3) + (1.0 - camera.saturation) * np.tile(_LUMA, (3, 1))
+    matrix = (colour * (1.0 - camera.haze) * gains[:, None]).astype(np.float32)
+    offset = np.float32(128.0 * (1.0 - camera.contrast) * (1.0 - camera.haze) + 215.0 * camera.haze)
+    pixels = np.asarray(image, dtype=np.float32) @ matrix.T + offset
+    if camera.noise > 0:
+        pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(camera.noise)
+    return Image.fromarray(np.clip(pixels, 0.0, 255.0).astype(np.uint8))
